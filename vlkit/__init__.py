@@ -1,0 +1,37 @@
+"""vlkit: a workbench for the Qwen-VL family. Start with ``vlm = vlkit.load()``."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "media": ["Image", "load_image"],
+    "grounding": ["Box", "Point", "parse_grounding", "format_grounding"],
+    "plotting": ["draw_boxes", "plot_boxes"],
+    "messages": ["system", "user", "assistant"],
+    "hubs": ["available_models"],
+    "models": ["VLM", "load"],
+    "bundled": ["Sample", "sample", "samples"],
+    "replies": ["Reply"],
+    "generation": ["generate", "stream", "Chat"],
+}
+_MODULES = ["doctor", "errors", "widgets"]
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *_WHERE, *_MODULES]
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that ``import vlkit`` stays fast."""
+    if name in _WHERE:
+        value = getattr(import_module(f"vlkit.{_WHERE[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"vlkit.{name}")
+    else:
+        raise AttributeError(f"module 'vlkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

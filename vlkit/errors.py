@@ -1,0 +1,29 @@
+"""What vlkit raises: one line that says what was wrong, the value, and what to do."""
+
+
+class VlkitError(Exception):
+    """Base of every error that vlkit raises for what a user passed in."""
+
+
+class MediaError(VlkitError):
+    """A picture or video that cannot be read; names the file and the remedy."""
+
+
+class ModelError(VlkitError):
+    """A model that cannot be found, loaded or run as asked."""
+
+
+class GroundingParseError(VlkitError):
+    """An answer that holds boxes or points, but not in the family's format.
+
+    Attributes:
+        text: the raw answer, whole.
+    """
+
+    def __init__(self, message: str, text: str):
+        super().__init__(message)
+        self.text = text
+
+
+class RemoteError(VlkitError):
+    """A hosted or served model that could not be reached or refused the request."""

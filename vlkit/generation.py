@@ -1,0 +1,278 @@
+"""Asking: generate, stream and chat."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vlkit.errors import ModelError, VlkitError
+from vlkit.inputs import ModelInputs, prepare_inputs
+from vlkit.media import load_image
+from vlkit.messages import as_messages, assistant, iterate_media, user
+from vlkit.messages import system as _system
+from vlkit.models import VLM
+from vlkit.replies import Reply, Usage
+
+
+def generate(
+    vlm: VLM,
+    messages: str | Mapping | list,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Reply:
+    """Ask once.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        messages: text, one message or a list of messages. If the last is the assistant's, the
+            model goes on from it.
+        max_new_tokens: the longest answer.
+        temperature: 0 is greedy, so repeatable; above 0 samples from the whole vocabulary
+            (neither the model's own top_k nor top_p apply).
+        top_p: sample among the likeliest tokens that hold this share of probability.
+        seed: makes a sampled answer repeatable; the global random state is left as it was.
+
+    Raises:
+        MediaError: a picture that cannot be read.
+        ModelError: prompt and answer do not fit the context or the GPU's memory.
+        VlkitError: malformed messages or options.
+    """
+    start = time.perf_counter()
+    messages = as_messages(messages)
+    options = _generation_options(max_new_tokens, temperature, top_p)
+    inputs = prepare_inputs(vlm, [messages])
+    tokens = _run(vlm, inputs, options, seed)
+    return _make_reply(vlm, messages, inputs, tokens, max_new_tokens, start)
+
+
+def stream(
+    vlm: VLM,
+    messages: str | Mapping | list,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Stream:
+    """Ask once and read the answer piece by piece; options as for :func:`generate`.
+
+    Iterate over the result for pieces of ``text``. Leaving the loop, or calling ``stop()`` from
+    another thread, ends the model's work within a token. Errors are raised where it is read.
+    Afterwards ``.reply`` holds the whole Reply, also of a stopped one.
+    """
+    options = _generation_options(max_new_tokens, temperature, top_p)
+    return Stream(vlm, as_messages(messages), options, seed)
+
+
+class Stream:
+    """An answer under way; an iterator over pieces of text. Made by :func:`stream`."""
+
+    def __init__(self, vlm: VLM, messages: list[dict], options: dict, seed: int | None):
+        self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
+        self._pieces: queue.SimpleQueue = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._reply: Reply | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while (piece := self._pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the answer within a token and wait until the model is free; what is written stays."""
+        self._stopped.set()
+        self._thread.join()
+
+    @property
+    def reply(self) -> Reply:
+        """The Reply, once the pieces are read or the stream is stopped."""
+        if self._reply is None:
+            raise VlkitError("the answer is not finished; read the stream to its end, or stop() it")
+        return self._reply
+
+    def _work(self) -> None:
+        try:
+            start = time.perf_counter()
+            inputs = prepare_inputs(self._vlm, [self._messages])
+            tokens = _run(self._vlm, inputs, self._options, self._seed, self._put, self._stopped)
+            limit = self._options["max_new_tokens"]
+            reply = _make_reply(self._vlm, self._messages, inputs, tokens, limit, start)
+            self._reply = reply
+            self._pieces.put(None)
+        except BaseException as error:  # raised again where the stream is read
+            self._pieces.put(error)
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._pieces.put(text)
+
+
+class Chat:
+    """A conversation that remembers; pictures of earlier turns stay in view.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        system: a system message's text, or None for the model's own.
+        **options: defaults for every turn, as for :func:`generate`.
+    """
+
+    def __init__(self, vlm: VLM, system: str | None = None, **options: Any):
+        self.vlm, self.options = vlm, options
+        self.messages = [_system(system)] if system is not None else []
+
+    def ask(self, text: str, *media: Any, **options: Any) -> Reply:
+        """Ask the next question; on an error the conversation stays as it was."""
+        turn = self._turn(text, media)
+        reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        self._remember(turn, reply)
+        return reply
+
+    def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
+        """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
+        turn = self._turn(text, media)
+        pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        try:
+            yield from pieces
+        finally:
+            pieces.stop()
+            if pieces._reply is not None:
+                self._remember(turn, pieces.reply)
+
+    def _turn(self, text: str, media: tuple) -> dict:
+        """The user's message with its pictures read now: a later turn sees what this one saw."""
+        turn = as_messages(user(text, *media))[0]
+        for item in iterate_media([turn]):
+            item["image"] = load_image(item["image"], strict=item.pop("strict", True))
+        return turn
+
+    def _remember(self, turn: dict, reply: Reply) -> None:
+        ending = self.vlm.processor.tokenizer.eos_token or ""
+        self.messages += [turn, assistant(reply.raw.removesuffix(ending))]
+
+
+# --- the model's run -----------------------------------------------------------------------------
+
+
+def _generation_options(max_new_tokens: int, temperature: float, top_p: float) -> dict:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 1 or more")
+    if not 0 <= temperature <= 10:
+        raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
+    if not 0 < top_p <= 1:
+        raise VlkitError(f"top_p={top_p!r} must lie between 0 and 1")
+    if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
+        sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    else:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    return {"max_new_tokens": max_new_tokens, **sampling}
+
+
+def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:
+    """The new tokens of the first row."""
+    import torch
+
+    length = inputs.tensors["input_ids"].shape[1]
+    _check_context(vlm, length, options["max_new_tokens"])
+    options = {**options, **_streaming(vlm, put, stopped)}
+    tensors = inputs.tensors.to(vlm.model.device, dtype=vlm.model.dtype)
+    try:
+        with torch.inference_mode(), _seeded(seed):
+            output = vlm.model.generate(**tensors, **options)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f"out of GPU memory at {length:,} prompt tokens; lower max_image_tokens or "
+            'max_new_tokens, or load with quantize="4bit"'
+        ) from error
+    return output[0, length:].tolist()
+
+
+def _check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
+    if prompt_tokens + max_new_tokens > vlm.context_length:
+        raise ModelError(
+            f"{prompt_tokens:,} prompt tokens and max_new_tokens={max_new_tokens:,} exceed "
+            f"{vlm.name}'s context of {vlm.context_length:,}; use fewer or smaller pictures "
+            "(vlkit.Image(…, max_tokens=…)) or a smaller max_new_tokens"
+        )
+
+
+@contextmanager
+def _seeded(seed: int | None):
+    import torch
+
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _streaming(vlm: VLM, put, stopped: threading.Event | None) -> dict:
+    if put is None or stopped is None:
+        return {}
+    from transformers import StoppingCriteriaList, TextStreamer
+
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False):
+            put(text)
+
+    tokenizer = vlm.processor.tokenizer
+    streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    criteria = StoppingCriteriaList([lambda ids, scores, **_: _all_rows(ids, stopped.is_set())])
+    return {"streamer": streamer, "stopping_criteria": criteria}
+
+
+def _all_rows(input_ids, value: bool):
+    import torch
+
+    return torch.full((input_ids.shape[0],), value, dtype=torch.bool, device=input_ids.device)
+
+
+def _make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
+    tokenizer = vlm.processor.tokenizer
+    ended = bool(tokens) and tokens[-1] in _ending_tokens(vlm)
+    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else []
+    begun = "".join(item["text"] for item in prefill if item["type"] == "text")
+    return Reply(
+        text=_strip_special(tokenizer, begun) + tokenizer.decode(tokens, skip_special_tokens=True),
+        raw=begun + tokenizer.decode(tokens, skip_special_tokens=False),
+        usage=_count(vlm, inputs, len(tokens)),
+        seconds=time.perf_counter() - start,
+        family=vlm.family,
+        images=tuple(inputs.images[0]),
+        input_sizes=tuple(inputs.input_sizes[0]),
+        finish_reason="stop" if ended else "length" if len(tokens) >= limit else "cancelled",
+    )
+
+
+def _strip_special(tokenizer, text: str) -> str:
+    if not text:
+        return ""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _ending_tokens(vlm: VLM) -> set[int]:
+    ending = vlm.model.generation_config.eos_token_id
+    return {ending} if isinstance(ending, int) else set(ending or ())
+
+
+def _count(vlm: VLM, inputs: ModelInputs, new_tokens: int) -> Usage:
+    ids = inputs.tensors["input_ids"][0]
+    config = vlm.model.config
+    image_tokens = int((ids == config.image_token_id).sum())
+    video_tokens = int((ids == config.video_token_id).sum())
+    return Usage(image_tokens, video_tokens, len(ids), new_tokens)

@@ -1,0 +1,117 @@
+"""A Reply: what the model answered, read, counted and shown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass, field
+
+import PIL.Image
+
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.grounding import Box, Point, Size, parse_grounding
+from vlkit.plotting import draw_boxes
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer; ``prompt_tokens`` counts everything before it, media included."""
+
+    image_tokens: int
+    video_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: the answer without special tokens; a prefill stands at its beginning.
+        raw: the answer with its special tokens, as the model wrote it.
+        usage: token counts.
+        seconds: wall time from messages to answer.
+        family: of the model, which says how ``raw`` is read.
+        images: the upright originals, in the order of the conversation.
+        input_sizes: (width, height) of each picture as the model saw it.
+        finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
+    """
+
+    text: str
+    raw: str
+    usage: Usage
+    seconds: float
+    family: str
+    images: tuple[PIL.Image.Image, ...] = field(default=(), repr=False)
+    input_sizes: tuple[Size, ...] = ()
+    finish_reason: str = "stop"
+
+    def grounding(self, image: int = -1) -> list[Box | Point]:
+        """Boxes and points read as coordinates of one of the pictures, by default the last.
+
+        Raises:
+            GroundingParseError: the answer holds coordinates that cannot be read.
+        """
+        if not self.images:
+            return []
+        size = self.images[image].size
+        sizes = {"image_size": size, "input_size": self.input_sizes[image]}
+        return parse_grounding(self.raw, family=self.family, **sizes)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Boxes in pixels of the last picture's upright original; see :meth:`grounding`."""
+        return [item for item in self.grounding() if isinstance(item, Box)]
+
+    @property
+    def points(self) -> list[Point]:
+        """Points in pixels of the last picture's upright original; see :meth:`grounding`."""
+        return [item for item in self.grounding() if isinstance(item, Point)]
+
+    def plot(self, image: int = -1) -> PIL.Image.Image:
+        """The picture (by default the last) with the answer's boxes and points."""
+        if not self.images:
+            raise VlkitError("this reply is about no picture, so there is nothing to plot")
+        return draw_boxes(self.images[image], self.grounding(image))
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        text = html.escape(self.text).replace("\n", "<br>")
+        usage = self.usage
+        line = (
+            f"{usage.prompt_tokens:,} prompt tokens ({usage.image_tokens:,} of them image), "
+            f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
+        )
+        if self.finish_reason != "stop":
+            line += f", ended by {self.finish_reason}"
+        pictures = self._repr_pictures()
+        return (
+            f'<div style="max-width:640px"><p style="font-size:1.05em;margin:4px 0">{text}</p>'
+            f'{pictures}<p style="opacity:.65;font-size:.85em;margin:4px 0">{line}</p></div>'
+        )
+
+    def _repr_pictures(self) -> str:
+        if not self.images:
+            return ""
+        try:
+            picture, note = self.plot(), ""
+        except GroundingParseError as error:
+            picture, note = self.images[-1], f"<p>{html.escape(str(error))}</p>"
+        return image_html(picture, alt=self.text) + note
+
+
+def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> str:
+    """An ``<img>`` that holds the picture itself, at most ``width`` pixels wide."""
+    picture = picture.copy()
+    picture.thumbnail((width, 2 * width))
+    kind = "PNG" if picture.width * picture.height < 300_000 else "JPEG"
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    source = f"data:image/{kind.lower()};base64,{data}"
+    alt = html.escape(alt[:200], quote=True)
+    return f'<img src="{source}" alt="{alt}" style="max-width:100%;height:auto">'
