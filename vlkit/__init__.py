@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _HOME = {
     "media": ["Image", "load_image"],
     "grounding": ["Box", "Point", "parse_grounding", "format_grounding"],
+    "metrics": ["iou"],
     "plotting": ["draw_boxes", "plot_boxes"],
     "messages": ["system", "user", "assistant"],
     "hubs": ["available_models"],
@@ -14,8 +15,10 @@ _HOME = {
     "bundled": ["Sample", "sample", "samples"],
     "replies": ["Reply"],
     "generation": ["generate", "stream", "Chat"],
+    "shapes": ["memory_table"],
+    "diagnosis": ["doctor"],
 }
-_MODULES = ["doctor", "errors", "widgets"]
+_MODULES = ["errors", "widgets"]
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

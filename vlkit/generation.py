@@ -173,11 +173,10 @@ def _generation_options(max_new_tokens: int, temperature: float, top_p: float) -
         raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
     if not 0 < top_p <= 1:
         raise VlkitError(f"top_p={top_p!r} must lie between 0 and 1")
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
-        sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    else:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return {"max_new_tokens": max_new_tokens, **sampling}
+        return options | {"temperature": None, "top_p": None, "top_k": None}
+    return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:

@@ -1,0 +1,38 @@
+# make demo   every notebook on the bundled model, answers with boxes, one HTML page in reports/
+# make lab    JupyterLab on the notebooks
+# make test   all tests          make check   format, lint, types, notebooks without outputs
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.vlkit-ready
+
+.PHONY: demo lab test check lock clean
+
+demo: $(READY)
+	$(BIN)/python scripts/demo.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+# the lock holds names and versions for all platforms; needs `pip install uv`
+lock:
+	echo "# Every package by name and version, for all platforms; made by \`make lock\`." > requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-header --no-annotate --quiet >> requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $(READY)
+
+clean:
+	rm -rf .venv reports

@@ -1,0 +1,219 @@
+"""`vlkit …`: what belongs in a shell. Each command only calls the package's functions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vlkit.errors import VlkitError
+
+app = typer.Typer(
+    help="A workbench for the Qwen-VL family.", no_args_is_help=True, add_completion=False
+)
+console = Console()
+errors = Console(stderr=True)
+
+ModelOption = Annotated[str, typer.Option(help='"tiny" (bundled), a folder or a hub id.')]
+HubOption = Annotated[str, typer.Option(help="auto, huggingface or modelscope.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+QuantizeOption = Annotated[str | None, typer.Option(help="4bit or 8bit (vlkit[quant]).")]
+AdapterOption = Annotated[str | None, typer.Option(help="Folder or hub id of an adapter.")]
+TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatable.")]
+SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
+
+
+def main() -> None:
+    """The `vlkit` command: errors that a user can mend are one line, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except VlkitError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@app.command()
+def predict(
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    image: Annotated[list[str] | None, typer.Option(help="Path or URL; may be repeated.")] = None,
+    model: ModelOption = "tiny",
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 or mps.")] = "auto",
+    quantize: QuantizeOption = None,
+    adapter: AdapterOption = None,
+    max_new_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write answer.json and the pictures with boxes here.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Ask one question about pictures, or none."""
+    import vlkit
+
+    if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
+        raise VlkitError(f"--output-dir {output_dir} is a file; name a folder")
+    pictures = [vlkit.load_image(each) for each in image or []]  # before a large model is loaded
+    vlm = vlkit.load(
+        model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
+        adapter=adapter,
+    )  # fmt: skip
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    reply = vlkit.generate(vlm, vlkit.user(prompt, *pictures), **options)
+    record = _record(vlm, prompt, image or [], options, reply)
+    if output_dir is not None:
+        _write(output_dir, record, reply)
+    if json_output:
+        typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
+    else:
+        _show(reply, output_dir)
+
+
+@app.command()
+def chat(
+    image: Annotated[list[str] | None, typer.Option(help="Pictures for the first turn.")] = None,
+    model: ModelOption = "tiny",
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    adapter: AdapterOption = None,
+    max_new_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+) -> None:
+    """Talk in turns. `/image PATH` adds a picture to the next turn, `/new` starts over."""
+    import vlkit
+
+    waiting = [vlkit.load_image(each) for each in image or []]
+    vlm = vlkit.load(
+        model, hub=hub, revision=revision, dtype=dtype, quantize=quantize, adapter=adapter
+    )
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    talk = vlkit.Chat(vlm, **options)
+    console.print(f"{escape(vlm.name)} listens. /image PATH, /new, /quit; Ctrl-C stops an answer.")
+    while (line := _read_line()) is not None:
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "/image":
+                waiting.append(vlkit.load_image(rest.strip()))
+                console.print(f"{waiting[-1].width}×{waiting[-1].height} picture added")
+            elif command == "/new":
+                talk, waiting = vlkit.Chat(vlm, **options), []
+            elif command == "/quit":
+                return
+            elif line.strip():
+                _answer(talk, line, waiting)
+                waiting = []
+        except VlkitError as error:
+            errors.print(f"[red]{escape(str(error))}[/]", highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what is wrong, and how to mend it."""
+    from vlkit.diagnosis import doctor as examine
+
+    diagnosis = examine()
+    table = Table("", "what", "found", "to do", box=None)
+    color = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    for f in diagnosis.findings:
+        table.add_row(f"[{color[f.level]}]{f.level}[/]", f.topic, escape(f.value), escape(f.remedy))
+    console.print(table)
+    console.print(f"{len(diagnosis.problems)} problems." if diagnosis.problems else "Ready.")
+    raise typer.Exit(1 if diagnosis.problems else 0)
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.")],
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these files or globs.")
+    ] = None,
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    local_dir: Annotated[
+        Path | None, typer.Option(help="The folder to fill; else the hub's cache.")
+    ] = None,
+) -> None:
+    """Download a model, verify its shards and print the folder. Goes on where it stopped."""
+    from vlkit.hubs import download_model
+
+    path = download_model(name, patterns or [], hub=hub, revision=revision, local_dir=local_dir)
+    typer.echo(path)
+
+
+def _read_line() -> str | None:
+    try:
+        return console.input("[bold cyan]you:[/] ")
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
+
+
+def _answer(talk, line: str, pictures: list) -> None:
+    pieces = talk.stream(line, *pictures)
+    try:
+        for piece in pieces:
+            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        console.print(" [dim](stopped)[/]", end="")
+    console.print()
+
+
+def _record(vlm, prompt: str, image: list[str], options: dict, reply) -> dict:
+    return {
+        "model": vlm.name,
+        "revision": vlm.folder.revision,
+        "family": vlm.family,
+        "prompt": prompt,
+        "images": image,
+        **options,
+        "text": reply.text,
+        "raw": reply.raw,
+        "boxes": [asdict(box) for box in reply.boxes],
+        "points": [asdict(point) for point in reply.points],
+        "usage": asdict(reply.usage),
+        "seconds": round(reply.seconds, 3),
+        "finish_reason": reply.finish_reason,
+    }
+
+
+def _write(folder: Path, record: dict, reply) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(len(reply.images)):
+        last = index == len(reply.images) - 1
+        picture = reply.plot() if last else reply.images[index]
+        picture.save(folder / f"picture_{index + 1}.png")
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    (folder / "answer.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _show(reply, output_dir: Path | None) -> None:
+    console.print(reply.text, markup=False, highlight=False, soft_wrap=True)
+    if reply.boxes:
+        table = Table("label", "x1", "y1", "x2", "y2", box=None)
+        for box in reply.boxes:
+            table.add_row(escape(box.label), *(f"{value:.0f}" for value in box.xyxy))
+        console.print(table)
+    usage = reply.usage
+    console.print(
+        f"[dim]{usage.prompt_tokens:,} prompt tokens, {usage.new_tokens:,} new, "
+        f"{reply.seconds:.2f} s, {reply.finish_reason}[/]"
+    )
+    if output_dir is not None:
+        console.print(f"[dim]written to {escape(str(output_dir))}[/]")
