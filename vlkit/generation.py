@@ -79,15 +79,16 @@ class Stream:
         self._pieces: queue.SimpleQueue = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._reply: Reply | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._work, name="vlkit-stream", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[str]:
         try:
-            while (piece := self._pieces.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
+            while isinstance(piece := self._pieces.get(), str):
                 yield piece
+            self._pieces.put(piece)  # the end is there for the next reader, too
+            if piece is not None:
+                raise piece
         finally:
             self.stop()
 
@@ -169,14 +170,18 @@ class Chat:
 def _generation_options(max_new_tokens: int, temperature: float, top_p: float) -> dict:
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 1 or more")
-    if not 0 <= temperature <= 10:
+    if not _is_number(temperature) or not 0 <= temperature <= 10:
         raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
-    if not 0 < top_p <= 1:
-        raise VlkitError(f"top_p={top_p!r} must lie between 0 and 1")
+    if not _is_number(top_p) or not 0 < top_p <= 1:
+        raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
         return options | {"temperature": None, "top_p": None, "top_k": None}
     return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:
@@ -214,6 +219,8 @@ def _seeded(seed: int | None):
     if seed is None:
         yield
         return
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise VlkitError(f"seed={seed!r} must be a whole number from 0 up, or None")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -1,0 +1,91 @@
+"""The shell commands: in process with a model, as processes where exit codes count."""
+
+import json
+import subprocess
+import sys
+
+import PIL.Image
+import pytest
+from typer.testing import CliRunner
+
+import vlkit
+from vlkit.cli import app
+
+RED_CIRCLE = str(vlkit.sample("red_circle"))
+
+
+def run(*arguments, input=None):
+    return CliRunner().invoke(app, arguments, input=input, catch_exceptions=False)
+
+
+def shell(*arguments, **options):
+    command = [sys.executable, "-m", "vlkit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_predict_prints_json_and_writes_the_picture(tmp_path):
+    result = run(
+        "predict", "--prompt", "Locate the red circle.", "--image", RED_CIRCLE, "--json",
+        "--output-dir", str(tmp_path / "new" / "out"), "--seed", "3", "--max-new-tokens", "64",
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    truth = vlkit.samples()["red_circle"].boxes[0]
+    assert vlkit.iou(vlkit.Box(**record["boxes"][0]), truth) > 0.5
+    assert record["prompt"] == "Locate the red circle." and record["seed"] == 3
+    folder = tmp_path / "new" / "out"
+    assert json.loads((folder / "answer.json").read_text(encoding="utf-8")) == record
+    assert PIL.Image.open(folder / "picture_1.png").size == (224, 224)
+
+
+def test_predict_shows_the_answer_and_a_table(capsys):
+    result = run("predict", "--prompt", "框出图中红色圆形的位置", "--image", RED_CIRCLE)
+    assert result.exit_code == 0
+    assert "红色圆形" in result.stdout and "x1" in result.stdout
+
+
+def test_predict_without_a_picture():
+    result = run("predict", "--prompt", "Hello!")
+    assert result.exit_code == 0 and "shapes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "--prompt", "x", "--image", "nope.png"], "nope.png does not exist"),
+        (["predict", "--prompt", "x", "--model", "nowhere"], "'nowhere' is neither a folder"),
+        (["predict", "--prompt", "x", "--dtype", "float7"], "dtype='float7' is unknown"),
+        (["predict", "--prompt", "x", "--output-dir", __file__], "is a file; name a folder"),
+        (["chat", "--image", "nope.png"], "nope.png does not exist"),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_code_1(arguments, message):
+    done = shell(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.strip().startswith("Error:")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = (
+        "import sys; from vlkit.cli import app; from typer.testing import CliRunner\n"
+        "out = CliRunner().invoke(app, ['predict', '--help']).output\n"
+        "assert '--image' in out and '--seed' in out; assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_chat_keeps_the_picture_and_survives_mistakes():
+    talk = f"Describe this image.\n/image nope.png\n/image {RED_CIRCLE}\nDescribe this image.\n"
+    talk += "Locate the red circle.\n/new\nHello!\n/quit\n"
+    result = run("chat", input=talk)
+    assert result.exit_code == 0
+    assert "224×224 picture added" in result.stdout
+    assert "the red circle(" in result.stdout
+
+
+def test_doctor_finds_this_machine_ready():
+    result = run("doctor")
+    assert result.exit_code == 0 and "Ready." in result.stdout and "tiny" in result.stdout

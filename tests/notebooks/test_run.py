@@ -1,0 +1,66 @@
+"""Every notebook runs from top to bottom, and its key results are right."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+
+# notebook: (smaller parameters, assertions run in its kernel after the last cell)
+CASES = {
+    "00_setup": (
+        "MAX_NEW_TOKENS = 64",
+        """
+        assert not vlkit.doctor().problems
+        assert reply.text.startswith("绿色三角形") and len(reply.boxes) == 1
+        box = next(b for b in samples["three_shapes"].boxes if b.label == "green triangle")
+        assert vlkit.iou(reply.boxes[0], box) > 0.5
+        """,
+    ),
+    "01_image_inference": (
+        "BUDGETS = [36, 100]; LOG_PICTURES = 3",
+        """
+        assert len(chat.messages) == 6
+        assert pieces.reply.finish_reason == "cancelled"
+        assert list(table["image tokens"] <= [36, 100]) == [True, True]
+        assert table["mean IoU"].max() > 0.5
+        assert log.found.mean() > 0.6
+        assert panel.reply is None
+        """,
+    ),
+}
+
+
+def prepare(name, tmp_path):
+    """The notebook with other parameters and a last cell of assertions."""
+    parameters, checks = CASES[name]
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    tagged = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    tagged.source += "\n" + parameters
+    lines = [line.strip() for line in checks.strip().splitlines()]
+    notebook.cells.append(nbformat.v4.new_code_cell("\n".join(lines)))
+    return notebook
+
+
+def test_every_notebook_has_a_case():
+    assert {path.stem for path in FOLDER.glob("[0-9]*.ipynb")} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_runs_to_its_end_with_right_results(name, tmp_path):
+    client = NotebookClient(
+        prepare(name, tmp_path),
+        timeout=600,
+        resources={"metadata": {"path": str(tmp_path)}},
+        extra_arguments=["--log-level=ERROR"],
+    )
+    client.execute()
+    errors = [
+        output
+        for cell in client.nb.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+    assert errors == []

@@ -1,0 +1,74 @@
+"""The notebooks' house rules: short cells, more prose than code, no outputs, nothing said twice."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CODE_LINES = {"05_lora_finetuning.ipynb": 140}
+VERSION = r"vlkit\.__version__"
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def cells(notebook, kind):
+    return [cell for cell in notebook.cells if cell.cell_type == kind]
+
+
+def code_lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def functions(notebook):
+    for cell in cells(notebook, "code"):
+        tree = ast.parse(cell.source)
+        yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def test_there_are_notebooks_and_they_are_numbered_in_order():
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert numbers == list(range(len(numbers))) and numbers
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_shape(path):
+    notebook = read(path)
+    code, prose = cells(notebook, "code"), cells(notebook, "markdown")
+    assert 20 <= len(notebook.cells) <= 40
+    assert sum(len(code_lines(cell)) for cell in code) <= CODE_LINES.get(path.name, 100)
+    assert max(len(code_lines(cell)) for cell in code) <= 15
+    assert len(prose) + 1 >= len(code) or len(prose) >= len(code)
+    assert all(cell.source.strip() for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_beginning_and_end(path):
+    notebook = read(path)
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert first.startswith(f"# {path.name[:2]} ·")
+    assert all(word in first for word in ("After this notebook", "time", "memory", "model"))
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert all(name in tagged[0].source for name in ("MODEL = ", "SEED = ", "MAX_NEW_TOKENS = "))
+    assert any(re.search(VERSION, cell.source) for cell in cells(notebook, "code")[:3])
+    assert all(word in last for word in ("## Takeaways", "**Exercise.**", ".ipynb`"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_clean(path):
+    notebook = read(path)
+    for cell in cells(notebook, "code"):
+        assert cell.outputs == [] and cell.execution_count is None
+        assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), cell.source
+        assert not re.search(r"""["'](/|[A-Z]:\\|~/)""", cell.source), cell.source
+
+
+def test_no_helper_is_defined_in_two_notebooks():
+    names = [name for path in NOTEBOOKS for name in set(functions(read(path)))]
+    assert len(names) == len(set(names))
