@@ -1,0 +1,156 @@
+"""Build time: a byte-level BPE of 4,000 tokens for the world's language and everyday words.
+
+    python tokenizer.py --out tokenizer.json
+
+Pre-tokenisation and special tokens are Qwen2's. Chinese text is cut into words before training, so
+that no merge is longer than a word; digits stay single and every byte has a token.
+"""
+
+import argparse
+import collections
+import itertools
+import random
+from pathlib import Path
+
+from questions import CHAT, Examiner, plain
+from scenes import COMMON_WORDS, Art, sample_album, sample_clip, sample_scene
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from words import CHARACTERS, COLOR_NAMES, KINDS, SYNONYMS, SYNONYMS_ZH, ZH, plural
+
+SIZE = 4000
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+# Qwen2's own: contractions, words with one leading character, single digits, punctuation, line ends.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+EVERYDAY = {"en": 2600, "zh": 1500}
+# A lesson's own words that frequency lists rank too low.
+LESSON_WORDS = (
+    "rectangle oval pentagon octagon cube sphere line dot angle corner edge pixel caption text label chart table diagram "
+    "axis bar legend title plot graph figure shapes colors objects sign arrow heart digit letter magenta violet gold silver "
+    "navy teal beige maroon lime"
+).split()
+LESSON_WORDS_ZH = "长方形 矩形 椭圆 五边形 线 点 角 边 图表 标题 文本 字母 数字 图像 图形 形状 颜色 物体 坐标 方框 位置".split()
+
+
+def new_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def world_texts(art, count=6000):
+    """Questions and answers, the random letters of drawn words left out."""
+    rng, examiner = random.Random(20), Examiner()
+    for i in range(count):
+        if i % 3 == 0:
+            scene = sample_clip(rng, art, 112, 112, 8)
+        elif i % 3 == 1:
+            scene = sample_scene(rng, art, 224, 224)
+            for word in scene.words:
+                word.text = "hello"
+        else:
+            scene = sample_album(rng, art, 168, 168, rng.choice([2, 3, 4]))
+        for dialogue in examiner.dialogues(rng, scene, 10):
+            for _, question, answer in dialogue:
+                yield question
+                yield plain(answer)
+    for question, answer in CHAT * 20:
+        yield question
+        yield answer
+    yield from ["You are a helpful assistant.", "system", "user", "assistant", "Picture 1: ", "Answer with one word."] * 400
+
+
+def cut_words(text, jieba):
+    """The pieces that BPE may merge within: Qwen2's, with Chinese runs cut into words."""
+    import regex
+
+    for special in SPECIAL_TOKENS:
+        text = text.replace(special, "\n")
+    for piece in regex.findall(QWEN2_PATTERN, text):
+        yield from (piece,) if piece.isascii() else jieba.cut(piece)
+
+
+def count_pieces(art):
+    import jieba
+    from wordfreq import top_n_list
+
+    jieba.setLogLevel(60)
+    for word in [*ZH.values(), *itertools.chain(*SYNONYMS_ZH.values())]:
+        jieba.add_word(word, 10**7)
+    pieces = collections.Counter()
+    for text in world_texts(art):
+        pieces.update(cut_words(text, jieba))
+    for name in [*KINDS, *COLOR_NAMES, *map(plural, KINDS), *itertools.chain(*SYNONYMS.values())]:
+        for word in name.split():
+            pieces[" " + word] += 400
+            pieces[word.capitalize()] += 150
+    for word in ZH.values():
+        pieces[word] += 600
+    for language, size in EVERYDAY.items():
+        for rank, word in enumerate(top_n_list(language, size)):
+            weight = round(2500 / (rank + 10) ** 0.5)
+            if language == "zh" and len(word) <= 4:
+                pieces[word] += weight
+            elif language == "en" and word.isascii() and word.isalpha():
+                pieces[" " + word] += weight
+                pieces[word] += weight // 4
+                pieces[word.capitalize()] += weight // 5
+    for word in LESSON_WORDS:
+        pieces[" " + word] += 400
+        pieces[word.capitalize()] += 60
+    for word in LESSON_WORDS_ZH:
+        pieces[word] += 400
+    for character in CHARACTERS:
+        pieces[character] += 1000
+    for word in COMMON_WORDS:
+        pieces[word] += 30
+    return pieces
+
+
+def train(pieces):
+    tokenizer = new_tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE - len(SPECIAL_TOKENS),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(itertools.chain.from_iterable([p] * n for p, n in pieces.items()), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    here = Path(__file__).parent
+    parser.add_argument("--atlas", type=Path, default=here / "build/atlas.json")
+    parser.add_argument("--out", type=Path, default=here / "tokenizer.json")
+    arguments = parser.parse_args()
+    tokenizer = train(count_pieces(Art.load(arguments.atlas)))
+    tokenizer.save(str(arguments.out))
+    print(tokenizer.get_vocab_size(), "tokens,", arguments.out.stat().st_size >> 10, "KiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The bundled model's training code on a CPU: synthetic art, tiny sizes, the committed tokenizer."""
+
+import argparse
+import multiprocessing
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batches import IGNORE, BatchMaker, Encoder
+from model import FastForward, build_model
+from questions import SPELL, TASK_NAMES, Examiner, box_text, plain
+from renderer import composite_torch, jpeg, make_texture, normalise, patchify, render
+from scenes import Art, layer_rows, overlap, sample_album, sample_clip, sample_scene
+from tokenizers import Tokenizer
+from train import HERE, Trainer, load_config, run
+from words import CHARACTERS, COLOR_NAMES, KINDS, NOUNS, SHAPES, ZH
+
+CELL = 96
+
+
+def synthetic_art():
+    """Discs for everything: enough to place, draw and ask about."""
+    square = [[-0.95, -0.95], [0.95, -0.95], [0.95, 0.95], [-0.95, 0.95]]
+    ys, xs = np.mgrid[:CELL, :CELL]
+    disc = (np.hypot(xs - 47.5, ys - 47.5) < 46).astype(np.uint8) * 255
+    coverage = np.stack([disc, disc * 0, disc * 0, disc], -1)
+    glyph = {c: [0, 0.6, 0.05, -0.7, 0.55, 0.0] for c in CHARACTERS}
+    meta = {
+        "cell": CELL,
+        "em": 60,
+        "hulls": [square, square],
+        "shapes": {s: {"plain": [0], "bordered": [1]} for s in SHAPES},
+        "nouns": {n: {"disc": [1]} for n in NOUNS[:20]},
+        "fonts": [{"name": "discs", "glyphs": glyph}],
+    }
+    return Art(meta), np.stack([coverage, coverage])
+
+
+@pytest.fixture(scope="module")
+def art():
+    return synthetic_art()[0]
+
+
+@pytest.fixture(scope="module")
+def texture():
+    return make_texture(synthetic_art()[1], "cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_file(str(HERE / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(HERE / "config.toml", smoke=True)
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+def test_vocabulary_size_and_special_tokens(tokenizer):
+    assert 3000 <= tokenizer.get_vocab_size() <= 5000
+    for token in ("<|im_start|>", "<|box_start|>", "<|image_pad|>", "<|video_pad|>"):
+        assert len(tokenizer.encode(f"a{token}b").ids) == 3
+
+
+@pytest.mark.parametrize("text", ["Locate the red circle.", "框出图中公交车的位置", "naïve 😀 \t\n ¿x?", "ẞ漢字ひらがな"])
+def test_any_text_survives(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_digits_are_single_tokens(tokenizer):
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("12345").ids] == list("12345")
+
+
+def test_names_are_one_token_a_word(tokenizer):
+    for name in [*KINDS, *COLOR_NAMES]:
+        assert len(tokenizer.encode(" " + name).ids) == len(name.split()), name
+    for name in ZH.values():
+        assert len(tokenizer.encode(name).ids) == 1, name
+
+
+def test_everyday_questions_stay_short(tokenizer):
+    assert len(tokenizer.encode("Does the image contain a rectangle?").ids) <= 8
+    assert len(tokenizer.encode("我想知道这只狗在做什么。").ids) <= 11
+
+
+# ---------------------------------------------------------------- scenes and questions
+
+
+def scenes_of(art, count, seed=0):
+    rng = random.Random(seed)
+    return rng, [sample_scene(rng, art, 224, 168) for _ in range(count)]
+
+
+def test_scenes_fit_their_picture(art):
+    for scene in scenes_of(art, 60)[1]:
+        for item in scene.things + scene.words:
+            x1, y1, x2, y2 = item.box
+            assert -1 <= x1 < x2 <= scene.width + 1 and -1 <= y1 < y2 <= scene.height + 1
+        for i, a in enumerate(scene.things):
+            assert all(overlap(a.box, b.box) < 0.2 for b in scene.things[:i])
+
+
+def test_every_task_occurs_in_both_languages(art):
+    rng, examiner, seen = random.Random(1), Examiner(), set()
+    for number in range(1500):
+        scene = (
+            sample_scene(rng, art, 224, 224),
+            sample_album(rng, art, 168, 168, 2 + number % 3),
+            sample_clip(rng, art, 112, 112, 8),
+        )[number % 3]
+        for turns in examiner.dialogues(rng, scene, 10):
+            seen.update((task, re.search("[一-鿿]", question) is None) for task, question, _ in turns)
+    assert {(task, english) for task in TASK_NAMES for english in (True, False)} - seen == set()
+
+
+def test_counts_existence_and_boxes_are_true(art):
+    rng, scenes = scenes_of(art, 150, seed=3)
+    examiner, checked = Examiner(chinese_share=0.0), 0
+    for scene in scenes:
+        names = [f"{t.color} {t.kind}" if t.color else t.kind for t in scene.things]
+        true_boxes = {box_text(scene.normalised(t.box)) for t in scene.things + scene.words}
+        for turns in examiner.dialogues(rng, scene, 12):
+            for task, question, answer in turns:
+                if task in ("caption", "brief", "grounded_caption"):
+                    assert all(name in plain(answer) or ZH[name] in answer for name in names if name in KINDS)
+                if task in ("locate", "locate_all", "grounded_caption", "locate_relation", "locate_text"):
+                    assert set(re.findall(r"<\|box_start\|>.*?<\|box_end\|>", answer)) <= true_boxes
+                    checked += 1
+                match = re.fullmatch(r"Is there an? (\w+ ?\w+) in the image\?", question)
+                if task == "exist" and match and match[1] in (f"{c} {s}" for c in COLOR_NAMES for s in SHAPES):
+                    assert (answer == "Yes.") == (match[1] in names)
+    assert checked > 100
+
+
+def test_video_directions_are_true(art):
+    rng = random.Random(5)
+    for _ in range(80):
+        clip = sample_clip(rng, art, 140, 112, 8)
+        for actor in clip.actors:
+            (x0, y0), (x1, y1) = actor.track[0], actor.track[-1]
+            moved = {"right": x1 - x0, "left": x0 - x1, "down": y1 - y0, "up": y0 - y1}
+            assert (actor.direction == "still" and max(moved.values()) == 0) or moved[actor.direction] > 0.15 * 112
+
+
+# ---------------------------------------------------------------- renderer
+
+
+def test_things_are_drawn_where_their_boxes_are(art, texture):
+    rng = random.Random(2)
+    scene = sample_scene(rng, art, 112, 112, word_share=0.0)
+    blank = torch.zeros(1, 3, 112, 112)
+    layers = torch.from_numpy(layer_rows(art, scene))[None]
+    layers[..., 8:17] = 1.0  # white
+    changed = composite_torch(texture, blank, layers)[0].sum(0) > 0.5
+    inside = torch.zeros(112, 112, dtype=torch.bool)
+    for thing in scene.things:
+        x1, y1, x2, y2 = thing.box
+        inside[max(0, int(y1) - 2) : int(y2) + 3, max(0, int(x1) - 2) : int(x2) + 3] = True
+        assert changed[int((y1 + y2) / 2), int((x1 + x2) / 2)]
+    assert not (changed & ~inside).any()
+
+
+def test_jpeg_of_high_quality_changes_little():
+    ys, xs = torch.meshgrid(torch.linspace(0, 1, 45), torch.linspace(0, 1, 52), indexing="ij")
+    image = torch.stack([ys, xs, ys * xs])[None]
+    assert (jpeg(image, torch.tensor([95.0])) - image).abs().mean() < 0.02
+    assert (jpeg(image, torch.tensor([10.0])) - image).abs().mean() > 0.005
+
+
+# ---------------------------------------------------------------- the fast forward
+
+
+def small_batch(maker, kind):
+    for number in range(200):
+        batch = maker.make(number, 0.0)
+        if batch["kind"] == kind:
+            return batch
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", ["image", "album", "clip"])
+def test_fast_forward_equals_the_library(kind, art, texture, tokenizer, config):
+    """Every conversation of a packed row scores as it does alone in the library's forward."""
+    maker = BatchMaker(config["data"] | {"batch_tokens": 1500}, art, tokenizer)
+    batch = small_batch(maker, kind)
+    model = build_model(tokenizer, config["model"]).eval()
+    height, width = batch["size"]
+    layers, backgrounds = batch["layers"].flatten(0, 1), batch["backgrounds"].flatten(0, 1)
+    image = normalise(render(texture, layers, backgrounds, height, width, torch.Generator().manual_seed(0)))
+    pixels, grid = patchify(image.view(-1, batch["frames"], 3, height, width))
+    with torch.no_grad():
+        hidden, *_ = (forward := FastForward(model, tokenizer))(batch, pixels, grid)
+        fast = forward.logits(hidden)
+        pictures = batch["images"]
+        size = len(pixels) // (len(batch["ids"]) * pictures)
+        for row in range(2):
+            for segment in (1, 2):
+                where = batch["segments"][row] == segment
+                ids = torch.cat([batch["prefix"], batch["ids"][row][where]])[None]
+                kinds = (ids == forward.image_token).int() + 2 * (ids == forward.video_token).int()
+                own = pixels[row * pictures * size : (row + 1) * pictures * size]
+                name = "pixel_values_videos" if kind == "clip" else "pixel_values"
+                grids = {name.replace("pixel_values_videos", "video").replace("pixel_values", "image") + "_grid_thw": torch.tensor([list(grid)] * pictures)}
+                model.model.rope_deltas = None
+                slow = model(input_ids=ids, mm_token_type_ids=kinds, attention_mask=torch.ones_like(ids), **{name: own}, **grids).logits
+                torch.testing.assert_close(fast[row][where], slow[0, len(batch["prefix"]) :], atol=2e-4, rtol=1e-3)
+
+
+def test_packed_labels_predict_the_answers(art, tokenizer, config):
+    batch = small_batch(BatchMaker(config["data"], art, tokenizer), "image")
+    predicted = batch["ids"].flatten()[batch["places"] + 1]
+    assert torch.equal(predicted, batch["targets"])
+    assert int(batch["answers"].max()) + 1 == len(batch["tasks"])
+
+
+def test_drawn_words_are_spelled_letter_by_letter(tokenizer):
+    encoder = Encoder(tokenizer)
+    ids = encoder.many([f"the text {SPELL}h{SPELL}e{SPELL}l{SPELL}l{SPELL}o{SPELL}."])[0]
+    assert tokenizer.decode(ids) == "the text hello." and len(ids) >= 7
+    turns, labels = encoder.conversation([([5], ids), ([6], [7])])
+    assert len(turns) == len(labels) and labels.count(IGNORE) < len(labels)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def arguments(**changes):
+    values = {"workers": 0, "seconds": 1e9, "steps": 20, "log_every": 10, "state": None, "out": None}
+    return argparse.Namespace(**(values | changes))
+
+
+def test_twenty_steps_learn_and_resume_exactly(art, texture, tokenizer, config, tmp_path: Path, capsys):
+    config = config | {"minutes": 1e6, "warmup_steps": 5}
+    maker = BatchMaker(config["data"], art, tokenizer)
+    trainer = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
+    run(trainer, maker, arguments(steps=19))
+    losses = [float(v) for v in re.findall(r"loss .*?image (\d+\.\d+)", capsys.readouterr().out)]
+    assert losses and losses[0] < 8.6
+    torch.save(trainer.state(), tmp_path / "state.pt")
+    trainer.save_weights(tmp_path / "weights")
+    assert all(p.stat().st_size < 16 * 2**20 for p in (tmp_path / "weights").iterdir())
+
+    again = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
+    again.load_state(torch.load(tmp_path / "state.pt"))
+    for one in (trainer, again):
+        torch.manual_seed(0)
+        run(one, maker, arguments(steps=1))
+    assert trainer.step == again.step == 20
+    for a, b in zip(trainer.parameters, again.parameters, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+    fresh = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
+    fresh.load_weights(tmp_path / "weights", elapsed=None)
+    assert fresh.step == 19
+    progress = multiprocessing.Value("d", fresh.progress)
+    assert progress.value < 1
