@@ -66,7 +66,7 @@ def run_notebook(path: Path) -> tuple[Path, float, str]:
     try:
         client.execute()
     except CellExecutionError as failure:
-        error = str(failure).strip().splitlines()[-1]
+        error = f"{failure.ename}: {failure.evalue}"
     seconds = time.perf_counter() - start
     nbformat.write(notebook, REPORTS / path.name)
     console.print(f"[red]{error}[/]" if error else f"{seconds:.0f} s", highlight=False)
