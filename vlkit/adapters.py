@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -10,71 +9,91 @@ from pathlib import Path
 
 from vlkit.errors import ModelError
 from vlkit.families import family_of
-from vlkit.hubs import ModelFolder, download_model, first_line, read_config
+from vlkit.folders import check_shard, read_config, read_json
+from vlkit.hubs import HUBS, ModelFolder, cached_folder, download_model, first_line
+
+WEIGHTS = "adapter_model.safetensors"
 
 
-def attach_adapter(network, adapter: str | os.PathLike, folder: ModelFolder, family: str):
+def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -> Path:
+    """The adapter's folder, made for this model as far as its own records tell.
+
+    Raises:
+        ModelError: peft or the adapter is missing, or it was made for another generation.
+    """
     try:
-        from peft import PeftModel
+        import peft  # noqa: F401
     except ImportError as error:
         raise ModelError('adapter= needs peft: pip install "vlkit[lora]"') from error
     path = Path(adapter).expanduser()
     if not path.is_dir():
         if isinstance(adapter, os.PathLike) or not re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
             raise ModelError(f"adapter {os.fspath(adapter)!r} is neither a folder nor a hub id")
-        path = download_model(adapter, ["adapter_*"])
-    config = _read_adapter_config(path)
+        cached = [cached_folder(adapter, hub) for hub in HUBS]
+        whole = [each for each in cached if each and (each / WEIGHTS).is_file()]
+        path = whole[0] if whole else download_model(adapter, ["adapter_*"])
+    config = read_json(path / "adapter_config.json")
+    if not (path / WEIGHTS).is_file():
+        raise ModelError(f"adapter {path} has no {WEIGHTS}; save or download it again")
+    check_shard(path / WEIGHTS)
     _refuse_other_base(config, path, folder, family)
+    return path
+
+
+def attach_adapter(network, path: Path, folder: ModelFolder):
+    """The network with the adapter's weights in place.
+
+    Raises:
+        ModelError: the weights do not belong to this network's layers, or not in these shapes.
+    """
+    from peft import PeftModel
+
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused below
             attached = PeftModel.from_pretrained(network, path)
-    except (RuntimeError, ValueError, OSError) as error:
+            result = attached.load_adapter(path, "default")  # says what it could not place
+    except Exception as error:  # peft has no family of errors
         raise ModelError(
-            f"adapter {path} does not fit {folder.name}: {first_line(error)}"
+            f"adapter {path} does not fit {folder.name}: {first_line(error)}; load the model that "
+            "it was made for"
         ) from error
-    if any("missing adapter keys" in str(warning.message) for warning in caught):
+    stray = [*result.missing_keys, *result.unexpected_keys]
+    if stray:
         raise ModelError(
-            f"adapter {path} does not fit {folder.name}: its weights belong to other layers; "
-            f"it was made for {config.get('base_model_name_or_path')!r}"
+            f"adapter {path} does not fit {folder.name}: {len(stray)} of its weights are for other "
+            f"layers ({stray[0]} …); load the model that it was made for"
         )
     return attached
-
-
-def _read_adapter_config(path: Path) -> dict:
-    try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"adapter {path} has no readable adapter_config.json") from error
-    if not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            f"adapter {path} has no adapter_model.safetensors; save or download it again"
-        )
-    return config
 
 
 def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
     """An adapter of another generation often loads without a word; its own records tell."""
     base = str(config.get("base_model_name_or_path") or "")
-    made_for = _family_named(base) or _family_of_class(config.get("auto_mapping") or {})
-    if made_for is None and (Path(base) / "config.json").is_file():
-        made_for = family_of(read_config(Path(base)), base)
+    made_for = (
+        _family_of_folder(Path(base))
+        or _family_named(str((config.get("auto_mapping") or {}).get("base_model_class")))
+        or _family_named(base)
+    )
     if made_for not in (None, family):
         raise ModelError(
             f"adapter {path} was made for {base or made_for!r} ({made_for}), not for "
-            f"{folder.name} ({family}); load that model"
+            f"{folder.name} ({family}); load the model that it was made for"
         )
 
 
-def _family_named(name: str) -> str | None:
-    match = re.search(r"Qwen(2\.5|2|3\.5|3)[-_]?(VL)?", name, re.IGNORECASE)
-    if not match or not (match[2] or match[1] == "3.5"):
+def _family_of_folder(path: Path) -> str | None:
+    try:
+        return family_of(read_config(path), str(path))
+    except ModelError:
         return None
-    return {"2": "qwen2_vl", "2.5": "qwen2_5_vl", "3": "qwen3_vl", "3.5": "qwen3_5"}[match[1]]
 
 
-def _family_of_class(auto_mapping: dict) -> str | None:
-    name = str(auto_mapping.get("base_model_class", ""))
-    prefixes = {"Qwen2_5_VL": "qwen2_5_vl", "Qwen2VL": "qwen2_vl", "Qwen3VL": "qwen3_vl"}
-    prefixes["Qwen3_5"] = "qwen3_5"
-    return next((f for prefix, f in prefixes.items() if name.startswith(prefix)), None)
+def _family_named(name: str) -> str | None:
+    """The family in a hub id such as Qwen/Qwen2.5-VL-7B or a class such as Qwen2_5_VLModel."""
+    match = re.search(r"Qwen(2[._]5|2|3[._]5|3)[-_]?(VL)?", name, re.IGNORECASE)
+    if not match or not (match[2] or match[1] in ("3.5", "3_5")):
+        return None
+    return {"2": "qwen2_vl", "2_5": "qwen2_5_vl", "3": "qwen3_vl", "3_5": "qwen3_5"}[
+        match[1].replace(".", "_")
+    ]

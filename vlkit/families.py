@@ -34,9 +34,9 @@ def family_of(config: dict, name: str) -> str:
         ModelError: an architecture outside the family.
     """
     kind = config.get("model_type")
-    for name, family in FAMILIES.items():
+    for key, family in FAMILIES.items():
         if kind in family.model_types:
-            return name
+            return key
     if kind == "qwen" and "visual" in config:
         raise ModelError(
             f"{name} is a first-generation Qwen-VL, whose code lives outside transformers; "

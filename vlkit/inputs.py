@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import PIL.Image
@@ -55,20 +56,27 @@ def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
 
 
 def _render(processor, messages: list[dict]) -> str:
-    plain = [
-        {"role": m["role"], "content": [_without_media(item) for item in m["content"]]}
-        for m in messages
-    ]
+    plain = [{"role": m["role"], "content": _without_media(m["content"])} for m in messages]
     prefill = messages[-1]["role"] == "assistant"
     return processor.apply_chat_template(
         plain, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill
     )
 
 
-def _without_media(item: dict) -> dict:
-    if item["type"] == "image":
-        return {"type": "image"}
-    return {"type": "text", "text": escape_control_tokens(item["text"])}
+def _without_media(content: list[dict]) -> list[dict]:
+    """Placeholders for media; neighbouring texts as one, or they could spell a token together."""
+    items: list[dict] = []
+    for item in content:
+        if item["type"] == "image":
+            items.append({"type": "image"})
+        elif items and items[-1]["type"] == "text":
+            items[-1]["text"] += item["text"]
+        else:
+            items.append({"type": "text", "text": item["text"]})
+    for item in items:
+        if item["type"] == "text":
+            item["text"] = escape_control_tokens(item["text"])
+    return items
 
 
 def image_limits(vlm: VLM, image: Image | None = None) -> tuple[int, int]:
@@ -85,40 +93,59 @@ def image_limits(vlm: VLM, image: Image | None = None) -> tuple[int, int]:
         low, high = min(low, most * token), most * token
     if image and image.min_tokens:
         low = image.min_tokens * token
-    return low, max(low, high)
+        high = high if image.max_tokens else max(high, 2 * low)  # room for rounding up
+    return low, high
 
 
 def _fit_limits(vlm: VLM, media, images) -> tuple[list, dict | None]:
     """The pictures of all rows, and the `size` under which the processor keeps each one's limits.
 
-    The processor knows one pair of limits a call. Where pictures differ in theirs, they are
-    resized here, to sizes that the wider common limits then leave alone.
+    The processor knows one pair of limits a call. A picture for which that pair would give another
+    size than its own limits is resized here, as the processor would, and then left alone by it.
     """
-    from qwen_vl_utils.vision_process import smart_resize
-
     flat = [image for row in images for image in row]
     limits = [image_limits(vlm, each) for row in media for each in row]
-    if not flat or set(limits) == {image_limits_of_processor(vlm)}:
+    own = image_limits(vlm=replace(vlm, max_image_tokens=None))
+    if set(limits) <= {own}:
         return flat, None
-    common = {
-        "shortest_edge": min(low for low, _ in limits),
-        "longest_edge": max(high for _, high in limits),
-    }
-    if len(set(limits)) == 1:
-        return flat, common
-    factor = 2 * FAMILIES[vlm.family].patch_size
-    resized = []
-    for image, (low, high) in zip(flat, limits, strict=True):
-        height, width = smart_resize(
-            image.height, image.width, factor=factor, min_pixels=low, max_pixels=high
-        )
-        resized.append(image.resize((width, height), PIL.Image.Resampling.BICUBIC))
-    return resized, common
+    side = 2 * FAMILIES[vlm.family].patch_size
+    sizes = [_fit(i.size, side, *pair, pair != own) for i, pair in zip(flat, limits, strict=True)]
+    areas = [width * height for width, height in sizes]
+    low = min(*areas, *(low for low, _ in limits))
+    high = max(*areas, *(high for _, high in limits))
+    resized = [
+        image if _fit(image.size, side, low, high) == size else _resize(image, size)
+        for image, size in zip(flat, sizes, strict=True)
+    ]
+    return resized, {"shortest_edge": low, "longest_edge": high}
 
 
-def image_limits_of_processor(vlm: VLM) -> tuple[int, int]:
-    size = vlm.processor.image_processor.size
-    return size["shortest_edge"], size["longest_edge"]
+def _fit(size: Size, side: int, low: int, high: int, strictly: bool = False) -> Size:
+    """The (width, height) to which the processor resizes, in multiples of `side`.
+
+    A narrow or tiny picture may come out above `high`; `strictly` shrinks it further, its shape
+    given up where it must.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    width, height = size
+    height, width = smart_resize(height, width, factor=side, min_pixels=low, max_pixels=high)
+    most = high // side**2
+    if not strictly or width * height <= high:
+        return width, height
+    columns, rows = width // side, height // side
+    scale = math.sqrt(most / (columns * rows))
+    columns, rows = max(1, int(columns * scale)), max(1, int(rows * scale))
+    return min(columns, most) * side, min(rows, most) * side
+
+
+def _resize(image: PIL.Image.Image, size: Size):
+    """The picture as a uint8 tensor (3, height, width), resized as the processors do it."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import pil_to_tensor, resize
+
+    width, height = size
+    return resize(pil_to_tensor(image), [height, width], InterpolationMode.BICUBIC, antialias=True)
 
 
 def _input_sizes(vlm: VLM, tensors) -> list[Size]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from vlkit.adapters import attach_adapter
+from vlkit.adapters import attach_adapter, find_adapter
 from vlkit.errors import ModelError
 from vlkit.families import family_of
 from vlkit.hubs import Hub, ModelFolder, find_model, first_line
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
+QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,61 +91,62 @@ def load(
     """
     if quantize not in (None, "4bit", "8bit"):
         raise ModelError(f'quantize={quantize!r} is unknown; choose "4bit", "8bit" or None')
-    if max_image_tokens is not None and max_image_tokens < 1:
-        raise ModelError(f"max_image_tokens={max_image_tokens!r} must be 1 or more")
+    if max_image_tokens is not None and (
+        not isinstance(max_image_tokens, int) or max_image_tokens < 1
+    ):
+        raise ModelError(f"max_image_tokens={max_image_tokens!r} must be a whole number, 1 or more")
     folder = find_model(model, hub=hub, revision=revision)
     family = family_of(folder.config, folder.name)
-    network = _load_network(folder, device, dtype, attn, quantize)
-    if adapter is not None:
-        network = attach_adapter(network, adapter, folder, family)
+    options = _network_options(folder, device, dtype, attn, quantize)
+    adapter_path = find_adapter(adapter, folder, family) if adapter else None
     processor = _load_processor(folder)
-    return VLM(
-        network.eval(),
-        processor,
-        family,
-        folder,
-        os.fspath(adapter) if adapter else None,
-        max_image_tokens,
-    )
+    network = _load_network(folder, options)
+    if adapter_path:
+        network = attach_adapter(network, adapter_path, folder)
+    name = os.fspath(adapter) if adapter else None
+    return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
 
 
-def _load_network(folder: ModelFolder, device: str, dtype: str, attn: str, quantize: str | None):
-    import torch
-    from transformers import AutoModelForImageTextToText
-
+def _network_options(
+    folder: ModelFolder, device: str, dtype: str, attn: str, quantize: str | None
+) -> dict[str, Any]:
     device = _choose_device(device)
-    options: dict[str, Any] = {
-        "dtype": _choose_dtype(dtype, device),
-        "attn_implementation": _choose_attention(attn, device, dtype),
+    chosen = _choose_dtype(dtype, device, folder.config)
+    options = {
+        "dtype": chosen,
+        "attn_implementation": _choose_attention(attn, device, chosen),
         "device_map": "auto" if device == "cuda" else device,
     }
     if quantize:
-        options["quantization_config"] = _quantization(quantize, options["dtype"])
+        options["quantization_config"] = _quantization(quantize, chosen)
+    return options
+
+
+def _load_network(folder: ModelFolder, options: dict[str, Any]):
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     try:
-        network, info = AutoModelForImageTextToText.from_pretrained(
-            folder.path,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
+        with _quiet_loading(folder.path):
+            network, info = AutoModelForImageTextToText.from_pretrained(
+                folder.path,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are listed in info, and refused below
+                **options,
+            )
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(
             f'{folder.name} does not fit into the GPU\'s memory; try quantize="4bit", a smaller '
             "model or more GPUs"
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers has no family of errors
         raise ModelError(f"{folder.name} could not be loaded: {first_line(error)}") from error
-    wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    if wrong:
-        raise ModelError(
-            f"{folder.path} lacks or mismatches {len(wrong)} weights ({sorted(wrong)[0]} …); they "
-            "would be random, so download the model again"
-        )
-    if {"cpu", "disk"} & set(map(str, getattr(network, "hf_device_map", {}).values())) and (
-        device == "cuda"
-    ):
+    _check_loaded(folder.path, info)
+    places = set(map(str, getattr(network, "hf_device_map", {}).values()))
+    if options["device_map"] == "auto" and places & {"cpu", "disk"}:
         warnings.warn(
             f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly",
             stacklevel=3,
@@ -147,44 +154,93 @@ def _load_network(folder: ModelFolder, device: str, dtype: str, attn: str, quant
     return network
 
 
+def _check_loaded(path: Path, info: dict) -> None:
+    wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    if wrong:
+        raise ModelError(
+            f"{path}: {len(wrong)} weights are missing or of other shapes than config.json says "
+            f"({wrong[0]} …) and would be random; download the model again"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"{path}: {len(unused)} weights have no place in the model that config.json describes "
+            f"({unused[0]} …) and are left out",
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def _quiet_loading(path: Path):
+    """No progress bar for a small model; no report of the weights: `_check_loaded` tells it."""
+    from transformers.utils import logging
+
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    hide_bar = size <= QUIET_BYTES and logging.is_progress_bar_enabled()
+    logger = logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    if hide_bar:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+        if hide_bar:
+            logging.enable_progress_bar()
+
+
+def _is_no_report(record) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
 def _choose_device(device: str) -> str:
     import torch
 
+    mps = torch.backends.mps.is_available()
     if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    match = re.fullmatch(r"cpu|mps|cuda(:(\d+))?", str(device))
+    if not match:
         raise ModelError(f'device={device!r} is unknown; choose "auto", "cpu", "cuda:0" or "mps"')
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f'device={device!r}, but torch sees no GPU; use device="auto"')
+    gpus = torch.cuda.device_count()
+    if (device == "mps" and not mps) or (device.startswith("cuda") and int(match[2] or 0) >= gpus):
+        raise ModelError(f'device={device!r}, but torch sees {gpus} GPUs; use device="auto"')
     return device
 
 
-def _choose_dtype(dtype: str, device: str):
+def _choose_dtype(dtype: str, device: str, config: dict):
+    """A torch dtype; "auto" on a GPU is the one in which the weights are stored."""
     import torch
 
-    if dtype == "auto":
-        return torch.float32 if device == "cpu" else "auto"
-    chosen = getattr(torch, dtype, None)
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ModelError(f'dtype={dtype!r} is unknown; choose "auto", "bfloat16", "float16" …')
-    return chosen
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto" and device == "cpu":
+        return torch.float32
+    if name == "auto":
+        parts = (config, config.get("text_config") or {})
+        stored = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
+        name = str(stored[0]).removeprefix("torch.") if stored else "bfloat16"
+    if name not in DTYPES:
+        raise ModelError(f"dtype={dtype!r} is unknown; choose 'auto' or one of {list(DTYPES)}")
+    return getattr(torch, name)
 
 
-def _choose_attention(attn: str, device: str, dtype: str) -> str:
+def _choose_attention(attn: str, device: str, dtype: Any) -> str:
+    import torch
     from transformers.utils import is_flash_attn_2_available
 
+    if attn not in ATTENTIONS:
+        raise ModelError(f"attn={attn!r} is unknown; choose one of {list(ATTENTIONS)}")
+    fits = device.startswith("cuda") and dtype in (torch.bfloat16, torch.float16)
     if attn == "auto":
-        fits = device.startswith("cuda") and dtype in ("auto", "bfloat16", "float16")
         return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
-    if attn == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ModelError('attn="flash_attention_2" needs `pip install flash-attn` and a CUDA GPU')
+    if attn == "flash_attention_2" and not (fits and is_flash_attn_2_available()):
+        raise ModelError(
+            'attn="flash_attention_2" needs a CUDA GPU, dtype="bfloat16" or "float16", and '
+            '`pip install flash-attn`; attn="auto" takes it where it can be used'
+        )
     return attn
 
 
 def _quantization(quantize: str, dtype: Any):
-    import torch
     from transformers import BitsAndBytesConfig
 
     try:
@@ -195,9 +251,8 @@ def _quantization(quantize: str, dtype: Any):
         ) from error
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
 
 
@@ -208,7 +263,7 @@ def _load_processor(folder: ModelFolder):
         processor = AutoProcessor.from_pretrained(
             folder.path, trust_remote_code=False, local_files_only=True, padding_side="left"
         )
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # as above
         raise ModelError(
             f"{folder.path} has no usable processor ({first_line(error)}); it needs the "
             "tokenizer and preprocessor files of the original model beside the weights"

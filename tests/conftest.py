@@ -1,0 +1,94 @@
+"""What all tests share: models that cost little, no network unless asked, no silent skips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def vlm():
+    """The bundled model."""
+    import vlkit
+
+    return vlkit.load()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """``tiny_folder(kind)``: a random-weight model of ``tiny_models.KINDS``; read only."""
+    from tiny_models import build_model
+
+    built: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in built:
+            built[kind] = build_model(kind, tmp_path_factory.mktemp(kind))
+        return built[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tiny_folder):
+    """``tiny_vlm(kind)``: that model, loaded once."""
+    import vlkit
+
+    loaded: dict[str, object] = {}
+
+    def load(kind: str):
+        if kind not in loaded:
+            loaded[kind] = vlkit.load(tiny_folder(kind))
+        return loaded[kind]
+
+    return load
+
+
+@pytest.fixture
+def broken_folder(tiny_folder, tmp_path):
+    """A tiny Qwen2-VL of one's own, to damage."""
+    return Path(shutil.copytree(tiny_folder("qwen2_vl"), tmp_path / "model"))
+
+
+@pytest.fixture
+def blocked_network(monkeypatch):
+    """No connection can be made; the list holds every attempt."""
+    attempts: list[object] = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
+        raise OSError("the network is blocked in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return attempts
+
+
+# --- in CI a skipped test is a failed one ---------------------------------------------------------
+
+
+def _skips_fail() -> bool:
+    return bool(os.environ.get("CI") or os.environ.get("VLKIT_NO_SKIPS"))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if _skips_fail() and reporter.stats.get("skipped") and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    if _skips_fail() and skipped:
+        terminalreporter.write_line(
+            f"FAILED: {len(skipped)} skipped; with CI or VLKIT_NO_SKIPS set every test must run "
+            '(deselect with -m "not gpu" instead)',
+            red=True,
+        )

@@ -1,0 +1,188 @@
+"""Tiny models of every generation with random weights, written to a folder like a hub's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from vlkit.bundled import bundled_path
+
+KINDS = {  # kind → (family, class prefix)
+    "qwen2_vl": ("qwen2_vl", "Qwen2VL"),
+    "qwen2_5_vl": ("qwen2_5_vl", "Qwen2_5_VL"),
+    "qwen3_vl": ("qwen3_vl", "Qwen3VL"),
+    "qwen3_vl_moe": ("qwen3_vl", "Qwen3VLMoe"),
+    "qwen3_5": ("qwen3_5", "Qwen3_5"),
+    "qwen3_5_moe": ("qwen3_5", "Qwen3_5Moe"),
+}
+PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_5": 16}
+HIDDEN = 64
+LAYERS = 2
+
+QWEN2_TEMPLATE = (bundled_path("tiny-qwen2-vl") / "chat_template.jinja").read_text()
+_ITEMS = (
+    "{%- macro render(content) %}{%- if content is string %}{{- content }}"
+    "{%- else %}{%- for item in content %}"
+    "{%- if 'image' in item or 'image_url' in item or item.type == 'image' %}"
+    "{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif 'video' in item or item.type == 'video' %}"
+    "{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
+    "{%- elif 'text' in item %}{{- item.text }}{%- endif %}{%- endfor %}{%- endif %}"
+    "{%- endmacro %}"
+)
+QWEN3_TEMPLATE = (  # no system message of its own
+    _ITEMS + "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + render(message.content) + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+QWEN3_5_TEMPLATE = (  # trims contents, and thinks before it answers
+    _ITEMS + "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.role == 'assistant' and loop.last %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{{- render(message.content) | trim + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+)
+
+
+def build_model(kind: str, folder: Path, *, seed: int = 0, max_shard_size: str = "1GB") -> Path:
+    """Write a model of one of ``KINDS`` to ``folder``; the same seed gives the same weights."""
+    family, prefix = KINDS[kind]
+    tokenizer = _tokenizer(family)
+    vision, text = _dimensions(kind, len(tokenizer))
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in {
+            "image_token_id": "image_pad",
+            "video_token_id": "video_pad",
+            "vision_start_token_id": "vision_start",
+            "vision_end_token_id": "vision_end",
+        }.items()
+    }
+    config = getattr(transformers, f"{prefix}Config")(
+        vision_config=vision, text_config=text, tie_word_embeddings=kind == "qwen2_vl", **ids
+    )
+    network_class = getattr(transformers, f"{prefix}ForConditionalGeneration")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = network_class(config)
+        for parameter in network.parameters():  # spread out: two answers seldom tie
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    network.generation_config.eos_token_id = end
+    network.generation_config.pad_token_id = tokenizer.pad_token_id
+    network.save_pretrained(folder, max_shard_size=max_shard_size)
+    _processor(family, tokenizer).save_pretrained(folder)
+    if kind == "qwen2_5_vl":
+        _rewrite_as_of_2025(folder)
+    return folder
+
+
+def _tokenizer(family: str):
+    tokenizer = AutoTokenizer.from_pretrained(bundled_path("tiny-qwen2-vl"))
+    if family in ("qwen3_vl", "qwen3_5"):
+        tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
+    return tokenizer
+
+
+def _dimensions(kind: str, vocabulary: int) -> tuple[dict, dict]:
+    family, _ = KINDS[kind]
+    vision = {"depth": LAYERS, "num_heads": 4, "patch_size": PATCH[family]}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = {
+        "vocab_size": vocabulary,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": kind == "qwen2_vl",
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "rope_parameters": rope,
+    }
+    if family == "qwen2_vl":
+        return vision | {"embed_dim": HIDDEN, "hidden_size": HIDDEN, "mlp_ratio": 2}, text
+    vision |= {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "out_hidden_size": HIDDEN,
+    }
+    if family == "qwen2_5_vl":
+        return vision | {"fullatt_block_indexes": [1], "window_size": 56}, text
+    text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}}
+    vision |= {"num_position_embeddings": 64}
+    if family == "qwen3_vl":
+        vision |= {"deepstack_visual_indexes": [0]}
+    else:
+        text["layer_types"] = ["linear_attention", "full_attention"]
+        text["rope_parameters"] |= {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+        for side in ("key", "value"):
+            text |= {f"linear_{side}_head_dim": 16, f"linear_num_{side}_heads": 2}
+    if kind.endswith("moe"):
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
+    if kind == "qwen3_5_moe":
+        text["shared_expert_intermediate_size"] = HIDDEN
+    return vision, text
+
+
+def _processor(family: str, tokenizer):
+    patch = PATCH[family]
+    token = (2 * patch) ** 2
+    size = {"shortest_edge": 4 * token, "longest_edge": 64 * token}
+    image_processor = Qwen2VLImageProcessor(patch_size=patch, size=size)
+    if family in ("qwen2_vl", "qwen2_5_vl"):
+        video_processor = Qwen2VLVideoProcessor(patch_size=patch, size=size)
+        kind = Qwen2VLProcessor if family == "qwen2_vl" else Qwen2_5_VLProcessor
+        return kind(image_processor, tokenizer, video_processor, chat_template=QWEN2_TEMPLATE)
+    template = QWEN3_TEMPLATE if family == "qwen3_vl" else QWEN3_5_TEMPLATE
+    video_processor = Qwen3VLVideoProcessor(patch_size=patch, size=size)
+    return Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=template)
+
+
+def _rewrite_as_of_2025(folder: Path) -> None:
+    """The files as Qwen2.5-VL's repositories have them: a flat config, the pixel limits in
+    ``preprocessor_config.json``, the template in ``chat_template.json``."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    config |= {key: value for key, value in text.items() if key not in ("model_type", "dtype")}
+    config["rope_theta"] = rope["rope_theta"]
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    config["torch_dtype"] = config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN2_TEMPLATE}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "min_pixels": 4 * 784,
+                "max_pixels": 64 * 784,
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "processor_class": "Qwen2_5_VLProcessor",
+            }
+        )
+    )
+    for name in ("processor_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
