@@ -4,6 +4,9 @@
 class VlkitError(Exception):
     """Base of every error that vlkit raises for what a user passed in."""
 
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
+
 
 class MediaError(VlkitError):
     """A picture or video that cannot be read; names the file and the remedy."""
@@ -20,7 +23,7 @@ class GroundingParseError(VlkitError):
         text: the raw answer, whole.
     """
 
-    def __init__(self, message: str, text: str):
+    def __init__(self, message: str, text: str = ""):
         super().__init__(message)
         self.text = text
 

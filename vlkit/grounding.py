@@ -1,31 +1,23 @@
-"""Boxes and points: what each generation writes, read into pixels of the upright original and back.
-
-Every format names its coordinate space in :data:`FORMATS`:
-
-* ``thousand``: 0–1000 of the picture's width and height, whatever its size;
-* ``resized``: pixels of the picture as the processor resized it.
-"""
+"""Boxes and points in pixels of the upright original, read from a model's answer and written."""
 
 from __future__ import annotations
 
-import json
-import re
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any
 
 from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.formats import FORMATS, GroundingFormat, read_answer, write_answer
 
 Size = tuple[int, int]  # (width, height) in pixels
 
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-aligned box in pixels of the upright original picture: x right, y down, floats.
-
-    ``(x1, y1)`` is the top left corner, ``(x2, y2)`` the bottom right one.
-    """
+    """A box in float pixels of the upright original: ``(x1, y1)`` is its top left corner."""
 
     label: str
     x1: float
@@ -46,50 +38,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Point:
-    """A point in pixels of the upright original picture: x right, y down, floats."""
+    """A point in float pixels of the upright original."""
 
     label: str
     x: float
     y: float
-
-
-@dataclass(frozen=True)
-class GroundingFormat:
-    """How one generation writes coordinates.
-
-    Attributes:
-        style: ``tags`` (special tokens around ``(x,y)`` pairs) or ``json`` (``bbox_2d``).
-        space: ``thousand`` or ``resized``, see the module's docstring.
-        label_tags, box_tags: the tokens around a label and around coordinates, for ``tags``.
-    """
-
-    style: Literal["tags", "json"]
-    space: Literal["thousand", "resized"]
-    label_tags: tuple[str, str] = ("", "")
-    box_tags: tuple[str, str] = ("", "")
-
-
-FORMATS = {
-    # Qwen-VL: https://arxiv.org/abs/2308.12966, section 3.2
-    "qwen_vl": GroundingFormat("tags", "thousand", ("<ref>", "</ref>"), ("<box>", "</box>")),
-    # Qwen2-VL: https://arxiv.org/abs/2409.12191, section 2.2.1
-    "qwen2_vl": GroundingFormat(
-        "tags",
-        "thousand",
-        ("<|object_ref_start|>", "<|object_ref_end|>"),
-        ("<|box_start|>", "<|box_end|>"),
-    ),
-    # Qwen2.5-VL: https://arxiv.org/abs/2502.13923, "absolute coordinates"
-    "qwen2_5_vl": GroundingFormat("json", "resized"),
-    "qwen3_vl": GroundingFormat("json", "thousand"),
-    "qwen3_5": GroundingFormat("json", "thousand"),
-}
-
-_NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
-_PAIR = re.compile(rf"\({_NUMBER},{_NUMBER}\)")
-_BARE_BOX = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
-# a JSON object without objects inside; possessive, so that no input makes it backtrack
-_OBJECT = re.compile(r"""\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\}""", re.DOTALL)
 
 
 def parse_grounding(
@@ -112,15 +65,30 @@ def parse_grounding(
     Raises:
         GroundingParseError: the text holds coordinates, but none that this format can read.
     """
+    items, left_out = read_grounding(
+        text, family=family, image_size=image_size, input_size=input_size
+    )
+    if left_out:
+        warnings.warn(left_out, stacklevel=2)
+    return items
+
+
+def read_grounding(
+    text: str, *, family: str, image_size: Size, input_size: Size | None = None
+) -> tuple[list[Box | Point], str]:
+    """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
+    if not isinstance(text, str):
+        raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
     form = _format_of(family)
     span = _span(form, image_size, input_size)
-    read = _read_tags if form.style == "tags" else _read_json
-    found, problems = read(text, form)
+    answer = text.rpartition("</think>")[2]
+    found, problems = read_answer(answer, form)
     if problems and not found:
-        raise GroundingParseError(f"{problems[0]} (family={family!r})", text)
-    if problems:
-        warnings.warn(f"{len(found)} read, left out: {'; '.join(problems)}", stacklevel=2)
-    return [_to_pixels(label, numbers, span, image_size) for label, numbers in found]
+        advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
+        raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
+    left_out = f"{len(found)} read, {len(problems)} left out: " + "; ".join(problems[:3])
+    left_out = left_out if problems else ""
+    return [_to_pixels(label, numbers, span, image_size) for label, numbers in found], left_out
 
 
 def format_grounding(
@@ -138,12 +106,29 @@ def format_grounding(
     Args:
         boxes: boxes or points in pixels of the upright original, one or many.
         family, image_size, input_size: as in :func:`parse_grounding`.
+
+    Raises:
+        VlkitError: a coordinate that is not finite, or a label that the format cannot hold.
     """
     form = _format_of(family)
     span = _span(form, image_size, input_size)
-    items = [boxes] if isinstance(boxes, Box | Point) else list(boxes)
-    pairs = [(item.label, _from_pixels(item, span, image_size)) for item in items]
-    return _write_tags(pairs, form) if form.style == "tags" else _write_json(pairs)
+    pairs = [(str(each.label), _from_pixels(each, span, image_size)) for each in list_items(boxes)]
+    return write_answer(pairs, form)
+
+
+def list_items(boxes: Box | Point | Iterable[Box | Point]) -> list[Box | Point]:
+    """One or many boxes and points as a list. Raises VlkitError for anything else."""
+    items = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+    for item in items:
+        if not isinstance(item, Box | Point):
+            raise VlkitError(f"expected vlkit.Box or vlkit.Point, not {item!r:.60}")
+        if not all(isinstance(v, Real) and math.isfinite(v) for v in _coordinates(item)):
+            raise VlkitError(f"{item} has a coordinate that is no finite number; give pixels")
+    return items
+
+
+def _coordinates(item: Box | Point) -> tuple[float, ...]:
+    return item.xyxy if isinstance(item, Box) else (item.x, item.y)
 
 
 def _format_of(family: str) -> GroundingFormat:
@@ -154,17 +139,26 @@ def _format_of(family: str) -> GroundingFormat:
 
 def _span(form: GroundingFormat, image_size: Size, input_size: Size | None) -> Size:
     """The (width, height) that the format's coordinates run over."""
-    for name, size in (("image_size", image_size), ("input_size", input_size)):
-        if size is not None and (len(size) != 2 or min(size) <= 0):
-            raise VlkitError(f"{name}={size!r} must be (width, height) in pixels, both positive")
+    _check_size("image_size", image_size)
     if form.space == "thousand":
         return (1000, 1000)
     if input_size is None:
         raise VlkitError(
-            "this family writes pixels of the resized picture: pass input_size=(width, height), "
+            "this family writes pixels of the resized picture; pass input_size=(width, height), "
             "which is image_grid_thw[2] and [1] times the patch size (reply.input_sizes)"
         )
+    _check_size("input_size", input_size)
     return input_size
+
+
+def _check_size(name: str, size: Any) -> None:
+    try:
+        width, height = size
+        valid = 0 < width < math.inf and 0 < height < math.inf
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise VlkitError(f"{name}={size!r} must be (width, height) in pixels, both positive")
 
 
 def _to_pixels(label: str, numbers: Sequence[float], span: Size, size: Size) -> Box | Point:
@@ -179,89 +173,6 @@ def _to_pixels(label: str, numbers: Sequence[float], span: Size, size: Size) -> 
 
 
 def _from_pixels(item: Box | Point, span: Size, size: Size) -> list[int]:
-    pixels = item.xyxy if isinstance(item, Box) else (item.x, item.y)
-    scaled = [round(value * span[i % 2] / size[i % 2]) for i, value in enumerate(pixels)]
+    numbers = enumerate(_coordinates(item))
+    scaled = [round(value * span[i % 2] / size[i % 2]) for i, value in numbers]
     return [min(max(value, 0), span[i % 2]) for i, value in enumerate(scaled)]
-
-
-# --- tags: Qwen-VL and Qwen2-VL ------------------------------------------------------------------
-
-
-def _read_tags(text: str, form: GroundingFormat) -> tuple[list, list[str]]:
-    """(label, numbers) pairs, and what could not be read."""
-    tags = (*form.label_tags, *form.box_tags)
-    pieces = re.split("(" + "|".join(map(re.escape, tags)) + ")", text)
-    found, problems, label = [], [], ""
-    for tag, content, after in zip(pieces[1::2], pieces[2::2], [*pieces[3::2], ""], strict=True):
-        if tag == form.label_tags[0]:
-            label = content.strip()
-        elif tag == form.box_tags[0]:
-            numbers = [float(n) for pair in _PAIR.findall(content) for n in pair]
-            if after == form.box_tags[1] and len(numbers) in (2, 4):
-                found.append((label, numbers))
-            elif after:
-                problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
-            else:
-                problems.append(f"the answer ends inside {tag}{content[:60]}")
-    if not found and not problems and _BARE_BOX.search(text):
-        problems.append(
-            f"the answer holds coordinates without {form.box_tags[0]}; pass the raw answer with "
-            "its special tokens (reply.raw), or check the family"
-        )
-    return found, problems
-
-
-def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> str:
-    (ref, end_ref), (box, end_box) = form.label_tags, form.box_tags
-    groups: list[str] = []
-    before = None
-    for label, n in pairs:
-        corners = ",".join(f"({x},{y})" for x, y in zip(n[::2], n[1::2], strict=True))
-        if label and label == before:
-            groups[-1] += f"{box}{corners}{end_box}"
-        else:
-            name = f"{ref}{label}{end_ref}" if label else ""
-            groups.append(f"{name}{box}{corners}{end_box}")
-        before = label
-    return ", ".join(groups)
-
-
-# --- JSON: Qwen2.5-VL and later ------------------------------------------------------------------
-
-
-def _read_json(text: str, form: GroundingFormat) -> tuple[list, list[str]]:
-    """(label, numbers) pairs, and what could not be read."""
-    answer = text.rpartition("</think>")[2]
-    found, problems, end = [], [], 0
-    for match in _OBJECT.finditer(answer):
-        if "bbox_2d" not in match[0] and "point_2d" not in match[0]:
-            continue
-        end = match.end()
-        try:
-            item = json.loads(match[0])
-            found.append(_read_item(item))
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            problems.append(f"{match[0][:80]} is neither a box nor a point ({error})")
-    if "bbox_2d" in answer[end:] or "point_2d" in answer[end:]:
-        problems.append(f"the answer ends inside {answer[end:].strip()[:60]}")
-    return found, problems
-
-
-def _read_item(item: dict) -> tuple[str, list[float]]:
-    key = "bbox_2d" if "bbox_2d" in item else "point_2d"
-    numbers = [float(n) for n in item[key]]
-    if len(numbers) != (4 if key == "bbox_2d" else 2):
-        raise ValueError(f"{len(numbers)} numbers")
-    if not all(abs(n) < 1e9 for n in numbers):  # also refuses NaN
-        raise ValueError("numbers out of range")
-    return str(item.get("label", "")), numbers
-
-
-def _write_json(pairs: list[tuple[str, list[int]]]) -> str:
-    lines = [
-        json.dumps(
-            {"bbox_2d" if len(n) == 4 else "point_2d": n, "label": label}, ensure_ascii=False
-        )
-        for label, n in pairs
-    ]
-    return "```json\n[\n\t" + ",\n\t".join(lines) + "\n]\n```" if lines else "```json\n[]\n```"

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import os
-import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-from PIL import ImageFile, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base as ExifTag
+from PIL.ImageFile import ImageFile
 
 from vlkit.errors import MediaError
+from vlkit.sources import read_bytes
 
-MAX_DOWNLOAD_BYTES = 64 * 2**20
-DOWNLOAD_TIMEOUT = 20.0  # seconds for the whole download
 MAX_ASPECT_RATIO = 200  # the processors of the whole family refuse more
-_truncation = threading.Lock()  # LOAD_TRUNCATED_IMAGES is a global of Pillow
+_HALF_STEP = 0.5 / 255  # what interpolation and rounding may overshoot 0–1 by
+
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_TURN = PIL.Image.Transpose
+_TURNS = {  # by the EXIF orientation
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Image:
 
     Args:
         source: path, ``Path``, ``file://`` or http(s) URL, data URL, bytes, PIL image, numpy array
-            (H, W), (H, W, 1|3|4) of uint8, uint16 or float 0–1, or torch tensor (C, H, W).
+            (H, W), (H, W, 1|3|4) of bool, uint8, uint16 or float 0–1, or torch tensor (C, H, W).
         max_tokens: the most image tokens that this picture may cost; it is shrunk to fit.
         min_tokens: the fewest; a smaller picture is enlarged.
-        strict: with False, a truncated file is read as far as it goes (the rest is grey).
+        strict: with False, a truncated file is read as far as it goes (the rest is grey or black).
     """
 
     source: Any
@@ -52,7 +54,9 @@ class Image:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise MediaError(f"{name}={value!r} must be a whole number of tokens, 1 or more")
         if self.max_tokens and self.min_tokens and self.min_tokens > self.max_tokens:
-            raise MediaError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}")
+            raise MediaError(
+                f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}; swap them"
+            )
 
     def load(self) -> PIL.Image.Image:
         """The picture, upright, RGB. Raises MediaError."""
@@ -60,10 +64,10 @@ class Image:
 
 
 def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
-    """Read a picture from any source into an upright 8-bit RGB PIL image.
+    """Read a picture from any source into a new upright 8-bit RGB PIL image.
 
     EXIF orientation is applied, alpha is composed on white, 16-bit grey is scaled, and the first
-    frame of an animation is taken.
+    frame of an animated file is taken (of a PIL image, the frame that it stands at).
 
     Args:
         source: see :class:`Image`.
@@ -74,216 +78,130 @@ def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
     """
     if isinstance(source, Image):
         return load_image(source.source, strict=strict and source.strict)
-    name = describe_source(source)
+    name, size = describe_source(source), None
     if isinstance(source, PIL.Image.Image):
-        picture = _decode(source, name, strict)
-    elif _is_array(source):
+        picture = source
+    elif hasattr(source, "shape") and not isinstance(source, memoryview):
         picture = PIL.Image.fromarray(_array_to_uint8(source, name))
-        picture = _flatten(picture)
     else:
-        data = _read_bytes(source, name)
-        picture = _decode(_open(data, name), name, strict)
+        data = read_bytes(source, name)
+        picture, size = _open(data, name, strict), len(data)
+    picture = _decode(picture, name, size, strict)
+    picture.info.clear()  # an orientation or transparency left there would be applied again
     return _check_shape(picture, name)
 
 
 def describe_source(source: Any) -> str:
-    """A short name for messages and reports; never the content itself."""
+    """A short name for messages and reports, of one line; never the content itself."""
     if isinstance(source, Image):
         return describe_source(source.source)
-    if isinstance(source, os.PathLike):
-        return os.fspath(source)
-    if isinstance(source, str):
-        return _shorten(source)
+    if isinstance(source, str | os.PathLike):
+        return _shorten(os.fsdecode(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source):,} bytes"
     if isinstance(source, PIL.Image.Image):
-        return getattr(source, "filename", "") or f"{source.width}×{source.height} PIL image"
+        file = getattr(source, "filename", "")
+        return _shorten(os.fsdecode(file)) if file else f"{source.width}×{source.height} PIL image"
     if hasattr(source, "shape"):
-        return f"{type(source).__name__} of shape {tuple(source.shape)}"
+        return f"{type(source).__name__} of shape {source.shape!s:.60}"
     return f"{type(source).__name__} object"
 
 
 def _shorten(text: str) -> str:
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         return f"data URL of {len(text):,} characters"
-    text = "".join(c if c.isprintable() else "�" for c in text)
+    if not text or not text.isprintable():
+        text = ascii(text)  # quoted, with control characters spelt out
     return text if len(text) <= 200 else text[:120] + "…" + text[-60:]
-
-
-def _is_array(source: Any) -> bool:
-    return isinstance(source, np.ndarray) or type(source).__module__.split(".")[0] == "torch"
-
-
-# --- bytes ---------------------------------------------------------------------------------------
-
-
-def _read_bytes(source: Any, name: str) -> bytes:
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
-    if isinstance(source, str):
-        scheme = source[:8].lower()
-        if scheme.startswith("data:"):
-            return _decode_data_url(source, name)
-        if scheme.startswith(("http://", "https://")):
-            return _download(source, name)
-        if scheme.startswith("file://"):
-            source = urllib.request.url2pathname(urllib.parse.urlsplit(source).path)
-    if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source).expanduser(), name)
-    raise MediaError(
-        f"cannot read a picture from a {type(source).__name__}; pass a path, URL, data URL, "
-        "bytes, PIL image, numpy array, torch tensor or vlkit.Image"
-    )
-
-
-def _read_file(path: Path, name: str) -> bytes:
-    try:
-        if path.is_dir():
-            raise MediaError(f"{name} is a directory; pass one picture file of it")
-        if not path.exists():
-            raise MediaError(f"{name} does not exist (looked in {Path.cwd()}); check the path")
-        if not path.is_file():
-            raise MediaError(f"{name} is not a regular file; save the picture to disk first")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"{name} cannot be read: {reason}") from error
-
-
-def _decode_data_url(url: str, name: str) -> bytes:
-    header, comma, payload = url.partition(",")
-    try:
-        if not comma:
-            raise ValueError("no comma")
-        if header.lower().endswith(";base64"):
-            return base64.b64decode(urllib.parse.unquote(payload), validate=True)
-        return urllib.parse.unquote_to_bytes(payload)
-    except (ValueError, binascii.Error) as error:
-        raise MediaError(
-            f"{name} is not valid base64 ({error}); expected data:image/png;base64,…"
-        ) from error
-
-
-def _download(url: str, name: str) -> bytes:
-    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
-    request = urllib.request.Request(url, headers={"User-Agent": "vlkit"})
-    try:
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT / 2) as response:
-            return _read_response(response, name, deadline)
-    except urllib.error.HTTPError as error:
-        raise MediaError(f"{name} answered HTTP {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise MediaError(
-            f"{name} could not be downloaded: {reason}; check the address and the network, "
-            "or pass a local file"
-        ) from error
-
-
-def _read_response(response, name: str, deadline: float) -> bytes:
-    chunks, size = [], 0
-    while chunk := response.read1(1 << 16):
-        size += len(chunk)
-        if size > MAX_DOWNLOAD_BYTES:
-            limit = MAX_DOWNLOAD_BYTES // 2**20
-            raise MediaError(f"{name} is larger than {limit} MiB; download it and shrink it first")
-        if time.monotonic() > deadline:
-            raise MediaError(
-                f"{name} sent only {size:,} bytes in {DOWNLOAD_TIMEOUT:.0f} s; download it first"
-            )
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 # --- decoding ------------------------------------------------------------------------------------
 
 
-def _open(data: bytes, name: str) -> PIL.Image.Image:
+def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
     if not data:
         raise MediaError(f"{name} is empty (0 bytes); save or download it again")
+    if not strict and data.startswith(b"\xff\xd8"):
+        data += b"\xff\xd9"  # JPEG's end marker: the decoder then gives out what it has
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            picture = PIL.Image.open(io.BytesIO(data))
+        picture = PIL.Image.open(io.BytesIO(data))
+        if picture.format == "EPS":
+            raise MediaError(f"{name} is PostScript, a program; export it as PNG")
+        return picture
+    except MediaError:
+        raise
     except PIL.Image.DecompressionBombError as error:
         raise MediaError(
             f"{name} unpacks to too many pixels ({error}); shrink it, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
-    except UnidentifiedImageError as error:
-        raise MediaError(
-            f"{name} is not a picture: its {len(data):,} bytes begin with {data[:12]!r}; "
-            "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
-        ) from error
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise MediaError(f"{name} cannot be decoded: {error}; re-save it as PNG") from error
-    picture.info["vlkit_bytes"] = len(data)
-    return picture
+        if data.startswith(_SIGNATURES):
+            text = (
+                f"is truncated or damaged (it has {len(data):,} bytes); save or download it again"
+            )
+        else:
+            text = (
+                f"is not a picture: its {len(data):,} bytes begin with {data[:12]!r}; "
+                "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
+            )
+        raise MediaError(f"{name} {text}") from error
 
 
-def _decode(picture: PIL.Image.Image, name: str, strict: bool) -> PIL.Image.Image:
-    size = picture.info.get("vlkit_bytes")
+def _decode(picture: PIL.Image.Image, name: str, size: int | None, strict: bool):
     try:
-        with _truncated_allowed(not strict):
-            picture.seek(0) if getattr(picture, "is_animated", False) else None
-            picture.load()
-        return _flatten(_upright(picture))
+        _load_pixels(picture, strict)
+        return _flatten(_upright(picture), name)
     except MediaError:
         raise
     except Exception as error:  # as above
-        if "truncated" in str(error).lower() or isinstance(error, EOFError | SyntaxError):
-            after = f" after {size:,} bytes" if size else ""
-            raise MediaError(
-                f"{name} is truncated{after}; re-save it or pass "
-                "vlkit.Image(…, strict=False) to read what is there"
-            ) from error
-        raise MediaError(f"{name} cannot be decoded: {error}; re-save it as PNG") from error
+        if "truncated" not in str(error).lower():
+            text = f"{name} cannot be decoded: {error}; re-save it as PNG"
+            raise MediaError(text) from error
+        after = f" after {size:,} bytes" if size else ""
+        raise MediaError(
+            f"{name} is truncated{after}; re-save it or pass "
+            "vlkit.Image(…, strict=False) to read what is there"
+        ) from error
 
 
-@contextmanager
-def _truncated_allowed(allowed: bool):
-    with _truncation:
-        before = ImageFile.LOAD_TRUNCATED_IMAGES
-        ImageFile.LOAD_TRUNCATED_IMAGES = allowed
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+def _load_pixels(picture: PIL.Image.Image, strict: bool) -> None:
+    try:
+        picture.load()
+    except Exception:
+        if strict or not isinstance(picture, ImageFile):
+            raise
+        picture.tile = []  # ends the reading and keeps the rows that are there; Pillow's own
+        picture.load()  # switch, LOAD_TRUNCATED_IMAGES, would count for every thread
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
+        turn = _TURNS.get(picture.getexif().get(ExifTag.Orientation, 1))
     except Exception:  # EXIF that cannot be parsed says nothing about orientation
-        return picture
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
-def _flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Any mode to RGB: alpha on white, 16-bit and float grey scaled to 8 bits."""
+def _flatten(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Any mode to a new RGB image: alpha on white, 16-bit and float grey scaled to 8 bits."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        return _flatten_wide(picture)
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
+        values = np.asarray(picture)
+        if picture.mode == "I" and 0 <= values.min() and values.max() <= 65535:
+            values = values.astype(np.uint16)  # Pillow's container of some 16-bit files
+        picture = PIL.Image.fromarray(_scale_to_uint8(values, name))
+    elif picture.has_transparency_data:
         canvas = PIL.Image.new("RGBA", picture.size, "white")
-        return PIL.Image.alpha_composite(canvas, picture).convert("RGB")
-    return picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
-
-
-def _flatten_wide(picture: PIL.Image.Image) -> PIL.Image.Image:
-    values = np.asarray(picture)
-    if picture.mode == "I":  # 32-bit container of 16-bit files
-        if values.min() < 0 or values.max() > 65535:
-            raise MediaError("32-bit grey values outside 0–65535; scale the picture to 8 bits")
-        values = values.astype(np.uint16)
-    return PIL.Image.fromarray(_scale_to_uint8(values, "picture")).convert("RGB")
+        picture = PIL.Image.alpha_composite(canvas, picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def _check_shape(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    width, height = picture.size
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+    long, short = max(picture.size), min(picture.size)
+    if not 0 < long <= MAX_ASPECT_RATIO * short:
         raise MediaError(
-            f"{name} is {width}×{height} pixels; models of this family take sides of at most "
-            f"{MAX_ASPECT_RATIO}:1, so crop or pad it"
+            f"{name} is {picture.width}×{picture.height} pixels; models of this family take sides "
+            f"of at most {MAX_ASPECT_RATIO}:1, so crop or pad it"
         )
     return picture
 
@@ -292,19 +210,23 @@ def _check_shape(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
 
 
 def _array_to_uint8(source: Any, name: str) -> np.ndarray:
-    """(H, W) or (H, W, 3|4) uint8 from a numpy array or a torch tensor."""
-    if not isinstance(source, np.ndarray):
-        source = source.detach().cpu()
-        source = (source.float() if source.is_floating_point() else source).numpy()
-        if source.ndim == 3 and source.shape[0] in (1, 3, 4):
-            source = source.transpose(1, 2, 0)
-    if source.ndim == 3 and source.shape[2] == 1:
-        source = source[..., 0]
-    if source.size == 0 or not (
-        source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
+    """(H, W) or (H, W, 3|4) uint8 from a numpy array, a torch tensor or what numpy can read."""
+    try:
+        if hasattr(source, "detach"):
+            source = source.detach().cpu()
+            source = (source.float() if source.is_floating_point() else source).numpy()
+            if source.ndim == 3 and source.shape[0] in (1, 3, 4):
+                source = source.transpose(1, 2, 0)
+        values = np.asarray(source)
+    except Exception as error:  # quantized, sparse, on the meta device …
+        raise MediaError(f"{name} cannot be read ({error}); pass a dense numpy array") from error
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.size == 0 or not (
+        values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
     ):
         raise MediaError(f"{name} is not one picture; expected (H, W), (H, W, 3) or (H, W, 4)")
-    return np.ascontiguousarray(_scale_to_uint8(source, name))
+    return np.ascontiguousarray(_scale_to_uint8(values, name))
 
 
 def _scale_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
@@ -316,10 +238,12 @@ def _scale_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
         return np.round(values.astype(np.float32) / 257).astype(np.uint8)  # 65535 → 255
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high <= 1):  # also refuses NaN
+        if not (low >= -_HALF_STEP and high <= 1 + _HALF_STEP):  # also refuses NaN
             raise MediaError(
                 f"{name} holds floats from {low:.4g} to {high:.4g}; floats must lie in 0–1, "
-                "so divide by the maximum or pass uint8"
+                "so scale or clip them, or pass uint8"
             )
-        return np.round(values * 255).astype(np.uint8)
-    raise MediaError(f"{name} has dtype {values.dtype}; expected uint8, uint16 or float 0–1")
+        return np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    raise MediaError(
+        f"{name} has dtype {values.dtype}; expected uint8, uint16 or float 0–1, so convert it"
+    )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlkit.errors import VlkitError
 from vlkit.media import Image, load_image
+from vlkit.sources import is_url, local_path
 
 ROLES = ("system", "user", "assistant")
+_LIMITS = ("max_tokens", "min_tokens", "strict")
+_SOURCES = ("image", "image_url", "url", "path")
+_PIXELS = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
 # every <|…|> token writes a turn, a picture or a tool call, save those of grounding, which a
 # question may hold: "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
 _CONTROL = re.compile(r"<(?=\|(?!object_ref_|box_|quad_)\w+\|>)")
@@ -71,10 +73,7 @@ def iterate_media(messages: list[dict]) -> Iterator[dict]:
 def read_media_item(item: Mapping) -> Image:
     """A content item as a :class:`vlkit.Image` with its own limits."""
     source = item["image"]
-    if isinstance(source, Image):
-        return source
-    limits = {name: item[name] for name in ("max_tokens", "min_tokens") if item.get(name)}
-    return Image(source, strict=item.get("strict", True), **limits)
+    return Image(source, **{name: item[name] for name in _LIMITS if name in item})
 
 
 def escape_control_tokens(text: str) -> str:
@@ -89,21 +88,22 @@ def escape_control_tokens(text: str) -> str:
 def _text_item(text: str) -> dict:
     if not isinstance(text, str):
         raise VlkitError(f"the text comes first and is a string, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise VlkitError(f"the text holds half a character ({error}); decode it again") from error
     return {"type": "text", "text": text}
 
 
-def _media_item(source: Any) -> dict:
+def _media_item(source: Any, *, strict: bool = True) -> dict:
     if isinstance(source, Image):
-        item = _media_item(source.source)
-        limits = {name: getattr(source, name) for name in ("max_tokens", "min_tokens")}
-        item |= {name: value for name, value in limits.items() if value is not None}
-        return item if source.strict else item | {"strict": False}
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    elif isinstance(source, str) and source[:7].lower() == "file://":
-        source = urllib.request.url2pathname(urllib.parse.urlsplit(source).path)
-    elif not isinstance(source, str):
-        source = load_image(source)
+        limits = {name: getattr(source, name) for name in _LIMITS}
+        given = {k: v for k, v in limits.items() if v is not None and (k, v) != ("strict", True)}
+        return _media_item(source.source, strict=strict and source.strict) | given
+    if isinstance(source, str | os.PathLike):
+        source = source if is_url(source) else local_path(source)
+    else:
+        source = load_image(source, strict=strict)
     return {"type": "image", "image": source}
 
 
@@ -111,26 +111,34 @@ def _check_message(i: int, message: Any) -> dict:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         raise VlkitError(f"message {i} needs a 'role' of {list(ROLES)}: {message!r:.80}")
     content = message.get("content")
-    if isinstance(content, str):
-        content = [_text_item(content)]
+    content = [content] if isinstance(content, str) else content
     if not isinstance(content, list | tuple):
         raise VlkitError(f"message {i} needs a 'content' of text or a list of items")
-    return {"role": message["role"], "content": [_check_item(i, item) for item in content]}
+    try:
+        return {"role": message["role"], "content": [_check_item(item) for item in content]}
+    except VlkitError as error:
+        raise type(error)(f"message {i}: {error}") from error
 
 
-def _check_item(i: int, item: Any) -> dict:
+def _check_item(item: Any) -> dict:
     """One content item in one spelling, without keys that are None (`datasets` adds them)."""
     if isinstance(item, str):
         return _text_item(item)
     if not isinstance(item, Mapping):
-        raise VlkitError(f"message {i} holds {item!r:.80}; expected a dict with a 'type'")
+        raise VlkitError(f"expected a dict with a 'type', not {item!r:.80}")
     item = {key: value for key, value in item.items() if value is not None}
-    if "text" in item:
+    source = next((item[key] for key in _SOURCES if key in item), None)
+    kind = item.get("type", "text" if source is None else "image")
+    if kind == "text" and "text" in item:
         return _text_item(item["text"])
-    source = next((item[k] for k in ("image", "image_url", "url", "path") if k in item), None)
-    if source is None:
-        raise VlkitError(f"message {i} holds an item that is neither text nor image: {item!r:.80}")
+    if pixels := sorted(_PIXELS & item.keys()):
+        raise VlkitError(
+            f"{pixels[0]}={item[pixels[0]]!r} is not read; limit tokens with max_tokens or "
+            "min_tokens (one covers 28×28 pixels; 32×32 from Qwen3-VL on)"
+        )
     if isinstance(source, Mapping):  # {"image_url": {"url": "…"}}, the OpenAI spelling
         source = source.get("url")
-    kept = {key: item[key] for key in ("max_tokens", "min_tokens", "strict") if key in item}
-    return {"type": "image", "image": source, **kept}
+    if source is None or kind not in ("image", "image_url"):
+        raise VlkitError(f"expected an item of text or image, not {item!r:.80}")
+    found = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}
+    return found | {key: item[key] for key in _LIMITS if key in item}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from dataclasses import dataclass, field
 
 import PIL.Image
 
 from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.grounding import Box, Point, Size, parse_grounding
+from vlkit.grounding import Box, Point, Size, read_grounding
 from vlkit.plotting import draw_boxes
 
 
@@ -54,27 +55,39 @@ class Reply:
         Raises:
             GroundingParseError: the answer holds coordinates that cannot be read.
         """
-        if not self.images:
-            return []
-        size = self.images[image].size
-        sizes = {"image_size": size, "input_size": self.input_sizes[image]}
-        return parse_grounding(self.raw, family=self.family, **sizes)
+        return self._warned(image)
 
     @property
     def boxes(self) -> list[Box]:
         """Boxes in pixels of the last picture's upright original; see :meth:`grounding`."""
-        return [item for item in self.grounding() if isinstance(item, Box)]
+        return [item for item in self._warned() if isinstance(item, Box)]
 
     @property
     def points(self) -> list[Point]:
         """Points in pixels of the last picture's upright original; see :meth:`grounding`."""
-        return [item for item in self.grounding() if isinstance(item, Point)]
+        return [item for item in self._warned() if isinstance(item, Point)]
 
     def plot(self, image: int = -1) -> PIL.Image.Image:
         """The picture (by default the last) with the answer's boxes and points."""
         if not self.images:
-            raise VlkitError("this reply is about no picture, so there is nothing to plot")
-        return draw_boxes(self.images[image], self.grounding(image))
+            raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
+        items = self._warned(image)
+        return draw_boxes(self.images[image], items)
+
+    def _warned(self, image: int = -1) -> list[Box | Point]:
+        items, left_out = self._read(image)
+        if left_out:
+            warnings.warn(left_out, stacklevel=3)  # the line that asked, outside this module
+        return items
+
+    def _read(self, image: int = -1) -> tuple[list[Box | Point], str]:
+        if not self.images:
+            return [], ""
+        if not -len(self.images) <= image < len(self.images):
+            raise VlkitError(f"image={image} is not there; this reply is about {len(self.images)}")
+        size = self.images[image].size
+        input_size = self.input_sizes[image] if self.input_sizes else None
+        return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
 
     def __str__(self) -> str:
         return self.text
@@ -98,15 +111,17 @@ class Reply:
         if not self.images:
             return ""
         try:
-            picture, note = self.plot(), ""
+            items, note = self._read()
         except GroundingParseError as error:
-            picture, note = self.images[-1], f"<p>{html.escape(str(error))}</p>"
-        return image_html(picture, alt=self.text) + note
+            items, note = [], str(error)
+        if note:
+            note = f'<p style="color:#B45309;font-size:.85em;margin:4px 0">{html.escape(note)}</p>'
+        return image_html(draw_boxes(self.images[-1], items), alt=self.text) + note
 
 
 def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> str:
     """An ``<img>`` that holds the picture itself, at most ``width`` pixels wide."""
-    picture = picture.copy()
+    picture = picture.convert("RGB")
     picture.thumbnail((width, 2 * width))
     kind = "PNG" if picture.width * picture.height < 300_000 else "JPEG"
     buffer = io.BytesIO()
