@@ -13,6 +13,7 @@ _HOME = {
     "hubs": ["available_models"],
     "models": ["VLM", "load"],
     "bundled": ["Sample", "sample", "samples"],
+    "video": ["Video"],
     "replies": ["Reply"],
     "generation": ["generate", "stream", "Chat"],
     "shapes": ["memory_table"],

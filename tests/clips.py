@@ -1,0 +1,74 @@
+"""Clips drawn on the spot, every frame of which tells its own number."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT = 160, 112
+
+
+def frame_of(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """A grey frame; the brightness of its top left quarter is twice its number."""
+    frame = np.full((height, width, 3), 128, np.uint8)
+    frame[: height // 2, : width // 2] = 2 * number % 256
+    return frame
+
+
+def number_of(frame: np.ndarray) -> float:
+    """Inverse of :func:`frame_of`, give or take what the codec lost."""
+    height, width = frame.shape[:2]
+    return frame[height // 8 : height // 4, width // 8 : width // 4].mean() / 2
+
+
+def write_clip(
+    path: Path,
+    *,
+    frames: int = 90,
+    fps: int = 30,
+    codec: str = "h264",
+    gop: int = 12,
+    rotation: int = 0,
+    times: list[float] | None = None,
+    sound: bool = False,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Path:
+    """Encode numbered frames; ``times`` in seconds makes the rate vary."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height = size
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        stream.codec_context.gop_size = gop
+        if times:
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        audio = container.add_stream("aac", rate=16000) if sound else None
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(frame_of(number, *size), format="rgb24")
+            if times:
+                frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if audio:
+            container.mux(audio.encode(_silence()))
+            container.mux(audio.encode(None))
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """A file with sound alone."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        container.mux(stream.encode(_silence()))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _silence() -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+    frame.sample_rate = 16000
+    return frame

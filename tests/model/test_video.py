@@ -1,0 +1,180 @@
+"""Clips sampled at exact times, against frames that tell their own number."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from clips import HEIGHT, WIDTH, frame_of, number_of, write_clip, write_sound
+
+import vlkit
+from vlkit.errors import MediaError
+from vlkit.video import load_clip, probe_clip
+
+
+def numbers(clip):
+    return [round(number_of(frame)) for frame in clip.frames]
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clips") / "ninety.mp4")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("mp4", "h264"),
+        ("webm", "libvpx-vp9"),
+        ("mov", "h264"),
+        ("avi", "mpeg4"),
+        ("mkv", "h264"),
+        ("gif", "gif"),
+    ],
+)
+def test_every_container_gives_the_frames_asked_for(tmp_path, suffix, codec):
+    path = write_clip(tmp_path / f"clip.{suffix}", codec=codec)
+    clip = load_clip(vlkit.Video(path, fps=4))
+    assert clip.frames.shape == (12, HEIGHT, WIDTH, 3)
+    assert clip.indices == tuple(np.linspace(0, 89, 12).round().astype(int))
+    assert np.abs(np.array([number_of(f) for f in clip.frames]) - clip.indices).max() < 3
+    assert clip.timestamps == pytest.approx([i / 30 for i in clip.indices])
+
+
+def test_frames_are_those_of_qwen_vl_utils(clip_path):
+    from qwen_vl_utils.vision_process import smart_nframes
+
+    for fps in (0.5, 1, 2, 5, 30):
+        clip = load_clip(vlkit.Video(clip_path, fps=fps))
+        assert len(clip.indices) == smart_nframes({"fps": fps, "max_frames": 90}, 90, 30.0)
+        assert numbers(clip) == pytest.approx(list(clip.indices), abs=1)
+
+
+@pytest.mark.parametrize("gop", [1, 5, 250])
+def test_seeking_changes_nothing(tmp_path, gop):
+    path = write_clip(tmp_path / "long.mp4", frames=120, fps=10, gop=gop)
+    for options in ({"frames": 4}, {"fps": 1.0}, {"start": 7.3, "end": 9.1}, {"fps": 10.0}):
+        clip = load_clip(vlkit.Video(path, **options))
+        assert numbers(clip) == pytest.approx(list(clip.indices), abs=1), options
+
+
+def test_a_part_of_the_clip(clip_path):
+    clip = load_clip(vlkit.Video(clip_path, fps=3, start=1.0, end=2.0))
+    assert (clip.indices[0], clip.indices[-1]) == (30, 60)
+    assert clip.timestamps[0] == 1.0 and clip.timestamps[-1] == 2.0
+    assert clip.metadata["total_num_frames"] == 31
+    beyond = load_clip(vlkit.Video(clip_path, frames=2, start=2.5, end=60))
+    assert beyond.indices == (75, 89)
+
+
+def test_a_frame_is_the_one_on_screen_where_the_rate_varies(tmp_path):
+    times = [0.0, 0.1, 0.2, 0.3, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 4.0, 4.1]
+    path = write_clip(tmp_path / "varying.mkv", frames=12, times=times, fps=10)
+    clip = load_clip(vlkit.Video(path, fps=2))
+    tolerance = 0.5 / clip.info.fps
+    shown = [max(i for i, t in enumerate(times) if t <= s + tolerance) for s in clip.timestamps]
+    assert [number_of(frame) for frame in clip.frames] == pytest.approx(shown, abs=0.7)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotation_metadata_is_honoured(tmp_path, rotation):
+    upright = load_clip(write_clip(tmp_path / "plain.mp4", frames=8))
+    turned = load_clip(write_clip(tmp_path / "turned.mp4", frames=8, rotation=rotation))
+    width, height = (HEIGHT, WIDTH) if rotation != 180 else (WIDTH, HEIGHT)
+    assert turned.info.size == (width, height)
+    expected = np.rot90(upright.frames[0], rotation // 90)
+    assert np.abs(turned.frames[0].astype(int) - expected).mean() < 3
+
+
+def test_one_frame_and_few_frames(tmp_path):
+    one = load_clip(write_clip(tmp_path / "one.mp4", frames=1))
+    assert one.indices == (0,) and one.frames.shape[0] == 1
+    three = load_clip(vlkit.Video(write_clip(tmp_path / "three.mp4", frames=3), fps=2))
+    assert three.indices == (0, 2)
+
+
+def test_frames_that_are_taken_already(tmp_path):
+    arrays = [frame_of(i) for i in range(12)]
+    for i, array in enumerate(arrays):
+        PIL.Image.fromarray(array).save(tmp_path / f"frame{i}.png")  # natural order: 2 before 10
+    paths = [tmp_path / f"frame{i}.png" for i in range(12)]
+    for source in (
+        tmp_path,
+        paths,
+        arrays,
+        np.stack(arrays),
+        list(map(PIL.Image.fromarray, arrays)),
+    ):
+        clip = load_clip(vlkit.Video(source, fps=2, source_fps=4))
+        assert numbers(clip) == list(clip.indices) == [0, 2, 4, 7, 9, 11]
+        assert clip.timestamps == pytest.approx([i / 4 for i in clip.indices])
+
+
+def test_bytes_and_uploads(clip_path):
+    from_bytes = load_clip(vlkit.Video(clip_path.read_bytes(), frames=4))
+    assert np.array_equal(from_bytes.frames, load_clip(vlkit.Video(clip_path, frames=4)).frames)
+
+
+def test_memory_is_bounded_by_the_frames_kept(clip_path):
+    clip = load_clip(vlkit.Video(clip_path, frames=6), resize=lambda size, count: (56, 28))
+    assert clip.frames.shape == (6, 28, 56, 3)
+    assert clip.info.size == (WIDTH, HEIGHT)
+    assert probe_clip(clip_path) == clip.info
+
+
+def bad_sources(folder):
+    whole = write_clip(folder / "whole.mp4", frames=60, gop=5, size=(320, 240)).read_bytes()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("This is no clip. " * 50)
+    (folder / "headless.mp4").write_bytes(whole[: len(whole) // 2])
+    ts = write_clip(folder / "cut.mkv", frames=300, gop=5, size=(320, 240)).read_bytes()
+    (folder / "cut.mkv").write_bytes(ts[: len(ts) // 3])
+    write_sound(folder / "sound.m4a")
+    (folder / "nothing").mkdir()
+    return {
+        "missing.mp4": "does not exist",
+        "empty.mp4": "not a clip",
+        "text.mp4": "not a clip|no frame|no pictures",
+        "headless.mp4": "not a clip",
+        "cut.mkv": "truncated|damaged",
+        "sound.m4a": "only sound",
+        "nothing": "folder without pictures",
+    }
+
+
+def test_bad_clips_give_one_clear_line(tmp_path):
+    for name, match in bad_sources(tmp_path).items():
+        with pytest.raises(MediaError, match=match) as raised:
+            load_clip(vlkit.Video(tmp_path / name, fps=2))
+        assert name in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_frames_of_different_sizes(tmp_path):
+    with pytest.raises(MediaError, match="frame 1 is 80×56, the first 160×112"):
+        load_clip(vlkit.Video([frame_of(0), frame_of(1, 80, 56)]))
+    with pytest.raises(MediaError, match="no frames"):
+        load_clip(vlkit.Video([]))
+    with pytest.raises(MediaError, match=r"expected \(frames, height, width, 3\)"):
+        load_clip(vlkit.Video(np.zeros((4, 4), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"fps": 0}, "fps=0"),
+        ({"fps": float("nan")}, "fps=nan"),
+        ({"frames": 2.5}, "frames=2.5"),
+        ({"max_frames": 1}, "max_frames=1"),
+        ({"start": -1}, "start=-1"),
+        ({"start": 2, "end": 1}, "end=1 must come after start=2"),
+        ({"max_frame_tokens": 0}, "max_frame_tokens=0"),
+    ],
+)
+def test_options_out_of_range(options, match):
+    with pytest.raises(MediaError, match=match):
+        vlkit.Video("clip.mp4", **options)
+
+
+def test_more_asked_than_there_is(clip_path):
+    with pytest.raises(MediaError, match=r"frames=100, but .* has only 90"):
+        load_clip(vlkit.Video(clip_path, frames=100))
+    with pytest.raises(MediaError, match=r"start=4 lies behind the end .*3\.00 s"):
+        load_clip(vlkit.Video(clip_path, start=4))
