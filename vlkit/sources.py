@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import os
 import queue
 import stat
@@ -116,7 +115,7 @@ def _fetch(url: str, name: str, deadline: float, answers: queue.SimpleQueue) -> 
         answers.put(error)
     except urllib.error.HTTPError as error:
         answers.put(MediaError(f"{name} answered HTTP {error.code} {error.reason}; {remedy}"))
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except Exception as error:  # whatever it is, the waiting thread has to hear of it
         reason = getattr(error, "reason", None) or error
         answers.put(MediaError(f"{name} could not be downloaded: {reason}; {remedy}"))
 
@@ -131,6 +130,9 @@ def _read_response(response, name: str, deadline: float) -> bytes:
             raise MediaError(
                 f"{name} is larger than {MAX_DOWNLOAD_BYTES:,} bytes; download and shrink it first"
             )
+    if response.length:  # promised, but not sent
+        promised = len(data) + response.length
+        raise MediaError(f"{name} broke off after {len(data):,} of {promised:,} bytes; try again")
     return bytes(data)
 
 

@@ -253,7 +253,7 @@ def palette_with_transparency():
         (flat("CMYK", (0, 255, 255, 0)), (255, 0, 0)),
         (flat("YCbCr", (128, 128, 128)), (128, 128, 128)),
         (flat("HSV", (0, 255, 255)), (255, 0, 0)),
-        (flat("LAB", (255, 0, 0)), WHITE),
+        (flat("LAB", (255, 128, 128)), WHITE),
     ],
     ids=lambda value: f"{value.mode}-{value.getpixel((0, 0))}" if hasattr(value, "mode") else "",
 )
