@@ -49,13 +49,14 @@ FORMATS = {
 }
 
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
-_PAIR = re.compile(rf"\({_NUMBER},{_NUMBER}\)")
+_PAIR = rf"\({_NUMBER},{_NUMBER}\)"
+_PAIRS = re.compile(rf"\s*+{_PAIR}(?:\s*+,?\s*+{_PAIR})?\s*+")  # a point or a box
 _OBJECT = re.compile(r'\{(?=\s*")')  # where a JSON object begins
 _DECODER = json.JSONDecoder()
 _KEYS = {"bbox_2d": 4, "point_2d": 2}  # how many numbers each holds
 _KEY = r"""(?:bbox|point)_2d["']?\s*[:=]"""
 _STRAY = {  # what tells that coordinates are there, but not as the format writes them
-    "tags": re.compile(rf"{_PAIR.pattern}\s*,\s*{_PAIR.pattern}|{_KEY}"),
+    "tags": re.compile(rf"{_PAIR}\s*,\s*{_PAIR}|{_KEY}"),
     "json": re.compile(rf"<box>|<\|box_start\|>|<points?\s+x|{_KEY}"),
 }
 
@@ -87,9 +88,9 @@ def _read_tags(text: str, form: GroundingFormat) -> tuple[list[Labelled], list[s
         if tag in (form.label_tags[0], form.box_tags[0]) and not after:
             problems.append(f"the answer ends inside {tag}{content[:60]}")
         elif tag == form.box_tags[0]:
-            numbers = [float(n) for pair in _PAIR.findall(content) for n in pair]
-            if after == form.box_tags[1] and len(numbers) in (2, 4):
-                found.append((label, numbers))
+            pairs = _PAIRS.fullmatch(content)
+            if pairs and after == form.box_tags[1]:
+                found.append((label, [float(n) for n in pairs.groups() if n is not None]))
             else:
                 problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
     return found, problems

@@ -1,0 +1,485 @@
+"""Every family's boxes are read into pixels and written back; garbage is no empty answer."""
+
+import json
+import random
+import time
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vlkit
+from vlkit import Box, Point, format_grounding, parse_grounding
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.formats import FORMATS
+
+SIZE = (500, 200)  # one unit in 1000 is half a pixel across, a fifth down
+INPUT = (250, 400)  # one pixel of the resized picture is two across, a half down
+TAGS = {
+    "qwen_vl": ("<ref>", "</ref>", "<box>", "</box>"),
+    "qwen2_vl": (
+        "<|object_ref_start|>",
+        "<|object_ref_end|>",
+        "<|box_start|>",
+        "<|box_end|>",
+    ),
+}
+JSON = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
+
+def parse(text, family, **sizes):
+    return parse_grounding(text, family=family, **{"image_size": SIZE, "input_size": INPUT} | sizes)
+
+
+def tagged(family, text):
+    """Text in which [ref]…[/ref] and [box]…[/box] stand for the family's tags."""
+    for short, tag in zip(("[ref]", "[/ref]", "[box]", "[/box]"), TAGS[family], strict=True):
+        text = text.replace(short, tag)
+    return text
+
+
+def test_the_families():
+    assert set(FORMATS) == {*TAGS, *JSON}
+
+
+# --- tags ----------------------------------------------------------------------------------------
+
+CAT = Box("cat", 50, 40, 150, 80)
+
+
+@pytest.mark.parametrize("family", TAGS)
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        pytest.param("[ref]cat[/ref][box](100,200),(300,400)[/box]", [CAT], id="one"),
+        pytest.param(
+            "[ref]cat[/ref][box](100,200),(300,400)[/box][box](0,0),(1000,1000)[/box]",
+            [CAT, Box("cat", 0, 0, 500, 200)],
+            id="two under one label",
+        ),
+        pytest.param(
+            "A [ref]cat[/ref][box](100,200),(300,400)[/box], [ref]dog[/ref][box](0,0),(2,5)[/box].",
+            [CAT, Box("dog", 0, 0, 1, 1)],
+            id="prose around",
+        ),
+        pytest.param("[box](100,200),(300,400)[/box]", [Box("", 50, 40, 150, 80)], id="no label"),
+        pytest.param(
+            "[ref]cat[/ref][box](100,200),(300,400)[/box][ref][/ref][box](2,5),(4,10)[/box]",
+            [CAT, Box("", 1, 1, 2, 2)],
+            id="label, then none",
+        ),
+        pytest.param("[ref]eye[/ref][box](500,500)[/box]", [Point("eye", 250, 100)], id="point"),
+        pytest.param(
+            "[ref]红色的圆形[/ref][box](100,200),(300,400)[/box]，左边。",
+            [Box("红色的圆形", 50, 40, 150, 80)],
+            id="Chinese",
+        ),
+        pytest.param(
+            "[ref] cat\n[/ref][box] ( 100 , 200 ) , ( 300 , 400 ) [/box]", [CAT], id="spaces"
+        ),
+        pytest.param("[ref]cat[/ref][box](100.0,200.0),(300,400)[/box]", [CAT], id="decimals"),
+        pytest.param("[ref]cat[/ref][box](300,400),(100,200)[/box]", [CAT], id="swapped"),
+        pytest.param("[ref]cat[/ref][box](300,200),(100,400)[/box]", [CAT], id="half swapped"),
+        pytest.param(
+            "[ref]cat[/ref][box](-5,-5),(1200,2000)[/box]", [Box("cat", 0, 0, 500, 200)], id="out"
+        ),
+        pytest.param(
+            "[ref]cat[/ref][box](100,200),(100,200)[/box]",
+            [Box("cat", 50, 40, 50, 40)],
+            id="no area",
+        ),
+        pytest.param(
+            "<think>[box](1,2),(3,4)[/box]?</think>[ref]cat[/ref][box](100,200),(300,400)[/box]",
+            [CAT],
+            id="thought before",
+        ),
+        pytest.param("There is no cat in this picture.", [], id="no box"),
+        pytest.param("", [], id="nothing"),
+        pytest.param("It costs (5, 3) coins.", [], id="a pair in prose"),
+        pytest.param("[ref]cat[/ref] is here", [], id="label without box"),
+    ],
+)
+def test_tags(family, text, expected):
+    assert parse(tagged(family, text), family) == expected
+
+
+@pytest.mark.parametrize("family", TAGS)
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[ref]cat[/ref][box](100,200),(300,400)[/box][ref]dog[/ref][box](5,", "ends inside .*5,"),
+        ("[ref]cat[/ref][box](100,200),(300,400)[/box][ref]do", "ends inside .*do"),
+        ("[ref]cat[/ref][box](100,200),(300,400)[/box][box]", "ends inside"),
+        ("[ref]cat[/ref][box](100,200),(300,400)[/box][box](1,2),(3[/box]x", "neither a box nor"),
+        ("[box](1,2),[box][ref]cat[/ref][box](100,200),(300,400)[/box]", "neither a box nor"),
+        ("[ref]cat[/ref][box](100,200),(300,400)[/box][box]oops[/box]" * 1, "1 left out"),
+    ],
+)
+def test_tags_keep_what_is_whole_and_warn(family, text, message):
+    with pytest.warns(UserWarning, match=f"1 read, .*{message}") as caught:
+        assert parse(tagged(family, text), family) == [CAT]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("family", TAGS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[box](1,2),(3[/box]",
+        "[box](1,2),(3,4),(5,6)[/box]",
+        "[box][/box]",
+        "[box](1;2)[/box]",
+        "[box](99999999999,2),(3,4)[/box]",
+        "[box](1,2),(3,4)",
+        "[ref]red cir",
+        "cat(100,200),(300,400)",  # reply.text instead of reply.raw
+        '{"bbox_2d": [1, 2, 3, 4], "label": "cat"}',  # another family's
+    ],
+)
+def test_tags_of_garbage_are_an_error(family, text):
+    assert_unreadable(tagged(family, text), family)
+
+
+def assert_unreadable(text, family):
+    with pytest.raises(GroundingParseError) as caught:
+        parse(text, family)
+    message = str(caught.value)
+    assert caught.value.text == text
+    assert message.isprintable() and len(message) < 400 and repr(family) in message
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+ONE = '{"bbox_2d": [100, 200, 250, 400], "label": "cat"}'
+# pixels of the resized picture, or thousandths, to pixels of the original
+ONE_READ = {
+    "qwen2_5_vl": Box("cat", 200, 100, 500, 200),
+    "qwen3_vl": Box("cat", 50, 40, 125, 80),
+    "qwen3_5": Box("cat", 50, 40, 125, 80),
+}
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n[\n\t{ONE}\n]\n```",
+        f"[{ONE}]",
+        ONE,
+        f"Here it is:\n```json\n[{ONE}]\n```\nIt sleeps.",
+        f'Objects: {{"objects": [{ONE}]}}',
+        f'{{"answer": "yes"}} {ONE}',
+        f"<think>[{ONE}] or not?</think>\n{ONE}",
+        '{"label": "cat", "bbox_2d": [100, 200, 250, 400], "score": 0.9}',
+        '{ "bbox_2d" : [100.0,200.0,250.0,400.0],\n"label":"cat" }',
+        '{"bbox_2d": [250, 400, 100, 200], "label": "cat"}',
+        '{"bbox_2d": ["100", "200", "250", "400"], "label": "cat"}',
+    ],
+)
+def test_json(family, text):
+    assert parse(text, family) == [ONE_READ[family]]
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "fields, label",
+    [
+        ({"label": "红色圆形"}, "红色圆形"),
+        ({"label": 'a {curly} "quoted" \\ \']['}, 'a {curly} "quoted" \\ \']['),
+        ({"label": 7}, "7"),
+        ({"label": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_json_labels(family, fields, label):
+    for ensure_ascii in (True, False):
+        text = json.dumps({"bbox_2d": [0, 0, 250, 400], **fields}, ensure_ascii=ensure_ascii)
+        assert [box.label for box in parse(f"[{text}, {text}]", family)] == [label, label]
+
+
+@pytest.mark.parametrize(
+    "family, point",
+    [("qwen2_5_vl", (200, 100)), ("qwen3_vl", (50, 40)), ("qwen3_5", (50, 40))],
+)
+def test_json_points(family, point):
+    text = '[{"point_2d": [100, 200], "label": "eye"}]'
+    assert parse(text, family) == [Point("eye", *point)]
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "text",
+    ["", "No cat here.", "[]", "```json\n[]\n```", '{"answer": "ye', '{"a": 1}', "{", "bbox"],
+)
+def test_json_without_boxes(family, text):
+    assert parse(text, family) == []
+
+
+@pytest.mark.parametrize("family", JSON)
+def test_json_out_of_range(family):
+    text = '{"bbox_2d": [-10, -10, 5000, 5000], "label": "cat"}'
+    assert parse(text, family) == [Box("cat", 0, 0, 500, 200)]
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "rest, message",
+    [
+        (',\n\t{"bbox_2d": [1, 2', "ends inside .*1, 2"),
+        (',\n\t{"bbox', "ends inside .*bbox"),
+        (',\n\t{"label": "do', "ends inside .*do"),
+        (', {"bbox_2d": [1, 2, 3], "label": "dog"}]', "neither a box nor a point .*4 numbers"),
+        (', {"bbox_2d": "1234"}]', "neither a box nor a point"),
+        (', {"bbox_2d": [1, 2, 3, null]}]', "neither a box nor a point"),
+        (', {"bbox_2d": [[1, 2], 2, 3, 4]}]', "neither a box nor a point"),
+        (', {"bbox_2d": [1, 2, 3, NaN]}]', "out of range"),
+        (', {"bbox_2d": [1, 2, 3, 1e999]}]', "out of range"),
+        (', {"bbox_2d": [1 2 3 4]}]', "neither a box nor a point"),
+        (', {"bbox_2d": ' + "[" * 100_000 + "}", "neither a box nor a point"),
+        (', {"bbox_2d": [1, 2, 3, ' + "9" * 10_000 + "]}", "neither a box nor a point"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_json_keeps_what_is_whole_and_warns(family, rest, message):
+    with pytest.warns(UserWarning, match=f"(?s)1 read, 1 left out: .*{message}"):
+        assert parse(f"[{ONE}{rest}", family) == [ONE_READ[family]]
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"bbox_2d": [1, 2, 3',
+        '[{"bbo',
+        '{"bbox_2d": [1, 2, 3], "label": "cat"}',
+        '{"point_2d": [1, 2, 3]}',
+        '{"bbox_2d": {"x": 1}}',
+        "{'bbox_2d': [1, 2, 3, 4]}",
+        "bbox_2d: [1, 2, 3, 4]",
+        "<box>(1,2),(3,4)</box>",  # other families'
+        "<|box_start|>(1,2),(3,4)<|box_end|>",
+    ],
+)
+def test_json_of_garbage_is_an_error(family, text):
+    assert_unreadable(text, family)
+
+
+# --- there and back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "family, text",
+    [
+        ("qwen_vl", "<ref>cat</ref><box>(100,200),(300,400)</box>"),
+        (
+            "qwen2_vl",
+            "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>",
+        ),
+        ("qwen2_5_vl", '```json\n[\n\t{"bbox_2d": [25, 80, 75, 160], "label": "cat"}\n]\n```'),
+        ("qwen3_vl", '```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "cat"}\n]\n```'),
+        ("qwen3_5", '```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "cat"}\n]\n```'),
+    ],
+)
+def test_written_form(family, text):
+    sizes = {"family": family, "image_size": SIZE, "input_size": INPUT}
+    assert format_grounding(CAT, **sizes) == text
+    assert format_grounding([CAT], **sizes) == text
+    assert format_grounding(iter([CAT]), **sizes) == text
+
+
+@pytest.mark.parametrize("family", TAGS)
+def test_boxes_of_one_label_share_its_tag(family):
+    written = format_grounding([CAT, CAT, Box("dog", 0, 0, 1, 1)], family=family, image_size=SIZE)
+    ref, _, box, _ = TAGS[family]
+    assert (written.count(ref), written.count(box)) == (2, 3)
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_no_boxes_there_and_back(family):
+    assert (
+        parse(format_grounding([], family=family, image_size=SIZE, input_size=INPUT), family) == []
+    )
+
+
+labels = st.one_of(
+    st.sampled_from(["", "cat", "cat", "红色圆形", 'a "b" {c}', "x, (1,2)"]),
+    st.text(st.characters(exclude_categories=("C",)), max_size=12).map(str.strip),
+).filter(lambda label: not any(tag in label for tags in TAGS.values() for tag in tags))
+sides = st.integers(1, 5000)
+fractions = st.floats(0, 1)
+
+
+@st.composite
+def scenes(draw):
+    width, height = size = (draw(sides), draw(sides))
+    items = []
+    for _ in range(draw(st.integers(0, 5))):
+        (x1, x2), (y1, y2) = (sorted((draw(fractions), draw(fractions))) for _ in "xy")
+        label = draw(labels)
+        if draw(st.booleans()):
+            items.append(Box(label, x1 * width, y1 * height, x2 * width, y2 * height))
+        else:
+            items.append(Point(label, x1 * width, y1 * height))
+    return size, (draw(sides), draw(sides)), items
+
+
+@pytest.mark.parametrize("family", FORMATS)
+@settings(max_examples=150, deadline=None)
+@given(scene=scenes())
+def test_round_trip_within_half_a_unit(family, scene):
+    size, resized, items = scene
+    sizes = {"family": family, "image_size": size, "input_size": resized}
+    back = parse_grounding(format_grounding(items, **sizes), **sizes)
+    assert [(type(a), a.label) for a in back] == [(type(a), a.label) for a in items]
+    units = resized if family == "qwen2_5_vl" else (1000, 1000)
+    half = [0.5 * side / unit * (1 + 1e-9) for side, unit in zip(size, units, strict=True)]
+    for a, b in zip(items, back, strict=True):
+        a, b = ([*vars(each).values()][1:] for each in (a, b))
+        assert all(abs(p - q) <= half[i % 2] for i, (p, q) in enumerate(zip(a, b, strict=True)))
+    assert format_grounding(back, **sizes) == format_grounding(items, **sizes)
+
+
+def test_size_of_the_input_does_not_matter_to_thousandths():
+    text = "<|box_start|>(100,200),(300,400)<|box_end|>"
+    boxes = [Box("", 50, 40, 150, 80)]
+    assert parse_grounding(text, family="qwen2_vl", image_size=SIZE) == boxes
+    assert parse(text, "qwen2_vl", input_size=(28, 28)) == boxes
+
+
+# --- wrong arguments -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"family": "qwen9"}, ("'qwen9'", "qwen2_vl")),
+        ({"image_size": None}, ("image_size=None", "(width, height)")),
+        ({"image_size": (0, 9)}, ("image_size=(0, 9)", "positive")),
+        ({"image_size": (9,)}, ("image_size=(9,)", "(width, height)")),
+        ({"image_size": "ab"}, ("image_size='ab'", "(width, height)")),
+        ({"image_size": (float("nan"), 9)}, ("image_size", "(width, height)")),
+        ({"image_size": 9}, ("image_size=9", "(width, height)")),
+        ({"input_size": None}, ("input_size", "reply.input_sizes")),
+        ({"input_size": (9, -1)}, ("input_size=(9, -1)", "positive")),
+    ],
+)
+@pytest.mark.parametrize("call", [parse_grounding, format_grounding])
+def test_wrong_sizes(call, change, words):
+    options = {"family": "qwen2_5_vl", "image_size": SIZE, "input_size": INPUT} | change
+    with pytest.raises(VlkitError) as caught:
+        call("[]" if call is parse_grounding else [], **options)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("text", [None, 7, b"bytes", ["a"]])
+def test_text_must_be_text(text):
+    with pytest.raises(VlkitError, match=r"reply\.raw"):
+        parse(text, "qwen2_vl")
+
+
+@pytest.mark.parametrize(
+    "boxes, words",
+    [
+        (Box("cat", 0, 0, float("nan"), 1), ("nan", "finite")),
+        (Point("cat", float("inf"), 1), ("inf", "finite")),
+        (Box("cat", "0", 0, 1, 1), ("finite",)),
+        ([(0, 0, 1, 1)], ("vlkit.Box", "(0, 0, 1, 1)")),
+        (None, ("vlkit.Box", "None")),
+        (Box("a<|box_start|>b", 0, 0, 1, 1), ("a<|box_start|>b", "rename")),
+    ],
+)
+def test_what_cannot_be_written(boxes, words):
+    with pytest.raises(VlkitError) as caught:
+        format_grounding(boxes, family="qwen2_vl", image_size=SIZE)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_box_values():
+    box = Box("cat", 1, 2, 4, 8)
+    assert (box.xyxy, box.area, Box("", 4, 2, 1, 8).area) == ((1, 2, 4, 8), 18, 0)
+    assert vlkit.Box is Box and len({box, Box("cat", 1, 2, 4, 8)}) == 1
+
+
+# --- hostile answers -----------------------------------------------------------------------------
+
+PIECES = [
+    *(tagged(family, "[box](9,9),(99,99)[/box]") for family in TAGS for _ in range(3)),
+    *(tag for tags in TAGS.values() for tag in tags),
+    *'()[]{},:"\\`\n -.0159',
+    *("cat", "猫", "(1,2)", "(1,2),(3,4)", '"bbox_2d":', '"point_2d":', "[1, 2, 3, 4]", "[1,2]"),
+    *('"label":', '"cat"', "```json", "</think>", "null", "NaN", "1e999", "\ud800", "\0", ONE),
+]
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_fuzzed_answers_raise_nothing_else(family):
+    chance = random.Random(7)
+    read = unreadable = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(5000):
+            text = "".join(chance.choices(PIECES, k=chance.randint(1, 14)))
+            try:
+                boxes = parse(text, family)
+            except GroundingParseError as error:
+                assert error.text == text and str(error).isprintable()
+                unreadable += 1
+            else:
+                read += bool(boxes)
+                values = [v for box in boxes for v in list(vars(box).values())[1:]]
+                assert all(0 <= value <= 500 for value in values)
+    assert min(read, unreadable) > 50
+
+
+REPEATED = [
+    *(
+        "{",
+        '{"',
+        '{"\\"',
+        '{"a":',
+        '{"bbox_2d":',
+        '{"bbox_2d":[',
+        '{"bbox_2d":"\\"',
+        "bbox_2d",
+        "[[",
+    ),
+    *(
+        '"',
+        "\\",
+        "}",
+        "{ ",
+        " ",
+        "1",
+        "(",
+        "(1",
+        "(1,",
+        "( ",
+        "(1 , 2)",
+        "(1,2),",
+        "-",
+        "<",
+        "<points ",
+    ),
+    *("</think>", "\n", '{"bbox_2d":[1,2,3,4]}', '{"bbox_2d":[1,1,', "bbox_2d ", "(1,2)   ,   "),
+    *(tag for tags in TAGS.values() for tag in tags),
+    *(f"{tags[2]}(1,2),(3,4){tags[3]}" for tags in TAGS.values()),
+    *(f"{tags[2]}(" for tags in TAGS.values()),
+]
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_repetition_takes_linear_time(family):
+    seconds = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for unit in REPEATED:
+            text = unit * (200_000 // len(unit))
+            start = time.process_time()
+            try:
+                parse(text, family)
+            except GroundingParseError as error:
+                assert len(str(error)) < 400
+            seconds[unit] = time.process_time() - start
+    slowest = max(seconds, key=seconds.get)
+    assert seconds[slowest] < 0.5, (slowest, seconds[slowest])  # measured: 0.15
