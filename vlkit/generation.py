@@ -46,7 +46,7 @@ def generate(
     """
     start = time.perf_counter()
     messages = as_messages(messages)
-    options = _generation_options(max_new_tokens, temperature, top_p)
+    options = _generation_options(max_new_tokens, temperature, top_p, seed)
     inputs = prepare_inputs(vlm, [messages])
     tokens = _run(vlm, inputs, options, seed)
     return _make_reply(vlm, messages, inputs, tokens, max_new_tokens, start)
@@ -67,7 +67,7 @@ def stream(
     another thread, ends the model's work within a token. Errors are raised where it is read.
     Afterwards ``.reply`` holds the whole Reply, also of a stopped one.
     """
-    options = _generation_options(max_new_tokens, temperature, top_p)
+    options = _generation_options(max_new_tokens, temperature, top_p, seed)
     return Stream(vlm, as_messages(messages), options, seed)
 
 
@@ -167,13 +167,15 @@ class Chat:
 # --- the model's run -----------------------------------------------------------------------------
 
 
-def _generation_options(max_new_tokens: int, temperature: float, top_p: float) -> dict:
+def _generation_options(max_new_tokens: int, temperature: float, top_p: float, seed) -> dict:
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 1 or more")
     if not _is_number(temperature) or not 0 <= temperature <= 10:
         raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
     if not _is_number(top_p) or not 0 < top_p <= 1:
         raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise VlkitError(f"seed={seed!r} must be a whole number from 0 up, or None")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
         return options | {"temperature": None, "top_p": None, "top_k": None}
@@ -193,7 +195,7 @@ def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=N
     options = {**options, **_streaming(vlm, put, stopped)}
     tensors = inputs.tensors.to(vlm.model.device, dtype=vlm.model.dtype)
     try:
-        with torch.inference_mode(), _seeded(seed):
+        with torch.inference_mode(), _seeded(seed, options["do_sample"]):
             output = vlm.model.generate(**tensors, **options)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(
@@ -212,16 +214,17 @@ def _check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
         )
 
 
+_random_state = threading.Lock()  # torch's is one for the process
+
+
 @contextmanager
-def _seeded(seed: int | None):
+def _seeded(seed: int | None, sampling: bool):
     import torch
 
-    if seed is None:
+    if seed is None or not sampling:
         yield
         return
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise VlkitError(f"seed={seed!r} must be a whole number from 0 up, or None")
-    with torch.random.fork_rng():
+    with _random_state, torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 

@@ -223,6 +223,14 @@ def test_a_seed_repeats_and_leaves_the_global_state_alone(vlm):
     assert len(set(answers)) > 2
 
 
+def test_seeds_hold_for_answers_under_way_at_once(vlm):
+    question = vlkit.user("Describe this image.", picture("portrait"))
+    options = {"temperature": 1.5, "max_new_tokens": 24}
+    alone = [vlkit.generate(vlm, question, seed=seed, **options).text for seed in (1, 2)]
+    streams = [vlkit.stream(vlm, question, seed=seed, **options) for seed in (1, 2)]
+    assert ["".join(stream) for stream in streams] == alone
+
+
 def test_temperature_is_not_undone_by_the_models_own_top_k(vlm, monkeypatch):
     monkeypatch.setattr(vlm.model.generation_config, "top_k", 1)  # as Qwen2-VL's own files have it
     question = vlkit.user("Describe this image.", picture("portrait"))
