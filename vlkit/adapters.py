@@ -10,7 +10,7 @@ from pathlib import Path
 from vlkit.errors import ModelError
 from vlkit.families import family_of
 from vlkit.folders import check_shard, read_config, read_json
-from vlkit.hubs import HUBS, ModelFolder, cached_folder, download_model, first_line
+from vlkit.hubs import HUB_ID, HUBS, ModelFolder, cached_folder, download_model, first_line
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -27,7 +27,7 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
         raise ModelError('adapter= needs peft: pip install "vlkit[lora]"') from error
     path = Path(adapter).expanduser()
     if not path.is_dir():
-        if isinstance(adapter, os.PathLike) or not re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
+        if isinstance(adapter, os.PathLike) or not HUB_ID.fullmatch(adapter):
             raise ModelError(f"adapter {os.fspath(adapter)!r} is neither a folder nor a hub id")
         cached = [cached_folder(adapter, hub) for hub in HUBS]
         whole = [each for each in cached if each and (each / WEIGHTS).is_file()]

@@ -27,7 +27,7 @@ from vlkit.folders import NOT_NEEDED, check_folder
 Hub = Literal["auto", "huggingface", "modelscope"]
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 PROBE_SECONDS = 5.0  # how long a hub may take to say whether it has a model
-_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def find_model(
         return ModelFolder(path, name, where, None, check_folder(path))
     if path.exists():
         raise ModelError(f"{name!r} is a file; pass the model's folder, {str(path.parent)!r}")
-    if isinstance(model, os.PathLike) or not _ID.fullmatch(name) or name.startswith("."):
+    if isinstance(model, os.PathLike) or not HUB_ID.fullmatch(name):
         raise ModelError(
             f"{name!r} is neither a folder here nor a hub id (owner/name); check the path, or use "
             '"tiny" for the bundled model'
@@ -124,7 +124,7 @@ def download_model(
     Raises:
         ModelError: no hub answers, the model or a file is not there, or the download broke off.
     """
-    if not _ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name!r} is no hub id; expected owner/name")
     answering = _first_answering(name, _hubs(hub), revision, "nothing was downloaded")
     path = _download(name, answering, revision, patterns, local_dir)
@@ -138,30 +138,28 @@ def download_model(
 
 
 def _download(name: str, hub: str, revision: str | None, patterns=(), local_dir=None) -> Path:
+    if hub == "modelscope":
+        from modelscope import snapshot_download
+    else:
+        from huggingface_hub import snapshot_download
     try:
-        path = _snapshot_download(hub)(
+        path = snapshot_download(
             name,
             revision=revision,
             allow_patterns=list(patterns) or None,
             ignore_patterns=None if patterns else NOT_NEEDED,
             local_dir=os.fspath(local_dir) if local_dir else None,
+            cache_dir=str(_cache(hub)),
         )
     except Exception as error:  # each hub has its own family of errors
         raise ModelError(_explain_download(name, hub, revision, error)) from error
     return Path(path)
 
 
-def _snapshot_download(hub: str):
-    if hub == "modelscope":
-        from modelscope import snapshot_download
-    else:
-        from huggingface_hub import snapshot_download
-    return snapshot_download
-
-
 def _explain_download(name: str, hub: str, revision: str | None, error: Exception) -> str:
     kind = type(error).__name__
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    responses = [getattr(each, "response", None) for each in (error, error.__cause__)]
+    status = next((each.status_code for each in responses if each is not None), None)
     login = "`hf auth login`" if hub == "huggingface" else "`modelscope login`"
     if "Gated" in kind or status == 403:
         advice = f"accept its licence on the hub's page and log in ({login})"
@@ -172,7 +170,7 @@ def _explain_download(name: str, hub: str, revision: str | None, error: Exceptio
     elif getattr(error, "errno", None) == errno.ENOSPC:
         advice = "make room, or choose another disk with --local-dir"
     else:
-        advice = "run the same call again: it goes on where it stopped"
+        advice = "try again: it goes on where it stopped"
     return f"{name} could not be downloaded from {HUBS[hub]} ({first_line(error)}); {advice}"
 
 
@@ -183,12 +181,12 @@ def cached_folder(name: str, hub: str, revision: str | None = None) -> Path | No
     ``models/owner--name/snapshots/revision``, before its release 1.38 ``models/owner/name``.
     """
     if hub == "huggingface":
-        repo = _huggingface_cache() / f"models--{name.replace('/', '--')}"
+        repo = _cache(hub) / f"models--{name.replace('/', '--')}"
         ref = repo / "refs" / (revision or "main")
         commit = ref.read_text().strip() if ref.is_file() else revision
         folders = [repo / "snapshots" / commit] if commit else []
     else:
-        cache = _modelscope_cache()
+        cache = _cache(hub)
         snapshots = cache / "models" / name.replace("/", "--") / "snapshots"
         folders = [snapshots / each for each in ([revision] if revision else ["master", "main"])]
         if revision is None:
@@ -198,15 +196,12 @@ def cached_folder(name: str, hub: str, revision: str | None = None) -> Path | No
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _huggingface_cache() -> Path:
+def _cache(hub: str) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _modelscope_cache() -> Path:
     default = Path.home() / ".cache" / "modelscope"
-    return Path(os.environ.get("MODELSCOPE_CACHE") or default).expanduser()
+    modelscope = os.environ.get("MODELSCOPE_CACHE") or default
+    return Path(constants.HF_HUB_CACHE if hub == "huggingface" else modelscope).expanduser()
 
 
 def _first_answering(name: str, hubs: Sequence[str], revision: str | None, found: str) -> str:
@@ -254,8 +249,8 @@ def _probe(name: str, hub: str, revision: str | None) -> int | None:
         base = base if "://" in base else f"https://{base}"
         url = f"{base.rstrip('/')}/api/v1/models/{name}"
         url += f"/repo/files?Revision={pinned}" if pinned else ""
-    request = urllib.request.Request(url, headers={"User-Agent": "vlkit"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "vlkit"})
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as response:
             return response.status
     except urllib.error.HTTPError as error:
@@ -291,9 +286,9 @@ def available_models() -> dict[str, Path]:
 
 def _cached_names(hub: str) -> set[str]:
     if hub == "huggingface":
-        folders = _huggingface_cache().glob("models--*--*")
+        folders = _cache(hub).glob("models--*--*")
         return {folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders}
-    cache = _modelscope_cache()
+    cache = _cache(hub)
     older = [*cache.glob("models/*/*"), *cache.glob("hub/models/*/*")]
     names = {f"{folder.parent.name}/{folder.name.replace('___', '.')}" for folder in older}
     return names | {folder.name.replace("--", "/", 1) for folder in cache.glob("models/*--*")}
