@@ -48,8 +48,10 @@ QWEN3_TEMPLATE = (  # no system message of its own
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-QWEN3_5_TEMPLATE = (  # trims contents, and thinks before it answers
-    _ITEMS + "{%- for message in messages %}"
+QWEN3_5_TEMPLATE = (  # insists on a question, trims contents, and thinks before it answers
+    _ITEMS + "{%- if not messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{- raise_exception('No user query found in messages.') }}{%- endif %}"
+    "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' }}"
     "{%- if message.role == 'assistant' and loop.last %}"
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"

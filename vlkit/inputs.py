@@ -9,8 +9,10 @@ from typing import Any
 
 import PIL.Image
 
+from vlkit.errors import VlkitError
 from vlkit.families import FAMILIES
 from vlkit.grounding import Size
+from vlkit.hubs import first_line
 from vlkit.media import Image
 from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
 from vlkit.models import VLM
@@ -58,9 +60,14 @@ def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
 def _render(processor, messages: list[dict]) -> str:
     plain = [{"role": m["role"], "content": _without_media(m["content"])} for m in messages]
     prefill = messages[-1]["role"] == "assistant"
-    return processor.apply_chat_template(
-        plain, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill
-    )
+    ending = {"add_generation_prompt": not prefill, "continue_final_message": prefill}
+    try:
+        return processor.apply_chat_template(plain, tokenize=False, **ending)
+    except Exception as error:  # templates raise what they like
+        raise VlkitError(
+            f"the model's chat template refuses these messages ({first_line(error)}); check their "
+            "roles and their order"
+        ) from error
 
 
 def _without_media(content: list[dict]) -> list[dict]:

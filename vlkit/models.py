@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -128,7 +129,7 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
 
     try:
         with _quiet_loading(folder.path):
-            network, info = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder.path,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -144,6 +145,7 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
         ) from error
     except Exception as error:  # transformers has no family of errors
         raise ModelError(f"{folder.name} could not be loaded: {first_line(error)}") from error
+    network, info = loaded
     _check_loaded(folder.path, info)
     places = set(map(str, getattr(network, "hf_device_map", {}).values()))
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
@@ -172,23 +174,23 @@ def _check_loaded(path: Path, info: dict) -> None:
 @contextmanager
 def _quiet_loading(path: Path):
     """No progress bar for a small model; no report of the weights: `_check_loaded` tells it."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    hide_bar = size <= QUIET_BYTES and logging.is_progress_bar_enabled()
-    logger = logging.get_logger("transformers.modeling_utils")
+    hide_bar = size <= QUIET_BYTES and transformers_logging.is_progress_bar_enabled()
+    logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_no_report)
     if hide_bar:
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.removeFilter(_is_no_report)
         if hide_bar:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
-def _is_no_report(record) -> bool:
+def _is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
@@ -225,7 +227,7 @@ def _choose_dtype(dtype: str, device: str, config: dict):
 
 def _choose_attention(attn: str, device: str, dtype: Any) -> str:
     import torch
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     if attn not in ATTENTIONS:
         raise ModelError(f"attn={attn!r} is unknown; choose one of {list(ATTENTIONS)}")

@@ -244,3 +244,11 @@ def test_malformed_conversations_are_refused(tiny_vlm):
     for bad in ([], [{"role": "user"}], [{"role": "robot", "content": "x"}], 3):
         with pytest.raises(VlkitError):
             prepare_inputs(tiny_vlm("qwen2_vl"), [bad])
+
+
+def test_messages_that_the_chat_template_refuses(tiny_vlm):
+    with pytest.raises(VlkitError, match="No user query found"):
+        prepare_inputs(tiny_vlm("qwen3_5"), [[vlkit.system("Be terse.")]])
+    wordless = {"role": "assistant", "content": [{"type": "image", "image": noise(9, 9)}]}
+    with pytest.raises(VlkitError, match="chat template refuses"):
+        prepare_inputs(tiny_vlm("qwen2_vl"), [[*ask(), wordless]])

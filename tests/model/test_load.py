@@ -132,9 +132,9 @@ def test_attention_as_asked(tiny_folder, attn):
 def test_auto_takes_flash_attention_where_it_is_installed_and_fits(
     monkeypatch, device, dtype, expected
 ):
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
     assert _choose_attention("auto", device, dtype) == expected
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
     assert _choose_attention("auto", device, dtype) == "sdpa"
 
 
