@@ -18,7 +18,7 @@ from vlkit.media import load_image
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 EDGES = {"black": "#00000070", "white": "#FFFFFFB0"}  # of a bright and of a dark line
 MAX_LABEL = 40  # characters
-MIN_FONT_SIZE = 11  # pixels; smaller letters cannot be read
+MIN_FONT_SIZE = 12  # pixels; smaller letters cannot be read
 
 Area = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -48,7 +48,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
     for item in sorted(items, key=_area, reverse=True):  # the small ones on top
         _draw_outline(draw, item, width, colors[item.label])
-    font = load_font(max(MIN_FONT_SIZE, round(short / 24)))
+    font = load_font(max(MIN_FONT_SIZE, round(short / 22)))
     if labels and short >= 4 * MIN_FONT_SIZE:
         taken: list[Area] = []
         for item in items:
@@ -147,12 +147,12 @@ def _draw_label(draw, item: Box | Point, width: int, font, color: str, taken: li
     pad = max(2, width)
     text = _fit(_printable(item.label), font, size[0] - 2 * pad)
     _, top, _, bottom = font.getbbox("Åg国")  # the same height for every label
-    w, h = font.getlength(text) + 2 * pad, bottom - top + pad
+    w, h = font.getlength(text) + 2 * pad, bottom - top + 2 * (pad // 2)
     areas = [_clamp(place, w, h, size) for place in _places(item, w, h)]
     area = min(areas, key=lambda area: sum(_overlap(area, other) for other in taken))
     taken.append(area)
     draw.rectangle((area[0], area[1], area[2] - 1, area[3] - 1), fill=color)
-    draw.text((area[0] + pad, area[1] + pad / 2 - top), text, font=font, fill=_text_color(color))
+    draw.text((area[0] + pad, area[1] + pad // 2 - top), text, font=font, fill=_text_color(color))
 
 
 def _bounds(item: Box | Point) -> Area:
