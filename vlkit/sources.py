@@ -117,7 +117,8 @@ def _fetch(url: str, name: str, deadline: float, answers: queue.SimpleQueue) -> 
         answers.put(MediaError(f"{name} answered HTTP {error.code} {error.reason}; {remedy}"))
     except Exception as error:  # whatever it is, the waiting thread has to hear of it
         reason = getattr(error, "reason", None) or error
-        answers.put(MediaError(f"{name} could not be downloaded: {reason}; {remedy}"))
+        failed = MediaError(f"{name} could not be downloaded: {reason}; {remedy}")
+        answers.put(_too_late(name) if isinstance(reason, TimeoutError) else failed)
 
 
 def _read_response(response, name: str, deadline: float) -> bytes:

@@ -44,11 +44,16 @@ def test_import_vlkit_is_quick_and_light():
     assert not modules & {*HEAVY, "numpy", "PIL"}
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_module_is_light(module):
-    _, modules = in_new_process(f"import vlkit.{module}\nresult = None")
-    assert f"vlkit.{module}" in modules
-    assert not modules & HEAVY
+def test_modules_are_light():
+    code = f"""
+import importlib
+result = {{}}
+for module in {LIGHT}:
+    importlib.import_module("vlkit." + module)
+    result[module] = sorted(set({sorted(HEAVY)}) & set(sys.modules))
+"""
+    loaded, _ = in_new_process(code)
+    assert loaded == {module: [] for module in LIGHT}
 
 
 def test_work_without_a_model_is_light():
