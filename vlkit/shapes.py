@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas
 
-# language model: (hidden, layers, heads, key-value heads, intermediate, vocabulary, tied embeddings);
-# vision tower: (depth, width, intermediate); from the models' config.json files on the hubs
+# of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
+# embeddings; of the vision tower: depth, width, intermediate; as in config.json on the hubs
 _SHAPES = {
     "Qwen/Qwen2-VL-2B-Instruct": ((1536, 28, 12, 2, 8960, 151936, True), (32, 1280, 5120)),
     "Qwen/Qwen2-VL-7B-Instruct": ((3584, 28, 28, 4, 18944, 152064, False), (32, 1280, 5120)),

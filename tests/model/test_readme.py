@@ -1,0 +1,56 @@
+"""The README says what is so: its code runs, its table is counted, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import vlkit
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_ten_lines_run_and_are_right(tmp_path, monkeypatch, capsys):
+    code = re.search(r"## Ten lines\n\n```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    truth = next(b for b in vlkit.samples()["three_shapes"].boxes if b.label == "blue square")
+    assert vlkit.iou(names["reply"].boxes[0], truth) > 0.5
+    assert (tmp_path / "answer.png").is_file()
+
+
+def test_the_hardware_table_is_what_memory_table_counts():
+    rows = re.findall(
+        r"^\| (Qwen\S+) \| ([\d.]+) B \| ([\d.]+) GB \| ([\d.]+) GB \| ", README, re.M
+    )
+    table = vlkit.memory_table()
+    assert [f"Qwen/{name}" for name, *_ in rows] == list(table.index)
+    for name, *numbers in rows:
+        counted = table.loc[f"Qwen/{name}"].iloc[:3]
+        assert [float(n) for n in numbers] == pytest.approx(list(counted), abs=0.051)
+
+
+def test_the_notebook_table_matches_the_folder():
+    linked = re.findall(r"\]\(notebooks/(\S+\.ipynb)\)", README)
+    assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def test_links_inside_the_repository_resolve():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_command_shown_exists():
+    from typer.testing import CliRunner
+
+    from vlkit.cli import app
+
+    for command in set(re.findall(r"^vlkit (\w+)|`vlkit (\w+)", README, re.MULTILINE)):
+        name = "".join(command)
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0, name
+    targets = re.findall(r"^make (\w+)$|`make (\w+)`", README, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"".join(t) for t in targets} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
