@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlkit.errors import VlkitError
+from vlkit.hubs import Hub
 
 app = typer.Typer(
     help="A workbench for the Qwen-VL family.", no_args_is_help=True, add_completion=False
@@ -21,7 +22,7 @@ console = Console()
 errors = Console(stderr=True)
 
 ModelOption = Annotated[str, typer.Option(help='"tiny" (bundled), a folder or a hub id.')]
-HubOption = Annotated[str, typer.Option(help="auto, huggingface or modelscope.")]
+HubOption = Annotated[Hub, typer.Option(help="Where to look for it.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 QuantizeOption = Annotated[str | None, typer.Option(help="4bit or 8bit (vlkit[quant]).")]

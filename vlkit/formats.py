@@ -116,7 +116,8 @@ def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> st
 def _read_json(answer: str) -> tuple[list[Labelled], list[str]]:
     """(label, numbers) pairs, and what could not be read."""
     starts = [match.start() for match in _OBJECT.finditer(answer)]
-    found, problems = [], []
+    found: list[Labelled] = []
+    problems: list[str] = []
     for start, end in zip(starts, [*starts[1:], len(answer)], strict=False):
         part = answer[start:end]  # up to the next object, so that the whole takes linear time
         held = any(key in part for key in _KEYS)

@@ -218,7 +218,7 @@ def _first_answering(name: str, hubs: Sequence[str], revision: str | None, found
     for hub in hubs:  # daemons: a name server that never answers must not hold up the exit
         threading.Thread(target=ask, args=(hub,), daemon=True).start()
     deadline = time.monotonic() + PROBE_SECONDS
-    statuses = {}
+    statuses: dict[str, int | None] = {}
     while len(statuses) < len(hubs) and (left := deadline - time.monotonic()) > 0:
         with suppress(queue.Empty):
             hub, status = answers.get(timeout=left)
