@@ -156,6 +156,8 @@ class Chat:
         """The user's message with its pictures read now: a later turn sees what this one saw."""
         turn = as_messages(user(text, *media))[0]
         for item in iterate_media([turn]):
+            if item["type"] == "video":
+                continue  # a clip is sampled anew each turn: its frames may be many
             item["image"] = load_image(item["image"], strict=item.pop("strict", True))
         return turn
 
@@ -263,6 +265,7 @@ def _make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: in
         family=vlm.family,
         images=tuple(inputs.images[0]),
         input_sizes=tuple(inputs.input_sizes[0]),
+        clips=tuple(inputs.clips[0]),
         finish_reason="stop" if ended else "length" if len(tokens) >= limit else "cancelled",
     )
 

@@ -127,6 +127,11 @@ def list_items(boxes: Box | Point | Iterable[Box | Point]) -> list[Box | Point]:
     return items
 
 
+def scale_item(item: Box | Point, scale: float) -> Box | Point:
+    """A box or point on a picture that is ``scale`` times as large."""
+    return type(item)(item.label, *(value * scale for value in _coordinates(item)))
+
+
 def _coordinates(item: Box | Point) -> tuple[float, ...]:
     return item.xyxy if isinstance(item, Box) else (item.x, item.y)
 

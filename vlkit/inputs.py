@@ -16,6 +16,7 @@ from vlkit.hubs import first_line
 from vlkit.media import Image
 from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
 from vlkit.models import VLM
+from vlkit.video import Clip, Video, load_clip
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +28,14 @@ class ModelInputs:
             ``image_grid_thw`` …), on the CPU.
         images: per conversation, its upright originals.
         input_sizes: per conversation, the (width, height) of each picture as the model sees it.
+        clips: per conversation, its sampled clips, their frames of the size that the model sees.
         prompts: the rendered chat templates, media placeholders not yet expanded.
     """
 
     tensors: Any
     images: list[list[PIL.Image.Image]]
     input_sizes: list[list[Size]]
+    clips: list[list[Clip]]
     prompts: list[str]
 
 
@@ -46,15 +49,54 @@ def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
     """
     conversations = [as_messages(conversation) for conversation in conversations]
     media = [[read_media_item(i) for i in iterate_media(c)] for c in conversations]
-    images = [[each.load() for each in row] for row in media]
+    pictures = [[each for each in row if isinstance(each, Image)] for row in media]
+    images = [[each.load() for each in row] for row in pictures]
+    clips = [[_sample(vlm, each) for each in row if isinstance(each, Video)] for row in media]
     prompts = [_render(vlm.processor, conversation) for conversation in conversations]
-    resized, size = _fit_limits(vlm, media, images)
-    options = {"images_kwargs": {"size": size}} if size else {}
+    resized, size = _fit_limits(vlm, pictures, images)
+    options: dict[str, Any] = {"images_kwargs": {"size": size}} if size else {}
+    flat = [clip for row in clips for clip in row]
+    if flat:  # sampled and resized already; the metadata tell the processor when and how
+        metadata = [clip.metadata for clip in flat]
+        options |= {"videos": [clip.frames for clip in flat]}
+        options["videos_kwargs"] = {"video_metadata": metadata, **_AS_IT_IS}
     tensors = vlm.processor(
         text=prompts, images=resized or None, padding=True, return_tensors="pt", **options
     )
     sizes = iter(_input_sizes(vlm, tensors))
-    return ModelInputs(tensors, images, [[next(sizes) for _ in row] for row in images], prompts)
+    input_sizes = [[next(sizes) for _ in row] for row in images]
+    return ModelInputs(tensors, images, input_sizes, clips, prompts)
+
+
+_AS_IT_IS = {"do_sample_frames": False, "do_resize": False}
+
+
+def _sample(vlm: VLM, video: Video) -> Clip:
+    return load_clip(video, lambda size, count: frame_size(vlm, size, count, video))
+
+
+def frame_size(vlm: VLM, size: Size, count: int, video: Video | None = None) -> Size:
+    """The (width, height) to which a clip's frames are resized, as qwen-vl-utils does it.
+
+    A frame has 128 to 768 tokens, fewer where the model's own processor says so, and an even
+    share of 115,200 tokens for the clip; ``max_frame_tokens`` and the model's
+    ``max_image_tokens`` lower the limit.
+
+    Args:
+        size: (width, height) of the upright original.
+        count: frames sampled.
+    """
+    side = 2 * FAMILIES[vlm.family].patch_size
+    low, high = 128 * side**2, 768 * side**2  # VIDEO_MIN_TOKEN_NUM, VIDEO_MAX_TOKEN_NUM
+    own = vlm.processor.video_processor.size
+    if side == 28:  # here its limits are per frame, from Qwen3-VL on per clip
+        low, high = min(low, own["shortest_edge"]), min(high, own["longest_edge"])
+    share = int(0.9 * 128_000 * side**2 / count * 2)
+    high = max(min(high, share), int(low * 1.05))
+    most = (video and video.max_frame_tokens) or vlm.max_image_tokens
+    if most:
+        low, high = min(low, most * side**2), min(high, most * side**2)
+    return _fit(size, side, low, high, strictly=bool(most))
 
 
 def _render(processor, messages: list[dict]) -> str:
@@ -74,8 +116,8 @@ def _without_media(content: list[dict]) -> list[dict]:
     """Placeholders for media; neighbouring texts as one, or they could spell a token together."""
     items: list[dict] = []
     for item in content:
-        if item["type"] == "image":
-            items.append({"type": "image"})
+        if item["type"] != "text":
+            items.append({"type": item["type"]})
         elif items and items[-1]["type"] == "text":
             items[-1]["text"] += item["text"]
         else:

@@ -10,10 +10,22 @@ from typing import Any
 from vlkit.errors import VlkitError
 from vlkit.media import Image, load_image
 from vlkit.sources import is_url, local_path
+from vlkit.video import Video
 
 ROLES = ("system", "user", "assistant")
 _LIMITS = ("max_tokens", "min_tokens", "strict")
-_SOURCES = ("image", "image_url", "url", "path")
+_SOURCES = ("image", "image_url", "video", "video_url", "url", "path")
+# a clip's options in an item, as qwen-vl-utils spells them where it has them
+_CLIP = {
+    "fps": "fps",
+    "nframes": "frames",
+    "max_frames": "max_frames",
+    "video_start": "start",
+    "video_end": "end",
+    "max_frame_tokens": "max_frame_tokens",
+    "source_fps": "source_fps",
+}
+_CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".mpg", ".mpeg", ".ogv")
 _PIXELS = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
 # every <|…|> token writes a turn, a picture or a tool call, save those of grounding, which a
 # question may hold: "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
@@ -26,14 +38,16 @@ def system(text: str) -> dict:
 
 
 def user(text: str, *media: Any) -> dict:
-    """A user's message: pictures in the order given, then the text.
+    """A user's message: pictures and clips in the order given, then the text.
 
     Paths and http(s) URLs stay as they are and are read when the model is asked; PIL images,
-    arrays, tensors and bytes become upright RGB PIL images at once.
+    arrays, tensors and bytes become upright RGB PIL images at once. A path or URL that ends like
+    a clip's (.mp4, .webm …) is one; for anything else that moves, pass a ``vlkit.Video``.
 
     Args:
         text: the question; control tokens in it are harmless (see :func:`escape_control_tokens`).
-        *media: path, ``Path``, URL, data URL, bytes, PIL image, array, tensor or ``vlkit.Image``.
+        *media: path, ``Path``, URL, data URL, bytes, PIL image, array, tensor, ``vlkit.Image`` or
+            ``vlkit.Video``.
 
     Raises:
         VlkitError: the text is not a string.
@@ -65,15 +79,17 @@ def as_messages(messages: str | Mapping | list) -> list[dict]:
 
 
 def iterate_media(messages: list[dict]) -> Iterator[dict]:
-    """The picture items of checked messages, in the order in which the model meets them."""
+    """The items of pictures and clips in checked messages, in the order the model meets them."""
     for message in messages:
-        yield from (item for item in message["content"] if item["type"] == "image")
+        yield from (item for item in message["content"] if item["type"] != "text")
 
 
-def read_media_item(item: Mapping) -> Image:
-    """A content item as a :class:`vlkit.Image` with its own limits."""
-    source = item["image"]
-    return Image(source, **{name: item[name] for name in _LIMITS if name in item})
+def read_media_item(item: Mapping) -> Image | Video:
+    """A content item as a :class:`vlkit.Image` or :class:`vlkit.Video` with its own options."""
+    if item["type"] == "video":
+        options = {field: item[key] for key, field in _CLIP.items() if key in item}
+        return Video(item["video"], **options)
+    return Image(item["image"], **{name: item[name] for name in _LIMITS if name in item})
 
 
 def escape_control_tokens(text: str) -> str:
@@ -96,6 +112,10 @@ def _text_item(text: str) -> dict:
 
 
 def _media_item(source: Any, *, strict: bool = True) -> dict:
+    if isinstance(source, Video):
+        return _clip_item(source)
+    if isinstance(source, str | os.PathLike) and _looks_like_clip(os.fspath(source)):
+        return _clip_item(Video(source))
     if isinstance(source, Image):
         limits = {name: getattr(source, name) for name in _LIMITS}
         given = {k: v for k, v in limits.items() if v is not None and (k, v) != ("strict", True)}
@@ -105,6 +125,21 @@ def _media_item(source: Any, *, strict: bool = True) -> dict:
     else:
         source = load_image(source, strict=strict)
     return {"type": "image", "image": source}
+
+
+def _clip_item(video: Video) -> dict:
+    source, plain = video.source, Video(None)
+    if isinstance(source, str | os.PathLike):
+        source = source if is_url(source) else local_path(source)
+    options = {key: getattr(video, field) for key, field in _CLIP.items()}
+    given = {k: v for k, v in options.items() if v != getattr(plain, _CLIP[k])}
+    return {"type": "video", "video": source, **given}
+
+
+def _looks_like_clip(source: str | bytes) -> bool:
+    if isinstance(source, bytes):
+        return False
+    return source.partition("?")[0].lower().endswith(_CLIP_SUFFIXES)
 
 
 def _check_message(i: int, message: Any) -> dict:
@@ -128,7 +163,7 @@ def _check_item(item: Any) -> dict:
         raise VlkitError(f"expected a dict with a 'type', not {item!r:.80}")
     item = {key: value for key, value in item.items() if value is not None}
     source = next((item[key] for key in _SOURCES if key in item), None)
-    kind = item.get("type", "text" if source is None else "image")
+    kind = item.get("type", _guess_type(item))
     if kind == "text" and "text" in item:
         return _text_item(item["text"])
     if pixels := sorted(_PIXELS & item.keys()):
@@ -138,7 +173,16 @@ def _check_item(item: Any) -> dict:
         )
     if isinstance(source, Mapping):  # {"image_url": {"url": "…"}}, the OpenAI spelling
         source = source.get("url")
+    if source is not None and kind in ("video", "video_url"):
+        given = _clip_item(source) if isinstance(source, Video) else {"video": source}
+        return {"type": "video", **given} | {key: item[key] for key in _CLIP if key in item}
     if source is None or kind not in ("image", "image_url"):
-        raise VlkitError(f"expected an item of text or image, not {item!r:.80}")
+        raise VlkitError(f"expected an item of text, image or video, not {item!r:.80}")
     found = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}
     return found | {key: item[key] for key in _LIMITS if key in item}
+
+
+def _guess_type(item: Mapping) -> str:
+    if "video" in item or "video_url" in item:
+        return "video"
+    return "image" if any(key in item for key in _SOURCES) else "text"

@@ -272,4 +272,5 @@ def _load_processor(folder: ModelFolder):
         ) from error
     if not getattr(processor, "chat_template", None):
         raise ModelError(f"{folder.path} has no chat template; copy chat_template.jinja into it")
+    processor.video_processor.cap_pixels_per_frame = True  # as qwen-vl-utils limits clips
     return processor

@@ -11,8 +11,9 @@ from typing import Any
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
-from vlkit.grounding import Box, Point, list_items
+from vlkit.grounding import Box, Point, list_items, scale_item
 from vlkit.media import load_image
+from vlkit.video import Clip
 
 # Okabe and Ito's colour-blind-safe palette without its black, https://jfly.uni-koeln.de/color/
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -93,6 +94,30 @@ def plot_boxes(axes, image: Any, boxes: Box | Point | Iterable[Box | Point], *, 
                 parse_math=False,
             )
     return axes
+
+
+def draw_frames(
+    clip: Clip, boxes: Box | Point | Iterable[Box | Point] = (), *, columns: int = 4
+) -> PIL.Image.Image:
+    """A clip's sampled frames on one sheet, each with its time and the same boxes.
+
+    Args:
+        clip: from ``vlkit.Video(…).load()`` or ``reply.clips``.
+        boxes: in pixels of the clip's upright original frames.
+        columns: frames in a row.
+    """
+    columns = min(columns, len(clip.frames))
+    width = 800 // columns
+    scale = width / clip.info.size[0]
+    height = max(1, round(clip.info.size[1] * scale))
+    font, rows, gap = load_font(13), -(-len(clip.frames) // columns), 6
+    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 18 + gap)), "white")
+    items = [scale_item(item, scale) for item in list_items(boxes)]
+    for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
+        x, y = index % columns * (width + gap), index // columns * (height + 18 + gap)
+        sheet.paste(draw_boxes(frame.resize((width, height)), items), (x, y))
+        ImageDraw.Draw(sheet).text((x + 2, y + height), f"{time:.2f} s", "#333333", font)
+    return sheet
 
 
 def label_colors(labels: Iterable[str]) -> dict[str, str]:

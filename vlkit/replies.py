@@ -7,12 +7,14 @@ import html
 import io
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import PIL.Image
 
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.grounding import Box, Point, Size, read_grounding
-from vlkit.plotting import draw_boxes
+from vlkit.plotting import draw_boxes, draw_frames
+from vlkit.video import Clip
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Reply:
         family: of the model, which says how ``raw`` is read.
         images: the upright originals, in the order of the conversation.
         input_sizes: (width, height) of each picture as the model saw it.
+        clips: the sampled clips, their frames as the model saw them.
         finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
     """
 
@@ -47,10 +50,13 @@ class Reply:
     family: str
     images: tuple[PIL.Image.Image, ...] = field(default=(), repr=False)
     input_sizes: tuple[Size, ...] = ()
+    clips: tuple[Clip, ...] = field(default=(), repr=False)
     finish_reason: str = "stop"
 
     def grounding(self, image: int = -1) -> list[Box | Point]:
         """Boxes and points read as coordinates of one of the pictures, by default the last.
+
+        Where there is none, of the last clip's frames.
 
         Raises:
             GroundingParseError: the answer holds coordinates that cannot be read.
@@ -67,12 +73,18 @@ class Reply:
         """Points in pixels of the last picture's upright original; see :meth:`grounding`."""
         return [item for item in self._warned() if isinstance(item, Point)]
 
-    def plot(self, image: int = -1) -> PIL.Image.Image:
-        """The picture (by default the last) with the answer's boxes and points."""
+    def plot(self, image: int = -1, *, clip: int | None = None) -> PIL.Image.Image:
+        """The picture (by default the last) with the answer's boxes and points.
+
+        Where there is none, or with ``clip=`` the number of one: the clip's sampled frames with
+        their times, and the boxes on each.
+        """
+        if clip is not None or (self.clips and not self.images):
+            shown = _pick(self.clips, -1 if clip is None else clip, "clip")
+            return draw_frames(shown, [] if self.images else self._warned())
         if not self.images:
             raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
-        items = self._warned(image)
-        return draw_boxes(self.images[image], items)
+        return draw_boxes(_pick(self.images, image, "image"), self._warned(image))
 
     def _warned(self, image: int = -1) -> list[Box | Point]:
         items, left_out = self._read(image)
@@ -81,12 +93,14 @@ class Reply:
         return items
 
     def _read(self, image: int = -1) -> tuple[list[Box | Point], str]:
-        if not self.images:
+        if self.images:
+            size = _pick(self.images, image, "image").size
+            input_size = self.input_sizes[image] if self.input_sizes else None
+        elif self.clips:
+            clip = self.clips[-1]
+            size, input_size = clip.info.size, clip.frame_size
+        else:
             return [], ""
-        if not -len(self.images) <= image < len(self.images):
-            raise VlkitError(f"image={image} is not there; this reply is about {len(self.images)}")
-        size = self.images[image].size
-        input_size = self.input_sizes[image] if self.input_sizes else None
         return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
 
     def __str__(self) -> str:
@@ -96,7 +110,7 @@ class Reply:
         text = html.escape(self.text).replace("\n", "<br>")
         usage = self.usage
         line = (
-            f"{usage.prompt_tokens:,} prompt tokens ({usage.image_tokens:,} of them image), "
+            f"{usage.prompt_tokens:,} prompt tokens ({_media_tokens(usage)}), "
             f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
         )
         if self.finish_reason != "stop":
@@ -108,7 +122,7 @@ class Reply:
         )
 
     def _repr_pictures(self) -> str:
-        if not self.images:
+        if not self.images and not self.clips:
             return ""
         try:
             items, note = self._read()
@@ -116,7 +130,21 @@ class Reply:
             items, note = [], str(error)
         if note:
             note = f'<p style="color:#B45309;font-size:.85em;margin:4px 0">{html.escape(note)}</p>'
-        return image_html(draw_boxes(self.images[-1], items), alt=self.text) + note
+        if self.images:
+            return image_html(draw_boxes(self.images[-1], items), alt=self.text) + note
+        return image_html(draw_frames(self.clips[-1], items), alt=self.text) + note
+
+
+def _pick(those: tuple, index: int, name: str) -> Any:
+    if not -len(those) <= index < len(those):
+        raise VlkitError(f"{name}={index} is not there; this reply is about {len(those)}")
+    return those[index]
+
+
+def _media_tokens(usage: Usage) -> str:
+    kinds = (("image", usage.image_tokens), ("video", usage.video_tokens))
+    parts = [f"{count:,} of them {kind}" for kind, count in kinds if count]
+    return ", ".join(parts) or "text alone"
 
 
 def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> str:

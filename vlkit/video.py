@@ -102,6 +102,11 @@ class Clip:
     name: str
 
     @property
+    def frame_size(self) -> Size:
+        """(width, height) of ``frames``."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+    @property
     def timestamps(self) -> tuple[float, ...]:
         """Seconds from the beginning of the clip at which each frame is on screen."""
         return tuple(index / self.info.fps for index in self.indices)
