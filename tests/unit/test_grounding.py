@@ -468,6 +468,15 @@ REPEATED = [
 ]
 
 
+@pytest.mark.parametrize("family", TAGS)
+@pytest.mark.parametrize("start", ["[box]", "[box](1,2)", "[box](1,2),", "[box](1,2),(3,4)"])
+def test_long_blanks_take_linear_time(family, start):
+    text = tagged(family, start + " " * 50_000 + "x[/box]")
+    begin = time.process_time()
+    assert_unreadable(text, family)
+    assert time.process_time() - begin < 0.5  # measured: 0.001
+
+
 @pytest.mark.parametrize("family", FORMATS)
 def test_repetition_takes_linear_time(family):
     seconds = {}

@@ -57,12 +57,10 @@ def test_boxes_of_the_last_or_a_chosen_picture():
 
 def test_pixels_of_the_resized_picture_need_its_own_size():
     raw = '{"bbox_2d": [7, 14, 14, 28], "label": "cat"}'
-    sizes = {
-        "family": "qwen2_5_vl",
-        "images": (picture(), picture()),
-        "input_sizes": ((14, 28),) * 2,
-    }
-    assert reply(raw, **sizes).boxes == [Box("cat", 250, 100, 500, 200)]
+    images, sizes = (picture(), picture()), ((500, 200), (14, 28))
+    two = reply(raw, family="qwen2_5_vl", images=images, input_sizes=sizes)
+    assert two.boxes == [Box("cat", 250, 100, 500, 200)]
+    assert two.grounding(0) == [Box("cat", 7, 14, 14, 28)]
 
 
 @pytest.mark.parametrize("index", [1, -2, 7])
