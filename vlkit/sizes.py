@@ -1,0 +1,152 @@
+"""The size rules of the family, in one place: from a picture's size to the model's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlkit.families import FAMILIES
+from vlkit.grounding import Size
+from vlkit.media import Image
+from vlkit.video import Video
+
+Limits = tuple[float, float]  # fewest and most pixels
+
+# qwen_vl_utils.vision_process: VIDEO_MIN_TOKEN_NUM, VIDEO_MAX_TOKEN_NUM, and 90 % of MODEL_SEQ_LEN
+FRAME_TOKENS = (128, 768)
+CLIP_TOKENS = 128_000 * 0.9
+
+
+@dataclass(frozen=True)
+class SizeRules:
+    """How large a model sees pictures and clips.
+
+    Attributes:
+        patch_size: side of a patch in pixels; one token covers ``side`` = two patches squared.
+        image_pixels: fewest and most pixels of a resized picture.
+        video_pixels: the same of its video processor (of a frame for patches of 14 pixels).
+        max_image_tokens: limit for every picture or frame without one of its own, or None.
+    """
+
+    patch_size: int
+    image_pixels: tuple[int, int]
+    video_pixels: tuple[int, int]
+    max_image_tokens: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Pixels; resized sides are multiples of it."""
+        return 2 * self.patch_size
+
+    def image_limits(self, image: Image | None = None) -> Limits:
+        """The fewest and most pixels that a picture has after resizing.
+
+        A picture's own limits count before the model's (``max_image_tokens``), and these before
+        the processor's.
+        """
+        token = self.side**2
+        low, high = self.image_pixels
+        most = (image and image.max_tokens) or self.max_image_tokens
+        if most:
+            low, high = min(low, most * token), most * token
+        if image and image.min_tokens:
+            low = image.min_tokens * token
+            high = high if image.max_tokens else max(high, 2 * low)  # room for rounding up
+        return low, high
+
+    def image_size(self, size: Size, image: Image | None = None) -> Size:
+        """The (width, height) at which the model sees an upright picture of this size."""
+        limits = self.image_limits(image)
+        return fit_size(size, self.side, limits, strictly=limits != self.image_pixels)
+
+    def frame_size(self, size: Size, count: int, video: Video | None = None) -> Size:
+        """The (width, height) to which a clip's frames are resized, as qwen-vl-utils does it.
+
+        A frame has 128 to 768 tokens, fewer where the model's own processor says so, and an even
+        share of 115,200 tokens for the clip; ``max_frame_tokens`` and ``max_image_tokens`` lower
+        the limit.
+
+        Args:
+            size: (width, height) of the upright original.
+            count: frames sampled.
+            video: with its own limit.
+        """
+        token = self.side**2
+        low, high = FRAME_TOKENS[0] * token, FRAME_TOKENS[1] * token
+        own_low, own_high = self.video_pixels
+        # from Qwen3-VL on the processor's limits are for a clip; and what Qwen2-VL's and 2.5's
+        # repositories have, above 768 tokens, are those of pictures
+        if self.patch_size == 14 and own_high <= high:
+            low, high = min(low, own_low), own_high
+        share = CLIP_TOKENS * token / count * 2
+        most_pixels: float = max(min(high, share), int(low * 1.05))
+        most = (video and video.max_frame_tokens) or self.max_image_tokens
+        if most:
+            low, most_pixels = min(low, most * token), min(most_pixels, most * token)
+        return fit_size(size, self.side, (low, most_pixels), strictly=bool(most))
+
+
+def rules_of_processor(processor: Any, family: str, max_image_tokens: int | None) -> SizeRules:
+    """The rules that a loaded processor keeps."""
+    picture, video = (_pixels(processor, name) for name in ("image_processor", "video_processor"))
+    return SizeRules(FAMILIES[family].patch_size, picture, video, max_image_tokens)
+
+
+def published_rules(family: str, config: dict | None = None) -> SizeRules:
+    """The rules of a family as its repositories have them.
+
+    Args:
+        family: a key of ``FAMILIES``.
+        config: a ``preprocessor_config.json`` that goes before them.
+    """
+    known = FAMILIES[family]
+    rules = SizeRules(known.patch_size, known.image_pixels, known.video_pixels)
+    size = (config or {}).get("size") or {}
+    found = [
+        (config or {}).get(old) or size.get(new)
+        for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+    ]
+    if not all(found):
+        return rules
+    low, high = found
+    return replace(rules, image_pixels=(low, high), video_pixels=(low, high))
+
+
+def _pixels(processor: Any, name: str) -> tuple[int, int]:
+    size = getattr(processor, name).size
+    return size["shortest_edge"], size["longest_edge"]
+
+
+def fit_size(size: Size, side: int, limits: Limits, *, strictly: bool = False) -> Size:
+    """The (width, height) to which the processor resizes, in multiples of ``side``.
+
+    A narrow or tiny picture may come out above the limit; ``strictly`` shrinks it further, its
+    shape given up where it must.
+    """
+    low, high = limits
+    width, height = smart_resize(size, side, low, high)
+    most = int(high // side**2)
+    if not strictly or width * height <= high:
+        return width, height
+    columns, rows = width // side, height // side
+    scale = math.sqrt(most / (columns * rows))
+    columns, rows = max(1, int(columns * scale)), max(1, int(rows * scale))
+    return min(columns, most) * side, min(rows, most) * side
+
+
+def smart_resize(size: Size, side: int, low: float, high: float) -> Size:
+    """``smart_resize`` of transformers and qwen-vl-utils, for (width, height).
+
+    Both sides to the nearest multiple of ``side``; above ``high`` pixels shrunk by √(area/high)
+    and rounded down, below ``low`` enlarged by √(low/area) and rounded up.
+    """
+    width, height = size
+    new = [round(length / side) * side for length in size]
+    if new[0] * new[1] > high:
+        beta = math.sqrt(height * width / high)
+        new = [max(side, math.floor(length / beta / side) * side) for length in size]
+    elif new[0] * new[1] < low:
+        beta = math.sqrt(low / (height * width))
+        new = [math.ceil(length * beta / side) * side for length in size]
+    return new[0], new[1]
