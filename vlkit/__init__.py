@@ -17,6 +17,7 @@ _HOME = {
     "replies": ["Reply"],
     "generation": ["generate", "stream", "Chat"],
     "shapes": ["memory_table"],
+    "flight": ["preflight", "Preflight"],
     "diagnosis": ["doctor"],
 }
 _MODULES = ["errors", "widgets"]

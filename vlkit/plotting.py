@@ -222,3 +222,20 @@ def _text_color(background: str) -> str:
 def _printable(label: str) -> str:
     label = "".join(c if c.isprintable() else " " for c in str(label))
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
+
+
+def draw_patch_grid(image: Any, patch_size: int) -> PIL.Image.Image:
+    """A copy of a resized picture with the model's patches in fine lines, its tokens in strong.
+
+    Args:
+        image: anything that ``vlkit.Image`` takes; its sides are multiples of two patches.
+        patch_size: in pixels; a token covers two by two patches.
+    """
+    picture = load_image(image)
+    draw = ImageDraw.Draw(picture, "RGBA")
+    for axis, length in enumerate(picture.size):
+        for place in range(0, length + 1, patch_size):
+            at, strong = min(place, length - 1), place % (2 * patch_size) == 0
+            ends = [(at, 0), (at, picture.height)] if axis == 0 else [(0, at), (picture.width, at)]
+            draw.line(ends, fill="#E69F00C0" if strong else "#FFFFFF50")
+    return picture

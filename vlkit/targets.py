@@ -1,0 +1,161 @@
+"""What is known of a model before its weights are loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vlkit import shapes
+from vlkit.bundled import bundled_path
+from vlkit.errors import ModelError
+from vlkit.families import FAMILIES, family_of, family_of_name
+from vlkit.folders import read_config, read_json
+from vlkit.hubs import HUB_ID, HUBS, ModelFolder, cached_folder
+from vlkit.inputs import render_prompt, size_rules
+from vlkit.memory import Cost, count_cost
+from vlkit.models import VLM, _load_processor
+from vlkit.sizes import SizeRules, published_rules, rules_of_processor
+
+_PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+_EAST_ASIAN = re.compile(r"[぀-ヿ㐀-鿿가-힯＀-￯]")
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model as a preflight knows it.
+
+    Attributes:
+        name: what the user called it.
+        family: a key of ``FAMILIES``.
+        rules: its size rules.
+        context_length: the most tokens of prompt and answer together.
+        processor: its transformers processor, or None where its tokenizer is not at hand.
+        source: the VLM, the folder, or None where only the name is known.
+    """
+
+    name: str
+    family: str
+    rules: SizeRules
+    context_length: int
+    processor: Any = None
+    source: VLM | Path | None = None
+
+    @cached_property
+    def cost(self) -> Cost | None:
+        """What it needs of memory, or None where its shape is not known."""
+        if isinstance(self.source, VLM):
+            model = self.source.model
+            held = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+            size = model.dtype.itemsize
+            return count_cost(model.config, held, value_bytes=size, held=held)
+        if isinstance(self.source, Path):
+            weights = sum(f.stat().st_size for f in self.source.glob("*.safetensors"))
+            if weights:
+                from transformers import AutoConfig
+
+                return count_cost(AutoConfig.from_pretrained(self.source), weights)
+        if self.name in shapes._SHAPES:
+            weights = shapes.count_memory(self.name).bfloat16
+            return count_cost(shapes.build_config(self.name), weights)
+        return None
+
+    def count_text(self, messages: list[dict], clip_times: Sequence[Sequence[float]]) -> int:
+        """Tokens of a prompt without those of its pictures and clips.
+
+        Args:
+            messages: checked.
+            clip_times: of each clip, the seconds that stand before each of its steps.
+        """
+        if self.processor is None:
+            return estimate_text(messages, self.family, clip_times)
+        prompt = render_prompt(self.processor, messages)
+        pads = prompt.count(_PADS["image"])
+        pieces = prompt.split(_PADS["video"])
+        text = pieces[0]
+        for times, piece in zip(clip_times, pieces[1:], strict=True):
+            text += self._clip_text(times) + piece
+            pads += len(times) if self._writes_times else 1
+        return len(self.processor.tokenizer(text)["input_ids"]) - pads
+
+    @property
+    def _writes_times(self) -> bool:
+        return self.rules.patch_size == 16  # from Qwen3-VL on
+
+    def _clip_text(self, times: Sequence[float]) -> str:
+        """As the family's processor writes a clip, with one placeholder for each step."""
+        if not self._writes_times:
+            return _PADS["video"]
+        step = f"<|vision_start|>{_PADS['video']}<|vision_end|>"
+        return "".join(f"<{time:.1f} seconds>{step}" for time in times)
+
+
+def find_target(model: VLM | str | os.PathLike) -> Target:
+    """A loaded model, ``"tiny"``, a folder, or an id, cached or not; no weight is read.
+
+    Raises:
+        ModelError: nothing is known of it.
+    """
+    if isinstance(model, VLM):
+        return Target(
+            model.name,
+            model.family,
+            size_rules(model),
+            model.context_length,
+            model.processor,
+            model,
+        )
+    if not isinstance(model, str | os.PathLike):
+        raise ModelError(f"expected a VLM, a folder or an id, not {type(model).__name__}")
+    name = os.fspath(model)
+    for folder in _folders(name):
+        if folder.is_dir() and (folder / "config.json").is_file():
+            return _folder_target(name, folder)
+    if Path(name).expanduser().is_dir():
+        read_config(Path(name).expanduser())  # says what is missing there
+    family = family_of_name(name)
+    return Target(name, family, published_rules(family), FAMILIES[family].context_length)
+
+
+def _folders(name: str) -> list[Path]:
+    if name == "tiny":
+        return [bundled_path("tiny-qwen2-vl")]
+    cached = [cached_folder(name, hub) for hub in HUBS] if HUB_ID.fullmatch(name) else []
+    return [Path(name).expanduser(), *(folder for folder in cached if folder)]
+
+
+def _folder_target(name: str, folder: Path) -> Target:
+    config = read_config(folder)
+    family = family_of(config, name)
+    text = config.get("text_config") or config
+    context = text.get("max_position_embeddings") or FAMILIES[family].context_length
+    try:
+        processor = _load_processor(ModelFolder(folder, name, "local", None, config))
+    except ModelError:  # no tokenizer, as in a folder of a few JSON files
+        file = folder / "preprocessor_config.json"
+        rules = published_rules(family, read_json(file) if file.is_file() else None)
+        return Target(name, family, rules, context, None, folder)
+    rules = rules_of_processor(processor, family, None)
+    return Target(name, family, rules, context, processor, folder)
+
+
+def estimate_text(messages: list[dict], family: str, clip_times: Sequence[Sequence[float]]) -> int:
+    """About how many tokens a prompt's text has: 4 letters each, 1.5 of East Asian scripts.
+
+    A turn costs 5 beside its text, a picture or clip 2, the default system message of the first
+    two generations 11, a time of the later ones 9.
+    """
+    text = "".join(item.get("text", "") for m in messages for item in m["content"])
+    wide = len(_EAST_ASIAN.findall(text))
+    tokens = math.ceil((len(text) - wide) / 4 + wide / 1.5) + 5 * len(messages)
+    tokens += 2 * sum(item["type"] != "text" for m in messages for item in m["content"])
+    if messages[-1]["role"] != "assistant":
+        tokens += 3
+    if FAMILIES[family].patch_size == 16:
+        return tokens + 9 * sum(map(len, clip_times))
+    return tokens + (0 if messages[0]["role"] == "system" else 11)
