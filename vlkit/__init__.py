@@ -12,12 +12,13 @@ _HOME = {
     "messages": ["system", "user", "assistant"],
     "hubs": ["available_models"],
     "models": ["VLM", "load"],
-    "bundled": ["Sample", "sample", "samples"],
+    "bundled": ["Sample", "SampleClip", "clips", "sample", "samples"],
     "video": ["Video"],
     "replies": ["Reply"],
     "generation": ["generate", "stream", "Chat"],
     "shapes": ["memory_table"],
     "flight": ["preflight", "Preflight"],
+    "parity": ["compare_paths"],
     "diagnosis": ["doctor"],
 }
 _MODULES = ["errors", "widgets"]

@@ -51,9 +51,8 @@ def fit(plan: Preflight, *, tokens: int | None = None, memory: float | None = No
         raise VlkitError(f"the shape of {plan.model} is not known; pass tokens= instead of memory=")
 
     def keeps(candidate: Preflight) -> bool:
-        return candidate.total_tokens <= most and (
-            memory is None or candidate.memory.total <= memory
-        )
+        needed = candidate.memory.total if memory and candidate.memory else 0
+        return candidate.total_tokens <= most and needed <= (memory or 0)
 
     found = plan if keeps(plan) else _search(plan, keeps)
     return _finish(found)

@@ -102,14 +102,12 @@ def published_rules(family: str, config: dict | None = None) -> SizeRules:
     """
     known = FAMILIES[family]
     rules = SizeRules(known.patch_size, known.image_pixels, known.video_pixels)
-    size = (config or {}).get("size") or {}
-    found = [
-        (config or {}).get(old) or size.get(new)
-        for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    ]
-    if not all(found):
+    config = config or {}
+    size = config.get("size") or {}
+    low = config.get("min_pixels") or size.get("shortest_edge")
+    high = config.get("max_pixels") or size.get("longest_edge")
+    if not low or not high:
         return rules
-    low, high = found
     return replace(rules, image_pixels=(low, high), video_pixels=(low, high))
 
 
