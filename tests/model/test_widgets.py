@@ -123,7 +123,7 @@ def test_another_panel_answers_while_one_is_busy(endless, panel):
     ("prompt", "tokens", "line"),
     [
         ("  ", 16, "VlkitError: the prompt is empty"),
-        ("word " * 5000, 16, "ModelError: "),  # raised by the model's thread
+        ("word " * 50_000, 16, "ModelError: "),  # raised by the model's thread
     ],
 )
 def test_an_error_is_one_line_and_the_panel_goes_on(panel, prompt, tokens, line, capsys):

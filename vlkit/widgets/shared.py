@@ -1,29 +1,20 @@
-"""Panels for notebooks: controls over vlkit's functions, and the code that does the same."""
+"""What panels share: asking and stopping, choosing media, one line for errors, the look."""
 
 from __future__ import annotations
 
 import html
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
-import PIL.Image
 
-from vlkit import bundled, generation, media, messages
-from vlkit.errors import MediaError, VlkitError
-from vlkit.replies import Reply, image_html
+from vlkit import generation
+from vlkit.errors import VlkitError
+from vlkit.replies import Reply
 
-EXAMPLES = (
-    "Describe this image.",
-    "Locate the red circle.",
-    "Generate the caption in English with grounding:",
-    "这是什么？",
-    "框出图中红色圆形的位置",
-)
-_TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512, 1024, 4096))]
 _OUTCOMES = {"stop": "Done.", "length": "Cut off at max_new_tokens.", "cancelled": "Stopped."}
 _CSS = """<style>
 .vlkit-panel { color: var(--jp-ui-font-color1, inherit); padding: 4px;
@@ -31,8 +22,12 @@ _CSS = """<style>
 .vlkit-panel .widget-html-content { line-height: 1.45; overflow-wrap: anywhere; }
 .vlkit-panel pre { color: inherit; white-space: pre-wrap; word-break: normal; margin: 0; }
 .vlkit-panel .vlkit-upload { margin-left: 114px; width: auto; align-self: flex-start; }
+.vlkit-panel .vlkit-count { margin-left: 112px; }
+.vlkit-panel .vlkit-count .widget-html-content { font-size: .9em; opacity: .8; }
 .vlkit-view .widget-html-content { display: flex; flex-wrap: wrap; gap: 8px; }
 .vlkit-view img { max-height: 200px; object-fit: contain; }
+.vlkit-view video, .vlkit-view > img { width: 100%; max-height: 240px; object-fit: contain; }
+.vlkit-strip img { border-radius: 3px; }
 .vlkit-error { border-left: 4px solid var(--jp-error-color1, #d32f2f); padding: 4px 10px; }
 </style>"""
 _CODE = """import vlkit
@@ -43,36 +38,60 @@ reply = vlkit.generate(vlm, message, {options})
 reply"""
 
 
-class AskPanel(widgets.VBox):
-    """Ask a model about pictures: choose, write, ask; the answer streams in, its boxes are drawn.
+class StatusLine(widgets.HTML):
+    """One line that says what a panel is doing, or what went wrong."""
 
-    Errors appear as one line in the panel. Every control is an attribute (``prompt``,
-    ``max_new_tokens``, ``temperature``, ``image_tokens``, ``seed``, ``picker``), so what a hand can
-    do, code can do: ``panel.prompt.value = "这是什么？"; panel.ask(); panel.wait()``.
+    def say(self, text: str) -> None:
+        """Show what is going on."""
+        self.value = f'<div role="status">{html.escape(text)}</div>'
+
+    @contextmanager
+    def catching(self) -> Iterator[None]:
+        """Show an error of the block as one line; Jupyter loses those of callbacks and threads."""
+        try:
+            yield
+        except Exception as error:
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.value = f'<div role="alert" class="vlkit-error">{html.escape(line)}</div>'
+
+
+class Panel(widgets.VBox):
+    """A question about media, answered in a panel; AskPanel and VideoPanel are such.
 
     Args:
         vlm: from :func:`vlkit.load`.
-        samples: offer the bundled sample pictures beside the upload button.
+        status: the line for errors.
+        chooser: the widgets with which media are chosen, and how they are to be read.
+        watched: those of them whose value changes the code.
+        examples: questions to choose from; the first is the prompt at the beginning.
+        above: what stands above the answer.
 
     Attributes:
         reply: the Reply to the last question, also of a stopped one; None before, while one is
             being answered, and after an error.
     """
 
-    def __init__(self, vlm: Any, *, samples: bool = True):
-        self.vlm = vlm
+    def __init__(
+        self,
+        vlm: Any,
+        status: StatusLine,
+        chooser: list[widgets.Widget],
+        watched: list[widgets.Widget],
+        *,
+        examples: Sequence[str],
+        above: Sequence[widgets.Widget] = (),
+    ):
+        self.vlm, self.status = vlm, status
         self.reply: Reply | None = None
         self._thread: threading.Thread | None = None
-        self.status = StatusLine()
-        self.picker = PicturePicker(self.status, samples=samples)
-        self._make_controls()
-        self._connect()
-        options = [self.max_new_tokens, self.temperature, self.image_tokens, self.seed]
+        self._make_controls(examples)
+        self._connect(watched)
+        ask = [self.examples, self.prompt, self.max_new_tokens, self.temperature, self.seed]
         buttons = widgets.HBox([self.ask_button, self.stop_button])
-        left = [self.picker, self.examples, self.prompt, *options, buttons, self.status]
         fold = widgets.Accordion([self._code_view], titles=["The same in plain Python"])
-        super().__init__(_columns(left, [self.answer, fold]))
-        self.add_class("vlkit-panel").add_class("vlkit-ask")
+        left = [*chooser, *ask, buttons, self.status]
+        super().__init__(_columns(left, [*above, self.answer, fold]))
+        self.add_class("vlkit-panel")
 
     def ask(self) -> None:
         """Ask with the present controls and return at once; does nothing while one is answered."""
@@ -80,6 +99,8 @@ class AskPanel(widgets.VBox):
             return
         self.reply, self.answer.value = None, ""
         with self.status.catching():
+            if not self.prompt.value.strip():
+                raise VlkitError("the prompt is empty; write a question or choose an example")
             self._stream = generation.stream(self.vlm, self._message(), **self._options())
             self._set_running(True)
             self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -99,19 +120,15 @@ class AskPanel(widgets.VBox):
     @property
     def code(self) -> str:
         """Plain Python that does what Ask does with the present controls; ``vlm`` is the model."""
-        limit = self.image_tokens.value
-        image = f"vlkit.Image({{}}, max_tokens={limit})" if limit else "{}"
-        parts = [repr(self.prompt.value), *map(image.format, self.picker.code)]
-        options = [f"{name}={value!r}" for name, value in self._options().items()]
-        load = _load_code(self.vlm)
-        return _CODE.format(load=load, message=", ".join(parts), options=", ".join(options))
+        message = ", ".join([repr(self.prompt.value), *self._media_code()])
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        return _CODE.format(load=_load_code(self.vlm), message=message, options=options)
+
+    def _media_code(self) -> list[str]:
+        raise NotImplementedError
 
     def _message(self) -> dict:
-        if not self.prompt.value.strip():
-            raise VlkitError("the prompt is empty; write a question or choose an example")
-        limit = self.image_tokens.value or None
-        pictures = [media.Image(picture, max_tokens=limit) for _, picture in self.picker.pictures()]
-        return messages.user(self.prompt.value, *pictures)
+        raise NotImplementedError
 
     def _options(self) -> dict:
         names = ("max_new_tokens", "temperature", "seed")
@@ -139,34 +156,31 @@ class AskPanel(widgets.VBox):
         self.stop_button.disabled = not running
         self.ask_button.disabled = running
 
-    def _make_controls(self) -> None:
+    def _make_controls(self, examples: Sequence[str]) -> None:
         self.examples = widgets.Dropdown(
-            options=[("choose one …", ""), *((text, text) for text in EXAMPLES)],
-            value=EXAMPLES[0],
+            options=[("choose one …", ""), *((text, text) for text in examples)],
+            value=examples[0],
             description="Examples",
         )
         self.prompt = widgets.Textarea(
-            EXAMPLES[0], placeholder="Ask about the picture …", rows=3, description="Prompt"
+            examples[0], placeholder="Ask a question …", rows=3, description="Prompt"
         )
         self.max_new_tokens = widgets.IntSlider(256, 1, 2048, description="new tokens ≤")
         self.temperature = widgets.FloatSlider(0.0, min=0.0, max=2.0, description="temperature")
-        self.image_tokens = widgets.SelectionSlider(
-            options=_TOKEN_LIMITS, value=0, description="image tokens ≤"
-        )
         self.seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed")
         self.ask_button = widgets.Button(description="Ask", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.answer, self._code_view = widgets.HTML(), widgets.HTML()
-        names = ("examples", "prompt", "max_new_tokens", "temperature", "image_tokens", "seed")
+        names = ("examples", "prompt", "max_new_tokens", "temperature", "seed")
         add_classes(self, *names, "ask_button", "stop_button", "answer", "status")
 
-    def _connect(self) -> None:
+    def _connect(self, watched: list[widgets.Widget]) -> None:
         self.ask_button.on_click(lambda _: self.ask())
         self.stop_button.on_click(lambda _: self.stop())
         self.examples.observe(self._take_example, names="value")
         self.prompt.observe(self._leave_example, names="value")
-        controls = [self.prompt, self.max_new_tokens, self.temperature, self.image_tokens]
-        for control in (*controls, self.seed, self.picker.sample, self.picker.upload):
+        own = [self.prompt, self.max_new_tokens, self.temperature, self.seed]
+        for control in (*own, *watched):
             control.observe(self._show_code, names="value")
         self._show_code()
 
@@ -183,72 +197,35 @@ class AskPanel(widgets.VBox):
             self._code_view.value = f"<pre>{html.escape(self.code)}</pre>"
 
 
-def _load_code(vlm: Any) -> str:
-    options = {name: getattr(vlm, name, None) for name in ("adapter", "max_image_tokens")}
-    given = [f", {name}={value!r}" for name, value in options.items() if value is not None]
-    return f"vlkit.load({vlm.name!r}{''.join(given)})"
-
-
-# --- pieces that panels share --------------------------------------------------------------------
-
-
-class StatusLine(widgets.HTML):
-    """One line that says what a panel is doing, or what went wrong."""
-
-    def say(self, text: str) -> None:
-        """Show what is going on."""
-        self.value = f'<div role="status">{html.escape(text)}</div>'
-
-    @contextmanager
-    def catching(self) -> Iterator[None]:
-        """Show an error of the block as one line; Jupyter loses those of callbacks and threads."""
-        try:
-            yield
-        except Exception as error:
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.value = f'<div role="alert" class="vlkit-error">{html.escape(line)}</div>'
-
-
-class PicturePicker(widgets.VBox):
-    """Upload pictures or choose a sample, and see them; errors go to the status line.
+class Picker(widgets.VBox):
+    """Upload or choose a sample; the latest choice counts, and errors go to the status line.
 
     Attributes:
-        upload: the upload button; its pictures count before the sample.
+        upload: the upload button; what is uploaded counts before the sample.
         sample: the samples' dropdown; "" is none.
+        view: shows what is chosen.
     """
 
-    def __init__(self, status: StatusLine, *, samples: bool = True):
-        self._status = status
-        known = bundled.samples() if samples else {}
-        self.upload = widgets.FileUpload(
-            accept="image/*",
-            multiple=True,
-            description="Upload pictures",
-            tooltip="one or several pictures, together at most 10 MB",
-        )
+    def __init__(
+        self, status: StatusLine, names: Sequence[str], title: str, view: widgets.Widget, **upload
+    ):
+        self._status, self.view = status, view
+        self.upload = widgets.FileUpload(**upload)
         self.sample = widgets.Dropdown(
-            options=[("none", ""), *((name, name) for name in known)],
-            value=next(iter(known), ""),
-            description="Picture",
+            options=[("none", ""), *((name, name) for name in names)],
+            value=next(iter(names), ""),
+            description=title,
         )
-        self.view = widgets.HTML()
         add_classes(self, "upload", "sample", "view")
-        chooser = [self.sample, self.upload] if known else [self.upload]
+        chooser = [self.sample, self.upload] if names else [self.upload]
         super().__init__([*chooser, self.view])
         self.upload.observe(self._choose, names="value")
         self.sample.observe(self._choose, names="value")
         self._show()
 
-    def pictures(self) -> list[tuple[str, PIL.Image.Image]]:
-        """The chosen pictures, upright, by name. Raises MediaError."""
-        if self.upload.value:
-            return [(file["name"], _read_upload(file)) for file in self.upload.value]
-        name = self.sample.value
-        return [(name, media.load_image(bundled.sample(name)))] if name else []
-
     @property
     def code(self) -> list[str]:
-        """Python expressions of the chosen pictures; an uploaded one is a file of its name."""
+        """Python expressions of what is chosen; an uploaded file is one of its name."""
         if self.upload.value:
             return [f"{file['name']!r}" for file in self.upload.value]
         return [f"vlkit.sample({self.sample.value!r})"] if self.sample.value else []
@@ -262,10 +239,34 @@ class PicturePicker(widgets.VBox):
         self._show()
 
     def _show(self) -> None:
-        self.view.value = ""
-        with self._status.catching():
-            self.view.value = "".join(_figure(*named) for named in self.pictures())
-            self._status.say("")
+        raise NotImplementedError
+
+
+class Debounce:
+    """Calls a function once things have been quiet for a while, in a thread of its own."""
+
+    def __init__(self, function: Callable[[], None], seconds: float):
+        self._function, self._seconds = function, seconds
+        self._timer: threading.Timer | None = None
+        self._one_at_a_time = threading.Lock()
+
+    def call(self) -> None:
+        """Ask for a call; an earlier one that has not begun is dropped."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self._seconds, self._run)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the last call, at most ``timeout`` seconds; True if none is under way."""
+        if self._timer is not None:
+            self._timer.join(timeout)
+        return self._timer is None or not self._timer.is_alive()
+
+    def _run(self) -> None:
+        with self._one_at_a_time:
+            self._function()
 
 
 def add_classes(panel: widgets.Widget, *names: str) -> None:
@@ -274,16 +275,10 @@ def add_classes(panel: widgets.Widget, *names: str) -> None:
         getattr(panel, name).add_class("vlkit-" + name.replace("_", "-"))
 
 
-def _read_upload(file: dict) -> PIL.Image.Image:
-    try:
-        return media.load_image(bytes(file["content"]))
-    except MediaError as error:
-        raise MediaError(f"{file['name']}: {error}") from error
-
-
-def _figure(name: str, picture: PIL.Image.Image) -> str:
-    caption = html.escape(f"{name}, {picture.width} × {picture.height} pixels")
-    return f"<div>{image_html(picture, width=320, alt=name)}<br>{caption}</div>"
+def _load_code(vlm: Any) -> str:
+    options = {name: getattr(vlm, name, None) for name in ("adapter", "max_image_tokens")}
+    given = [f", {name}={value!r}" for name, value in options.items() if value is not None]
+    return f"vlkit.load({vlm.name!r}{''.join(given)})"
 
 
 def _text_html(text: str) -> str:

@@ -1,0 +1,187 @@
+"""The VideoPanel driven by its traits and buttons, on the bundled model and clips."""
+
+import datetime
+import time
+
+import clips
+import pytest
+
+import vlkit
+from vlkit import video as video_module
+from vlkit.widgets import VideoPanel
+from vlkit.widgets.shared import Debounce
+
+LONG = 60  # seconds that no test should need
+
+
+@pytest.fixture
+def panel(vlm):
+    panel = VideoPanel(vlm)
+    yield panel
+    assert panel.wait(LONG)
+
+
+def ask(panel, prompt, sample=None):
+    if sample is not None:
+        panel.picker.sample.value = sample
+    panel.prompt.value = prompt
+    panel.ask_button.click()
+    assert panel.wait(LONG)
+    return panel.reply
+
+
+def upload(panel, name, content):
+    now = datetime.datetime.now(tz=datetime.UTC)
+    file = {"name": name, "type": "", "size": len(content), "content": content}
+    panel.picker.upload.value = [file | {"last_modified": now}]
+
+
+def test_direction_of_a_sample_is_that_of_the_scene(panel):
+    reply = ask(panel, "How does the red circle move?", "moves_right")
+    assert "right" in reply.text
+    assert reply.text in panel.answer.value and "<img" in panel.answer.value
+    assert "Done." in panel.status.value
+
+
+@pytest.mark.parametrize("prompt", ["How does the red circle move?", 'Say "it\'s" {0} \n什么？'])
+def test_code_gives_the_same_answer(panel, vlm, prompt):
+    panel.picker.sample.value = "moves_right"
+    panel.fps.value, panel.max_frames.value, panel.part.value = 4.0, 6, (1.0, 3.0)
+    panel.max_new_tokens.value = 12
+    reply = ask(panel, prompt)
+    namespace = {"vlm": vlm}
+    exec(panel.code, namespace)
+    assert namespace["reply"].raw == reply.raw
+    assert namespace["reply"].clips[0].timestamps == reply.clips[0].timestamps
+    assert 1.0 <= min(reply.clips[0].timestamps) and max(reply.clips[0].timestamps) <= 3.0
+    assert len(reply.clips[0].timestamps) == 6
+
+
+def test_the_count_before_is_what_the_answer_costs(panel):
+    panel.max_new_tokens.value = 2
+    for fps, max_frames, part in [
+        (2.0, 16, (0.0, 4.0)),
+        (1.0, 4, (0.5, 3.0)),
+        (8.0, 8, (1.0, 2.0)),
+    ]:
+        panel.fps.value, panel.max_frames.value, panel.part.value = fps, max_frames, part
+        reply = ask(panel, "Describe this video.")
+        assert panel.view.tokens == reply.usage.video_tokens
+        assert panel.view.timestamps == reply.clips[0].timestamps
+        assert f"{reply.usage.video_tokens} tokens" in panel.count.value
+
+
+def test_counting_reads_the_header_once_and_decodes_nothing(panel, monkeypatch):
+    panel.picker.sample.value = "two_ways"
+    assert panel.wait(LONG)
+    monkeypatch.setattr(video_module, "_open", lambda *args: pytest.fail("the clip was opened"))
+    panel._strip_later._seconds = 3600  # no strip in this test
+    panel.fps.value = 1.0
+    assert "4 of 96 frames" in panel.count.value and "96 tokens" in panel.count.value
+    panel.fps.value = 4.0
+    assert "16 of 96 frames" in panel.count.value
+    panel._strip_later._timer.cancel()
+
+
+def test_the_strip_follows_once_the_sliders_rest(panel, monkeypatch):
+    assert panel.wait(LONG)
+    before, drawn = panel.strip.value, []
+    assert "<img" in before and "8 frames of moves_right" in before
+    show = panel._strip_later._function
+    panel._strip_later._function = lambda: drawn.append(panel.fps.value) or show()
+    for fps in (2.5, 3.0, 3.5, 4.0):
+        panel.fps.value = fps
+    assert panel.wait(LONG)
+    assert drawn == [4.0]
+    assert "16 frames of moves_right" in panel.strip.value
+
+
+def test_debounce_calls_once_after_the_last_request():
+    calls = []
+    later = Debounce(lambda: calls.append(time.monotonic()), 0.1)
+    start = time.monotonic()
+    for _ in range(5):
+        later.call()
+        time.sleep(0.02)
+    assert later.wait(LONG)
+    assert len(calls) == 1 and calls[0] - start >= 0.18
+
+
+def test_range_follows_the_clip(panel):
+    for name, clip in vlkit.clips().items():
+        panel.picker.sample.value = name
+        assert (panel.part.min, panel.part.max) == (0.0, pytest.approx(clip.duration, abs=0.01))
+        assert panel.part.value == (panel.part.min, panel.part.max)
+        assert "start=" not in panel.code and "end=" not in panel.code
+    panel.picker.sample.value = "moves_right"
+    panel.part.value = (1.0, 2.0)
+    assert "start=1.0, end=2.0)" in panel.code
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("two_ways", "Video"), ("moves_down", "Image"), ("", None)]
+)
+def test_the_player_has_the_files_own_bytes(panel, name, kind):
+    panel.picker.sample.value = name
+    players = panel.picker.view.children
+    assert [type(player).__name__ for player in players] == ([kind] if kind else [])
+    assert all(player.value == vlkit.sample(name).read_bytes() for player in players)
+
+
+def test_an_upload_is_played_sampled_and_asked_about(panel):
+    upload(panel, "my clip.mp4", vlkit.sample("moves_up").read_bytes())
+    assert panel.picker.sample.value == ""
+    assert "vlkit.Video('my clip.mp4', fps=2.0" in panel.code
+    assert "up" in ask(panel, "How does the blue square move?").text
+    assert "8 frames of my clip.mp4" in panel.strip.value
+    panel.picker.sample.value = "one_still"
+    assert panel.picker.upload.value == ()
+
+
+def test_a_clip_that_browsers_do_not_play_is_sampled_all_the_same(panel, tmp_path):
+    path = clips.write_clip(tmp_path / "odd.avi", codec="mpeg4", frames=30)
+    upload(panel, path.name, path.read_bytes())
+    assert "Browsers do not play .avi" in panel.picker.view.children[0].value
+    assert panel.wait(LONG) and "4 frames of odd.avi" in panel.strip.value
+
+
+def test_no_clip_and_no_words_are_one_line(panel):
+    panel.picker.sample.value = ""
+    assert (panel.view, panel.count.value) == (None, "")
+    assert ask(panel, "Describe this video.") is None
+    assert "MediaError: no clip is chosen" in panel.status.value and panel.strip.value == ""
+    panel.picker.sample.value = "moves_up"
+    assert 'role="alert"' not in panel.status.value
+    assert ask(panel, " ") is None
+    assert "the prompt is empty" in panel.status.value
+
+
+def test_an_upload_that_is_no_clip_is_refused_by_name(panel):
+    upload(panel, "<i>notes</i>.mp4", b"no clip at all")
+    assert 'role="alert"' in panel.status.value
+    assert "MediaError: &lt;i&gt;notes&lt;/i&gt;.mp4: " in panel.status.value
+    assert panel.view is None
+    assert ask(panel, "Describe this video.") is None
+    shown = [panel.status, panel.strip, panel.count, panel.answer, panel._code_view]
+    assert not [widget.value for widget in shown if "<i>" in widget.value]
+
+
+def test_a_panel_without_samples_waits_for_a_clip(vlm):
+    panel = VideoPanel(vlm, samples=False)
+    assert panel.picker.sample not in panel.picker.children
+    assert panel.view is None and panel.wait(LONG)
+    upload(panel, "a.gif", vlkit.sample("moves_down").read_bytes())
+    assert "4 of 20 frames" in panel.count.value
+    assert panel.wait(LONG)
+
+
+def test_stop_keeps_what_is_written(vlm, panel, monkeypatch):
+    monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", None)
+    panel.max_new_tokens.value = 2000
+    panel.ask()
+    while not panel.answer.value:
+        time.sleep(0.02)
+    panel.stop_button.click()
+    assert panel.wait(LONG)
+    assert panel.reply.finish_reason == "cancelled"
+    assert "Stopped." in panel.status.value and not panel.ask_button.disabled

@@ -1,0 +1,103 @@
+"""A panel to ask about pictures."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import ipywidgets as widgets
+import PIL.Image
+
+from vlkit import bundled, media, messages
+from vlkit.errors import MediaError
+from vlkit.replies import image_html
+from vlkit.widgets.shared import Panel, Picker, StatusLine, add_classes
+
+EXAMPLES = (
+    "Describe this image.",
+    "Locate the red circle.",
+    "Generate the caption in English with grounding:",
+    "这是什么？",
+    "框出图中红色圆形的位置",
+)
+_TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512, 1024, 4096))]
+
+
+class AskPanel(Panel):
+    """Ask a model about pictures: choose, write, ask; the answer streams in, its boxes are drawn.
+
+    Errors appear as one line in the panel. Every control is an attribute (``prompt``,
+    ``max_new_tokens``, ``temperature``, ``image_tokens``, ``seed``, ``picker``), so what a hand can
+    do, code can do: ``panel.prompt.value = "这是什么？"; panel.ask(); panel.wait()``.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        samples: offer the bundled sample pictures beside the upload button.
+
+    Attributes:
+        reply: the Reply to the last question, also of a stopped one; None before, while one is
+            being answered, and after an error.
+    """
+
+    def __init__(self, vlm: Any, *, samples: bool = True):
+        status = StatusLine()
+        self.picker = PicturePicker(status, samples=samples)
+        self.image_tokens = widgets.SelectionSlider(
+            options=_TOKEN_LIMITS, value=0, description="image tokens ≤"
+        )
+        add_classes(self, "image_tokens")
+        watched = [self.image_tokens, self.picker.sample, self.picker.upload]
+        chooser = [self.picker, self.image_tokens]
+        super().__init__(vlm, status, chooser, watched, examples=EXAMPLES)
+        self.add_class("vlkit-ask")
+
+    def _media_code(self) -> list[str]:
+        limit = self.image_tokens.value
+        image = f"vlkit.Image({{}}, max_tokens={limit})" if limit else "{}"
+        return [image.format(picture) for picture in self.picker.code]
+
+    def _message(self) -> dict:
+        limit = self.image_tokens.value or None
+        pictures = [media.Image(picture, max_tokens=limit) for _, picture in self.picker.pictures()]
+        return messages.user(self.prompt.value, *pictures)
+
+
+class PicturePicker(Picker):
+    """Upload pictures or choose a sample, and see them; errors go to the status line."""
+
+    def __init__(self, status: StatusLine, *, samples: bool = True):
+        super().__init__(
+            status,
+            list(bundled.samples()) if samples else [],
+            "Picture",
+            widgets.HTML(),
+            accept="image/*",
+            multiple=True,
+            description="Upload pictures",
+            tooltip="one or several pictures, together at most 10 MB",
+        )
+
+    def pictures(self) -> list[tuple[str, PIL.Image.Image]]:
+        """The chosen pictures, upright, by name. Raises MediaError."""
+        if self.upload.value:
+            return [(file["name"], _read_upload(file)) for file in self.upload.value]
+        name = self.sample.value
+        return [(name, media.load_image(bundled.sample(name)))] if name else []
+
+    def _show(self) -> None:
+        self.view.value = ""
+        with self._status.catching():
+            self.view.value = "".join(_figure(*named) for named in self.pictures())
+            self._status.say("")
+
+
+def _read_upload(file: dict) -> PIL.Image.Image:
+    try:
+        return media.load_image(bytes(file["content"]))
+    except MediaError as error:
+        raise MediaError(f"{file['name']}: {error}") from error
+
+
+def _figure(name: str, picture: PIL.Image.Image) -> str:
+    caption = html.escape(f"{name}, {picture.width} × {picture.height} pixels")
+    return f"<div>{image_html(picture, width=320, alt=name)}<br>{caption}</div>"

@@ -1,0 +1,210 @@
+"""A panel to ask about a clip."""
+
+from __future__ import annotations
+
+import html
+from pathlib import PurePath
+from typing import Any
+
+import ipywidgets as widgets
+
+from vlkit import bundled, messages
+from vlkit.errors import MediaError, VlkitError
+from vlkit.flight import ClipView, view_clip
+from vlkit.grounding import Size
+from vlkit.plotting import draw_frames
+from vlkit.replies import image_html
+from vlkit.targets import find_target
+from vlkit.video import ClipInfo, Video, load_clip, probe_clip
+from vlkit.widgets.shared import Debounce, Panel, Picker, StatusLine, add_classes
+
+CLIP_EXAMPLES = (
+    "Describe this video.",
+    "How does the red circle move?",
+    "What moves to the right?",
+    "描述这段视频。",
+    "红色圆形往哪个方向移动？",
+)
+QUIET = 0.3  # seconds without a change before frames are decoded
+# what a browser can play, by the file's suffix
+_PLAYABLE = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mp4", ".webm": "webm", ".ogv": "ogg"}
+
+
+class VideoPanel(Panel):
+    """Ask a model about a clip: choose, play, choose the frames, ask; the answer streams in.
+
+    The strip shows the frames that the model will see, with their times; the line above it what
+    they cost. Every control is an attribute (``fps``, ``max_frames``, ``part``, ``prompt``,
+    ``picker`` …), so what a hand can do, code can do:
+    ``panel.fps.value = 4; panel.ask(); panel.wait()``.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        samples: offer the bundled clips beside the upload button.
+
+    Attributes:
+        reply: the Reply to the last question, also of a stopped one; None before, while one is
+            being answered, and after an error.
+        view: the frames, times and tokens that the present controls give, as
+            :func:`vlkit.preflight` has them; None without a clip.
+    """
+
+    def __init__(self, vlm: Any, *, samples: bool = True):
+        self._target, self.view = find_target(vlm), None
+        self._info: ClipInfo | None = None
+        self._strip_later = Debounce(self._show_strip, QUIET)
+        status = StatusLine()
+        self.picker = ClipPicker(status, samples=samples)
+        self._make_sampling()
+        sampling = [self.fps, self.max_frames, self.part]
+        chosen = [self.picker.sample, self.picker.upload]
+        chooser = [self.picker, *sampling, self.count]
+        super().__init__(
+            vlm, status, chooser, sampling + chosen, examples=CLIP_EXAMPLES, above=[self.strip]
+        )
+        self.add_class("vlkit-video")
+        for control in sampling:
+            control.observe(self._sample, names="value")
+        for control in chosen:
+            control.observe(self._take_clip, names="value")
+        self._take_clip()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the strip and the answer; True if neither is under way any more."""
+        return all([self._strip_later.wait(timeout), super().wait(timeout)])
+
+    @property
+    def video(self) -> Video:
+        """The chosen clip as the controls have it. Raises MediaError where none is chosen."""
+        return Video(self.picker.source(), **self._sampling())
+
+    def _sampling(self) -> dict:
+        start, end = self.part.value
+        options = {"fps": self.fps.value, "max_frames": self.max_frames.value}
+        options |= {"start": start} if start > 0 else {}
+        return options | ({"end": end} if end < self.part.max else {})
+
+    def _media_code(self) -> list[str]:
+        options = "".join(f", {name}={value!r}" for name, value in self._sampling().items())
+        return [f"vlkit.Video({source}{options})" for source in self.picker.code]
+
+    def _message(self) -> dict:
+        return messages.user(self.prompt.value, self.video)
+
+    def _make_sampling(self) -> None:
+        self.fps = widgets.FloatSlider(2.0, min=0.5, max=10.0, step=0.5, description="frames per s")
+        self.max_frames = widgets.IntSlider(16, 2, 128, description="frames ≤")
+        self.part = widgets.FloatRangeSlider(
+            value=(0.0, 1.0),
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            readout_format=".2f",
+            description="from – to",
+        )
+        self.count, self.strip = widgets.HTML(), widgets.HTML()
+        add_classes(self, "fps", "max_frames", "part", "count", "strip")
+
+    def _take_clip(self, change: dict | None = None) -> None:
+        self._info, self.part.disabled = None, True
+        with self.status.catching():
+            if self.picker.chosen:
+                self._info = self.picker.probe()
+                self._set_length(self._info.duration)
+            self.status.say("")
+        self._sample()
+
+    def _set_length(self, duration: float) -> None:
+        with self.part.hold_trait_notifications():
+            self.part.max, self.part.step = duration, max(0.05, round(duration / 100, 1))
+            self.part.value = (0.0, duration)
+        self.part.disabled = False
+
+    def _sample(self, change: dict | None = None) -> None:
+        self.view, self.count.value = None, ""
+        with self.status.catching():
+            if self._info is not None:
+                self.view = view_clip(self._target, self.video, self._info)
+                self.count.value = html.escape(_cost(self.view))
+                if 'role="alert"' in self.status.value:
+                    self.status.say("")
+        self._strip_later.call()
+
+    def _show_strip(self) -> None:
+        view, shown = self.view, ""
+        with self.status.catching():
+            if view is not None:
+                columns = 4 if len(view.indices) <= 8 else 8 if len(view.indices) <= 32 else 12
+                clip = load_clip(view.video, lambda size, count: _thumbnail(size, 800 // columns))
+                alt = f"{len(view.indices)} frames of {self.picker.chosen}"
+                shown = image_html(draw_frames(clip, columns=columns), width=824, alt=alt)
+        if view is self.view:  # nothing else was chosen while this was decoded
+            self.strip.value = shown
+
+
+class ClipPicker(Picker):
+    """Upload a clip or choose a sample, and play it; errors go to the status line."""
+
+    def __init__(self, status: StatusLine, *, samples: bool = True):
+        super().__init__(
+            status,
+            list(bundled.clips()) if samples else [],
+            "Clip",
+            widgets.Box(),
+            accept="video/*,image/gif,.mkv",
+            multiple=False,
+            description="Upload a clip",
+            tooltip="mp4, webm, mov, mkv, avi or gif, at most 10 MB",
+        )
+
+    @property
+    def chosen(self) -> str:
+        """The clip's name; "" where none is chosen."""
+        return self.upload.value[0]["name"] if self.upload.value else self.sample.value
+
+    def source(self) -> Any:
+        """The chosen clip, a path or bytes. Raises MediaError where there is none."""
+        if self.upload.value:
+            return bytes(self.upload.value[0]["content"])
+        if not self.sample.value:
+            raise MediaError("no clip is chosen; upload one or choose a sample")
+        return bundled.sample(self.sample.value)
+
+    def probe(self) -> ClipInfo:
+        """What the chosen clip's header says. Raises MediaError with its name."""
+        try:
+            return probe_clip(self.source())
+        except VlkitError as error:
+            raise MediaError(
+                f"{self.chosen}: {error}" if self.upload.value else str(error)
+            ) from error
+
+    def _show(self) -> None:
+        with self._status.catching():
+            self.view.children = [_player(*self._file())] if self.chosen else []
+
+    def _file(self) -> tuple[str, bytes]:
+        source = self.source()
+        if isinstance(source, bytes):
+            return self.chosen, source
+        return source.name, source.read_bytes()
+
+
+def _player(name: str, content: bytes) -> widgets.Widget:
+    suffix = PurePath(name).suffix.lower()
+    if suffix == ".gif":
+        return widgets.Image(value=content, format="gif")
+    if suffix not in _PLAYABLE:
+        return widgets.Label(f"Browsers do not play {suffix or 'this'}; its frames stand beside.")
+    return widgets.Video(value=content, format=_PLAYABLE[suffix], autoplay=False, loop=False)
+
+
+def _cost(view: ClipView) -> str:
+    width, height = view.input_size
+    count = len(view.indices)
+    frames = f"{count} of {view.info.total_frames} frames" if count > 1 else "1 frame"
+    return f"{frames}, seen at {width}×{height}: {view.tokens:,} tokens"
+
+
+def _thumbnail(size: Size, width: int) -> Size:
+    return width, max(1, round(size[1] * width / size[0]))
