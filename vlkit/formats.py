@@ -52,6 +52,7 @@ _NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
 _PAIR = rf"\({_NUMBER},{_NUMBER}\)"
 _PAIRS = re.compile(rf"\s*+{_PAIR}(?:\s*+,?\s*+{_PAIR})?\s*+")  # a point or a box
 _OBJECT = re.compile(r'\{(?=\s*")')  # where a JSON object begins
+_REACH = 4  # how many such places one object may hold; the limit keeps reading linear
 _DECODER = json.JSONDecoder()
 _KEYS = {"bbox_2d": 4, "point_2d": 2}  # how many numbers each holds
 _KEY = r"""(?:bbox|point)_2d["']?\s*[:=]"""
@@ -71,6 +72,10 @@ def read_answer(answer: str, form: GroundingFormat) -> tuple[list[Labelled], lis
 
 def write_answer(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> str:
     """Labels with their numbers as the model writes them; the inverse of :func:`read_answer`."""
+    own = ("</think>", *filter(None, (*form.label_tags, *form.box_tags)))
+    for label, _ in pairs:
+        if any(tag in label for tag in own):
+            raise VlkitError(f"label {label!r} holds one of the format's own tags; rename it")
     return _write_tags(pairs, form) if form.style == "tags" else _write_json(pairs)
 
 
@@ -100,8 +105,6 @@ def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> st
     (ref, end_ref), (box, end_box) = form.label_tags, form.box_tags
     written, before = "", ""
     for label, n in pairs:
-        if any(tag in label for tag in (*form.label_tags, *form.box_tags)):
-            raise VlkitError(f"label {label!r} holds one of the format's own tags; rename it")
         if label != before:
             written += (", " if written else "") + f"{ref}{label}{end_ref}"
         corners = ",".join(f"({x},{y})" for x, y in zip(n[::2], n[1::2], strict=True))
@@ -116,24 +119,34 @@ def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> st
 def _read_json(answer: str) -> tuple[list[Labelled], list[str]]:
     """(label, numbers) pairs, and what could not be read."""
     starts = [match.start() for match in _OBJECT.finditer(answer)]
-    found: list[Labelled] = []
-    problems: list[str] = []
-    for start, end in zip(starts, [*starts[1:], len(answer)], strict=False):
-        part = answer[start:end]  # up to the next object, so that the whole takes linear time
-        held = any(key in part for key in _KEYS)
-        if end == len(answer) and "}" not in part and (found or held or _begins_key(part)):
+    ends = [*starts[1:], len(answer)]
+    found, problems, done = [], [], 0
+    for i, (start, end) in enumerate(zip(starts, ends, strict=False)):
+        part = answer[start:end]
+        window = answer[start : ends[min(i + _REACH, len(starts) - 1)]]
+        if start < done:  # inside the object just read: an object in it, or a brace in its label
+            continue
+        if end == len(answer) and "}" not in part and (found or _may_hold_key(part)):
             problems.append(f"the answer ends inside {part[:60]}")
-        elif held:
+        elif _holds_key(window):
             try:
-                found.append(_read_item(_DECODER.raw_decode(part)[0]))
+                item, length = _DECODER.raw_decode(window)
+                if _KEYS.keys() & item.keys():
+                    done = start + length
+                    found.append(_read_item(item))
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
-                problems.append(f"{part[:80]} is neither a box nor a point ({error})")
+                if start < done or _holds_key(part):
+                    problems.append(f"{part[:80]} is neither a box nor a point ({error})")
     return found, problems
 
 
-def _begins_key(part: str) -> bool:
+def _holds_key(part: str) -> bool:
+    return any(key in part for key in _KEYS)
+
+
+def _may_hold_key(part: str) -> bool:
     begun = "".join(part[:99].split())
-    return any(f'{{"{key}"'.startswith(begun) for key in _KEYS)
+    return _holds_key(part) or any(f'{{"{key}"'.startswith(begun) for key in _KEYS)
 
 
 def _read_item(item: dict) -> Labelled:

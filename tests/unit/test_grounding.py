@@ -173,6 +173,8 @@ ONE_READ = {
         f"<think>[{ONE}] or not?</think>\n{ONE}",
         '{"label": "cat", "bbox_2d": [100, 200, 250, 400], "score": 0.9}',
         '{ "bbox_2d" : [100.0,200.0,250.0,400.0],\n"label":"cat" }',
+        '{"attributes": {"color": "red"}, "bbox_2d": [100, 200, 250, 400], "label": "cat"}',
+        '{"image": {"objects": [{"bbox_2d": [100, 200, 250, 400], "label": "cat"}]}}',
         '{"bbox_2d": [250, 400, 100, 200], "label": "cat"}',
         '{"bbox_2d": ["100", "200", "250", "400"], "label": "cat"}',
     ],
@@ -188,14 +190,18 @@ def test_json(family, text):
         ({"label": "红色圆形"}, "红色圆形"),
         ({"label": 'a {curly} "quoted" \\ \']['}, 'a {curly} "quoted" \\ \']['),
         ({"label": 7}, "7"),
+        ({"label": "{"}, "{"),
+        ({"label": "a{", "attributes": {"color": {"name": "red"}}}, "a{"),
         ({"label": None}, ""),
         ({}, ""),
     ],
 )
 def test_json_labels(family, fields, label):
     for ensure_ascii in (True, False):
-        text = json.dumps({"bbox_2d": [0, 0, 250, 400], **fields}, ensure_ascii=ensure_ascii)
-        assert [box.label for box in parse(f"[{text}, {text}]", family)] == [label, label]
+        box = {"bbox_2d": [0, 0, 250, 400]}
+        for item in (box | fields, fields | box):
+            text = json.dumps(item, ensure_ascii=ensure_ascii)
+            assert [box.label for box in parse(f"[{text}, {text}]", family)] == [label, label]
 
 
 @pytest.mark.parametrize(
@@ -302,10 +308,11 @@ def test_no_boxes_there_and_back(family):
     )
 
 
+OWN = ["</think>", *(tag for tags in TAGS.values() for tag in tags)]
 labels = st.one_of(
-    st.sampled_from(["", "cat", "cat", "红色圆形", 'a "b" {c}', "x, (1,2)"]),
+    st.sampled_from(["", "cat", "cat", "红色圆形", 'a "b" {c}', "{", '{"a": {', "x, (1,2)"]),
     st.text(st.characters(exclude_categories=("C",)), max_size=12).map(str.strip),
-).filter(lambda label: not any(tag in label for tags in TAGS.values() for tag in tags))
+).filter(lambda label: not any(tag in label for tag in OWN))
 sides = st.integers(1, 5000)
 fractions = st.floats(0, 1)
 
@@ -387,6 +394,7 @@ def test_text_must_be_text(text):
         ([(0, 0, 1, 1)], ("vlkit.Box", "(0, 0, 1, 1)")),
         (None, ("vlkit.Box", "None")),
         (Box("a<|box_start|>b", 0, 0, 1, 1), ("a<|box_start|>b", "rename")),
+        (Box("a</think>", 0, 0, 1, 1), ("a</think>", "rename")),
     ],
 )
 def test_what_cannot_be_written(boxes, words):
