@@ -134,14 +134,23 @@ def _folder_target(name: str, folder: Path) -> Target:
     family = family_of(config, name)
     text = config.get("text_config") or config
     context = text.get("max_position_embeddings") or FAMILIES[family].context_length
-    try:
-        processor = _load_processor(ModelFolder(folder, name, "local", None, config))
-    except ModelError:  # no tokenizer, as in a folder of a few JSON files
+    processor = _own_processor(name, folder, config)
+    if processor is None:
         file = folder / "preprocessor_config.json"
         rules = published_rules(family, read_json(file) if file.is_file() else None)
-        return Target(name, family, rules, context, None, folder)
-    rules = rules_of_processor(processor, family, None)
+    else:
+        rules = rules_of_processor(processor, family, None)
     return Target(name, family, rules, context, processor, folder)
+
+
+def _own_processor(name: str, folder: Path, config: dict) -> Any:
+    """None without a tokenizer, as in a folder of a few JSON files."""
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        return None  # transformers would make an empty one
+    try:
+        return _load_processor(ModelFolder(folder, name, "local", None, config))
+    except ModelError:
+        return None
 
 
 def estimate_text(messages: list[dict], family: str, clip_times: Sequence[Sequence[float]]) -> int:
