@@ -55,8 +55,7 @@ class Target:
             size = model.dtype.itemsize
             return count_cost(model.config, held, value_bytes=size, held=held)
         if isinstance(self.source, Path):
-            weights = sum(f.stat().st_size for f in self.source.glob("*.safetensors"))
-            if weights:
+            if weights := _weight_bytes(self.source):
                 from transformers import AutoConfig
 
                 return count_cost(AutoConfig.from_pretrained(self.source), weights)
@@ -141,6 +140,12 @@ def _folder_target(name: str, folder: Path) -> Target:
     else:
         rules = rules_of_processor(processor, family, None)
     return Target(name, family, rules, context, processor, folder)
+
+
+def _weight_bytes(folder: Path) -> int:
+    index = folder / "model.safetensors.index.json"  # knows of shards that are not there yet
+    total = index.is_file() and read_json(index).get("metadata", {}).get("total_size")
+    return total or sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _own_processor(name: str, folder: Path, config: dict) -> Any:
