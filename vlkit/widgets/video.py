@@ -92,14 +92,16 @@ class VideoPanel(Panel):
         return messages.user(self.prompt.value, self.video)
 
     def _make_sampling(self) -> None:
-        self.fps = widgets.FloatSlider(2.0, min=0.5, max=10.0, step=0.5, description="frames per s")
+        self.fps = widgets.FloatSlider(
+            2.0, min=0.5, max=10.0, step=0.5, readout_format=".1f", description="frames per s"
+        )
         self.max_frames = widgets.IntSlider(16, 2, 128, description="frames ≤")
         self.part = widgets.FloatRangeSlider(
             value=(0.0, 1.0),
             min=0.0,
             max=1.0,
             step=0.05,
-            readout_format=".2f",
+            readout_format=".1f",
             description="from – to",
         )
         self.count, self.strip = widgets.HTML(), widgets.HTML()
@@ -116,7 +118,7 @@ class VideoPanel(Panel):
 
     def _set_length(self, duration: float) -> None:
         with self.part.hold_trait_notifications():
-            self.part.max, self.part.step = duration, max(0.05, round(duration / 100, 1))
+            self.part.max, self.part.step = duration, max(0.1, round(duration / 100, 1))
             self.part.value = (0.0, duration)
         self.part.disabled = False
 
