@@ -50,7 +50,8 @@ class VideoPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        self._target, self.view = find_target(vlm), None
+        self._target = find_target(vlm)
+        self.view: ClipView | None = None
         self._info: ClipInfo | None = None
         self._strip_later = Debounce(self._show_strip, QUIET)
         status = StatusLine()
