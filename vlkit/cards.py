@@ -62,7 +62,7 @@ def _row(view: View) -> str:
     else:
         span = ""
     cells = (
-        html.escape(view.name) + span,
+        _short_name(view) + span,
         "{}×{}".format(*view.size),
         "{}×{}".format(*view.input_size),
         grid,
@@ -73,14 +73,19 @@ def _row(view: View) -> str:
 
 def _figure(view: View) -> str:
     try:
-        drawn = image_html(view.draw(), width=420, alt=view.name)
+        drawn = image_html(view.draw(), width=420, alt=_short_name(view))
     except VlkitError as error:  # only its header was read before
         drawn = f'<p style="color:#B45309">{html.escape(str(error))}</p>'
-    caption = f"{html.escape(view.name)}: {view.tokens:,} tokens"
+    caption = f"{_short_name(view)}: {view.tokens:,} tokens"
     return (
         f'<figure style="margin:6px 0;max-width:420px">{drawn}<figcaption style="{_FAINT}">'
         f"{caption}</figcaption></figure>"
     )
+
+
+def _short_name(view: View) -> str:
+    """The file's name alone: a notebook that is handed on should not tell folders."""
+    return html.escape(view.name.rstrip("/").rpartition("/")[2])
 
 
 def _bytes(count: float) -> str:

@@ -237,5 +237,5 @@ def draw_patch_grid(image: Any, patch_size: int) -> PIL.Image.Image:
         for place in range(0, length + 1, patch_size):
             at, strong = min(place, length - 1), place % (2 * patch_size) == 0
             ends = [(at, 0), (at, picture.height)] if axis == 0 else [(0, at), (picture.width, at)]
-            draw.line(ends, fill="#E69F00C0" if strong else "#FFFFFF50")
+            draw.line(ends, fill="#E69F00C0" if strong else "#80808080")
     return picture
