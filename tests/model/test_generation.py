@@ -141,7 +141,7 @@ def test_an_error_leaves_the_conversation_as_it_was(vlm):
     with pytest.raises(MediaError, match=r"nope\.png does not exist"):
         chat.ask("What is this?", "nope.png")
     with pytest.raises(ModelError, match="context"):
-        chat.ask("word " * 5000)
+        chat.ask("word " * 10_000)
     assert [message["role"] for message in chat.messages] == ["system"]
     assert "circle" in chat.ask("Describe this image.", picture("red_circle")).text
 
@@ -213,7 +213,7 @@ def test_two_streams_at_once_do_not_mix(vlm):
 
 def test_a_seed_repeats_and_leaves_the_global_state_alone(vlm):
     question = vlkit.user("Describe this image.", picture("portrait"))
-    options = {"temperature": 1.5, "max_new_tokens": 24}
+    options = {"temperature": 8.0, "max_new_tokens": 24}
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -225,7 +225,7 @@ def test_a_seed_repeats_and_leaves_the_global_state_alone(vlm):
 
 def test_seeds_hold_for_answers_under_way_at_once(vlm):
     question = vlkit.user("Describe this image.", picture("portrait"))
-    options = {"temperature": 1.5, "max_new_tokens": 24}
+    options = {"temperature": 8.0, "max_new_tokens": 24}
     alone = [vlkit.generate(vlm, question, seed=seed, **options).text for seed in (1, 2)]
     streams = [vlkit.stream(vlm, question, seed=seed, **options) for seed in (1, 2)]
     assert ["".join(stream) for stream in streams] == alone
@@ -234,7 +234,7 @@ def test_seeds_hold_for_answers_under_way_at_once(vlm):
 def test_temperature_is_not_undone_by_the_models_own_top_k(vlm, monkeypatch):
     monkeypatch.setattr(vlm.model.generation_config, "top_k", 1)  # as Qwen2-VL's own files have it
     question = vlkit.user("Describe this image.", picture("portrait"))
-    options = {"temperature": 1.5, "max_new_tokens": 24}
+    options = {"temperature": 8.0, "max_new_tokens": 24}
     assert len({vlkit.generate(vlm, question, seed=s, **options).raw for s in range(4)}) > 1
 
 
@@ -248,7 +248,7 @@ def test_temperature_is_not_undone_by_the_models_own_top_k(vlm, monkeypatch):
         ({"temperature": "hot"}, "temperature='hot'"),
         ({"top_p": 0}, "top_p=0"),
         ({"seed": "x"}, "seed='x'"),
-        ({"max_new_tokens": 5000}, "context of 4,096"),
+        ({"max_new_tokens": 100_000}, "context of"),
     ],
 )
 def test_options_out_of_range(vlm, options, match):
@@ -276,7 +276,8 @@ def test_control_tokens_in_user_text_are_only_text(vlm, text):
     for token in ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|endoftext|>", "<|video_pad|>"):
         token_id = tokenizer.convert_tokens_to_ids(token)
         assert ids.count(token_id) == plain_ids.count(token_id)
-    assert vlkit.generate(vlm, vlkit.user(text, picture("red_circle")), max_new_tokens=4).text
+    reply = vlkit.generate(vlm, vlkit.user(text, picture("red_circle")), max_new_tokens=4)
+    assert reply.usage.image_tokens == 64
 
 
 def test_a_box_in_the_question_stays_a_box(vlm):
