@@ -30,6 +30,23 @@ CASES = {
         assert panel.reply is None
         """,
     ),
+    "02_video_inference": (
+        "MAX_NEW_TOKENS = 32; RATES = [1, 2]",
+        """
+        assert clip.indices == (0, 14, 27, 41, 54, 68, 81, 95)
+        assert "red circle" in reply.text and "right" in reply.text
+        assert "up" in moved.text and "hexagon" in faster.text
+        assert set("棕色十字静止") <= set(chinese.text)
+        assert table["right"].max() > 0.7 and list(table.index) == [1, 2]
+        assert ["right" in parts[0].text, "left" in parts[1].text] == [True, True]
+        box = next(b for b in vlkit.samples()["three_shapes"].boxes if b.label == "green triangle")
+        assert vlkit.iou(both.boxes[0], box) > 0.5
+        assert len(chat.messages) == 6 and "右" in chat.messages[-1]["content"][0]["text"]
+        assert panel.reply is None and panel.view.tokens == 192
+        assert flight.usage.video_tokens > 0 and len(flight.clips[0].indices) == 8
+        assert all(len(differences) for differences in found.values())
+        """,
+    ),
 }
 
 
