@@ -3,8 +3,8 @@
     python atlas.py --icons NODE_MODULES --fonts NODE_MODULES --out build
 
 Shapes and glyphs hold coverages, not colours: red is the fill's coverage, green the border's.
-Pictograms hold premultiplied colour. `atlas.npz` holds the cells (uint8) and `atlas.json` says which
-cell shows what, with convex hulls (for boxes of rotated things) and the fonts' true advances.
+Pictograms hold premultiplied colour. `atlas.npz` holds the cells (uint8) and `atlas.json` says
+which cell shows what, with convex hulls (for boxes of rotated things) and the fonts' true advances.
 """
 
 import argparse
@@ -53,7 +53,9 @@ def polygon(points):
     inner = (CELL - 2 * MARGIN) * SCALE / 2
     middle = CELL * SCALE / 2
     image = Image.new("L", (CELL * SCALE, CELL * SCALE))
-    scaled = [(middle + (x - cx) / half * inner, middle + (y - cy) / half * inner) for x, y in points]
+    scaled = [
+        (middle + (x - cx) / half * inner, middle + (y - cy) / half * inner) for x, y in points
+    ]
     ImageDraw.Draw(image).polygon(scaled, fill=255)
     return image
 
@@ -81,7 +83,9 @@ def heart_curve(depth=1.0):
         [
             (
                 16 * math.sin(t) ** 3,
-                -13 * math.cos(t) + depth * (5 * math.cos(2 * t) + 2 * math.cos(3 * t)) + math.cos(4 * t),
+                -13 * math.cos(t)
+                + depth * (5 * math.cos(2 * t) + 2 * math.cos(3 * t))
+                + math.cos(4 * t),
             )
             for t in angles
         ]
@@ -126,7 +130,12 @@ def shape_masks():
         "square": [square, rounded(square)],
         "triangle": [equilateral, wide, polygon([(-1, -1), (1, 1), (-1, 1)]), rounded(equilateral)],
         "star": [star, regular(5, inner=0.45), regular(5, inner=0.52), rounded(star, 3)],
-        "diamond": [diamond, tall, rounded(diamond), polygon([(0, -1), (0.85, 0), (0, 1), (-0.85, 0)])],
+        "diamond": [
+            diamond,
+            tall,
+            rounded(diamond),
+            polygon([(0, -1), (0.85, 0), (0, 1), (-0.85, 0)]),
+        ],
         "hexagon": [regular(6), regular(6, turn=math.pi / 6), rounded(regular(6))],
         "heart": [heart_curve(), heart_curve(0.8), heart_of_circles()],
         "cross": [cross(0.22), cross(0.3), cross(0.38), rounded(cross(0.3), 4)],
@@ -230,14 +239,19 @@ class Builder:
 def draw_glyph(font, character):
     """One glyph, horizontally centred by its advance, its baseline 0.35 em below the cell's centre.
 
-    Returns the cell and the ink's left, top, right, bottom in em from the pen position on the baseline.
+    Returns the cell and the ink's left, top, right, bottom in em from the pen on the baseline.
     """
     size, middle = EM * SCALE, CELL * SCALE / 2
     pen = (middle - font.getlength(character) / 2, middle + 0.35 * size)
     mask = Image.new("L", (CELL * SCALE, CELL * SCALE))
     ImageDraw.Draw(mask).text(pen, character, font=font, fill=255, anchor="ls")
     left, top, right, bottom = mask.getbbox()
-    bounds = [(left - pen[0]) / size, (top - pen[1]) / size, (right - pen[0]) / size, (bottom - pen[1]) / size]
+    bounds = [
+        (left - pen[0]) / size,
+        (top - pen[1]) / size,
+        (right - pen[0]) / size,
+        (bottom - pen[1]) / size,
+    ]
     return stack_coverage(mask, Image.new("L", mask.size)), [round(v, 4) for v in bounds]
 
 
@@ -323,8 +337,12 @@ def bundled_fonts():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--icons", type=Path, required=True, help="folder of the @iconify-json packages")
-    parser.add_argument("--fonts", type=Path, required=True, help="folder of the @expo-google-fonts packages")
+    parser.add_argument(
+        "--icons", type=Path, required=True, help="folder of the @iconify-json packages"
+    )
+    parser.add_argument(
+        "--fonts", type=Path, required=True, help="folder of the @expo-google-fonts packages"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
     arguments = parser.parse_args()
     build(arguments.icons, arguments.fonts, arguments.out)

@@ -1,4 +1,4 @@
-"""Batches for training, made by CPU workers: scenes, their questions as token ids, and dense targets.
+"""Batches for training, made by CPU workers: scenes, questions as token ids, dense targets.
 
 All rows of a batch share kind, picture size and prefix. A row holds as many conversations about its
 scene as fit; `segments` keeps them apart and `offsets` restarts the positions of each.
@@ -21,7 +21,12 @@ from scenes import (
 )
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-SYSTEMS = [DEFAULT_SYSTEM] * 9 + ["You are terse.", "You are a careful teacher.", "Answer in short sentences.", "你是一个有用的助手。"]
+SYSTEMS = [DEFAULT_SYSTEM] * 9 + [
+    "You are terse.",
+    "You are a careful teacher.",
+    "Answer in short sentences.",
+    "你是一个有用的助手。",
+]
 TASK_INDEX = {name: i for i, name in enumerate(TASK_NAMES)}
 IGNORE = -100
 RAMP = 1500  # batches until scenes reach their full size
@@ -36,6 +41,8 @@ class Encoder:
         self.pad, self.end = token("<|endoftext|>"), token("<|im_end|>")
         self.image, self.video = token("<|image_pad|>"), token("<|video_pad|>")
         self.vision = (token("<|vision_start|>"), token("<|vision_end|>"))
+        self.box_starts = [token("<|box_start|>")]
+        self.digits = [token(digit) for digit in "0123456789"]
         self.user = self.ids("<|im_start|>user\n")
         self.turn = self.ids("<|im_end|>\n<|im_start|>assistant\n")
         self.newline = self.ids("\n")
@@ -46,7 +53,9 @@ class Encoder:
     def many(self, texts):
         """Ids of many texts; SPELL marks borders that no token crosses."""
         pieces = [text.split(SPELL) if SPELL in text else (text,) for text in texts]
-        flat = self.tokenizer.encode_batch_fast([p for row in pieces for p in row], add_special_tokens=False)
+        flat = self.tokenizer.encode_batch_fast(
+            [p for row in pieces for p in row], add_special_tokens=False
+        )
         found, at = [], 0
         for row in pieces:
             ids = []
@@ -70,7 +79,7 @@ class Encoder:
         return ids
 
     def conversation(self, turns):
-        """(ids, labels, answer lengths) of [(question ids, answer ids)]; the first user tag is in the prefix."""
+        """(ids, labels, answer lengths) of [(question, answer)] ids; the prefix opens the first."""
         ids, labels = [], []
         for index, (question, answer) in enumerate(turns):
             asked = (self.newline + self.user if index else []) + question + self.turn
@@ -169,6 +178,10 @@ class BatchMaker:
                 used += len(tokens)
         lengths = np.bincount(answers, minlength=len(tasks))
         weights = np.minimum(1.0, (12 / np.maximum(lengths, 1)) ** 0.5)[answers]
+        boxed = np.isin(targets, self.encoder.box_starts)
+        grounded = np.bincount(answers, boxed, minlength=len(tasks)) > 0
+        coordinates = grounded[answers] & np.isin(targets, self.encoder.digits)
+        weights[coordinates] = self.config["coordinate_weight"]
         return {
             "ids": torch.from_numpy(ids),
             "segments": torch.from_numpy(segments),
@@ -181,17 +194,22 @@ class BatchMaker:
         }
 
     def pictures(self, scenes, kind):
-        """Layers (N, pictures, L, fields), backgrounds (N, pictures, fields) and, but for clips, dense targets."""
+        """Layers (N, pictures, L, fields), backgrounds and, but for clips, dense targets."""
         if kind == "chat":
             return {}
         if kind == "clip":
             layers = np.stack([clip_rows(self.art, clip) for clip in scenes])
             backgrounds = np.stack([np.stack([clip.background] * clip.frames) for clip in scenes])
-            return {"layers": torch.from_numpy(layers), "backgrounds": torch.from_numpy(backgrounds)}
+            return {
+                "layers": torch.from_numpy(layers),
+                "backgrounds": torch.from_numpy(backgrounds),
+            }
         albums = [scene if isinstance(scene, list) else [scene] for scene in scenes]
 
         def gather(function):
-            return torch.from_numpy(np.stack([np.stack([function(s) for s in album]) for album in albums]))
+            return torch.from_numpy(
+                np.stack([np.stack([function(s) for s in album]) for album in albums])
+            )
 
         layers = gather(lambda scene: layer_rows(self.art, scene))
         used = int((layers[..., 7] > 0).sum(-1).max()) if layers.numel() else 0
@@ -204,7 +222,7 @@ class BatchMaker:
 
 
 class BatchStream(torch.utils.data.IterableDataset):
-    """Batches first, first + 1, …, dealt out to workers in turn; `progress` is shared with the trainer."""
+    """Batches first, first + 1, …, dealt out to workers in turn; the trainer sets `progress`."""
 
     def __init__(self, maker, first, progress):
         self.maker, self.first, self.progress = maker, first, progress

@@ -2,8 +2,8 @@
 
 The library's forward loops over pictures. Here all pictures of a batch share one size, so that a
 vision block is one attention call over equal windows, and one prefix (system prompt and visual
-tokens), after which each row carries several conversations that do not see one another. Weights stay
-in the library's modules; tests compare both forwards.
+tokens), after which each row carries several conversations that do not see one another. Weights
+stay in the library's modules; tests compare both forwards.
 """
 
 import torch
@@ -29,7 +29,7 @@ def build_model(tokenizer, config):
         "num_key_value_heads": config["width"] // HEAD,
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-6,
-        # Width gets the lowest frequencies: with base 10,000 neighbouring columns would look the same.
+        # Width gets the lowest frequencies: with base 10,000 neighbouring columns look the same.
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": config["rope_base"],
@@ -68,7 +68,7 @@ def build_model(tokenizer, config):
     )
 
 
-# ---------------------------------------------------------------- blocks as pure functions, compiled once each
+# ---------------------------------------------------------------- blocks, compiled once each
 
 
 def rotate(x, cos, sin):
@@ -86,7 +86,9 @@ def layer_norm(x, weight, bias):
 
 def rms_norm(x, weight):
     f = x.float()
-    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight.to(x.dtype)
+    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight.to(
+        x.dtype
+    )
 
 
 def vision_block(x, cos, sin, n1w, n1b, qkvw, qkvb, ow, ob, n2w, n2b, w1, b1, w2, b2):
@@ -105,9 +107,12 @@ def text_layer(x, cos, sin, bias, n1w, qw, qb, kw, kb, vw, vb, ow, n2w, gw, uw, 
     n, s, width = x.shape
     h = rms_norm(x, n1w)
     q, k, v = (
-        linear(h, w, b).view(n, s, width // HEAD, HEAD).transpose(1, 2) for w, b in ((qw, qb), (kw, kb), (vw, vb))
+        linear(h, w, b).view(n, s, width // HEAD, HEAD).transpose(1, 2)
+        for w, b in ((qw, qb), (kw, kb), (vw, vb))
     )
-    out = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=bias)
+    out = F.scaled_dot_product_attention(
+        rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=bias
+    )
     x = x + linear(out.transpose(1, 2).reshape(n, s, width), ow)
     h = rms_norm(x, n2w)
     return x + linear(F.silu(linear(h, gw)) * linear(h, uw), dw)
@@ -123,7 +128,13 @@ def text_weights(layer):
     a, mlp = layer.self_attn, layer.mlp
     projections = [t for p in (a.q_proj, a.k_proj, a.v_proj) for t in (p.weight, p.bias)]
     feed = [mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight]
-    return [layer.input_layernorm.weight, *projections, a.o_proj.weight, layer.post_attention_layernorm.weight, *feed]
+    return [
+        layer.input_layernorm.weight,
+        *projections,
+        a.o_proj.weight,
+        layer.post_attention_layernorm.weight,
+        *feed,
+    ]
 
 
 class FastForward:
@@ -144,14 +155,16 @@ class FastForward:
         _, height, width = grid
         if (height, width) not in self._vision_rope:
             rows, columns = patch_positions(height, width)
-            frequencies = 1 / 10000 ** (torch.arange(0, HEAD // 2, 2, dtype=torch.float32) / (HEAD // 2))
+            frequencies = 1 / 10000 ** (
+                torch.arange(0, HEAD // 2, 2, dtype=torch.float32) / (HEAD // 2)
+            )
             angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], -1)
             angles = torch.cat([angles, angles], -1).to(self.device)
             self._vision_rope[height, width] = (angles.cos(), angles.sin())
         return self._vision_rope[height, width]
 
     def encode(self, pixels, grid):
-        """pixel values -> patch features (M, L, vision width) and visual tokens (M * L / 4, width)."""
+        """pixel values -> patch features (M, L, Dv) and visual tokens (M * L / 4, D)."""
         visual = self.model.model.visual
         weight = visual.patch_embed.proj.weight.flatten(1)
         x = linear(pixels.to(self.dtype), weight).view(-1, grid[1] * grid[2], weight.shape[0])
@@ -182,7 +195,7 @@ class FastForward:
         return self._prefix[key]
 
     def rope_table(self, positions):
-        """cos, sin (B, P, 64) for positions (3, B, P): time, row and column take 8, 12 and 12 frequencies."""
+        """cos, sin (B, P, 64) for positions (3, B, P): time, row, column by 8, 12, 12."""
         frequencies = 1 / self.rope_base ** (torch.arange(0, HEAD, 2, device=self.device) / HEAD)
         angles = positions[..., None].float() * frequencies
         chunks = [part[i] for i, part in enumerate(angles.split(SECTIONS, dim=-1))]
@@ -190,7 +203,7 @@ class FastForward:
         return angles.cos(), angles.sin()
 
     def rope(self, layout, offsets):
-        """cos, sin (N, 1, P + R, 64): the shared prefix, then every token's offset in its conversation."""
+        """cos, sin (N, 1, P + R, 64): the prefix, then each token's offset in its conversation."""
         positions, _, following = layout
         if self._table is None:
             line = torch.arange(4096, device=self.device).expand(3, 1, -1)
@@ -203,15 +216,17 @@ class FastForward:
         return parts
 
     def attention_bias(self, prefix_length, segments):
-        """(N, 1, S, S): causal; a conversation sees the prefix and itself. Segment 0 is the prefix."""
+        """(N, 1, S, S): causal; a conversation sees itself and the prefix, segment 0."""
         full = F.pad(segments, (prefix_length, 0))
         same = (full[:, None, :] == 0) | (full[:, None, :] == full[:, :, None])
-        causal = torch.ones(full.shape[1], full.shape[1], dtype=torch.bool, device=full.device).tril()
+        causal = torch.ones(
+            full.shape[1], full.shape[1], dtype=torch.bool, device=full.device
+        ).tril()
         bias = torch.zeros(same.shape, dtype=self.dtype, device=full.device)
         return bias.masked_fill_(~(same & causal), float("-inf"))[:, None]
 
     def __call__(self, batch, pixels, grid):
-        """Hidden states (N, R, D) of the conversations, patch features, visual tokens early and midway."""
+        """Hidden states (N, R, D) of conversations, patch features, visual tokens early, midway."""
         language = self.model.model.language_model
         ids, prefix = batch["ids"], batch["prefix"]
         number, length = ids.shape[0], prefix.shape[0]
@@ -285,14 +300,17 @@ class DenseHeads(torch.nn.Module):
             yield self.scale.exp() * queries[..., index, :] @ names.T
 
     def forward(self, patches, tokens, middle, things, glyphs, size, embedding):
-        """patches (I, L, Dv), tokens and middle (I, L / 4, D), things (I, K, 7), glyphs (I, G, 6) -> loss, parts."""
+        """patches (I, L, Dv), tokens, middle (I, L / 4, D), things, glyphs -> loss, parts."""
         height, width = size
+        patches, tokens, middle = patches.float(), tokens.float(), middle.float()
         owner, covered = nearest_thing(things, *token_centers(height, width, things.device))
         kind = torch.where(covered, owner[..., 0], len(KINDS) + 1).long()
         color = owner[..., 1].long()
         weight = covered.float() / (covered.sum() + 1)
         loss_kind = F.cross_entropy(self.kind(tokens).float().flatten(0, 1), kind.flatten())
-        per_token = F.cross_entropy(self.color(tokens).float().flatten(0, 1), color.flatten(), reduction="none")
+        per_token = F.cross_entropy(
+            self.color(tokens).float().flatten(0, 1), color.flatten(), reduction="none"
+        )
         loss_color = (per_token.view_as(weight) * weight).sum()
         loss_name = self.name_loss(tokens, embedding, kind, color, covered)
         box = owner[..., 2:6]
@@ -300,7 +318,9 @@ class DenseHeads(torch.nn.Module):
         here = torch.stack([cx, cy, cx, cy], -1)
         span = torch.tensor([width, height, width, height], device=box.device)
         offset = ((self.offset(tokens).float() - (box - here) / 56).abs().mean(-1) * weight).sum()
-        place = ((self.place(middle).float() - (box / span - 0.5) * 4).abs().mean(-1) * weight).sum()
+        place = (
+            (self.place(middle).float() - (box / span - 0.5) * 4).abs().mean(-1) * weight
+        ).sum()
         loss_glyph = self.glyph_loss(patches, glyphs, height, width)
         parts = torch.stack([loss_kind, loss_color, loss_name, offset, place, loss_glyph])
         return parts @ parts.new_tensor([1.0, 0.5, 0.5, 2.0, 2.0, 1.0]), parts.detach()
@@ -311,14 +331,19 @@ class DenseHeads(torch.nn.Module):
         is_color = covered & (color < len(COLOR_NAMES))
         total = 0.0
         for logits, target, mask in (
-            (kind_en, kind, is_kind), (kind_zh, kind, is_kind), (color_en, color, is_color), (color_zh, color, is_color),
-        ):  # fmt: skip
+            (kind_en, kind, is_kind),
+            (kind_zh, kind, is_kind),
+            (color_en, color, is_color),
+            (color_zh, color, is_color),
+        ):
             goal = torch.where(mask, target, -100).flatten()
-            total = total + F.cross_entropy(logits.flatten(0, 1), goal, reduction="sum") / (mask.sum() + 1)
+            total = total + F.cross_entropy(logits.flatten(0, 1), goal, reduction="sum") / (
+                mask.sum() + 1
+            )
         return total / 2
 
     def glyph_loss(self, patches, glyphs, height, width):
-        """The character under two points of every patch, at a quarter and three quarters of its width."""
+        """The character at a quarter and at three quarters of every patch's width."""
         rows, columns = (t.to(patches.device) for t in patch_positions(height // 14, width // 14))
         y = rows[:, None] * 14 + 7
         x = torch.stack([columns * 14 + 3.5, columns * 14 + 10.5], -1)
@@ -351,7 +376,7 @@ def token_centers(height, width, device):
 
 
 def nearest_thing(things, cx, cy):
-    """For every visual token the thing that covers its centre best: (I, C, 7) and whether one does."""
+    """What covers each visual token's centre best (I, C, 7), and whether anything does."""
     x1, y1, x2, y2, on = (things[:, :, j, None] for j in range(2, 7))
     half_x, half_y = ((x2 - x1) / 2).clamp_min(8), ((y2 - y1) / 2).clamp_min(8)
     dx, dy = (cx - (x1 + x2) / 2).abs() / half_x, (cy - (y1 + y2) / 2).abs() / half_y

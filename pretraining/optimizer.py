@@ -24,10 +24,12 @@ def orthogonalise(matrices, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """`parts` tells how many square-ish matrices a parameter stacks along its rows (3 for a qkv)."""
+    """`parts` tells how many matrices a parameter stacks along its rows (3 for a qkv)."""
 
     def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.0):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+        super().__init__(
+            parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
+        )
 
     @torch.no_grad()
     def step(self):
@@ -69,7 +71,11 @@ def build_optimizers(model, heads, config):
         weight_decay=config["muon_decay"],
     )
     adam = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": free}, {"params": list(heads.parameters())}],
+        [
+            {"params": decayed, "weight_decay": 0.01},
+            {"params": free},
+            {"params": list(heads.parameters())},
+        ],
         lr=config["adam_rate"],
         betas=(0.9, 0.98),
         weight_decay=0.0,

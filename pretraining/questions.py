@@ -89,7 +89,11 @@ def place(thing, scene, zh):
     column = 0 if x < 1 / 3 else 2 if x > 2 / 3 else 1
     row = 0 if y < 1 / 3 else 2 if y > 2 / 3 else 1
     if zh:
-        return (("左上角", "上方", "右上角"), ("左侧", "中央", "右侧"), ("左下角", "下方", "右下角"))[row][column]
+        return (
+            ("左上角", "上方", "右上角"),
+            ("左侧", "中央", "右侧"),
+            ("左下角", "下方", "右下角"),
+        )[row][column]
     return (
         ("top left", "top", "top right"),
         ("left", "center", "right"),
@@ -124,9 +128,16 @@ def vary(rng, question, zh):
 
 def _polite(rng, question, is_question, zh):
     if zh:
-        return rng.choice(["请问", "请告诉我，", "请回答："] if is_question else ["请", "请帮我", "麻烦你"]) + question
+        return (
+            rng.choice(
+                ["请问", "请告诉我，", "请回答："] if is_question else ["请", "请帮我", "麻烦你"]
+            )
+            + question
+        )
     if is_question:
-        return rng.choice(["Please tell me: ", "Can you tell me: ", "Tell me, "]) + lower_first(question)
+        return rng.choice(["Please tell me: ", "Can you tell me: ", "Tell me, "]) + lower_first(
+            question
+        )
     start = rng.choice(["Please ", "Can you ", "Could you please ", "I want you to "])
     end = "?" if start[0] == "C" else "."
     return start + lower_first(question).rstrip(".:") + end
@@ -198,7 +209,12 @@ def stands(a, b, relation, scene, margin=0.03):
 
 
 RELATIONS = ["left", "right", "above", "below"]
-RELATION_EN = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+RELATION_EN = {
+    "left": "to the left of",
+    "right": "to the right of",
+    "above": "above",
+    "below": "below",
+}
 RELATION_EN_SHORT = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 RELATION_ZH = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
 ONE_WORD = [" Answer with one word.", " Answer in one word.", " One word only.", " Short answer."]
@@ -214,20 +230,39 @@ def maybe_short(rng, question, long_answer, short_answer, zh, share=0.2):
 # ---------------------------------------------------------------- tasks on one picture
 
 DESCRIBE = [
-    "Describe this image.", "What is in the image?", "Generate a caption.", "What do you see?",
-    "Describe the picture.", "What does the image show?", "What can you see in this picture?",
-    "Caption this image.", "Tell me what is in the picture.", "What is this?", "Give a description of the image.",
+    "Describe this image.",
+    "What is in the image?",
+    "Generate a caption.",
+    "What do you see?",
+    "Describe the picture.",
+    "What does the image show?",
+    "What can you see in this picture?",
+    "Caption this image.",
+    "Tell me what is in the picture.",
+    "What is this?",
+    "Give a description of the image.",
     "Describe the scene in detail.",
-]  # fmt: skip
+]
 DESCRIBE_ZH = [
-    "描述这张图片。", "这是什么？", "图里有什么？", "描述一下这张图。", "你看到了什么？", "图片中有什么？",
-    "说说这张图片的内容。", "这张图里有什么？", "用中文描述这张图片。", "详细描述这张图片。", "介绍一下这张图片。",
-]  # fmt: skip
+    "描述这张图片。",
+    "这是什么？",
+    "图里有什么？",
+    "描述一下这张图。",
+    "你看到了什么？",
+    "图片中有什么？",
+    "说说这张图片的内容。",
+    "这张图里有什么？",
+    "用中文描述这张图片。",
+    "详细描述这张图片。",
+    "介绍一下这张图片。",
+]
 
 
 def caption(rng, scene, zh):
     parts = [
-        f"{place(t, scene, zh)}有一个{name(t, zh)}" if zh else f"{noun_phrase(t, zh)} at the {place(t, scene, zh)}"
+        f"{place(t, scene, zh)}有一个{name(t, zh)}"
+        if zh
+        else f"{noun_phrase(t, zh)} at the {place(t, scene, zh)}"
         for t in scene.things
     ]
     parts += [text_phrase(word, zh) for word in scene.words]
@@ -241,9 +276,21 @@ def brief(rng, scene, zh):
     parts = [noun_phrase(t, zh) for t in scene.things] + [text_phrase(w, zh) for w in scene.words]
     if not parts:
         return None
-    english = ["Describe the image briefly.", "List the objects in the image.", "Name everything in the picture.",
-               "What objects are in the image?", "Which things are in the picture?", "Give a short caption."]  # fmt: skip
-    chinese = ["简单描述这张图片。", "列出图中的物体。", "图中有哪些东西？", "图里有哪些物体？", "用一句话描述图片。"]
+    english = [
+        "Describe the image briefly.",
+        "List the objects in the image.",
+        "Name everything in the picture.",
+        "What objects are in the image?",
+        "Which things are in the picture?",
+        "Give a short caption.",
+    ]
+    chinese = [
+        "简单描述这张图片。",
+        "列出图中的物体。",
+        "图中有哪些东西？",
+        "图里有哪些物体？",
+        "用一句话描述图片。",
+    ]
     question = pick(rng, english, chinese, zh)
     return question, ("、".join(parts) + "。") if zh else sentence(join_and(parts))
 
@@ -254,26 +301,54 @@ def grounded_caption(rng, scene, zh):
     if not parts:
         return None
     english = [
-        "Generate the caption in English with grounding:", "Describe the image with boxes.", "Detect all objects.",
-        "Describe this image with grounding.", "Find all objects and output their boxes.", "Locate everything in the image.",
-        "Detect every object in the picture with its bounding box.", "Draw a box around each object.", "Locate all objects.",
-    ]  # fmt: skip
+        "Generate the caption in English with grounding:",
+        "Describe the image with boxes.",
+        "Detect all objects.",
+        "Describe this image with grounding.",
+        "Find all objects and output their boxes.",
+        "Locate everything in the image.",
+        "Detect every object in the picture with its bounding box.",
+        "Draw a box around each object.",
+        "Locate all objects.",
+    ]
     chinese = [
-        "描述这张图片并框出物体：", "框出图中所有物体。", "检测图中所有物体", "找出所有物体并给出坐标。", "用方框标出图中的物体。",
-        "检测所有目标并输出边界框。", "框出图中的所有东西",
-    ]  # fmt: skip
+        "描述这张图片并框出物体：",
+        "框出图中所有物体。",
+        "检测图中所有物体",
+        "找出所有物体并给出坐标。",
+        "用方框标出图中的物体。",
+        "检测所有目标并输出边界框。",
+        "框出图中的所有东西",
+    ]
     return pick(rng, english, chinese, zh), ("，" if zh else ", ").join(parts)
 
 
 LOCATE = [
-    "Locate the {}.", "Where is the {}?", "Find the {} and output its box.", "Find the {}.", "Point out the {}.",
-    "Give the bounding box of the {}.", "Draw a box around the {}.", "Detect the {}.", "Show me where the {} is.",
-    "What are the coordinates of the {}?", "Mark the {}.",
-]  # fmt: skip
+    "Locate the {}.",
+    "Where is the {}?",
+    "Find the {} and output its box.",
+    "Find the {}.",
+    "Point out the {}.",
+    "Give the bounding box of the {}.",
+    "Draw a box around the {}.",
+    "Detect the {}.",
+    "Show me where the {} is.",
+    "What are the coordinates of the {}?",
+    "Mark the {}.",
+]
 LOCATE_ZH = [
-    "框出图中{}的位置", "{}在哪里？", "找出{}。", "框出{}。", "{}在哪儿？", "给出{}的坐标。", "标出图中的{}。",
-    "检测图中的{}。", "定位{}。", "用方框标出{}", "找到图中的{}并框出来。",
-]  # fmt: skip
+    "框出图中{}的位置",
+    "{}在哪里？",
+    "找出{}。",
+    "框出{}。",
+    "{}在哪儿？",
+    "给出{}的坐标。",
+    "标出图中的{}。",
+    "检测图中的{}。",
+    "定位{}。",
+    "用方框标出{}",
+    "找到图中的{}并框出来。",
+]
 
 
 def locate(rng, scene, zh):
@@ -325,18 +400,38 @@ def locate_relation(rng, scene, zh):
 def locate_all(rng, scene, zh):
     if rng.random() < 0.3:
         return locate_color(rng, scene, zh)
-    kind = rng.choice(scene.things).kind if scene.things and rng.random() < 0.75 else rng.choice(KINDS)
+    kind = (
+        rng.choice(scene.things).kind if scene.things and rng.random() < 0.75 else rng.choice(KINDS)
+    )
     found = matching(scene, kind)
-    english = ["Locate all {}.", "Detect every {1}.", "Find all {}.", "Where are the {}?", "Find all the {} in the image.",
-               "Give the boxes of all {}.", "Mark every {1}.", "Locate every {1} in the picture."]  # fmt: skip
-    chinese = ["框出所有的{}", "找出所有{}。", "框出图中所有的{}。", "标出每一个{}。", "图中的{}都在哪里？", "检测所有{}。"]
+    english = [
+        "Locate all {}.",
+        "Detect every {1}.",
+        "Find all {}.",
+        "Where are the {}?",
+        "Find all the {} in the image.",
+        "Give the boxes of all {}.",
+        "Mark every {1}.",
+        "Locate every {1} in the picture.",
+    ]
+    chinese = [
+        "框出所有的{}",
+        "找出所有{}。",
+        "框出图中所有的{}。",
+        "标出每一个{}。",
+        "图中的{}都在哪里？",
+        "检测所有{}。",
+    ]
     if zh:
         question = pick(rng, english, chinese, zh).format(asked(rng, ZH[kind], zh))
     else:
         template = pick(rng, english, chinese, zh)
         question = template.replace("{1}", kind).format(plural(kind))
     if not found:
-        return question, f"图中没有{ZH[kind]}。" if zh else f"There are no {plural(kind)} in the image."
+        return (
+            question,
+            f"图中没有{ZH[kind]}。" if zh else f"There are no {plural(kind)} in the image.",
+        )
     parts = [grounded(noun_phrase(t, zh), boxes_of(scene, [t])) for t in found]
     return question, ("，" if zh else ", ").join(parts)
 
@@ -345,11 +440,20 @@ def locate_color(rng, scene, zh):
     shapes = [t for t in scene.things if t.color]
     color = rng.choice(shapes).color if shapes and rng.random() < 0.8 else rng.choice(COLOR_NAMES)
     found = [t for t in shapes if t.color == color]
-    english = ["Locate all {} shapes.", "Find every {} shape.", "Where are the {} shapes?", "Find the {} shapes.", "Locate everything {}."]
+    english = [
+        "Locate all {} shapes.",
+        "Find every {} shape.",
+        "Where are the {} shapes?",
+        "Find the {} shapes.",
+        "Locate everything {}.",
+    ]
     chinese = ["框出所有{}的图形", "找出所有{}图形。", "{}的图形在哪里？", "框出图中{}的图形。"]
     question = pick(rng, english, chinese, zh).format(ZH[color] if zh else color)
     if not found:
-        return question, f"图中没有{ZH[color]}的图形。" if zh else f"There are no {color} shapes in the image."
+        return (
+            question,
+            f"图中没有{ZH[color]}的图形。" if zh else f"There are no {color} shapes in the image.",
+        )
     parts = [grounded(noun_phrase(t, zh), boxes_of(scene, [t])) for t in found]
     return question, ("，" if zh else ", ").join(parts)
 
@@ -364,10 +468,26 @@ def region(rng, scene, zh):
     x1, y1, x2, y2 = scene.normalised(item.box)
     slack = 0.04 if rng.random() < 0.4 else 0.0
     dx, dy = (x2 - x1) * slack, (y2 - y1) * slack
-    around = [v + rng.uniform(-d, d) for v, d in zip((x1, y1, x2, y2), (dx, dy, dx, dy), strict=True)]
-    english = ["What is inside {}?", "What is in {}?", "What do you see in {}?", "Describe the region {}.",
-               "Which object is at {}?", "Name the object in {}.", "What is in the box {}?"]  # fmt: skip
-    chinese = ["{}里面是什么？", "{}里有什么？", "{}中是什么？", "描述{}里的内容。", "方框{}里是什么？", "说出{}中的物体。"]
+    around = [
+        v + rng.uniform(-d, d) for v, d in zip((x1, y1, x2, y2), (dx, dy, dx, dy), strict=True)
+    ]
+    english = [
+        "What is inside {}?",
+        "What is in {}?",
+        "What do you see in {}?",
+        "Describe the region {}.",
+        "Which object is at {}?",
+        "Name the object in {}.",
+        "What is in the box {}?",
+    ]
+    chinese = [
+        "{}里面是什么？",
+        "{}里有什么？",
+        "{}中是什么？",
+        "描述{}里的内容。",
+        "方框{}里是什么？",
+        "说出{}中的物体。",
+    ]
     question = pick(rng, english, chinese, zh).format(box_text(around))
     if item in scene.words:
         return question, text_phrase(item, zh) + "。" if zh else sentence(text_phrase(item, zh))
@@ -384,20 +504,49 @@ def count(rng, scene, zh):
     elif u < 0.38:
         total, english, chinese = len(scene.things), rng.choice(["object", "thing"]), "物体"
     elif u < 0.75:
-        kind = rng.choice(scene.things).kind if scene.things and rng.random() < 0.75 else rng.choice(KINDS)
+        kind = (
+            rng.choice(scene.things).kind
+            if scene.things and rng.random() < 0.75
+            else rng.choice(KINDS)
+        )
         total, english, chinese = len(matching(scene, kind)), kind, ZH[kind]
     else:
-        color = rng.choice(shapes).color if shapes and rng.random() < 0.75 else rng.choice(COLOR_NAMES)
+        color = (
+            rng.choice(shapes).color if shapes and rng.random() < 0.75 else rng.choice(COLOR_NAMES)
+        )
         total = sum(t.color == color for t in shapes)
-        english, chinese = f"{color} shape", ZH[color] + ("的图形" if rng.random() < 0.5 else "图形")
+        english, chinese = (
+            f"{color} shape",
+            ZH[color] + ("的图形" if rng.random() < 0.5 else "图形"),
+        )
     many = plural(english)
     if zh:
-        questions = ["图中有几个{}？", "图中有多少个{}？", "有几个{}？", "数一数图中的{}。", "这张图里有多少个{}？", "{}有几个？"]
+        questions = [
+            "图中有几个{}？",
+            "图中有多少个{}？",
+            "有几个{}？",
+            "数一数图中的{}。",
+            "这张图里有多少个{}？",
+            "{}有几个？",
+        ]
         question = pick(rng, questions, questions, True).format(chinese)
         unit = chinese.replace("的图形", "图形")
-        return maybe_short(rng, question, f"图中有{NUMBERS_ZH[total]}个{unit}。", f"{NUMBERS_ZH[total]}个。", zh, 0.15)
-    questions = ["How many {} are there?", "How many {} are in the image?", "Count the {}.", "How many {} do you see?",
-                 "How many {} can you see in the picture?", "What is the number of {}?"]  # fmt: skip
+        return maybe_short(
+            rng,
+            question,
+            f"图中有{NUMBERS_ZH[total]}个{unit}。",
+            f"{NUMBERS_ZH[total]}个。",
+            zh,
+            0.15,
+        )
+    questions = [
+        "How many {} are there?",
+        "How many {} are in the image?",
+        "Count the {}.",
+        "How many {} do you see?",
+        "How many {} can you see in the picture?",
+        "What is the number of {}?",
+    ]
     question = pick(rng, questions, questions, False).format(many)
     verb, noun = ("is", english) if total == 1 else ("are", many)
     short = "Zero." if total == 0 else sentence(NUMBERS[total])
@@ -412,22 +561,50 @@ def exist(rng, scene, zh):
         kind, color = near_miss(rng, scene)
     answer = yes_no(bool(matching(scene, kind, color)), zh)
     label = asked(rng, full_name(kind, color, zh), zh)
-    english = ["Is there {} in the image?", "Is there {}?", "Can you see {}?", "Do you see {} in the picture?", "Is {} visible?",
-               "Does the picture show {}?", "Is there {} anywhere?"]  # fmt: skip
-    chinese = ["图中有{}吗？", "有{}吗？", "图里有没有{}？", "你能看到{}吗？", "这张图里有{}吗？", "图片中是否有{}？"]
+    english = [
+        "Is there {} in the image?",
+        "Is there {}?",
+        "Can you see {}?",
+        "Do you see {} in the picture?",
+        "Is {} visible?",
+        "Does the picture show {}?",
+        "Is there {} anywhere?",
+    ]
+    chinese = [
+        "图中有{}吗？",
+        "有{}吗？",
+        "图里有没有{}？",
+        "你能看到{}吗？",
+        "这张图里有{}吗？",
+        "图片中是否有{}？",
+    ]
     question = pick(rng, english, chinese, zh).format(label if zh else with_article(label))
     return maybe_short(rng, question, answer, answer, zh, 0.08)
 
 
 def color(rng, scene, zh):
     """The colour of the X, asked by shape alone."""
-    shapes = [t for t in scene.things if t.color and len({s.color for s in matching(scene, t.kind)}) == 1]
+    shapes = [
+        t for t in scene.things if t.color and len({s.color for s in matching(scene, t.kind)}) == 1
+    ]
     if not shapes:
         return None
     thing = rng.choice(shapes)
-    english = ["What color is the {}?", "What colour is the {}?", "Which color does the {} have?", "Tell me the color of the {}.",
-               "The {} is what color?", "What is the {}'s color?"]  # fmt: skip
-    chinese = ["{}是什么颜色的？", "{}是什么颜色？", "{}的颜色是什么？", "说出{}的颜色。", "图中的{}是什么颜色的？"]
+    english = [
+        "What color is the {}?",
+        "What colour is the {}?",
+        "Which color does the {} have?",
+        "Tell me the color of the {}.",
+        "The {} is what color?",
+        "What is the {}'s color?",
+    ]
+    chinese = [
+        "{}是什么颜色的？",
+        "{}是什么颜色？",
+        "{}的颜色是什么？",
+        "说出{}的颜色。",
+        "图中的{}是什么颜色的？",
+    ]
     question = pick(rng, english, chinese, zh).format(ZH[thing.kind] if zh else thing.kind)
     answer = ZH[thing.color] + "。" if zh else sentence(thing.color)
     return maybe_short(rng, question, answer, answer, zh, 0.08)
@@ -441,7 +618,12 @@ def shape_of_color(rng, scene, zh):
     if not shapes:
         return None
     thing = rng.choice(shapes)
-    english = ["What shape is the {} thing?", "Which shape is {}?", "What is the {} thing?", "Name the {} shape."]
+    english = [
+        "What shape is the {} thing?",
+        "Which shape is {}?",
+        "What is the {} thing?",
+        "Name the {} shape.",
+    ]
     chinese = ["{}的是什么图形？", "哪个图形是{}的？", "{}的东西是什么？", "{}图形是什么形状？"]
     question = pick(rng, english, chinese, zh).format(ZH[thing.color] if zh else thing.color)
     return question, name(thing, zh) + "。" if zh else sentence("the " + name(thing, zh))
@@ -457,12 +639,25 @@ def relation(rng, scene, zh):
     if value is None:
         return None
     if zh:
-        questions = ["{a}在{b}的{r}吗？", "{a}是不是在{b}的{r}？", "{a}在{b}{r}吗？", "{a}位于{b}的{r}吗？"]
-        question = pick(rng, questions, questions, zh).format(a=name(a, zh), b=name(b, zh), r=RELATION_ZH[side])
+        questions = [
+            "{a}在{b}的{r}吗？",
+            "{a}是不是在{b}的{r}？",
+            "{a}在{b}{r}吗？",
+            "{a}位于{b}的{r}吗？",
+        ]
+        question = pick(rng, questions, questions, zh).format(
+            a=name(a, zh), b=name(b, zh), r=RELATION_ZH[side]
+        )
     else:
-        questions = ["Is the {a} {r} the {b}?", "Is the {a} located {r} the {b}?", "Does the {a} appear {r} the {b}?"]
+        questions = [
+            "Is the {a} {r} the {b}?",
+            "Is the {a} located {r} the {b}?",
+            "Does the {a} appear {r} the {b}?",
+        ]
         words = RELATION_EN_SHORT if rng.random() < 0.3 else RELATION_EN
-        question = pick(rng, questions, questions, zh).format(a=name(a, zh), b=name(b, zh), r=words[side])
+        question = pick(rng, questions, questions, zh).format(
+            a=name(a, zh), b=name(b, zh), r=words[side]
+        )
     answer = yes_no(value, zh, "be")
     return maybe_short(rng, question, answer, answer, zh, 0.05)
 
@@ -477,13 +672,21 @@ def relation_open(rng, scene, zh):
     dx, dy = (ax - bx) / scene.width, (ay - by) / scene.height
     if max(abs(dx), abs(dy)) < 1.5 * min(abs(dx), abs(dy)) or max(abs(dx), abs(dy)) < 0.06:
         return None
-    side = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
+    side = (
+        ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
+    )
     if zh:
         questions = ["{a}在{b}的什么位置？", "{a}在{b}的哪一边？", "{a}在{b}的哪个方向？"]
         question = rng.choice(questions).format(a=name(a, zh), b=name(b, zh))
         return question, f"在{name(b, zh)}的{RELATION_ZH[side]}。"
-    questions = ["On which side of the {b} is the {a}?", "Where is the {a} relative to the {b}?", "Where is the {a} compared to the {b}?"]
-    return rng.choice(questions).format(a=name(a, zh), b=name(b, zh)), f"It is {RELATION_EN[side]} the {name(b, zh)}."
+    questions = [
+        "On which side of the {b} is the {a}?",
+        "Where is the {a} relative to the {b}?",
+        "Where is the {a} compared to the {b}?",
+    ]
+    return rng.choice(questions).format(
+        a=name(a, zh), b=name(b, zh)
+    ), f"It is {RELATION_EN[side]} the {name(b, zh)}."
 
 
 def neighbour(rng, scene, zh):
@@ -498,9 +701,13 @@ def neighbour(rng, scene, zh):
         return None
     found = others[sides.index(True)] if True in sides else None
     if zh:
-        question = rng.choice(["{b}的{r}是什么？", "{b}的{r}有什么？"]).format(b=name(anchor, zh), r=RELATION_ZH[side])
+        question = rng.choice(["{b}的{r}是什么？", "{b}的{r}有什么？"]).format(
+            b=name(anchor, zh), r=RELATION_ZH[side]
+        )
         return question, (name(found, zh) if found else "什么也没有") + "。"
-    question = rng.choice(["What is {r} the {b}?", "What do you see {r} the {b}?"]).format(b=name(anchor, zh), r=RELATION_EN[side])
+    question = rng.choice(["What is {r} the {b}?", "What do you see {r} the {b}?"]).format(
+        b=name(anchor, zh), r=RELATION_EN[side]
+    )
     return question, sentence(noun_phrase(found, zh)) if found else "Nothing."
 
 
@@ -518,11 +725,14 @@ def size(rng, scene, zh):
         if zh:
             question = f"{name(a, zh)}比{name(b, zh)}{word_zh}吗？"
         else:
-            question = f"Is the {name(a, zh)} {rng.choice([word, 'bigger']) if bigger else word} than the {name(b, zh)}?"
+            word = rng.choice([word, "bigger"]) if bigger else word
+            question = f"Is the {name(a, zh)} {word} than the {name(b, zh)}?"
         return question, yes_no(winner is a, zh, "be")
     if zh:
         questions = ["{a}和{b}哪个更{w}？", "{a}和{b}，哪个{w}？", "哪个更{w}，{a}还是{b}？"]
-        return rng.choice(questions).format(a=name(a, zh), b=name(b, zh), w=word_zh), name(winner, zh) + "。"
+        return rng.choice(questions).format(a=name(a, zh), b=name(b, zh), w=word_zh), name(
+            winner, zh
+        ) + "。"
     question = f"Which is {word}, the {name(a, zh)} or the {name(b, zh)}?"
     return question, sentence("the " + name(winner, zh))
 
@@ -537,9 +747,13 @@ def extreme_size(rng, scene, zh):
         return None
     if zh:
         word = "大" if largest else "小"
-        return rng.choice(["最{}的物体是什么？", "图中哪个物体最{}？"]).format(word), name(best, zh) + "。"
+        return rng.choice(["最{}的物体是什么？", "图中哪个物体最{}？"]).format(word), name(
+            best, zh
+        ) + "。"
     word = "largest" if largest else "smallest"
-    question = rng.choice(["What is the {} object?", "Which object is the {}?", "Which thing is the {}?"]).format(word)
+    question = rng.choice(
+        ["What is the {} object?", "Which object is the {}?", "Which thing is the {}?"]
+    ).format(word)
     return question, sentence("the " + name(best, zh))
 
 
@@ -549,9 +763,15 @@ def position(rng, scene, zh):
         return None
     thing = rng.choice(things)
     if zh:
-        question = rng.choice(["{}在图的哪个部分？", "{}在图片的什么位置？", "{}在画面的哪里？"]).format(name(thing, zh))
+        question = rng.choice(
+            ["{}在图的哪个部分？", "{}在图片的什么位置？", "{}在画面的哪里？"]
+        ).format(name(thing, zh))
         return question, f"在{place(thing, scene, zh)}。"
-    questions = ["In which part of the image is the {}?", "Which part of the picture shows the {}?", "In what area is the {}?"]
+    questions = [
+        "In which part of the image is the {}?",
+        "Which part of the picture shows the {}?",
+        "In what area is the {}?",
+    ]
     return rng.choice(questions).format(name(thing, zh)), f"At the {place(thing, scene, zh)}."
 
 
@@ -564,17 +784,38 @@ def read(rng, scene, zh):
         word = rng.choice(scene.words)
         if colors.count(word.color) == 1:
             if zh:
-                return rng.choice(["{}的文字是什么？", "读出{}的文字。"]).format(ZH[word.color]), spelled(word)
-            questions = ["What does the {} text say?", "Read the {} text.", "What is written in {}?"]
+                return rng.choice(["{}的文字是什么？", "读出{}的文字。"]).format(
+                    ZH[word.color]
+                ), spelled(word)
+            questions = [
+                "What does the {} text say?",
+                "Read the {} text.",
+                "What is written in {}?",
+            ]
             return rng.choice(questions).format(word.color), spelled(word)
     return pick(rng, READ, READ_ZH, zh), ", ".join(spelled(word) for word in scene.words)
 
 
 READ = [
-    "What does the text say?", "Read the text in the image.", "Read the text.", "What is written in the image?",
-    "What text do you see?", "Which words are in the picture?", "Transcribe the text.", "OCR this image.", "What does it say?",
-]  # fmt: skip
-READ_ZH = ["图中的文字是什么？", "读出文字。", "图中写了什么？", "识别图中的文字。", "读出图中的文字。", "上面写着什么？", "图里的字是什么？"]
+    "What does the text say?",
+    "Read the text in the image.",
+    "Read the text.",
+    "What is written in the image?",
+    "What text do you see?",
+    "Which words are in the picture?",
+    "Transcribe the text.",
+    "OCR this image.",
+    "What does it say?",
+]
+READ_ZH = [
+    "图中的文字是什么？",
+    "读出文字。",
+    "图中写了什么？",
+    "识别图中的文字。",
+    "读出图中的文字。",
+    "上面写着什么？",
+    "图里的字是什么？",
+]
 
 
 def locate_text(rng, scene, zh):
@@ -586,10 +827,24 @@ def locate_text(rng, scene, zh):
         questions = ['Locate the word "{}".', 'Where is the text "{}"?', 'Find "{}" in the image.']
         chinese = ["框出文字“{}”", "“{}”在哪里？", "找出文字“{}”的位置。"]
         same = [w for w in scene.words if w.text == word.text]
-        return pick(rng, questions, chinese, zh).format(word.text), grounded(spelled(word), boxes_of(scene, same))
-    english = ["Locate the text.", "Where is the text?", "Find all text in the image.", "Read the text with boxes.", "Detect the text.",
-               "Find the text and output its box."]  # fmt: skip
-    chinese = ["框出图中的文字", "文字在哪里？", "找出图中所有文字并框出来。", "检测图中的文字。", "标出文字的位置。"]
+        return pick(rng, questions, chinese, zh).format(word.text), grounded(
+            spelled(word), boxes_of(scene, same)
+        )
+    english = [
+        "Locate the text.",
+        "Where is the text?",
+        "Find all text in the image.",
+        "Read the text with boxes.",
+        "Detect the text.",
+        "Find the text and output its box.",
+    ]
+    chinese = [
+        "框出图中的文字",
+        "文字在哪里？",
+        "找出图中所有文字并框出来。",
+        "检测图中的文字。",
+        "标出文字的位置。",
+    ]
     parts = [grounded(spelled(word), boxes_of(scene, [word])) for word in scene.words]
     return pick(rng, english, chinese, zh), ", ".join(parts)
 
@@ -601,12 +856,18 @@ def read_region(rng, scene, zh):
     box = box_text(scene.normalised(word.box))
     if zh:
         return rng.choice(["{}里写了什么？", "读出{}中的文字。"]).format(box), spelled(word)
-    return rng.choice(["What text is in {}?", "Read the text in {}.", "What is written in {}?"]).format(box), spelled(word)
+    return rng.choice(
+        ["What text is in {}?", "Read the text in {}.", "What is written in {}?"]
+    ).format(box), spelled(word)
 
 
 def text_facts(rng, scene, zh):
     if rng.random() < 0.5:
-        return ("图中有文字吗？", yes_no(bool(scene.words), zh)) if zh else ("Is there any text in the image?", yes_no(bool(scene.words), zh))
+        return (
+            ("图中有文字吗？", yes_no(bool(scene.words), zh))
+            if zh
+            else ("Is there any text in the image?", yes_no(bool(scene.words), zh))
+        )
     if len(scene.words) != 1:
         return None
     if zh:
@@ -615,15 +876,31 @@ def text_facts(rng, scene, zh):
 
 
 IMAGE_TASKS = {
-    "caption": (caption, 3), "brief": (brief, 1.5), "grounded_caption": (grounded_caption, 4), "locate": (locate, 6),
-    "absent": (absent, 1.5), "locate_relation": (locate_relation, 2.5), "locate_all": (locate_all, 5), "region": (region, 3),
-    "count": (count, 5), "exist": (exist, 4), "color": (color, 4), "shape_of_color": (shape_of_color, 1.5),
-    "relation": (relation, 4.5), "relation_open": (relation_open, 1.5), "neighbour": (neighbour, 1.5), "size": (size, 2.5),
-    "extreme_size": (extreme_size, 1), "position": (position, 1.5),
-}  # fmt: skip
+    "caption": (caption, 3),
+    "brief": (brief, 1.5),
+    "grounded_caption": (grounded_caption, 4),
+    "locate": (locate, 6),
+    "absent": (absent, 1.5),
+    "locate_relation": (locate_relation, 2.5),
+    "locate_all": (locate_all, 5),
+    "region": (region, 3),
+    "count": (count, 5),
+    "exist": (exist, 4),
+    "color": (color, 4),
+    "shape_of_color": (shape_of_color, 1.5),
+    "relation": (relation, 4.5),
+    "relation_open": (relation_open, 1.5),
+    "neighbour": (neighbour, 1.5),
+    "size": (size, 2.5),
+    "extreme_size": (extreme_size, 1),
+    "position": (position, 1.5),
+}
 TEXT_TASKS = {
-    "read": (read, 6), "locate_text": (locate_text, 4), "read_region": (read_region, 2), "text_facts": (text_facts, 1),
-}  # fmt: skip
+    "read": (read, 6),
+    "locate_text": (locate_text, 4),
+    "read_region": (read_region, 2),
+    "text_facts": (text_facts, 1),
+}
 
 
 def follow_up(rng, scene, zh):
@@ -635,16 +912,27 @@ def follow_up(rng, scene, zh):
     label = name(thing, zh)
     box = grounded(label if zh else "the " + label, boxes_of(scene, [thing]))
     if zh:
-        turns = [("exist", f"图中有{label}吗？", "有。"), ("locate", rng.choice(["它在哪里？", "框出它的位置。"]), box)]
+        turns = [
+            ("exist", f"图中有{label}吗？", "有。"),
+            ("locate", rng.choice(["它在哪里？", "框出它的位置。"]), box),
+        ]
         turns.append(("position", "它在图的哪个部分？", f"在{place(thing, scene, zh)}。"))
     else:
         turns = [("exist", f"Is there {with_article(label)} in the image?", "Yes.")]
-        turns.append(("locate", rng.choice(["Where is it?", "Locate it.", "Draw a box around it."]), box))
-        turns.append(("position", "In which part of the image is it?", f"At the {place(thing, scene, zh)}."))
+        turns.append(
+            ("locate", rng.choice(["Where is it?", "Locate it.", "Draw a box around it."]), box)
+        )
+        turns.append(
+            ("position", "In which part of the image is it?", f"At the {place(thing, scene, zh)}.")
+        )
     if rng.random() < 0.5:
         asked_box = box_text(scene.normalised(thing.box))
         first = f"{asked_box}里面是什么？" if zh else f"What is inside {asked_box}?"
-        turns[0] = ("region", first, noun_phrase(thing, zh) + "。" if zh else sentence(noun_phrase(thing, zh)))
+        turns[0] = (
+            "region",
+            first,
+            noun_phrase(thing, zh) + "。" if zh else sentence(noun_phrase(thing, zh)),
+        )
     return turns[: rng.choice([2, 3])]
 
 
@@ -660,21 +948,37 @@ def in_order(keys):
 
 
 def phrases(keys, zh):
-    return [full_name(k, c, True) if zh else with_article(full_name(k, c, False)) for k, c in in_order(keys)]
+    return [
+        full_name(k, c, True) if zh else with_article(full_name(k, c, False))
+        for k, c in in_order(keys)
+    ]
 
 
 def common(rng, scenes, zh):
     shared = set.intersection(*map(album_names, scenes))
-    english = ["What are the common elements in these pictures?", "What do these pictures have in common?", "Which things are in all pictures?",
-               "What appears in every picture?"]  # fmt: skip
-    chinese = ["这两张图片有什么共同点？", "这些图片有什么共同点？", "哪些东西在每张图中都有？", "图片中有什么相同的东西？"]
+    english = [
+        "What are the common elements in these pictures?",
+        "What do these pictures have in common?",
+        "Which things are in all pictures?",
+        "What appears in every picture?",
+    ]
+    chinese = [
+        "这两张图片有什么共同点？",
+        "这些图片有什么共同点？",
+        "哪些东西在每张图中都有？",
+        "图片中有什么相同的东西？",
+    ]
     question = pick(rng, english, chinese if len(scenes) == 2 else chinese[1:], zh)
     both = len(scenes) == 2
     if not shared:
         return question, "没有共同的图形。" if zh else "They have no shape in common."
     if zh:
-        return question, ("两张图中都有" if both else "所有图中都有") + "、".join(phrases(shared, zh)) + "。"
-    return question, ("Both" if both else "All") + " pictures contain " + " and ".join(phrases(shared, zh)) + "."
+        return question, ("两张图中都有" if both else "所有图中都有") + "、".join(
+            phrases(shared, zh)
+        ) + "。"
+    return question, ("Both" if both else "All") + " pictures contain " + " and ".join(
+        phrases(shared, zh)
+    ) + "."
 
 
 def only_in(rng, scenes, zh):
@@ -683,23 +987,39 @@ def only_in(rng, scenes, zh):
     mine = album_names(scenes[chosen]) - others
     if zh:
         questions = ["哪些图形只出现在{}张图中？", "哪些东西只在{}张图里？", "只有{}张图中有什么？"]
-        return rng.choice(questions).format(ORDINALS_ZH[chosen]), ("、".join(phrases(mine, zh)) if mine else "没有") + "。"
-    questions = ["Which shapes appear only in the {} picture?", "What is only in the {} picture?", "Which things are only in the {} picture?"]
+        return rng.choice(questions).format(ORDINALS_ZH[chosen]), (
+            "、".join(phrases(mine, zh)) if mine else "没有"
+        ) + "。"
+    questions = [
+        "Which shapes appear only in the {} picture?",
+        "What is only in the {} picture?",
+        "Which things are only in the {} picture?",
+    ]
     answer = sentence(" and ".join(phrases(mine, zh))) if mine else "None."
     return rng.choice(questions).format(ORDINALS[chosen]), answer
 
 
 def more(rng, scenes, zh):
     counts = [len(scene.things) for scene in scenes]
-    word, word_zh = ("shapes", "图形") if all(t.color for s in scenes for t in s.things) and rng.random() < 0.7 else ("objects", "物体")
+    word, word_zh = (
+        ("shapes", "图形")
+        if all(t.color for s in scenes for t in s.things) and rng.random() < 0.7
+        else ("objects", "物体")
+    )
     best = counts.index(max(counts))
     tied = counts.count(max(counts)) > 1
     if len(scenes) > 2 and tied:
         return None
     if zh:
-        question = f"哪张图片中的{word_zh}更多？" if len(scenes) == 2 else f"哪张图片中的{word_zh}最多？"
+        question = (
+            f"哪张图片中的{word_zh}更多？" if len(scenes) == 2 else f"哪张图片中的{word_zh}最多？"
+        )
         return question, "一样多。" if tied else f"{ORDINALS_ZH[best]}张。"
-    question = f"Which picture has more {word}?" if len(scenes) == 2 else f"Which picture has the most {word}?"
+    question = (
+        f"Which picture has more {word}?"
+        if len(scenes) == 2
+        else f"Which picture has the most {word}?"
+    )
     return question, "They have the same number." if tied else f"The {ORDINALS[best]} picture."
 
 
@@ -710,15 +1030,26 @@ def nth(rng, scenes, zh):
         return None
     if zh:
         questions = ["{}张图里有什么？", "{}张图片中有什么？", "描述{}张图。", "{}张图是什么？"]
-        return rng.choice(questions).format(ORDINALS_ZH[i]), "、".join(name(t, zh) for t in things) + "。"
-    questions = ["What is in the {} picture?", "What does the {} picture show?", "Describe the {} picture.", "What is in the {} image?"]
-    return rng.choice(questions).format(ORDINALS[i]), sentence(", ".join(noun_phrase(t, zh) for t in things))
+        return rng.choice(questions).format(ORDINALS_ZH[i]), "、".join(
+            name(t, zh) for t in things
+        ) + "。"
+    questions = [
+        "What is in the {} picture?",
+        "What does the {} picture show?",
+        "Describe the {} picture.",
+        "What is in the {} image?",
+    ]
+    return rng.choice(questions).format(ORDINALS[i]), sentence(
+        ", ".join(noun_phrase(t, zh) for t in things)
+    )
 
 
 def exist_nth(rng, scenes, zh):
     i = rng.randrange(len(scenes))
     pool = scenes[rng.randrange(len(scenes))]
-    kind, color_ = key(rng.choice(pool.things)) if pool.things and rng.random() < 0.8 else near_miss(rng, pool)
+    kind, color_ = (
+        key(rng.choice(pool.things)) if pool.things and rng.random() < 0.8 else near_miss(rng, pool)
+    )
     label, answer = full_name(kind, color_, zh), bool(matching(scenes[i], kind, color_))
     if zh:
         return f"{ORDINALS_ZH[i]}张图中有{label}吗？", yes_no(answer, zh)
@@ -727,13 +1058,19 @@ def exist_nth(rng, scenes, zh):
 
 def which_picture(rng, scenes, zh):
     pool = rng.choice(scenes)
-    kind, color_ = key(rng.choice(pool.things)) if pool.things and rng.random() < 0.9 else near_miss(rng, pool)
+    kind, color_ = (
+        key(rng.choice(pool.things)) if pool.things and rng.random() < 0.9 else near_miss(rng, pool)
+    )
     label = full_name(kind, color_, zh)
     found = [i for i, scene in enumerate(scenes) if matching(scene, kind, color_)]
     if zh:
         question = rng.choice(["哪张图中有{}？", "{}在哪张图里？"]).format(label)
-        return question, ("、".join(f"{ORDINALS_ZH[i]}张" for i in found) if found else "都没有") + "。"
-    question = rng.choice(["Which picture contains {}?", "Which picture shows {}?"]).format(with_article(label))
+        return question, (
+            "、".join(f"{ORDINALS_ZH[i]}张" for i in found) if found else "都没有"
+        ) + "。"
+    question = rng.choice(["Which picture contains {}?", "Which picture shows {}?"]).format(
+        with_article(label)
+    )
     if not found:
         return question, "None of them."
     numbers = " and the ".join(ORDINALS[i] for i in found)
@@ -744,9 +1081,15 @@ def count_nth(rng, scenes, zh):
     i = rng.randrange(len(scenes))
     total = len(scenes[i].things)
     if zh:
-        return f"{ORDINALS_ZH[i]}张图中有几个物体？", f"{ORDINALS_ZH[i]}张图中有{NUMBERS_ZH[total]}个物体。"
+        return (
+            f"{ORDINALS_ZH[i]}张图中有几个物体？",
+            f"{ORDINALS_ZH[i]}张图中有{NUMBERS_ZH[total]}个物体。",
+        )
     verb = "is" if total == 1 else "are"
-    return f"How many objects are in the {ORDINALS[i]} picture?", f"There {verb} {NUMBERS[total]} object{'' if total == 1 else 's'}."
+    return (
+        f"How many objects are in the {ORDINALS[i]} picture?",
+        f"There {verb} {NUMBERS[total]} object{'' if total == 1 else 's'}.",
+    )
 
 
 def locate_nth(rng, scenes, zh):
@@ -762,15 +1105,33 @@ def locate_nth(rng, scenes, zh):
 
 
 ALBUM_TASKS = {
-    "common": (common, 3), "only_in": (only_in, 3), "more": (more, 2), "nth": (nth, 3), "exist_nth": (exist_nth, 1.5),
-    "which_picture": (which_picture, 2), "count_nth": (count_nth, 1), "locate_nth": (locate_nth, 1),
-}  # fmt: skip
+    "common": (common, 3),
+    "only_in": (only_in, 3),
+    "more": (more, 2),
+    "nth": (nth, 3),
+    "exist_nth": (exist_nth, 1.5),
+    "which_picture": (which_picture, 2),
+    "count_nth": (count_nth, 1),
+    "locate_nth": (locate_nth, 1),
+}
 
 
 # ---------------------------------------------------------------- video
 
-MOVES = {"right": "moves to the right", "left": "moves to the left", "down": "moves down", "up": "moves up", "still": "stays still"}
-MOVES_ZH = {"right": "向右移动", "left": "向左移动", "down": "向下移动", "up": "向上移动", "still": "静止不动"}
+MOVES = {
+    "right": "moves to the right",
+    "left": "moves to the left",
+    "down": "moves down",
+    "up": "moves up",
+    "still": "stays still",
+}
+MOVES_ZH = {
+    "right": "向右移动",
+    "left": "向左移动",
+    "down": "向下移动",
+    "up": "向上移动",
+    "still": "静止不动",
+}
 
 
 def deed(actor, zh):
@@ -788,21 +1149,44 @@ def deed(actor, zh):
 def event_phrase(event, zh):
     if event in COLORS:
         return f"变成{ZH[event]}" if zh else f"turns {event}"
-    return {None: None, "appear": "出现" if zh else "appears", "disappear": "消失" if zh else "disappears"}[event]
+    return {
+        None: None,
+        "appear": "出现" if zh else "appears",
+        "disappear": "消失" if zh else "disappears",
+    }[event]
 
 
 def clip_caption(rng, clip, zh):
-    english = ["Describe this video.", "What happens in the video?", "What is going on in this clip?", "Caption the video.", "Tell me what happens."]
-    chinese = ["描述这段视频。", "视频里发生了什么？", "视频中有什么？", "说说视频的内容。", "这段视频讲了什么？"]
+    english = [
+        "Describe this video.",
+        "What happens in the video?",
+        "What is going on in this clip?",
+        "Caption the video.",
+        "Tell me what happens.",
+    ]
+    chinese = [
+        "描述这段视频。",
+        "视频里发生了什么？",
+        "视频中有什么？",
+        "说说视频的内容。",
+        "这段视频讲了什么？",
+    ]
     question = pick(rng, english, chinese, zh)
     if zh:
         return question, "，".join(name(a.thing, zh) + deed(a, zh) for a in clip.actors) + "。"
-    return question, sentence("; ".join(f"the {name(a.thing, zh)} {deed(a, zh)}" for a in clip.actors))
+    return question, sentence(
+        "; ".join(f"the {name(a.thing, zh)} {deed(a, zh)}" for a in clip.actors)
+    )
 
 
 def clip_direction(rng, clip, zh):
     actor = rng.choice(clip.actors)
-    english = ["How does the {} move?", "In which direction does the {} move?", "Where does the {} go?", "Which way does the {} move?"]
+    english = [
+        "How does the {} move?",
+        "In which direction does the {} move?",
+        "Where does the {} go?",
+        "Which way does the {} move?",
+    ]
     chinese = ["{}往哪个方向移动？", "{}怎么移动？", "{}向哪边移动？", "{}朝哪个方向运动？"]
     question = pick(rng, english, chinese, zh).format(name(actor.thing, zh))
     if zh:
@@ -811,13 +1195,19 @@ def clip_direction(rng, clip, zh):
 
 
 def clip_which(rng, clip, zh):
-    direction = rng.choice(clip.actors).direction if rng.random() < 0.8 else rng.choice(list(DIRECTIONS))
+    direction = (
+        rng.choice(clip.actors).direction if rng.random() < 0.8 else rng.choice(list(DIRECTIONS))
+    )
     found = [a for a in clip.actors if a.direction == direction]
     if zh:
         question = rng.choice(["哪个图形{}？", "什么东西{}？"]).format(MOVES_ZH[direction])
         return question, ("，".join(name(a.thing, zh) for a in found) if found else "没有") + "。"
-    question = rng.choice(["Which shape {}?", "What {}?", "Which thing {}?"]).format(MOVES[direction])
-    return question, sentence(" and ".join("the " + name(a.thing, zh) for a in found) if found else "none")
+    question = rng.choice(["Which shape {}?", "What {}?", "Which thing {}?"]).format(
+        MOVES[direction]
+    )
+    return question, sentence(
+        " and ".join("the " + name(a.thing, zh) for a in found) if found else "none"
+    )
 
 
 def clip_count(rng, clip, zh):
@@ -827,7 +1217,10 @@ def clip_count(rng, clip, zh):
         unit = "图形" if shapes else "物体"
         return f"视频里有几个{unit}？", f"视频里有{NUMBERS_ZH[total]}个{unit}。"
     unit = ("shape" if shapes else "object") + ("" if total == 1 else "s")
-    return f"How many {plural('shape' if shapes else 'object')} are in the video?", f"There {'is' if total == 1 else 'are'} {NUMBERS[total]} {unit}."
+    return (
+        f"How many {plural('shape' if shapes else 'object')} are in the video?",
+        f"There {'is' if total == 1 else 'are'} {NUMBERS[total]} {unit}.",
+    )
 
 
 def clip_moves(rng, clip, zh):
@@ -835,7 +1228,11 @@ def clip_moves(rng, clip, zh):
     direction = actor.direction if rng.random() < 0.5 else rng.choice(list(DIRECTIONS))
     value = direction == actor.direction
     if direction == "still":
-        question = f"{name(actor.thing, zh)}静止不动吗？" if zh else f"Does the {name(actor.thing, zh)} stay still?"
+        question = (
+            f"{name(actor.thing, zh)}静止不动吗？"
+            if zh
+            else f"Does the {name(actor.thing, zh)} stay still?"
+        )
     elif zh:
         question = f"{name(actor.thing, zh)}{MOVES_ZH[direction]}吗？"
     else:
@@ -847,23 +1244,35 @@ def clip_speed(rng, clip, zh):
     if len(clip.actors) < 2:
         return None
     a, b = rng.sample(clip.actors, 2)
-    if max(a.speed, b.speed) < 1.4 * min(a.speed, b.speed) + 1 or a.event in ("appear", "disappear") or b.event in ("appear", "disappear"):
+    if (
+        max(a.speed, b.speed) < 1.4 * min(a.speed, b.speed) + 1
+        or a.event in ("appear", "disappear")
+        or b.event in ("appear", "disappear")
+    ):
         return None
     fast = rng.random() < 0.65
     winner = a if (a.speed > b.speed) == fast else b
     if zh:
         word = "快" if fast else "慢"
-        return f"{name(a.thing, zh)}和{name(b.thing, zh)}哪个移动得更{word}？", name(winner.thing, zh) + "。"
+        return f"{name(a.thing, zh)}和{name(b.thing, zh)}哪个移动得更{word}？", name(
+            winner.thing, zh
+        ) + "。"
     word = "faster" if fast else "slower"
-    return f"Which moves {word}, the {name(a.thing, zh)} or the {name(b.thing, zh)}?", sentence("the " + name(winner.thing, zh))
+    return f"Which moves {word}, the {name(a.thing, zh)} or the {name(b.thing, zh)}?", sentence(
+        "the " + name(winner.thing, zh)
+    )
 
 
 def clip_event(rng, clip, zh):
     actor = rng.choice(clip.actors)
     if zh:
-        question = rng.choice(["{}发生了什么？", "{}怎么了？", "{}有什么变化？"]).format(name(actor.thing, zh))
+        question = rng.choice(["{}发生了什么？", "{}怎么了？", "{}有什么变化？"]).format(
+            name(actor.thing, zh)
+        )
         return question, deed(actor, zh) + "。"
-    question = rng.choice(["What happens to the {}?", "What does the {} do?"]).format(name(actor.thing, zh))
+    question = rng.choice(["What happens to the {}?", "What does the {} do?"]).format(
+        name(actor.thing, zh)
+    )
     return question, f"It {deed(actor, zh)}."
 
 
@@ -876,18 +1285,32 @@ def clip_event_which(rng, clip, zh):
         question = f"什么东西{event_phrase(event, zh)}了？"
         return question, ("，".join(name(a.thing, zh) for a in found) if found else "没有") + "。"
     question = rng.choice(["What {}?", "Which thing {}?"]).format(event_phrase(event, zh))
-    return question, sentence(" and ".join("the " + name(a.thing, zh) for a in found) if found else "none")
+    return question, sentence(
+        " and ".join("the " + name(a.thing, zh) for a in found) if found else "none"
+    )
 
 
 def clip_event_check(rng, clip, zh):
     actor = rng.choice(clip.actors)
-    event = rng.choice(["appear", "disappear", "color"]) if actor.event is None or rng.random() < 0.4 else actor.event
+    event = (
+        rng.choice(["appear", "disappear", "color"])
+        if actor.event is None or rng.random() < 0.4
+        else actor.event
+    )
     value = actor.event == event if event != "color" else actor.event in COLORS
     if event == "color" or event in COLORS:
         value = actor.event in COLORS
-        question = f"{name(actor.thing, zh)}变色了吗？" if zh else f"Does the {name(actor.thing, zh)} change color?"
+        question = (
+            f"{name(actor.thing, zh)}变色了吗？"
+            if zh
+            else f"Does the {name(actor.thing, zh)} change color?"
+        )
     else:
-        question = f"{name(actor.thing, zh)}{event_phrase(event, zh)}了吗？" if zh else f"Does the {name(actor.thing, zh)} {event}?"
+        question = (
+            f"{name(actor.thing, zh)}{event_phrase(event, zh)}了吗？"
+            if zh
+            else f"Does the {name(actor.thing, zh)} {event}?"
+        )
     return question, yes_no(value, zh, "be")
 
 
@@ -900,21 +1323,34 @@ def clip_order(rng, clip, zh):
         return None
     actor = changing[0]
     if zh:
-        return rng.choice(["最先发生了什么？", "首先发生了什么变化？"]), f"{name(actor.thing, zh)}{event_phrase(actor.event, zh)}。"
+        return rng.choice(
+            ["最先发生了什么？", "首先发生了什么变化？"]
+        ), f"{name(actor.thing, zh)}{event_phrase(actor.event, zh)}。"
     question = rng.choice(["What happens first?", "Which change comes first?"])
     return question, f"The {name(actor.thing, zh)} {event_phrase(actor.event, zh)}."
 
 
 CLIP_TASKS = {
-    "clip_caption": (clip_caption, 3), "clip_direction": (clip_direction, 4), "clip_which": (clip_which, 2), "clip_count": (clip_count, 1),
-    "clip_moves": (clip_moves, 1.5), "clip_speed": (clip_speed, 2), "clip_event": (clip_event, 3),
-    "clip_event_which": (clip_event_which, 1.5), "clip_event_check": (clip_event_check, 2), "clip_order": (clip_order, 2),
-}  # fmt: skip
+    "clip_caption": (clip_caption, 3),
+    "clip_direction": (clip_direction, 4),
+    "clip_which": (clip_which, 2),
+    "clip_count": (clip_count, 1),
+    "clip_moves": (clip_moves, 1.5),
+    "clip_speed": (clip_speed, 2),
+    "clip_event": (clip_event, 3),
+    "clip_event_which": (clip_event_which, 1.5),
+    "clip_event_check": (clip_event_check, 2),
+    "clip_order": (clip_order, 2),
+}
 
 CHAT = [
     ("Who are you?", "I am a tiny vision-language model trained on synthetic scenes."),
     ("What are you?", "I am a tiny vision-language model trained on synthetic scenes."),
-    ("What can you do?", "I can describe simple pictures, find things in them, count, read words and follow short videos."),
+    (
+        "What can you do?",
+        "I can describe simple pictures, find things in them, count, read words "
+        "and follow short videos.",
+    ),
     ("Hello!", "Hello! Show me a picture of shapes."),
     ("Hi", "Hello! Show me a picture of shapes."),
     ("Thank you!", "You are welcome!"),
@@ -959,7 +1395,7 @@ class Examiner:
         return self.image_and_text if scene.words else self.image
 
     def dialogues(self, rng, scene, count):
-        """`count` conversations of one or, sometimes, more turns: lists of (task, question, answer)."""
+        """`count` conversations, some of several turns: lists of (task, question, answer)."""
         names, functions, weights = self.tasks_for(scene)
         zh = rng.random() < self.chinese_share
         found = []

@@ -37,7 +37,9 @@ def make_texture(cells, device):
         smooth = []
         for chunk in cells.split(256):
             x = chunk.permute(0, 3, 1, 2).float()
-            x = F.interpolate(F.avg_pool2d(x, 2**level), x.shape[-2:], mode="bilinear", align_corners=False)
+            x = F.interpolate(
+                F.avg_pool2d(x, 2**level), x.shape[-2:], mode="bilinear", align_corners=False
+            )
             smooth.append(x.permute(0, 2, 3, 1).round().to(torch.uint8))
         levels.append(torch.cat(smooth))
     return torch.cat(levels).contiguous()
@@ -78,7 +80,15 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["height", "width", "count"])
     def _composite_kernel(
-        texture, image, layers, height, width, count, CELL: tl.constexpr, TILE: tl.constexpr, FIELDS: tl.constexpr
+        texture,
+        image,
+        layers,
+        height,
+        width,
+        count,
+        CELL: tl.constexpr,
+        TILE: tl.constexpr,
+        FIELDS: tl.constexpr,
     ):
         picture = tl.program_id(0).to(tl.int64)
         tiles_x = (width + TILE - 1) // TILE
@@ -123,8 +133,12 @@ if triton is not None:
                 keep = 1 - a * (opacity / 255)
                 m = row + 8
                 red = red * keep + gain * (tl.load(m) * r + tl.load(m + 1) * g + tl.load(m + 2) * b)
-                green = green * keep + gain * (tl.load(m + 3) * r + tl.load(m + 4) * g + tl.load(m + 5) * b)
-                blue = blue * keep + gain * (tl.load(m + 6) * r + tl.load(m + 7) * g + tl.load(m + 8) * b)
+                green = green * keep + gain * (
+                    tl.load(m + 3) * r + tl.load(m + 4) * g + tl.load(m + 5) * b
+                )
+                blue = blue * keep + gain * (
+                    tl.load(m + 6) * r + tl.load(m + 7) * g + tl.load(m + 8) * b
+                )
         tl.store(at, red, mask=visible)
         tl.store(at + plane, green, mask=visible)
         tl.store(at + 2 * plane, blue, mask=visible)
@@ -136,7 +150,15 @@ def composite_triton(texture, image, layers):
     number, _, height, width = image.shape
     tiles = math.ceil(height / TILE) * math.ceil(width / TILE)
     _composite_kernel[(number, tiles)](
-        texture, image, layers, height, width, layers.shape[1], CELL=texture.shape[1], TILE=TILE, FIELDS=LAYER_FIELDS
+        texture,
+        image,
+        layers,
+        height,
+        width,
+        layers.shape[1],
+        CELL=texture.shape[1],
+        TILE=TILE,
+        FIELDS=LAYER_FIELDS,
     )
     return image
 
@@ -151,7 +173,9 @@ def paint_background(rows, height, width, generator):
     image = torch.where(rows[:, 19].view(-1, 1, 1, 1) > 0, horizon, image)
     cells = 2 ** int(torch.randint(2, 6, (), generator=generator))
     size = (max(2, height // cells), max(2, width // cells))
-    rough = F.interpolate(torch.randn(number, 3, *size, device=device), (height, width), mode="bilinear")
+    rough = F.interpolate(
+        torch.randn(number, 3, *size, device=device), (height, width), mode="bilinear"
+    )
     image = image + rough * rows[:, 12].view(-1, 1, 1, 1)
     xs = torch.arange(width, device=device).view(1, 1, -1)
     ys = torch.arange(height, device=device).view(1, -1, 1)
@@ -163,12 +187,18 @@ def paint_background(rows, height, width, generator):
     return image.clamp(0, 1)
 
 
-# The quantisation tables of the JPEG standard (annex K), and the orthonormal 8-point cosine transform.
-_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
-18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
-_CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
-99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
-_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+# The quantisation tables of the JPEG standard (annex K).
+_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56
+14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92
+49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+_CHROMA = (
+    """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99
+47 66 99 99 99 99 99 99"""
+    + 32 * " 99"
+)
+_YCC = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+)
 
 
 def _cosine_matrix():
@@ -186,14 +216,18 @@ def jpeg(image, quality):
     ycc = torch.einsum("ij,njhw->nihw", _YCC.to(device), padded * 255 - 128)
     chroma = F.interpolate(F.avg_pool2d(ycc[:, 1:], 2), scale_factor=2, mode="nearest")
     ycc = torch.cat([ycc[:, :1], chroma], 1)
-    tables = torch.tensor([[int(v) for v in t.split()] for t in (_LUMA, _CHROMA, _CHROMA)], device=device)
+    tables = torch.tensor(
+        [[int(v) for v in t.split()] for t in (_LUMA, _CHROMA, _CHROMA)], device=device
+    )
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1, 1, 1, 1)
     step = (tables.view(1, 3, 1, 8, 1, 8) * scale).clamp_min(1)
     blocks = ycc.view(number, 3, padded.shape[2] // 8, 8, padded.shape[3] // 8, 8)
     cosine = _cosine_matrix().to(device)
     waves = torch.einsum("ki,ncaibj,lj->ncakbl", cosine, blocks, cosine)
     blocks = torch.einsum("ki,ncakbl,lj->ncaibj", cosine, (waves / step).round() * step, cosine)
-    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(_YCC).to(device), blocks.reshape(padded.shape))
+    rgb = torch.einsum(
+        "ij,njhw->nihw", torch.linalg.inv(_YCC).to(device), blocks.reshape(padded.shape)
+    )
     return ((rgb[..., :height, :width] + 128) / 255).clamp(0, 1)
 
 
@@ -219,7 +253,7 @@ def degrade(image, generator):
 
 @torch.no_grad()
 def render(texture, layers, backgrounds, height, width, generator):
-    """layers (N, L, LAYER_FIELDS), backgrounds (N, BACKGROUND_FIELDS) -> (N, 3, H, W), 8-bit steps in 0 to 1.
+    """layers (N, L, LAYER_FIELDS), backgrounds (N, BACKGROUND_FIELDS) -> (N, 3, H, W) in 0 to 1.
 
     `generator` is a CPU generator for what a whole batch shares; pixels use the device's own.
     """
@@ -235,9 +269,9 @@ def normalise(image):
 
 
 def patchify(frames):
-    """(N, T, 3, H, W) normalised -> Qwen2-VL's pixel values (N * patches, 1176) and its grid (t, h, w).
+    """(N, T, 3, H, W) normalised -> pixel values (N * patches, 1176) and the grid (t, h, w).
 
-    A single frame is doubled. Patches come in blocks of 2x2, as the library's processors order them.
+    A single frame is doubled. Patches come in blocks of 2x2, in the library's order.
     """
     number, time, channels, height, width = frames.shape
     if time == 1:

@@ -20,16 +20,21 @@ from words import (
     SHAPES,
 )
 
-LAYER_FIELDS = 18  # entry, cx, cy, half width, half height, cos, sin, opacity, 3x3 colour matrix, shade
-BACKGROUND_FIELDS = 20  # 4 corner colours, noise strength and scale, stripes: strength, fx, fy, phase, ...
+LAYER_FIELDS = (
+    18  # entry, cx, cy, half width, half height, cos, sin, opacity, 3x3 colour matrix, shade
+)
+BACKGROUND_FIELDS = (
+    20  # 4 corner colours, noise strength and scale, stripes: strength, fx, fy, phase, ...
+)
 MIP_LEVELS = 4
 MAX_THINGS, MAX_WORDS, MAX_CHARACTERS = 8, 3, 8
 MAX_LAYERS = MAX_THINGS + MAX_WORDS * MAX_CHARACTERS
 CELL_TO_INK = 96 / 92  # a drawing fills its cell up to the margin
 COMMON_WORDS = (
-    "stop go open exit hello cat dog bus taxi park sale cafe shop hotel bank zoo food menu left right up "
-    "down north south east west yes no start end home work play time day night sun moon red blue green "
-    "one two three love music book game team city road street school test data model apple water fire"
+    "stop go open exit hello cat dog bus taxi park sale cafe shop hotel bank zoo food menu left "
+    "right up down north south east west yes no start end home work play time day night sun moon "
+    "red blue green one two three love music book game team city road street school test data "
+    "model apple water fire"
 ).split()
 
 
@@ -277,7 +282,9 @@ def plan_kinds(rng, art, count):
         return [(rng.choice(kinds), None) for _ in range(count)]
     share = rng.uniform(0.2, 0.8)
     return [
-        (rng.choice(nouns), None) if rng.random() < share else (rng.choice(SHAPES), rng.choice(COLOR_NAMES))
+        (rng.choice(nouns), None)
+        if rng.random() < share
+        else (rng.choice(SHAPES), rng.choice(COLOR_NAMES))
         for _ in range(count)
     ]
 
@@ -286,7 +293,9 @@ def sample_half(rng, count, short):
     """Half of 6 to 40% of the short side; crowded pictures hold smaller things."""
     top = 0.20 if count <= 3 else 0.17 if count <= 5 else 0.14
     smallest = max(0.03, 6.0 / short)
-    return math.exp(rng.uniform(math.log(smallest), math.log(top)) * 0.7 + 0.3 * math.log(top)) * short
+    return (
+        math.exp(rng.uniform(math.log(smallest), math.log(top)) * 0.7 + 0.3 * math.log(top)) * short
+    )
 
 
 def add_things(rng, art, scene, plan, allowed_overlap, taken):
@@ -410,7 +419,10 @@ def sample_clip(rng, art, width, height, frames):
             if actor and (actor.thing.kind, actor.thing.color) not in names:
                 names.add((actor.thing.kind, actor.thing.color))
                 clip.actors.append(actor)
-        if clip.actors:
+        if (
+            clip.actors
+        ):  # named in reading order of where they start, so that an answer has one true order
+            clip.actors.sort(key=lambda a: (round(a.track[0][1] / height * 4), a.track[0][0]))
             return clip
 
 
@@ -418,7 +430,9 @@ def sample_actor(rng, art, scene, frames):
     noun = art.noun_names and rng.random() < 0.35
     kind = rng.choice(art.noun_names if noun else SHAPES)
     color = None if noun else rng.choice(COLOR_NAMES)
-    thing = sample_thing(rng, art, scene, kind, color, rng.uniform(0.07, 0.16) * min(scene.width, scene.height))
+    thing = sample_thing(
+        rng, art, scene, kind, color, rng.uniform(0.07, 0.16) * min(scene.width, scene.height)
+    )
     if thing is None:
         return None
     direction = rng.choice(list(DIRECTIONS))
@@ -470,7 +484,9 @@ def thing_row(art, thing, opacity=1.0, at=None, look=None):
     half = thing.half * CELL_TO_INK
     cx, cy = at or (thing.cx, thing.cy)
     look = look or thing.look
-    return layer_row(art, thing.entry, cx, cy, half * thing.stretch, half, thing.angle, opacity, look)
+    return layer_row(
+        art, thing.entry, cx, cy, half * thing.stretch, half, thing.angle, opacity, look
+    )
 
 
 def word_rows(art, word):
@@ -497,14 +513,16 @@ def clip_rows(art, clip, slots=3):
         changes = actor.event in COLORS
         for frame in range(clip.frames):
             before = frame < actor.when
-            shown = not (actor.event == "appear" and before or actor.event == "disappear" and not before)
+            shown = not (
+                (actor.event == "appear" and before) or (actor.event == "disappear" and not before)
+            )
             look = actor.thing.look[0 if before else 1] if changes else actor.thing.look
             table[frame, slot] = thing_row(art, actor.thing, float(shown), actor.track[frame], look)
     return table
 
 
 def thing_targets(scene):
-    """(MAX_THINGS + MAX_WORDS, 7): kind (words come last), colour (one past the end: none), box, on."""
+    """(MAX_THINGS + MAX_WORDS, 7): kind (words last), colour (one past the end: none), box, on."""
     table = np.zeros((MAX_THINGS + MAX_WORDS, 7), np.float32)
     items = [(KIND_INDEX[t.kind], t.color, t.box) for t in scene.things]
     items += [(len(KIND_INDEX), w.color, w.box) for w in scene.words]

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from questions import CHAT, Examiner, plain
 from scenes import COMMON_WORDS, Art, sample_album, sample_clip, sample_scene
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from words import CHARACTERS, COLOR_NAMES, KINDS, SYNONYMS, SYNONYMS_ZH, ZH, plural
 
 SIZE = 4000
@@ -34,7 +43,7 @@ SPECIAL_TOKENS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-# Qwen2's own: contractions, words with one leading character, single digits, punctuation, line ends.
+# Qwen2's own: contractions, words with one leading character, single digits, punctuation.
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,11 +51,14 @@ QWEN2_PATTERN = (
 EVERYDAY = {"en": 2600, "zh": 1500}
 # A lesson's own words that frequency lists rank too low.
 LESSON_WORDS = (
-    "rectangle oval pentagon octagon cube sphere line dot angle corner edge pixel caption text label chart table diagram "
-    "axis bar legend title plot graph figure shapes colors objects sign arrow heart digit letter magenta violet gold silver "
-    "navy teal beige maroon lime"
+    "rectangle oval pentagon octagon cube sphere line dot angle corner edge pixel caption text "
+    "label chart table diagram axis bar legend title plot graph figure shapes colors objects sign "
+    "arrow heart digit letter magenta violet gold silver navy teal beige maroon lime"
 ).split()
-LESSON_WORDS_ZH = "长方形 矩形 椭圆 五边形 线 点 角 边 图表 标题 文本 字母 数字 图像 图形 形状 颜色 物体 坐标 方框 位置".split()
+LESSON_WORDS_ZH = (
+    "长方形 矩形 椭圆 五边形 线 点 角 边 图表 标题 文本 字母 数字 "
+    "图像 图形 形状 颜色 物体 坐标 方框 位置"
+).split()
 
 
 def new_tokenizer():
@@ -78,7 +90,14 @@ def world_texts(art, count=6000):
     for question, answer in CHAT * 20:
         yield question
         yield answer
-    yield from ["You are a helpful assistant.", "system", "user", "assistant", "Picture 1: ", "Answer with one word."] * 400
+    yield from [
+        "You are a helpful assistant.",
+        "system",
+        "user",
+        "assistant",
+        "Picture 1: ",
+        "Answer with one word.",
+    ] * 400
 
 
 def cut_words(text, jieba):
@@ -136,8 +155,12 @@ def train(pieces):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(itertools.chain.from_iterable([p] * n for p, n in pieces.items()), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.train_from_iterator(
+        itertools.chain.from_iterable([p] * n for p, n in pieces.items()), trainer
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 

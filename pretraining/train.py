@@ -1,9 +1,9 @@
 """Train from scratch or resume: one call of a run that may be spread over several.
 
-    python train.py --seconds 520 --state /tmp/state.pt --out weights     # repeat until it says done
+    python train.py --seconds 520 --state /tmp/state.pt --out weights   # repeat until it says done
 
 The schedule's clock is the seconds actually trained, saved with everything else in the state file.
-Without a state file `--weights` starts from exported averages, at `--elapsed` seconds of the schedule.
+Without a state file `--weights` starts from exported averages, `--elapsed` seconds in.
 """
 
 import argparse
@@ -59,7 +59,10 @@ class Trainer:
         return min(1.0, self.elapsed / (self.config["minutes"] * 60))
 
     def loss(self, batch):
-        batch = {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+        batch = {
+            k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v
+            for k, v in batch.items()
+        }
         pixels, grid = self.draw(batch)
         hidden, patches, tokens, middle = self.forward(batch, pixels, grid)
         logits = self.forward.logits(hidden.flatten(0, 1)[batch["places"]]).float()
@@ -84,7 +87,11 @@ class Trainer:
     def dense_loss(self, batch, patches, tokens, middle):
         things, glyphs = batch["things"].flatten(0, 1), batch["glyphs"].flatten(0, 1)
         number, width = things.shape[0], tokens.shape[-1]
-        shaped = (patches.view(number, -1, patches.shape[-1]), tokens.view(number, -1, width), middle.reshape(number, -1, width))
+        shaped = (
+            patches.view(number, -1, patches.shape[-1]),
+            tokens.view(number, -1, width),
+            middle.reshape(number, -1, width),
+        )
         embedding = self.model.model.language_model.embed_tokens.weight
         return self.heads(*shaped, things, glyphs, batch["size"], embedding)
 
@@ -118,7 +125,10 @@ class Trainer:
     def compile(self, maker, seconds=240):
         """Forward and backward on a few batches of every kind before the clock starts."""
         start, seen, number = time.time(), {}, 10**8
-        while min([seen.get(kind, 0) for kind in ("image", "clip", "album")]) < 2 and time.time() - start < seconds:
+        while (
+            min([seen.get(kind, 0) for kind in ("image", "clip", "album")]) < 2
+            and time.time() - start < seconds
+        ):
             batch = maker.make(number, 0.99)
             number += 1
             if seen.get(batch["kind"], 0) < 3:
@@ -175,7 +185,9 @@ class Trainer:
     def save_weights(self, folder):
         """The averaged weights in bfloat16, in parts of at most 15 MiB."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = dict(zip([n for n, _ in self.model.named_parameters()], self.averages, strict=True))
+        tensors = dict(
+            zip([n for n, _ in self.model.named_parameters()], self.averages, strict=True)
+        )
         tensors |= {"heads." + k: v for k, v in self.heads.state_dict().items()}
         parts, used = [{}], 0
         for name, tensor in tensors.items():
@@ -203,7 +215,9 @@ class Statistics:
         with torch.no_grad():
             wrong = (logits.argmax(-1) != batch["targets"]).float()
             tasks = batch["tasks"]
-            missed = torch.zeros(len(tasks), device=wrong.device).scatter_add_(0, batch["answers"], wrong)
+            missed = torch.zeros(len(tasks), device=wrong.device).scatter_add_(
+                0, batch["answers"], wrong
+            )
             self.right.scatter_add_(0, tasks, (missed == 0).float())
             self.asked.scatter_add_(0, tasks, torch.ones_like(missed))
             self.losses.setdefault(batch["kind"], []).append(loss.detach())
@@ -211,7 +225,9 @@ class Statistics:
                 self.parts.append(parts)
 
     def line(self, tasks=True):
-        losses = " ".join(f"{k} {torch.stack(v).mean():.3f}" for k, v in sorted(self.losses.items()))
+        losses = " ".join(
+            f"{k} {torch.stack(v).mean():.3f}" for k, v in sorted(self.losses.items())
+        )
         text = f"loss {losses}"
         if self.parts:
             parts = torch.stack(self.parts).mean(0).tolist()
@@ -248,7 +264,9 @@ def run(trainer, maker, arguments):
         if now - saved > 150 and arguments.state:
             save_state(trainer, arguments)
             saved = last = time.time()
-        if now - started > arguments.seconds or (arguments.steps and trainer.step - first >= arguments.steps):
+        if now - started > arguments.seconds or (
+            arguments.steps and trainer.step - first >= arguments.steps
+        ):
             break
 
 
@@ -256,7 +274,8 @@ def report(trainer, seconds, waited, steps, arguments):
     text = trainer.statistics.line(tasks=trainer.step % (4 * arguments.log_every) == 0)
     rate = steps / max(seconds, 1e-6)
     print(
-        f"step {trainer.step} at {trainer.elapsed:.0f}s ({rate:.1f}/s, waited {waited:.0f}s) lr x{trainer.rate():.3f} {text}",
+        f"step {trainer.step} at {trainer.elapsed:.0f}s ({rate:.1f}/s, waited {waited:.0f}s) "
+        f"lr x{trainer.rate():.3f} {text}",
         flush=True,
     )
     if not math.isfinite(float(trainer.parameters[0].detach().sum())):
@@ -273,13 +292,17 @@ def save_state(trainer, arguments):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--seconds", type=float, default=1e9, help="of training in this call")
     parser.add_argument("--steps", type=int, default=0, help="at most, in this call")
     parser.add_argument("--state", help="file with the full state; resumed if it is there")
     parser.add_argument("--weights", type=Path, help="folder of exported averages to start from")
-    parser.add_argument("--elapsed", type=float, help="with --weights: where in the schedule to start")
+    parser.add_argument(
+        "--elapsed", type=float, help="with --weights: where in the schedule to start"
+    )
     parser.add_argument("--minutes", type=float, help="length of the whole schedule")
     parser.add_argument("--out", type=Path, help="folder for the averaged weights")
     parser.add_argument("--workers", type=int, default=14)
@@ -306,7 +329,11 @@ def main():
         trainer.load_weights(arguments.weights, arguments.elapsed)
     maker = BatchMaker(config["data"], art, tokenizer)
     size = sum(p.numel() for p in trainer.parameters) / 1e6
-    print(f"{size:.2f} M parameters, step {trainer.step}, {trainer.elapsed:.0f}s of {config['minutes'] * 60:.0f}s", flush=True)
+    print(
+        f"{size:.2f} M parameters, step {trainer.step}, "
+        f"{trainer.elapsed:.0f}s of {config['minutes'] * 60:.0f}s",
+        flush=True,
+    )
     if compiled:
         print(f"compiled in {trainer.compile(maker):.0f}s", flush=True)
     run(trainer, maker, arguments)
@@ -315,7 +342,11 @@ def main():
         save_state(trainer, arguments)
     elif arguments.out:
         trainer.save_weights(arguments.out)
-    print("done" if trainer.progress >= 1 else "stopped", f"at step {trainer.step}, {trainer.elapsed:.0f}s", flush=True)
+    print(
+        "done" if trainer.progress >= 1 else "stopped",
+        f"at step {trainer.step}, {trainer.elapsed:.0f}s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

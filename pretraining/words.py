@@ -287,7 +287,17 @@ def plural(name):
     return _PLURALS.get(name, name + "s")
 
 
-_NO_ARTICLE = {"corn", "milk", "bread", "broccoli", "scissors", "glasses", "grapes", "cherries", "french fries"}
+_NO_ARTICLE = {
+    "corn",
+    "milk",
+    "bread",
+    "broccoli",
+    "scissors",
+    "glasses",
+    "grapes",
+    "cherries",
+    "french fries",
+}
 
 
 def with_article(name):

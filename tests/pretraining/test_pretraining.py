@@ -1,4 +1,4 @@
-"""The bundled model's training code on a CPU: synthetic art, tiny sizes, the committed tokenizer."""
+"""The bundled model's training code on a CPU: synthetic art, tiny sizes."""
 
 import argparse
 import multiprocessing
@@ -68,7 +68,9 @@ def test_vocabulary_size_and_special_tokens(tokenizer):
         assert len(tokenizer.encode(f"a{token}b").ids) == 3
 
 
-@pytest.mark.parametrize("text", ["Locate the red circle.", "框出图中公交车的位置", "naïve 😀 \t\n ¿x?", "ẞ漢字ひらがな"])
+@pytest.mark.parametrize(
+    "text", ["Locate the red circle.", "框出图中公交车的位置", "naïve 😀 \t\n ¿x?", "ẞ漢字ひらがな"]
+)
 def test_any_text_survives(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
@@ -115,7 +117,9 @@ def test_every_task_occurs_in_both_languages(art):
             sample_clip(rng, art, 112, 112, 8),
         )[number % 3]
         for turns in examiner.dialogues(rng, scene, 10):
-            seen.update((task, re.search("[一-鿿]", question) is None) for task, question, _ in turns)
+            seen.update(
+                (task, re.search("[一-鿿]", question) is None) for task, question, _ in turns
+            )
     assert {(task, english) for task in TASK_NAMES for english in (True, False)} - seen == set()
 
 
@@ -128,12 +132,26 @@ def test_counts_existence_and_boxes_are_true(art):
         for turns in examiner.dialogues(rng, scene, 12):
             for task, question, answer in turns:
                 if task in ("caption", "brief", "grounded_caption"):
-                    assert all(name in plain(answer) or ZH[name] in answer for name in names if name in KINDS)
-                if task in ("locate", "locate_all", "grounded_caption", "locate_relation", "locate_text"):
+                    assert all(
+                        name in plain(answer) or ZH[name] in answer
+                        for name in names
+                        if name in KINDS
+                    )
+                if task in (
+                    "locate",
+                    "locate_all",
+                    "grounded_caption",
+                    "locate_relation",
+                    "locate_text",
+                ):
                     assert set(re.findall(r"<\|box_start\|>.*?<\|box_end\|>", answer)) <= true_boxes
                     checked += 1
                 match = re.fullmatch(r"Is there an? (\w+ ?\w+) in the image\?", question)
-                if task == "exist" and match and match[1] in (f"{c} {s}" for c in COLOR_NAMES for s in SHAPES):
+                if (
+                    task == "exist"
+                    and match
+                    and match[1] in (f"{c} {s}" for c in COLOR_NAMES for s in SHAPES)
+                ):
                     assert (answer == "Yes.") == (match[1] in names)
     assert checked > 100
 
@@ -145,7 +163,9 @@ def test_video_directions_are_true(art):
         for actor in clip.actors:
             (x0, y0), (x1, y1) = actor.track[0], actor.track[-1]
             moved = {"right": x1 - x0, "left": x0 - x1, "down": y1 - y0, "up": y0 - y1}
-            assert (actor.direction == "still" and max(moved.values()) == 0) or moved[actor.direction] > 0.15 * 112
+            assert (actor.direction == "still" and max(moved.values()) == 0) or moved[
+                actor.direction
+            ] > 0.15 * 112
 
 
 # ---------------------------------------------------------------- renderer
@@ -192,7 +212,9 @@ def test_fast_forward_equals_the_library(kind, art, texture, tokenizer, config):
     model = build_model(tokenizer, config["model"]).eval()
     height, width = batch["size"]
     layers, backgrounds = batch["layers"].flatten(0, 1), batch["backgrounds"].flatten(0, 1)
-    image = normalise(render(texture, layers, backgrounds, height, width, torch.Generator().manual_seed(0)))
+    image = normalise(
+        render(texture, layers, backgrounds, height, width, torch.Generator().manual_seed(0))
+    )
     pixels, grid = patchify(image.view(-1, batch["frames"], 3, height, width))
     with torch.no_grad():
         hidden, *_ = (forward := FastForward(model, tokenizer))(batch, pixels, grid)
@@ -206,10 +228,21 @@ def test_fast_forward_equals_the_library(kind, art, texture, tokenizer, config):
                 kinds = (ids == forward.image_token).int() + 2 * (ids == forward.video_token).int()
                 own = pixels[row * pictures * size : (row + 1) * pictures * size]
                 name = "pixel_values_videos" if kind == "clip" else "pixel_values"
-                grids = {name.replace("pixel_values_videos", "video").replace("pixel_values", "image") + "_grid_thw": torch.tensor([list(grid)] * pictures)}
+                grids = {
+                    name.replace("pixel_values_videos", "video").replace("pixel_values", "image")
+                    + "_grid_thw": torch.tensor([list(grid)] * pictures)
+                }
                 model.model.rope_deltas = None
-                slow = model(input_ids=ids, mm_token_type_ids=kinds, attention_mask=torch.ones_like(ids), **{name: own}, **grids).logits
-                torch.testing.assert_close(fast[row][where], slow[0, len(batch["prefix"]) :], atol=2e-4, rtol=1e-3)
+                slow = model(
+                    input_ids=ids,
+                    mm_token_type_ids=kinds,
+                    attention_mask=torch.ones_like(ids),
+                    **{name: own},
+                    **grids,
+                ).logits
+                torch.testing.assert_close(
+                    fast[row][where], slow[0, len(batch["prefix"]) :], atol=2e-4, rtol=1e-3
+                )
 
 
 def test_packed_labels_predict_the_answers(art, tokenizer, config):
@@ -231,11 +264,20 @@ def test_drawn_words_are_spelled_letter_by_letter(tokenizer):
 
 
 def arguments(**changes):
-    values = {"workers": 0, "seconds": 1e9, "steps": 20, "log_every": 10, "state": None, "out": None}
+    values = {
+        "workers": 0,
+        "seconds": 1e9,
+        "steps": 20,
+        "log_every": 10,
+        "state": None,
+        "out": None,
+    }
     return argparse.Namespace(**(values | changes))
 
 
-def test_twenty_steps_learn_and_resume_exactly(art, texture, tokenizer, config, tmp_path: Path, capsys):
+def test_twenty_steps_learn_and_resume_exactly(
+    art, texture, tokenizer, config, tmp_path: Path, capsys
+):
     config = config | {"minutes": 1e6, "warmup_steps": 5}
     maker = BatchMaker(config["data"], art, tokenizer)
     trainer = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)

@@ -1,0 +1,567 @@
+"""Ask the finished folder questions about a second renderer's pictures, through transformers.
+
+    python evaluate.py --fonts NODE_MODULES --count 100 --out evaluation.json
+    python evaluate.py --out evaluation.json --card ../data/tiny-qwen2-vl/README.md
+
+What is where comes from scenes.py with seeds and sizes that training never used; the drawing here
+is Pillow's, four times too large and scaled down, with its own outlines of the shapes, fonts that
+training never saw, real JPEG files, and true boxes measured on what was drawn.
+"""
+
+import argparse
+import io
+import json
+import math
+import random
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import questions as q
+from PIL import Image, ImageDraw, ImageFont
+from scenes import Art, Scene, sample_album, sample_clip, sample_scene
+from words import COLOR_VARIANTS, COLORS, NOUNS
+
+HERE = Path(__file__).parent
+SCALE = 4
+SIZES = [
+    (300, 220),
+    (400, 300),
+    (256, 256),
+    (333, 500),
+    (240, 320),
+    (512, 384),
+    (180, 240),
+    (320, 200),
+]
+UNSEEN_FONTS = [
+    "noto-sans/500Medium",
+    "pt-sans/400Regular",
+    "ubuntu/500Medium",
+    "nunito/600SemiBold",
+    "roboto-slab/400Regular",
+]
+
+
+# ---------------------------------------------------------------- the second renderer
+
+
+def outline(kind):
+    """A shape's outline within the unit square, drawn afresh rather than taken from the atlas."""
+    turn = math.pi * 2
+
+    def spokes(count, start=-0.25, radius=lambda i: 0.5):
+        return [
+            (
+                0.5 + radius(i) * math.cos(turn * (i / count + start)),
+                0.5 + radius(i) * math.sin(turn * (i / count + start)),
+            )
+            for i in range(count)
+        ]
+
+    third = 1 / 3
+    return {
+        "square": [(0.03, 0.03), (0.97, 0.03), (0.97, 0.97), (0.03, 0.97)],
+        "triangle": [(0.5, 0.05), (0.98, 0.92), (0.02, 0.92)],
+        "star": spokes(10, radius=lambda i: 0.5 if i % 2 == 0 else 0.2),
+        "diamond": [(0.5, 0.0), (0.88, 0.5), (0.5, 1.0), (0.12, 0.5)],
+        "hexagon": spokes(6, 0.0),
+        "heart": [
+            (
+                0.5 + 0.03 * 16 * math.sin(t) ** 3,
+                0.45
+                - 0.03
+                * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
+            )
+            for t in np.linspace(0, turn, 60)
+        ],
+        "cross": [
+            (third, 0),
+            (2 * third, 0),
+            (2 * third, third),
+            (1, third),
+            (1, 2 * third),
+            (2 * third, 2 * third),
+            (2 * third, 1),
+            (third, 1),
+            (third, 2 * third),
+            (0, 2 * third),
+            (0, third),
+            (third, third),
+        ],
+        "arrow": [
+            (0.0, 0.35),
+            (0.55, 0.35),
+            (0.55, 0.1),
+            (1.0, 0.5),
+            (0.55, 0.9),
+            (0.55, 0.65),
+            (0.0, 0.65),
+        ],
+    }[kind]
+
+
+def draw_shape(kind, pixels, rgb, rng):
+    side = max(8, round(pixels * SCALE))
+    image = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(image)
+    edge = (
+        rng.random() < 0.25 and {"outline": (20, 20, 20, 255), "width": max(1, round(side * 0.03))}
+    ) or {}
+    fill = (*rgb, 255)
+    if kind == "circle":
+        draw.ellipse([1, 1, side - 2, side - 2], fill=fill, **edge)
+    elif kind == "ring":
+        draw.ellipse([1, 1, side - 2, side - 2], outline=fill, width=max(2, round(side * 0.16)))
+    else:
+        draw.polygon(
+            [(x * (side - 1), y * (side - 1)) for x, y in outline(kind)], fill=fill, **edge
+        )
+    return image
+
+
+class Painter:
+    """Draws scenes in Pillow, and corrects every box to what was drawn."""
+
+    def __init__(self, art_folder, fonts, unseen):
+        stem = "unseen" if unseen else "atlas"
+        self.nouns = json.loads((art_folder / f"{stem}.json").read_text())["nouns"]
+        self.cells = np.load(art_folder / f"{stem}.npz")["cells"]
+        self.fonts = fonts
+
+    def pictogram(self, kind, pixels, rng):
+        entry = rng.choice(rng.choice(list(self.nouns[kind].values())))
+        cell = self.cells[entry].astype(np.float32)
+        cell[..., :3] = np.minimum(255, cell[..., :3] * 255 / np.maximum(cell[..., 3:], 1))
+        image = Image.fromarray(cell.astype(np.uint8), "RGBA")
+        image = image.crop(image.getchannel("A").getbbox())
+        ratio = pixels * SCALE / max(image.size)
+        return image.resize([max(1, round(v * ratio)) for v in image.size], Image.BICUBIC)
+
+    def stamp(self, thing, rng):
+        if thing.color is None:
+            image = self.pictogram(thing.kind, 2 * thing.half, rng)
+        else:
+            rgb = rng.choice([COLORS[thing.color], *COLOR_VARIANTS[thing.color]])
+            image = draw_shape(thing.kind, 2 * thing.half, rgb, rng)
+        degrees = -math.degrees(thing.angle)
+        return image.rotate(degrees, Image.BICUBIC, expand=True) if thing.angle else image
+
+    def paste(self, canvas, stamp, cx, cy):
+        x, y = round(cx * SCALE - stamp.width / 2), round(cy * SCALE - stamp.height / 2)
+        canvas.alpha_composite(stamp, (max(0, x), max(0, y)), (max(0, -x), max(0, -y)))
+        left, top, right, bottom = (
+            stamp.getchannel("A").point(lambda v: 255 if v > 100 else 0).getbbox()
+        )
+        edges = (x + left, y + top, x + right, y + bottom)
+        return tuple(
+            min(limit, max(0, v / SCALE))
+            for v, limit in zip(
+                edges, [canvas.width / SCALE, canvas.height / SCALE] * 2, strict=True
+            )
+        )
+
+    def background(self, width, height, row):
+        """The scene's corner colours as a smooth gradient, or its mean as a plain colour."""
+        corners = row[:12].reshape(2, 2, 3)
+        if row[12] == 0:
+            corners = np.broadcast_to(corners.mean((0, 1)), (2, 2, 3))
+        small = Image.fromarray((corners * 255).round().astype(np.uint8))
+        return small.resize((width * SCALE, height * SCALE), Image.BILINEAR).convert("RGBA")
+
+    def draw(self, scene, rng):
+        canvas = self.background(scene.width, scene.height, scene.background)
+        for thing in scene.things:
+            thing.box = self.paste(canvas, self.stamp(thing, rng), thing.cx, thing.cy)
+        for word in scene.words:
+            self.draw_word(canvas, word, rng)
+        return spoil(canvas.convert("RGB").resize((scene.width, scene.height), Image.BOX), rng)
+
+    def draw_word(self, canvas, word, rng):
+        """The word in another font, as large as fits where the scene has it."""
+        width, height = word.box[2] - word.box[0], word.box[3] - word.box[1]
+        path, size = rng.choice(self.fonts), 100
+        left, top, right, bottom = load_font(path, size).getbbox(word.text)
+        size = max(
+            4, int(size * SCALE * min(width / (right - left), max(height, 9) / (bottom - top)))
+        )
+        font = load_font(path, size)
+        left, top, right, bottom = font.getbbox(word.text)
+        stamp = Image.new("RGBA", (right - left + 4, bottom - top + 4))
+        rgb = tuple(round(v * 255) for v in word.rgb)
+        ImageDraw.Draw(stamp).text((2 - left, 2 - top), word.text, font=font, fill=(*rgb, 255))
+        word.box = self.paste(
+            canvas, stamp, (word.box[0] + word.box[2]) / 2, (word.box[1] + word.box[3]) / 2
+        )
+
+    def draw_clip(self, clip, rng):
+        stamps = []
+        for actor in clip.actors:
+            looks = [actor.thing.color, actor.event if actor.event in COLORS else actor.thing.color]
+            state = rng.getstate()
+            pair = []
+            for color in looks:
+                rng.setstate(state)
+                actor.thing.color, kept = color, actor.thing.color
+                pair.append(self.stamp(actor.thing, rng))
+                actor.thing.color = kept
+            stamps.append(pair)
+        frames = []
+        base = self.background(clip.width, clip.height, clip.background)
+        for number in range(clip.frames):
+            canvas = base.copy()
+            for actor, pair in zip(clip.actors, stamps, strict=True):
+                before = number < actor.when
+                if (actor.event == "appear" and before) or (
+                    actor.event == "disappear" and not before
+                ):
+                    continue
+                self.paste(canvas, pair[0 if before else 1], *actor.track[number])
+            frames.append(canvas.convert("RGB").resize((clip.width, clip.height), Image.BOX))
+        return frames
+
+
+def load_font(path, size):
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
+
+
+def spoil(image, rng):
+    u = rng.random()
+    if u < 0.3:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=rng.randint(45, 95))
+        return Image.open(file).convert("RGB")
+    if u < 0.5:
+        noise = np.random.default_rng(rng.randrange(2**32)).normal(
+            0, rng.uniform(1, 6), (*image.size[::-1], 3)
+        )
+        return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+    return image
+
+
+# ---------------------------------------------------------------- questions
+
+
+def scene_of(rng, art, painter, *, words=0.0, things=None):
+    """A scene, its picture, drawn until it has what the task needs."""
+    width, height = rng.choice(SIZES)
+    scene = sample_scene(
+        rng, art, width, height, word_share=words, max_things=things or rng.choice([4, 6, 8])
+    )
+    return scene, [painter.draw(scene, rng)]
+
+
+def name_pictogram(rng, scene, zh):
+    """Region to name, for pictograms only."""
+    nouns = [t for t in scene.things if t.color is None]
+    if not nouns:
+        return None
+    scene = Scene(scene.width, scene.height, nouns[:1], [], scene.background)
+    return q.region(rng, scene, zh)
+
+
+def clip_events(rng, clip, zh):
+    actors = [actor for actor in clip.actors if actor.event]
+    if not actors:
+        return None
+    actor = rng.choice(actors)
+    name = q.name(actor.thing, zh)
+    if zh:
+        return f"{name}发生了什么？", q.deed(actor, zh) + "。"
+    return f"What happens to the {name}?", f"It {q.deed(actor, zh)}."
+
+
+# table row: (function, what the scene must offer)
+ROWS = {
+    "locate one": (q.locate, "things"),
+    "locate by relation": (q.locate_relation, "things"),
+    "locate all of a kind": (q.locate_all, "things"),
+    "absent: says so": (q.absent, "things"),
+    "region to name": (q.region, "things"),
+    "pictogram named, trained styles": (name_pictogram, "things"),
+    "pictogram named, unseen style": (name_pictogram, "unseen"),
+    "pictogram located, unseen style": (q.locate, "unseen"),
+    "grounded caption": (q.grounded_caption, "things"),
+    "caption wholly right": (q.caption, "things"),
+    "count": (q.count, "things"),
+    "existence": (q.exist, "things"),
+    "color": (q.color, "things"),
+    "relation": (q.relation, "things"),
+    "size": (q.size, "things"),
+    "read text": (q.read, "words"),
+    "locate text": (q.locate_text, "words"),
+    "several pictures: in common": (q.common, "album"),
+    "several pictures: only in one": (q.only_in, "album"),
+    "several pictures: which has more": (q.more, "album"),
+    "several pictures: what is in the Nth": (q.nth, "album"),
+    "video: direction": (q.clip_direction, "clip"),
+    "video: events": (clip_events, "clip"),
+    "video: speed": (q.clip_speed, "clip"),
+    "video: caption": (q.clip_caption, "clip"),
+}
+
+
+def make_question(rng, row, zh, art, painters):
+    """A dict with pictures or frames, the question and its truth."""
+    function, needs = ROWS[row]
+    painter = painters[needs == "unseen"]
+    while True:
+        video = None
+        if needs == "album":
+            width, height = rng.choice([(200, 150), (160, 160), (240, 180)])
+            scene = sample_album(rng, art, width, height, rng.choice([2, 2, 3]))
+            images = [painter.draw(one, rng) for one in scene]
+        elif needs == "clip":
+            width, height = rng.choice([(160, 120), (128, 128), (200, 150)])
+            scene = sample_clip(rng, art, width, height, rng.choice([6, 8, 12]))
+            images, video = [], painter.draw_clip(scene, rng)
+        else:
+            scene, images = scene_of(rng, art, painter, words=1.0 if needs == "words" else 0.2)
+            if needs == "words" and not scene.words:
+                continue
+        pair = function(rng, scene, zh)
+        if pair:
+            question = q.vary(rng, pair[0], zh)
+            return {
+                "row": row,
+                "zh": zh,
+                "images": images,
+                "video": video,
+                "question": question,
+                "truth": q.plain(pair[1]),
+            }
+
+
+# ---------------------------------------------------------------- scoring
+
+BOX = re.compile(r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>")
+SEPARATORS = re.compile(r", | and |; |，|、|。$|\.$")
+
+
+def parse(text):
+    """[(label, box)] of a grounded answer."""
+    found = []
+    for part in text.split(q.REF_START)[1:]:
+        label = part.split(q.REF_END)[0]
+        found += [(label, tuple(map(int, box))) for box in BOX.findall(part)]
+    return found
+
+
+def iou(a, b):
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if w <= 0 or h <= 0:
+        return 0.0
+    return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
+
+
+def match(truth, answer):
+    """For every true box the overlap with the answer's best unused box of the same label."""
+    unused, overlaps = list(answer), []
+    for label, box in truth:
+        best = max(
+            ((iou(box, b), i) for i, (name, b) in enumerate(unused) if name == label),
+            default=(0.0, None),
+        )
+        overlaps.append(best[0])
+        if best[1] is not None:
+            unused.pop(best[1])
+    return overlaps, len(unused)
+
+
+def phrases(text):
+    """What an answer lists, whatever the order: captions are right if they say the right things."""
+    text = text.strip().lower().removeprefix("the image shows ").removeprefix("图中")
+    return sorted(part.strip() for part in SEPARATORS.split(text) if part.strip())
+
+
+def score(item):
+    """(right, overlaps, false boxes): boxes must all be found at IoU > 0.5."""
+    truth, answer = parse(item["truth"]), parse(item["answer"])
+    if not truth:
+        same = item["truth"].strip() == item["answer"].strip() or phrases(item["truth"]) == phrases(
+            item["answer"]
+        )
+        return same and not answer, [], len(answer)
+    overlaps, extra = match(truth, answer)
+    return min(overlaps) > 0.5 and not extra, overlaps, extra
+
+
+def wilson(right, total, z=1.96):
+    share, spread = right / total, z * z / total
+    center, half = (
+        share + spread / 2,
+        z * math.sqrt(share * (1 - share) / total + spread / (4 * total)),
+    )
+    return (center - half) / (1 + spread), (center + half) / (1 + spread)
+
+
+def summarise(items):
+    rows = {}
+    for item in items:
+        right, overlaps, extra = score(item)
+        row = rows.setdefault(
+            item["row"], {"n": 0, "right": 0, "boxes": 0, "iou50": 0, "iou75": 0, "false_boxes": 0}
+        )
+        row["n"] += 1
+        row["right"] += right
+        row["boxes"] += len(overlaps)
+        row["iou50"] += sum(v > 0.5 for v in overlaps)
+        row["iou75"] += sum(v > 0.75 for v in overlaps)
+        row["false_boxes"] += extra > 0
+    for zh in (False, True):
+        chosen = [item for item in items if item["zh"] == zh]
+        if not chosen:
+            continue
+        rows["all, Chinese" if zh else "all, English"] = {
+            "n": len(chosen),
+            "right": sum(score(i)[0] for i in chosen),
+            "boxes": 0,
+        }
+    return rows
+
+
+def cell(right, total):
+    low, high = wilson(right, total)
+    return f"{right / total:.2f} ({low:.2f}–{high:.2f})"
+
+
+def table(rows):
+    """The measured skills as a Markdown table with 95% Wilson intervals."""
+    lines = [
+        "| task | questions | right | boxes, IoU > 0.5 | boxes, IoU > 0.75 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        boxes = (
+            [cell(row[k], row["boxes"]) for k in ("iou50", "iou75")] if row["boxes"] else ["", ""]
+        )
+        lines.append(
+            f"| {name} | {row['n']} | {cell(row['right'], row['n'])} | {boxes[0]} | {boxes[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def update_card(card, rows, note):
+    """Put the table between the model card's two marks."""
+    before, rest = card.read_text().split("<!-- skills -->\n")
+    after = rest.split("<!-- end of skills -->\n")[1]
+    card.write_text(
+        f"{before}<!-- skills -->\n{table(rows)}\n\n{note}\n<!-- end of skills -->\n{after}"
+    )
+
+
+# ---------------------------------------------------------------- running
+
+
+class Answerer:
+    """The folder under test, loaded as any user would."""
+
+    def __init__(self, folder, device, batch_size):
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.device, self.batch_size = device, batch_size
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor.tokenizer.padding_side = "left"
+        self.model = (
+            AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+            .to(device)
+            .eval()
+        )
+
+    def __call__(self, items):
+        for start in range(0, len(items), self.batch_size):
+            chunk = items[start : start + self.batch_size]
+            inputs = prepare(self.processor, chunk).to(self.device)
+            longest = max(len(self.processor.tokenizer(item["truth"]).input_ids) for item in chunk)
+            output = self.model.generate(**inputs, max_new_tokens=longest + 40, do_sample=False)
+            texts = self.processor.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :])
+            for item, text in zip(chunk, texts, strict=True):
+                item["answer"] = text.split("<|im_end|>")[0].split("<|endoftext|>")[0]
+
+
+def prepare(processor, chunk):
+    prompts, images, videos = [], [], []
+    for item in chunk:
+        content = [{"type": "image"} for _ in item["images"]] + [{"type": "video"}] * (
+            item["video"] is not None
+        )
+        content.append({"type": "text", "text": item["question"]})
+        prompts.append(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        )
+        images += item["images"]
+        if item["video"] is not None:
+            videos.append(np.stack([np.asarray(frame) for frame in item["video"]]))
+    media = {"images": images} if images else {}
+    if videos:
+        media["videos"] = videos
+    return processor(text=prompts, padding=True, return_tensors="pt", **media)
+
+
+def make_row(row, count, seed, art_folder, font_folder):
+    fonts = [next((font_folder / name).glob("*.ttf")) for name in UNSEEN_FONTS] + [None]
+    painters = [Painter(art_folder, fonts, unseen=False), Painter(art_folder, fonts, unseen=True)]
+    art = Art.load(art_folder / "atlas.json")
+    art.noun_names = [noun for noun in NOUNS if noun in painters[1].nouns and noun in art.nouns]
+    rng = random.Random(f"{seed} {row}")
+    return [make_question(rng, row, number % 2 == 1, art, painters) for number in range(count)]
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=HERE.parent / "data/tiny-qwen2-vl")
+    parser.add_argument("--art", type=Path, default=HERE / "build")
+    parser.add_argument("--fonts", type=Path, help="folder of the @expo-google-fonts packages")
+    parser.add_argument("--count", type=int, default=100, help="questions a row")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=HERE / "checkpoints/evaluation.json")
+    parser.add_argument(
+        "--card", type=Path, help="only put the table of --out into this model card"
+    )
+    arguments = parser.parse_args()
+    if arguments.card:
+        done = json.loads(arguments.out.read_text())
+        total = len(done["items"])
+        note = f"{total} questions, seed {done['seed']}; 95% Wilson intervals in brackets."
+        update_card(arguments.card, done["rows"], note)
+        return
+    answer, items, start = (
+        Answerer(arguments.model, arguments.device, arguments.batch_size),
+        [],
+        time.time(),
+    )
+    for row in arguments.rows:
+        made = make_row(row, arguments.count, arguments.seed, arguments.art, arguments.fonts)
+        made.sort(key=lambda item: len(item["truth"]))
+        answer(made)
+        items += made
+        save(arguments.out, arguments.seed, items)
+        print(f"{time.time() - start:.0f}s", table(summarise(made)).splitlines()[2], flush=True)
+    print(table(summarise(items)))
+
+
+def save(path, seed, items):
+    """Written after every row, so that a stopped evaluation keeps what it has."""
+    kept = [
+        {k: item[k] for k in ("row", "zh", "question", "truth", "answer")}
+        | {"right": bool(score(item)[0])}
+        for item in items
+    ]
+    path.write_text(
+        json.dumps(
+            {"seed": seed, "rows": summarise(items), "items": kept}, ensure_ascii=False, indent=0
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
