@@ -120,7 +120,9 @@ def _read_json(answer: str) -> tuple[list[Labelled], list[str]]:
     """(label, numbers) pairs, and what could not be read."""
     starts = [match.start() for match in _OBJECT.finditer(answer)]
     ends = [*starts[1:], len(answer)]
-    found, problems, done = [], [], 0
+    found: list[Labelled] = []
+    problems: list[str] = []
+    done = 0
     for i, (start, end) in enumerate(zip(starts, ends, strict=False)):
         part = answer[start:end]
         window = answer[start : ends[min(i + _REACH, len(starts) - 1)]]

@@ -95,12 +95,16 @@ def render_prompt(processor: Any, messages: list[dict]) -> str:
     prefill = messages[-1]["role"] == "assistant"
     ending = {"add_generation_prompt": not prefill, "continue_final_message": prefill}
     try:
-        return processor.apply_chat_template(plain, tokenize=False, **ending)
+        prompt = processor.apply_chat_template(plain, tokenize=False, **ending)
     except Exception as error:  # templates raise what they like
         raise VlkitError(
             f"the model's chat template refuses these messages ({first_line(error)}); check their "
             "roles and their order"
         ) from error
+    if hasattr(processor, "vision_start_token"):  # from Qwen3-VL on every step of a clip has its
+        clip = "<|vision_start|><|video_pad|><|vision_end|>"  # own pair of these, and no other
+        prompt = prompt.replace(clip, "<|video_pad|>")  # goes around, as the model was trained
+    return prompt
 
 
 def _without_media(content: list[dict]) -> list[dict]:

@@ -40,6 +40,7 @@ class Image:
             (H, W), (H, W, 1|3|4) of bool, uint8, uint16 or float 0–1, or torch tensor (C, H, W).
         max_tokens: the most image tokens that this picture may cost; it is shrunk to fit.
         min_tokens: the fewest; a smaller picture is enlarged.
+        max_pixels, min_pixels: the same limits in pixels, as the model cards give them.
         strict: with False, a truncated file is read as far as it goes (the rest is grey or black).
     """
 
@@ -47,16 +48,19 @@ class Image:
     max_tokens: int | None = None
     min_tokens: int | None = None
     strict: bool = True
+    max_pixels: int | None = None
+    min_pixels: int | None = None
 
     def __post_init__(self):
-        for name in ("max_tokens", "min_tokens"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise MediaError(f"{name}={value!r} must be a whole number of tokens, 1 or more")
-        if self.max_tokens and self.min_tokens and self.min_tokens > self.max_tokens:
-            raise MediaError(
-                f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}; swap them"
-            )
+        for unit in ("tokens", "pixels"):
+            least, most = (getattr(self, f"{end}_{unit}") for end in ("min", "max"))
+            for name, value in ((f"max_{unit}", most), (f"min_{unit}", least)):
+                if value is not None and (not isinstance(value, int) or value < 1):
+                    raise MediaError(
+                        f"{name}={value!r} must be a whole number of {unit}, 1 or more"
+                    )
+            if most and least and least > most:
+                raise MediaError(f"min_{unit}={least} exceeds max_{unit}={most}; swap them")
 
     def load(self) -> PIL.Image.Image:
         """The picture, upright, RGB. Raises MediaError."""

@@ -13,7 +13,7 @@ from vlkit.sources import is_url, local_path
 from vlkit.video import Video
 
 ROLES = ("system", "user", "assistant")
-_LIMITS = ("max_tokens", "min_tokens", "strict")
+_LIMITS = ("max_tokens", "min_tokens", "max_pixels", "min_pixels", "strict")
 _SOURCES = ("image", "image_url", "video", "video_url", "url", "path")
 # a clip's options in an item, as qwen-vl-utils spells them where it has them
 _CLIP = {
@@ -26,7 +26,7 @@ _CLIP = {
     "source_fps": "source_fps",
 }
 _CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".mpg", ".mpeg", ".ogv")
-_PIXELS = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
+_SIDES = {"resized_height", "resized_width"}
 # every <|…|> token writes a turn, a picture or a tool call, save those of grounding, which a
 # question may hold: "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
 _CONTROL = re.compile(r"<(?=\|(?!object_ref_|box_|quad_)\w+\|>)")
@@ -166,10 +166,11 @@ def _check_item(item: Any) -> dict:
     kind = item.get("type", _guess_type(item))
     if kind == "text" and "text" in item:
         return _text_item(item["text"])
-    if pixels := sorted(_PIXELS & item.keys()):
+    unread = _SIDES | ({"min_pixels", "max_pixels"} if kind.startswith("video") else set())
+    if found := sorted(unread & item.keys()):
         raise VlkitError(
-            f"{pixels[0]}={item[pixels[0]]!r} is not read; limit tokens with max_tokens or "
-            "min_tokens (one covers 28×28 pixels; 32×32 from Qwen3-VL on)"
+            f"{found[0]}={item[found[0]]!r} is not read; limit tokens with max_tokens, those of a "
+            "clip with max_frame_tokens (one covers 28×28 pixels; 32×32 from Qwen3-VL on)"
         )
     if isinstance(source, Mapping):  # {"image_url": {"url": "…"}}, the OpenAI spelling
         source = source.get("url")
@@ -178,8 +179,8 @@ def _check_item(item: Any) -> dict:
         return {"type": "video", **given} | {key: item[key] for key in _CLIP if key in item}
     if source is None or kind not in ("image", "image_url"):
         raise VlkitError(f"expected an item of text, image or video, not {item!r:.80}")
-    found = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}
-    return found | {key: item[key] for key in _LIMITS if key in item}
+    given = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}
+    return given | {key: item[key] for key in _LIMITS if key in item}
 
 
 def _guess_type(item: Mapping) -> str:

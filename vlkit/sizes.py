@@ -47,13 +47,15 @@ class SizeRules:
         """
         token = self.side**2
         low, high = self.image_pixels
-        most = (image and image.max_tokens) or self.max_image_tokens
+        image = image or Image(None)
+        most = _pixels_of(image.max_tokens, token, image.max_pixels)
+        most = most or (self.max_image_tokens or 0) * token
         if most:
-            low, high = min(low, most * token), most * token
-        if image and image.min_tokens:
-            low = image.min_tokens * token
-            high = high if image.max_tokens else max(high, 2 * low)  # room for rounding up
-        return low, high
+            low, high = min(low, most), most
+        if least := _pixels_of(image.min_tokens, token, image.min_pixels):
+            given = image.max_tokens or image.max_pixels
+            low, high = least, high if given else max(high, 2 * least)  # room for rounding up
+        return low, max(high, low)
 
     def image_size(self, size: Size, image: Image | None = None) -> Size:
         """The (width, height) at which the model sees an upright picture of this size."""
@@ -85,6 +87,11 @@ class SizeRules:
         if most:
             low, most_pixels = min(low, most * token), min(most_pixels, most * token)
         return fit_size(size, self.side, (low, most_pixels), strictly=bool(most))
+
+
+def _pixels_of(tokens: int | None, token: int, pixels: int | None) -> int:
+    """One limit in pixels, given as tokens or as pixels, never under one token; 0 for none."""
+    return (tokens or 0) * token or (max(pixels, token) if pixels else 0)
 
 
 def rules_of_processor(processor: Any, family: str, max_image_tokens: int | None) -> SizeRules:

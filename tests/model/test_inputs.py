@@ -229,7 +229,8 @@ def test_grounding_tokens_in_a_question_stay_tokens(tiny_vlm):
     vlm = tiny_vlm("qwen2_vl")
     text = "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
     ids = prepare_inputs(vlm, [text]).tensors["input_ids"][0].tolist()
-    assert {5, 6} <= set(ids)  # <|box_start|>, <|box_end|>
+    names = ["<|box_start|>", "<|box_end|>"]
+    assert set(vlm.processor.tokenizer.convert_tokens_to_ids(names)) <= set(ids)
 
 
 @pytest.mark.parametrize("size", [(201, 1), (1, 1000)])
@@ -252,3 +253,18 @@ def test_messages_that_the_chat_template_refuses(tiny_vlm):
     wordless = {"role": "assistant", "content": [{"type": "image", "image": noise(9, 9)}]}
     with pytest.raises(VlkitError, match="chat template refuses"):
         prepare_inputs(tiny_vlm("qwen2_vl"), [[*ask(), wordless]])
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_limits_in_pixels_count_as_the_model_cards_write_them(tiny_vlm, kind):
+    vlm = tiny_vlm(kind)
+    side = 2 * vlm.processor.image_processor.patch_size
+    item = {"type": "image", "image": str(vlkit.sample("large"))}
+    for limits, fits in (
+        ({"max_pixels": 64 * side**2}, lambda tokens: 40 < tokens <= 64),
+        ({"min_pixels": 3000 * side**2}, lambda tokens: tokens >= 3000),
+        ({"min_pixels": 100 * side**2, "max_pixels": 144 * side**2}, lambda n: 100 <= n <= 144),
+    ):
+        message = {"role": "user", "content": [item | limits, {"type": "text", "text": "?"}]}
+        grid = prepare_inputs(vlm, [[message]]).tensors["image_grid_thw"]
+        assert fits(int(grid.prod()) // 4), limits

@@ -140,6 +140,8 @@ def test_qwen3_is_told_the_time_of_every_pair_of_frames(tiny_vlm, tmp_path):
         times = inputs.clips[0][0].timestamps
         pairs = [(a + b) / 2 for a, b in zip(times[::2], times[1::2], strict=True)]
         assert told == pytest.approx(pairs, abs=0.051)
+        steps = text.count("seconds>")  # each with its own pair of tokens, and none around all
+        assert text.count("<|vision_start|>") == text.count("<|vision_end|>") == steps
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -212,7 +212,10 @@ def test_checking_leaves_the_input_alone():
             [one([{"type": "audio", "audio": "a.wav"}])],
             ("message 0", "audio", "text, image or video"),
         ),
-        ([one([PICTURE | {"max_pixels": 50176}])], ("max_pixels=50176", "max_tokens", "28×28")),
+        (
+            [one([{"type": "video", "video": "a.mp4", "max_pixels": 50176}])],
+            ("max_pixels=50176", "max_frame_tokens", "28×28"),
+        ),
         ([one([PICTURE | {"resized_height": 28}])], ("resized_height=28", "max_tokens")),
     ],
     ids=lambda value: repr(value)[:40],
