@@ -369,9 +369,14 @@ def match(truth, answer):
     return overlaps, len(unused)
 
 
+OPENINGS = re.compile(
+    "^(the image shows |(both|all) pictures contain |图中|两张图中都有|所有图中都有)"
+)
+
+
 def phrases(text):
     """What an answer lists, whatever the order: captions are right if they say the right things."""
-    text = text.strip().lower().removeprefix("the image shows ").removeprefix("图中")
+    text = OPENINGS.sub("", text.strip().lower())
     return sorted(part.strip() for part in SEPARATORS.split(text) if part.strip())
 
 
@@ -531,25 +536,26 @@ def main():
     if arguments.card:
         done = json.loads(arguments.out.read_text())
         total = len(done["items"])
-        note = f"{total} questions, seed {done['seed']}; 95% Wilson intervals in brackets."
+        seeds = " and ".join(map(str, done["seeds"]))
+        note = f"{total} questions, seeds {seeds}; 95% Wilson intervals in brackets."
         update_card(arguments.card, done["rows"], note)
         return
-    answer, items, start = (
-        Answerer(arguments.model, arguments.device, arguments.batch_size),
-        [],
-        time.time(),
-    )
+    answer = Answerer(arguments.model, arguments.device, arguments.batch_size)
+    items, seeds, start = [], [arguments.seed], time.time()
+    if arguments.more:
+        done = json.loads(arguments.out.read_text())
+        items, seeds = done["items"], [*done["seeds"], arguments.seed]
     for row in arguments.rows:
         made = make_row(row, arguments.count, arguments.seed, arguments.art, arguments.fonts)
         made.sort(key=lambda item: len(item["truth"]))
         answer(made)
         items += made
-        save(arguments.out, arguments.seed, items)
+        save(arguments.out, seeds, items)
         print(f"{time.time() - start:.0f}s", table(summarise(made)).splitlines()[2], flush=True)
     print(table(summarise(items)))
 
 
-def save(path, seed, items):
+def save(path, seeds, items):
     """Written after every row, so that a stopped evaluation keeps what it has."""
     kept = [
         {k: item[k] for k in ("row", "zh", "question", "truth", "answer")}
@@ -558,7 +564,7 @@ def save(path, seed, items):
     ]
     path.write_text(
         json.dumps(
-            {"seed": seed, "rows": summarise(items), "items": kept}, ensure_ascii=False, indent=0
+            {"seeds": seeds, "rows": summarise(items), "items": kept}, ensure_ascii=False, indent=0
         )
     )
 

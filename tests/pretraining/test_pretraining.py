@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from batches import IGNORE, BatchMaker, Encoder
+from evaluate import match, parse, phrases, score, wilson
 from model import FastForward, build_model
-from questions import SPELL, TASK_NAMES, Examiner, box_text, plain
+from questions import SPELL, TASK_NAMES, Examiner, box_text, grounded, plain
 from renderer import composite_torch, jpeg, make_texture, normalise, patchify, render
 from scenes import Art, layer_rows, overlap, sample_album, sample_clip, sample_scene
 from tokenizers import Tokenizer
@@ -302,3 +303,31 @@ def test_twenty_steps_learn_and_resume_exactly(
     assert fresh.step == 19
     progress = multiprocessing.Value("d", fresh.progress)
     assert progress.value < 1
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def test_boxes_are_matched_by_label_and_overlap():
+    truth = parse("<|object_ref_start|>a dog<|object_ref_end|>" + box_text((0.1, 0.1, 0.3, 0.3)))
+    near, far = ("a dog", (110, 100, 300, 300)), ("a dog", (600, 600, 800, 800))
+    assert match(truth, [far, near])[0][0] > 0.9
+    assert match(truth, [far])[0] == [0.0] and match(truth, [])[0] == [0.0]
+    assert match(truth, [("a cat", near[1])]) == ([0.0], 1)
+
+
+def test_lists_are_right_in_any_order():
+    a = "The image shows a red star at the top and a dog at the left."
+    b = "The image shows a dog at the left and a red star at the top."
+    assert phrases(a) == phrases(b) != phrases(b.replace("top", "right"))
+
+
+def test_made_up_boxes_are_wrong():
+    item = {"truth": "There is no dog in the image.", "answer": "There is no dog in the image."}
+    assert score(item)[0]
+    assert not score(item | {"answer": grounded("the dog", [(0.1, 0.1, 0.2, 0.2)])})[0]
+
+
+def test_wilson_interval_of_a_known_case():
+    low, high = wilson(90, 100)
+    assert (round(low, 3), round(high, 3)) == (0.826, 0.945)
