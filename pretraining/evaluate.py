@@ -529,6 +529,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints/evaluation.json")
+    parser.add_argument("--more", action="store_true", help="add to the questions in --out")
     parser.add_argument(
         "--card", type=Path, help="only put the table of --out into this model card"
     )
