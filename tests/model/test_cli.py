@@ -78,7 +78,7 @@ def test_help_is_quick_and_needs_no_torch():
 
 
 def test_chat_keeps_the_picture_and_survives_mistakes():
-    talk = f"Describe this image.\n/image nope.png\n/image {RED_CIRCLE}\nDescribe this image.\n"
+    talk = f"/image nope.png\n/image {RED_CIRCLE}\nDescribe this image.\n"
     talk += "Locate the red circle.\n/new\nHello!\n/quit\n"
     result = run("chat", input=talk)
     assert result.exit_code == 0
