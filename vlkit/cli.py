@@ -16,7 +16,10 @@ from vlkit.errors import VlkitError
 from vlkit.hubs import Hub
 
 app = typer.Typer(
-    help="A workbench for the Qwen-VL family.", no_args_is_help=True, add_completion=False
+    help="A workbench for the Qwen-VL family.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # brackets in a help text are meant
 )
 console = Console()
 errors = Console(stderr=True)
@@ -25,6 +28,8 @@ ModelOption = Annotated[str, typer.Option(help='"tiny" (bundled), a folder or a 
 HubOption = Annotated[Hub, typer.Option(help="Where to look for it.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda:0 or mps.")]
+ImageTokensOption = Annotated[int | None, typer.Option(help="Shrink pictures to this many tokens.")]
 QuantizeOption = Annotated[str | None, typer.Option(help="4bit or 8bit (vlkit[quant]).")]
 AdapterOption = Annotated[str | None, typer.Option(help="Folder or hub id of an adapter.")]
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
@@ -46,14 +51,17 @@ def main() -> None:
 @app.command()
 def predict(
     prompt: Annotated[str, typer.Option(help="The question.")],
-    image: Annotated[list[str] | None, typer.Option(help="Path or URL; may be repeated.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
+    ] = None,
     model: ModelOption = "tiny",
     hub: HubOption = "auto",
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 or mps.")] = "auto",
+    device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
@@ -67,13 +75,15 @@ def predict(
 
     if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
         raise VlkitError(f"--output-dir {output_dir} is a file; name a folder")
-    pictures = [vlkit.load_image(each) for each in image or []]  # before a large model is loaded
+    if not prompt.strip():
+        raise VlkitError("the --prompt is empty; write a question")
+    media = [_read_media(each) for each in image or []]  # before a large model is loaded
     vlm = vlkit.load(
         model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter,
+        adapter=adapter, max_image_tokens=max_image_tokens,
     )  # fmt: skip
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    reply = vlkit.generate(vlm, vlkit.user(prompt, *pictures), **options)
+    reply = vlkit.generate(vlm, vlkit.user(prompt, *media), **options)
     record = _record(vlm, prompt, image or [], options, reply)
     if output_dir is not None:
         _write(output_dir, record, reply)
@@ -85,11 +95,14 @@ def predict(
 
 @app.command()
 def chat(
-    image: Annotated[list[str] | None, typer.Option(help="Pictures for the first turn.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Pictures or clips for the first turn.")
+    ] = None,
     model: ModelOption = "tiny",
     hub: HubOption = "auto",
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
     max_new_tokens: TokensOption = 256,
@@ -99,10 +112,11 @@ def chat(
     """Talk in turns. `/image PATH` adds a picture to the next turn, `/new` starts over."""
     import vlkit
 
-    waiting = [vlkit.load_image(each) for each in image or []]
+    waiting = [_read_media(each) for each in image or []]
     vlm = vlkit.load(
-        model, hub=hub, revision=revision, dtype=dtype, quantize=quantize, adapter=adapter
-    )
+        model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
+        adapter=adapter,
+    )  # fmt: skip
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     talk = vlkit.Chat(vlm, **options)
     console.print(f"{escape(vlm.name)} listens. /image PATH, /new, /quit; Ctrl-C stops an answer.")
@@ -110,12 +124,15 @@ def chat(
         command, _, rest = line.strip().partition(" ")
         try:
             if command == "/image":
-                waiting.append(vlkit.load_image(rest.strip()))
-                console.print(f"{waiting[-1].width}×{waiting[-1].height} picture added")
+                waiting.append(_read_media(rest.strip()))
+                console.print(f"{_describe(waiting[-1])} added")
             elif command == "/new":
                 talk, waiting = vlkit.Chat(vlm, **options), []
+                console.print("a new conversation")
             elif command == "/quit":
                 return
+            elif command.startswith("/"):
+                raise VlkitError(f"{command} is unknown; /image PATH, /new or /quit")
             elif line.strip():
                 _answer(talk, line, waiting)
                 waiting = []
@@ -155,6 +172,26 @@ def download(
 
     path = download_model(name, patterns or [], hub=hub, revision=revision, local_dir=local_dir)
     typer.echo(path)
+
+
+def _read_media(source: str):
+    """A picture, or a clip by its ending, read as far as is needed to know that it can be."""
+    import vlkit
+    from vlkit.messages import looks_like_clip
+    from vlkit.video import probe_clip
+
+    if not source:
+        raise VlkitError("name a picture or clip: /image PATH")
+    if not looks_like_clip(source):
+        return vlkit.load_image(source)
+    video = vlkit.Video(source)
+    probe_clip(video)
+    return video
+
+
+def _describe(media) -> str:
+    size = getattr(media, "size", None)
+    return f"{size[0]}×{size[1]} picture" if size else "clip"
 
 
 def _read_line() -> str | None:
@@ -200,6 +237,8 @@ def _write(folder: Path, record: dict, reply) -> None:
         last = index == len(reply.images) - 1
         picture = reply.plot() if last else reply.images[index]
         picture.save(folder / f"picture_{index + 1}.png")
+    for index in range(len(reply.clips)):
+        reply.plot(clip=index).save(folder / f"clip_{index + 1}.png")
     text = json.dumps(record, ensure_ascii=False, indent=2)
     (folder / "answer.json").write_text(text + "\n", encoding="utf-8")
 

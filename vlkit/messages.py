@@ -112,9 +112,11 @@ def _text_item(text: str) -> dict:
 
 
 def _media_item(source: Any, *, strict: bool = True) -> dict:
+    if isinstance(source, list | tuple):
+        raise VlkitError("pass pictures one by one, user(text, a, b); frames as vlkit.Video([…])")
     if isinstance(source, Video):
         return _clip_item(source)
-    if isinstance(source, str | os.PathLike) and _looks_like_clip(os.fspath(source)):
+    if isinstance(source, str | os.PathLike) and looks_like_clip(os.fspath(source)):
         return _clip_item(Video(source))
     if isinstance(source, Image):
         limits = {name: getattr(source, name) for name in _LIMITS}
@@ -136,7 +138,8 @@ def _clip_item(video: Video) -> dict:
     return {"type": "video", "video": source, **given}
 
 
-def _looks_like_clip(source: str | bytes) -> bool:
+def looks_like_clip(source: str | bytes) -> bool:
+    """Whether a path or URL ends like a clip's."""
     if isinstance(source, bytes):
         return False
     return source.partition("?")[0].lower().endswith(_CLIP_SUFFIXES)

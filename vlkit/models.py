@@ -90,6 +90,8 @@ def load(
         ModelError: what is wrong and what to do. Weights are safetensors only, and no code from a
             model folder is ever run.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise ModelError(f'model={model!r} must be "tiny", a folder or a hub id, as text')
     if quantize not in (None, "4bit", "8bit"):
         raise ModelError(f'quantize={quantize!r} is unknown; choose "4bit", "8bit" or None')
     if max_image_tokens is not None and (

@@ -54,3 +54,17 @@ def test_every_command_shown_exists():
     targets = re.findall(r"^make (\w+)$|`make (\w+)`", README, re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert {"".join(t) for t in targets} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+
+
+def test_the_comparison_is_what_the_benchmark_wrote():
+    import json
+
+    result = json.loads(
+        (ROOT / "benchmarks/results/startup_and_overhead.json").read_text(encoding="utf-8")
+    )
+    rows = re.findall(r"^\| (.*?) \| ([\d.]+) s \| ([\d.]+) s \| ([\d.]+) \|$", README, re.M)
+    for (_, ours, bare, ratio), name in zip(rows, ("first_answer", "generate"), strict=True):
+        seconds = result[f"{name}_seconds"]
+        assert float(ours) == pytest.approx(seconds["vlkit"], abs=0.006)
+        assert float(bare) == pytest.approx(seconds["transformers"], abs=0.006)
+        assert float(ratio) == pytest.approx(result[f"{name}_ratio"], abs=0.006)
