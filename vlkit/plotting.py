@@ -110,11 +110,11 @@ def draw_frames(
     width = 800 // columns
     scale = width / clip.info.size[0]
     height = max(1, round(clip.info.size[1] * scale))
-    font, rows, gap = load_font(13), -(-len(clip.frames) // columns), 6
-    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 18 + gap)), "white")
+    font, rows, gap = load_font(18), -(-len(clip.frames) // columns), 6
+    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 24 + gap)), "white")
     items = [scale_item(item, scale) for item in list_items(boxes)]
     for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
-        x, y = index % columns * (width + gap), index // columns * (height + 18 + gap)
+        x, y = index % columns * (width + gap), index // columns * (height + 24 + gap)
         sheet.paste(draw_boxes(frame.resize((width, height)), items), (x, y))
         ImageDraw.Draw(sheet).text((x + 2, y + height), f"{time:.2f} s", "#333333", font)
     return sheet

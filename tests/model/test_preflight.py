@@ -458,7 +458,9 @@ def test_the_card(tmp_path):
     assert "<script>" not in card and "&lt;script&gt;.png" in card
     assert card.count("data:image/png;base64,") == 2 and str(tmp_path) not in card
     assert "background" not in card and "color:black" not in card  # it takes the theme's own
-    assert f"{plan.usage.prompt_tokens:,} prompt tokens" in card and "6 × 8" in card
+    assert f"{plan.usage.prompt_tokens:,} prompt tokens" in card
+    _, down, across = plan.pictures[0].grid
+    assert f"{down} × {across}" in card
 
 
 def test_the_card_of_a_picture_damaged_behind_its_header(tmp_path):
@@ -469,7 +471,8 @@ def test_the_card_of_a_picture_damaged_behind_its_header(tmp_path):
 
 
 def test_the_patch_grid_is_drawn_on_the_resized_picture():
-    view = vlkit.preflight("tiny", vlkit.user("?", PIL.Image.new("RGB", (112, 84)))).pictures[0]
+    picture = vlkit.Image(PIL.Image.new("RGB", (112, 84)), max_tokens=12)
+    view = vlkit.preflight("tiny", vlkit.user("?", picture)).pictures[0]
     drawn = np.asarray(view.draw()).astype(int)
     assert drawn.shape == (84, 112, 3) and view.grid == (1, 6, 8)
     red, _, blue = drawn[7].T  # a row between the lines

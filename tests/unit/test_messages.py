@@ -236,7 +236,7 @@ def test_malformed_messages_are_named(messages, words):
         (lambda: vlkit.system(b"bytes"), ("string", "bytes")),
         (lambda: vlkit.assistant("\udcff"), ("half a character",)),
         (lambda: vlkit.user("?", None), ("NoneType", "pass a path")),
-        (lambda: vlkit.user("?", ["a.png"]), ("list", "pass a path")),
+        (lambda: vlkit.user("?", ["a.png"]), ("one by one", "vlkit.Video")),
         (lambda: vlkit.user("?", b""), ("empty",)),
         (lambda: vlkit.user("?", np.zeros((4, 4), np.int64)), ("int64", "convert")),
     ],
