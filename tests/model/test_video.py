@@ -178,3 +178,22 @@ def test_more_asked_than_there_is(clip_path):
         load_clip(vlkit.Video(clip_path, frames=100))
     with pytest.raises(MediaError, match=r"start=4 lies behind the end .*3\.00 s"):
         load_clip(vlkit.Video(clip_path, start=4))
+
+
+def test_a_clip_from_a_url(clip_path):
+    import functools
+    import http.server
+    import threading
+
+    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=clip_path.parent)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{clip_path.name}"
+    try:
+        clip = load_clip(vlkit.Video(url, frames=4))
+        assert np.array_equal(clip.frames, load_clip(vlkit.Video(clip_path, frames=4)).frames)
+        with pytest.raises(MediaError, match="HTTP 404"):
+            load_clip(vlkit.Video(url + ".gone"))
+    finally:
+        server.shutdown()
+        server.server_close()
