@@ -121,7 +121,8 @@ def _grids(seen: Seen, name: str) -> list[tuple[int, int, int]]:
 
 
 def _lies(grid: tuple | None, ours: tuple | None) -> bool:
-    return bool(grid and ours and grid[1] != grid[2] and (grid[2], grid[1]) == ours[1:])
+    """Whether a picture is wider than tall here and taller than wide there."""
+    return bool(grid and ours and (grid[2] - grid[1]) * (ours[2] - ours[1]) < 0)
 
 
 def _chain(seen: Seen, kind: str, i: int, size: str | None) -> str | None:

@@ -64,6 +64,12 @@ def test_an_exif_rotated_file_lies_on_its_side_in_qwen_vl_utils(vlm, saved):
     assert "EXIF" in turned["note"]
 
 
+def test_a_lying_picture_is_seen_through_a_double_resize(vlm):
+    path = str(vlkit.sample("rotated"))  # ends at 280×224 there, at 224×308 here
+    comparison = compare_paths(vlm, ask(type="image", image=path))
+    assert row(comparison, "picture 1: orientation")[UTILITIES] == "lying"
+
+
 def test_a_transparent_png_loses_its_alpha_in_the_template(vlm, saved):
     picture = smooth().convert("RGBA")
     picture.putalpha(0)
