@@ -104,7 +104,8 @@ class Clip:
 def load_clip(video: Any, resize: Resize | None = None) -> Clip:
     """Sample a video.
 
-    Frames are chosen by qwen-vl-utils' ``smart_nframes``, evenly spread over the part asked for.
+    The number of frames follows qwen-vl-utils' ``smart_nframes``; they are spread evenly over the
+    part asked for.
     A frame is the one that is on screen at its time, also where the frame rate varies. Memory is
     bounded by the frames kept; what lies between is skipped by seeking.
 
@@ -141,16 +142,19 @@ def sample_indices(video: Video, info: ClipInfo, name: str = "video") -> tuple[l
     total = last - first + 1
     if total == 1:
         return [first], 1
-    from qwen_vl_utils.vision_process import smart_nframes
-
-    options: dict = {"fps": video.fps, "max_frames": min(video.max_frames, total)}
-    options["min_frames"] = min(4, video.max_frames)
-    if video.frames is not None:
-        if video.frames > total:
-            raise MediaError(f"frames={video.frames}, but {name} has only {total} there; ask fewer")
-        options = {"nframes": max(2, video.frames)}
-    count = min(smart_nframes(options, total, info.fps), total)
+    if video.frames is not None and video.frames > total:
+        raise MediaError(f"frames={video.frames}, but {name} has only {total} there; ask fewer")
+    count = _count_frames(video, total, info.fps)
     return [round(value) for value in np.linspace(first, last, count)], total
+
+
+def _count_frames(video: Video, total: int, fps: float) -> int:
+    """qwen-vl-utils' ``smart_nframes``: an even number, from 4 (if there are) to ``max_frames``."""
+    most = min(video.max_frames, total) // 2 * 2
+    if video.frames is not None:
+        return min(max(2, round(video.frames / 2) * 2), total // 2 * 2)
+    asked = max(total / fps * video.fps, min(4, video.max_frames // 2 * 2))
+    return int(min(asked, most)) // 2 * 2
 
 
 def _frame_range(video: Video, info: ClipInfo, name: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from clips import HEIGHT, WIDTH, frame_of, number_of, write_clip, write_sound
 
 import vlkit
 from vlkit.errors import MediaError
-from vlkit.video import load_clip, probe_clip
+from vlkit.video import ClipInfo, load_clip, probe_clip, sample_indices
 
 
 def numbers(clip):
@@ -42,6 +42,17 @@ def test_every_container_gives_the_frames_asked_for(tmp_path, suffix, codec):
 def test_frames_are_those_of_qwen_vl_utils(clip_path):
     from qwen_vl_utils.vision_process import smart_nframes
 
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        total, most = int(random.integers(2, 3000)), int(random.integers(2, 400))
+        rate, fps = random.uniform(1, 60), random.uniform(0.1, 30)
+        info = ClipInfo((64, 64), rate, total)
+        limits = {"min_frames": min(4, most // 2 * 2), "max_frames": min(most, total)}
+        indices, _ = sample_indices(vlkit.Video("a", fps=fps, max_frames=most), info)
+        assert len(indices) == smart_nframes({"fps": fps, **limits}, total, rate)
+        frames = int(random.integers(2, total + 1)) // 2 * 2
+        indices, _ = sample_indices(vlkit.Video("a", frames=frames), info)
+        assert len(indices) == smart_nframes({"nframes": frames}, total, rate)
     for fps in (0.5, 1, 2, 5, 30):
         clip = load_clip(vlkit.Video(clip_path, fps=fps))
         assert len(clip.indices) == smart_nframes({"fps": fps, "max_frames": 90}, 90, 30.0)
