@@ -61,11 +61,11 @@ def test_a_conversation_goes_on_about_one_clip(vlm):
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def test_frames_get_the_size_that_qwen_vl_utils_gives_them(tiny_vlm, tmp_path):
+def test_frames_get_the_size_that_qwen_vl_utils_gives_them(tiny_vlm, monkeypatch):
     from transformers import Qwen2VLVideoProcessor
 
     vlm = tiny_vlm("qwen2_vl")
-    vlm.processor.video_processor.size = Qwen2VLVideoProcessor().size
+    monkeypatch.setattr(vlm.processor.video_processor, "size", Qwen2VLVideoProcessor().size)
     random = np.random.default_rng(0)
     for _ in range(40):
         width, height = (int(v) for v in random.integers(28, 400, 2))
