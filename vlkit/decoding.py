@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,6 @@ class FileReader:
         if first is None:
             raise MediaError(f"{name} holds no frame that can be decoded; save it again")
         self._origin = first.time or 0.0
-        self._index: list[float] | None = None
         self._rotation = round(first.rotation / 90) % 4
         size = (first.width, first.height)
         fps, total = self._count()
@@ -174,19 +174,18 @@ class FileReader:
 
     def _keyframe_between(self, after: float, before: float) -> bool:
         """Whether seeking to ``before`` saves decoding from ``after`` on."""
-        keyframes = self._keyframes()
+        keyframes = self._keyframes
         if not keyframes:
             return before - after > 10.0  # no index: seek over long stretches only
         position = bisect.bisect_right(keyframes, before) - 1
         return position >= 0 and keyframes[position] > after
 
+    @cached_property
     def _keyframes(self) -> list[float]:
         """Times of the keyframes in the container's index, empty where it has none."""
-        if self._index is None:
-            base = float(self._stream.time_base or 0)
-            entries = [e for e in self._stream.index_entries if e.is_keyframe]
-            self._index = sorted(e.timestamp * base - self._origin for e in entries)
-        return self._index
+        base = float(self._stream.time_base or 0)
+        entries = [e for e in self._stream.index_entries if e.is_keyframe]
+        return sorted(e.timestamp * base - self._origin for e in entries)
 
     def _seek(self, time: float) -> Iterator[Any]:
         """Frames from the last keyframe at or before a time on."""

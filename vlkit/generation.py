@@ -110,8 +110,7 @@ class Stream:
             inputs = prepare_inputs(self._vlm, [self._messages])
             tokens = _run(self._vlm, inputs, self._options, self._seed, self._put, self._stopped)
             limit = self._options["max_new_tokens"]
-            reply = _make_reply(self._vlm, self._messages, inputs, tokens, limit, start)
-            self._reply = reply
+            self._reply = _make_reply(self._vlm, self._messages, inputs, tokens, limit, start)
             self._pieces.put(None)
         except BaseException as error:  # raised again where the stream is read
             self._pieces.put(error)
