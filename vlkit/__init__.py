@@ -14,7 +14,7 @@ _HOME = {
     "models": ["VLM", "load"],
     "bundled": ["Sample", "SampleClip", "clips", "sample", "samples"],
     "video": ["Video"],
-    "replies": ["Reply"],
+    "replies": ["Reply", "Failure"],
     "generation": ["generate", "stream", "Chat"],
     "shapes": ["memory_table"],
     "flight": ["preflight", "Preflight"],

@@ -6,11 +6,13 @@ import base64
 import html
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
 
+from vlkit.deferred import DeferredClips, DeferredImages
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.grounding import Box, Point, Size, read_grounding
 from vlkit.plotting import draw_boxes, draw_frames
@@ -37,7 +39,8 @@ class Reply:
         usage: token counts.
         seconds: wall time from messages to answer.
         family: of the model, which says how ``raw`` is read.
-        images: the upright originals, in the order of the conversation.
+        images: the upright originals, in the order of the conversation (those of a batch are read
+            again from their sources when they are looked at).
         input_sizes: (width, height) of each picture as the model saw it.
         clips: the sampled clips, their frames as the model saw them.
         finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
@@ -48,10 +51,24 @@ class Reply:
     usage: Usage
     seconds: float
     family: str
-    images: tuple[PIL.Image.Image, ...] = field(default=(), repr=False)
+    images: Sequence[PIL.Image.Image] = field(default=(), repr=False)
     input_sizes: tuple[Size, ...] = ()
-    clips: tuple[Clip, ...] = field(default=(), repr=False)
+    clips: Sequence[Clip] = field(default=(), repr=False)
     finish_reason: str = "stop"
+
+    @property
+    def image_sizes(self) -> tuple[Size, ...]:
+        """(width, height) of each upright original."""
+        if isinstance(self.images, DeferredImages):
+            return self.images.sizes
+        return tuple(image.size for image in self.images)
+
+    @property
+    def clip_sizes(self) -> tuple[tuple[Size, Size], ...]:
+        """Of each clip the (width, height) of the original and of the frames as the model saw."""
+        if isinstance(self.clips, DeferredClips):
+            return self.clips.sizes
+        return tuple((clip.info.size, clip.frame_size) for clip in self.clips)
 
     def grounding(self, image: int = -1) -> list[Box | Point]:
         """Boxes and points read as coordinates of one of the pictures, by default the last.
@@ -94,11 +111,10 @@ class Reply:
 
     def _read(self, image: int = -1) -> tuple[list[Box | Point], str]:
         if self.images:
-            size = _pick(self.images, image, "image").size
+            size = _pick(self.image_sizes, image, "image")
             input_size = self.input_sizes[image] if self.input_sizes else None
         elif self.clips:
-            clip = self.clips[-1]
-            size, input_size = clip.info.size, clip.frame_size
+            size, input_size = self.clip_sizes[-1]
         else:
             return [], ""
         return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
@@ -135,7 +151,26 @@ class Reply:
         return image_html(draw_frames(self.clips[-1], items), alt=self.text) + note
 
 
-def _pick(those: tuple, index: int, name: str) -> Any:
+@dataclass(frozen=True)
+class Failure:
+    """A row of a batch that got no answer.
+
+    Attributes:
+        error: what was wrong and what to do, in one line.
+        kind: the error's class, such as ``"MediaError"``.
+    """
+
+    error: str
+    kind: str = "VlkitError"
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.error}"
+
+    def _repr_html_(self) -> str:
+        return f'<p style="color:#B45309;margin:4px 0">{html.escape(str(self))}</p>'
+
+
+def _pick(those: Sequence, index: int, name: str) -> Any:
     if not -len(those) <= index < len(those):
         raise VlkitError(f"{name}={index} is not there; this reply is about {len(those)}")
     return those[index]
