@@ -16,6 +16,7 @@ _HOME = {
     "video": ["Video"],
     "replies": ["Reply", "Failure"],
     "generation": ["generate", "stream", "Chat"],
+    "tables": ["read_conversations", "to_frame", "write_table"],
     "shapes": ["memory_table"],
     "flight": ["preflight", "Preflight"],
     "parity": ["compare_paths"],
