@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "media": ["Image", "load_image"],
-    "grounding": ["Box", "Point", "parse_grounding", "format_grounding"],
+    "grounding": ["Box", "Point", "Quad", "parse_grounding", "format_grounding"],
     "metrics": ["iou"],
     "plotting": ["draw_boxes", "plot_boxes"],
     "messages": ["system", "user", "assistant"],
@@ -16,6 +16,7 @@ _HOME = {
     "video": ["Video"],
     "replies": ["Reply", "Failure"],
     "generation": ["generate", "stream", "Chat"],
+    "batch": ["generate_batch"],
     "tables": ["read_conversations", "to_frame", "write_table"],
     "shapes": ["memory_table"],
     "flight": ["preflight", "Preflight"],

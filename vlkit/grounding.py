@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from numbers import Real
 from typing import Any
 
 from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.formats import FORMATS, GroundingFormat, read_answer, write_answer
+from vlkit.formats import FORMATS, SPACES, GroundingFormat, Space, read_answer, write_answer
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -45,10 +45,46 @@ class Point:
     y: float
 
 
+@dataclass(frozen=True)
+class Quad:
+    """Four corners in order, in float pixels of the upright original; may stand at an angle."""
+
+    label: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    x3: float
+    y3: float
+    x4: float
+    y4: float
+
+    @property
+    def corners(self) -> list[tuple[float, float]]:
+        """The four ``(x, y)``."""
+        values = _coordinates(self)
+        return list(zip(values[::2], values[1::2], strict=True))
+
+    @property
+    def bounds(self) -> Box:
+        """The upright box around it."""
+        xs, ys = zip(*self.corners, strict=True)
+        return Box(self.label, min(xs), min(ys), max(xs), max(ys))
+
+
+Item = Box | Point | Quad
+Items = Item | Iterable[Item]  # one or many
+
+
 def parse_grounding(
-    text: str, *, family: str, image_size: Size, input_size: Size | None = None
-) -> list[Box | Point]:
-    """Read the boxes and points of a model's raw answer.
+    text: str,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
+) -> list[Item]:
+    """Read the boxes, points and quads of a model's raw answer.
 
     Args:
         text: the answer with its special tokens (``reply.raw``).
@@ -56,17 +92,19 @@ def parse_grounding(
         image_size: (width, height) of the upright original, in pixels.
         input_size: (width, height) of the picture as the model saw it; needed for
             ``qwen2_5_vl`` alone, whose coordinates are pixels of that size.
+        space: where the numbers are known to be in another space than the family's own:
+            ``0-1000``, ``0-999`` (as some hosted models say), ``resized`` or ``original``.
 
     Returns:
-        Boxes and points in pixels of the upright original, clipped to it, corners in order; an
-        empty list where the answer holds none. Of an answer that is cut off or spoilt in places,
+        In pixels of the upright original, clipped to it, a box's corners in order; an empty list
+        where the answer holds none. Of an answer that is cut off or spoilt in places,
         what is whole is returned and the rest reported as a warning.
 
     Raises:
         GroundingParseError: the text holds coordinates, but none that this format can read.
     """
     items, left_out = read_grounding(
-        text, family=family, image_size=image_size, input_size=input_size
+        text, family=family, image_size=image_size, input_size=input_size, space=space
     )
     if left_out:
         warnings.warn(left_out, stacklevel=2)
@@ -74,89 +112,125 @@ def parse_grounding(
 
 
 def read_grounding(
-    text: str, *, family: str, image_size: Size, input_size: Size | None = None
-) -> tuple[list[Box | Point], str]:
-    """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
-    if not isinstance(text, str):
-        raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
-    form = _format_of(family)
-    span = _span(form, image_size, input_size)
-    answer = text.rpartition("</think>")[2]
-    found, problems = read_answer(answer, form)
-    if problems and not found:
-        advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
-        raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
-    left_out = f"{len(found)} read, {len(problems)} left out: " + "; ".join(problems[:3])
-    left_out = left_out if problems else ""
-    return [_to_pixels(label, numbers, span, image_size) for label, numbers in found], left_out
-
-
-def format_grounding(
-    boxes: Box | Point | Iterable[Box | Point],
+    text: str,
     *,
     family: str,
     image_size: Size,
     input_size: Size | None = None,
+    space: Space | None = None,
+) -> tuple[list[Item], str]:
+    """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
+    placed, left_out = locate_grounding(
+        text, family=family, image_size=image_size, input_size=input_size, space=space
+    )
+    return [item for item, _, _ in placed], left_out
+
+
+def locate_grounding(
+    text: str,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
+) -> tuple[list[tuple[Item, int, int]], str]:
+    """:func:`read_grounding`, each item with its place in the text: from, up to."""
+    if not isinstance(text, str):
+        raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
+    form = format_of(family)
+    span = span_of(space or form.space, image_size, input_size)
+    answer = text.rpartition("</think>")[2]
+    before = len(text) - len(answer)
+    found, problems = read_answer(answer, form)
+    if answer.lstrip().startswith("<think>"):
+        found, problems = [], ["the answer ends inside its <think>"]
+    if problems and not found:
+        advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
+        raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
+    left_out = f"{len(found)} read, {len(problems)} left out: " + "; ".join(problems[:3])
+    return [
+        (
+            to_pixels(each.label, each.numbers, span, image_size),
+            before + each.start,
+            before + each.end,
+        )
+        for each in found
+    ], left_out if problems else ""
+
+
+def format_grounding(
+    boxes: Items,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
 ) -> str:
-    """Write boxes and points as the family writes them; the inverse of :func:`parse_grounding`.
+    """Write what :func:`parse_grounding` reads, as the family writes it.
 
     Coordinates are rounded to the format's whole numbers. Boxes of one label that follow each
     other share its tag.
 
     Args:
-        boxes: boxes or points in pixels of the upright original, one or many.
-        family, image_size, input_size: as in :func:`parse_grounding`.
+        boxes: one or many, in pixels of the upright original.
+        family, image_size, input_size, space: as in :func:`parse_grounding`.
 
     Raises:
         VlkitError: a coordinate that is not finite, or a label that the format cannot hold.
     """
-    form = _format_of(family)
-    span = _span(form, image_size, input_size)
+    form = format_of(family)
+    span = span_of(space or form.space, image_size, input_size)
     pairs = [(str(each.label), _from_pixels(each, span, image_size)) for each in list_items(boxes)]
     return write_answer(pairs, form)
 
 
-def list_items(boxes: Box | Point | Iterable[Box | Point]) -> list[Box | Point]:
-    """One or many boxes and points as a list. Raises VlkitError for anything else."""
-    items = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+def list_items(boxes: Items) -> list[Item]:
+    """One or many boxes, points and quads as a list. Raises VlkitError for anything else."""
+    items: list[Any] = list(boxes) if isinstance(boxes, Iterable) else [boxes]
     for item in items:
-        if not isinstance(item, Box | Point):
+        if not isinstance(item, Item):
             raise VlkitError(f"expected vlkit.Box or vlkit.Point, not {item!r:.60}")
         if not all(isinstance(v, Real) and math.isfinite(v) for v in _coordinates(item)):
             raise VlkitError(f"{item} has a coordinate that is no finite number; give pixels")
     return items
 
 
-def scale_item(item: Box | Point, scale: float) -> Box | Point:
-    """A box or point on a picture that is ``scale`` times as large."""
+def scale_item(item: Item, scale: float) -> Item:
+    """A box, point or quad on a picture that is ``scale`` times as large."""
     return type(item)(item.label, *(value * scale for value in _coordinates(item)))
 
 
-def _coordinates(item: Box | Point) -> tuple[float, ...]:
-    return item.xyxy if isinstance(item, Box) else (item.x, item.y)
+def _coordinates(item: Item) -> tuple[float, ...]:
+    return astuple(item)[1:]
 
 
-def _format_of(family: str) -> GroundingFormat:
+def format_of(family: str) -> GroundingFormat:
+    """The family's format. Raises VlkitError for an unknown family."""
     if family not in FORMATS:
         raise VlkitError(f"family {family!r} is unknown; families = {list(FORMATS)}")
     return FORMATS[family]
 
 
-def _span(form: GroundingFormat, image_size: Size, input_size: Size | None) -> Size:
-    """The (width, height) that the format's coordinates run over."""
-    _check_size("image_size", image_size)
-    if form.space == "thousand":
-        return (1000, 1000)
+def span_of(space: Space, image_size: Size, input_size: Size | None = None) -> Size:
+    """The (width, height) that the numbers of a space run over."""
+    check_size("image_size", image_size)
+    if space not in SPACES:
+        raise VlkitError(f"space {space!r} is unknown; spaces = {list(SPACES)}")
+    if space in ("0-1000", "0-999"):
+        return (1000, 1000) if space == "0-1000" else (999, 999)
+    if space == "original":
+        return image_size
     if input_size is None:
         raise VlkitError(
             "this family writes pixels of the resized picture; pass input_size=(width, height), "
             "which is image_grid_thw[2] and [1] times the patch size (reply.input_sizes)"
         )
-    _check_size("input_size", input_size)
+    check_size("input_size", input_size)
     return input_size
 
 
-def _check_size(name: str, size: Any) -> None:
+def check_size(name: str, size: Any) -> None:
+    """Raises VlkitError where ``size`` is no (width, height)."""
     try:
         width, height = size
         valid = 0 < width < math.inf and 0 < height < math.inf
@@ -166,18 +240,18 @@ def _check_size(name: str, size: Any) -> None:
         raise VlkitError(f"{name}={size!r} must be (width, height) in pixels, both positive")
 
 
-def _to_pixels(label: str, numbers: Sequence[float], span: Size, size: Size) -> Box | Point:
-    pixels = [
-        min(max(value * size[i % 2] / span[i % 2], 0.0), float(size[i % 2]))
-        for i, value in enumerate(numbers)
-    ]
-    if len(pixels) == 2:
-        return Point(label, *pixels)
-    x1, y1, x2, y2 = pixels
-    return Box(label, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+def to_pixels(label: str, numbers: Sequence[float], span: Size, size: Size) -> Item:
+    """The box, point or quad of 4, 2 or 8 numbers over ``span``, on a picture of ``size``."""
+    width, height = size
+    xs = [min(max(x * width / span[0], 0.0), float(width)) for x in numbers[::2]]
+    ys = [min(max(y * height / span[1], 0.0), float(height)) for y in numbers[1::2]]
+    if len(xs) == 2:
+        return Box(label, min(xs), min(ys), max(xs), max(ys))
+    pixels = [value for pair in zip(xs, ys, strict=True) for value in pair]
+    return Point(label, *pixels) if len(pixels) == 2 else Quad(label, *pixels)
 
 
-def _from_pixels(item: Box | Point, span: Size, size: Size) -> list[int]:
+def _from_pixels(item: Item, span: Size, size: Size) -> list[int]:
     numbers = enumerate(_coordinates(item))
     scaled = [round(value * span[i % 2] / size[i % 2]) for i, value in numbers]
     return [min(max(value, 0), span[i % 2]) for i, value in enumerate(scaled)]

@@ -14,7 +14,7 @@ import PIL.Image
 
 from vlkit.deferred import DeferredClips, DeferredImages
 from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.grounding import Box, Point, Size, read_grounding
+from vlkit.grounding import Box, Item, Point, Size, read_grounding
 from vlkit.plotting import draw_boxes, draw_frames
 from vlkit.video import Clip
 
@@ -70,8 +70,8 @@ class Reply:
             return self.clips.sizes
         return tuple((clip.info.size, clip.frame_size) for clip in self.clips)
 
-    def grounding(self, image: int = -1) -> list[Box | Point]:
-        """Boxes and points read as coordinates of one of the pictures, by default the last.
+    def grounding(self, image: int = -1) -> list[Item]:
+        """Boxes, points and quads read as coordinates of one of the pictures, by default the last.
 
         Where there is none, of the last clip's frames.
 
@@ -103,13 +103,13 @@ class Reply:
             raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
         return draw_boxes(_pick(self.images, image, "image"), self._warned(image))
 
-    def _warned(self, image: int = -1) -> list[Box | Point]:
+    def _warned(self, image: int = -1) -> list[Item]:
         items, left_out = self._read(image)
         if left_out:
             warnings.warn(left_out, stacklevel=3)  # the line that asked, outside this module
         return items
 
-    def _read(self, image: int = -1) -> tuple[list[Box | Point], str]:
+    def _read(self, image: int = -1) -> tuple[list[Item], str]:
         if self.images:
             size = _pick(self.image_sizes, image, "image")
             input_size = self.input_sizes[image] if self.input_sizes else None

@@ -1,0 +1,140 @@
+"""Colours, letters and places of the labels on a picture."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+
+from PIL import ImageFont
+
+from vlkit.grounding import Box, Item, Point, Size
+
+# Okabe and Ito's colour-blind-safe palette without its black, https://jfly.uni-koeln.de/color/
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MAX_LABEL = 40  # characters
+MIN_FONT_SIZE = 12  # pixels; smaller letters cannot be read
+
+Area = tuple[float, float, float, float]  # x1, y1, x2, y2
+Font = ImageFont.FreeTypeFont
+
+
+def label_colors(labels: Iterable[str]) -> dict[str, str]:
+    """A palette colour for each label of a picture.
+
+    A label prefers the same colour in every picture; different labels get different ones as far
+    as the palette goes.
+    """
+    colors: dict[str, str] = {}
+    for label in sorted(set(labels), key=str):
+        first = zlib.crc32(str(label).encode("utf-8", "replace")) % len(PALETTE)
+        order = PALETTE[first:] + PALETTE[:first]
+        used = list(colors.values())
+        colors[label] = min(order, key=used.count)
+    return colors
+
+
+def font_path() -> str:
+    """The font that vlkit brings: Latin, kana and the Chinese characters of GB 2312."""
+    return str(files("vlkit") / "fonts" / "NotoSansSC-subset.otf")
+
+
+@lru_cache(maxsize=16)
+def load_font(size: int) -> Font:
+    """vlkit's font in a size in pixels."""
+    return ImageFont.truetype(font_path(), size)
+
+
+def text_color(background: str) -> str:
+    """Black or white, whichever contrasts more by WCAG 2.2's relative luminance."""
+    channels = [int(background[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+
+
+def printable(label: str) -> str:
+    """The label on one line, at most ``MAX_LABEL`` characters."""
+    label = "".join(c if c.isprintable() else " " for c in str(label))
+    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
+
+
+def font_for(size: Size) -> Font | None:
+    """The font for a picture of this size; None where letters would fill it."""
+    short = min(size)
+    return load_font(max(MIN_FONT_SIZE, round(short / 22))) if short >= 4 * MIN_FONT_SIZE else None
+
+
+def line_width_for(size: Size) -> int:
+    """Pixels: thin on small pictures."""
+    return max(1, round(min(size) / 140))
+
+
+def text_height(font: Font) -> tuple[float, float]:
+    """Where letters begin below the drawing position, and how high they are, for every text."""
+    _, top, _, bottom = font.getbbox("Åg国")
+    return top, bottom - top
+
+
+def fit_text(text: str, font: Font, width: float) -> str:
+    """The text, shortened to a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def bounds_of(item: Item) -> Area:
+    """The box around a box, point or quad."""
+    if isinstance(item, Point):
+        return (item.x, item.y, item.x, item.y)
+    return (item if isinstance(item, Box) else item.bounds).xyxy
+
+
+def place_labels(
+    items: Sequence[Item], size: Size, font: Font, pad: int
+) -> list[tuple[Item, str, Area]]:
+    """For each item with a label that is on the picture: its text, and where it stands.
+
+    A label stands above its item, inside, under or beside it, or, in a crowd, further off: where
+    it covers least of the labels before it.
+    """
+    placed: list[tuple[Item, str, Area]] = []
+    for item in items:
+        if not item.label or not _overlap(bounds_of(item), (0, 0, *size)):
+            continue
+        text = fit_text(printable(item.label), font, size[0] - 2 * pad)
+        w, h = font.getlength(text) + 2 * pad, text_height(font)[1] + 2 * (pad // 2)
+        best, least = None, float("inf")
+        for place in _places(bounds_of(item), w, h):
+            area = _clamp(place, w, h, size)
+            covered = sum(_overlap(area, other) for _, _, other in placed)
+            if covered < least:
+                best, least = area, covered
+            if not covered:
+                break
+        placed.append((item, text, best or _clamp((0, 0), w, h, size)))
+    return placed
+
+
+def _places(area: Area, w: float, h: float) -> list[tuple[float, float]]:
+    x1, y1, x2, y2 = area
+    lefts = (x1, x2 - w, (x1 + x2 - w) / 2)
+    near = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in lefts]
+    beside = [(x, y) for y in (y1, y2 - h) for x in (x2, x1 - w)]
+    far = [(x1 + dx, y1 + dy * h) for dy in (-2, 1, 2, -3, 3, 4, -4, 5) for dx in (0, -w, w)]
+    return near + beside + far
+
+
+def _clamp(place: tuple[float, float], w: float, h: float, size: Size) -> Area:
+    x = round(max(0, min(place[0], size[0] - w)))
+    y = round(max(0, min(place[1], size[1] - h)))
+    return (x, y, x + round(w), y + round(h))
+
+
+def _overlap(a: Area, b: Area) -> float:
+    """The common area in square pixels, 1 at least where they touch at all."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(1.0, width * height) if width >= 0 and height >= 0 else 0.0
