@@ -1,9 +1,10 @@
 """Batches for training, made by CPU workers: scenes, questions as token ids, dense targets.
 
-All rows of a batch share kind, picture size and prefix. A row holds as many conversations about its
-scene as fit; `segments` keeps them apart and `offsets` restarts the positions of each.
+All rows of a batch share kind, picture sizes and prefix. A row holds as many conversations about
+its scene as fit; `segments` keeps them apart and `offsets` restarts the positions of each.
 """
 
+import math
 import random
 
 import numpy as np
@@ -29,7 +30,7 @@ SYSTEMS = [DEFAULT_SYSTEM] * 9 + [
 ]
 TASK_INDEX = {name: i for i, name in enumerate(TASK_NAMES)}
 IGNORE = -100
-RAMP = 1500  # batches until scenes reach their full size
+BLOCK = 28  # sides of pictures are multiples of this
 
 
 class Encoder:
@@ -65,17 +66,17 @@ class Encoder:
             at += len(row)
         return found
 
-    def prefix(self, rng, kind, visual_tokens, images):
-        """System prompt and pictures; with several pictures they are sometimes numbered."""
+    def prefix(self, rng, kind, visual_tokens):
+        """System prompt and pictures of so many tokens each; several are sometimes numbered."""
         ids = self.ids(f"<|im_start|>system\n{rng.choice(SYSTEMS)}<|im_end|>\n") + self.user
         if kind == "chat":
             return ids
         pad = self.video if kind == "clip" else self.image
         numbered = kind == "album" and rng.random() < 0.25
-        for number in range(images):
+        for number, length in enumerate(visual_tokens):
             if numbered:
                 ids = ids + self.ids(f"Picture {number + 1}: ")
-            ids = [*ids, self.vision[0], *[pad] * visual_tokens, self.vision[1]]
+            ids = [*ids, self.vision[0], *[pad] * length, self.vision[1]]
         return ids
 
     def conversation(self, turns):
@@ -99,46 +100,51 @@ class BatchMaker:
         rng = random.Random(self.config["seed"] * 1_000_003 + number)
         kinds = self.config["kinds"]
         kind = rng.choices(list(kinds), list(kinds.values()))[0]
-        height, width = self.sample_size(rng, kind, progress)
-        images, frames = 1, 1
-        if kind == "album":
-            images = rng.choice([2, 2, 2, 3, 4])
-        elif kind == "clip":
-            frames = rng.choice(self.config["frames"])
+        frames = rng.choice(self.config["frames"]) if kind == "clip" else 1
+        sizes = self.sample_sizes(rng, kind, progress)
+        visual_tokens = [(h // BLOCK) * (w // BLOCK) * max(1, frames // 2) for h, w in sizes]
+        prefix = self.encoder.prefix(rng, kind, visual_tokens)
         room = self.config["text_tokens"][kind]
-        visual_tokens = (height // 28) * (width // 28) * (frames // 2 if kind == "clip" else 1)
-        prefix = self.encoder.prefix(rng, kind, visual_tokens, images)
         room += -(len(prefix) + room) % 16  # attention kernels want whole blocks
-        rows = self.row_count(height, width, images, max(1, frames // 2), room)
-        crowd = 2 + min(1.0, number / RAMP) * (MAX_THINGS - 2)
-        scenes = [self.sample(rng, kind, height, width, images, frames, crowd) for _ in range(rows)]
+        rows = self.row_count(4 * sum(visual_tokens), room)
+        crowd = 2 + min(1.0, number / self.config["ramp"]) * (MAX_THINGS - 2)
+        scenes = [self.sample(rng, kind, sizes, frames, int(crowd)) for _ in range(rows)]
         batch = self.text(rng, scenes, room, kind)
         batch["prefix"] = torch.tensor(prefix)
-        batch |= {"number": number, "kind": kind, "size": (height, width), "frames": frames}
-        batch["images"] = 0 if kind == "chat" else images
+        # One size stands for all pictures that share it.
+        batch |= {"number": number, "kind": kind, "frames": frames, "images": len(sizes)}
+        batch["sizes"] = sizes[:1] if len(set(sizes)) == 1 else sizes
         return batch | self.pictures(scenes, kind)
 
-    def sample_size(self, rng, kind, progress):
+    def sample_sizes(self, rng, kind, progress):
+        """(height, width) of every picture: any multiples of 28 within the stage's bounds."""
         if kind == "chat":
-            return 28, 28
-        stages = self.config["sizes"][kind]
-        sizes = stages[min(len(stages) - 1, int(progress * len(stages)))]
-        height, width = rng.choice(sizes)
-        return (width, height) if rng.random() < 0.5 else (height, width)
+            return []
+        stages = self.config["sides"][kind]
+        smallest, largest = stages[min(len(stages) - 1, int(progress * len(stages)))]
+        images = rng.choice([2, 2, 2, 3, 4]) if kind == "album" else 1
+        if images > 1:
+            largest = min(largest, BLOCK * math.sqrt(self.config["album_tokens"] / images))
+        mixed = rng.random() < self.config["mixed_albums"]
+        first = sample_size(rng, smallest, largest)
+        rest = [sample_size(rng, smallest, largest) if mixed else first for _ in range(images - 1)]
+        return [first, *rest]
 
-    def row_count(self, height, width, images, pairs, room):
-        patches = (height // 14) * (width // 14) * images * pairs
+    def row_count(self, patches, room):
         cost = patches * 1.25 + room + 30
         return max(4, min(self.config["most_rows"], int(self.config["batch_tokens"] / cost)))
 
-    def sample(self, rng, kind, height, width, images, frames, crowd):
+    def sample(self, rng, kind, sizes, frames, crowd):
+        if kind == "chat":
+            return None
+        height, width = sizes[0]
         if kind == "clip":
             return sample_clip(rng, self.art, width, height, frames)
         if kind == "album":
-            return sample_album(rng, self.art, width, height, images, max_things=min(4, int(crowd)))
-        if kind == "chat":
-            return None
-        return sample_scene(rng, self.art, width, height, max_things=int(crowd))
+            turned = [(width, height) for height, width in sizes]
+            return sample_album(rng, self.art, turned, max_things=min(4, crowd))
+        share = self.config["word_share"]
+        return sample_scene(rng, self.art, width, height, max_things=crowd, word_share=share)
 
     def dialogues(self, rng, scene, kind):
         if kind == "chat":
@@ -180,8 +186,11 @@ class BatchMaker:
         weights = np.minimum(1.0, (12 / np.maximum(lengths, 1)) ** 0.5)[answers]
         boxed = np.isin(targets, self.encoder.box_starts)
         grounded = np.bincount(answers, boxed, minlength=len(tasks)) > 0
-        coordinates = grounded[answers] & np.isin(targets, self.encoder.digits)
+        digits = np.isin(targets, self.encoder.digits)
+        coordinates = grounded[answers] & digits
+        last = coordinates & ~np.append(digits[1:], False)
         weights[coordinates] = self.config["coordinate_weight"]
+        weights[last] = self.config["last_digit_weight"]
         return {
             "ids": torch.from_numpy(ids),
             "segments": torch.from_numpy(segments),
@@ -219,6 +228,15 @@ class BatchMaker:
             "things": gather(thing_targets),
             "glyphs": gather(glyph_targets),
         }
+
+
+def sample_size(rng, smallest, largest):
+    """(height, width): as large as a square of a side between the two; nearly all 1:2 to 2:1."""
+    side = rng.uniform(smallest, largest)
+    limit = math.log(2) if rng.random() < 0.93 else math.log(3)
+    stretch = math.exp(rng.uniform(-limit, limit) / 2)
+    height, width = (max(3, round(v / BLOCK)) * BLOCK for v in (side * stretch, side / stretch))
+    return height, width
 
 
 class BatchStream(torch.utils.data.IterableDataset):

@@ -1,17 +1,19 @@
 """Ask the finished folder questions about a second renderer's pictures, through transformers.
 
-    python evaluate.py --fonts NODE_MODULES --count 100 --out evaluation.json
+    python evaluate.py --fonts NODE_MODULES --count 100 --processes 2 --out evaluation.json
     python evaluate.py --out evaluation.json --card ../data/tiny-qwen2-vl/README.md
 
-What is where comes from scenes.py with seeds and sizes that training never used; the drawing here
-is Pillow's, four times too large and scaled down, with its own outlines of the shapes, fonts that
-training never saw, real JPEG files, and true boxes measured on what was drawn.
+What is where comes from scenes.py with seeds that training never used, in pictures of any height
+and width from 112 to 560 pixels and from 1:2 to 2:1; the drawing here is Pillow's, four times too
+large and scaled down, with its own outlines of the shapes, fonts that training never saw, real JPEG
+files, and true boxes measured on what was drawn.
 """
 
 import argparse
 import io
 import json
 import math
+import multiprocessing
 import random
 import re
 import time
@@ -25,16 +27,14 @@ from words import COLOR_VARIANTS, COLORS, NOUNS
 
 HERE = Path(__file__).parent
 SCALE = 4
-SIZES = [
-    (300, 220),
-    (400, 300),
-    (256, 256),
-    (333, 500),
-    (240, 320),
-    (512, 384),
-    (180, 240),
-    (320, 200),
-]
+SHORTEST, LONGEST = 112, 560  # sides of a picture
+RATIOS = {  # width over height, up to
+    "1:2 to 2:3": 2 / 3,
+    "2:3 to 4:5": 4 / 5,
+    "4:5 to 5:4": 5 / 4,
+    "5:4 to 3:2": 3 / 2,
+    "3:2 to 2:1": math.inf,
+}
 UNSEEN_FONTS = [
     "noto-sans/500Medium",
     "pt-sans/400Regular",
@@ -180,6 +180,11 @@ class Painter:
 
     def draw_word(self, canvas, word, rng):
         """The word in another font, as large as fits where the scene has it."""
+        if word.plate:
+            edges, rgb = word.plate
+            ImageDraw.Draw(canvas).rectangle(
+                [v * SCALE for v in edges], fill=tuple(round(v * 255) for v in rgb)
+            )
         width, height = word.box[2] - word.box[0], word.box[3] - word.box[1]
         path, size = rng.choice(self.fonts), 100
         left, top, right, bottom = load_font(path, size).getbbox(word.text)
@@ -243,9 +248,26 @@ def spoil(image, rng):
 # ---------------------------------------------------------------- questions
 
 
+def picture_size(rng, longest=LONGEST):
+    """(width, height): any from 1:2 to 2:1."""
+    while True:
+        ratio = 2 ** rng.uniform(-1, 1)
+        width = rng.randint(SHORTEST, longest)
+        height = round(width / ratio)
+        if SHORTEST <= height <= longest:
+            return width, height
+
+
+def album_sizes(rng):
+    """Of two or three pictures: half the time they share one size."""
+    count, first = rng.choice([2, 2, 3]), picture_size(rng)
+    alike = rng.random() < 0.5
+    return [first if alike else picture_size(rng) for _ in range(count)]
+
+
 def scene_of(rng, art, painter, *, words=0.0, things=None):
     """A scene, its picture, drawn until it has what the task needs."""
-    width, height = rng.choice(SIZES)
+    width, height = picture_size(rng)
     scene = sample_scene(
         rng, art, width, height, word_share=words, max_things=things or rng.choice([4, 6, 8])
     )
@@ -309,11 +331,10 @@ def make_question(rng, row, zh, art, painters):
     while True:
         video = None
         if needs == "album":
-            width, height = rng.choice([(200, 150), (160, 160), (240, 180)])
-            scene = sample_album(rng, art, width, height, rng.choice([2, 2, 3]))
+            scene = sample_album(rng, art, album_sizes(rng))
             images = [painter.draw(one, rng) for one in scene]
         elif needs == "clip":
-            width, height = rng.choice([(160, 120), (128, 128), (200, 150)])
+            width, height = picture_size(rng, longest=320)
             scene = sample_clip(rng, art, width, height, rng.choice([6, 8, 12]))
             images, video = [], painter.draw_clip(scene, rng)
         else:
@@ -326,6 +347,7 @@ def make_question(rng, row, zh, art, painters):
             return {
                 "row": row,
                 "zh": zh,
+                "sizes": [image.size for image in images or video[:1]],
                 "images": images,
                 "video": video,
                 "question": question,
@@ -355,18 +377,22 @@ def iou(a, b):
     return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
 
 
-def match(truth, answer):
-    """For every true box the overlap with the answer's best unused box of the same label."""
-    unused, overlaps = list(answer), []
+def pair(truth, answer):
+    """Every true box with the answer's best unused box of the same label; the number left over."""
+    unused, pairs = list(answer), []
     for label, box in truth:
-        best = max(
+        overlap, index = max(
             ((iou(box, b), i) for i, (name, b) in enumerate(unused) if name == label),
             default=(0.0, None),
         )
-        overlaps.append(best[0])
-        if best[1] is not None:
-            unused.pop(best[1])
-    return overlaps, len(unused)
+        pairs.append((box, None if index is None else unused.pop(index)[1], overlap))
+    return pairs, len(unused)
+
+
+def match(truth, answer):
+    """For every true box its overlap with the answer's; how many of the answer's are left over."""
+    pairs, extra = pair(truth, answer)
+    return [overlap for _, _, overlap in pairs], extra
 
 
 OPENINGS = re.compile(
@@ -426,6 +452,25 @@ def summarise(items):
     return rows
 
 
+def box_errors(items):
+    """Aspect ratio -> mean error of edges in x and y (thousandths), mean IoU, number of boxes."""
+    found = {name: [] for name in RATIOS}
+    for item in items:
+        if len(item["sizes"]) > 1 or "text" in item["row"]:
+            continue
+        width, height = item["sizes"][0]
+        ratio = next(name for name, limit in RATIOS.items() if width / height <= limit)
+        for true, box, overlap in pair(parse(item["truth"]), parse(item["answer"]))[0]:
+            if box is not None:
+                edges = [abs(a - b) for a, b in zip(true, box, strict=True)]
+                found[ratio].append(((edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2, overlap))
+    return {
+        name: {"mean": [float(v) for v in np.mean(rows, 0)], "boxes": len(rows)}
+        for name, rows in found.items()
+        if rows
+    }
+
+
 def cell(right, total):
     low, high = wilson(right, total)
     return f"{right / total:.2f} ({low:.2f}–{high:.2f})"
@@ -447,12 +492,25 @@ def table(rows):
     return "\n".join(lines)
 
 
-def update_card(card, rows, note):
-    """Put the table between the model card's two marks."""
+def box_table(errors):
+    """How exact the found boxes are, by the picture's shape."""
+    lines = [
+        "| width : height | boxes | error of an edge in x, y (thousandths) | mean IoU |",
+        "|---|---|---|---|",
+    ]
+    for name, row in errors.items():
+        x, y, overlap = row["mean"]
+        lines.append(f"| {name} | {row['boxes']} | {x:.1f}, {y:.1f} | {overlap:.2f} |")
+    return "\n".join(lines)
+
+
+def update_card(card, rows, errors, note):
+    """Put the tables between the model card's two marks."""
     before, rest = card.read_text().split("<!-- skills -->\n")
     after = rest.split("<!-- end of skills -->\n")[1]
     card.write_text(
-        f"{before}<!-- skills -->\n{table(rows)}\n\n{note}\n<!-- end of skills -->\n{after}"
+        f"{before}<!-- skills -->\n{table(rows)}\n\n{note}\n\n{box_table(errors)}\n"
+        f"<!-- end of skills -->\n{after}"
     )
 
 
@@ -507,7 +565,8 @@ def prepare(processor, chunk):
     return processor(text=prompts, padding=True, return_tensors="pt", **media)
 
 
-def make_row(row, count, seed, art_folder, font_folder):
+def make_row(arguments):
+    row, count, seed, art_folder, font_folder = arguments
     fonts = [next((font_folder / name).glob("*.ttf")) for name in UNSEEN_FONTS] + [None]
     painters = [Painter(art_folder, fonts, unseen=False), Painter(art_folder, fonts, unseen=True)]
     art = Art.load(art_folder / "atlas.json")
@@ -528,6 +587,7 @@ def main():
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="that draw")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints/evaluation.json")
     parser.add_argument("--more", action="store_true", help="add to the questions in --out")
     parser.add_argument(
@@ -538,34 +598,42 @@ def main():
         done = json.loads(arguments.out.read_text())
         total = len(done["items"])
         seeds = " and ".join(map(str, done["seeds"]))
-        note = f"{total} questions, seeds {seeds}; 95% Wilson intervals in brackets."
-        update_card(arguments.card, done["rows"], note)
+        note = f"{total} questions, seed {seeds}; 95% Wilson intervals in brackets."
+        update_card(arguments.card, done["rows"], done["boxes"], note)
         return
     answer = Answerer(arguments.model, arguments.device, arguments.batch_size)
     items, seeds, start = [], [arguments.seed], time.time()
     if arguments.more:
         done = json.loads(arguments.out.read_text())
         items, seeds = done["items"], [*done["seeds"], arguments.seed]
-    for row in arguments.rows:
-        made = make_row(row, arguments.count, arguments.seed, arguments.art, arguments.fonts)
-        made.sort(key=lambda item: len(item["truth"]))
-        answer(made)
-        items += made
-        save(arguments.out, seeds, items)
-        print(f"{time.time() - start:.0f}s", table(summarise(made)).splitlines()[2], flush=True)
-    print(table(summarise(items)))
+    what = (arguments.count, arguments.seed, arguments.art, arguments.fonts)
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for made in pool.imap(make_row, [(row, *what) for row in arguments.rows]):
+            made.sort(key=lambda item: len(item["truth"]))
+            answer(made)
+            items += made
+            save(arguments.out, seeds, items)
+            print(f"{time.time() - start:.0f}s", table(summarise(made)).splitlines()[2], flush=True)
+    print(table(summarise(items)), box_table(box_errors(items)), sep="\n\n")
 
 
 def save(path, seeds, items):
     """Written after every row, so that a stopped evaluation keeps what it has."""
     kept = [
-        {k: item[k] for k in ("row", "zh", "question", "truth", "answer")}
+        {k: item[k] for k in ("row", "zh", "sizes", "question", "truth", "answer")}
         | {"right": bool(score(item)[0])}
         for item in items
     ]
     path.write_text(
         json.dumps(
-            {"seeds": seeds, "rows": summarise(items), "items": kept}, ensure_ascii=False, indent=0
+            {
+                "seeds": seeds,
+                "rows": summarise(items),
+                "boxes": box_errors(items),
+                "items": kept,
+            },
+            ensure_ascii=False,
+            indent=0,
         )
     )
 

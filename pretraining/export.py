@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VL
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 HERE = Path(__file__).parent
-# Pixels of a picture. Boxes are exact at the sizes that the last third of the run drew often, and a
-# few hundredths off at others (LOG.md): within these bounds 1:1, 4:3 and 3:2 become such sizes.
-SMALLEST, LARGEST = 60_000, 72_000
-SMALLEST_FRAME, LARGEST_FRAME = 112 * 112, 168 * 224
+# Pixels of a picture and of a frame. Training drew every size from 112 x 112 to 560 x 560; small
+# pictures are made larger, because small things are named more surely so.
+SMALLEST, LARGEST = 224 * 224, 560 * 560
+SMALLEST_FRAME, LARGEST_FRAME = 112 * 112, 224 * 224
 # Qwen2-VL's conversation format: a default system prompt, pictures in place, optional numbers.
 CHAT_TEMPLATE = """\
 {%- set images = namespace(n=0) %}{% set videos = namespace(n=0) -%}

@@ -1,9 +1,9 @@
 """The exact Qwen2-VL architecture, a forward pass fast enough to train it, and training-only heads.
 
-The library's forward loops over pictures. Here all pictures of a batch share one size, so that a
-vision block is one attention call over equal windows, and one prefix (system prompt and visual
-tokens), after which each row carries several conversations that do not see one another. Weights
-stay in the library's modules; tests compare both forwards.
+The library's forward loops over pictures. Here all rows of a batch share their pictures' sizes, so
+that a vision block is one attention call over equal windows, and one prefix (system prompt and
+visual tokens), after which each row carries several conversations that do not see one another.
+Weights stay in the library's modules; tests compare both forwards.
 """
 
 import torch
@@ -146,8 +146,11 @@ class FastForward:
         self.rope_base = model.config.text_config.rope_parameters["rope_theta"]
         self.image_token = tokenizer.token_to_id("<|image_pad|>")
         self.video_token = tokenizer.token_to_id("<|video_pad|>")
-        wrap = (lambda f: torch.compile(f, dynamic=True)) if compiled else (lambda f: f)
-        self.vision_block, self.text_layer = wrap(vision_block), wrap(text_layer)
+        self.vision_block, self.text_layer = vision_block, text_layer
+        if compiled:
+            torch._dynamo.config.recompile_limit = 64
+            self.vision_block = torch.compile(vision_block, dynamic=True)
+            self.text_layer = torch.compile(text_layer, dynamic=True)
         self._vision_rope, self._prefix, self._table = {}, {}, None
 
     def vision_rope(self, grid):
@@ -176,22 +179,25 @@ class FastForward:
         first, last = merger.mlp[0], merger.mlp[2]
         return x, linear(F.gelu(linear(merged, first.weight, first.bias)), last.weight, last.bias)
 
-    def prefix_layout(self, prefix, grid, images):
+    def prefix_layout(self, prefix, grids):
         """(positions (3, P), indices of visual tokens, the first position of what follows)."""
-        key = (tuple(prefix.tolist()), grid, images)
+        ids = prefix[None]
+        key = (tuple(ids[0].tolist()), tuple(grids))
         if key not in self._prefix:
-            ids = prefix[None].to(self.device)
             kinds = (ids == self.image_token).int() + 2 * (ids == self.video_token).int()
-            if images == 0:
-                positions = torch.arange(ids.shape[1], device=self.device).expand(3, -1)
+            if not grids:
+                positions = torch.arange(ids.shape[1]).expand(3, -1)
             else:
                 name = "video_grid_thw" if (kinds == 2).any() else "image_grid_thw"
-                grids = {name: torch.tensor([list(grid)] * images, device=self.device)}
                 positions = self.model.model.get_rope_index(
-                    ids, mm_token_type_ids=kinds, attention_mask=torch.ones_like(ids), **grids
+                    ids,
+                    mm_token_type_ids=kinds,
+                    attention_mask=torch.ones_like(ids),
+                    **{name: torch.tensor(grids)},
                 )[0][:, 0]
-            visual = torch.nonzero(kinds[0]).flatten()
-            self._prefix[key] = (positions, visual, int(positions[0, -1]) + 1)
+            visual = torch.nonzero(kinds[0]).flatten().to(self.device)
+            following = int(positions[0, -1]) + 1
+            self._prefix[key] = (positions.to(self.device), visual, following)
         return self._prefix[key]
 
     def rope_table(self, positions):
@@ -225,25 +231,32 @@ class FastForward:
         bias = torch.zeros(same.shape, dtype=self.dtype, device=full.device)
         return bias.masked_fill_(~(same & causal), float("-inf"))[:, None]
 
-    def __call__(self, batch, pixels, grid):
-        """Hidden states (N, R, D) of conversations, patch features, visual tokens early, midway."""
+    def __call__(self, batch, pixels, grids):
+        """Hidden states (N, R, D) of conversations, patch features, visual tokens early, midway.
+
+        pixels and grids: one item for all pictures of one size, or one for each of a row's.
+        """
         language = self.model.model.language_model
         ids, prefix = batch["ids"], batch["prefix"]
         number, length = ids.shape[0], prefix.shape[0]
-        layout = self.prefix_layout(prefix, grid, batch["images"])
+        every = list(grids) * (batch["images"] if len(grids) == 1 else 1)
+        layout = self.prefix_layout(prefix, every)
         embedding = language.embed_tokens.weight
         start = F.embedding(prefix.to(self.device), embedding).to(self.dtype).expand(number, -1, -1)
-        patches = tokens = None
-        if batch["images"]:
-            patches, tokens = self.encode(pixels, grid)
-            start = start.index_copy(1, layout[1], tokens.view(number, -1, tokens.shape[-1]))
+        patches, tokens = [], []
+        for part, grid in zip(pixels, grids, strict=True):
+            seen, merged = self.encode(part, grid)
+            patches.append(seen)
+            tokens.append(merged.view(number, -1, merged.shape[-1]))
+        if tokens:
+            start = start.index_copy(1, layout[1], torch.cat(tokens, 1))
         x = torch.cat([start, F.embedding(ids, embedding).to(self.dtype)], 1)
         cos, sin = self.rope(layout, batch["offsets"])
         bias = self.attention_bias(length, batch["segments"])
         middle = None
         for index, layer in enumerate(language.layers):
             x = self.text_layer(x, cos, sin, bias, *text_weights(layer))
-            if index == len(language.layers) // 2 and batch["images"]:
+            if index == len(language.layers) // 2 and tokens:
                 middle = x[:, layout[1]]
         return rms_norm(x[:, length:], language.norm.weight), patches, tokens, middle
 
@@ -323,7 +336,7 @@ class DenseHeads(torch.nn.Module):
         ).sum()
         loss_glyph = self.glyph_loss(patches, glyphs, height, width)
         parts = torch.stack([loss_kind, loss_color, loss_name, offset, place, loss_glyph])
-        return parts @ parts.new_tensor([1.0, 0.5, 0.5, 2.0, 2.0, 1.0]), parts.detach()
+        return parts @ parts.new_tensor([1.0, 0.5, 0.5, 2.0, 4.0, 1.0]), parts.detach()
 
     def name_loss(self, tokens, embedding, kind, color, covered):
         kind_en, kind_zh, color_en, color_zh = self.named_logits(tokens, embedding)

@@ -503,13 +503,17 @@ def count(rng, scene, zh):
         total, english, chinese = len(shapes), "shape", "图形"
     elif u < 0.38:
         total, english, chinese = len(scene.things), rng.choice(["object", "thing"]), "物体"
-    elif u < 0.75:
+    elif u < 0.65:
         kind = (
             rng.choice(scene.things).kind
             if scene.things and rng.random() < 0.75
             else rng.choice(KINDS)
         )
         total, english, chinese = len(matching(scene, kind)), kind, ZH[kind]
+    elif u < 0.8 and shapes:
+        kind, shade = rng.choice(shapes).kind, rng.choice(shapes).color
+        total = len(matching(scene, kind, shade))
+        english, chinese = full_name(kind, shade, False), full_name(kind, shade, True)
     else:
         color = (
             rng.choice(shapes).color if shapes and rng.random() < 0.75 else rng.choice(COLOR_NAMES)
@@ -747,10 +751,16 @@ def extreme_size(rng, scene, zh):
         return None
     if zh:
         word = "大" if largest else "小"
+        if rng.random() < 0.3:
+            question = rng.choice(["框出最{}的物体", "最{}的物体在哪里？"]).format(word)
+            return question, grounded(name(best, zh), boxes_of(scene, [best]))
         return rng.choice(["最{}的物体是什么？", "图中哪个物体最{}？"]).format(word), name(
             best, zh
         ) + "。"
     word = "largest" if largest else "smallest"
+    if rng.random() < 0.3:
+        question = rng.choice(["Locate the {} object.", "Where is the {} thing?"]).format(word)
+        return question, grounded("the " + name(best, zh), boxes_of(scene, [best]))
     question = rng.choice(
         ["What is the {} object?", "Which object is the {}?", "Which thing is the {}?"]
     ).format(word)

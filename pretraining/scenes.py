@@ -27,8 +27,9 @@ BACKGROUND_FIELDS = (
     20  # 4 corner colours, noise strength and scale, stripes: strength, fx, fy, phase, ...
 )
 MIP_LEVELS = 4
-MAX_THINGS, MAX_WORDS, MAX_CHARACTERS = 8, 3, 8
-MAX_LAYERS = MAX_THINGS + MAX_WORDS * MAX_CHARACTERS
+MAX_THINGS, MAX_WORDS, MAX_CHARACTERS = 10, 3, 8
+MAX_LAYERS = MAX_THINGS + MAX_WORDS * (1 + MAX_CHARACTERS)  # a word may stand on a plate
+SMALLEST_EM = 11.0  # of a drawn word, in pixels: capitals are about 8 high
 CELL_TO_INK = 96 / 92  # a drawing fills its cell up to the margin
 COMMON_WORDS = (
     "stop go open exit hello cat dog bus taxi park sale cafe shop hotel bank zoo food menu left "
@@ -63,8 +64,9 @@ class Word:
     text: str
     color: str
     box: tuple
-    glyphs: list = field(default_factory=list)  # (entry, cx, cy, half, character, ink box)
+    glyphs: list = field(default_factory=list)  # (entry, cx, cy, half_x, half_y, character, ink)
     rgb: tuple = ()
+    plate: tuple = ()  # box and colour of the sign that the word stands on
 
 
 @dataclass(slots=True)
@@ -171,9 +173,9 @@ def sample_background(rng):
         corners = [corners[0], corners[0], other, other]
     row = np.zeros(BACKGROUND_FIELDS, np.float32)
     row[:12] = np.array(corners).ravel()
-    if rng.random() < 0.35:
+    if rng.random() < 0.42:
         row[12], row[13] = rng.uniform(0.02, 0.16), rng.choice([4, 8, 16, 32])
-    if rng.random() < 0.15:
+    if rng.random() < 0.22:
         angle, period = rng.uniform(0, math.pi), rng.uniform(8, 60)
         row[14] = rng.uniform(0.02, 0.10)
         row[15], row[16] = math.cos(angle) / period, math.sin(angle) / period
@@ -307,10 +309,31 @@ def add_things(rng, art, scene, plan, allowed_overlap, taken):
                 if color is not None and rng.random() < 0.5:
                     color = rng.choice(COLOR_NAMES)
                 continue
+            if scene.things and rng.random() < 0.12:
+                lean(rng, thing, rng.choice(scene.things), scene)
             if all(overlap(thing.box, other) <= allowed_overlap for other in taken):
                 scene.things.append(thing)
                 taken.append(thing.box)
                 break
+
+
+def lean(rng, thing, other, scene):
+    """Move a thing right against another, as a roof on a wall, if it fits in there."""
+    (x1, y1, x2, y2), (left, top, right, bottom) = thing.box, other.box
+    gap, slide = rng.uniform(0.2, 2.5), rng.uniform(-0.3, 0.3)
+    along_x = (left + right - x1 - x2) / 2 + slide * (right - left)
+    along_y = (top + bottom - y1 - y2) / 2 + slide * (bottom - top)
+    dx, dy = rng.choice(
+        [
+            (along_x, top - gap - y2),
+            (along_x, bottom + gap - y1),
+            (left - gap - x2, along_y),
+            (right + gap - x1, along_y),
+        ]
+    )
+    if 0 <= x1 + dx and x2 + dx <= scene.width and 0 <= y1 + dy and y2 + dy <= scene.height:
+        thing.cx, thing.cy = thing.cx + dx, thing.cy + dy
+        thing.box = (x1 + dx, y1 + dy, x2 + dx, y2 + dy)
 
 
 def sample_text(rng):
@@ -330,16 +353,17 @@ def sample_text(rng):
     return "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ23456789") for _ in range(length))
 
 
-def lay_out(art, font, text, x, baseline, em):
-    """Glyphs of a word with its pen starting at x; also the ink's box."""
+def lay_out(art, font, text, x, baseline, em, stretch=1.0, spacing=0.0):
+    """Glyphs of a word with its pen starting at x; also the ink's box. `spacing` is in em."""
     glyphs, boxes = [], []
+    wide = em * stretch
     for character in text:
         entry, advance, left, top, right, bottom = art.fonts[font]["glyphs"][character]
-        ink = (x + left * em, baseline + top * em, x + right * em, baseline + bottom * em)
-        center = (x + advance * em / 2, baseline - 0.35 * em)
-        glyphs.append((entry, *center, em * art.em_half, character, ink))
+        ink = (x + left * wide, baseline + top * em, x + right * wide, baseline + bottom * em)
+        center = (x + advance * wide / 2, baseline - 0.35 * em)
+        glyphs.append((entry, *center, wide * art.em_half, em * art.em_half, character, ink))
         boxes.append(ink)
-        x += advance * em
+        x += (advance + spacing) * wide
     left, top, right, bottom = zip(*boxes, strict=True)
     return glyphs, (min(left), min(top), max(right), max(bottom))
 
@@ -347,23 +371,39 @@ def lay_out(art, font, text, x, baseline, em):
 def add_word(rng, art, scene, taken):
     text, font = sample_text(rng), rng.randrange(len(art.fonts))
     corners = corners_of(scene.background)
+    stretch = rng.uniform(0.82, 1.2) if rng.random() < 0.3 else 1.0
+    spacing = rng.uniform(-0.04, 0.1) if rng.random() < 0.4 else 0.0
+    sign = sample_rgb(rng, rng.choice(COLOR_NAMES)) if rng.random() < 0.15 else None
     for _ in range(12):
         color = rng.choice(COLOR_NAMES)
         rgb = sample_rgb(rng, color)
-        if contrast(rgb, corners) < 0.8:
+        if contrast(rgb, [sign] if sign else corners) < 0.8:
             continue
-        em = math.exp(rng.uniform(math.log(13), math.log(min(56, 0.4 * scene.height))))
-        _, ink = lay_out(art, font, text, 0, 0, em)
+        em = math.exp(rng.uniform(math.log(SMALLEST_EM), math.log(min(56, 0.4 * scene.height))))
+        _, ink = lay_out(art, font, text, 0, 0, em, stretch, spacing)
         if ink[2] - ink[0] > 0.94 * scene.width:
             continue
         x = rng.uniform(1 - ink[0], scene.width - 1 - ink[2])
         y = rng.uniform(1 - ink[1], scene.height - 1 - ink[3])
-        glyphs, box = lay_out(art, font, text, x, y, em)
+        glyphs, box = lay_out(art, font, text, x, y, em, stretch, spacing)
         gap = (box[0] - 3, box[1] - 3, box[2] + 3, box[3] + 3)
+        plate = ()
+        if sign:
+            gap = around(rng, box)
+            plate = (gap, sign)
+            if gap[2] - gap[0] < 1.7 * (gap[3] - gap[1]):  # it would look like a square
+                continue
         if all(overlap(gap, other) == 0 for other in taken):
-            scene.words.append(Word(text, color, box, glyphs, rgb))
+            scene.words.append(Word(text, color, box, glyphs, rgb, plate))
             taken.append(gap)
             return
+
+
+def around(rng, box):
+    """A sign's box around a word's."""
+    height = box[3] - box[1]
+    x, y = rng.uniform(0.2, 1.2) * height, rng.uniform(0.2, 0.6) * height
+    return (box[0] - x, box[1] - y, box[2] + x, box[3] + y)
 
 
 def reading_order(scene):
@@ -379,7 +419,7 @@ def sample_scene(rng, art, width, height, *, max_things=MAX_THINGS, word_share=0
     scene = Scene(width, height, [], [], sample_background(rng))
     taken = []
     if rng.random() < word_share:
-        for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        for _ in range(rng.choice([1, 1, 2, 3])):
             add_word(rng, art, scene, taken)
     fewest = 0 if scene.words and rng.random() < 0.15 else 1
     count = rng.randint(fewest, max_things)
@@ -389,11 +429,11 @@ def sample_scene(rng, art, width, height, *, max_things=MAX_THINGS, word_share=0
     return scene
 
 
-def sample_album(rng, art, width, height, count, *, max_things=4):
-    """Several pictures that share some of their things."""
+def sample_album(rng, art, sizes, *, max_things=4):
+    """Pictures of these (width, height) that share some of their things."""
     scenes = [
         sample_scene(rng, art, width, height, max_things=max_things, word_share=0.0)
-        for _ in range(count)
+        for width, height in sizes
     ]
     for scene in scenes[1:]:
         if rng.random() < 0.75 and scenes[0].things:
@@ -490,9 +530,15 @@ def thing_row(art, thing, opacity=1.0, at=None, look=None):
 
 
 def word_rows(art, word):
+    if word.plate:
+        (x1, y1, x2, y2), rgb = word.plate
+        look = [v for c in rgb for v in (c, 0.0, 0.0)] + [0.0]
+        half_x, half_y = (x2 - x1) / 2 * CELL_TO_INK, (y2 - y1) / 2 * CELL_TO_INK
+        entry = art.shapes["square"]["plain"][0]
+        yield layer_row(art, entry, (x1 + x2) / 2, (y1 + y2) / 2, half_x, half_y, 0.0, 1.0, look)
     look = [v for c in word.rgb for v in (c, 0.0, 0.0)] + [0.0]
-    for entry, cx, cy, half, _, _ in word.glyphs:
-        yield layer_row(art, entry, cx, cy, half, half, 0.0, 1.0, look)
+    for entry, cx, cy, half_x, half_y, _, _ in word.glyphs:
+        yield layer_row(art, entry, cx, cy, half_x, half_y, 0.0, 1.0, look)
 
 
 def layer_rows(art, scene):
@@ -537,5 +583,5 @@ def glyph_targets(scene):
     table = np.zeros((MAX_WORDS * MAX_CHARACTERS, 6), np.float32)
     glyphs = [glyph for word in scene.words for glyph in word.glyphs]
     for row, glyph in zip(table, glyphs, strict=False):
-        row[:] = (CHARACTERS.index(glyph[4]), *glyph[5], 1)
+        row[:] = (CHARACTERS.index(glyph[5]), *glyph[6], 1)
     return table

@@ -1,9 +1,11 @@
 """Train from scratch or resume: one call of a run that may be spread over several.
 
     python train.py --seconds 520 --state /tmp/state.pt --out weights   # repeat until it says done
+    python train.py --config config.toml restart.toml --model ../data/tiny-qwen2-vl …   # go on
 
 The schedule's clock is the seconds actually trained, saved with everything else in the state file.
-Without a state file `--weights` starts from exported averages, `--elapsed` seconds in.
+Without a state file `--weights` starts from exported averages, `--elapsed` seconds in; `--model`
+starts a new schedule from a finished folder and the heads in dense_heads.safetensors.
 """
 
 import argparse
@@ -30,12 +32,23 @@ HERE = Path(__file__).parent
 PART_BYTES = 15 * 2**20
 
 
-def load_config(path, smoke=False):
-    config = tomllib.loads(Path(path).read_text())
+def load_config(paths, smoke=False):
+    """The first file's settings, with the later files' in their place."""
+    config = {}
+    for path in paths:
+        merge(config, tomllib.loads(Path(path).read_text()))
     if smoke:
         config["model"] |= config["smoke"]["model"]
         config["data"]["batch_tokens"] = config["smoke"]["batch_tokens"]
     return config
+
+
+def merge(config, changes):
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            merge(config[key], value)
+        else:
+            config[key] = value
 
 
 class Trainer:
@@ -59,12 +72,12 @@ class Trainer:
         return min(1.0, self.elapsed / (self.config["minutes"] * 60))
 
     def loss(self, batch):
-        batch = {
-            k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v
+        batch = {  # the prefix is a key of a cache: reading it back would wait for the GPU
+            k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) and k != "prefix" else v
             for k, v in batch.items()
         }
-        pixels, grid = self.draw(batch)
-        hidden, patches, tokens, middle = self.forward(batch, pixels, grid)
+        pixels, grids = self.draw(batch)
+        hidden, patches, tokens, middle = self.forward(batch, pixels, grids)
         logits = self.forward.logits(hidden.flatten(0, 1)[batch["places"]]).float()
         losses = F.cross_entropy(logits, batch["targets"], reduction="none")
         loss = (losses * batch["weights"]).sum() / batch["weights"].sum()
@@ -75,25 +88,31 @@ class Trainer:
         return loss, dense
 
     def draw(self, batch):
-        """Pixel values of a batch and the grid of one picture or clip."""
-        if not batch["images"]:
-            return None, None
-        height, width = batch["size"]
-        layers, backgrounds = batch["layers"].flatten(0, 1), batch["backgrounds"].flatten(0, 1)
-        image = normalise(render(self.texture, layers, backgrounds, height, width, self.generator))
-        pixels, grid = patchify(image.view(-1, batch["frames"], 3, height, width))
-        return pixels, grid
+        """Pixel values and the grid of a picture or clip, for each of the batch's sizes."""
+        pixels, grids = [], []
+        for index, (height, width) in enumerate(batch["sizes"]):
+            layers, backgrounds = (part(batch, k, index) for k in ("layers", "backgrounds"))
+            image = render(self.texture, layers, backgrounds, height, width, self.generator)
+            frames = normalise(image).view(-1, batch["frames"], 3, height, width)
+            values, grid = patchify(frames)
+            pixels.append(values)
+            grids.append(grid)
+        return pixels, grids
 
     def dense_loss(self, batch, patches, tokens, middle):
-        things, glyphs = batch["things"].flatten(0, 1), batch["glyphs"].flatten(0, 1)
-        number, width = things.shape[0], tokens.shape[-1]
-        shaped = (
-            patches.view(number, -1, patches.shape[-1]),
-            tokens.view(number, -1, width),
-            middle.reshape(number, -1, width),
-        )
         embedding = self.model.model.language_model.embed_tokens.weight
-        return self.heads(*shaped, things, glyphs, batch["size"], embedding)
+        middles = middle.split([t.shape[1] for t in tokens], 1)
+        losses, statistics = [], []
+        for index, size in enumerate(batch["sizes"]):
+            things, glyphs = part(batch, "things", index), part(batch, "glyphs", index)
+            shaped = [
+                features.reshape(len(things), -1, features.shape[-1])
+                for features in (patches[index], tokens[index], middles[index])
+            ]
+            loss, parts = self.heads(*shaped, things, glyphs, size, embedding)
+            losses.append(loss)
+            statistics.append(parts)
+        return torch.stack(losses).mean(), torch.stack(statistics).mean(0)
 
     def train_step(self, batch):
         rate = self.rate()
@@ -126,7 +145,7 @@ class Trainer:
         """Forward and backward on a few batches of every kind before the clock starts."""
         start, seen, number = time.time(), {}, 10**8
         while (
-            min([seen.get(kind, 0) for kind in ("image", "clip", "album")]) < 2
+            min([seen.get(kind, 0) for kind in ("image", "clip", "album")]) < 1
             and time.time() - start < seconds
         ):
             batch = maker.make(number, 0.99)
@@ -182,6 +201,16 @@ class Trainer:
         self.step = self.first_step = meta["step"]
         self.elapsed = meta["elapsed"] if elapsed is None else elapsed
 
+    def load_model(self, folder, heads=HERE / "dense_heads.safetensors"):
+        """Start a new schedule from a finished model folder and the heads that belong to it."""
+        from transformers import AutoModelForImageTextToText
+
+        source = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model.load_state_dict(source.state_dict())
+        kept = {k.removeprefix("heads."): v.float() for k, v in load_file(heads).items()}
+        self.heads.load_state_dict(kept)
+        self.averages = [p.detach().clone() for p in self.parameters]
+
     def save_weights(self, folder):
         """The averaged weights in bfloat16, in parts of at most 15 MiB."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +230,12 @@ class Trainer:
             save_file(part, folder / f"part{index}.safetensors")
         meta = {"step": self.step, "elapsed": self.elapsed, "config": self.config}
         (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def part(batch, name, index):
+    """What belongs to the pictures of one of the batch's sizes, rows and pictures in one axis."""
+    tensor = batch[name]
+    return (tensor if len(batch["sizes"]) == 1 else tensor[:, index : index + 1]).flatten(0, 1)
 
 
 class Statistics:
@@ -295,7 +330,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=HERE / "config.toml")
+    parser.add_argument("--config", type=Path, nargs="+", default=[HERE / "config.toml"])
     parser.add_argument("--seconds", type=float, default=1e9, help="of training in this call")
     parser.add_argument("--steps", type=int, default=0, help="at most, in this call")
     parser.add_argument("--state", help="file with the full state; resumed if it is there")
@@ -303,6 +338,7 @@ def parse_arguments(argv=None):
     parser.add_argument(
         "--elapsed", type=float, help="with --weights: where in the schedule to start"
     )
+    parser.add_argument("--model", type=Path, help="finished model folder to go on from")
     parser.add_argument("--minutes", type=float, help="length of the whole schedule")
     parser.add_argument("--out", type=Path, help="folder for the averaged weights")
     parser.add_argument("--workers", type=int, default=14)
@@ -327,6 +363,8 @@ def main():
         trainer.load_state(torch.load(arguments.state, map_location=arguments.device))
     elif arguments.weights:
         trainer.load_weights(arguments.weights, arguments.elapsed)
+    elif arguments.model:
+        trainer.load_model(arguments.model)
     maker = BatchMaker(config["data"], art, tokenizer)
     size = sum(p.numel() for p in trainer.parameters) / 1e6
     print(

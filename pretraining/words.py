@@ -243,8 +243,8 @@ SYNONYMS_ZH = {
     "汽车": ["小汽车"],
 }
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
-NUMBERS_ZH = ["零", "一", "两", "三", "四", "五", "六", "七", "八"]
+NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS_ZH = ["零", "一", "两", "三", "四", "五", "六", "七", "八", "九", "十"]
 ORDINALS = ["first", "second", "third", "fourth"]
 ORDINALS_ZH = ["第一", "第二", "第三", "第四"]
 _PLURALS = {

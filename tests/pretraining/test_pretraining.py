@@ -11,9 +11,9 @@ import pytest
 import torch
 from batches import IGNORE, BatchMaker, Encoder
 from evaluate import match, parse, phrases, score, wilson
-from model import FastForward, build_model
 from questions import SPELL, TASK_NAMES, Examiner, box_text, grounded, plain
-from renderer import composite_torch, jpeg, make_texture, normalise, patchify, render
+from renderer import composite_torch, jpeg, make_texture
+from safetensors.torch import save_file
 from scenes import Art, layer_rows, overlap, sample_album, sample_clip, sample_scene
 from tokenizers import Tokenizer
 from train import HERE, Trainer, load_config, run
@@ -57,7 +57,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(HERE / "config.toml", smoke=True)
+    return load_config([HERE / "config.toml", HERE / "restart.toml"], smoke=True)
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -114,7 +114,7 @@ def test_every_task_occurs_in_both_languages(art):
     for number in range(1500):
         scene = (
             sample_scene(rng, art, 224, 224),
-            sample_album(rng, art, 168, 168, 2 + number % 3),
+            sample_album(rng, art, [(168, 168)] * (2 + number % 3)),
             sample_clip(rng, art, 112, 112, 8),
         )[number % 3]
         for turns in examiner.dialogues(rng, scene, 10):
@@ -205,45 +205,50 @@ def small_batch(maker, kind):
     raise AssertionError(kind)
 
 
-@pytest.mark.parametrize("kind", ["image", "album", "clip"])
-def test_fast_forward_equals_the_library(kind, art, texture, tokenizer, config):
+@pytest.mark.parametrize(
+    ("kind", "mixed"), [("image", 0.0), ("album", 0.0), ("album", 1.0), ("clip", 0.0)]
+)
+def test_fast_forward_equals_the_library(kind, mixed, art, texture, tokenizer, config):
     """Every conversation of a packed row scores as it does alone in the library's forward."""
-    maker = BatchMaker(config["data"] | {"batch_tokens": 1500}, art, tokenizer)
+    changes = {"batch_tokens": 1500, "mixed_albums": mixed, "album_tokens": 200}
+    maker = BatchMaker(config["data"] | changes, art, tokenizer)
     batch = small_batch(maker, kind)
-    model = build_model(tokenizer, config["model"]).eval()
-    height, width = batch["size"]
-    layers, backgrounds = batch["layers"].flatten(0, 1), batch["backgrounds"].flatten(0, 1)
-    image = normalise(
-        render(texture, layers, backgrounds, height, width, torch.Generator().manual_seed(0))
-    )
-    pixels, grid = patchify(image.view(-1, batch["frames"], 3, height, width))
+    assert (len(batch["sizes"]) > 1) == (mixed == 1.0)
+    trainer = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
+    model, forward = trainer.model.eval(), trainer.forward
     with torch.no_grad():
-        hidden, *_ = (forward := FastForward(model, tokenizer))(batch, pixels, grid)
+        pixels, grids = trainer.draw(batch)
+        hidden, *_ = forward(batch, pixels, grids)
         fast = forward.logits(hidden)
-        pictures = batch["images"]
-        size = len(pixels) // (len(batch["ids"]) * pictures)
+        every = grids * batch["images"] if len(grids) == 1 else grids
+        name = "pixel_values_videos" if kind == "clip" else "pixel_values"
+        grid_name = "video_grid_thw" if kind == "clip" else "image_grid_thw"
         for row in range(2):
+            own = torch.cat([p.view(len(batch["ids"]), -1, p.shape[-1])[row] for p in pixels])
             for segment in (1, 2):
                 where = batch["segments"][row] == segment
                 ids = torch.cat([batch["prefix"], batch["ids"][row][where]])[None]
                 kinds = (ids == forward.image_token).int() + 2 * (ids == forward.video_token).int()
-                own = pixels[row * pictures * size : (row + 1) * pictures * size]
-                name = "pixel_values_videos" if kind == "clip" else "pixel_values"
-                grids = {
-                    name.replace("pixel_values_videos", "video").replace("pixel_values", "image")
-                    + "_grid_thw": torch.tensor([list(grid)] * pictures)
-                }
                 model.model.rope_deltas = None
                 slow = model(
                     input_ids=ids,
                     mm_token_type_ids=kinds,
                     attention_mask=torch.ones_like(ids),
-                    **{name: own},
-                    **grids,
+                    **{name: own, grid_name: torch.tensor(every)},
                 ).logits
                 torch.testing.assert_close(
                     fast[row][where], slow[0, len(batch["prefix"]) :], atol=2e-4, rtol=1e-3
                 )
+
+
+@pytest.mark.parametrize("kind", ["image", "album", "clip"])
+def test_pictures_take_every_size_within_bounds(kind, art, tokenizer, config):
+    maker, rng = BatchMaker(config["data"], art, tokenizer), random.Random(0)
+    drawn = [maker.sample_sizes(rng, kind, 0.9) for _ in range(400)]
+    assert all(v % 28 == 0 and v >= 84 for sizes in drawn for size in sizes for v in size)
+    assert len({size for sizes in drawn for size in sizes}) > (30 if kind == "clip" else 100)
+    longest = max(sum(h * w for h, w in sizes) // 28**2 for sizes in drawn)
+    assert kind != "album" or longest < 1.3 * config["data"]["album_tokens"]
 
 
 def test_packed_labels_predict_the_answers(art, tokenizer, config):
@@ -297,6 +302,15 @@ def test_twenty_steps_learn_and_resume_exactly(
     assert trainer.step == again.step == 20
     for a, b in zip(trainer.parameters, again.parameters, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+    finished = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
+    trainer.model.save_pretrained(tmp_path / "model")
+    heads = {f"heads.{k}": v for k, v in trainer.heads.state_dict().items()}
+    save_file(heads, tmp_path / "heads.safetensors")
+    finished.load_model(tmp_path / "model", tmp_path / "heads.safetensors")
+    assert finished.step == 0 and finished.progress == 0
+    for a, b in zip(trainer.parameters, finished.parameters, strict=True):
+        torch.testing.assert_close(a, b)
 
     fresh = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
     fresh.load_weights(tmp_path / "weights", elapsed=None)
