@@ -40,13 +40,22 @@ def row_key(vlm: Any, messages: Any, options: Mapping[str, Any]) -> str:
     return row_keys(vlm, [messages], options)[0]
 
 
-def row_keys(vlm: Any, conversations: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-    """:func:`row_key` of every conversation; the second and later of equal ones are told apart."""
+def row_keys(
+    vlm: Any, conversations: Sequence[Any], options: Mapping[str, Any], *, seed: int | None = None
+) -> list[str]:
+    """:func:`row_key` of every conversation; the second and later of equal ones are told apart.
+
+    Args:
+        vlm, options: as for :func:`row_key`.
+        conversations: all rows, also those that another process answers.
+        seed: of row 0 where answers are sampled; that of row ``i`` is ``seed + i``.
+    """
     around = [_model_key(vlm), dict(options)]
-    plain = [_digest([*around, _conversation(messages)]) for messages in conversations]
+    seeds = [None if seed is None else seed + index for index in range(len(conversations))]
     seen: Counter[str] = Counter()
     keys = []
-    for key in plain:
+    for messages, own in zip(conversations, seeds, strict=True):
+        key = _digest([*around, _conversation(messages), own])
         seen[key] += 1
         keys.append(key if seen[key] == 1 else _digest([key, seen[key]]))
     return keys

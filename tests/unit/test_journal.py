@@ -341,3 +341,9 @@ def test_equal_rows_have_keys_of_their_own():
     assert len(set(keys)) == 4
     assert keys[:2] == [key("a"), key("b")]
     assert row_keys(model(), ["b", "a", "a", "a"], OPTIONS) == [keys[1], keys[0], *keys[2:]]
+
+
+def test_a_seed_is_one_of_each_row():
+    first, second = (row_keys(model(), ["a", "a", "b"], OPTIONS, seed=seed) for seed in (1, 2))
+    assert len({*first, *second, *row_keys(model(), ["a", "a", "b"], OPTIONS)}) == 8
+    assert first[1] == second[0]  # sampled with the same seed: the same answer
