@@ -189,6 +189,13 @@ def _is_number(value: Any) -> bool:
 
 def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:
     """The new tokens of the first row."""
+    return _run_rows(vlm, inputs, options, seed, put, stopped)[0]
+
+
+def _run_rows(
+    vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
+) -> list[list[int]]:
+    """The new tokens of each row, up to the one that ends it."""
     import torch
 
     length = inputs.tensors["input_ids"].shape[1]
@@ -203,7 +210,14 @@ def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=N
             f"out of GPU memory at {length:,} prompt tokens; lower max_image_tokens or "
             'max_new_tokens, or load with quantize="4bit"'
         ) from error
-    return output[0, length:].tolist()
+    endings = _ending_tokens(vlm)
+    return [_cut(tokens, endings) for tokens in output[:, length:].tolist()]
+
+
+def _cut(tokens: list[int], endings: set[int]) -> list[int]:
+    """Without the padding behind the end."""
+    end = next((place for place, token in enumerate(tokens) if token in endings), len(tokens))
+    return tokens[: end + 1]
 
 
 def _check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
@@ -262,11 +276,16 @@ def _make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: in
         usage=_count(vlm, inputs, len(tokens)),
         seconds=time.perf_counter() - start,
         family=vlm.family,
-        images=tuple(inputs.images[0]),
+        images=_as_sequence(inputs.images[0]),
         input_sizes=tuple(inputs.input_sizes[0]),
-        clips=tuple(inputs.clips[0]),
+        clips=_as_sequence(inputs.clips[0]),
         finish_reason="stop" if ended else "length" if len(tokens) >= limit else "cancelled",
     )
+
+
+def _as_sequence(media: Any) -> Any:
+    """A tuple; media that are read later stay so."""
+    return tuple(media) if isinstance(media, list) else media
 
 
 def _strip_special(tokenizer, text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import PIL.Image
@@ -16,6 +17,8 @@ from vlkit.messages import as_messages, escape_control_tokens, iterate_media, re
 from vlkit.models import VLM
 from vlkit.sizes import Limits, SizeRules, fit_size, rules_of_processor
 from vlkit.video import Clip, Video, load_clip
+
+tokenizing = Lock()  # a fast tokenizer changes its padding in place: one thread at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +35,44 @@ class ModelInputs:
     """
 
     tensors: Any
-    images: list[list[PIL.Image.Image]]
+    images: Sequence[Sequence[PIL.Image.Image]]
     input_sizes: list[list[Size]]
-    clips: list[list[Clip]]
+    clips: Sequence[Sequence[Clip]]
     prompts: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedMessages:
+    """One conversation, its media read and its chat template rendered.
+
+    Attributes:
+        pictures: how each picture was to be read.
+        images: the upright originals.
+        clips: the sampled clips, their frames of the size that the model sees.
+        prompt: the rendered chat template, media placeholders not yet expanded.
+        videos: how each clip was to be sampled.
+    """
+
+    pictures: list[Image]
+    images: list[PIL.Image.Image]
+    clips: list[Clip]
+    prompt: str
+    videos: list[Video]
+
+
+def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
+    """Check one conversation, read its media and render its prompt.
+
+    Raises:
+        MediaError, VlkitError: for media or messages that cannot be used.
+    """
+    messages = as_messages(conversation)
+    media = [read_media_item(item) for item in iterate_media(messages)]
+    pictures = [each for each in media if isinstance(each, Image)]
+    videos = [each for each in media if isinstance(each, Video)]
+    images = [each.load() for each in pictures]
+    clips = [_sample(vlm, each) for each in videos]
+    return LoadedMessages(pictures, images, clips, render_prompt(vlm.processor, messages), videos)
 
 
 def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
@@ -46,25 +83,51 @@ def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
     Raises:
         MediaError, VlkitError: for media or messages that cannot be used.
     """
-    conversations = [as_messages(conversation) for conversation in conversations]
-    media = [[read_media_item(i) for i in iterate_media(c)] for c in conversations]
-    pictures = [[each for each in row if isinstance(each, Image)] for row in media]
-    images = [[each.load() for each in row] for row in pictures]
-    clips = [[_sample(vlm, each) for each in row if isinstance(each, Video)] for row in media]
-    prompts = [render_prompt(vlm.processor, conversation) for conversation in conversations]
-    resized, size = _fit_limits(vlm, pictures, images)
-    options: dict[str, Any] = {"images_kwargs": {"size": size}} if size else {}
-    flat = [clip for row in clips for clip in row]
+    return make_inputs(vlm, [load_messages(vlm, conversation) for conversation in conversations])
+
+
+def make_inputs(vlm: VLM, loaded: Sequence[LoadedMessages], *, device: Any = None) -> ModelInputs:
+    """Resize and tokenize loaded conversations; rows are padded on the left.
+
+    Args:
+        vlm: whose processor and limits count.
+        loaded: from :func:`load_messages`.
+        device: where pictures are resized and cut into patches, by default the CPU.
+    """
+    images = [row.images for row in loaded]
+    prompts = [row.prompt for row in loaded]
+    resized, size = _fit_limits(vlm, [row.pictures for row in loaded], images)
+    options: dict[str, Any] = {}
+    if size or device is not None:
+        options["images_kwargs"] = ({"size": size} if size else {}) | (
+            {"device": device} if device is not None else {}
+        )
+    flat = [clip for row in loaded for clip in row.clips]
     if flat:  # sampled and resized already; the metadata tell the processor when and how
         metadata = [clip.metadata for clip in flat]
         options |= {"videos": [clip.frames for clip in flat]}
         options["videos_kwargs"] = {"video_metadata": metadata, **_AS_IT_IS}
-    tensors = vlm.processor(
-        text=prompts, images=resized or None, padding=True, return_tensors="pt", **options
-    )
+    with tokenizing:
+        tensors = vlm.processor(
+            text=prompts, images=resized or None, padding=True, return_tensors="pt", **options
+        )
     sizes = iter(_input_sizes(vlm, tensors))
     input_sizes = [[next(sizes) for _ in row] for row in images]
-    return ModelInputs(tensors, images, input_sizes, clips, prompts)
+    return ModelInputs(tensors, images, input_sizes, [row.clips for row in loaded], prompts)
+
+
+def count_tokens(vlm: VLM, loaded: LoadedMessages) -> int:
+    """How long the prompt will be, media included; of clips with timestamps a few tokens less."""
+    rules = size_rules(vlm)
+    with tokenizing:
+        count = len(vlm.processor.tokenizer.backend_tokenizer.encode(loaded.prompt))
+    for picture, image in zip(loaded.pictures, loaded.images, strict=True):
+        width, height = rules.image_size(image.size, picture)
+        count += width * height // rules.side**2
+    for clip in loaded.clips:
+        width, height = clip.frame_size
+        count += (len(clip.frames) + 1) // 2 * (width * height // rules.side**2)
+    return count
 
 
 _AS_IT_IS = {"do_sample_frames": False, "do_resize": False}

@@ -1,0 +1,238 @@
+"""Many conversations: grouped, answered together, written as they finish."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from vlkit.answering import answer_rows, choose_path
+from vlkit.errors import VlkitError
+from vlkit.generation import _generation_options, generate
+from vlkit.messages import as_messages, iterate_media
+from vlkit.models import VLM
+from vlkit.replies import Failure, Reply
+from vlkit.settings import Settings, Tally
+
+Result = Reply | Failure
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """How a batch went.
+
+    Attributes:
+        rows: all of them; ``resumed`` of them were in ``out`` already.
+        failures: rows without an answer.
+        seconds: wall time.
+        new_tokens: generated in this call.
+        padding: share of the prompt tokens computed that were padding.
+        batch_size: the most rows at a time.
+        path: ``"fast"``, or ``"library"`` where transformers' own generate was used.
+        note: why, and what else there is to say.
+        agreement: of the rows asked again alone, the share with the same answer; None if none was.
+        disagreeing: the indices of the others.
+        stopped: whether it was stopped before its end.
+    """
+
+    rows: int
+    resumed: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    new_tokens: int = 0
+    padding: float = 0.0
+    batch_size: int = 0
+    path: str = "fast"
+    note: str = ""
+    agreement: float | None = None
+    disagreeing: tuple[int, ...] = ()
+    stopped: bool = False
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens a second, end to end."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+
+class Results(list):
+    """The rows of a batch: Reply and Failure in the order given; ``.report`` tells more."""
+
+    report: BatchReport
+
+
+def generate_batch(
+    vlm: VLM,
+    conversations: Sequence[Any],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    batch_size: int | str = "auto",
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    agreement: int = 0,
+    on_result: Callable[[int, Result], None] | None = None,
+    stopped: Event | None = None,
+    rows: Sequence[int] | None = None,
+    part: int | None = None,
+) -> Results:
+    """Ask many questions; a row that cannot be answered becomes a Failure, the others go on.
+
+    Greedy answers are those of :func:`vlkit.generate`, in float32 to the token.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        conversations: a list whose items are text, a message or a list of messages.
+        max_new_tokens, temperature, top_p: as for :func:`vlkit.generate`.
+        seed: row ``i`` is sampled as ``generate(…, seed=seed + i)`` does it.
+        batch_size: the most rows at a time; ``"auto"`` follows from the free memory.
+        out: a JSONL file to which each row is appended as it finishes; the same call goes on where
+            it was stopped or killed. What is in it is not computed again, failures are.
+        resume: with False, an ``out`` that holds rows is refused.
+        progress: show a bar.
+        agreement: so many rows, chosen at random, are asked again alone afterwards.
+        on_result: called with (index, result) as each row finishes.
+        stopped: set it to end cleanly with what is done, as Ctrl-C does.
+        rows: indices of the conversations to do, by default all; the others are not in the result.
+        part: of a run in several processes, the number of this one; see the ``batch`` command.
+
+    Returns:
+        Reply or Failure in the order given; ``.report`` is a :class:`BatchReport`.
+
+    Raises:
+        VlkitError: wrong options, or an ``out`` that cannot be written.
+    """
+    start = time.perf_counter()
+    conversations = _check_conversations(conversations)
+    indices = list(range(len(conversations)) if rows is None else rows)
+    options = _generation_options(max_new_tokens, temperature, top_p, seed)
+    settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm))
+    found: dict[int, Result] = {}
+    tally, resumed, cut = Tally(), 0, False
+    with ExitStack() as stack:
+        journal, keys = _open_journal(stack, vlm, conversations, options, out, resume, part)
+        bar = stack.enter_context(closing(_bar(len(indices), progress)))
+
+        def take(index: int, result: Result) -> None:
+            found[index] = result
+            _show(bar, result, found, tally)
+            if on_result:
+                on_result(index, result)
+
+        try:
+            todo = []
+            for index in indices:
+                if journal and keys[index] in journal.finished:
+                    take(index, _restore(journal.finished[keys[index]], conversations[index]))
+                else:
+                    todo.append(index)
+            resumed = len(indices) - len(todo)
+            answers = answer_rows(vlm, conversations, todo, settings, tally)
+            with closing(answers):
+                for index, result in answers:
+                    if journal:
+                        journal.append(keys[index], index, result, _names(conversations[index]))
+                    take(index, result)
+                    if stopped is not None and stopped.is_set():
+                        raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            cut = True
+    missing = Failure("stopped before its turn; call again to go on", "Stopped")
+    results = Results(found.get(index, missing) for index in indices)
+    report = BatchReport(
+        rows=len(indices),
+        resumed=resumed,
+        failures=sum(isinstance(result, Failure) for result in results),
+        seconds=time.perf_counter() - start,
+        new_tokens=tally.new_tokens,
+        padding=tally.padding,
+        batch_size=tally.batch_size,
+        path=settings.path,
+        note=settings.note,
+        stopped=cut,
+    )
+    if agreement and not cut:
+        report = replace(report, **_agree(vlm, conversations, found, agreement, settings))
+    results.report = report
+    return results
+
+
+def _check_conversations(conversations: Any) -> list:
+    if isinstance(conversations, str | dict) or not hasattr(conversations, "__len__"):
+        kind = type(conversations).__name__
+        raise VlkitError(
+            f"conversations is a {kind}; pass a list with one conversation for each row"
+        )
+    return [conversations[index] for index in range(len(conversations))]
+
+
+def _check_batch_size(batch_size: Any) -> int | None:
+    if batch_size == "auto":
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise VlkitError(f'batch_size={batch_size!r} must be "auto" or a whole number, 1 or more')
+    return batch_size
+
+
+def _open_journal(stack, vlm, conversations, options, out, resume, part):
+    if out is None:
+        return None, []
+    from vlkit.journal import Journal
+    from vlkit.keys import row_keys
+
+    journal = stack.enter_context(Journal(out, resume=resume, part=part))
+    return journal, row_keys(vlm, conversations, options)
+
+
+def _restore(record: dict, messages: Any) -> Result:
+    from vlkit.rows import result_of
+
+    return result_of(record, messages)
+
+
+def _names(messages: Any) -> list[str]:
+    from vlkit.media import describe_source
+
+    try:
+        items = list(iterate_media(as_messages(messages)))
+    except VlkitError:
+        return []
+    return [describe_source(item[item["type"]]) for item in items]
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="row", disable=not progress)
+
+
+def _show(bar: Any, result: Result, found: dict[int, Result], tally: Tally) -> None:
+    bar.update()
+    failures = sum(isinstance(each, Failure) for each in found.values()) if found else 0
+    seconds = bar.format_dict["elapsed"] if not bar.disable else 0
+    if seconds:
+        bar.set_postfix_str(
+            f"{tally.new_tokens / seconds:,.0f} tokens/s, {failures} failed", refresh=False
+        )
+
+
+def _agree(vlm, conversations, found: dict[int, Result], count: int, settings: Settings) -> dict:
+    answered = [index for index, result in found.items() if isinstance(result, Reply)]
+    chosen = random.Random(settings.seed or 0).sample(answered, min(count, len(answered)))
+    different = []
+    for index in chosen:
+        seed = None if settings.seed is None else settings.seed + index
+        options = {k: settings.options[k] for k in ("max_new_tokens", "temperature", "top_p")}
+        options = {k: v for k, v in options.items() if v is not None}
+        alone = generate(vlm, conversations[index], seed=seed, **options)
+        if alone.raw != getattr(found[index], "raw", None):
+            different.append(index)
+    share = 1 - len(different) / len(chosen) if chosen else None
+    return {"agreement": share, "disagreeing": tuple(sorted(different))}

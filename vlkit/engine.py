@@ -1,0 +1,313 @@
+"""Rows that are answered together: prefilled in groups, decoded in slots, leaving when done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlkit.decoder import SPAN, Decoder
+from vlkit.vision_attention import packed_attention
+
+STEPS = 8  # decoding steps on a GPU between two looks at what came out
+GRAPH_STEPS = 16  # fewer steps than these do not pay for capturing a graph
+ROOM = 256  # the cache's length grows in steps of this many tokens
+
+
+@dataclass(eq=False)
+class Row:
+    """One conversation on its way.
+
+    Attributes:
+        index: its place in the batch.
+        tensors: the processor's output for it alone, ``input_ids`` of shape (1, length).
+        limit: the most new tokens.
+        seed: of its sampling.
+        tokens: the new tokens so far.
+        payload: whatever the caller wants back with it.
+    """
+
+    index: int
+    tensors: dict[str, Any]
+    limit: int
+    seed: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    payload: Any = None
+    generator: Any = None
+
+    @property
+    def length(self) -> int:
+        """Prompt tokens."""
+        return self.tensors["input_ids"].shape[1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen from the logits.
+
+    Attributes:
+        endings: tokens that end an answer.
+        temperature: 0 for the likeliest token.
+        top_p: share of probability to sample from.
+        repetition_penalty: of what the prompt or the answer holds already; 1 for none.
+    """
+
+    endings: frozenset[int]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+class Engine:
+    """Slots in which rows are decoded together.
+
+    Args:
+        model: the transformers model, without an adapter's wrapper.
+        choice: how tokens are chosen.
+        slots: the most rows at a time.
+        length: the most tokens of a row, prompt and answer; it grows when a longer one comes.
+    """
+
+    def __init__(self, model: Any, choice: Choice, slots: int, length: int):
+        import torch
+
+        self.model, self.choice, self.slots = model, choice, slots
+        self.decoder = Decoder(model, slots, _round_up(length, ROOM))
+        self.device = self.decoder.device
+        self.rows: list[Row] = []
+        whole = {"dtype": torch.long, "device": self.device}
+        self.tokens = torch.zeros(slots, **whole)  # the last token of each slot
+        self.lengths = torch.zeros(slots, **whole)  # what its cache holds
+        self.deltas = torch.zeros(slots, **whole)
+        self.history = torch.zeros(STEPS, slots, **whole)  # what the last steps gave
+        self.penalized = None
+        if choice.repetition_penalty != 1:
+            vocabulary = self.decoder.lm_head.weight.shape[0]
+            self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
+        self.graphs: dict[tuple[int, int], Any] = {}
+
+    @property
+    def free(self) -> int:
+        """How many rows could come in."""
+        return self.slots - len(self.rows)
+
+    def admit(self, rows: Sequence[Row]) -> list[Row]:
+        """Prefill rows and give each its first token; those that this finishes are returned."""
+        import torch
+
+        need = max(row.length + row.limit for row in rows)
+        if need > self.decoder.length:
+            self.graphs.clear()
+            self.decoder.grow(_round_up(need, ROOM))
+        logits, cache, deltas = self._prefill(rows)
+        first = len(self.rows)
+        self.decoder.put(first, cache, [row.length for row in rows])
+        del cache
+        span = slice(first, first + len(rows))
+        self.rows += rows
+        self.lengths[span] = torch.tensor([row.length for row in rows], device=self.device)
+        self.deltas[span] = deltas
+        if self.penalized is not None:
+            self.penalized[span] = False
+            for place, row in enumerate(rows, first):
+                self.penalized[place, row.tensors["input_ids"][0].to(self.device)] = True
+        chosen = self._choose(logits, rows, span)
+        self.tokens[span] = chosen
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            row.tokens.append(token)
+        return self._leave()
+
+    def advance(self) -> list[Row]:
+        """Decode a token of every row (a few on a GPU); those that are done leave."""
+        steps = self._count_steps()
+        for index in range(steps):
+            self._step(index, steps)
+        for tokens in self.history[:steps, : len(self.rows)].tolist():
+            for row, token in zip(self.rows, tokens, strict=True):
+                if not self._is_done(row):  # else the answer ended some steps ago
+                    row.tokens.append(token)
+        return self._leave()
+
+    def _count_steps(self) -> int:
+        if self.device.type != "cuda" or self.choice.temperature > 0:
+            return 1
+        return min(STEPS, max(row.limit - len(row.tokens) for row in self.rows))
+
+    # --- prefill ---------------------------------------------------------------------------------
+
+    def _prefill(self, rows: Sequence[Row]):
+        """Logits of each row's last prompt token, the cache of all, and rotary deltas."""
+        import torch
+        from transformers import DynamicCache
+
+        inputs = collate(rows, self.model.config)
+        mask = inputs.pop("attention_mask")
+        positions, deltas = _rope_index(self.model.model, inputs, mask)
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        with packed_attention(self.model.model.visual):
+            output = self.model.model(  # causal, padded on the right: no mask is needed
+                **inputs, attention_mask=None, position_ids=positions.to(self.device),
+                past_key_values=DynamicCache(config=self.model.config), use_cache=True,
+            )  # fmt: skip
+        last = torch.tensor([row.length - 1 for row in rows], device=self.device)
+        hidden = output.last_hidden_state[torch.arange(len(rows), device=self.device), last]
+        return self.model.lm_head(hidden), output.past_key_values, deltas.to(self.device)
+
+    # --- decoding --------------------------------------------------------------------------------
+
+    def _step(self, index: int, steps: int) -> None:
+        rows = self.slots if self.device.type == "cuda" else len(self.rows)
+        if self.device.type == "cuda":
+            rows = self._graph_rows()
+        longest = max(row.length + len(row.tokens) for row in self.rows) + steps
+        span = min(_round_up(longest, SPAN), self.decoder.length)
+        if self.device.type == "cuda" and self.choice.temperature == 0:
+            self._replay(rows, _span_of_graph(span, self.decoder.length))
+        else:
+            self._run(rows, span)
+        self.history[index] = self.tokens
+
+    def _graph_rows(self) -> int:
+        """The slots of a captured graph: a power of two that holds all rows."""
+        return min(self.slots, 1 << (len(self.rows) - 1).bit_length())
+
+    def _run(self, rows: int, span: int) -> None:
+        """One step of the first slots, in place."""
+        active = slice(0, rows)
+        lengths = self.lengths[active]
+        logits = self.decoder.step(self.tokens[active], lengths, self.deltas[active], span)
+        self.tokens[active] = self._choose(logits, self.rows, active)
+        lengths.add_(1).clamp_(max=span - 1)
+
+    def _replay(self, rows: int, span: int) -> None:
+        key = rows, span
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(rows, span)
+        self.graphs[key].replay()
+
+    def _capture(self, rows: int, span: int):
+        """A CUDA graph of one step; the slots are left as they were."""
+        import torch
+
+        state = self.tokens.clone(), self.lengths.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run(rows, span)  # libraries set themselves up outside of the capture
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run(rows, span)
+        self.tokens.copy_(state[0])
+        self.lengths.copy_(state[1])
+        return graph
+
+    # --- choosing and leaving --------------------------------------------------------------------
+
+    def _choose(self, logits, rows: Sequence[Row], place: slice):
+        """The next token of each row, shape (rows,)."""
+        logits = logits.float()
+        if self.penalized is not None:
+            seen, penalty = self.penalized[place], self.choice.repetition_penalty
+            scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
+            logits = scaled.where(seen, logits)
+        tokens = self._sample(logits, rows) if self.choice.temperature else logits.argmax(-1)
+        if self.penalized is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        return tokens
+
+    def _sample(self, logits, rows: Sequence[Row]):
+        """As transformers samples, each row from a random sequence of its own."""
+        import torch
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        logits = TemperatureLogitsWarper(self.choice.temperature)(None, logits)
+        if self.choice.top_p < 1:
+            logits = TopPLogitsWarper(self.choice.top_p)(None, logits)
+        shares = logits.softmax(-1)
+        return torch.cat(
+            [
+                torch.multinomial(share, 1, generator=_generator(row, self.device))
+                for share, row in zip(shares, rows, strict=False)
+            ]
+        )
+
+    def _is_done(self, row: Row) -> bool:
+        return len(row.tokens) >= row.limit or row.tokens[-1] in self.choice.endings
+
+    def _leave(self) -> list[Row]:
+        """Take out the rows that are done; the last ones move into their slots."""
+        done = [row for row in self.rows if self._is_done(row)]
+        for slot in reversed(range(len(self.rows))):
+            if self._is_done(self.rows[slot]):
+                self._fill(slot, len(self.rows) - 1)
+        return done
+
+    def _fill(self, slot: int, last: int) -> None:
+        row = self.rows.pop()
+        if slot == last:
+            return
+        self.rows[slot] = row
+        self.decoder.move(last, slot, row.length + len(row.tokens))
+        for state in (self.tokens, self.lengths, self.deltas, self.penalized):
+            if state is not None:
+                state[slot] = state[last]
+
+
+def collate(rows: Sequence[Row], config: Any) -> dict[str, Any]:
+    """The tensors of several rows as one, padded on the right."""
+    import torch
+
+    padding = getattr(config.get_text_config(), "pad_token_id", None) or 0
+    longest = max(row.length for row in rows)
+    batch: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.tensors):
+        parts = [row.tensors[name] for row in rows if name in row.tensors]
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            value = padding if name == "input_ids" else 0
+            parts = [_pad(part, longest, value) for part in parts]
+        batch[name] = torch.cat([torch.as_tensor(part) for part in parts])
+    return batch
+
+
+def _pad(tensor, length: int, value: int):
+    import torch
+
+    return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
+
+
+def _rope_index(model: Any, inputs: dict, mask):
+    """The library's rotary positions (3, rows, length), and deltas (rows,), on the CPU."""
+    import torch
+
+    kinds = inputs["mm_token_type_ids"]
+    if kinds.any():
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        extra = {name: inputs[name] for name in names if name in inputs}
+        positions, deltas = model.get_rope_index(
+            inputs["input_ids"], mm_token_type_ids=kinds, attention_mask=mask, **extra
+        )
+        return positions, deltas.flatten()
+    positions = torch.arange(mask.shape[1]).expand(3, len(mask), -1)
+    return positions, torch.zeros(len(mask), dtype=torch.long)
+
+
+def _generator(row: Row, device):
+    import torch
+
+    if row.generator is None:
+        row.generator = torch.Generator(device)
+        row.generator.seed() if row.seed is None else row.generator.manual_seed(row.seed)
+    return row.generator
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _span_of_graph(span: int, length: int) -> int:
+    """Few spans, so that few graphs are captured: ROOM, then its doubles."""
+    size = ROOM
+    while size < span:
+        size *= 2
+    return min(size, length)
