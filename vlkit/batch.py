@@ -117,7 +117,7 @@ def generate_batch(
     found: dict[int, Result] = {}
     tally, resumed, cut = Tally(), 0, False
     with ExitStack() as stack:
-        journal, keys = _open_journal(stack, vlm, conversations, options, out, resume, part)
+        journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
         bar = stack.enter_context(closing(_bar(len(indices), progress)))
 
         def take(index: int, result: Result) -> None:
@@ -129,10 +129,14 @@ def generate_batch(
         try:
             todo = []
             for index in indices:
-                if journal and keys[index] in journal.finished:
-                    take(index, _restore(journal.finished[keys[index]], conversations[index]))
-                else:
+                record = journal.finished.get(keys[index]) if journal else None
+                if record is None:
                     todo.append(index)
+                    continue
+                result = _restore(record, conversations[index])
+                if record["index"] != index:  # rows were moved: the file's last word is where
+                    journal.append(keys[index], index, result, _names(conversations[index]))
+                take(index, result)
             resumed = len(indices) - len(todo)
             answers = answer_rows(vlm, conversations, todo, settings, tally)
             with closing(answers):
@@ -181,14 +185,15 @@ def _check_batch_size(batch_size: Any) -> int | None:
     return batch_size
 
 
-def _open_journal(stack, vlm, conversations, options, out, resume, part):
+def _open_journal(stack, vlm, conversations, options, seed, out, resume, part):
     if out is None:
         return None, []
     from vlkit.journal import Journal
     from vlkit.keys import row_keys
 
     journal = stack.enter_context(Journal(out, resume=resume, part=part))
-    return journal, row_keys(vlm, conversations, options)
+    seed = seed if options["do_sample"] else None  # of a greedy answer it changes nothing
+    return journal, row_keys(vlm, conversations, options, seed=seed)
 
 
 def _restore(record: dict, messages: Any) -> Result:
