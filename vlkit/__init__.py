@@ -9,6 +9,8 @@ _HOME = {
     "grounding": ["Box", "Point", "Quad", "parse_grounding", "format_grounding"],
     "metrics": ["iou"],
     "plotting": ["draw_boxes", "plot_boxes"],
+    "conversion": ["convert"],
+    "datasets.detections": ["to_detections", "from_detections"],
     "messages": ["system", "user", "assistant"],
     "hubs": ["available_models"],
     "models": ["VLM", "load"],

@@ -1,0 +1,413 @@
+"""Other tools' formats in and out: every box comes back, and each format is what its makers say."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import vlkit
+from vlkit import Box, Point, Quad
+from vlkit.datasets import Scene, read_scenes, write_scenes
+from vlkit.errors import VlkitError
+
+SIZE = (200, 100)
+CAT, DOG = Box("cat", 20, 10, 60, 50), Box('黑 <狗> & "x"', 0, 0, 200, 100)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b"):
+        PIL.Image.new("RGB", SIZE, "gray").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def scenes(folder):
+    return [Scene(folder / "a.png", SIZE, (CAT, DOG)), Scene(folder / "b.png", SIZE)]
+
+
+def rotated(folder):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (200, 100)).save(folder / "turned.jpg", exif=exif)
+
+
+BOXED = {"coco": "d.json", "yolo": "d", "voc": "d", "label-studio": "d.json"}
+CHATS = ("ms-swift", "qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
+
+@pytest.mark.parametrize("name", BOXED)
+def test_there_and_back(name, folder, scenes):
+    path = folder / "out" / BOXED[name]
+    write_scenes(scenes, path, format=name)
+    back = read_scenes(path)
+    assert [scene.size for scene in back] == [SIZE, SIZE]
+    assert [scene.image.name for scene in back] == ["a.png", "b.png"]
+    assert all(scene.image.is_file() for scene in back)
+    for a, b in zip(scenes, back, strict=True):
+        assert [box.label for box in a.items] == [box.label for box in b.items]
+        for old, new in zip(a.items, b.items, strict=True):
+            assert new.xyxy == pytest.approx(old.xyxy, abs=1e-4)
+
+
+def test_refcoco_has_a_row_for_each_box(folder, scenes):
+    path = folder / "d.jsonl"
+    write_scenes(scenes, path, format="refcoco")
+    first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert first == {
+        **{"image": "a.png", "sent": "cat", "bbox": [20, 10, 60, 50]},
+        **{"width": 200, "height": 100},
+    }
+    assert second["sent"] == DOG.label
+    assert [scene.items for scene in read_scenes(path)] == [(CAT,), (DOG,)]
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chats_there_and_back_within_half_a_unit(name, folder, scenes):
+    path = folder / "d.jsonl"
+    write_scenes(scenes, path, format=name)
+    back = read_scenes(path, format=name)
+    assert back[0].prompt == f"Locate every instance of: cat, {DOG.label}."
+    for old, new in zip(scenes[0].items, back[0].items, strict=True):
+        assert new.label == old.label and new.xyxy == pytest.approx(old.xyxy, abs=0.5)
+    assert back[1].items == ()
+
+
+def test_points_and_quads_where_they_can_be(folder):
+    items = (CAT, Point("eye", 5, 6), Quad("sign", 1, 2, 30, 4, 28, 20, 0, 18))
+    scene = Scene(folder / "a.png", SIZE, items)
+    path = folder / "d.json"
+    write_scenes([scene], path, format="label-studio")
+    (back,) = read_scenes(path)
+    for old, new in zip(items, back.items, strict=True):
+        assert type(new) is type(old)
+        assert list(vars(new).values())[1:] == pytest.approx(list(vars(old).values())[1:])
+    with pytest.warns(UserWarning, match="2 points or quads left out: coco has none"):
+        write_scenes([scene], path, format="coco")
+    with pytest.raises(VlkitError, match="no quads"):
+        write_scenes([scene], path, format="ms-swift")
+
+
+# --- each format as its makers say ----------------------------------------------------------------
+
+
+def test_coco_as_pycocotools_reads_it(folder, scenes, capsys):
+    from pycocotools.coco import COCO
+
+    path = folder / "d.json"
+    write_scenes(scenes, path, format="coco")
+    coco = COCO(str(path))
+    assert {c["name"] for c in coco.loadCats(coco.getCatIds())} == {"cat", DOG.label}
+    annotation = coco.loadAnns(coco.getAnnIds(imgIds=[1]))[0]
+    assert (annotation["bbox"], annotation["area"]) == ([20, 10, 40, 40], 1600)
+
+
+@pytest.mark.parametrize("name, path", [("coco", "d.json"), ("yolo", "d"), ("voc", "d")])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_supervision_reads_the_same_boxes(name, path, folder, scenes):
+    import supervision
+
+    path = folder / path
+    write_scenes(scenes, path, format=name)
+    read = supervision.DetectionDataset
+    if name == "coco":
+        data = read.from_coco(images_directory_path=str(folder), annotations_path=str(path))
+    elif name == "yolo":
+        data = read.from_yolo(str(path / "images"), str(path / "labels"), str(path / "data.yaml"))
+    else:
+        data = read.from_pascal_voc(str(path / "JPEGImages"), str(path / "Annotations"))
+    found = {Path(p).name: detections for p, _, detections in data}
+    order = [data.classes[i] for i in found["a.png"].class_id]
+    truth = {box.label: box.xyxy for box in (CAT, DOG)}
+    for label, xyxy in zip(order, found["a.png"].xyxy, strict=True):
+        assert tuple(xyxy) == pytest.approx(truth[label], abs=0.01)
+
+
+def test_yolo_is_the_middle_and_the_size_as_shares(folder):
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    for name in "ab":
+        (folder / f"{name}.png").rename(folder / "images" / f"{name}.png")
+    (folder / "labels" / "a.txt").write_text("1 0.5 0.5 1 1\n0 0.25 0.5 0.1 0.2 0.9\n\n")
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    first, second = read_scenes(folder)
+    assert first.items[0] == Box("dog", 0, 0, 200, 100)
+    assert first.items[1].xyxy == pytest.approx((40, 40, 60, 60))
+    assert second.items == ()
+    (folder / "data.yaml").write_text("names: {0: katze, 1: hund}\n")
+    assert [box.label for box in read_scenes(folder)[0].items] == ["hund", "katze"]
+    (folder / "labels" / "a.txt").write_text("0 0 0 1 0 1 1 0 1\n")
+    with pytest.warns(UserWarning, match="1 polygons left out"):
+        assert read_scenes(folder)[0].items == ()
+
+
+def test_voc_counts_pixels_from_one(folder):
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>200</xmax><ymax>100</ymax></bndbox>"
+    (folder / "a.xml").write_text(
+        f"<annotation><filename>a.png</filename><object><name>cat</name>{box}</object></annotation>"
+    )
+    assert read_scenes(folder)[0].items == (Box("cat", 0, 0, 200, 100),)
+
+
+def test_label_studio_percent_rotation_and_addresses(folder):
+    value = {"x": 50, "y": 0, "width": 10, "height": 20, "rotation": 90, "rectanglelabels": ["cat"]}
+    result = {
+        "type": "rectanglelabels",
+        "original_width": 200,
+        "original_height": 100,
+        "value": value,
+    }
+    other = {**result, "type": "choices", "value": {"choices": ["yes"]}}
+    for source in ("/data/local-files/?d=some/where/a.png", "/data/upload/1/a.png", "a.png"):
+        tasks = [{"data": {"image": source}, "annotations": [{"result": [result, other]}]}]
+        (folder / "d.json").write_text(json.dumps(tasks))
+        with pytest.warns(UserWarning, match="1 results left out"):
+            (scene,) = read_scenes(folder / "d.json")
+        assert scene.image == folder / "a.png"
+        (quad,) = scene.items  # 20 wide and 20 high, hanging from (100, 0) to the left
+        assert [v for c in quad.corners for v in c] == pytest.approx(
+            [100, 0, 100, 20, 80, 20, 80, 0]
+        )
+
+
+def swift(folder, **row):
+    path = folder / "d.jsonl"
+    row = {"images": ["a.png"], **row}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return path
+
+
+def said(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.mark.parametrize(
+    "answer, objects, items",
+    [
+        (
+            "<ref-object><bbox> and <ref-object><bbox> play",
+            {"ref": ["a dog", "a man"], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+            (Box("a dog", 1, 2, 3, 4), Box("a man", 5, 6, 7, 8)),
+        ),
+        (
+            "<bbox><bbox>",
+            {"ref": [], "bbox": [[0.1, 0.1, 0.5, 0.5], [0.25, 0.5]], "bbox_type": "norm1"},
+            (Box("", 20, 10, 100, 50), Point("", 50, 50)),
+        ),
+        (
+            '```json\n[{"bbox_2d": <bbox>, "label": "<ref-object>"}]\n```',
+            {"ref": ['a "b"'], "bbox": [[1.5, 2, 3, 4]]},
+            (Box('a "b"', 1.5, 2, 3, 4),),
+        ),
+        ("nothing", {}, ()),
+    ],
+)
+def test_ms_swift(folder, answer, objects, items):
+    path = swift(folder, messages=said("<image>Find them", answer), objects=objects)
+    (scene,) = read_scenes(path, format="ms-swift")
+    assert (scene.items, scene.prompt) == (items, "Find them")
+
+
+def test_ms_swift_labels_go_on_from_the_question(folder):
+    objects = {"ref": ["sheep"], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+    path = swift(
+        folder, messages=said("<image>Find the <ref-object>", "<bbox>, <bbox>"), objects=objects
+    )
+    (scene,) = read_scenes(path)
+    assert scene.prompt == "Find the sheep"
+    assert scene.items == (Box("sheep", 1, 2, 3, 4), Box("sheep", 5, 6, 7, 8))
+
+
+def test_rows_that_ask_with_a_box_are_left_out_of_scenes(folder):
+    objects = {"ref": [], "bbox": [[1, 2, 3, 4]]}
+    path = swift(folder, messages=said("<image>What is in <bbox>?", "A cat."), objects=objects)
+    with pytest.warns(UserWarning, match="1 rows that ask with a box left out"):
+        assert read_scenes(path) == []
+
+
+# --- sizes and rotation ---------------------------------------------------------------------------
+
+
+def test_boxes_made_before_the_exif_rotation_are_refused(folder):
+    rotated(folder)
+    row = {"image": "turned.jpg", "sent": "x", "bbox": [0, 0, 9, 9], "width": 200, "height": 100}
+    path = folder / "d.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(VlkitError, match=r"100×200 upright, the data set says 200×100.*EXIF"):
+        read_scenes(path)
+    path.write_text(json.dumps(row | {"width": 100, "height": 200}))
+    assert read_scenes(path)[0].size == (100, 200)
+    path.write_text(json.dumps(row | {"width": 50, "height": 100}))
+    with pytest.raises(VlkitError, match="of another"):
+        read_scenes(path)
+
+
+def test_a_missing_picture_needs_a_stated_size(folder):
+    row = {"image": "gone.png", "sent": "x", "bbox": [0, 0, 9, 9]}
+    path = folder / "d.jsonl"
+    path.write_text(json.dumps(row | {"width": 20, "height": 10}))
+    assert read_scenes(path)[0].size == (20, 10)
+    path.write_text(json.dumps(row))
+    with pytest.raises(VlkitError, match=r"gone\.png is missing.*images="):
+        read_scenes(path)
+
+
+def test_pictures_may_lie_elsewhere(folder, scenes):
+    path = folder / "labels" / "d.jsonl"
+    row = {"image": "train/a.png", "sent": "cat", "bbox": [0, 0, 9, 9]}
+    path.parent.mkdir()
+    path.write_text(json.dumps(row))
+    assert read_scenes(path, images=folder)[0].image == folder / "a.png"
+
+
+def test_pictures_of_one_name_are_copied_apart(folder):
+    (folder / "x").mkdir()
+    PIL.Image.new("RGB", (50, 60)).save(folder / "x" / "a.png")
+    scenes = [
+        Scene(folder / "a.png", SIZE, (CAT,)),
+        Scene(folder / "x" / "a.png", (50, 60), (CAT,)),
+    ]
+    scenes.append(Scene(folder / "a.png", SIZE, (DOG,)))  # another question about the first
+    for name in ("yolo", "voc"):
+        write_scenes(scenes, folder / name, format=name)
+        back = read_scenes(folder / name)
+        assert sorted((s.image.name, s.size, len(s.items)) for s in back) == [
+            ("a.png", SIZE, 2),
+            ("a_2.png", (50, 60), 1),
+        ]
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("d.json", "", "cannot be told"),
+        ("d.json", "[]", "cannot be told"),
+        ("d.json", "{nope", "line 1 is no JSON"),
+        ("d.json", '{"x": 1}', "cannot be told"),
+        ("d.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError"),
+        ("d.json", '{"images": [], "annotations": [{}], "categories": []}', "KeyError"),
+        ("d.json", '{"images": [], "annotations": {}, "categories": 7}', "no COCO file"),
+        ("d.jsonl", '{"sent": "x"}', 'row 1 lacks "image"'),
+        (
+            "d.jsonl",
+            '{"sent": "x", "image": "a.png", "bbox": [1, 2, "x", 4]}',
+            "row 1.*four numbers",
+        ),
+        (
+            "d.jsonl",
+            '{"sent": "x", "image": "a.png", "bbox": [1, 2, NaN, 4]}',
+            "row 1.*four numbers",
+        ),
+        ("d.jsonl", '{"sent": "x", "image": "a.png", "bbox": [1,2,3,4]}\n[1]', "row 2: expected"),
+        ("d.jsonl", '{"sent": "x", "image": "a.png", "width": -1, "height": 2}', "its size is"),
+        ("d.json", '[{"data": {}, "annotations": []}]', "task 1 is no Label Studio"),
+        ("d.json", '[{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}]', "task"),
+        (
+            "d.jsonl",
+            '{"objects": {}, "messages": [3], "images": ["a.png"]}',
+            "row 1: it has no list",
+        ),
+        ("d.jsonl", '{"objects": {}, "messages": [], "images": [3]}', "row 1: its picture is 3"),
+        ("d.jsonl", '{"objects": {}, "messages": []}', "row 1: it names no picture"),
+        ("d.jsonl", '{"messages": [], "images": ["a.png"]}', "pass the one, of .*qwen2_5_vl"),
+    ],
+)
+def test_malformed_files_are_one_line(folder, name, text, message):
+    (folder / name).write_text(text)
+    with pytest.raises(VlkitError, match=message) as caught:
+        read_scenes(folder / name)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "answer, objects, message",
+    [
+        ("<bbox>", {"bbox": []}, "more <bbox> than its objects"),
+        ("none", {"bbox": [[1, 2, 3, 4]]}, "1 boxes more than <bbox>"),
+        ("<ref-object><bbox>", {"bbox": [[1, 2, 3, 4]]}, "more <ref-object>"),
+        ("<bbox>", {"bbox": [[1, 2, 3]]}, "is no box"),
+        ("<bbox>", {"bbox": ["abcd"]}, "is no box"),
+        ("<bbox>", {"bbox": [[1, 2, 3, 4]], "image_id": [1]}, "other pictures"),
+    ],
+)
+def test_malformed_ms_swift(folder, answer, objects, message):
+    path = swift(folder, messages=said("<image>?", answer), objects=objects)
+    with pytest.raises(VlkitError, match=f"row 1: .*{message}"):
+        read_scenes(path, format="ms-swift")
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "holds no Annotations"),
+        ({"a.xml": "<annotation>"}, "no Pascal VOC"),
+        ({"a.xml": "<annotation/>"}, "lacks <filename>"),
+        ({"a.xml": "<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>"}, "declares entities"),
+        ({"labels/a.txt": "0 0 0 1 1", "images/x": ""}, "neither a data.yaml"),
+        ({"labels/a.txt": "", "classes.txt": "cat"}, "holds no pictures"),
+    ],
+)
+def test_malformed_folders(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(VlkitError, match=message):
+        read_scenes(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["x 0 0 1 1", "0 0 0 1", "5 0 0 1 1", "0 nan 0 1 1"])
+def test_malformed_yolo_lines_are_named(folder, scenes, line):
+    write_scenes(scenes, folder / "y", format="yolo")
+    (folder / "y" / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
+    with pytest.raises(VlkitError, match=r"a\.txt, line 2"):
+        read_scenes(folder / "y")
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(folder, scenes):
+    with pytest.raises(VlkitError, match="is there already"):
+        write_scenes(scenes, folder, format="yolo")
+    path = folder / "d.json"
+    path.write_text("before")
+    broken = [*scenes, Scene(folder / "a.png", SIZE, (None,))]
+    with pytest.raises(AttributeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_scenes([*broken, None], path, format="coco")
+    assert path.read_text() == "before"
+    with pytest.raises(VlkitError, match="unknown; formats"):
+        write_scenes(scenes, path, format="pickle")
+    with pytest.raises(VlkitError, match="does not exist"):
+        read_scenes(folder / "nothing")
+
+
+# --- supervision ----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_detections_there_and_back():
+    detections = vlkit.to_detections([CAT, Point("eye", 1, 2), DOG, CAT])
+    assert detections.class_id.tolist() == [0, 1, 0]
+    assert vlkit.from_detections(detections) == [CAT, DOG, CAT]
+    assert vlkit.from_detections(vlkit.to_detections([])) == []
+    assert vlkit.to_detections([CAT], classes=["dog", "cat"]).class_id.tolist() == [1]
+    with pytest.raises(VlkitError, match="not among the classes"):
+        vlkit.to_detections([CAT], classes=["dog"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_detections_with_numbers_alone_and_its_annotators():
+    import supervision
+
+    detections = supervision.Detections(np.array([[1.0, 2, 3, 4]]), class_id=np.array([1]))
+    with pytest.raises(VlkitError, match="pass classes"):
+        vlkit.from_detections(detections)
+    assert vlkit.from_detections(detections, classes=["a", "b"]) == [Box("b", 1, 2, 3, 4)]
+    drawn = supervision.BoxAnnotator().annotate(
+        PIL.Image.new("RGB", SIZE), vlkit.to_detections(CAT)
+    )
+    assert np.asarray(drawn)[10:50, 20].any() and not np.asarray(drawn)[:5].any()

@@ -1,0 +1,162 @@
+"""Files of data sets: read with errors that name the place, written whole, pictures found."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vlkit.errors import VlkitError
+from vlkit.grounding import Box, Item, Size
+from vlkit.headers import picture_size
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file. Raises VlkitError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlkitError(f"{path} cannot be read as UTF-8 text: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises VlkitError."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise VlkitError(f"{path} is no JSON: {error}") from None
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The objects of a .jsonl, or of the list in a .json. Raises VlkitError naming the line."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        rows = list(enumerate(read_json(path), start=1))
+    else:
+        lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
+        rows = [(n, _parse_line(path, n, line)) for n, line in lines]
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise VlkitError(f"{path}, row {number}: expected a JSON object, not {row!r:.40}")
+    return [row for _, row in rows]
+
+
+def first_json(path: Path) -> Any:
+    """The whole of a .json that holds one object, else its first row. None where there is none."""
+    text = read_text(path).lstrip()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        first = text.partition("\n")[0]
+        value = _parse_line(path, 1, first) if first else None
+    return (value[0] if value else None) if isinstance(value, list) else value
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise VlkitError(f"{path}, line {number} is no JSON: {error}") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that at no time half of it is there. Raises VlkitError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise VlkitError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def dump_lines(rows: Iterable[dict]) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def relative(image: Path, target: Path) -> str:
+    """A picture's path as seen from the file that names it, where that is possible."""
+    try:
+        return Path(os.path.relpath(image, target.parent)).as_posix()
+    except ValueError:  # another drive
+        return image.as_posix()
+
+
+def new_folder(path: Path) -> Path:
+    """A new or empty folder. Raises VlkitError where something is in it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise VlkitError(f"{path} is there already; name a new or empty folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def find_picture(name: str, places: Iterable[Path]) -> Path:
+    """Where a picture that a data set names lies; the first place where it is nowhere."""
+    paths = [place / part for place in places for part in dict.fromkeys((name, Path(name).name))]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def upright_size(path: Path, stated: tuple[Any, Any] | None = None) -> Size:
+    """A picture's upright (width, height), from its file or, where it is missing, as stated.
+
+    Raises:
+        VlkitError: neither is there, or they contradict each other.
+    """
+    known = _as_size(path, stated) if stated and None not in stated else None
+    if not path.is_file():
+        if known is None:
+            raise VlkitError(f"{path} is missing, and the data set states no size; pass images=")
+        return known
+    size = picture_size(path)
+    if known in (None, size):
+        return size
+    turned = known == size[::-1]
+    why = "the boxes were made before its EXIF rotation" if turned else "the boxes are of another"
+    raise VlkitError(
+        f"{path} is {size[0]}×{size[1]} upright, the data set says {known[0]}×{known[1]}: {why}; "  # type: ignore[index]
+        "correct the boxes, or the size where only that is wrong"
+    )
+
+
+def _as_size(path: Path, stated: tuple[Any, Any]) -> Size:
+    try:
+        width, height = (int(float(side)) for side in stated)
+        if width > 0 < height:
+            return width, height
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise VlkitError(f"{path}: the data set says its size is {stated!r}; expected (width, height)")
+
+
+def boxes_of(items: Iterable[Item], format: str) -> list[Box]:
+    """The boxes alone, with a warning where a format cannot hold the rest."""
+    items = list(items)
+    boxes = [item for item in items if isinstance(item, Box)]
+    if len(boxes) < len(items):
+        left_out = len(items) - len(boxes)
+        warnings.warn(f"{left_out} points or quads left out: {format} has none", stacklevel=4)
+    return boxes
+
+
+def checked_box(label: Any, numbers: Any, where: str) -> Box:
+    """A box of four finite numbers, its corners in order. Raises VlkitError naming the place."""
+    try:
+        x1, y1, x2, y2 = (float(n) for n in numbers)
+        if abs(x1) + abs(y1) + abs(x2) + abs(y2) < 1e9:
+            return Box(str(label), min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise VlkitError(f"{where}: {numbers!r:.80} are not the four numbers of a box")
