@@ -8,12 +8,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vlkit.commands.batch import batch
+from vlkit.commands.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    ImageTokensOption,
+    ModelOption,
+    QuantizeOption,
+    RevisionOption,
+    SeedOption,
+    TemperatureOption,
+    TokensOption,
+    console,
+    errors,
+)
 from vlkit.errors import VlkitError
-from vlkit.hubs import Hub
 
 app = typer.Typer(
     help="A workbench for the Qwen-VL family.",
@@ -21,20 +35,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # brackets in a help text are meant
 )
-console = Console()
-errors = Console(stderr=True)
-
-ModelOption = Annotated[str, typer.Option(help='"tiny" (bundled), a folder or a hub id.')]
-HubOption = Annotated[Hub, typer.Option(help="Where to look for it.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda:0 or mps.")]
-ImageTokensOption = Annotated[int | None, typer.Option(help="Shrink pictures to this many tokens.")]
-QuantizeOption = Annotated[str | None, typer.Option(help="4bit or 8bit (vlkit[quant]).")]
-AdapterOption = Annotated[str | None, typer.Option(help="Folder or hub id of an adapter.")]
-TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatable.")]
-SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
+app.command()(batch)
 
 
 def main() -> None:
