@@ -177,10 +177,17 @@ def test_wrong_names(folder):
         vlkit.convert(source, folder / "x", to="pdf")
     with pytest.raises(VlkitError, match="'pdf' is unknown"):
         vlkit.convert(source, folder / "x", to="coco", source_format="pdf")
-    with pytest.raises(VlkitError, match="between two families"):
-        vlkit.convert(
-            source, folder / "x", to="coco", source_format="qwen2_5_vl", max_image_tokens=9
-        )
+
+
+def test_the_limit_of_the_training_counts_on_both_ways(folder):
+    source, small = chat(folder, "?", CAT), folder / "small.jsonl"
+    vlkit.convert(source, small, to="qwen2_5_vl", max_image_tokens=64)
+    assert "[31, 28, 92, 56]" in small.read_text()  # of 308×140 pixels: 0.1 × 308 = 30.8
+    for limit, right in ((64, True), (None, False)):
+        options = {"source_format": "qwen2_5_vl", "max_image_tokens": limit}
+        vlkit.convert(small, folder / "d.json", to="coco", **options)
+        (box,) = read_scenes(folder / "d.json")[0].items
+        assert (vlkit.iou(box, Box("", 100, 100, 300, 200)) > 0.95) is right
 
 
 def test_the_samples_boxes_survive_every_convention(folder):

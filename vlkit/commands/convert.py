@@ -19,7 +19,7 @@ def convert(
         ),
     ],
     source_format: Annotated[
-        str, typer.Option("--from", help="The source's format; told from its content where it can be.")
+        str, typer.Option("--from", help="The source's format, where its content does not tell.")
     ] = "auto",
     images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
     max_image_tokens: Annotated[
