@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlkit.decoder import SPAN, Decoder
-from vlkit.vision_attention import packed_attention
+from vlkit.encoding import Encoder, Medium
 
 STEPS = 8  # decoding steps on a GPU between two looks at what came out
 GRAPH_STEPS = 16  # fewer steps than these do not pay for capturing a graph
@@ -20,7 +20,8 @@ class Row:
 
     Attributes:
         index: its place in the batch.
-        tensors: the processor's output for it alone, ``input_ids`` of shape (1, length).
+        tensors: the processor's output for it alone, ``input_ids`` of shape (1, length); no pixels.
+        media: its pictures, then its clips.
         limit: the most new tokens.
         seed: of its sampling.
         tokens: the new tokens so far.
@@ -29,6 +30,7 @@ class Row:
 
     index: int
     tensors: dict[str, Any]
+    media: list[Medium]
     limit: int
     seed: int | None = None
     tokens: list[int] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Engine:
         import torch
 
         self.model, self.choice, self.slots = model, choice, slots
+        self.encoder = Encoder(model)
         self.decoder = Decoder(model, slots, _round_up(length, ROOM))
         self.device = self.decoder.device
         self.rows: list[Row] = []
@@ -141,17 +144,42 @@ class Engine:
         from transformers import DynamicCache
 
         inputs = collate(rows, self.model.config)
-        mask = inputs.pop("attention_mask")
-        positions, deltas = _rope_index(self.model.model, inputs, mask)
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
-        with packed_attention(self.model.model.visual):
-            output = self.model.model(  # causal, padded on the right: no mask is needed
-                **inputs, attention_mask=None, position_ids=positions.to(self.device),
-                past_key_values=DynamicCache(config=self.model.config), use_cache=True,
-            )  # fmt: skip
+        positions, deltas = _rope_index(self.model.model, inputs)
+        ids = inputs["input_ids"].to(self.device)
+        hidden, extra = self._embed(rows, ids)
+        output = self.model.model.language_model(  # causal, padded on the right: needs no mask
+            inputs_embeds=hidden, attention_mask=None, position_ids=positions.to(self.device),
+            past_key_values=DynamicCache(config=self.model.config), use_cache=True, **extra,
+        )  # fmt: skip
         last = torch.tensor([row.length - 1 for row in rows], device=self.device)
         hidden = output.last_hidden_state[torch.arange(len(rows), device=self.device), last]
         return self.model.lm_head(hidden), output.past_key_values, deltas.to(self.device)
+
+    def _embed(self, rows: Sequence[Row], ids):
+        """(rows, length, width), features in their places; and what Qwen3-VL adds in its layers."""
+        import torch
+
+        hidden = self.decoder.embed(ids)
+        media = [medium for row in rows for medium in row.media]
+        if not media:
+            return hidden, {}
+        features = self.encoder.encode(media)
+        config = self.model.config
+        places = {kind: ids == getattr(config, f"{kind}_token_id") for kind in ("image", "video")}
+        seen = places["image"] | places["video"]
+        layers = []
+        for layer in range(len(features[0])):
+            values = torch.zeros_like(hidden)
+            for kind, place in places.items():
+                parts = [f[layer] for m, f in zip(media, features, strict=True) if m.kind == kind]
+                if parts:
+                    values[place] = torch.cat(parts).to(hidden.dtype)
+            layers.append(values)
+        hidden = torch.where(seen[..., None], layers[0], hidden)
+        if len(layers) == 1:
+            return hidden, {}
+        deep = [layer[seen] for layer in layers[1:]]
+        return hidden, {"visual_pos_masks": seen, "deepstack_visual_embeds": deep}
 
     # --- decoding --------------------------------------------------------------------------------
 
@@ -276,11 +304,11 @@ def _pad(tensor, length: int, value: int):
     return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
 
 
-def _rope_index(model: Any, inputs: dict, mask):
+def _rope_index(model: Any, inputs: dict):
     """The library's rotary positions (3, rows, length), and deltas (rows,), on the CPU."""
     import torch
 
-    kinds = inputs["mm_token_type_ids"]
+    kinds, mask = inputs["mm_token_type_ids"], inputs["attention_mask"]
     if kinds.any():
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         extra = {name: inputs[name] for name in names if name in inputs}

@@ -15,7 +15,7 @@ from vlkit.memory import available_memory, count_cost
 from vlkit.messages import as_messages
 from vlkit.models import VLM
 from vlkit.replies import Failure, Reply
-from vlkit.row_tensors import describe_row, split_rows
+from vlkit.row_tensors import describe_row, split_media, split_rows
 from vlkit.settings import PREFILL_TOKENS, Settings, Tally, base_model
 
 
@@ -166,10 +166,13 @@ def _make_rows(vlm: VLM, group: list[Waiting], limit: int, seed: int | None) -> 
     loaded = [row.loaded for row in group]
     inputs = make_inputs(vlm, loaded, device=vlm.model.device if half else None)
     start, rows = time.perf_counter(), []
-    for row, tensors, sizes in zip(group, split_rows(inputs), inputs.input_sizes, strict=True):
+    media = split_media(inputs, [row.digests for row in group])
+    parts = zip(group, split_rows(inputs), media, inputs.input_sizes, strict=True)
+    for row, tensors, its_media, sizes in parts:
         row_seed = None if seed is None else seed + row.index
         described = describe_row(row.loaded, tensors, sizes)
-        rows.append(Row(row.index, tensors, limit, row_seed, payload=(row, described, start)))
+        payload = row, described, start
+        rows.append(Row(row.index, tensors, its_media, limit, row_seed, payload=payload))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import PIL.Image
 
 from vlkit.errors import VlkitError
 from vlkit.inputs import count_tokens, load_messages
@@ -27,12 +30,14 @@ class Waiting:
         messages: its conversation.
         loaded: LoadedMessages, or a Failure that says why there is none.
         tokens: how long the prompt will be, media included.
+        digests: of the content of its pictures, then of its clips.
     """
 
     index: int
     messages: Any
     loaded: Any
     tokens: int = 0
+    digests: tuple[bytes, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -90,7 +95,9 @@ def feeding(
 def _load(vlm: VLM, index: int, messages: Any) -> Waiting:
     try:
         loaded = load_messages(vlm, messages)
-        return Waiting(index, messages, loaded, count_tokens(vlm, loaded))
+        contents = [*map(PIL.Image.Image.tobytes, loaded.images), *(c.frames for c in loaded.clips)]
+        digests = tuple(hashlib.sha256(memoryview(content)).digest() for content in contents)
+        return Waiting(index, messages, loaded, count_tokens(vlm, loaded), digests)
     except VlkitError as error:
         return Waiting(index, messages, failure_of(error))
     except Exception as error:  # one row must never end the batch
