@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlkit.commands.batch import batch
+from vlkit.commands.convert import convert
 from vlkit.commands.options import (
     AdapterOption,
     DeviceOption,
@@ -36,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # brackets in a help text are meant
 )
 app.command()(batch)
+app.command()(convert)
 
 
 def main() -> None:
