@@ -17,6 +17,7 @@ MAX_LABEL = 40  # characters
 MIN_FONT_SIZE = 12  # pixels; smaller letters cannot be read
 
 Area = tuple[float, float, float, float]  # x1, y1, x2, y2
+Stroke = tuple[Item, str, bool]  # an item, its colour, whether its line is dashed
 Font = ImageFont.FreeTypeFont
 
 
@@ -93,16 +94,24 @@ def bounds_of(item: Item) -> Area:
     return (item if isinstance(item, Box) else item.bounds).xyxy
 
 
+def area_of(item: Item) -> float:
+    """Square pixels of the box around it."""
+    x1, y1, x2, y2 = bounds_of(item)
+    return abs(x2 - x1) * abs(y2 - y1)
+
+
 def place_labels(
-    items: Sequence[Item], size: Size, font: Font, pad: int
-) -> list[tuple[Item, str, Area]]:
-    """For each item with a label that is on the picture: its text, and where it stands.
+    strokes: Sequence[Stroke], size: Size, font: Font, pad: int
+) -> list[tuple[str, str, Area]]:
+    """For each item with a label that is on the picture: its colour, its text, where it stands.
 
     A label stands above its item, inside, under or beside it, or, in a crowd, further off: where
     it covers least of the labels before it.
     """
-    placed: list[tuple[Item, str, Area]] = []
-    for item in items:
+    placed: list[tuple[str, str, Area]] = []
+    r = 2 * pad  # a point is as small as a label is large, and would vanish under one
+    dots = [(i.x - r, i.y - r, i.x + r, i.y + r) for i, _, _ in strokes if isinstance(i, Point)]
+    for item, color, _ in strokes:
         if not item.label or not _overlap(bounds_of(item), (0, 0, *size)):
             continue
         text = fit_text(printable(item.label), font, size[0] - 2 * pad)
@@ -110,12 +119,12 @@ def place_labels(
         best, least = None, float("inf")
         for place in _places(bounds_of(item), w, h):
             area = _clamp(place, w, h, size)
-            covered = sum(_overlap(area, other) for _, _, other in placed)
+            covered = sum(_overlap(area, other) for other in (*dots, *(p[2] for p in placed)))
             if covered < least:
                 best, least = area, covered
             if not covered:
                 break
-        placed.append((item, text, best or _clamp((0, 0), w, h, size)))
+        placed.append((color, text, best or _clamp((0, 0), w, h, size)))
     return placed
 
 
@@ -123,6 +132,7 @@ def _places(area: Area, w: float, h: float) -> list[tuple[float, float]]:
     x1, y1, x2, y2 = area
     lefts = (x1, x2 - w, (x1 + x2 - w) / 2)
     near = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in lefts]
+    near += [(x, y) for y in (y1 - 1.6 * h, y2 + 0.6 * h) for x in lefts]
     beside = [(x, y) for y in (y1, y2 - h) for x in (x2, x1 - w)]
     far = [(x1 + dx, y1 + dy * h) for dy in (-2, 1, 2, -3, 3, 4, -4, 5) for dx in (0, -w, w)]
     return near + beside + far

@@ -14,6 +14,8 @@ from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Item, Items, Point, list_items, scale_item
 from vlkit.labels import (
     PALETTE,
+    Stroke,
+    area_of,
     bounds_of,
     font_for,
     font_path,
@@ -54,7 +56,8 @@ def draw_boxes(
     """
     picture, items = load_image(image), list_items(boxes)
     colors = label_colors(item.label for item in items)
-    draw_items(picture, items, colors, labels=labels, line_width=line_width)
+    strokes = [(item, colors[item.label], False) for item in items]
+    draw_strokes(picture, strokes, labels=labels, line_width=line_width)
     if not legend:
         return picture
     counts = Counter(printable(item.label) for item in items)
@@ -63,25 +66,22 @@ def draw_boxes(
     return add_legend(picture, rows)
 
 
-def draw_items(
+def draw_strokes(
     picture: PIL.Image.Image,
-    items: list[Item],
-    colors: dict[str, str],
+    strokes: list[Stroke],
     *,
     labels: bool = True,
     line_width: int | None = None,
-    dashed: bool = False,
 ) -> None:
-    """Draw on the picture itself, in the colour of each label."""
+    """Draw on the picture itself: each item with its colour, and whether its line is dashed."""
     width = line_width or line_width_for(picture.size)
     draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
-    for item in sorted(items, key=_area, reverse=True):  # the small ones on top
-        _draw_outline(draw, item, width, colors[item.label], dashed)
+    for item, color, dashed in sorted(strokes, key=lambda s: area_of(s[0]), reverse=True):
+        _draw_outline(draw, item, width, color, dashed)  # the small ones on top
     font, pad = font_for(picture.size), max(2, width)
     if labels and font:
         top, _ = text_height(font)
-        for item, text, (x1, y1, x2, y2) in place_labels(items, picture.size, font, pad):
-            color = colors[item.label]
+        for color, text, (x1, y1, x2, y2) in place_labels(strokes, picture.size, font, pad):
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
             draw.text((x1 + pad, y1 + pad // 2 - top), text, font=font, fill=text_color(color))
 
@@ -237,11 +237,6 @@ def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:
 # --- lines ---------------------------------------------------------------------------------------
 
 
-def _area(item: Item) -> float:
-    x1, y1, x2, y2 = bounds_of(item)
-    return abs(x2 - x1) * abs(y2 - y1)
-
-
 def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str, dashed: bool):
     """The line with a thin edge on both sides that sets it off from any background."""
     edge, edge_color = max(1, width // 3), EDGES[text_color(color)]
@@ -277,7 +272,7 @@ def _draw_path(draw, points: list[tuple[float, float]], width: int, color: str, 
         return
     for (x1, y1), (x2, y2) in pairwise(points):
         length = max(abs(x2 - x1), abs(y2 - y1))
-        steps = max(1, round(length / (4 * width)))
+        steps = round(length / (4 * width)) | 1  # odd: a dash at either end
         for step in range(0, steps, 2):
             a, b = step / steps, min(1, (step + 1) / steps)
             ends = [(x1 + (x2 - x1) * t, y1 + (y2 - y1) * t) for t in (a, b)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from typing import Any
 
 import PIL.Image
 
+from vlkit.comparison import data_url
 from vlkit.deferred import DeferredClips, DeferredImages
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.grounding import Box, Item, Point, Size, read_grounding
@@ -186,10 +185,5 @@ def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> 
     """An ``<img>`` that holds the picture itself, at most ``width`` pixels wide."""
     picture = picture.convert("RGB")
     picture.thumbnail((width, 2 * width))
-    kind = "PNG" if picture.width * picture.height < 300_000 else "JPEG"
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    source = f"data:image/{kind.lower()};base64,{data}"
     alt = html.escape(alt[:200], quote=True)
-    return f'<img src="{source}" alt="{alt}" style="max-width:100%;height:auto">'
+    return f'<img src="{data_url(picture)}" alt="{alt}" style="max-width:100%;height:auto">'
