@@ -1,0 +1,281 @@
+"""A panel to ask the same question of many pictures, or of the rows of a table."""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from vlkit import batch, bundled, tables
+from vlkit.errors import VlkitError
+from vlkit.replies import Failure, Reply
+from vlkit.widgets.batch_rows import ROW_CSS, row_html
+from vlkit.widgets.shared import Debounce, StatusLine, _columns, _load_code, add_classes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAMPLES = "samples"  # typed as a source, it is the folder of sample pictures
+PAGE = 8  # rows in view
+_QUIET = 0.2  # seconds without a change before rows are drawn
+_TICK = 0.4  # seconds between two views of a run
+_CODE = """import vlkit
+
+# vlm = {load}
+conversations = vlkit.read_conversations({source}, {prompt!r})
+results = vlkit.generate_batch(vlm, conversations, {options})
+vlkit.to_frame(results, conversations)"""
+
+Row = Reply | Failure | None
+
+
+class BatchPanel(widgets.VBox):
+    """Ask of many pictures: name a folder or a table, write the prompt, start; answers come in.
+
+    A prompt may hold ``{column}``; the line under it lists the columns. Rows that fail are shown
+    with their reason, and the others go on. With a journal (``out``), a run that was stopped goes
+    on with the next start. Every control is an attribute (``source``, ``prompt``,
+    ``max_new_tokens``, ``out``, ``save_as``, ``shown``, ``page``), so what a hand can do, code
+    can do: ``panel.source.value = "scans"; panel.start(); panel.wait()``.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        source: a folder of pictures, a table's file, or ``"samples"``.
+        prompt: what is asked at the beginning.
+
+    Attributes:
+        conversations: the rows, from :func:`vlkit.read_conversations`; None where the source
+            cannot be read.
+        results: Reply or Failure of each row; None where it is not answered yet.
+    """
+
+    def __init__(self, vlm: Any, source: str = SAMPLES, prompt: str = "Describe this image."):
+        self.vlm, self.status = vlm, StatusLine()
+        self.conversations: tables.Conversations | None = None
+        self.results: list[Row] = []
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._began, self._drawing = 0.0, threading.Lock()
+        self._drawn: list[Any] = [None] * PAGE  # what each place shows
+        self._draw_later = Debounce(self._draw, _QUIET)
+        self._make_controls(source, prompt)
+        asked = [self.source, self.prompt, self.columns_line, self.max_new_tokens, self.out]
+        start = widgets.HBox([self.start_button, self.stop_button])
+        save = widgets.HBox([self.save_as, self.save_button])
+        bar = widgets.HBox([self.bar, self.counts])
+        bar.add_class("vlkit-bar")
+        fold = widgets.Accordion([self._code_view], titles=["The same in plain Python"])
+        style = widgets.HTML(ROW_CSS, layout=widgets.Layout(display="none"))
+        left = [style, *asked, start, self.status, save]
+        chooser = widgets.HBox([self.shown, self.page])
+        super().__init__(_columns(left, [bar, chooser, *self.rows, fold]))
+        self.add_class("vlkit-panel").add_class("vlkit-batch")
+        self._connect()
+        self._read()
+
+    def start(self) -> None:
+        """Begin with the present controls and return at once; does nothing during a run."""
+        if self.start_button.disabled or not self._read():
+            return
+        self.results = [None] * len(self.conversations or ())
+        self._stopped.clear()
+        self._set_running(True)
+        self._thread = threading.Thread(target=self._run, name="vlkit-batch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the run with the rows that are done, and return at once."""
+        self._stopped.set()
+        if self.start_button.disabled:
+            self.status.say("Stopping …")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for run and view, at most ``timeout`` seconds; True if neither is under way."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        drawn = self._draw_later.wait(timeout)
+        return drawn and (self._thread is None or not self._thread.is_alive())
+
+    def save(self) -> None:
+        """Write the rows to the file in ``save_as``: .csv, .jsonl or .parquet."""
+        with self.status.catching():
+            path = tables.write_table(self.frame, self.save_as.value.strip())
+            self.status.say(f"{len(self.results):,} rows saved to {path}.")
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The source's columns and the answers so far; see :func:`vlkit.to_frame`."""
+        if not self.results:
+            raise VlkitError("there are no answers yet; press Start")
+        waiting = Failure("not answered yet", "Waiting")
+        return tables.to_frame([each or waiting for each in self.results], self.conversations)
+
+    @property
+    def code(self) -> str:
+        """Plain Python that does what Start does with the present controls."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        source = self.source.value.strip()
+        return _CODE.format(
+            load=_load_code(self.vlm),
+            source='vlkit.sample("cat").parent' if source == SAMPLES else repr(source),
+            prompt=self.prompt.value,
+            options=options,
+        )
+
+    # --- controls --------------------------------------------------------------------------------
+
+    def _make_controls(self, source: str, prompt: str) -> None:
+        wide = {"continuous_update": False}
+        self.source = widgets.Combobox(
+            value=str(source), options=[SAMPLES], description="Source", **wide,
+            placeholder="a folder, .csv, .jsonl or .parquet",
+        )  # fmt: skip
+        self.prompt = widgets.Textarea(prompt, rows=3, description="Prompt", **wide)
+        self.columns_line = widgets.HTML()
+        self.max_new_tokens = widgets.IntSlider(64, 1, 2048, description="new tokens ≤")
+        self.out = widgets.Text(
+            placeholder="optional: a .jsonl to go on with", description="Journal", **wide
+        )
+        self.start_button = widgets.Button(description="Start", button_style="primary", icon="play")
+        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.save_as = widgets.Text("answers.csv", description="Save as", **wide)
+        self.save_button = widgets.Button(
+            description="Save", icon="save", layout=widgets.Layout(width="80px")
+        )
+        self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="160px"))
+        self.counts = widgets.Label("")
+        self.shown = widgets.Dropdown(options=["all rows", "failures"], description="Show")
+        self.page = widgets.BoundedIntText(1, 1, 1, description="Page")
+        self.rows = [widgets.HTML() for _ in range(PAGE)]
+        self._code_view = widgets.HTML()
+        for row in self.rows:
+            row.add_class("vlkit-row")
+        names = ("source", "prompt", "columns_line", "max_new_tokens", "out", "start_button")
+        add_classes(self, *names, "stop_button", "save_as", "save_button", "counts", "status")
+        add_classes(self, "shown", "page")
+
+    def _connect(self) -> None:
+        self.start_button.on_click(lambda _: self.start())
+        self.stop_button.on_click(lambda _: self.stop())
+        self.save_button.on_click(lambda _: self.save())
+        for control in (self.source, self.prompt):
+            control.observe(self._renew, names="value")
+        for control in (self.shown, self.page):
+            control.observe(lambda _: self._draw_later.call(), names="value")
+        for control in (self.source, self.prompt, self.max_new_tokens, self.out):
+            control.observe(self._show_code, names="value")
+        self._show_code()
+
+    def _show_code(self, change: dict | None = None) -> None:
+        self._code_view.value = f"<pre>{html.escape(self.code)}</pre>"
+
+    def _options(self) -> dict:
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens.value}
+        return options | ({"out": out} if (out := self.out.value.strip()) else {})
+
+    def _renew(self, change: dict) -> None:
+        if not self.start_button.disabled:
+            self.results = []
+            self._read()
+
+    def _read(self) -> bool:
+        """Read the source; whether that went well."""
+        self.conversations, self.columns_line.value = None, ""
+        with self.status.catching():
+            source = self.source.value.strip()
+            if not source:
+                raise VlkitError("no source; name a folder of pictures or a table")
+            path = bundled.bundled_path("samples") if source == SAMPLES else Path(source)
+            self.conversations = tables.read_conversations(path, self.prompt.value.strip() or None)
+            self.columns_line.value = html.escape(_columns_line(self.conversations))
+            self.status.say("")
+        self._draw_later.call()
+        return self.conversations is not None
+
+    def _set_running(self, running: bool) -> None:
+        self.start_button.disabled, self.stop_button.disabled = running, not running
+        for control in (self.source, self.prompt, self.max_new_tokens, self.out):
+            control.disabled = running
+        if running:
+            self._began = time.monotonic()
+            self.status.say("Answering …")
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        ended = threading.Event()
+        view = threading.Thread(target=self._follow, args=(ended,), daemon=True)
+        view.start()
+        try:
+            with self.status.catching():
+                results = batch.generate_batch(
+                    self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
+                    on_result=self._take, **self._options(),
+                )  # fmt: skip
+                self.status.say(_outcome(results.report))
+        finally:
+            ended.set()
+            view.join()
+            self._set_running(False)
+            self._draw()
+
+    def _take(self, index: int, result: Reply | Failure) -> None:
+        self.results[index] = result
+
+    def _follow(self, ended: threading.Event) -> None:
+        while not ended.wait(_TICK):
+            self._draw()
+
+    # --- the view --------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        """Show the page; only rows that changed are drawn and sent."""
+        with self.status.catching(), self._drawing:
+            conversations, results, indices = self.conversations, self.results, self._visible()
+            self._count(results)
+            for place, view in enumerate(self.rows):
+                index = indices[place] if place < len(indices) else None
+                result = None if index is None or not results else results[index]
+                if self._drawn[place] == (shown := (conversations, index, result)):
+                    continue
+                self._drawn[place] = shown
+                if conversations is None or index is None:
+                    view.value = ""
+                else:
+                    view.value = row_html(index, conversations[index], result)
+
+    def _visible(self) -> Sequence[int]:
+        indices: Sequence[int] = range(len(self.conversations or ()))
+        if self.shown.value == "failures":
+            indices = [i for i, each in enumerate(self.results) if isinstance(each, Failure)]
+        self.page.max = max(1, -(-len(indices) // PAGE))
+        first = (self.page.value - 1) * PAGE
+        return indices[first : first + PAGE]
+
+    def _count(self, results: list[Row]) -> None:
+        done = [each for each in results if each is not None]
+        failed = sum(isinstance(each, Failure) for each in done)
+        total = len(self.conversations or ())
+        self.bar.max, self.bar.value = max(1, total), len(done)
+        text = f"{len(done):,} of {total:,} rows, {failed:,} failed"
+        if done and self.start_button.disabled:
+            speed = len(done) / (time.monotonic() - self._began)
+            text += f", {speed:.1f} rows/s, {(total - len(done)) / speed:.0f} s left"
+        self.counts.value = text
+
+
+def _outcome(report: batch.BatchReport) -> str:
+    if report.stopped:
+        return "Stopped."
+    speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.new_tokens else ""
+    return f"Done in {report.seconds:.1f} s{speed}."
+
+
+def _columns_line(conversations: tables.Conversations) -> str:
+    names = " ".join(f"{{{name}}}" for name in conversations.table.columns)
+    return f"{len(conversations):,} rows; columns {names}"
