@@ -7,7 +7,8 @@ __version__ = "0.1.0"
 _HOME = {
     "media": ["Image", "load_image"],
     "grounding": ["Box", "Point", "Quad", "parse_grounding", "format_grounding"],
-    "metrics": ["iou"],
+    "metrics": ["iou", "evaluate_grounding"],
+    "conventions": ["diagnose_boxes"],
     "plotting": ["draw_boxes", "plot_boxes", "draw_frames"],
     "comparison": ["draw_comparison", "save_boxes"],
     "conversion": ["convert"],

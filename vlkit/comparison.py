@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from PIL import ImageDraw
 
 from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Items, Point, list_items
 from vlkit.labels import (
     Stroke,
     area_of,
+    fit_text,
     font_for,
     label_colors,
     line_width_for,
+    load_font,
     place_labels,
     text_color,
     text_height,
@@ -109,6 +112,25 @@ def svg_boxes(image: Any, boxes: Items, *, truth: Items | None = None, labels: b
         + "\n".join(parts)
         + "\n</svg>\n"
     )
+
+
+def stack_captioned(
+    pictures: list[tuple[PIL.Image.Image, str]], *, columns: int = 2
+) -> PIL.Image.Image:
+    """Pictures on one sheet, each under its caption."""
+    font, gap = load_font(16), 8
+    top, high = text_height(font)
+    width = max(picture.width for picture, _ in pictures)
+    height = max(picture.height for picture, _ in pictures) + round(high) + 2 * gap
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + gap)), "white")
+    for index, (picture, caption) in enumerate(pictures):
+        x, y = index % columns * (width + gap), index // columns * (height + gap)
+        text = fit_text(caption, font, width)
+        ImageDraw.Draw(sheet).text((x + 2, y + gap - top), text, "black", font)
+        sheet.paste(picture, (x, y + round(high) + 2 * gap))
+    return sheet
 
 
 def data_url(picture: PIL.Image.Image) -> str:
