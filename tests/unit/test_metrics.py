@@ -108,10 +108,10 @@ def scene(seed, pictures=30):
     for _ in range(pictures):
         true = [
             Box(str(chance.choice(["cat", "dog", "bus"])), x, y, x + w, y + h)
-            for x, y, w, h in chance.uniform([0, 0, 25, 25], [300, 300, 200, 200], (5, 4))
+            for x, y, w, h in chance.uniform([0, 0, 18, 18], [300, 300, 200, 200], (5, 4))
         ]
         own = [
-            Box(b.label, *(np.array(b.xyxy) + chance.uniform(-12, 12, 4)))
+            Box(b.label, *(np.array(b.xyxy) + chance.uniform(-8, 8, 4)))
             for b in true
             if chance.random() < 0.8
         ]
