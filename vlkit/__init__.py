@@ -9,6 +9,7 @@ _HOME = {
     "grounding": ["Box", "Point", "Quad", "parse_grounding", "format_grounding"],
     "metrics": ["iou", "evaluate_grounding"],
     "conventions": ["diagnose_boxes"],
+    "gallery": ["failure_gallery"],
     "plotting": ["draw_boxes", "plot_boxes", "draw_frames"],
     "comparison": ["draw_comparison", "save_boxes"],
     "conversion": ["convert"],

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vlkit.commands.batch import batch
 from vlkit.commands.convert import convert
+from vlkit.commands.evaluate_grounding import evaluate_grounding
 from vlkit.commands.options import (
     AdapterOption,
     DeviceOption,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(batch)
 app.command()(convert)
+app.command()(evaluate_grounding)
 
 
 def main() -> None:

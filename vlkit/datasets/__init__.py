@@ -8,6 +8,7 @@
 | ``refcoco`` | a .jsonl: ``image``, ``sent``, ``bbox`` | ``[x1, y1, x2, y2]`` in pixels |
 | ``label-studio`` | a .json export | percent |
 | ``ms-swift`` | a .jsonl: ``messages``, ``images``, ``objects`` | pixels, or ``norm1`` |
+| ``samples`` | vlkit's own folder with ``samples.json``; read only | pixels |
 | a family, as ``qwen2_5_vl`` | a .jsonl of ``messages``, ``images`` | as that family writes |
 """
 

@@ -18,6 +18,7 @@ _HOME = {
     "coco": "json_files",
     "label-studio": "json_files",
     "refcoco": "json_files",
+    "samples": "json_files",
     "yolo": "folders",
     "voc": "folders",
 }
@@ -92,6 +93,8 @@ def write_scenes(
         VlkitError: what the format cannot hold.
     """
     name = check_format(format)
+    if name == "samples":
+        raise VlkitError("samples is read only; write another format")
     if name in CHATS:
         from vlkit.datasets.chats import write_chats
 
@@ -116,7 +119,8 @@ def detect_format(path: Path) -> str:
     if not path.exists():
         raise VlkitError(f"{path} does not exist; name a data set's file or folder")
     if path.is_dir():
-        for name, pattern in (("voc", "**/*.xml"), ("yolo", "labels/**/*.txt")):
+        known = {"samples": "samples.json", "voc": "**/*.xml", "yolo": "labels/**/*.txt"}
+        for name, pattern in known.items():
             if next(path.glob(pattern), None):
                 return name
         raise VlkitError(f"{path} holds no Annotations/*.xml and no labels/*.txt; pass its format")
@@ -152,4 +156,5 @@ def _detect_family(path: Path) -> str:
 
 def _functions(name: str) -> tuple[Any, Any]:
     module = import_module(f"vlkit.datasets.{_HOME[name]}")
-    return tuple(getattr(module, f"{verb}_{name.replace('-', '_')}") for verb in ("read", "write"))
+    name = name.replace("-", "_")
+    return getattr(module, f"read_{name}"), getattr(module, f"write_{name}", None)
