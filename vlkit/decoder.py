@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlkit.kernels import add_rms_norm, rms_norm, rotate, silu_multiply
+
 SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
 
 
@@ -52,20 +54,43 @@ class Decoder:
             self.cache[index] = self._allocate(self.slots, length)
             self.cache[index][:, : old.shape[1]] = old
 
-    def put(self, first: int, keys_and_values: Any, lengths: list[int]) -> None:
-        """Copy a prefilled cache of transformers into the slots from ``first`` on.
-
-        Its rows are padded on the right; what the padding left there is never looked at.
-        """
-        end, longest = first + len(lengths), max(lengths)
-        for mine, layer in zip(self.cache, keys_and_values.layers, strict=True):
-            mine[first:end, :longest, : self.kv_heads] = layer.keys.transpose(1, 2)
-            mine[first:end, :longest, self.kv_heads :] = layer.values.transpose(1, 2)
-
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one slot's first tokens to another slot."""
         for layer in self.cache:
             layer[target, :length] = layer[source, :length]
+
+    def prefill(self, hidden, angles, first: int, last, deep: dict | None = None):
+        """Read whole prompts, padded on the right, into the slots from ``first`` on.
+
+        Causal attention never looks at padding behind a token, so no mask is needed.
+
+        Args:
+            hidden: (rows, length, width) embeddings.
+            angles: cosines and sines, (rows, length, head size) each.
+            first: the first slot.
+            last: (rows,) the index of each prompt's last token.
+            deep: what Qwen3-VL adds behind a layer, (rows, length, width), by the layer's number.
+
+        Returns:
+            (rows, vocabulary) logits of the last tokens.
+        """
+        import torch
+
+        rows, length, width = hidden.shape
+        kept = torch.arange(rows, device=self.device) * length + last
+        deep = {layer: values.view(-1, width) for layer, values in (deep or {}).items()}
+
+        def attend(states, cache):
+            states = states.view(rows, length, -1, self.head_size)
+            cache[first : first + rows, :length] = states[:, :, self.heads :]
+            parts = states.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], 1)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                *parts, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            )
+            return output.transpose(1, 2).reshape(rows * length, -1)
+
+        angles = [each.reshape(-1, self.head_size) for each in angles]
+        return self._run(hidden.reshape(-1, width), angles, attend, kept, deep)
 
     def step(self, tokens, lengths, deltas, span: int):
         """Read one token a row and predict the next.
@@ -81,32 +106,49 @@ class Decoder:
         """
         import torch
 
-        rows = torch.arange(len(tokens), device=self.device)
+        count = len(tokens)
+        rows = torch.arange(count, device=self.device)
         hidden = self.embed(tokens)
         positions = (lengths + deltas)[None, :, None].expand(3, -1, 1)
-        cos, sin = (self._flat(each) for each in self.rotary(hidden, positions))
-        half = self.head_size // 2
-        turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        seen = torch.arange(span, device=self.device) <= lengths[:, None]
-        mask = torch.zeros(seen.shape, device=self.device, dtype=self.dtype)
-        mask.masked_fill_(~seen, float("-inf"))
-        mask = mask[:, None, None].expand(-1, self.kv_heads, self.heads // self.kv_heads, -1)
-        for layer, joined, cache in zip(self.layers, self.joined, self.cache, strict=True):
-            normed = _rms_norm(layer.input_layernorm, hidden)
-            states = self._project(layer.self_attn, joined, normed)
-            states = self._rotate(states, *turn)
-            cache[rows, lengths] = states[:, self.heads :]
-            attended = self._attend(states[:, : self.heads], cache[: len(tokens), :span], mask)
-            hidden = hidden + layer.self_attn.o_proj(attended)
-            hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
-        return self.lm_head(_rms_norm(self.norm, hidden))
+        angles = [each[:, 0].contiguous() for each in self.rotary(hidden[:, None], positions)]
+        unseen = torch.arange(span, device=self.device) > lengths[:, None]
+        mask = torch.zeros(unseen.shape, device=self.device, dtype=self.dtype)
+        mask.masked_fill_(unseen, float("-inf"))
+        group = self.heads // self.kv_heads
+        mask = mask[:, None, None].expand(-1, self.kv_heads, group, -1)
 
-    def _flat(self, angles):
-        """(rows, 1, head size): text positions are the same along all three axes."""
-        return (angles[0] if angles.ndim == 4 else angles).to(self.dtype)
+        def attend(states, cache):
+            """The heads of a group are looked up as if they were tokens: nothing is repeated."""
+            cache[rows, lengths] = states[:, self.heads :]
+            query = states[:, : self.heads].view(count, self.kv_heads, group, self.head_size)
+            keys, values = cache[:count, :span].transpose(1, 2).split(self.kv_heads, 1)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, keys, values, attn_mask=mask
+            )
+            return output.reshape(count, -1)
+
+        return self._run(hidden, angles, attend)
+
+    def _run(self, hidden, angles, attend, kept=None, deep: dict | None = None):
+        """All layers over (tokens, width); of the last layer's output only ``kept`` tokens."""
+        update, last = None, len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            hidden, normed = add_rms_norm(hidden, update, layer.input_layernorm)
+            states = self._project(layer.self_attn, self.joined[index], normed)
+            rotate(states, self.heads + self.kv_heads, *angles)
+            attended = attend(states, self.cache[index])
+            if kept is not None and index == last:
+                hidden, attended = hidden[kept], attended[kept]
+            update = layer.self_attn.o_proj(attended)
+            hidden, normed = add_rms_norm(hidden, update, layer.post_attention_layernorm)
+            mlp = layer.mlp
+            update = mlp.down_proj(silu_multiply(mlp.gate_proj(normed), mlp.up_proj(normed)))
+            if deep and index in deep:
+                update = update + deep[index]
+        return self.lm_head(add_rms_norm(hidden, update, self.norm)[1])
 
     def _project(self, attention, joined, hidden):
-        """Queries, keys and values, (rows, heads + 2 × key-value heads, head size)."""
+        """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size)."""
         import torch
 
         if joined is not None:
@@ -117,27 +159,9 @@ class Decoder:
         states = states.view(len(hidden), -1, self.head_size)
         if hasattr(attention, "q_norm"):
             query, key, value = states.split([self.heads, self.kv_heads, self.kv_heads], 1)
-            query, key = _rms_norm(attention.q_norm, query), _rms_norm(attention.k_norm, key)
+            query, key = rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm)
             states = torch.cat([query, key, value], 1)
         return states
-
-    def _rotate(self, states, cos, sin):
-        """Rotate queries and keys in place."""
-        turned = states[:, : self.heads + self.kv_heads]
-        swapped = turned.roll(self.head_size // 2, -1)
-        turned.mul_(cos).addcmul_(swapped, sin)
-        return states
-
-    def _attend(self, query, cache, mask):
-        """The heads of a group are looked up as if they were tokens: nothing is repeated."""
-        import torch
-
-        keys, values = cache.transpose(1, 2).split(self.kv_heads, 1)
-        query = query.view(len(query), self.kv_heads, -1, self.head_size)
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask
-        )
-        return output.reshape(len(query), -1)
 
 
 def can_decode(model: Any) -> str:
@@ -148,6 +172,8 @@ def can_decode(model: Any) -> str:
         return f"{kind} has layers that it does not know"
     if set(getattr(text.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return "the model has layers with a sliding window"
+    if getattr(text.config, "hidden_act", "silu") != "silu":
+        return f"the model's layers use {text.config.hidden_act}"
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         return f"the model is spread over {len(devices)} devices"
@@ -164,11 +190,3 @@ def _join(attention: Any):
     weight = torch.cat([part.weight.detach() for part in parts])
     bias = None if parts[0].bias is None else torch.cat([part.bias.detach() for part in parts])
     return weight, bias
-
-
-def _rms_norm(norm: Any, hidden):
-    import torch
-
-    return torch.nn.functional.rms_norm(
-        hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
-    )

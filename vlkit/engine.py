@@ -102,10 +102,8 @@ class Engine:
         if need > self.decoder.length:
             self.graphs.clear()
             self.decoder.grow(_round_up(need, ROOM))
-        logits, cache, deltas = self._prefill(rows)
         first = len(self.rows)
-        self.decoder.put(first, cache, [row.length for row in rows])
-        del cache
+        logits, deltas = self._prefill(rows, first)
         span = slice(first, first + len(rows))
         self.rows += rows
         self.lengths[span] = torch.tensor([row.length for row in rows], device=self.device)
@@ -138,22 +136,17 @@ class Engine:
 
     # --- prefill ---------------------------------------------------------------------------------
 
-    def _prefill(self, rows: Sequence[Row]):
-        """Logits of each row's last prompt token, the cache of all, and rotary deltas."""
+    def _prefill(self, rows: Sequence[Row], first: int):
+        """Logits of each row's last prompt token, and rotary deltas."""
         import torch
-        from transformers import DynamicCache
 
         inputs = collate(rows, self.model.config)
         positions, deltas = _rope_index(self.model.model, inputs)
-        ids = inputs["input_ids"].to(self.device)
-        hidden, extra = self._embed(rows, ids)
-        output = self.model.model.language_model(  # causal, padded on the right: needs no mask
-            inputs_embeds=hidden, attention_mask=None, position_ids=positions.to(self.device),
-            past_key_values=DynamicCache(config=self.model.config), use_cache=True, **extra,
-        )  # fmt: skip
+        hidden, deep = self._embed(rows, inputs["input_ids"].to(self.device))
+        angles = self.decoder.rotary(hidden, positions.to(self.device))
         last = torch.tensor([row.length - 1 for row in rows], device=self.device)
-        hidden = output.last_hidden_state[torch.arange(len(rows), device=self.device), last]
-        return self.model.lm_head(hidden), output.past_key_values, deltas.to(self.device)
+        logits = self.decoder.prefill(hidden, angles, first, last, deep)
+        return logits, deltas.to(self.device)
 
     def _embed(self, rows: Sequence[Row], ids):
         """(rows, length, width), features in their places; and what Qwen3-VL adds in its layers."""
@@ -166,7 +159,6 @@ class Engine:
         features = self.encoder.encode(media)
         config = self.model.config
         places = {kind: ids == getattr(config, f"{kind}_token_id") for kind in ("image", "video")}
-        seen = places["image"] | places["video"]
         layers = []
         for layer in range(len(features[0])):
             values = torch.zeros_like(hidden)
@@ -175,11 +167,8 @@ class Engine:
                 if parts:
                     values[place] = torch.cat(parts).to(hidden.dtype)
             layers.append(values)
-        hidden = torch.where(seen[..., None], layers[0], hidden)
-        if len(layers) == 1:
-            return hidden, {}
-        deep = [layer[seen] for layer in layers[1:]]
-        return hidden, {"visual_pos_masks": seen, "deepstack_visual_embeds": deep}
+        seen = (places["image"] | places["video"])[..., None]
+        return torch.where(seen, layers[0], hidden), dict(enumerate(layers[1:]))
 
     # --- decoding --------------------------------------------------------------------------------
 

@@ -95,8 +95,11 @@ def feeding(
 def _load(vlm: VLM, index: int, messages: Any) -> Waiting:
     try:
         loaded = load_messages(vlm, messages)
-        contents = [*map(PIL.Image.Image.tobytes, loaded.images), *(c.frames for c in loaded.clips)]
-        digests = tuple(hashlib.sha256(memoryview(content)).digest() for content in contents)
+        contents: list[Any] = [
+            *map(PIL.Image.Image.tobytes, loaded.images),
+            *(c.frames for c in loaded.clips),
+        ]
+        digests = tuple(hashlib.sha256(content).digest() for content in contents)
         return Waiting(index, messages, loaded, count_tokens(vlm, loaded), digests)
     except VlkitError as error:
         return Waiting(index, messages, failure_of(error))

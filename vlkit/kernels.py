@@ -1,0 +1,105 @@
+"""Small steps of a transformer layer, each as one GPU kernel; plain torch where there is no GPU.
+
+Between the matrix products of a decoding step lie a dozen operations on a few numbers, and each
+launch costs more than its arithmetic. Written in Triton, which comes with torch for CUDA.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+BLOCK = 1024
+
+
+def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
+    """``hidden + update`` and its RMS norm.
+
+    Args:
+        hidden: (rows, width), contiguous; on a GPU it is added to in place.
+        update: (rows, width), contiguous, or None.
+        norm: a module with ``weight`` and ``variance_epsilon``.
+
+    Returns:
+        The sum and the normed sum, (rows, width).
+    """
+    import torch
+
+    if not use_kernels(hidden):
+        hidden = hidden if update is None else hidden + update
+        return hidden, rms_norm(hidden, norm)
+    normed, width = torch.empty_like(hidden), hidden.shape[-1]
+    _kernels().add_rms_norm[(len(hidden),)](
+        hidden, hidden if update is None else update, norm.weight, normed, width,
+        norm.variance_epsilon, update is not None, _power_of_two(width),
+        num_warps=8 if width > BLOCK else 4,
+    )  # fmt: skip
+    return hidden, normed
+
+
+def rms_norm(hidden: Any, norm: Any) -> Any:
+    """The RMS norm over the last dimension."""
+    import torch
+
+    return torch.nn.functional.rms_norm(
+        hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
+    )
+
+
+def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
+    """Rotate the first ``heads`` heads in place.
+
+    Args:
+        states: (rows, at least ``heads``, head size), contiguous.
+        heads: queries and keys.
+        cos, sin: (rows, head size), contiguous, their two halves alike.
+    """
+    import torch
+
+    size = states.shape[-1]
+    if use_kernels(states):
+        _kernels().rotate[(len(states), heads)](
+            states, cos, sin, states.stride(0), size, _power_of_two(size // 2), num_warps=1
+        )
+        return
+    turned = states[:, :heads]
+    signed = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], -1)[:, None]
+    turned.copy_(turned * cos[:, None] + turned.roll(size // 2, -1) * signed)
+
+
+def silu_multiply(gate: Any, up: Any) -> Any:
+    """``silu(gate) * up``; on a GPU for contiguous tensors."""
+    import torch
+
+    if not use_kernels(gate):
+        return torch.nn.functional.silu(gate) * up
+    output, count = torch.empty_like(gate), gate.numel()
+    _kernels().silu_multiply[(-(-count // BLOCK),)](gate, up, output, count, BLOCK)
+    return output
+
+
+def quick_gelu(values: Any) -> Any:
+    """``x * sigmoid(1.702 x)``; on a GPU in place, for a contiguous tensor."""
+    if not use_kernels(values):
+        return values * (1.702 * values).sigmoid()
+    count = values.numel()
+    _kernels().quick_gelu[(-(-count // BLOCK),)](values, count, BLOCK)
+    return values
+
+
+def use_kernels(tensor: Any) -> bool:
+    """Whether a tensor's work is done by the Triton kernels."""
+    return tensor.is_cuda and _kernels() is not None
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from vlkit import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
