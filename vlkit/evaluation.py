@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlkit.models import VLM
     from vlkit.replies import Failure, Reply
 
+MOST_LABELS = 200
 PROMPTS = {  # how the generations' own recipes ask; {label} is what to find
     "tags": "Locate the {label}.",
     "json": "Locate the {label}, report its bounding box coordinates in JSON format.",
@@ -193,7 +194,8 @@ def ask_grounding(
     """Ask a model, greedily, and evaluate its boxes.
 
     Where one kind of thing is asked for, the answer's boxes count as that, whatever it calls them.
-    An answer that cannot be read counts as one without boxes, and is listed.
+    An answer that cannot be read counts as one without boxes, and is listed. Where there are over
+    200 labels, as in referring expressions, mAP counts them as one.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -209,8 +211,10 @@ def ask_grounding(
     )
     read = [_read(answer, question) for answer, question in zip(answers, questions, strict=True)]
     boxes = [own for own, _ in read]
+    truth = [question.truth for question in questions]
+    labels = {box.label for own in truth for box in own}
     evaluation = evaluate_grounding(
-        boxes, [question.truth for question in questions], iou, bootstrap=bootstrap, seed=seed
+        boxes, truth, iou, match_labels=len(labels) <= MOST_LABELS, bootstrap=bootstrap, seed=seed
     )
     about = {
         "model": vlm.name,

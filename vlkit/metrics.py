@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # COCO's sizes by area in square pixels, https://cocodataset.org/#detection-eval
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
+_MOST_WORK = 3_000_000  # labels times pictures
 Pictures = Sequence[Sequence[Item] | None] | Mapping[Any, Sequence[Item] | None] | Sequence[Item]
 
 
@@ -117,8 +118,8 @@ def evaluate_grounding(
         seed: of that draw.
 
     Raises:
-        VlkitError: lists of different lengths, a threshold outside 0 to 1, or pycocotools is
-            missing.
+        VlkitError: lists of different lengths, a threshold outside 0 to 1, pycocotools is
+            missing, or so many labels that COCO's evaluator would run for hours.
     """
     thresholds = tuple(float(value) for value in iou)
     if not thresholds or not all(0 < value <= 1 for value in thresholds):
@@ -126,6 +127,12 @@ def evaluate_grounding(
     names, answers, truths = _align(predicted, truth)
     if not any(truths) and not any(answers):
         raise VlkitError("there is no box at all; pass the boxes of each picture")
+    labels = {label_key(box.label, match_labels) for own in truths for box in own}
+    if coco and len(labels) * len(truths) > _MOST_WORK:
+        raise VlkitError(
+            f"mAP over {len(labels):,} labels in {len(truths):,} pictures takes hours; pass "
+            "match_labels=False, as for referring expressions, or coco=False"
+        )
     rows = [
         {"picture": name, **row}
         for name, own, true in zip(names, answers, truths, strict=True)

@@ -13,6 +13,7 @@ from vlkit.metrics import SIZES, Evaluation, label_key
 if TYPE_CHECKING:
     from vlkit.coco import AveragePrecision
 
+MOST_INTERVALS = 200  # labels; of more, as of referring expressions, each has too few boxes
 _CORNERS = [f"{who}_{key}" for who in ("true", "answer") for key in ("x1", "y1", "x2", "y2")]
 _ORDER = ["picture", "label", "size", "kind", "iou", "first_iou", *_CORNERS]
 
@@ -29,25 +30,17 @@ def tabulate(
     table = pd.DataFrame(rows)
     table["kind"] = np.where(table["iou"] >= thresholds[0], "found", "missed")
     table.loc[~table["truth"], "kind"] = "extra"
-    numbers = pd.factorize(pd.Series(list(names), dtype=object))[0]
-    place = dict(zip(names, numbers, strict=True))
+    place = {name: number for number, name in enumerate(names)}
     pictures = table["picture"].map(place).to_numpy()
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(len(names), [1 / len(names)] * len(names), size=bootstrap)
-    draws = draws.astype(np.float64) if len(names) > 1 else draws[:0].astype(np.float64)
-
-    def measure(part: np.ndarray) -> pd.DataFrame:
-        return _measure(table[part], pictures[part], len(names), thresholds, draws)
-
-    overall = measure(np.ones(len(table), bool))
+    draws = _draw(len(names), bootstrap, seed)
+    counted = _counted(table, thresholds)
+    overall = _overall(_sums(counted, pictures, len(names)), thresholds, draws)
     if precision:
         overall = pd.concat([overall, _precision_rows(precision, draws[: bootstrap // 10])])
     keys = table["label"].map(lambda label: label_key(label, True))
-    shown = table["label"].groupby(keys).first()
-    labels = {shown[key]: measure((keys == key).to_numpy()) for key in sorted(shown.index)}
-    sizes = {name: measure((table["size"] == name).to_numpy()) for name in SIZES}
-    by_label = _wide(labels, table, keys.map(shown), thresholds)
-    by_size = _wide(sizes, table, table["size"], thresholds)
+    shown = keys.map(table["label"].groupby(keys).first())
+    by_label = _by(shown, sorted(set(shown)), counted, pictures, thresholds, draws)
+    by_size = _by(table["size"], list(SIZES), counted, pictures, thresholds, draws)
     if precision:
         by_size["ap"] = [precision.by_size[name] for name in by_size.index]
     if precision and precision.by_label:
@@ -56,22 +49,67 @@ def tabulate(
     return Evaluation(overall, by_label, by_size, table[_ORDER], thresholds)
 
 
-def _measure(
-    table: pd.DataFrame, pictures: np.ndarray, count: int, thresholds: tuple, draws: np.ndarray
-) -> pd.DataFrame:
-    """A row for each metric: its value and its 95 % interval."""
+def _draw(count: int, bootstrap: int, seed: int) -> np.ndarray:
+    """How often each picture is drawn, a row for each draw; none for a single picture."""
+    generator = np.random.default_rng(seed)
+    rows = bootstrap if count > 1 else 0
+    draws = np.zeros((rows, count), np.uint16)
+    for row in draws:
+        row[:] = np.bincount(generator.integers(0, count, count), minlength=count)
+    return draws
+
+
+def _counted(table: pd.DataFrame, thresholds: tuple[float, ...]) -> np.ndarray:
+    """What is summed, a column each: true boxes, answers, overlap, found first, found at all."""
     columns = [table["truth"], table["answer"], table["first_iou"]]
     for limit in thresholds:
         columns += [table["first_iou"] >= limit, table["iou"] >= limit]
-    sums = np.zeros((count, len(columns)))
-    np.add.at(sums, pictures, np.stack([c.to_numpy(float) for c in columns], axis=1))
-    values = _ratios(sums.sum(axis=0)[None], thresholds)
-    drawn = _ratios(draws @ sums, thresholds)
-    result = {}
-    for name, value in values.items():
-        low, high = _interval(drawn[name])
-        result[name] = {"value": value[0], "low": low, "high": high}
-    return pd.DataFrame(result).T
+    return np.stack([column.to_numpy(float) for column in columns], axis=1)
+
+
+def _sums(counted: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    sums = np.zeros((count, counted.shape[1]))
+    np.add.at(sums, groups, counted)
+    return sums
+
+
+def _drawn(sums: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    parts = [draws[i : i + 64].astype(float) @ sums for i in range(0, len(draws), 64)]
+    return np.concatenate(parts) if parts else np.zeros((0, sums.shape[1]))
+
+
+def _overall(sums: np.ndarray, thresholds: tuple, draws: np.ndarray) -> pd.DataFrame:
+    """A row for each metric: its value and its 95 % interval."""
+    values, drawn = (
+        _ratios(sums.sum(axis=0)[None], thresholds),
+        _ratios(_drawn(sums, draws), thresholds),
+    )
+    rows = {name: (value[0], *_interval(drawn[name])) for name, value in values.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+
+def _by(
+    keys: pd.Series,
+    names: list,
+    counted: np.ndarray,
+    pictures: np.ndarray,
+    thresholds: tuple,
+    draws,
+) -> pd.DataFrame:
+    """A row for each part: how many, its metrics, and the interval of its first accuracy."""
+    groups = keys.map({name: number for number, name in enumerate(names)}).to_numpy()
+    sums = _sums(counted, groups, len(names))
+    table = pd.DataFrame(_ratios(sums, thresholds), index=names)
+    table.insert(0, "truths", sums[:, 0].astype(int))
+    table.insert(1, "answers", sums[:, 1].astype(int))
+    table["low"] = table["high"] = np.nan
+    if len(names) <= MOST_INTERVALS:
+        first = f"accuracy@{thresholds[0]:g}"
+        for number, name in enumerate(names):
+            part = groups == number
+            own = _drawn(_sums(counted[part], pictures[part], draws.shape[1]), draws)
+            table.loc[name, ["low", "high"]] = _interval(_ratios(own, thresholds)[first])
+    return table
 
 
 def _ratios(sums: np.ndarray, thresholds: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -94,21 +132,8 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _precision_rows(precision: AveragePrecision, draws: np.ndarray) -> pd.DataFrame:
-    drawn = [precision.drawn(np.repeat(np.arange(len(d)), d.astype(int))) for d in draws]
-    result = {}
-    for index, (name, value) in enumerate(precision.overall.items()):
-        low, high = _interval(np.array([each[index] for each in drawn]))
-        result[name] = {"value": value, "low": low, "high": high}
-    return pd.DataFrame(result).T
-
-
-def _wide(measured: dict, table: pd.DataFrame, keys: pd.Series, thresholds: tuple) -> pd.DataFrame:
-    """A row for each part: how many, its metrics, and the interval of its first accuracy."""
-    result = {}
-    for name, metrics in measured.items():
-        part = table[(keys == name).to_numpy()]
-        first = metrics.loc[f"accuracy@{thresholds[0]:g}"]
-        counts = {"truths": int(part["truth"].sum()), "answers": int(part["answer"].sum())}
-        result[name] = {**counts, **metrics["value"], "low": first["low"], "high": first["high"]}
-    wide = pd.DataFrame.from_dict(result, orient="index")
-    return wide.astype({"truths": int, "answers": int})
+    drawn = [precision.drawn(np.repeat(np.arange(len(row)), row)) for row in draws]
+    each = np.array(drawn).reshape(-1, len(precision.overall)).T
+    values = precision.overall.items()
+    rows = {name: (v, *_interval(d)) for (name, v), d in zip(values, each, strict=True)}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])

@@ -48,7 +48,7 @@ def test_every_command_shown_exists():
 
     from vlkit.cli import app
 
-    for command in set(re.findall(r"^vlkit (\w+)|`vlkit (\w+)", README, re.MULTILINE)):
+    for command in set(re.findall(r"^vlkit ([\w-]+)|`vlkit ([\w-]+)", README, re.MULTILINE)):
         name = "".join(command)
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0, name
     targets = re.findall(r"^make (\w+)$|`make (\w+)`", README, re.MULTILINE)

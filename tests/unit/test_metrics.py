@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -235,6 +236,18 @@ def test_json_and_html():
 def test_wrong_arguments(arguments, options, message):
     with pytest.raises(VlkitError, match=message):
         evaluate_grounding(*arguments, **options)
+
+
+def test_five_thousand_referring_expressions_take_seconds():
+    truth = [[square(i % 7, f"thing {i}")] for i in range(5000)]
+    predicted = [[square(0)] for _ in truth]
+    with pytest.raises(VlkitError, match="5,000 labels in 5,000 pictures takes hours"):
+        evaluate_grounding(predicted, truth)
+    start = time.process_time()
+    result = evaluate_grounding(predicted, truth, match_labels=False, bootstrap=200)
+    assert time.process_time() - start < 30  # measured: 4
+    assert result.accuracy == 1 and len(result.by_label) == 5000
+    assert result["map"] == pytest.approx(result["map@0.75"], abs=0.2)
 
 
 def test_without_pycocotools(monkeypatch):
