@@ -34,8 +34,27 @@ class Decoder:
         self.head_size = self.layers[0].self_attn.head_dim
         self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
         self.joined = [_join(layer.self_attn) for layer in self.layers]
+        self.places = self._weights()
         self.slots = slots
         self.cache = [self._allocate(slots, length) for _ in self.layers]
+
+    def _weights(self) -> list[int]:
+        """Where in memory the layers' weights lie; a captured graph reads them there."""
+        weights = (p for part in [*self.layers, self.lm_head] for p in part.parameters())
+        return [weight.data_ptr() for weight in weights]
+
+    def refresh(self) -> bool:
+        """Take over weights that have changed; False if they lie elsewhere or are others now."""
+        if self._weights() != self.places:
+            return False
+        for layer, joined in zip(self.layers, self.joined, strict=True):
+            new = _join(layer.self_attn)
+            if (new is None) != (joined is None):
+                return False
+            for old, value in zip(joined or (), new or (), strict=True):
+                if old is not None:
+                    old.copy_(value)
+        return True
 
     @property
     def length(self) -> int:

@@ -89,6 +89,19 @@ class Engine:
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         self.graphs: dict[tuple[int, int], Any] = {}
 
+    def fits(self, choice: Choice, slots: int) -> bool:
+        """Whether another batch can go on with it; its weights are then brought up to date."""
+        return choice == self.choice and slots == self.slots and self.decoder.refresh()
+
+    def is_cheap(self) -> bool:
+        """On a GPU, and under a twentieth of its memory."""
+        import torch
+
+        if self.device.type != "cuda":
+            return False
+        held = sum(layer.nbytes for layer in self.decoder.cache)
+        return held < torch.cuda.get_device_properties(self.device).total_memory / 20
+
     @property
     def free(self) -> int:
         """How many rows could come in."""

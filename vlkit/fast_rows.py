@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from vlkit.engine import Choice, Engine, Row
 from vlkit.errors import VlkitError
@@ -17,6 +19,8 @@ from vlkit.models import VLM
 from vlkit.replies import Failure, Reply
 from vlkit.row_tensors import describe_row, split_media, split_rows
 from vlkit.settings import PREFILL_TOKENS, Settings, Tally, base_model
+
+_engines: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()
 
 
 def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
@@ -33,6 +37,7 @@ def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: 
         elif run.active:
             yield from run.advance()
         elif feed.exhausted:
+            run.keep_engine()
             return
 
 
@@ -103,7 +108,15 @@ class _FastRun:
         self._fit_capacity(rows)
         longest = max(row.length for row in rows) + self.limit
         self.tally.batch_size = max(self.tally.batch_size, self.capacity)
+        kept = _engines.pop(self.model, None)
+        if kept is not None and kept.fits(self.choice, self.capacity):
+            return kept
         return Engine(self.model, self.choice, self.capacity, longest)
+
+    def keep_engine(self) -> None:
+        """Captured graphs serve the next call, too, where they hold little of the GPU's memory."""
+        if self.engine is not None and not self.engine.rows and self.engine.is_cheap():
+            _engines[self.model] = self.engine
 
     def _fit_capacity(self, rows: list[Row]) -> None:
         """As many rows as the caches of two thirds of the free memory hold."""

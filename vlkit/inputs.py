@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -97,11 +98,9 @@ def make_inputs(vlm: VLM, loaded: Sequence[LoadedMessages], *, device: Any = Non
     images = [row.images for row in loaded]
     prompts = [row.prompt for row in loaded]
     resized, size = _fit_limits(vlm, [row.pictures for row in loaded], images)
-    options: dict[str, Any] = {}
-    if size or device is not None:
-        options["images_kwargs"] = ({"size": size} if size else {}) | (
-            {"device": device} if device is not None else {}
-        )
+    options: dict[str, Any] = {"images_kwargs": {"size": size}} if size else {}
+    if device is not None:
+        resized = _move_pictures(resized, device)
     flat = [clip for row in loaded for clip in row.clips]
     if flat:  # sampled and resized already; the metadata tell the processor when and how
         metadata = [clip.metadata for clip in flat]
@@ -215,6 +214,18 @@ def _resize(image: PIL.Image.Image, size: Size):
 
     width, height = size
     return resize(pil_to_tensor(image), [height, width], InterpolationMode.BICUBIC, antialias=True)
+
+
+def _move_pictures(pictures: list, device: Any) -> list:
+    """Pictures as uint8 tensors (3, height, width) on a device, where the processor then works."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    def move(picture):
+        tensor = pil_to_tensor(picture) if isinstance(picture, PIL.Image.Image) else picture
+        return tensor.to(device)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(move, pictures))
 
 
 def _input_sizes(vlm: VLM, tensors) -> list[Size]:

@@ -13,11 +13,10 @@ def add_rms_norm(
     column = tl.arange(0, BLOCK)
     inside = column < width
     place = row * width + column
-    values = tl.load(hidden + place, mask=inside, other=0.0)
+    values = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        values = values + tl.load(update + place, mask=inside, other=0.0)
+        values = values + tl.load(update + place, mask=inside, other=0.0).to(tl.float32)
         tl.store(hidden + place, values, mask=inside)
-    values = values.to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, 0) / width + epsilon)
     scaled = (values * scale) * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(normed + place, scaled, mask=inside)

@@ -1,0 +1,228 @@
+"""generate_batch: the answers of one by one, whatever happens to the other rows."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+import vlkit
+from vlkit.engine import Engine
+from vlkit.errors import VlkitError
+from vlkit.replies import Failure
+
+FAST = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+LIBRARY = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+
+
+def mixed_rows() -> list:
+    """Pictures of several sizes, the same picture twice, two pictures, clips, both, text alone."""
+    samples = [str(sample.path) for sample in vlkit.samples().values()]
+    clips = [str(clip.path) for clip in vlkit.clips().values()]
+    return [
+        vlkit.user("Describe this image.", samples[0]),
+        vlkit.user("How many objects are there?", samples[0]),
+        vlkit.user("这是什么？", samples[5]),
+        vlkit.user("What is in both?", samples[1], samples[2]),
+        "Who are you?",
+        vlkit.user("What moves where?", vlkit.Video(clips[0], fps=1)),
+        vlkit.user("What is this?", samples[3], vlkit.Video(clips[1], frames=4)),
+        vlkit.user("What is this?", vlkit.Image(samples[4], max_tokens=20)),
+        [vlkit.user("Describe this image.", samples[6]), vlkit.assistant("There is")],
+    ]
+
+
+def alone(vlm, rows: list, **options) -> list[str]:
+    return [vlkit.generate(vlm, row, **options).raw for row in rows]
+
+
+def batch(vlm, rows: list, **options):
+    return vlkit.generate_batch(vlm, rows, progress=False, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, "auto"])
+def test_answers_of_the_bundled_model_are_those_of_one_by_one(vlm, batch_size):
+    results = batch(vlm, mixed_rows(), max_new_tokens=40, batch_size=batch_size)
+    assert [reply.raw for reply in results] == alone(vlm, mixed_rows(), max_new_tokens=40)
+    assert results.report.path == "fast" and results.report.padding < 0.1
+    assert results.report.new_tokens == sum(reply.usage.new_tokens for reply in results)
+
+
+@pytest.mark.parametrize("kind", FAST + LIBRARY)
+def test_answers_of_each_generation_are_those_of_one_by_one(tiny_vlm, kind):
+    vlm = tiny_vlm(kind)
+    results = batch(vlm, mixed_rows(), max_new_tokens=12, batch_size=4)
+    assert [reply.raw for reply in results] == alone(vlm, mixed_rows(), max_new_tokens=12)
+    assert results.report.path == ("fast" if kind in FAST else "library")
+    assert bool(results.report.note) == (kind in LIBRARY)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
+def test_sampled_rows_are_those_of_one_by_one(tiny_vlm, kind):
+    vlm, rows = tiny_vlm(kind), mixed_rows()
+    options = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 0.9}
+    results = batch(vlm, rows, batch_size=3, seed=5, **options)
+    one_by_one = [
+        vlkit.generate(vlm, row, seed=5 + index, **options).raw for index, row in enumerate(rows)
+    ]
+    assert [reply.raw for reply in results] == one_by_one
+
+
+def test_a_repetition_penalty_counts(tiny_vlm, monkeypatch):
+    vlm = tiny_vlm("qwen2_vl")
+    plain = alone(vlm, mixed_rows(), max_new_tokens=12)
+    monkeypatch.setattr(vlm.model.generation_config, "repetition_penalty", 1.5)
+    results = batch(vlm, mixed_rows(), max_new_tokens=12, batch_size=4)
+    penalized = alone(vlm, mixed_rows(), max_new_tokens=12)
+    assert [reply.raw for reply in results] == penalized != plain
+
+
+def test_settings_that_the_engine_does_not_know_go_to_the_library(tiny_vlm, monkeypatch):
+    vlm = tiny_vlm("qwen2_vl")
+    monkeypatch.setattr(vlm.model.generation_config, "no_repeat_ngram_size", 2)
+    results = batch(vlm, mixed_rows()[:3], max_new_tokens=8)
+    assert results.report.path == "library" and "no_repeat_ngram_size" in results.report.note
+    assert [reply.raw for reply in results] == alone(vlm, mixed_rows()[:3], max_new_tokens=8)
+
+
+def test_boxes_and_pictures_are_those_of_one_by_one(vlm):
+    row = vlkit.user("Detect all objects.", str(vlkit.sample("six_shapes")))
+    single, many = vlkit.generate(vlm, row), batch(vlm, [row])[0]
+    assert many.boxes == single.boxes and many.boxes
+    assert many.usage == single.usage and many.image_sizes == single.image_sizes
+    assert many.plot().tobytes() == single.plot().tobytes()
+    assert many.finish_reason == single.finish_reason == "stop"
+
+
+def test_a_clip_of_a_batch_is_sampled_again_when_it_is_looked_at(vlm):
+    path = next(iter(vlkit.clips().values())).path
+    row = vlkit.user("What moves where?", vlkit.Video(str(path), fps=1))
+    single, many = vlkit.generate(vlm, row), batch(vlm, [row])[0]
+    assert (many.clips[0].frames == single.clips[0].frames).all()
+    assert many.clip_sizes == single.clip_sizes
+
+
+def test_bad_rows_fail_and_the_others_go_on(vlm, tmp_path):
+    whole = vlkit.sample("six_shapes").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    good = vlkit.user("How many objects are there?", whole)
+    rows = [
+        good,
+        vlkit.user("?", str(tmp_path / "missing.png")),
+        vlkit.user("?", str(tmp_path / "half.png")),
+        vlkit.user("word " * 9000),
+        {"role": "nobody", "content": "?"},
+        7,
+        good,
+    ]
+    results = batch(vlm, rows, max_new_tokens=20)
+    assert results[0].raw == results[6].raw == alone(vlm, [good], max_new_tokens=20)[0]
+    failures = results[1:6]
+    assert all(isinstance(each, Failure) for each in failures)
+    words = ("missing.png", "truncated", "context", "nobody", "7")
+    assert all(word in each.error for word, each in zip(words, failures, strict=True)), failures
+    assert all("\n" not in each.error for each in failures)
+    assert results.report.failures == 5
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_out_of_memory_halves_the_batch(tiny_vlm, monkeypatch, fits):
+    vlm, prefill = tiny_vlm("qwen2_vl"), Engine._prefill
+    sizes = []
+
+    def cramped(self, rows, first):
+        sizes.append(len(rows))
+        if len(rows) > fits:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return prefill(self, rows, first)
+
+    rows = [vlkit.user("What is this?", str(vlkit.sample("six_shapes")))] * 9
+    expected = alone(vlm, rows[:1], max_new_tokens=6)[0]
+    monkeypatch.setattr(Engine, "_prefill", cramped)
+    results = batch(vlm, rows, max_new_tokens=6, batch_size=8)
+    assert [reply.raw for reply in results] == [expected] * 9
+    assert max(sizes) == 8 and "out of memory" in results.report.note
+
+
+def test_a_row_that_does_not_fit_alone_fails_and_the_others_go_on(tiny_vlm, monkeypatch):
+    vlm, prefill = tiny_vlm("qwen2_vl"), Engine._prefill
+
+    def cramped(self, rows, first):
+        if any(row.length > 200 for row in rows):
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return prefill(self, rows, first)
+
+    monkeypatch.setattr(Engine, "_prefill", cramped)
+    results = batch(vlm, ["short"] * 3 + ["long " * 300], max_new_tokens=6, batch_size=4)
+    assert [isinstance(each, Failure) for each in results] == [False, False, False, True]
+    assert "out of memory" in results[3].error
+
+
+def test_agreement_asks_rows_again_alone(vlm, monkeypatch):
+    assert batch(vlm, mixed_rows(), max_new_tokens=8, agreement=4).report.agreement == 1
+    choose = Engine._choose
+
+    def wrong(self, logits, rows, place):  # the second likeliest token, in the batch alone
+        logits = logits.scatter(1, choose(self, logits, rows, place)[:, None], float("-inf"))
+        return choose(self, logits, rows, place)
+
+    monkeypatch.setattr(Engine, "_choose", wrong)
+    report = batch(vlm, mixed_rows(), max_new_tokens=8, agreement=4).report
+    assert report.agreement == 0 and len(report.disagreeing) == 4
+
+
+@pytest.mark.parametrize("by", ["event", "interrupt"])
+def test_a_stopped_batch_returns_what_is_done_and_goes_on_later(vlm, tmp_path, by):
+    stopped, out, rows = threading.Event(), tmp_path / "run.jsonl", mixed_rows()
+
+    def after_three(index, result, seen=[]):  # noqa: B006
+        seen.append(index)
+        if len(seen) == 3 and by == "interrupt":
+            raise KeyboardInterrupt
+        if len(seen) == 3:
+            stopped.set()
+
+    options = {"max_new_tokens": 30, "batch_size": 2, "out": out}
+    first = batch(vlm, rows, on_result=after_three, stopped=stopped, **options)
+    done = [index for index, each in enumerate(first) if not isinstance(each, Failure)]
+    assert first.report.stopped and len(done) == 3
+    assert {each.kind for each in first if isinstance(each, Failure)} == {"Stopped"}
+    again = batch(vlm, rows, **options)
+    assert again.report.resumed == 3 and not again.report.stopped
+    assert [reply.raw for reply in again] == alone(vlm, rows, max_new_tokens=30)
+
+
+def test_models_are_left_as_they_were(tiny_vlm):
+    vlm = tiny_vlm("qwen2_5_vl")
+    before = vlm.model.model.visual.config._attn_implementation
+    batch(vlm, mixed_rows()[:3], max_new_tokens=3)
+    assert vlm.model.model.visual.config._attn_implementation == before == "sdpa"
+    assert "forward" not in vars(vlm.model.model.visual.patch_embed)
+
+
+def test_longer_rows_that_come_later_find_room(tiny_vlm):
+    vlm = tiny_vlm("qwen3_vl")
+    rows = ["short", "longer " * 150, "short again", "longest " * 400]
+    results = batch(vlm, rows, max_new_tokens=5, batch_size=1)
+    assert [reply.raw for reply in results] == alone(vlm, rows, max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        ("a text", {}, "pass a list"),
+        ({"role": "user"}, {}, "pass a list"),
+        (["a"], {"batch_size": 0}, "batch_size=0"),
+        (["a"], {"batch_size": "many"}, "batch_size='many'"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_wrong_options_are_named(vlm, rows, options, words):
+    with pytest.raises(VlkitError, match=words):
+        batch(vlm, rows, **options)
+
+
+def test_nothing_to_do(vlm):
+    results = batch(vlm, [])
+    assert results == [] and results.report.rows == 0

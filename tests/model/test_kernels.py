@@ -1,0 +1,56 @@
+"""The GPU kernels against plain torch; on a CPU through Triton's interpreter, in its own process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHECK = """
+import types, torch
+from vlkit import kernels
+
+torch.manual_seed(0)
+
+def both(call):
+    kernels.use_kernels = lambda tensor: True
+    ours = call()
+    kernels.use_kernels = lambda tensor: False
+    return ours, call()
+
+def same(ours, theirs, dtype):
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+for dtype in (torch.float32, torch.bfloat16):
+    for width in (64, 100, 3584):
+        norm = types.SimpleNamespace(weight=torch.randn(width, dtype=dtype), variance_epsilon=1e-6)
+        hidden, update = torch.randn(2, 5, width, dtype=dtype)
+        for each in (update, None):
+            for ours, theirs in zip(*both(lambda: kernels.add_rms_norm(hidden.clone(), each, norm))):
+                same(ours, theirs, dtype)
+        same(*both(lambda: kernels.silu_multiply(hidden, update)), dtype)
+        same(*both(lambda: kernels.quick_gelu(hidden.clone())), dtype)
+    for heads, turned, size in ((3, 2, 64), (6, 4, 80), (12, 8, 128)):
+        states = torch.randn(7, heads, size, dtype=dtype)
+        angles = torch.randn(7, size // 2).repeat(1, 2)
+        def call():
+            mine = states.clone()
+            kernels.rotate(mine, turned, angles.cos(), angles.sin())
+            return mine
+        ours, theirs = both(call)
+        same(ours, theirs, dtype)
+        assert (ours[:, turned:] == states[:, turned:]).all() and (ours != states)[:, :turned].any()
+print("equal")
+"""
+
+
+def test_kernels_do_what_plain_torch_does():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
