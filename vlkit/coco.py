@@ -58,6 +58,9 @@ class AveragePrecision:
         blocks = len(evaluator.evalImgs) // count
         order = (np.arange(blocks)[:, None] * count + pictures[None]).ravel()
         evaluator.evalImgs = [self._evaluator.evalImgs[i] for i in order]
+        evaluator.params = copy.copy(evaluator.params)
+        evaluator.params.imgIds = list(range(len(pictures)))
+        evaluator._paramsEval = evaluator.params
         return _means(self._accumulate(evaluator)[..., 0])
 
     @staticmethod

@@ -214,8 +214,9 @@ def ask_grounding(
     truth = [question.truth for question in questions]
     labels = {box.label for own in truth for box in own}
     evaluation = evaluate_grounding(
-        boxes, truth, iou, match_labels=len(labels) <= MOST_LABELS, bootstrap=bootstrap, seed=seed
-    )
+        boxes, truth, iou, match_labels=len(labels) <= MOST_LABELS, bootstrap=bootstrap, seed=seed,
+        groups=[question.image for question in questions],
+    )  # fmt: skip
     about = {
         "model": vlm.name,
         "revision": vlm.folder.revision,

@@ -94,6 +94,7 @@ def evaluate_grounding(
     coco: bool = True,
     bootstrap: int = 1000,
     seed: int = 0,
+    groups: Sequence[Any] | None = None,
 ) -> Evaluation:
     """Compare boxes with the truth.
 
@@ -116,6 +117,8 @@ def evaluate_grounding(
         bootstrap: how often pictures are drawn again for the 95 % intervals; 0 for none. mAP is
             counted again a tenth as often.
         seed: of that draw.
+        groups: for each picture what it belongs to, as several questions to one image; those of
+            one group are drawn together.
 
     Raises:
         VlkitError: lists of different lengths, a threshold outside 0 to 1, pycocotools is
@@ -145,7 +148,10 @@ def evaluate_grounding(
         from vlkit.coco import AveragePrecision
 
         precision = AveragePrecision(answers, truths, _check_scores(scores, answers), match_labels)
-    return tabulate(rows, names, thresholds, precision, bootstrap, seed)
+    groups = names if groups is None else list(groups)
+    if len(groups) != len(names):
+        raise VlkitError(f"{len(groups)} groups for {len(names)} pictures; give one for each")
+    return tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
 
 
 def _align(predicted: Any, truth: Any) -> tuple[list[Any], list[list[Box]], list[list[Box]]]:

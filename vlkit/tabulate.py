@@ -25,6 +25,7 @@ def tabulate(
     precision: AveragePrecision | None,
     bootstrap: int,
     seed: int,
+    groups: Sequence[Any],
 ) -> Evaluation:
     """The evaluation of matched rows."""
     table = pd.DataFrame(rows)
@@ -32,7 +33,7 @@ def tabulate(
     table.loc[~table["truth"], "kind"] = "extra"
     place = {name: number for number, name in enumerate(names)}
     pictures = table["picture"].map(place).to_numpy()
-    draws = _draw(len(names), bootstrap, seed)
+    draws = _draw(pd.factorize(pd.Series(list(groups), dtype=object))[0], bootstrap, seed)
     counted = _counted(table, thresholds)
     overall = _overall(_sums(counted, pictures, len(names)), thresholds, draws)
     if precision:
@@ -49,13 +50,12 @@ def tabulate(
     return Evaluation(overall, by_label, by_size, table[_ORDER], thresholds)
 
 
-def _draw(count: int, bootstrap: int, seed: int) -> np.ndarray:
-    """How often each picture is drawn, a row for each draw; none for a single picture."""
-    generator = np.random.default_rng(seed)
-    rows = bootstrap if count > 1 else 0
-    draws = np.zeros((rows, count), np.uint16)
+def _draw(groups: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    """How often each picture is drawn, a row for each draw; none for a single group."""
+    generator, count = np.random.default_rng(seed), int(groups.max()) + 1
+    draws = np.zeros((bootstrap if count > 1 else 0, len(groups)), np.uint16)
     for row in draws:
-        row[:] = np.bincount(generator.integers(0, count, count), minlength=count)
+        row[:] = np.bincount(generator.integers(0, count, count), minlength=count)[groups]
     return draws
 
 

@@ -204,6 +204,24 @@ def test_the_seed_repeats_and_more_pictures_narrow():
     assert first.overall.loc["map", "low"] < first["map"] < first.overall.loc["map", "high"]
 
 
+def test_questions_to_one_picture_are_drawn_together():
+    """Ten copies of each picture are no more evidence than one: the interval stays as wide."""
+    predicted, truth, _ = scene(2, 12)
+    groups = [i for i in range(12) for _ in range(10)]
+    copies = (
+        [own for own in predicted for _ in range(10)],
+        [own for own in truth for _ in range(10)],
+    )
+
+    def width(*boxes, **options):
+        table = evaluate_grounding(*boxes, bootstrap=300, **options).overall
+        return (table["high"] - table["low"])[["mean_iou", "map"]].to_numpy()
+
+    once = width(predicted, truth)
+    assert width(*copies, groups=groups) == pytest.approx(once, rel=0.3)
+    assert (width(*copies) < 0.5 * once).all()
+
+
 # --- edges ----------------------------------------------------------------------------------------
 
 
@@ -227,6 +245,7 @@ def test_json_and_html():
         (([[square(0)]], [[square(0)]]), {"iou": ()}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"iou": (0.5, 1.5)}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"scores": [[]]}, "one number for each box"),
+        (([[square(0)]], [[square(0)]]), {"groups": [1, 2]}, "2 groups for 1 pictures"),
         (({"a": []}, [[square(0)]]), {}, "is a mapping"),
         (({"a": [], "b": []}, {"a": [square(0)]}), {}, r"without truth: \['b'\]"),
         (([["box"]], [[square(0)]]), {}, r"expected vlkit\.Box"),
