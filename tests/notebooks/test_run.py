@@ -47,6 +47,21 @@ CASES = {
         assert all(len(differences) for differences in found.values())
         """,
     ),
+    "03_batch_inference": (
+        "MAX_NEW_TOKENS = 24; ROWS = 12; BATCH_SIZES = [1, 6]",
+        """
+        assert len(frame) == 26 and frame["error"].isna().all()
+        assert pandas.read_csv("answers.csv")["text"].tolist() == frame["text"].tolist()
+        assert "red circle" in frame.set_index("name")["text"]["three_shapes"]
+        assert checked["found"].mean() > 0.9 and len(checked) > 60
+        assert (table["same answers as the loop"] == 1).all() and report.agreement == 1
+        assert list(failed["error"].notna()) == [False, True, True]
+        assert first.report.stopped and rest.report.resumed == 10
+        assert [reply.raw for reply in rest] == [reply.raw for reply in loop]
+        assert changed.report.resumed == 0 and len(lines) == 24
+        assert panel.results == [] and len(panel.conversations) == 26
+        """,
+    ),
 }
 
 

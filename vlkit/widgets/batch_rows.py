@@ -29,6 +29,7 @@ ROW_CSS = """<style>
 .vlkit-row-number { text-align: right; }
 .vlkit-row-answer { white-space: pre-wrap; max-height: 7em; overflow-y: auto; }
 .vlkit-batch .widget-label { max-width: none; }
+.vlkit-panel .vlkit-columns-line { margin-left: 112px; font-size: .9em; opacity: .8; }
 </style>"""
 
 
@@ -76,7 +77,7 @@ def _thumbnail(media: list, result: Reply | Failure | None) -> str:
     scale = min(1.0, THUMBNAIL / max(picture.size))
     small = picture.resize([max(1, round(side * scale)) for side in picture.size])
     boxes = _boxes(result) if images and isinstance(result, Reply) else []
-    drawn = draw_boxes(small, [scale_item(item, scale) for item in boxes], labels=False)
+    drawn = draw_boxes(small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3)
     return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
 
 
