@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,3 +185,29 @@ def test_the_limit_in_tokens_is_the_processors_own(tmp_path):
     )
     for i, (value, true) in enumerate(zip(box.xyxy, (100, 100, 300, 200), strict=True)):
         assert abs(value - true) <= (1000, 500)[i % 2] / seen[i % 2] / 2 + 1e-9
+
+
+@pytest.mark.slow
+def test_the_readmes_table_is_what_the_command_says(vlm):
+    from pathlib import Path
+
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    questions = read_questions("samples", prompt=default_prompt(vlm.family))
+    result = ask_grounding(vlm, questions, progress=False)
+    shown = {
+        "accuracy at IoU 0.5": "accuracy@0.5",
+        "accuracy at IoU 0.75": "accuracy@0.75",
+        "mean IoU": "mean_iou",
+        "precision at IoU 0.5": "precision@0.5",
+        "recall at IoU 0.5": "recall@0.5",
+        "COCO mAP": "map",
+    }
+    for name, metric in shown.items():
+        row = re.search(rf"^\| {name} \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", readme, re.M)
+        counted = result.evaluation.overall.loc[metric]
+        for text, column in zip(row.groups(), ("value", "low", "high"), strict=True):
+            # another machine's rounding may move a box over the threshold
+            assert float(text) == pytest.approx(counted[column], abs=0.025), (name, column)
+    missed = result.rows[result.rows["kind"] == "missed"]
+    photos = missed["image"].str.endswith(".jpg").sum()
+    assert (len(missed), photos) == (15, 12) and "Twelve of the fifteen" in readme
