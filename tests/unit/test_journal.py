@@ -244,6 +244,20 @@ def test_rows_of_a_process_that_died_count(tmp_path, part):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_killed_between_merging_and_deleting_nothing_is_doubled(tmp_path):
+    path = tmp_path / "run.jsonl"
+    for part in (0, 1):
+        write_rows(path, 3, first=3 * part, part=part)
+    kept = {part: part.read_bytes() for part in tmp_path.glob("*.part-*")}
+    Journal(path).close()
+    merged = path.read_bytes()
+    for part, content in kept.items():
+        part.write_bytes(content)
+    Journal(path).close()
+    assert path.read_bytes() == merged and merged.count(b"\n") == 6
+    assert os.listdir(tmp_path) == ["run.jsonl"]
+
+
 def test_a_failure_does_not_take_an_answers_place(tmp_path):
     path = tmp_path / "run.jsonl"
     write_rows(path, 1)

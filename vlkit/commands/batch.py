@@ -110,6 +110,7 @@ class Shares:
         gpus = torch.cuda.device_count()
         if self.count == 1 or asked != "auto" or not gpus:
             return asked
+        torch.cuda.set_device(self.local_number % gpus)  # kernels are launched on the current one
         return f"cuda:{self.local_number % gpus}"
 
     def of(self, conversations: Sequence[Any]) -> dict[str, Any]:
