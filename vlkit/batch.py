@@ -159,7 +159,7 @@ def generate_batch(
         padding=tally.padding,
         batch_size=tally.batch_size,
         path=settings.path,
-        note=settings.note,
+        note="; ".join([*filter(None, [settings.note]), *tally.notes]),
         stopped=cut,
     )
     if agreement and not cut:

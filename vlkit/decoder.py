@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlkit.kernels import add_rms_norm, rms_norm, rotate, silu_multiply
+from vlkit.kernels import add_rms_norm, gated, linear, rms_norm, rotate, rotate_and_store
 
 SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
 
@@ -100,6 +100,7 @@ class Decoder:
         deep = {layer: values.view(-1, width) for layer, values in (deep or {}).items()}
 
         def attend(states, cache):
+            rotate(states, self.heads + self.kv_heads, *angles)
             states = states.view(rows, length, -1, self.head_size)
             cache[first : first + rows, :length] = states[:, :, self.heads :]
             parts = states.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], 1)
@@ -109,7 +110,7 @@ class Decoder:
             return output.transpose(1, 2).reshape(rows * length, -1)
 
         angles = [each.reshape(-1, self.head_size) for each in angles]
-        return self._run(hidden.reshape(-1, width), angles, attend, kept, deep)
+        return self._run(hidden.reshape(-1, width), attend, kept, deep)
 
     def step(self, tokens, lengths, deltas, span: int):
         """Read one token a row and predict the next.
@@ -126,7 +127,6 @@ class Decoder:
         import torch
 
         count = len(tokens)
-        rows = torch.arange(count, device=self.device)
         hidden = self.embed(tokens)
         positions = (lengths + deltas)[None, :, None].expand(3, -1, 1)
         angles = [each[:, 0].contiguous() for each in self.rotary(hidden[:, None], positions)]
@@ -138,7 +138,7 @@ class Decoder:
 
         def attend(states, cache):
             """The heads of a group are looked up as if they were tokens: nothing is repeated."""
-            cache[rows, lengths] = states[:, self.heads :]
+            rotate_and_store(states, self.heads, self.kv_heads, angles, cache, lengths)
             query = states[:, : self.heads].view(count, self.kv_heads, group, self.head_size)
             keys, values = cache[:count, :span].transpose(1, 2).split(self.kv_heads, 1)
             output = torch.nn.functional.scaled_dot_product_attention(
@@ -146,32 +146,31 @@ class Decoder:
             )
             return output.reshape(count, -1)
 
-        return self._run(hidden, angles, attend)
+        return self._run(hidden, attend)
 
-    def _run(self, hidden, angles, attend, kept=None, deep: dict | None = None):
+    def _run(self, hidden, attend, kept=None, deep: dict | None = None):
         """All layers over (tokens, width); of the last layer's output only ``kept`` tokens."""
         update, last = None, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             hidden, normed = add_rms_norm(hidden, update, layer.input_layernorm)
             states = self._project(layer.self_attn, self.joined[index], normed)
-            rotate(states, self.heads + self.kv_heads, *angles)
             attended = attend(states, self.cache[index])
             if kept is not None and index == last:
                 hidden, attended = hidden[kept], attended[kept]
-            update = layer.self_attn.o_proj(attended)
+            update = linear(attended, layer.self_attn.o_proj)
             hidden, normed = add_rms_norm(hidden, update, layer.post_attention_layernorm)
             mlp = layer.mlp
-            update = mlp.down_proj(silu_multiply(mlp.gate_proj(normed), mlp.up_proj(normed)))
+            update = linear(gated(normed, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
             if deep and index in deep:
                 update = update + deep[index]
-        return self.lm_head(add_rms_norm(hidden, update, self.norm)[1])
+        return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
 
     def _project(self, attention, joined, hidden):
         """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size)."""
         import torch
 
         if joined is not None:
-            states = torch.nn.functional.linear(hidden, *joined)
+            states = linear(hidden, None, joined)
         else:
             parts = attention.q_proj, attention.k_proj, attention.v_proj
             states = torch.cat([project(hidden) for project in parts], -1)

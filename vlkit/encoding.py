@@ -61,7 +61,7 @@ class Encoder:
         for group in _groups(list(new.values()), PATCHES[self._place]):
             for medium, features in zip(group, self._run(group), strict=True):
                 found[medium.key] = self._kept[medium.key] = features
-        self._forget()
+        self._trim()
         return [found[medium.key] for medium in media]
 
     @property
@@ -80,7 +80,11 @@ class Encoder:
         sizes = (grid.prod(-1) // self.visual.spatial_merge_size**2).tolist()
         return list(zip(*(layer.split(sizes) for layer in layers), strict=True))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go all features."""
+        self._kept.clear()
+
+    def _trim(self) -> None:
         """Let go what was used longest ago, over the limit."""
         total = 0
         for key in reversed(list(self._kept)):

@@ -89,18 +89,18 @@ class Engine:
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         self.graphs: dict[tuple[int, int], Any] = {}
 
-    def fits(self, choice: Choice, slots: int) -> bool:
+    def fits(self, choice: Choice) -> bool:
         """Whether another batch can go on with it; its weights are then brought up to date."""
-        return choice == self.choice and slots == self.slots and self.decoder.refresh()
+        return choice == self.choice and self.decoder.refresh()
 
     def is_cheap(self) -> bool:
-        """On a GPU, and under a twentieth of its memory."""
+        """On a GPU, idle, and under a fiftieth of its memory."""
         import torch
 
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or self.rows:
             return False
         held = sum(layer.nbytes for layer in self.decoder.cache)
-        return held < torch.cuda.get_device_properties(self.device).total_memory / 20
+        return held < torch.cuda.get_device_properties(self.device).total_memory / 50
 
     @property
     def free(self) -> int:

@@ -20,7 +20,7 @@ from vlkit.replies import Failure, Reply
 from vlkit.row_tensors import describe_row, split_media, split_rows
 from vlkit.settings import PREFILL_TOKENS, Settings, Tally, base_model
 
-_engines: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()
+_engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by slots
 
 
 def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
@@ -108,15 +108,16 @@ class _FastRun:
         self._fit_capacity(rows)
         longest = max(row.length for row in rows) + self.limit
         self.tally.batch_size = max(self.tally.batch_size, self.capacity)
-        kept = _engines.pop(self.model, None)
-        if kept is not None and kept.fits(self.choice, self.capacity):
+        kept = _engines.get(self.model, {}).pop(self.capacity, None)
+        if kept is not None and kept.fits(self.choice):
             return kept
         return Engine(self.model, self.choice, self.capacity, longest)
 
     def keep_engine(self) -> None:
         """Captured graphs serve the next call, too, where they hold little of the GPU's memory."""
-        if self.engine is not None and not self.engine.rows and self.engine.is_cheap():
-            _engines[self.model] = self.engine
+        if self.engine is not None and self.engine.is_cheap():
+            self.engine.encoder.forget()
+            _engines.setdefault(self.model, {})[self.capacity] = self.engine
 
     def _fit_capacity(self, rows: list[Row]) -> None:
         """As many rows as the caches of two thirds of the free memory hold."""
@@ -155,6 +156,7 @@ class _FastRun:
 
         again = [*(self.engine.rows if self.engine else []), *rows]
         self.engine = None
+        _engines.pop(self.model, None)
         torch.cuda.empty_cache()
         if self.capacity == 1 or len(again) == 1:
             for row in again:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 BLOCK = 1024
+ONE_ROW, ONE_ROW_BLOCK = 8, 512  # values of a one-row product at a time, and of their sums
 
 
 def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
@@ -65,6 +66,59 @@ def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
     turned = states[:, :heads]
     signed = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], -1)[:, None]
     turned.copy_(turned * cos[:, None] + turned.roll(size // 2, -1) * signed)
+
+
+def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache: Any, lengths: Any):
+    """Rotate queries and keys, and put keys and values into the cache.
+
+    Args:
+        states: (rows, heads + 2 × kv_heads, head size), contiguous; rotated in place.
+        heads, kv_heads: of queries, and of keys as of values.
+        angles: cosines and sines, (rows, head size) each, contiguous.
+        cache: (at least ``rows``, length, 2 × kv_heads, head size).
+        lengths: (rows,) where in each row of the cache.
+    """
+    import torch
+
+    turned, size = heads + kv_heads, states.shape[-1]
+    if not use_kernels(states):
+        rotate(states, turned, *angles)
+        cache[torch.arange(len(states), device=states.device), lengths] = states[:, heads:]
+        return
+    _kernels().rotate_and_store[(len(states), states.shape[1])](
+        states, *angles, cache, lengths, states.stride(0), cache.stride(0), size, heads, turned,
+        _power_of_two(size // 2), num_warps=1,
+    )  # fmt: skip
+
+
+def linear(rows: Any, module: Any, joined: Any = None) -> Any:
+    """A linear layer, by its module or by (weight, bias); one row on a GPU reads memory best so."""
+    import torch
+
+    plain = joined is not None or type(module) is torch.nn.Linear
+    if not (plain and len(rows) == 1 and use_kernels(rows)):
+        return module(rows) if joined is None else torch.nn.functional.linear(rows, *joined)
+    weight, bias = joined or (module.weight, module.bias)
+    output = rows.new_empty(1, len(weight))
+    _kernels().one_row_linear[(-(-len(weight) // ONE_ROW),)](
+        rows, weight, rows if bias is None else bias, output, *weight.shape, bias is not None,
+        ONE_ROW, ONE_ROW_BLOCK,
+    )  # fmt: skip
+    return output
+
+
+def gated(rows: Any, gate: Any, up: Any) -> Any:
+    """``silu(gate(rows)) * up(rows)``."""
+    import torch
+
+    plain = type(gate) is type(up) is torch.nn.Linear and gate.bias is up.bias is None
+    if not (plain and len(rows) == 1 and use_kernels(rows)):
+        return silu_multiply(gate(rows), up(rows))
+    output = rows.new_empty(1, len(gate.weight))
+    _kernels().one_row_gated[(-(-len(gate.weight) // ONE_ROW),)](
+        rows, gate.weight, up.weight, output, *gate.weight.shape, ONE_ROW, ONE_ROW_BLOCK
+    )
+    return output
 
 
 def silu_multiply(gate: Any, up: Any) -> Any:

@@ -43,6 +43,24 @@ for dtype in (torch.float32, torch.bfloat16):
         ours, theirs = both(call)
         same(ours, theirs, dtype)
         assert (ours[:, turned:] == states[:, turned:]).all() and (ours != states)[:, :turned].any()
+    for width, count in ((64, 20), (100, 8), (1100, 33)):
+        row, one, two = (torch.randn(n, width, dtype=dtype) / width**0.5 for n in (1, count, count))
+        layers = []
+        for weight in (one, two):
+            layers.append(torch.nn.Linear(width, count, bias=False, dtype=dtype))
+            layers[-1].weight = torch.nn.Parameter(weight)
+        with torch.no_grad():
+            same(*both(lambda: kernels.linear(row, layers[0])), dtype)
+            bias = torch.randn(count, dtype=dtype)
+            same(*both(lambda: kernels.linear(row, None, (one, bias))), dtype)
+            same(*both(lambda: kernels.gated(row, *layers)), dtype)
+    states, angles = torch.randn(3, 10, 64, dtype=dtype), torch.randn(3, 32).repeat(1, 2)
+    def store():
+        mine, cache = states.clone(), torch.zeros(4, 9, 4, 64, dtype=dtype)
+        lengths = torch.tensor([2, 0, 8])
+        kernels.rotate_and_store(mine, 6, 2, (angles.cos(), angles.sin()), cache, lengths)
+        return torch.cat([mine.flatten(), cache.flatten()])
+    same(*both(store), dtype)
 print("equal")
 """
 
