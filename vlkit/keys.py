@@ -20,6 +20,7 @@ from vlkit.messages import as_messages
 from vlkit.sources import is_url, local_path
 
 _CHUNK = 1 << 24  # weights summed at a time
+_SAY_NOTHING = ("transformers_version", "peft_version", "base_model_name_or_path", "revision")
 _models: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
 
@@ -62,8 +63,12 @@ def row_keys(
 
 
 def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=repr)
+    text = json.dumps(content, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value, key=repr) if isinstance(value, set | frozenset) else repr(value)
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -83,7 +88,7 @@ def _model_key(vlm: Any) -> str:
 
 def _settings(part: Any) -> dict:
     settings = part.to_dict() if hasattr(part, "to_dict") else {}
-    return {key: settings[key] for key in settings if key != "transformers_version"}
+    return {key: settings[key] for key in settings if key not in _SAY_NOTHING}
 
 
 def _network_key(network: Any) -> str:
@@ -94,7 +99,8 @@ def _network_key(network: Any) -> str:
         shapes = [(name, str(p.dtype), list(p.shape)) for name, p in parameters]
         key = _digest([shapes, _checksums([p for _, p in parameters])])
         _models[network] = (state, key)
-    return _digest([key, _settings(getattr(network, "generation_config", None))])
+    adapters = map(_settings, getattr(network, "peft_config", {}).values())  # how they are scaled
+    return _digest([key, _settings(getattr(network, "generation_config", None)), *adapters])
 
 
 def _checksums(parameters: list) -> list[int]:

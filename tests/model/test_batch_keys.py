@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText
 
 import vlkit
 from vlkit.keys import row_key
@@ -59,3 +61,18 @@ def test_settings_that_change_answers_change_the_key(own, tiny_folder):
     own.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 4 * 3136}
     keys.append(key(own))
     assert len(set(keys)) == len(keys)
+
+
+def test_an_adapter_changes_the_key_and_so_does_its_scale(own, tiny_folder, tmp_path):
+    keys = [key(own)]
+    network = AutoModelForImageTextToText.from_pretrained(tiny_folder("qwen2_5_vl"))
+    for alpha in (8, 16):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj", "v_proj"])
+        adapted = get_peft_model(network, config)
+        adapted.save_pretrained(tmp_path / str(alpha))
+        network = adapted.unload()
+        loads = [vlkit.load(own.folder.path, adapter=tmp_path / str(alpha)) for _ in range(2)]
+        assert key(loads[0]) == key(loads[1])
+        keys.append(key(loads[0]))
+    assert len(set(keys)) == 3
