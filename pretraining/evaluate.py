@@ -28,6 +28,7 @@ from words import COLOR_VARIANTS, COLORS, NOUNS
 HERE = Path(__file__).parent
 SCALE = 4
 SHORTEST, LONGEST = 112, 560  # sides of a picture
+LEGIBLE = 10  # pixels of a word's height that the reading goals ask for
 RATIOS = {  # width over height, up to
     "1:2 to 2:3": 2 / 3,
     "2:3 to 4:5": 4 / 5,
@@ -313,6 +314,7 @@ ROWS = {
     "size": (q.size, "things"),
     "read text": (q.read, "words"),
     "locate text": (q.locate_text, "words"),
+    "read smaller text": (q.read, "small words"),
     "several pictures: in common": (q.common, "album"),
     "several pictures: only in one": (q.only_in, "album"),
     "several pictures: which has more": (q.more, "album"),
@@ -338,8 +340,10 @@ def make_question(rng, row, zh, art, painters):
             scene = sample_clip(rng, art, width, height, rng.choice([6, 8, 12]))
             images, video = [], painter.draw_clip(scene, rng)
         else:
-            scene, images = scene_of(rng, art, painter, words=1.0 if needs == "words" else 0.2)
-            if needs == "words" and not scene.words:
+            words = "words" in needs
+            scene, images = scene_of(rng, art, painter, words=1.0 if words else 0.2)
+            heights = [word.box[3] - word.box[1] for word in scene.words]
+            if words and (not heights or (min(heights) < LEGIBLE) != (needs == "small words")):
                 continue
         pair = function(rng, scene, zh)
         if pair:
@@ -605,7 +609,7 @@ def main():
     items, seeds, start = [], [arguments.seed], time.time()
     if arguments.more:
         done = json.loads(arguments.out.read_text())
-        items, seeds = done["items"], [*done["seeds"], arguments.seed]
+        items, seeds = done["items"], sorted({*done["seeds"], arguments.seed})
     what = (arguments.count, arguments.seed, arguments.art, arguments.fonts)
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for made in pool.imap(make_row, [(row, *what) for row in arguments.rows]):

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 # Pixels of a picture and of a frame. Training drew every size from 112 x 112 to 560 x 560; small
 # pictures are made larger, because small things are named more surely so.
 SMALLEST, LARGEST = 224 * 224, 560 * 560
-SMALLEST_FRAME, LARGEST_FRAME = 112 * 112, 224 * 224
+SMALLEST_FRAME, LARGEST_FRAME = 112 * 112, 168 * 224
 # Qwen2-VL's conversation format: a default system prompt, pictures in place, optional numbers.
 CHAT_TEMPLATE = """\
 {%- set images = namespace(n=0) %}{% set videos = namespace(n=0) -%}
