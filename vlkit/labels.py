@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 
+import numpy as np
 from PIL import ImageFont
 
 from vlkit.grounding import Box, Item, Point, Size
@@ -110,21 +111,17 @@ def place_labels(
     """
     placed: list[tuple[str, str, Area]] = []
     r = 2 * pad  # a point is as small as a label is large, and would vanish under one
-    dots = [(i.x - r, i.y - r, i.x + r, i.y + r) for i, _, _ in strokes if isinstance(i, Point)]
+    taken = [(i.x - r, i.y - r, i.x + r, i.y + r) for i, _, _ in strokes if isinstance(i, Point)]
     for item, color, _ in strokes:
-        if not item.label or not _overlap(bounds_of(item), (0, 0, *size)):
+        bounds = np.array([bounds_of(item)])
+        if not item.label or not _overlaps(bounds, np.array([(0, 0, *size)])).any():
             continue
         text = fit_text(printable(item.label), font, size[0] - 2 * pad)
         w, h = font.getlength(text) + 2 * pad, text_height(font)[1] + 2 * (pad // 2)
-        best, least = None, float("inf")
-        for place in _places(bounds_of(item), w, h):
-            area = _clamp(place, w, h, size)
-            covered = sum(_overlap(area, other) for other in (*dots, *(p[2] for p in placed)))
-            if covered < least:
-                best, least = area, covered
-            if not covered:
-                break
-        placed.append((color, text, best or _clamp((0, 0), w, h, size)))
+        areas = [_clamp(place, w, h, size) for place in _places(bounds_of(item), w, h)]
+        covered = _overlaps(np.array(areas), np.array(taken).reshape(-1, 4)).sum(axis=1)
+        placed.append((color, text, areas[int(covered.argmin())]))  # the first of the best
+        taken.append(placed[-1][2])
     return placed
 
 
@@ -144,7 +141,9 @@ def _clamp(place: tuple[float, float], w: float, h: float, size: Size) -> Area:
     return (x, y, x + round(w), y + round(h))
 
 
-def _overlap(a: Area, b: Area) -> float:
-    """The common area in square pixels, 1 at least where they touch at all."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(1.0, width * height) if width >= 0 and height >= 0 else 0.0
+def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The common areas of n and m boxes, (n, m), in square pixels; 1 at least where they touch."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - low
+    touch = (sides >= 0).all(axis=2)
+    return np.where(touch, np.maximum(1.0, sides.prod(axis=2)), 0.0)

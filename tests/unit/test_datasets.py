@@ -1,6 +1,7 @@
 """Other tools' formats in and out: every box comes back, and each format is what its makers say."""
 
 import json
+import random
 import warnings
 from pathlib import Path
 
@@ -383,6 +384,43 @@ def test_nothing_is_overwritten_and_nothing_half_written(folder, scenes):
         write_scenes(scenes, path, format="pickle")
     with pytest.raises(VlkitError, match="does not exist"):
         read_scenes(folder / "nothing")
+
+
+ODD = [None, -1, 1e400, "x", [], {}, [None], {"a": 1}, True, "a.png", ["1"], "<bbox>", "<box>(1,"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["coco", "refcoco", "label-studio", *CHATS])
+def test_files_with_anything_in_them_raise_nothing_else(name, folder):
+    chance, path = random.Random(5), folder / "d.jsonl"
+    whole = [Scene(folder / "a.png", SIZE, (CAT, CAT), "where?")]
+    write_scenes(whole, path, format=name)
+    good, refused = path.read_text(encoding="utf-8"), 0
+    for _ in range(300):
+        rows = [json.loads(line) for line in good.splitlines()] if name == "refcoco" else None
+        data = rows or json.loads(good)
+        places = [
+            (o, key) for o in walk(data) for key in (o if isinstance(o, dict) else range(len(o)))
+        ]
+        for holder, key in chance.sample(places, 2):
+            if chance.random() < 0.3 and isinstance(holder, dict):
+                holder.pop(key, None)
+            elif isinstance(holder, dict) or key < len(holder):
+                holder[key] = chance.choice(ODD)
+        path.write_text(json.dumps(data))
+        for known in ("auto", name):
+            try:
+                read_scenes(path, format=known)
+            except VlkitError as error:
+                refused += str(error).isprintable()
+    assert refused > 100
+
+
+def walk(value):
+    if isinstance(value, dict | list):
+        yield value
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from walk(each)
 
 
 # --- supervision ----------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def _texts(row: dict) -> Iterator[tuple[str, dict, str]]:
         raise VlkitError('it has no list of messages under "messages" or "conversations"')
     for message in messages:
         said_by = message.get("role") or message.get("from") or ""
-        role = {"human": "user", "gpt": "assistant"}.get(said_by, said_by)
+        role = {"human": "user", "gpt": "assistant"}.get(str(said_by), str(said_by))
         key = "content" if "content" in message else "value"
         content = message.get(key)
         if isinstance(content, str):

@@ -27,8 +27,12 @@ class SwiftObjects:
 
     def __init__(self, row: dict, size: Size):
         objects, self.size, self.label = row.get("objects") or {}, size, ""
-        if not isinstance(objects, dict) or any(objects.get("image_id") or []):
+        numbers = objects.get("image_id") or [] if isinstance(objects, dict) else [1]
+        if not isinstance(numbers, list) or any(numbers):
             raise VlkitError("it has boxes on other pictures than its first (image_id)")
+        for key in ("ref", "bbox"):
+            if not isinstance(objects.get(key) or [], list):
+                raise VlkitError(f"its objects have {key}={objects[key]!r:.40}; expected a list")
         self.refs = [str(ref) for ref in objects.get("ref") or []]
         scale = size if objects.get("bbox_type", "real") == "norm1" else (1, 1)
         self.boxes = [_numbers(box, scale) for box in objects.get("bbox") or []]
