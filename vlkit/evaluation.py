@@ -52,7 +52,7 @@ class GroundingRun:
         evaluation: of the boxes; a picture's name in it is the question's number.
         questions, answers: in one order; a Failure stands where the model gave no answer.
         boxes: of each answer, None where it could not be read.
-        errors: why it could not, else "".
+        errors: an answer and why it could not be read, wholly or in part, else "".
         about: the model, the data and the settings.
     """
 
@@ -240,7 +240,7 @@ def default_prompt(family: str) -> str:
 
 def _read(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
     try:
-        items, _ = answer._read()
+        items, left_out = answer._read()
     except AttributeError:  # a Failure
         return None, str(answer)
     except GroundingParseError as error:
@@ -249,4 +249,4 @@ def _read(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
     labels = {box.label for box in question.truth}
     if len(labels) == 1:
         boxes = [replace(box, label=question.truth[0].label) for box in boxes]
-    return boxes, ""
+    return boxes, f"{answer} ({left_out})" if left_out else ""

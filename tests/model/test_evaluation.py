@@ -108,6 +108,25 @@ def test_failures_and_unreadable_answers_count_as_missed(vlm, tmp_path, monkeypa
     assert "no picture &lt;here&gt;" in page and "neither a box nor a point" in page
 
 
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_model_that_knows_nothing_scores_nothing(kind, tiny_vlm):
+    vlm = tiny_vlm(kind)
+    questions = read_questions("samples", prompt=default_prompt(vlm.family))[:3]
+    assert "JSON" in questions[0].prompt
+    result = ask_grounding(vlm, questions, max_new_tokens=8, bootstrap=10, progress=False)
+    assert result.evaluation.accuracy == 0 and len(result.gallery().pictures) == 3
+
+
+def test_an_answer_read_in_part_says_so(vlm, monkeypatch):
+    (question, *_) = read_questions("samples", prompt="Locate the {label}.")
+    reply = vlkit.generate(vlm, vlkit.user(question.prompt, question.image))
+    object.__setattr__(reply, "raw", reply.raw + "<|box_start|>(1,2),(3")
+    monkeypatch.setattr(vlkit, "generate_batch", lambda *a, **k: [reply])
+    result = ask_grounding(vlm, [question], bootstrap=0)
+    assert result.evaluation.accuracy == 1 and result.to_dict()["unreadable"] == 0
+    assert "1 read, 1 left out" in result.rows["answer"].iloc[0]
+
+
 def test_nothing_is_left_of_a_run_that_breaks_off(vlm, tmp_path, monkeypatch):
     result = ask_grounding(vlm, read_questions("samples", prompt="Locate the {label}.")[:1])
     monkeypatch.setattr(type(result), "gallery", lambda *a: 1 / 0)
