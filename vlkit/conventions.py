@@ -63,10 +63,8 @@ class Diagnosis:
         for name, row in self.table.head(readings).iterrows():
             boxes, truth = self.boxes[str(name)][picture], self.truth[picture]
             drawn = draw_comparison(original, boxes, truth, labels=False, legend=not shown)
-            caption = (
-                f"{name}: mean IoU {row['mean_iou']:.2f}, probability {row['probability']:.2f}"
-            )
-            shown.append((drawn, caption))
+            sure = f"{row['probability']:.2f}" if row["probability"] >= 0.005 else "under 0.01"
+            shown.append((drawn, f"{name}: mean IoU {row['mean_iou']:.2f}, probability {sure}"))
         return stack_captioned(shown)
 
     def _repr_html_(self) -> str:
