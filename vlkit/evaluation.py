@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import vlkit
 from vlkit.bundled import bundled_path
 from vlkit.datasets import Scene, read_scenes
-from vlkit.datasets.files import new_folder
+from vlkit.datasets.files import whole_folder
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.formats import FORMATS
 from vlkit.grounding import Box
@@ -105,34 +103,15 @@ class GroundingRun:
         Raises:
             VlkitError: the folder holds something already, or cannot be written.
         """
-        folder = Path(folder)
-        check_free(folder)
-        try:
-            folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}.")
-            try:
-                self._write(Path(made), worst)
-                new_folder(folder).rmdir()
-                os.chmod(made, 0o755)
-                os.rename(made, folder)
-            except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
-                raise
-        except OSError as error:
-            raise VlkitError(f"{folder} cannot be written: {error.strerror}") from None
-        return folder
+        with whole_folder(Path(folder)) as made:
+            self._write(made, worst)
+        return Path(folder)
 
     def _write(self, folder: Path, worst: int) -> None:
         text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         self.rows.to_csv(folder / "rows.csv", index=False)
         self.gallery(worst).save(folder / "gallery.html")
-
-
-def check_free(folder: Path) -> None:
-    """Raises VlkitError where something is in the folder, or it is a file."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise VlkitError(f"{folder} is there already; name a new or empty folder")
 
 
 def read_questions(

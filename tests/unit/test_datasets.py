@@ -380,6 +380,11 @@ def test_nothing_is_overwritten_and_nothing_half_written(folder, scenes):
         warnings.simplefilter("ignore")
         write_scenes([*broken, None], path, format="coco")
     assert path.read_text() == "before"
+    missing = [*scenes, Scene(folder / "gone.png", SIZE, (CAT,))]
+    for name in ("yolo", "voc"):
+        with pytest.raises(VlkitError, match=r"gone\.png is missing"):
+            write_scenes(missing, folder / name, format=name)
+        assert not (folder / name).exists() and not list(folder.glob(".*"))
     with pytest.raises(VlkitError, match="unknown; formats"):
         write_scenes(scenes, path, format="pickle")
     with pytest.raises(VlkitError, match="does not exist"):

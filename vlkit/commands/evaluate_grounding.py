@@ -56,7 +56,8 @@ def evaluate_grounding(
     them or none.
     """
     import vlkit
-    from vlkit.evaluation import ask_grounding, check_free, default_prompt, read_questions
+    from vlkit.datasets.files import check_free
+    from vlkit.evaluation import ask_grounding, default_prompt, read_questions
 
     check_free(output_dir)
     ask = partial(read_questions, data, format=data_format, images=images)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,30 @@ def relative(image: Path, target: Path) -> str:
         return image.as_posix()
 
 
-def new_folder(path: Path) -> Path:
-    """A new or empty folder. Raises VlkitError where something is in it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise VlkitError(f"{path} is there already; name a new or empty folder")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def check_free(folder: Path) -> None:
+    """Raises VlkitError where something is in the folder, or it is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise VlkitError(f"{folder} is there already; name a new or empty folder")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``path`` at the end, or vanishes. Raises VlkitError."""
+    check_free(path)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        try:
+            yield Path(made)
+            os.chmod(made, 0o755)
+            if path.is_dir():
+                path.rmdir()
+            os.rename(made, path)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise VlkitError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def find_picture(name: str, places: Iterable[Path]) -> Path:

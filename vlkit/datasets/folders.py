@@ -13,7 +13,6 @@ from vlkit.datasets.files import (
     boxes_of,
     checked_box,
     find_picture,
-    new_folder,
     read_text,
     upright_size,
     write_whole,
@@ -91,7 +90,7 @@ def write_yolo(scenes: list[Scene], path: Path) -> None:
     boxes = [boxes_of(scene.items, "yolo") for scene in scenes]
     names = sorted({box.label for row in boxes for box in row})
     number = {name: i for i, name in enumerate(names)}
-    for name, scene, row in _copy_pictures(scenes, boxes, new_folder(path), "images"):
+    for name, scene, row in _copy_pictures(scenes, boxes, path, "images"):
         width, height = scene.size
         lines = [
             f"{number[b.label]} {(b.x1 + b.x2) / 2 / width:.8g} {(b.y1 + b.y2) / 2 / height:.8g} "
@@ -146,7 +145,7 @@ def _text(element: ElementTree.Element, key: str) -> str:
 def write_voc(scenes: list[Scene], path: Path) -> None:
     """``Annotations/`` and ``JPEGImages/``."""
     boxes = [boxes_of(scene.items, "voc") for scene in scenes]
-    for name, scene, row in _copy_pictures(scenes, boxes, new_folder(path), "JPEGImages"):
+    for name, scene, row in _copy_pictures(scenes, boxes, path, "JPEGImages"):
         root = ElementTree.Element("annotation")
         _add(root, folder="JPEGImages", filename=name)
         width, height = scene.size

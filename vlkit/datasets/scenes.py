@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlkit.datasets.files import first_json, read_text
+from vlkit.datasets.files import first_json, read_text, whole_folder
 from vlkit.errors import VlkitError
 from vlkit.formats import FORMATS
 from vlkit.grounding import Item, Size
@@ -79,7 +79,7 @@ def write_scenes(
     format: str,
     max_image_tokens: int | None = None,
 ) -> None:
-    """Write a data set; a file is there whole or not at all.
+    """Write a data set, whole or not at all.
 
     ``yolo`` and ``voc`` copy the pictures into their folder, the others name them where they are.
 
@@ -99,6 +99,9 @@ def write_scenes(
         from vlkit.datasets.chats import write_chats
 
         write_chats(list(scenes), Path(path), name, max_image_tokens)
+    elif _HOME[name] == "folders":
+        with whole_folder(Path(path)) as folder:
+            _functions(name)[1](list(scenes), folder)
     else:
         _functions(name)[1](list(scenes), Path(path))
 
