@@ -591,6 +591,7 @@ def main():
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pixels", type=int, nargs=2, help="fewest and most")
     parser.add_argument("--processes", type=int, default=1, help="that draw")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints/evaluation.json")
     parser.add_argument("--more", action="store_true", help="add to the questions in --out")
@@ -606,6 +607,12 @@ def main():
         update_card(arguments.card, done["rows"], done["boxes"], note)
         return
     answer = Answerer(arguments.model, arguments.device, arguments.batch_size)
+    if arguments.pixels:
+        smallest, largest = arguments.pixels
+        answer.processor.image_processor.size = {
+            "shortest_edge": smallest,
+            "longest_edge": largest,
+        }
     items, seeds, start = [], [arguments.seed], time.time()
     if arguments.more:
         done = json.loads(arguments.out.read_text())
@@ -615,7 +622,7 @@ def main():
         for made in pool.imap(make_row, [(row, *what) for row in arguments.rows]):
             made.sort(key=lambda item: len(item["truth"]))
             answer(made)
-            items += made
+            items = sorted(items + made, key=lambda item: list(ROWS).index(item["row"]))
             save(arguments.out, seeds, items)
             print(f"{time.time() - start:.0f}s", table(summarise(made)).splitlines()[2], flush=True)
     print(table(summarise(items)), box_table(box_errors(items)), sep="\n\n")
