@@ -7,7 +7,8 @@
 Everything is timed end to end, from messages to texts, preprocessing included. With random weights
 (or --force-tokens) every answer has exactly --new-tokens tokens; the pictures are 640×480 noise,
 each another one. The bundled model is asked 64 questions about the samples instead: pictures, two
-pictures, clips and text alone, answers of any length.
+pictures and text alone, answers of any length. transformers reads
+two of the samples in another way (transparency, EXIF), so a few answers differ for that.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--random-weights", choices=SHAPES)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of random weights bfloat16 by default")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--force-tokens", action="store_true")
@@ -67,9 +69,9 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict:
     if arguments.random_weights:
-        vlm = build_random(arguments.random_weights, arguments.device)
+        vlm = build_random(arguments.random_weights, arguments.device, arguments.dtype)
     else:
-        vlm = vlkit.load(arguments.model, device=arguments.device)
+        vlm = vlkit.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     if arguments.random_weights or arguments.force_tokens:
         vlm.model.generation_config.eos_token_id = None
     if arguments.random_weights or arguments.model != "tiny":
@@ -83,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     }
     for size in arguments.batches or []:
         recipes[f"transformers, padded batches of {size}"] = (
-            rows,
+            rows[:size],
             lambda some, size=size: padded(vlm, some, arguments.new_tokens, size),
         )
     recipes["vlkit.generate_batch, 1 row"] = (rows[:1], lambda some: batch(vlm, some, arguments))
@@ -95,6 +97,9 @@ def measure(arguments: argparse.Namespace) -> dict:
     for each, answers in texts.items():
         measured[each]["same_as_loop"] = share_same(answers, reference)
     ours, theirs = measured[name], measured["quickstart loop"]
+    if arguments.random_weights or arguments.force_tokens:
+        for each in measured.values():
+            each["tokens_per_second"] = round(each["rows_per_second"] * arguments.new_tokens, 1)
     return {
         "model": arguments.random_weights or arguments.model,
         "weights": "random" if arguments.random_weights else "trained",
@@ -122,9 +127,9 @@ def padded(vlm: VLM, rows: list, new_tokens: int, size: int) -> list:
     answers: list = []
     for start in range(0, len(rows), size):
         inputs = vlm.processor.apply_chat_template(
-            [plain(row) for row in rows[start : start + size]],
+            [[row] for row in rows[start : start + size]],
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            processor_kwargs={"padding": True, **video_options(rows[start : start + size])},
+            processor_kwargs={"padding": True},
         ).to(vlm.model.device, dtype=vlm.model.dtype)  # fmt: skip
         with torch.inference_mode():
             output = vlm.model.generate(
@@ -143,15 +148,6 @@ def one_by_one(vlm: VLM, rows: list, arguments: argparse.Namespace) -> list:
 def batch(vlm: VLM, rows: list, arguments: argparse.Namespace) -> tuple:
     results = vlkit.generate_batch(vlm, rows, max_new_tokens=arguments.new_tokens, progress=False)
     return [str(each) for each in results], results.report
-
-
-def plain(message: dict) -> list[dict]:
-    """A message for transformers; clips as frames that are sampled already."""
-    return [message]
-
-
-def video_options(rows: list) -> dict:
-    return {}
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -240,7 +236,7 @@ def sample_rows(count: int) -> list[dict]:
     return rows
 
 
-def build_random(shape: str, device: str) -> VLM:
+def build_random(shape: str, device: str, dtype: str = "auto") -> VLM:
     """A model of a published shape with random weights, and the bundled tokenizer."""
     config, folder = build_config(SHAPES[shape]), bundled_path("tiny-qwen2-vl")
     source = ModelFolder(folder, f"{SHAPES[shape]}, random weights", "local", None, {})
@@ -258,7 +254,9 @@ def build_random(shape: str, device: str) -> VLM:
     place = "cpu" if place == "auto" else place
     torch.manual_seed(0)
     with torch.device(place):
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForImageTextToText.from_config(
+            config, dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        )
     return VLM(model.eval(), processor, family, source)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlkit.kernels import add_rms_norm, gated, linear, rms_norm, rotate, rotate_and_store
+from vlkit.kernels import add_rms_norm, can_attend, gated, rms_norm, rotate, rotate_and_store
+from vlkit.kernels import attend as attend_on_gpu
 
 SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
 
@@ -139,6 +140,8 @@ class Decoder:
         def attend(states, cache):
             """The heads of a group are looked up as if they were tokens: nothing is repeated."""
             rotate_and_store(states, self.heads, self.kv_heads, angles, cache, lengths)
+            if can_attend(states):
+                return attend_on_gpu(states, self.heads, self.kv_heads, cache, lengths, span)
             query = states[:, : self.heads].view(count, self.kv_heads, group, self.head_size)
             keys, values = cache[:count, :span].transpose(1, 2).split(self.kv_heads, 1)
             output = torch.nn.functional.scaled_dot_product_attention(
@@ -157,20 +160,20 @@ class Decoder:
             attended = attend(states, self.cache[index])
             if kept is not None and index == last:
                 hidden, attended = hidden[kept], attended[kept]
-            update = linear(attended, layer.self_attn.o_proj)
+            update = layer.self_attn.o_proj(attended)
             hidden, normed = add_rms_norm(hidden, update, layer.post_attention_layernorm)
             mlp = layer.mlp
-            update = linear(gated(normed, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
+            update = mlp.down_proj(gated(normed, mlp.gate_proj, mlp.up_proj))
             if deep and index in deep:
                 update = update + deep[index]
-        return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
+        return self.lm_head(add_rms_norm(hidden, update, self.norm)[1])
 
     def _project(self, attention, joined, hidden):
         """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size)."""
         import torch
 
         if joined is not None:
-            states = linear(hidden, None, joined)
+            states = torch.nn.functional.linear(hidden, *joined)
         else:
             parts = attention.q_proj, attention.k_proj, attention.v_proj
             states = torch.cat([project(hidden) for project in parts], -1)

@@ -94,13 +94,13 @@ class Engine:
         return choice == self.choice and self.decoder.refresh()
 
     def is_cheap(self) -> bool:
-        """On a GPU, idle, and under a fiftieth of its memory."""
+        """On a GPU, idle, and under a thirtieth of its memory."""
         import torch
 
         if self.device.type != "cuda" or self.rows:
             return False
         held = sum(layer.nbytes for layer in self.decoder.cache)
-        return held < torch.cuda.get_device_properties(self.device).total_memory / 50
+        return held < torch.cuda.get_device_properties(self.device).total_memory / 30
 
     @property
     def free(self) -> int:

@@ -65,12 +65,12 @@ class _FastRun:
     @property
     def idle(self) -> bool:
         """Nothing is under way and there are not yet rows enough to begin with."""
-        return not self.active and len(self.waiting) < self.capacity
+        return not self.active and not self.should_admit(exhausted=False)
 
     def should_admit(self, exhausted: bool) -> bool:
         """Fill free slots, many at a time: each prefill holds up the rows under way."""
         free = self.engine.free if self.engine else self.capacity
-        enough = exhausted or len(self.waiting) >= free
+        enough = exhausted or len(self.waiting) >= max(1, free // 2)
         return bool(self.waiting) and free >= max(1, self.capacity // 4) and enough
 
     def admit(self) -> Iterator[tuple[int, Reply | Failure]]:

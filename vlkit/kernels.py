@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 BLOCK = 1024
-ONE_ROW, ONE_ROW_BLOCK = 8, 512  # values of a one-row product at a time, and of their sums
+ONE_ROW, ONE_ROW_BLOCK = 2, 2048  # values of a one-row product at a time, and of their sums
 
 
 def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
@@ -59,8 +59,8 @@ def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
 
     size = states.shape[-1]
     if use_kernels(states):
-        _kernels().rotate[(len(states), heads)](
-            states, cos, sin, states.stride(0), size, _power_of_two(size // 2), num_warps=1
+        _kernels().rotate[(len(states), -(-heads // 16))](
+            states, cos, sin, states.stride(0), size, heads, 16, _power_of_two(size // 2)
         )
         return
     turned = states[:, :heads]
@@ -91,19 +91,42 @@ def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache:
     )  # fmt: skip
 
 
-def linear(rows: Any, module: Any, joined: Any = None) -> Any:
-    """A linear layer, by its module or by (weight, bias); one row on a GPU reads memory best so."""
+def can_attend(states: Any) -> bool:
+    """Whether :func:`attend` takes these queries: on a GPU, of a usual head size and type."""
+    size = states.shape[-1]
+    return use_kernels(states) and states.element_size() == 2 and size in (64, 128, 256)
+
+
+def attend(states: Any, heads: int, kv_heads: int, cache: Any, lengths: Any, span: int) -> Any:
+    """One query token a row over its own part of the cache; the heads of a group read it once.
+
+    Args:
+        states: (rows, at least ``heads``, head size), contiguous, queries first.
+        heads, kv_heads: of queries, and of keys as of values.
+        cache: (at least ``rows``, length, 2 × kv_heads, head size), keys first.
+        lengths: (rows,) the index of each row's last token.
+        span: more than any of ``lengths``.
+
+    Returns:
+        (rows, heads × head size).
+    """
     import torch
 
-    plain = joined is not None or type(module) is torch.nn.Linear
-    if not (plain and len(rows) == 1 and use_kernels(rows)):
-        return module(rows) if joined is None else torch.nn.functional.linear(rows, *joined)
-    weight, bias = joined or (module.weight, module.bias)
-    output = rows.new_empty(1, len(weight))
-    _kernels().one_row_linear[(-(-len(weight) // ONE_ROW),)](
-        rows, weight, rows if bias is None else bias, output, *weight.shape, bias is not None,
-        ONE_ROW, ONE_ROW_BLOCK,
+    rows, size = len(states), states.shape[-1]
+    splits = max(1, min(span // 64, 128 // (rows * kv_heads)))
+    chunk = -(-span // (64 * splits)) * 64
+    output = states.new_empty(rows, heads * size)
+    parts = states.new_empty(rows, heads, splits, size, dtype=torch.float32)
+    tops, sums = parts.new_empty(2, rows, heads, splits)
+    _kernels().attend[(rows, kv_heads, splits)](
+        states, cache, lengths, parts, tops, sums, output, states.stride(0), cache.stride(0),
+        size**-0.5, chunk, heads, kv_heads, size, max(16, _power_of_two(heads // kv_heads)), 64,
+        splits == 1,
     )  # fmt: skip
+    if splits > 1:
+        _kernels().merge[(rows * heads,)](
+            parts, tops, sums, output, splits, _power_of_two(splits), size
+        )
     return output
 
 

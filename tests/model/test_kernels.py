@@ -50,9 +50,6 @@ for dtype in (torch.float32, torch.bfloat16):
             layers.append(torch.nn.Linear(width, count, bias=False, dtype=dtype))
             layers[-1].weight = torch.nn.Parameter(weight)
         with torch.no_grad():
-            same(*both(lambda: kernels.linear(row, layers[0])), dtype)
-            bias = torch.randn(count, dtype=dtype)
-            same(*both(lambda: kernels.linear(row, None, (one, bias))), dtype)
             same(*both(lambda: kernels.gated(row, *layers)), dtype)
     states, angles = torch.randn(3, 10, 64, dtype=dtype), torch.randn(3, 32).repeat(1, 2)
     def store():
@@ -61,6 +58,23 @@ for dtype in (torch.float32, torch.bfloat16):
         kernels.rotate_and_store(mine, 6, 2, (angles.cos(), angles.sin()), cache, lengths)
         return torch.cat([mine.flatten(), cache.flatten()])
     same(*both(store), dtype)
+
+def attention(states, heads, kv_heads, cache, lengths):
+    rows = []
+    for row, last in enumerate(lengths.tolist()):
+        keys, values = cache[row, : last + 1].split(kv_heads, 1)
+        query = states[row, :heads].view(kv_heads, heads // kv_heads, -1)
+        rows.append(torch.nn.functional.scaled_dot_product_attention(
+            query, keys.transpose(0, 1), values.transpose(0, 1)).flatten())
+    return torch.stack(rows)
+
+for heads, kv_heads, size, span in ((7, 1, 64, 128), (28, 4, 128, 192), (6, 6, 64, 256)):
+    states = torch.randn(3, heads + 2 * kv_heads, size)
+    cache = torch.randn(4, 300, 2 * kv_heads, size)
+    lengths = torch.tensor([span - 1, 0, span // 2])
+    kernels.use_kernels = lambda tensor: True
+    ours = kernels.attend(states, heads, kv_heads, cache, lengths, span)
+    same(ours, attention(states, heads, kv_heads, cache, lengths), torch.float32)
 print("equal")
 """
 
