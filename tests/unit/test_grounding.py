@@ -754,4 +754,4 @@ def test_repetition_takes_linear_time(family):
 def test_a_megabyte_takes_under_a_second(family, unit):
     unit = tagged(family, unit) if family in TAGS else unit
     text = unit * (1_000_000 // len(unit.encode()))
-    assert min(seconds_to_read(text, family) for _ in range(2)) < 1  # measured: 0.4 at most
+    assert any(seconds_to_read(text, family) < 1 for _ in range(2))  # measured: 0.6 at most
