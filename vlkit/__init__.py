@@ -21,6 +21,8 @@ _HOME = {
     "video": ["Video"],
     "replies": ["Reply", "Failure"],
     "generation": ["generate", "stream", "Chat"],
+    "attention": ["attention_map", "AttentionMap"],
+    "logprobs": ["token_logprobs", "AnswerLogprobs"],
     "batch": ["generate_batch"],
     "tables": ["read_conversations", "to_frame", "write_table"],
     "shapes": ["memory_table"],
@@ -28,7 +30,7 @@ _HOME = {
     "parity": ["compare_paths"],
     "diagnosis": ["doctor"],
 }
-_MODULES = ["errors", "widgets"]
+_MODULES = ["datasets", "errors", "widgets"]
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_WHERE, *_MODULES]
