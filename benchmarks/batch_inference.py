@@ -17,6 +17,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         for each in measured.values():
             each["tokens_per_second"] = round(each["rows_per_second"] * arguments.new_tokens, 1)
     return {
+        "command": " ".join(["python benchmarks/batch_inference.py", *sys.argv[1:]]),
         "model": arguments.random_weights or arguments.model,
         "weights": "random" if arguments.random_weights else "trained",
         "dtype": str(vlm.model.dtype).removeprefix("torch."),

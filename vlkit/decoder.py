@@ -113,6 +113,47 @@ class Decoder:
         angles = [each.reshape(-1, self.head_size) for each in angles]
         return self._run(hidden.reshape(-1, width), attend, kept, deep)
 
+    def extend(self, hidden, angles, first: int, starts, last, span: int):
+        """Read the rest of prompts whose beginning is in the cache already.
+
+        Args:
+            hidden: (rows, length, width) embeddings, padded on the right.
+            angles: cosines and sines, (rows, length, head size) each.
+            first: the first slot.
+            starts: (rows,) how much of each is there.
+            last: (rows,) the index in ``hidden`` of each prompt's last token.
+            span: how much of the cache is looked at.
+
+        Returns:
+            (rows, vocabulary) logits of the last tokens.
+        """
+        import torch
+
+        rows, length, width = hidden.shape
+        group = self.heads // self.kv_heads
+        kept = torch.arange(rows, device=self.device) * length + last
+        places = starts[:, None] + torch.arange(length, device=self.device)
+        seen = torch.arange(span, device=self.device) <= places[..., None]
+        mask = seen[:, None, None].expand(-1, 1, group, -1, -1).reshape(rows, 1, -1, span)
+        slots = first + torch.arange(rows, device=self.device)[:, None]
+        places = places.clamp(max=self.length - 1)  # of padding; nobody looks there
+
+        def attend(states, cache):
+            rotate(states, self.heads + self.kv_heads, *angles)
+            states = states.view(rows, length, -1, self.head_size)
+            cache[slots, places] = states[:, :, self.heads :]
+            query = states[:, :, : self.heads].transpose(1, 2)
+            query = query.reshape(rows, self.kv_heads, group * length, self.head_size)
+            held = cache[first : first + rows, :span].transpose(1, 2)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, *held.split(self.kv_heads, 1), attn_mask=mask
+            )
+            output = output.view(rows, self.heads, length, self.head_size)
+            return output.transpose(1, 2).reshape(rows * length, -1)
+
+        angles = [each.reshape(-1, self.head_size) for each in angles]
+        return self._run(hidden.reshape(-1, width), attend, kept)
+
     def step(self, tokens, lengths, deltas, span: int):
         """Read one token a row and predict the next.
 
@@ -195,9 +236,9 @@ def can_decode(model: Any) -> str:
         return "the model has layers with a sliding window"
     if getattr(text.config, "hidden_act", "silu") != "silu":
         return f"the model's layers use {text.config.hidden_act}"
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) > 1:
-        return f"the model is spread over {len(devices)} devices"
+    places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    if len(places) > 1:
+        return f"the model is spread over {len(places)} devices"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from vlkit.decoder import SPAN, Decoder
@@ -41,6 +42,18 @@ class Row:
     def length(self) -> int:
         """Prompt tokens."""
         return self.tensors["input_ids"].shape[1]
+
+    @cached_property
+    def shared(self) -> int:
+        """Prompt tokens up to the last picture's or clip's end."""
+        seen = self.tensors["mm_token_type_ids"][0].nonzero()
+        return int(seen[-1]) + 1 if len(seen) else 0
+
+    @cached_property
+    def beginning(self) -> tuple:
+        """The same for rows that begin with the same text and the same pictures."""
+        ids = self.tensors["input_ids"][0, : self.shared]
+        return tuple(ids.tolist()), *(medium.key for medium in self.media)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ class Engine:
             vocabulary = self.decoder.lm_head.weight.shape[0]
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         self.graphs: dict[tuple[int, int], Any] = {}
+        self.computed: list[list[int]] = []  # lengths of the prompts read together
 
     def fits(self, choice: Choice) -> bool:
         """Whether another batch can go on with it; its weights are then brought up to date."""
@@ -116,7 +130,8 @@ class Engine:
             self.graphs.clear()
             self.decoder.grow(_round_up(need, ROOM))
         first = len(self.rows)
-        logits, deltas = self._prefill(rows, first)
+        rows, leaders = _share(rows)
+        logits, deltas = self._prefill(rows, leaders, first)
         span = slice(first, first + len(rows))
         self.rows += rows
         self.lengths[span] = torch.tensor([row.length for row in rows], device=self.device)
@@ -149,17 +164,55 @@ class Engine:
 
     # --- prefill ---------------------------------------------------------------------------------
 
-    def _prefill(self, rows: Sequence[Row], first: int):
-        """Logits of each row's last prompt token, and rotary deltas."""
+    def _prefill(self, rows: Sequence[Row], leaders: Sequence[int], first: int):
+        """Logits of each row's last prompt token, and rotary deltas.
+
+        Args:
+            rows: those that lead come first.
+            leaders: of each other row, the row that begins as it does.
+            first: the slot of the first.
+        """
         import torch
 
         inputs = collate(rows, self.model.config)
         positions, deltas = _rope_index(self.model.model, inputs)
-        hidden, deep = self._embed(rows, inputs["input_ids"].to(self.device))
-        angles = self.decoder.rotary(hidden, positions.to(self.device))
-        last = torch.tensor([row.length - 1 for row in rows], device=self.device)
-        logits = self.decoder.prefill(hidden, angles, first, last, deep)
+        count = len(rows) - len(leaders)
+        logits = self._read(rows[:count], inputs["input_ids"], positions, first)
+        self.computed.append([row.length for row in rows[:count]])
+        if leaders:
+            for slot, (row, leader) in enumerate(zip(rows[count:], leaders, strict=True), count):
+                self.decoder.move(first + leader, first + slot, row.shared)
+            rest = self._read_rest(rows[count:], positions[:, count:], first + count)
+            self.computed.append([row.length - row.shared for row in rows[count:]])
+            logits = torch.cat([logits, rest])
         return logits, deltas.to(self.device)
+
+    def _read(self, rows: Sequence[Row], ids, positions, first: int):
+        import torch
+
+        longest = max(row.length for row in rows)
+        hidden, deep = self._embed(rows, ids[: len(rows), :longest].to(self.device))
+        positions = positions[:, : len(rows), :longest].to(self.device)
+        angles = self.decoder.rotary(hidden, positions)
+        last = torch.tensor([row.length - 1 for row in rows], device=self.device)
+        return self.decoder.prefill(hidden, angles, first, last, deep)
+
+    def _read_rest(self, rows: Sequence[Row], positions, first: int):
+        """The text behind the pictures of rows whose beginning was copied."""
+        import torch
+
+        rests = [row.length - row.shared for row in rows]
+        ids = torch.zeros(len(rows), max(rests), dtype=torch.long)
+        places = torch.zeros(3, *ids.shape, dtype=torch.long)
+        for index, (row, rest) in enumerate(zip(rows, rests, strict=True)):
+            ids[index, :rest] = row.tensors["input_ids"][0, row.shared :]
+            places[:, index, :rest] = positions[:, index, row.shared : row.length]
+        hidden = self.decoder.embed(ids.to(self.device))
+        angles = self.decoder.rotary(hidden, places.to(self.device))
+        starts = torch.tensor([row.shared for row in rows], device=self.device)
+        last = torch.tensor(rests, device=self.device) - 1
+        span = min(_round_up(max(row.length for row in rows), SPAN), self.decoder.length)
+        return self.decoder.extend(hidden, angles, first, starts, last, span)
 
     def _embed(self, rows: Sequence[Row], ids):
         """(rows, length, width), features in their places; and what Qwen3-VL adds in its layers."""
@@ -282,6 +335,20 @@ class Engine:
         for state in (self.tokens, self.lengths, self.deltas, self.penalized):
             if state is not None:
                 state[slot] = state[last]
+
+
+def _share(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """The rows whose beginning is new, then the others; of these, who leads them."""
+    first: dict[tuple, int] = {}
+    leading: list[Row] = []
+    others: list[tuple[Row, int]] = []
+    for row in rows:
+        if row.shared and row.beginning in first:
+            others.append((row, first[row.beginning]))
+        else:
+            first[row.beginning] = len(leading)
+            leading.append(row)
+    return [*leading, *(row for row, _ in others)], [leader for _, leader in others]
 
 
 def collate(rows: Sequence[Row], config: Any) -> dict[str, Any]:

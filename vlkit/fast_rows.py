@@ -89,7 +89,9 @@ class _FastRun:
         except torch.cuda.OutOfMemoryError:
             yield from self._halve(rows)
             return
-        self.tally.count_group([row.length for row in rows])
+        for lengths in self.engine.computed:
+            self.tally.count_group(lengths)
+        self.engine.computed.clear()
         yield from self._finish(done)
 
     def advance(self) -> Iterator[tuple[int, Reply | Failure]]:

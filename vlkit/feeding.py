@@ -114,14 +114,22 @@ def failure_of(error: Exception) -> Failure:
 
 
 def choose_group(waiting: list[Waiting], most_rows: int, most_tokens: int) -> list[Waiting]:
-    """Take the longest rows out of ``waiting`` that go together with under 10 % padding."""
+    """Take the longest rows out of ``waiting`` that go together with under 10 % padding.
+
+    Rows about the same pictures come along: they share the work on them.
+    """
     waiting.sort(key=lambda row: row.tokens)
-    group = [waiting.pop()]
-    longest, total = group[0].tokens, group[0].tokens
+    group: list[Waiting] = []
+    longest, total, leaders = waiting[-1].tokens, 0, 0
     while waiting and len(group) < most_rows:
-        tokens, rows = waiting[-1].tokens, len(group) + 1
-        if longest * rows > most_tokens or total + tokens < 0.9 * longest * rows:
+        row = waiting[-1]
+        area = longest * (leaders + 1)
+        if group and (area > most_tokens or total + row.tokens < 0.9 * area):
             break
         group.append(waiting.pop())
-        total += tokens
+        total, leaders = total + row.tokens, leaders + 1
+        siblings = [each for each in waiting if row.digests and each.digests == row.digests]
+        for sibling in siblings[: most_rows - len(group)]:
+            waiting.remove(sibling)
+            group.append(sibling)
     return group

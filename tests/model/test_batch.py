@@ -131,11 +131,11 @@ def test_out_of_memory_halves_the_batch(tiny_vlm, monkeypatch, fits):
     vlm, prefill = tiny_vlm("qwen2_vl"), Engine._prefill
     sizes = []
 
-    def cramped(self, rows, first):
+    def cramped(self, rows, *rest):
         sizes.append(len(rows))
         if len(rows) > fits:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return prefill(self, rows, first)
+        return prefill(self, rows, *rest)
 
     rows = [vlkit.user("What is this?", str(vlkit.sample("six_shapes")))] * 9
     expected = alone(vlm, rows[:1], max_new_tokens=6)[0]
@@ -148,10 +148,10 @@ def test_out_of_memory_halves_the_batch(tiny_vlm, monkeypatch, fits):
 def test_a_row_that_does_not_fit_alone_fails_and_the_others_go_on(tiny_vlm, monkeypatch):
     vlm, prefill = tiny_vlm("qwen2_vl"), Engine._prefill
 
-    def cramped(self, rows, first):
+    def cramped(self, rows, *rest):
         if any(row.length > 200 for row in rows):
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return prefill(self, rows, first)
+        return prefill(self, rows, *rest)
 
     monkeypatch.setattr(Engine, "_prefill", cramped)
     results = batch(vlm, ["short"] * 3 + ["long " * 300], max_new_tokens=6, batch_size=4)
