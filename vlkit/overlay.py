@@ -14,7 +14,7 @@ from vlkit.labels import fit_text, load_font, text_height
 from vlkit.media import load_image
 from vlkit.plotting import draw_strokes
 
-_SIDE = 480  # pixels, at least, so that letters have room
+_SIDES = 480, 960  # fewest and most pixels of the longer side, so that letters have room
 _BOX = "#FFFFFF"
 
 
@@ -27,13 +27,14 @@ def draw_heat(image: Any, values: np.ndarray, boxes: Items = ()) -> PIL.Image.Im
         boxes: to draw over it in white, in pixels of the upright original.
 
     Returns:
-        A new picture, enlarged where it is small, higher by the bar.
+        A new picture of 480 to 960 pixels, higher by the bar.
     """
     values = np.asarray(values, dtype=np.float32)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all() or values.min() < 0:
         raise VlkitError(f"values of shape {values.shape} must be (rows, columns), 0 or more")
     picture = load_image(image)
-    scale = max(1.0, _SIDE / max(picture.size))
+    longer = max(picture.size)
+    scale = min(max(longer, _SIDES[0]), _SIDES[1]) / longer
     size = (round(picture.width * scale), round(picture.height * scale))
     most = float(values.max())
     shares = values / most if most else values

@@ -2,6 +2,8 @@
 
 from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
 from vlkit.widgets.batch import BatchPanel
+from vlkit.widgets.canvas import BoxCanvas
+from vlkit.widgets.grounding import GroundingPanel
 from vlkit.widgets.shared import Panel, StatusLine
 from vlkit.widgets.video import ClipPicker, VideoPanel
 
@@ -9,7 +11,9 @@ __all__ = [
     "EXAMPLES",
     "AskPanel",
     "BatchPanel",
+    "BoxCanvas",
     "ClipPicker",
+    "GroundingPanel",
     "Panel",
     "PicturePicker",
     "StatusLine",

@@ -1,0 +1,195 @@
+"""The GroundingPanel driven by its traits and buttons, on the bundled model and samples."""
+
+import datetime
+import json
+import time
+
+import pytest
+
+import vlkit
+from vlkit.errors import VlkitError
+from vlkit.widgets import GroundingPanel
+from vlkit.widgets.canvas import BoxCanvas
+
+LONG = 60  # seconds that no test should need
+
+
+@pytest.fixture
+def panel(vlm):
+    panel = GroundingPanel(vlm)
+    yield panel
+    assert panel.wait(LONG)
+
+
+def ask(panel, prompt, sample=None):
+    if sample is not None:
+        panel.picker.sample.value = sample
+    panel.prompt.value = prompt
+    panel.ask_button.click()
+    assert panel.wait(LONG)
+    return panel.reply
+
+
+def upload(panel, name, content):
+    now = datetime.datetime.now(tz=datetime.UTC)
+    file = {"name": name, "type": "", "size": len(content), "content": content}
+    panel.picker.upload.value = [file | {"last_modified": now}]
+
+
+def test_ask_in_words_and_see_boxes(panel):
+    reply = ask(panel, "Detect all objects.", "three_shapes")
+    assert panel.items == reply.boxes and len(panel.items) == 3
+    shown = panel.canvas.items
+    assert [item["label"] for item in shown] == [box.label for box in reply.boxes]
+    assert [item["points"] for item in shown] == [
+        [[box.x1, box.y1], [box.x2, box.y2]] for box in reply.boxes
+    ]
+    assert len({item["color"] for item in shown}) == 3
+    sure = [panel.scores.confidence(box) for box in reply.boxes]
+    assert [item["confidence"] for item in shown] == sure and all(0 < s <= 1 for s in sure)
+    assert "Done." in panel.status.value and "probability" in panel.answer.value
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_ask_what_is_in_a_drawn_box(panel, vlm, number):
+    panel.picker.sample.value = "three_shapes"
+    truth = vlkit.samples()["three_shapes"].boxes[number]
+    assert panel.ask_box_button.disabled
+    panel.canvas.drawn = list(truth.xyxy)
+    assert not panel.ask_box_button.disabled
+    panel.ask_box_button.click()
+    assert panel.wait(LONG)
+    assert truth.label in panel.reply.text
+    written = vlkit.format_grounding(panel.drawn, family=vlm.family, image_size=(400, 300))
+    assert panel.prompt.value == f"What is in this box? {written}"
+    namespace = {"vlm": vlm}
+    exec(panel.code, namespace)
+    assert namespace["reply"].raw == panel.reply.raw
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_the_box_is_written_in_the_familys_own_convention(tiny_vlm, kind):
+    """Read back as the family writes, it is the box that was drawn."""
+    vlm = tiny_vlm(kind)
+    panel = GroundingPanel(vlm)
+    panel.picker.sample.value = "large"
+    panel.canvas.drawn = [400.0, 200.0, 1200.0, 900.0]
+    panel.max_new_tokens.value = 2
+    panel.ask_box()
+    assert panel.wait(LONG)
+    (box,) = vlkit.parse_grounding(
+        panel.prompt.value.partition("? ")[2],
+        family=kind,
+        image_size=(1600, 1200),
+        input_size=panel.reply.input_sizes[0],
+    )
+    step = 1600 / min(1000, panel.reply.input_sizes[0][0])
+    assert box.xyxy == pytest.approx(panel.drawn.xyxy, abs=step)
+
+
+def test_enter_on_the_picture_asks_about_the_box(panel):
+    panel.picker.sample.value = "red_circle"
+    panel.canvas.drawn = [70.0, 70.0, 154.0, 154.0]
+    panel.canvas._handle_custom_msg({"kind": "ask"}, [])
+    assert panel.wait(LONG)
+    assert "red circle" in panel.reply.text
+
+
+def test_truth_is_that_of_the_sample_and_goes_with_it(panel):
+    panel.picker.sample.value = "three_shapes"
+    panel.show_truth.value = True
+    assert panel.canvas.show_truth
+    truth = vlkit.samples()["three_shapes"].boxes
+    corners = [[[b.x1, b.y1], [b.x2, b.y2]] for b in truth]
+    assert [item["points"] for item in panel.canvas.truth] == corners
+    upload(panel, "own.png", vlkit.sample("three_shapes").read_bytes())
+    assert panel.canvas.truth == [] and panel.show_truth.disabled
+    assert not panel.canvas.show_truth
+    panel.picker.sample.value = "portrait"
+    assert len(panel.canvas.truth) == 4 and not panel.show_truth.disabled
+
+
+def test_another_picture_takes_the_boxes_away(panel):
+    ask(panel, "Detect all objects.", "three_shapes")
+    panel.canvas.drawn = [1.0, 2.0, 30.0, 40.0]
+    panel.picker.sample.value = "rotated"
+    assert panel.canvas.items == [] and panel.items == [] and panel.drawn is None
+    assert panel.canvas.picture_size == [300, 400]  # upright
+    assert panel.canvas.about == "rotated" and panel.ask_box_button.disabled
+    panel.picker.sample.value = ""
+    assert panel.canvas.picture == ""
+
+
+def test_export_holds_what_is_shown(panel):
+    reply = ask(panel, "Detect all objects.", "three_shapes")
+    panel.canvas.drawn = [10.0, 20.0, 30.0, 40.0]
+    whole = json.loads(json.dumps(panel.export()))
+    assert whole["answer"] == reply.raw and whole["size"] == [400, 300]
+    assert whole["drawn"] == [10, 20, 30, 40] and len(whole["truth"]) == 3
+    values = [tuple(box[k] for k in ("x1", "y1", "x2", "y2")) for box in whole["boxes"]]
+    assert values == [box.xyxy for box in reply.boxes]
+    sure = sorted(box["confidence"] for box in whole["boxes"])
+    panel.threshold.value = (sure[0] + sure[1]) / 2
+    assert panel.canvas.threshold == panel.threshold.value
+    assert sorted(box["confidence"] for box in panel.export()["boxes"]) == sure[1:]
+
+
+def test_the_button_hands_the_json_to_the_browser(panel, monkeypatch):
+    sent = []
+    monkeypatch.setattr(panel.canvas, "send", sent.append)
+    ask(panel, "框出图中红色圆形的位置", "three_shapes")
+    panel.export_button.click()
+    assert sent[0]["kind"] == "download" and "红色" in sent[0]["text"]
+    assert json.loads(sent[0]["text"]) == json.loads(json.dumps(panel.export()))
+
+
+def test_no_box_no_picture_and_no_words_are_one_line(panel):
+    panel.ask_box()
+    assert "no box is drawn; drag with the mouse" in panel.status.value
+    panel.picker.sample.value = ""
+    assert ask(panel, "Detect all objects.") is None
+    assert "MediaError: no picture is chosen" in panel.status.value
+    panel.picker.sample.value = "red_circle"
+    assert ask(panel, " ") is None
+    assert "the prompt is empty" in panel.status.value
+    assert not panel.ask_button.disabled and not panel.canvas.busy
+
+
+def test_labels_and_names_are_data(panel):
+    upload(panel, "<b>a.png", vlkit.sample("red_circle").read_bytes())
+    reply = ask(panel, "Locate <img src=x onerror=alert(1)>.")
+    assert reply is not None and "<img src=x" not in panel.answer.value
+    upload(panel, "<b>notes</b>.png", b"no picture")
+    assert "MediaError: &lt;b&gt;notes&lt;/b&gt;.png: " in panel.status.value
+    assert panel.canvas.picture == ""
+
+
+def test_an_error_of_the_model_is_shown_and_the_panel_goes_on(panel, monkeypatch):
+    def fail(*args, **kwargs):
+        raise VlkitError("no more tokens today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vlkit.widgets.grounding.token_logprobs", fail)
+        ask(panel, "Detect all objects.", "three_shapes")
+    assert "VlkitError: no more tokens today" in panel.status.value
+    assert [item["confidence"] for item in panel.canvas.items] == [None] * 3
+    assert not panel.ask_button.disabled and not panel.canvas.busy
+    assert len(ask(panel, "Detect all objects.").boxes) == 3 == len(panel.canvas.items)
+
+
+def test_stop_keeps_what_is_written(vlm, panel, monkeypatch):
+    monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", None)
+    panel.max_new_tokens.value = 2000
+    panel.ask()
+    while not panel.answer.value:
+        assert panel.canvas.busy
+        time.sleep(0.02)
+    panel.stop_button.click()
+    assert panel.wait(LONG)
+    assert panel.reply.finish_reason == "cancelled" and panel.scores is not None
+    assert not panel.canvas.busy
+
+
+def test_the_widget_ships_its_script_and_style():
+    assert "pointerdown" in str(BoxCanvas._esm) and "vlkit-canvas" in str(BoxCanvas._css)
+    assert "innerHTML" not in str(BoxCanvas._esm)

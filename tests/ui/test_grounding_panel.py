@@ -1,0 +1,189 @@
+"""The GroundingPanel under a real mouse, in JupyterLab as a user has it."""
+
+import json
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import expect
+
+import vlkit
+
+PICTURES = ("three_shapes", "large", "red_circle", "portrait", "banner")
+REPORTS = Path(__file__).parents[2] / "reports" / "ui"
+CELL = """import vlkit
+
+panel = vlkit.widgets.GroundingPanel(vlkit.load())
+panel"""
+HELD = """import json
+_drawn = panel.drawn.xyxy if panel.drawn else None
+print(json.dumps(_drawn))"""
+# runs code in the notebook's kernel and gives what it printed; no cell, so nothing scrolls
+RUN = """async (code) => {
+    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    const future = kernel.requestExecute({ code, store_history: false });
+    let text = '';
+    future.onIOPub = (message) => { text += message.content.text ?? ''; };
+    await future.done;
+    return text;
+}"""
+
+
+@pytest.fixture
+def notebook(tmp_path, open_notebook):
+    cells = [nbformat.v4.new_code_cell(CELL)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    path = tmp_path / "grounding.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    opened = open_notebook(path, height=1300)
+    opened.run_all(120)
+    return opened
+
+
+def held(notebook):
+    """The drawn box that the panel holds in Python, or None."""
+    return json.loads(notebook.page.evaluate(RUN, HELD))
+
+
+def expect_drawn(notebook, box, near=0.01):
+    """The panel holds this box; a message from the browser may still be under way."""
+    expected = None if box is None else pytest.approx(box, abs=near)
+    deadline = time.monotonic() + 10
+    while (drawn := held(notebook)) != expected and time.monotonic() < deadline:
+        notebook.page.wait_for_timeout(50)
+    assert drawn == expected
+
+
+def area(panel):
+    """Where the picture stands on the screen: left, top, width, height."""
+    picture = panel.locator(".vlkit-canvas-stage img")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    return box["x"], box["y"], box["width"], box["height"]
+
+
+def drag(panel, size, start, end):
+    """Draw with the mouse between two places given in pixels of the original."""
+    left, top, width, height = area(panel)
+    places = [(left + x / size[0] * width, top + y / size[1] * height) for x, y in (start, end)]
+    mouse = panel.page.mouse
+    mouse.move(*places[0])
+    mouse.down()
+    mouse.move((places[0][0] + places[1][0]) / 2, places[1][1] - 5, steps=4)
+    mouse.move(*places[1], steps=4)
+    mouse.up()
+
+
+def choose(panel, name):
+    panel.locator(".vlkit-sample select").select_option(name)
+    expect(panel.locator(".vlkit-canvas-stage img")).to_have_attribute("alt", name)
+    panel.page.wait_for_function(
+        "image => image.complete && image.naturalWidth > 0",
+        arg=panel.locator(".vlkit-canvas-stage img").element_handle(),
+    )
+
+
+def test_a_drawn_box_is_where_it_was_drawn(notebook):
+    """Enlarged, made smaller, tall and very wide pictures."""
+    panel = notebook.page.locator(".vlkit-grounding")
+    scales = [_draw_everywhere(notebook, panel, name) for name in PICTURES]
+    assert min(scales) < 0.6 and max(scales) > 1.5  # both ways
+    assert notebook.page_errors == []
+
+
+def _draw_everywhere(notebook, panel, name):
+    choose(panel, name)
+    size = vlkit.load_image(vlkit.sample(name)).size
+    scale = area(panel)[2] / size[0]
+    near = max(1.0, 1.5 / scale)  # a screen pixel and a half
+    start, end = (0.2 * size[0], 0.3 * size[1]), (0.7 * size[0], 0.8 * size[1])
+    for ways in ((start, end), (end, start)):
+        drag(panel, size, *ways)
+        expect_drawn(notebook, [*start, *end], near)
+    left, top, width, height = area(panel)  # released outside, it ends at the edge
+    mouse = notebook.page.mouse
+    mouse.move(left + width / 2, top + height / 2)
+    mouse.down()
+    mouse.move(left + width + 60, top + height + 30, steps=3)
+    mouse.up()
+    expect_drawn(notebook, [size[0] / 2, size[1] / 2, *size], near)
+    mouse.click(left + 5, top + 5)  # a click takes it away
+    expect_drawn(notebook, None)
+    return scale
+
+
+def test_draw_ask_see_and_export(notebook):
+    page, panel = notebook.page, notebook.page.locator(".vlkit-grounding")
+    choose(panel, "three_shapes")
+    stage, status = panel.locator(".vlkit-canvas-stage"), panel.locator(".vlkit-status")
+    button = panel.locator("button.vlkit-ask-box-button")
+    expect(button).to_be_disabled()
+    x1, y1, x2, y2 = vlkit.samples()["three_shapes"].boxes[1].xyxy
+    drag(panel, (400, 300), (x1 - 3, y1 - 3), (x2 + 3, y2 + 3))
+    expect(button).to_be_enabled()
+    button.click()
+    expect(status).to_have_text("Done.", timeout=60_000)
+    expect(panel.locator(".vlkit-answer")).to_contain_text("blue square")
+    panel.locator(".vlkit-prompt textarea").fill("Detect all objects.")
+    panel.locator("button.vlkit-ask-button").click()
+    items = panel.locator(".vlkit-canvas-list button")
+    expect(items).to_have_count(3, timeout=60_000)
+    expect(status).to_have_text("Done.", timeout=60_000)
+    expect(items.first).to_contain_text("%")
+    panel.locator("button.vlkit-show-truth").click()
+    expect(panel.locator(".vlkit-canvas-truth")).to_have_count(3)
+    _highlight_both_ways(notebook, panel, items)
+    _take_screenshots(notebook, panel)
+    with page.expect_download() as download:
+        panel.locator("button.vlkit-export-button").click()
+    written = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert len(written["boxes"]) == 3 and written["size"] == [400, 300]
+    readout = panel.locator(".vlkit-threshold .widget-readout")
+    readout.fill("1")
+    readout.press("Enter")
+    expect(items).to_have_count(0)
+    expect(panel.locator(".vlkit-canvas-about")).to_contain_text("0 of 3 answers shown")
+    expect(stage).to_have_attribute("aria-busy", "false")
+    assert notebook.page_errors == []
+
+
+def _highlight_both_ways(notebook, panel, items):
+    items.nth(2).hover()
+    expect(panel.locator("g.vlkit-canvas-hot")).to_have_count(1)
+    left, top, width, height = area(panel)
+    box = vlkit.samples()["three_shapes"].boxes[0]  # the red circle
+    x, y = (box.x1 + box.x2) / 2 / 400, (box.y1 + box.y2) / 2 / 300
+    notebook.page.mouse.move(left + x * width, top + y * height)
+    hot = panel.locator(".vlkit-canvas-list button.vlkit-canvas-hot")
+    expect(hot).to_have_count(1)
+    expect(hot).to_contain_text("red circle")
+
+
+def _take_screenshots(notebook, panel):
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    notebook.page.mouse.move(0, 0)
+    panel.locator(".vlkit-sample").scroll_into_view_if_needed()
+    for theme, name in (("Dark", "grounding_panel_dark.png"), ("Light", "grounding_panel.png")):
+        notebook.set_theme(f"JupyterLab {theme}")
+        notebook.page.screenshot(path=REPORTS / name)
+
+
+def test_keys_alone_will_do(notebook):
+    page, panel = notebook.page, notebook.page.locator(".vlkit-grounding")
+    choose(panel, "red_circle")  # 224×224
+    stage = panel.locator(".vlkit-canvas-stage")
+    stage.focus()
+    page.keyboard.press("ArrowRight")  # the first key makes a box in the middle
+    expect_drawn(notebook, [56, 56, 168, 168])
+    stage.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    expect(panel.locator(".vlkit-canvas-about")).to_contain_text("Drawn: (58, 56, 170, 170)")
+    page.keyboard.press("Enter")
+    expect(panel.locator(".vlkit-answer")).to_contain_text("red circle", timeout=60_000)
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
+    stage.focus()
+    page.keyboard.press("Escape")
+    expect_drawn(notebook, None)
+    assert notebook.page_errors == []

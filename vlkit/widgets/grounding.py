@@ -1,0 +1,202 @@
+"""A panel to find things in a picture, and to ask what is in a box."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import ipywidgets as widgets
+import PIL.Image
+
+from vlkit import bundled, messages
+from vlkit.errors import MediaError, VlkitError
+from vlkit.grounding import Box, Item, format_grounding
+from vlkit.inputs import size_rules
+from vlkit.logprobs import AnswerLogprobs, token_logprobs
+from vlkit.widgets.ask import PicturePicker
+from vlkit.widgets.canvas import BoxCanvas
+from vlkit.widgets.shared import Panel, StatusLine, add_classes
+
+GROUNDING_EXAMPLES = (
+    "Locate the red circle.",
+    "Detect all objects.",
+    "Generate the caption in English with grounding:",
+    "框出图中红色圆形的位置",
+    "框出图中所有物体的位置",
+)
+BOX_QUESTION = "What is in this box? {}"
+
+
+class GroundingPanel(Panel):
+    """Draw a box on the picture to ask what is in it, or ask in words and see boxes.
+
+    A list under the picture and the picture itself light up together. Every control is an
+    attribute (``picker``, ``prompt``, ``threshold``, ``show_truth``, ``canvas`` …), so what a hand
+    can do, code can do: ``panel.canvas.drawn = [40, 40, 140, 140]; panel.ask_box(); panel.wait()``.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        samples: offer the bundled sample pictures, whose truth is known, beside the upload button.
+
+    Attributes:
+        reply: the Reply to the last question, also of a stopped one; None before, while one is
+            being answered, and after an error.
+        scores: how sure the model was of that reply's tokens and boxes, or None.
+        items: the boxes, points and quads of that reply, in pixels of the upright original.
+    """
+
+    def __init__(self, vlm: Any, *, samples: bool = True):
+        status = StatusLine()
+        self.picker = PicturePicker(status, samples=samples)
+        self.picker.children = [c for c in self.picker.children if c is not self.picker.view]
+        self.canvas = BoxCanvas()
+        self.scores: AnswerLogprobs | None = None
+        self.items: list[Item] = []
+        self._picture: PIL.Image.Image | None = None
+        self._make_box_controls()
+        watched = [self.picker.sample, self.picker.upload]
+        above = [self.canvas, self._bar, self.threshold]
+        super().__init__(
+            vlm, status, [self.picker], watched, examples=GROUNDING_EXAMPLES, above=above
+        )
+        self.add_class("vlkit-grounding")
+        self._connect_box_controls(watched)
+        self._take_picture()
+
+    @property
+    def drawn(self) -> Box | None:
+        """The box on the picture, in pixels of the upright original; None where there is none."""
+        return Box("", *self.canvas.drawn) if len(self.canvas.drawn) == 4 else None
+
+    def ask_box(self) -> None:
+        """Ask what is in the drawn box, written as the model's generation writes boxes."""
+        if self.ask_button.disabled:
+            return
+        with self.status.catching():
+            self.prompt.value = BOX_QUESTION.format(self._written_box())
+            self.ask()
+
+    def export(self) -> dict:
+        """Question, answer and the boxes that are shown, as plain values for JSON."""
+        answer = None if self.reply is None else self.reply.raw
+        shown = [
+            asdict(item) | {"confidence": record["confidence"]}
+            for item, record in zip(self.items, self.canvas.items, strict=True)
+            if record["confidence"] is None or record["confidence"] >= self.threshold.value
+        ]
+        return {
+            "model": self.vlm.name,
+            "family": self.vlm.family,
+            "picture": self._name,
+            "size": list(self._picture.size) if self._picture else None,
+            "question": self.prompt.value,
+            "answer": answer,
+            "threshold": self.threshold.value,
+            "boxes": shown,
+            "drawn": list(self.canvas.drawn) or None,
+            "truth": [asdict(box) for box in self._truth()],
+        }
+
+    def _make_box_controls(self) -> None:
+        self.ask_box_button = widgets.Button(
+            description="What is in this box?",
+            icon="crop",
+            disabled=True,
+            tooltip="draw a box on the picture first",
+            layout=widgets.Layout(width="auto"),
+        )
+        self.show_truth = widgets.ToggleButton(description="Truth", icon="check-square-o")
+        self.export_button = widgets.Button(description="Export JSON", icon="download")
+        self.threshold = widgets.FloatSlider(
+            0.0, min=0.0, max=1.0, step=0.05, description="confidence ≥"
+        )
+        self._bar = widgets.HBox(
+            [self.ask_box_button, self.show_truth, self.export_button],
+            layout=widgets.Layout(flex_flow="row wrap"),
+        )
+        add_classes(self, "canvas", "ask_box_button", "show_truth", "export_button", "threshold")
+
+    def _connect_box_controls(self, watched: list[widgets.Widget]) -> None:
+        widgets.link((self.threshold, "value"), (self.canvas, "threshold"))
+        widgets.link((self.show_truth, "value"), (self.canvas, "show_truth"))
+        self.ask_box_button.on_click(lambda _: self.ask_box())
+        self.export_button.on_click(lambda _: self._download())
+        self.canvas.on_msg(lambda _, content, __: self._take_key(content))
+        self.canvas.observe(self._allow, names="drawn")
+        for control in watched:
+            control.observe(self._take_picture, names="value")
+
+    def _take_picture(self, change: dict | None = None) -> None:
+        self._name, self._picture, self.items = "", None, []
+        self.canvas.show_picture(None)
+        with self.status.catching():
+            if chosen := self.picker.pictures():
+                self._name, self._picture = chosen[-1]
+                self.canvas.show_picture(self._picture, self._name)
+                self.canvas.show_true(list(self._truth()))
+        self.show_truth.disabled = not self.canvas.truth
+        if self.show_truth.disabled:
+            self.show_truth.value = False
+
+    def _truth(self) -> tuple[Box, ...]:
+        name = self.picker.sample.value
+        return bundled.samples()[name].boxes if name and not self.picker.upload.value else ()
+
+    def _written_box(self) -> str:
+        if self._picture is None or self.drawn is None:
+            raise VlkitError("no box is drawn; drag with the mouse on the picture")
+        return format_grounding(
+            self.drawn,
+            family=self.vlm.family,
+            image_size=self._picture.size,
+            input_size=size_rules(self.vlm).image_size(self._picture.size),
+        )
+
+    def _media_code(self) -> list[str]:
+        return self.picker.code[-1:]
+
+    def _message(self) -> dict:
+        if self._picture is None:
+            raise MediaError("no picture is chosen; upload one or choose a sample")
+        self._asked = (self._picture, messages.user(self.prompt.value, self._picture))
+        self.scores, self.items, self.canvas.items = None, [], []
+        return self._asked[1]
+
+    def _set_running(self, running: bool) -> None:
+        if not running:
+            with self.status.catching():
+                self._take_reply()
+        super()._set_running(running)
+        self.canvas.busy = running
+        self._allow()
+
+    def _take_reply(self) -> None:
+        """Called in the thread that follows the answer, before the next one may be asked for."""
+        picture, message = self._asked
+        if self.reply is None or not self.reply.raw:
+            return
+        outcome, left_out = self.status.value, ""
+        if picture is self._picture:  # else another was chosen meanwhile
+            self.items, left_out = self.reply._read()
+            self.canvas.show_items(self.items, {})
+        self.status.say("Weighing each token …")
+        self.scores = token_logprobs(self.vlm, message, answer=self.reply)
+        self.answer.value = self.scores._repr_html_()
+        if picture is self._picture:
+            self.canvas.show_items(self.items, dict(self.scores.confidences))
+        self.status.value = outcome
+        if left_out:
+            self.status.say(left_out)
+
+    def _allow(self, change: dict | None = None) -> None:
+        self.ask_box_button.disabled = self.drawn is None or self.ask_button.disabled
+
+    def _take_key(self, content: Any) -> None:
+        if isinstance(content, dict) and content.get("kind") == "ask":
+            self.ask_box()
+
+    def _download(self) -> None:
+        with self.status.catching():
+            text = json.dumps(self.export(), ensure_ascii=False, indent=2)
+            self.canvas.send({"kind": "download", "name": "vlkit-boxes.json", "text": text})
