@@ -10,11 +10,12 @@ from typing import Any
 
 from vlkit.errors import VlkitError
 from vlkit.formats import GroundingFormat
-from vlkit.generation import _check_context, _generation_options, _run
+from vlkit.generation import _check_context, _run, generation_options
 from vlkit.grounding import Item, Point, Quad, Size, format_of, locate_grounding
 from vlkit.inputs import ModelInputs, prepare_inputs
 from vlkit.messages import as_messages
 from vlkit.models import VLM
+from vlkit.options import generation_options
 from vlkit.replies import Reply
 
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
@@ -97,7 +98,7 @@ def answer_tokens(
     inputs = prepare_inputs(vlm, [messages])
     begun = _prefill(messages)
     if answer is None:
-        ids = _run(vlm, inputs, _generation_options(max_new_tokens, 0.0, 1.0, None), None)
+        ids = _run(vlm, inputs, generation_options(max_new_tokens, 0.0, 1.0, None), None)
     else:
         ids = _tokens_of(vlm, answer, begun)
         _check_context(vlm, inputs.tensors["input_ids"].shape[1], len(ids))

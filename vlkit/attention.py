@@ -12,12 +12,12 @@ import numpy as np
 import PIL.Image
 
 from vlkit.answer_tokens import AnswerTokens, answer_tokens, replay
+from vlkit.batching.settings import base_model
 from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Item, Items
 from vlkit.models import VLM
 from vlkit.overlay import draw_heat
 from vlkit.replies import Reply, image_html
-from vlkit.settings import base_model
 
 _NAME = "vlkit_watched"  # under which transformers knows the attention function
 Numbers = int | Sequence[int] | None

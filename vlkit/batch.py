@@ -11,13 +11,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from vlkit.answering import answer_rows, choose_path
+from vlkit.batching.answering import answer_rows, choose_path
+from vlkit.batching.settings import Settings, Tally
 from vlkit.errors import VlkitError
-from vlkit.generation import _generation_options, generate
+from vlkit.generation import generate
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models import VLM
+from vlkit.options import generation_options
 from vlkit.replies import Failure, Reply
-from vlkit.settings import Settings, Tally
 
 Result = Reply | Failure
 
@@ -112,7 +113,7 @@ def generate_batch(
     start = time.perf_counter()
     conversations = _check_conversations(conversations)
     indices = list(range(len(conversations)) if rows is None else rows)
-    options = _generation_options(max_new_tokens, temperature, top_p, seed)
+    options = generation_options(max_new_tokens, temperature, top_p, seed)
     settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm))
     found: dict[int, Result] = {}
     tally, resumed, cut = Tally(), 0, False

@@ -15,6 +15,7 @@ from vlkit.media import load_image
 from vlkit.messages import as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
 from vlkit.models import VLM
+from vlkit.options import generation_options
 from vlkit.replies import Reply, Usage
 
 
@@ -46,7 +47,7 @@ def generate(
     """
     start = time.perf_counter()
     messages = as_messages(messages)
-    options = _generation_options(max_new_tokens, temperature, top_p, seed)
+    options = generation_options(max_new_tokens, temperature, top_p, seed)
     inputs = prepare_inputs(vlm, [messages])
     tokens = _run(vlm, inputs, options, seed)
     return _make_reply(vlm, messages, inputs, tokens, max_new_tokens, start)
@@ -67,7 +68,7 @@ def stream(
     another thread, ends the model's work within a token. Errors are raised where it is read.
     Afterwards ``.reply`` holds the whole Reply, also of a stopped one.
     """
-    options = _generation_options(max_new_tokens, temperature, top_p, seed)
+    options = generation_options(max_new_tokens, temperature, top_p, seed)
     return Stream(vlm, as_messages(messages), options, seed)
 
 
@@ -166,25 +167,6 @@ class Chat:
 
 
 # --- the model's run -----------------------------------------------------------------------------
-
-
-def _generation_options(max_new_tokens: int, temperature: float, top_p: float, seed) -> dict:
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 1 or more")
-    if not _is_number(temperature) or not 0 <= temperature <= 10:
-        raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
-    if not _is_number(top_p) or not 0 < top_p <= 1:
-        raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
-    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise VlkitError(f"seed={seed!r} must be a whole number from 0 up, or None")
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-    if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
-        return options | {"temperature": None, "top_p": None, "top_k": None}
-    return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vlkit
-from vlkit import kernels
+from vlkit.batching import kernels
 
 pytestmark = pytest.mark.gpu
 

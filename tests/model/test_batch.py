@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vlkit
-from vlkit.engine import Engine
+from vlkit.batching.engine import Engine
 from vlkit.errors import VlkitError
 from vlkit.replies import Failure
 
@@ -142,7 +142,7 @@ def test_out_of_memory_halves_the_batch(tiny_vlm, monkeypatch, fits):
     monkeypatch.setattr(Engine, "_prefill", cramped)
     results = batch(vlm, rows, max_new_tokens=6, batch_size=8)
     assert [reply.raw for reply in results] == [expected] * 9
-    assert max(sizes) == 8 and "out of memory" in results.report.note
+    assert max(sizes) > fits >= sizes[-1] and "out of memory" in results.report.note
 
 
 def test_a_row_that_does_not_fit_alone_fails_and_the_others_go_on(tiny_vlm, monkeypatch):

@@ -1,0 +1,1 @@
+"""How `vlkit.generate_batch` answers many rows at once; no public names."""

@@ -1,0 +1,191 @@
+"""Pictures and clips through the vision tower: many at once, and each only once.
+
+transformers loops over the pictures in every layer's attention; here one call attends within all of
+them. A picture that several rows ask about is encoded for the first of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from vlkit.batching.kernels import quick_gelu, rotate
+
+PATCHES = {"cuda": 200_000, "cpu": 4096}  # at once; on a CPU no more than its caches hold
+KEPT_BYTES = 2**28  # of features, for the next rows that ask about the same picture
+
+
+@dataclass(frozen=True, eq=False)
+class Medium:
+    """A picture or clip as the processor left it.
+
+    Attributes:
+        kind: ``"image"`` or ``"video"``.
+        key: the same for the same content.
+        pixels: (patches, values of a patch).
+        grid: (1, 3), its patches along time, height and width.
+    """
+
+    kind: str
+    key: Hashable
+    pixels: Any
+    grid: Any
+
+
+class Encoder:
+    """A vision tower that remembers what it saw last.
+
+    Args:
+        model: the transformers model.
+    """
+
+    def __init__(self, model: Any):
+        self.visual = model.model.visual
+        self._kept: OrderedDict[Hashable, tuple] = OrderedDict()
+
+    def encode(self, media: Sequence[Medium]) -> list[tuple]:
+        """For each medium its features, (tokens, width), those of deeper layers behind them."""
+        found = {}
+        new: dict[Hashable, Medium] = {}
+        for medium in media:
+            if medium.key in self._kept:
+                self._kept.move_to_end(medium.key)
+                found[medium.key] = self._kept[medium.key]
+            else:
+                new[medium.key] = medium
+        for group in _groups(list(new.values()), PATCHES[self._place]):
+            for medium, features in zip(group, self._run(group), strict=True):
+                found[medium.key] = self._kept[medium.key] = features
+        self._trim()
+        return [found[medium.key] for medium in media]
+
+    @property
+    def _place(self) -> str:
+        return "cuda" if self.visual.device.type == "cuda" else "cpu"
+
+    def _run(self, media: Sequence[Medium]) -> list[tuple]:
+        import torch
+
+        device, dtype = self.visual.device, self.visual.dtype
+        pixels = torch.cat([medium.pixels for medium in media]).to(device, dtype)
+        grid = torch.cat([medium.grid for medium in media])
+        with fast_tower(self.visual):
+            output = self.visual(pixels, grid_thw=grid.to(device), return_dict=True)
+        layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        sizes = (grid.prod(-1) // self.visual.spatial_merge_size**2).tolist()
+        return list(zip(*(layer.split(sizes) for layer in layers), strict=True))
+
+    def forget(self) -> None:
+        """Let go all features."""
+        self._kept.clear()
+
+    def _trim(self) -> None:
+        """Let go what was used longest ago, over the limit."""
+        total = 0
+        for key in reversed(list(self._kept)):
+            total += sum(layer.nbytes for layer in self._kept[key])
+            if total > KEPT_BYTES:
+                del self._kept[key]
+
+
+def _groups(media: list[Medium], most: int) -> Iterator[list[Medium]]:
+    """Runs of media with at most so many patches together."""
+    group: list[Medium] = []
+    patches = 0
+    for medium in media:
+        if group and patches + len(medium.pixels) > most:
+            yield group
+            group, patches = [], 0
+        group.append(medium)
+        patches += len(medium.pixels)
+    if group:
+        yield group
+
+
+@contextmanager
+def fast_tower(visual: Any) -> Iterator[None]:
+    """A vision tower whose layers do the same in fewer steps; as it was afterwards."""
+    import torch
+    from transformers.activations import QuickGELUActivation
+
+    projection = visual.patch_embed.proj  # a convolution whose stride is its size
+    weight, bias = projection.weight.flatten(1), projection.bias
+    changed = {visual.patch_embed: partial(torch.nn.functional.linear, weight=weight, bias=bias)}
+    if visual.config._attn_implementation == "sdpa":  # else something else was asked for
+        changed |= {block.attn: partial(_attend, block.attn) for block in visual.blocks}
+    changed |= {
+        module: quick_gelu for module in visual.modules() if type(module) is QuickGELUActivation
+    }
+    for module, forward in changed.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
+    """A block's attention within all segments at once.
+
+    Args:
+        attention: the block's module.
+        hidden: (patches, width), of all segments one after the other.
+        cu_seqlens: the segments' borders.
+        position_embeddings: cosines and sines, (patches, head size).
+    """
+    heads = attention.num_heads
+    states = attention.qkv(hidden).view(len(hidden), 3 * heads, -1)
+    rotate(states, 2 * heads, *(angle.contiguous() for angle in position_embeddings))
+    query, key, value = states.split(heads, 1)
+    segments = _same_length_segments(cu_seqlens)
+    kernel = _varlen_kernel() if states.is_cuda and states.element_size() == 2 else None
+    if kernel:
+        longest = max(rows.shape[1] for rows in segments)
+        borders = cu_seqlens.int()
+        output = kernel(query, key, value, borders, borders, longest, longest)
+    else:
+        output = query.new_empty(query.shape)
+        for rows in segments:
+            _attend_equal(query, key, value, rows, output)
+    return attention.proj(output.reshape(len(hidden), -1))
+
+
+def _attend_equal(query, key, value, rows, output) -> None:
+    """Attention of segments of one length; ``rows`` is (segments, length) indices of patches."""
+    import torch
+
+    parts = [each[rows].transpose(1, 2) for each in (query, key, value)]
+    result = torch.nn.functional.scaled_dot_product_attention(*parts)
+    output[rows] = result.transpose(1, 2)
+
+
+def _same_length_segments(borders) -> list:
+    """Indices of patches, (segments, length), for each length there is; kept with the borders."""
+    import torch
+
+    if not hasattr(borders, "vlkit_segments"):  # the same tensor goes through every block
+        groups = defaultdict(list)
+        ends = borders.tolist()
+        for start, end in itertools.pairwise(ends):
+            groups[end - start].append(start)
+        borders.vlkit_segments = [
+            torch.tensor(starts, device=borders.device)[:, None]
+            + torch.arange(length, device=borders.device)
+            for length, starts in groups.items()
+        ]
+    return borders.vlkit_segments
+
+
+def _varlen_kernel():
+    """torch's attention over packed sequences (from 2.10 on), or None."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn

@@ -1,0 +1,268 @@
+"""Rows that are answered together: prefilled in groups, decoded in slots, leaving when done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vlkit.batching.choosing import Choice, choose_tokens
+from vlkit.batching.decoder import SPAN, Decoder
+from vlkit.batching.encoding import Encoder
+from vlkit.batching.group import Row, collate, rope_index, share_beginnings
+
+STEPS = 8  # decoding steps on a GPU between two looks at what came out
+GRAPH_STEPS = 16  # fewer steps than these do not pay for capturing a graph
+ROOM = 256  # the cache's length grows in steps of this many tokens
+
+
+class Engine:
+    """Slots in which rows are decoded together.
+
+    Args:
+        model: the transformers model, without an adapter's wrapper.
+        choice: how tokens are chosen.
+        slots: the most rows at a time.
+        length: the most tokens of a row, prompt and answer; it grows when a longer one comes.
+    """
+
+    def __init__(self, model: Any, choice: Choice, slots: int, length: int):
+        import torch
+
+        self.model, self.choice, self.slots = model, choice, slots
+        self.encoder = Encoder(model)
+        self.decoder = Decoder(model, slots, _round_up(length, ROOM))
+        self.device = self.decoder.device
+        self.rows: list[Row] = []
+        whole = {"dtype": torch.long, "device": self.device}
+        self.tokens = torch.zeros(slots, **whole)  # the last token of each slot
+        self.lengths = torch.zeros(slots, **whole)  # what its cache holds
+        self.deltas = torch.zeros(slots, **whole)
+        self.history = torch.zeros(STEPS, slots, **whole)  # what the last steps gave
+        self.penalized = None
+        if choice.repetition_penalty != 1:
+            vocabulary = self.decoder.lm_head.weight.shape[0]
+            self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
+        self.graphs: dict[tuple[int, int], Any] = {}
+        self.computed: list[list[int]] = []  # lengths of the prompts read together
+
+    def fits(self, choice: Choice) -> bool:
+        """Whether another batch can go on with it; its weights are then brought up to date."""
+        return choice == self.choice and self.decoder.refresh()
+
+    def is_cheap(self) -> bool:
+        """On a GPU, idle, and under a thirtieth of its memory."""
+        import torch
+
+        if self.device.type != "cuda" or self.rows:
+            return False
+        held = sum(layer.nbytes for layer in self.decoder.cache)
+        return held < torch.cuda.get_device_properties(self.device).total_memory / 30
+
+    @property
+    def free(self) -> int:
+        """How many rows could come in."""
+        return self.slots - len(self.rows)
+
+    def admit(self, rows: Sequence[Row]) -> list[Row]:
+        """Prefill rows and give each its first token; those that this finishes are returned."""
+        import torch
+
+        need = max(row.length + row.limit for row in rows)
+        if need > self.decoder.length:
+            self.graphs.clear()
+            self.decoder.grow(_round_up(need, ROOM))
+        first = len(self.rows)
+        rows, leaders = share_beginnings(rows)
+        logits, deltas = self._prefill(rows, leaders, first)
+        span = slice(first, first + len(rows))
+        self.rows += rows
+        self.lengths[span] = torch.tensor([row.length for row in rows], device=self.device)
+        self.deltas[span] = deltas
+        if self.penalized is not None:
+            self.penalized[span] = False
+            for place, row in enumerate(rows, first):
+                self.penalized[place, row.tensors["input_ids"][0].to(self.device)] = True
+        chosen = self._choose(logits, rows, span)
+        self.tokens[span] = chosen
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            row.tokens.append(token)
+        return self._leave()
+
+    def advance(self) -> list[Row]:
+        """Decode a token of every row (a few on a GPU); those that are done leave."""
+        steps = self._count_steps()
+        for index in range(steps):
+            self._step(index, steps)
+        for tokens in self.history[:steps, : len(self.rows)].tolist():
+            for row, token in zip(self.rows, tokens, strict=True):
+                if not self._is_done(row):  # else the answer ended some steps ago
+                    row.tokens.append(token)
+        return self._leave()
+
+    def _count_steps(self) -> int:
+        if self.device.type != "cuda" or self.choice.temperature > 0:
+            return 1
+        return min(STEPS, max(row.limit - len(row.tokens) for row in self.rows))
+
+    # --- prefill ---------------------------------------------------------------------------------
+
+    def _prefill(self, rows: Sequence[Row], leaders: Sequence[int], first: int):
+        """Logits of each row's last prompt token, and rotary deltas.
+
+        Args:
+            rows: those that lead come first.
+            leaders: of each other row, the row that begins as it does.
+            first: the slot of the first.
+        """
+        import torch
+
+        inputs = collate(rows, self.model.config)
+        positions, deltas = rope_index(self.model.model, inputs)
+        count = len(rows) - len(leaders)
+        logits = self._read(rows[:count], inputs["input_ids"], positions, first)
+        self.computed.append([row.length for row in rows[:count]])
+        if leaders:
+            for slot, (row, leader) in enumerate(zip(rows[count:], leaders, strict=True), count):
+                self.decoder.move(first + leader, first + slot, row.shared)
+            rest = self._read_rest(rows[count:], positions[:, count:], first + count)
+            self.computed.append([row.length - row.shared for row in rows[count:]])
+            logits = torch.cat([logits, rest])
+        return logits, deltas.to(self.device)
+
+    def _read(self, rows: Sequence[Row], ids, positions, first: int):
+        import torch
+
+        longest = max(row.length for row in rows)
+        hidden, deep = self._embed(rows, ids[: len(rows), :longest].to(self.device))
+        positions = positions[:, : len(rows), :longest].to(self.device)
+        angles = self.decoder.rotary(hidden, positions)
+        last = torch.tensor([row.length - 1 for row in rows], device=self.device)
+        return self.decoder.prefill(hidden, angles, first, last, deep)
+
+    def _read_rest(self, rows: Sequence[Row], positions, first: int):
+        """The text behind the pictures of rows whose beginning was copied."""
+        import torch
+
+        rests = [row.length - row.shared for row in rows]
+        ids = torch.zeros(len(rows), max(rests), dtype=torch.long)
+        places = torch.zeros(3, *ids.shape, dtype=torch.long)
+        for index, (row, rest) in enumerate(zip(rows, rests, strict=True)):
+            ids[index, :rest] = row.tensors["input_ids"][0, row.shared :]
+            places[:, index, :rest] = positions[:, index, row.shared : row.length]
+        hidden = self.decoder.embed(ids.to(self.device))
+        angles = self.decoder.rotary(hidden, places.to(self.device))
+        starts = torch.tensor([row.shared for row in rows], device=self.device)
+        last = torch.tensor(rests, device=self.device) - 1
+        span = min(_round_up(max(row.length for row in rows), SPAN), self.decoder.length)
+        return self.decoder.extend(hidden, angles, first, starts, last, span)
+
+    def _embed(self, rows: Sequence[Row], ids):
+        """(rows, length, width), features in their places; and what Qwen3-VL adds in its layers."""
+        import torch
+
+        hidden = self.decoder.embed(ids)
+        media = [medium for row in rows for medium in row.media]
+        if not media:
+            return hidden, {}
+        features = self.encoder.encode(media)
+        config = self.model.config
+        places = {kind: ids == getattr(config, f"{kind}_token_id") for kind in ("image", "video")}
+        layers = []
+        for layer in range(len(features[0])):
+            values = torch.zeros_like(hidden)
+            for kind, place in places.items():
+                parts = [f[layer] for m, f in zip(media, features, strict=True) if m.kind == kind]
+                if parts:
+                    values[place] = torch.cat(parts).to(hidden.dtype)
+            layers.append(values)
+        seen = (places["image"] | places["video"])[..., None]
+        return torch.where(seen, layers[0], hidden), dict(enumerate(layers[1:]))
+
+    # --- decoding --------------------------------------------------------------------------------
+
+    def _step(self, index: int, steps: int) -> None:
+        rows = self.slots if self.device.type == "cuda" else len(self.rows)
+        if self.device.type == "cuda":
+            rows = self._graph_rows()
+        longest = max(row.length + len(row.tokens) for row in self.rows) + steps
+        span = min(_round_up(longest, SPAN), self.decoder.length)
+        if self.device.type == "cuda" and self.choice.temperature == 0:
+            self._replay(rows, _span_of_graph(span, self.decoder.length))
+        else:
+            self._run(rows, span)
+        self.history[index] = self.tokens
+
+    def _graph_rows(self) -> int:
+        """The slots of a captured graph: a power of two that holds all rows."""
+        return min(self.slots, 1 << (len(self.rows) - 1).bit_length())
+
+    def _run(self, rows: int, span: int) -> None:
+        """One step of the first slots, in place."""
+        active = slice(0, rows)
+        lengths = self.lengths[active]
+        logits = self.decoder.step(self.tokens[active], lengths, self.deltas[active], span)
+        self.tokens[active] = self._choose(logits, self.rows, active)
+        lengths.add_(1).clamp_(max=span - 1)
+
+    def _replay(self, rows: int, span: int) -> None:
+        key = rows, span
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(rows, span)
+        self.graphs[key].replay()
+
+    def _capture(self, rows: int, span: int):
+        """A CUDA graph of one step; the slots are left as they were."""
+        import torch
+
+        state = self.tokens.clone(), self.lengths.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run(rows, span)  # libraries set themselves up outside of the capture
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run(rows, span)
+        self.tokens.copy_(state[0])
+        self.lengths.copy_(state[1])
+        return graph
+
+    # --- choosing and leaving --------------------------------------------------------------------
+
+    def _choose(self, logits, rows: Sequence[Row], place: slice):
+        """The next token of each row, shape (rows,)."""
+        seen = None if self.penalized is None else self.penalized[place]
+        return choose_tokens(self.choice, logits, rows, seen)
+
+    def _is_done(self, row: Row) -> bool:
+        return len(row.tokens) >= row.limit or row.tokens[-1] in self.choice.endings
+
+    def _leave(self) -> list[Row]:
+        """Take out the rows that are done; the last ones move into their slots."""
+        done = [row for row in self.rows if self._is_done(row)]
+        for slot in reversed(range(len(self.rows))):
+            if self._is_done(self.rows[slot]):
+                self._fill(slot, len(self.rows) - 1)
+        return done
+
+    def _fill(self, slot: int, last: int) -> None:
+        row = self.rows.pop()
+        if slot == last:
+            return
+        self.rows[slot] = row
+        self.decoder.move(last, slot, row.length + len(row.tokens))
+        for state in (self.tokens, self.lengths, self.deltas, self.penalized):
+            if state is not None:
+                state[slot] = state[last]
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _span_of_graph(span: int, length: int) -> int:
+    """Few spans, so that few graphs are captured: ROOM, then its doubles."""
+    size = ROOM
+    while size < span:
+        size *= 2
+    return min(size, length)

@@ -1,0 +1,200 @@
+"""The fast way through a batch: rows come in as slots get free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vlkit.batching.choosing import Choice
+from vlkit.batching.engine import Engine
+from vlkit.batching.feeding import Feed, Waiting, choose_group, failure_of
+from vlkit.batching.group import Row
+from vlkit.batching.row_tensors import describe_row, split_media, split_rows
+from vlkit.batching.settings import PREFILL_TOKENS, Settings, Tally, base_model
+from vlkit.errors import VlkitError
+from vlkit.generation import _check_context, _ending_tokens, _make_reply
+from vlkit.inputs import make_inputs
+from vlkit.memory import available_memory, count_cost
+from vlkit.messages import as_messages
+from vlkit.models import VLM
+from vlkit.replies import Failure, Reply
+
+_engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by slots
+
+
+def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
+    run = _FastRun(vlm, capacity, settings, tally)
+    while True:
+        block = run.idle and not feed.exhausted
+        for row in feed.take(run.waiting, block=block):
+            if isinstance(row.loaded, Failure):
+                yield row.index, row.loaded
+            else:
+                run.waiting.append(row)
+        if run.should_admit(feed.exhausted):
+            yield from run.admit()
+        elif run.active:
+            yield from run.advance()
+        elif feed.exhausted:
+            run.keep_engine()
+            return
+
+
+class _FastRun:
+    """The rows that wait, the engine, and what happens when memory runs out."""
+
+    def __init__(self, vlm: VLM, capacity: int, settings: Settings, tally: Tally):
+        self.vlm, self.capacity, self.settings, self.tally = vlm, capacity, settings, tally
+        self.model = base_model(vlm)
+        self.waiting: list[Waiting] = []
+        self.engine: Engine | None = None
+        options, config = settings.options, vlm.model.generation_config
+        self.limit = options["max_new_tokens"]
+        self.choice = Choice(
+            frozenset(_ending_tokens(vlm)),
+            options["temperature"] or 0.0,
+            options["top_p"] or 1.0,
+            getattr(config, "repetition_penalty", None) or 1.0,
+        )
+
+    @property
+    def active(self) -> bool:
+        return self.engine is not None and bool(self.engine.rows)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way and there are not yet rows enough to begin with."""
+        return not self.active and not self.should_admit(exhausted=False)
+
+    def should_admit(self, exhausted: bool) -> bool:
+        """Fill free slots, many at a time: each prefill holds up the rows under way."""
+        free = self.engine.free if self.engine else self.capacity
+        enough = exhausted or len(self.waiting) >= max(1, free // 2)
+        return bool(self.waiting) and free >= max(1, self.capacity // 4) and enough
+
+    def admit(self) -> Iterator[tuple[int, Reply | Failure]]:
+        import torch
+
+        free = self.engine.free if self.engine else self.capacity
+        device = "cuda" if self.model.device.type == "cuda" else "cpu"
+        group = choose_group(self.waiting, free, PREFILL_TOKENS[device])
+        rows = yield from self._tokenize(group)
+        if not rows:
+            return
+        try:
+            with torch.inference_mode():
+                self.engine = self.engine or self._make_engine(rows)
+                done = self.engine.admit(rows)
+        except torch.cuda.OutOfMemoryError:
+            yield from self._halve(rows)
+            return
+        for lengths in self.engine.computed:
+            self.tally.count_group(lengths)
+        self.engine.computed.clear()
+        yield from self._finish(done)
+
+    def advance(self) -> Iterator[tuple[int, Reply | Failure]]:
+        import torch
+
+        assert self.engine is not None
+        try:
+            with torch.inference_mode():
+                done = self.engine.advance()
+        except torch.cuda.OutOfMemoryError:
+            yield from self._halve([])
+            return
+        yield from self._finish(done)
+
+    def _make_engine(self, rows: list[Row]) -> Engine:
+        self._fit_capacity(rows)
+        longest = max(row.length for row in rows) + self.limit
+        self.tally.batch_size = max(self.tally.batch_size, self.capacity)
+        kept = _engines.get(self.model, {}).pop(self.capacity, None)
+        if kept is not None and kept.fits(self.choice):
+            return kept
+        return Engine(self.model, self.choice, self.capacity, longest)
+
+    def keep_engine(self) -> None:
+        """Captured graphs serve the next call, too, where they hold little of the GPU's memory."""
+        if self.engine is not None and self.engine.is_cheap():
+            self.engine.encoder.forget()
+            _engines.setdefault(self.model, {})[self.capacity] = self.engine
+
+    def _fit_capacity(self, rows: list[Row]) -> None:
+        """As many rows as the caches of two thirds of the free memory hold."""
+        if self.settings.batch_size is not None:
+            return
+        size = self.model.dtype.itemsize
+        cost = count_cost(self.model.config, 0, value_bytes=size)
+        longest = max(row.length for row in rows) + self.limit
+        free, _ = available_memory()
+        fitting = int(free * 2 / 3 / (cost.cache_per_token * longest))
+        self.capacity = max(len(rows), min(self.capacity, fitting))
+
+    def _tokenize(self, group: list[Waiting]):
+        """Rows for the engine; failures are yielded. A group that fails is tried row by row."""
+        rows: list[Row] = []
+        try:
+            rows = _make_rows(self.vlm, group, self.limit, self.settings.seed)
+        except Exception as error:  # processors raise what they like
+            if len(group) == 1:
+                yield group[0].index, failure_of(error)
+                return rows
+            for each in group:
+                rows += yield from self._tokenize([each])
+        fitting = []
+        for row in rows:
+            try:
+                _check_context(self.vlm, row.length, self.limit)
+                fitting.append(row)
+            except VlkitError as error:
+                yield row.index, failure_of(error)
+        return fitting
+
+    def _halve(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
+        """Out of memory: all that was under way waits again, for half as many slots."""
+        import torch
+
+        again = [*(self.engine.rows if self.engine else []), *rows]
+        self.engine = None
+        _engines.pop(self.model, None)
+        torch.cuda.empty_cache()
+        if self.capacity == 1 or len(again) == 1:
+            for row in again:
+                error = f"out of memory at {row.length:,} prompt tokens, alone; lower "
+                error += "max_image_tokens or max_new_tokens"
+                yield row.index, Failure(error, "ModelError")
+            return
+        self.capacity = max(1, min(self.capacity, len(again)) // 2)
+        self.settings = replace(self.settings, batch_size=self.capacity)
+        self.tally.notes.append(f"out of memory: went on with {self.capacity} rows at a time")
+        self.waiting += [row.payload[0] for row in again]
+
+    def _finish(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
+        for row in rows:
+            self.tally.new_tokens += len(row.tokens)
+            yield row.index, _reply_of(self.vlm, row, self.limit)
+
+
+def _make_rows(vlm: VLM, group: list[Waiting], limit: int, seed: int | None) -> list[Row]:
+    """The processor's tensors, a row each."""
+    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
+    loaded = [row.loaded for row in group]
+    inputs = make_inputs(vlm, loaded, device=vlm.model.device if half else None)
+    start, rows = time.perf_counter(), []
+    media = split_media(inputs, [row.digests for row in group])
+    parts = zip(group, split_rows(inputs), media, inputs.input_sizes, strict=True)
+    for row, tensors, its_media, sizes in parts:
+        row_seed = None if seed is None else seed + row.index
+        described = describe_row(row.loaded, tensors, sizes)
+        payload = row, described, start
+        rows.append(Row(row.index, tensors, its_media, limit, row_seed, payload=payload))
+    return rows
+
+
+def _reply_of(vlm: VLM, row: Row, limit: int) -> Reply:
+    waiting, inputs, start = row.payload
+    return _make_reply(vlm, as_messages(waiting.messages), inputs, row.tokens, limit, start)
