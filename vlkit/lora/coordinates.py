@@ -1,0 +1,153 @@
+"""Boxes in the texts of training data: read in one convention, written as the model writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlkit.datasets.chats import SWIFT, Writer, _rename, input_size_for, row_segments
+from vlkit.datasets.swift import Segment, SwiftObjects
+from vlkit.errors import VlkitError
+from vlkit.formats import FORMATS, read_answer
+from vlkit.grounding import Size, span_of
+
+CONVENTIONS = (*FORMATS, SWIFT)
+UNIT = (1000, 1000)  # stands for the picture's size where shares of it are all that counts
+_JSON = re.compile(r"""["'](?:bbox|point)_2d["']\s*:""")
+_SLACK = 1.0  # pixels or shares that rounding may add
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with its boxes told apart.
+
+    Attributes:
+        raw: as the source has it.
+        segments: texts, and lists of boxes and points in pixels of the upright picture.
+    """
+
+    raw: str
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What the numbers in a row's texts mean.
+
+    Attributes:
+        convention: of ``CONVENTIONS``, or "" where there are none.
+        size: (width, height) of the upright picture that they lie on; None where only their share
+            of it is known.
+        input_size: at which the source's own model saw it, for ``qwen2_5_vl``.
+    """
+
+    convention: str = ""
+    size: Size | None = None
+    input_size: Size | None = None
+
+    def writer(self, family: str, input_size: Size | None) -> Writer | None:
+        """What writes the boxes for a family; None where they are right as they are."""
+        if not self.convention:
+            return None
+        resized = FORMATS[family].space == "resized"
+        if self.convention == family and not (resized and input_size != self.input_size):
+            return None
+        if resized and self.size is None:
+            raise VlkitError(
+                f"{family} writes pixels, but which of several pictures the boxes lie on is unknown"
+            )
+        return Writer(family, self.size or UNIT, input_size)
+
+    def write(self, text: Text, writer: Writer | None) -> str:
+        """A text for the family that the writer is for."""
+        if writer is None:
+            return text.raw
+        target = writer.name
+        return writer.text([_rename(s, self.convention, target) for s in text.segments])
+
+
+def detect_convention(row: Mapping, texts: Sequence[str]) -> str:
+    """Whose coordinates a row holds, or "".
+
+    Raises:
+        VlkitError: they may be of any family that writes JSON.
+    """
+    objects = row.get("objects")
+    boxes = objects.get("bbox") if isinstance(objects, Mapping) else objects
+    if boxes or any("<bbox>" in text or "<ref-object>" in text for text in texts):
+        return SWIFT
+    for name, form in FORMATS.items():
+        if form.style == "tags" and any(form.box_tags[0] in text for text in texts):
+            return name
+    if any(_JSON.search(text) for text in texts):
+        known = [name for name, form in FORMATS.items() if form.style == "json"]
+        raise VlkitError(
+            f"its boxes may be of any family that writes JSON; pass boxes=, one of {known} (or "
+            "boxes=None to leave the texts as they are)"
+        )
+    return ""
+
+
+def place_coordinates(
+    row: Mapping, texts: Sequence[str], convention: str, sizes: set[Size], limit: int | None
+) -> tuple[Coordinates, list[Text]]:
+    """A row's texts with their boxes told apart.
+
+    Args:
+        row: with its ``objects``, for ms-swift.
+        texts: in order.
+        convention: of ``CONVENTIONS``.
+        sizes: of the row's pictures, upright.
+        limit: the most image tokens to which the source's own model was limited.
+
+    Raises:
+        VlkitError: unbalanced tags, boxes that cannot be read or lie outside the picture.
+    """
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if size is None and _needs_size(row, convention):
+        raise VlkitError(
+            f"{convention} gives pixels, but the row has {'several' if sizes else 'no'} "
+            "sizes of pictures, so its boxes cannot be placed"
+        )
+    over = size or UNIT
+    input_size = input_size_for(convention, over, limit)
+    if problems := list(_problems(row, texts, convention, over, input_size)):
+        raise VlkitError("; ".join(problems))
+    turns = [{"role": "user", "content": text} for text in texts]
+    told = {"messages": turns, "objects": row.get("objects")}
+    segments = [tuple(parts) for _, parts in row_segments(told, convention, over, input_size)]
+    read = [Text(text, parts) for text, parts in zip(texts, segments, strict=True)]
+    return Coordinates(convention, size, input_size), read
+
+
+def _needs_size(row: Mapping, convention: str) -> bool:
+    if convention != SWIFT:
+        return FORMATS[convention].space == "resized"
+    objects = row.get("objects")
+    return not isinstance(objects, Mapping) or objects.get("bbox_type", "real") != "norm1"
+
+
+def _problems(
+    row: Mapping, texts: Sequence[str], convention: str, size: Size, input_size: Size | None
+) -> Iterator[str]:
+    if convention == SWIFT:
+        boxes = SwiftObjects(dict(row), size).boxes
+        yield from filter(None, (_outside(numbers, size) for numbers in boxes))
+        return
+    form = FORMATS[convention]
+    span = span_of(form.space, size, input_size)
+    for text in texts:
+        for tags in (form.label_tags, form.box_tags, form.quad_tags):
+            if tags[0] and text.count(tags[0]) != text.count(tags[1]):
+                yield f"unbalanced tags: {tags[0]} and {tags[1]} in {text!r:.60}"
+        found, unread = read_answer(text, form)
+        yield from unread
+        yield from filter(None, (_outside(each.numbers, span) for each in found))
+
+
+def _outside(numbers: Sequence[Any], span: Size) -> str:
+    inside = all(-_SLACK <= n <= span[i % 2] + _SLACK for i, n in enumerate(numbers))
+    shown = [f"{n:g}" for n in numbers]
+    return "" if inside else f"box [{', '.join(shown)}] lies outside its picture's {span}"

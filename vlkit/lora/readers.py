@@ -1,0 +1,216 @@
+"""A row of any conversation format as turns: who speaks, and texts and media in their order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlkit.errors import VlkitError
+from vlkit.messages import looks_like_clip
+from vlkit.table_files import is_missing
+from vlkit.tables import COLUMNS
+from vlkit.video import Video
+
+FORMATS = ("qwen-vl", "llava", "ms-swift", "messages", "table")
+ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+_INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
+_STRAY = re.compile(r"</?img>|</?video>")
+_PLACE = re.compile(r"<(image|video)>")
+_KEYS = ("image", "image_url", "video", "video_url", "url", "path", "bytes")
+
+
+@dataclass
+class Turn:
+    """Who speaks, and the texts and content items of media in their order."""
+
+    role: str
+    parts: list[str | dict] = field(default_factory=list)
+
+
+def detect_format(row: Mapping) -> str:
+    """The format of one row. Raises VlkitError where it has none."""
+    if isinstance(turns := row.get("conversations"), list | np.ndarray):
+        said = [str(_said(turn)[1]) for turn in turns]
+        inline = any("<img>" in text or ("</" in text and _STRAY.search(text)) for text in said)
+        beside = _column(row, "image") or _column(row, "video")
+        return "qwen-vl" if inline and not beside else "llava"
+    if isinstance(messages := row.get("messages"), list | np.ndarray):
+        texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
+        placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
+        return "ms-swift" if placed or row.get("objects") else "messages"
+    if _column(row, "prompt") and _answer_column(row):
+        return "table"
+    raise VlkitError(
+        'no "conversations", no "messages", and no columns for question and answer; its columns: '
+        f"{list(row)!s:.100}"
+    )
+
+
+def read_turns(row: Mapping, name: str) -> list[Turn]:
+    """The turns of a row.
+
+    Raises:
+        VlkitError: what keeps it from being read.
+    """
+    if name == "table":
+        return list(_table_turns(row))
+    key = "messages" if name in ("ms-swift", "messages") else "conversations"
+    said = row.get(key)
+    if not isinstance(said, list | tuple | np.ndarray) or not len(said):
+        raise VlkitError(f'no list of turns under "{key}"')
+    media = _Media(row)
+    turns = [Turn(role, list(_parts(text, name, media))) for role, text in map(_said, said)]
+    media.place_rest(turns)
+    return [Turn(turn.role, _tidy(turn.parts)) for turn in turns]
+
+
+def _said(turn: Any) -> tuple[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise VlkitError(f"a turn is {turn!r:.40}; expected who speaks and what")
+    role = str(turn.get("role") or turn.get("from") or "")
+    text = turn.get("content")
+    return _ROLES.get(role, role), turn.get("value") if text is None else text
+
+
+def _parts(content: Any, name: str, media: _Media) -> Iterator[str | dict]:
+    if isinstance(content, str):
+        if name == "qwen-vl":
+            yield from _inline_parts(content)
+        elif name in ("llava", "ms-swift"):
+            yield from _placed_parts(content, media)
+        else:
+            yield content
+    elif isinstance(content, list | tuple | np.ndarray):
+        for item in content:
+            yield _item(item, media)
+    elif content is not None:
+        raise VlkitError(f"a turn holds {content!r:.40}; expected text or a list of items")
+
+
+def _inline_parts(text: str) -> Iterator[str | dict]:
+    """``<img>file</img>`` anywhere: https://github.com/QwenLM/Qwen-VL#finetuning."""
+    if stray := _STRAY.search(_INLINE.sub("", text)):
+        raise VlkitError(f"unbalanced tags: {stray[0]} has no partner in {text!r:.60}")
+    end = 0
+    for match in _INLINE.finditer(text):
+        yield text[end : match.start()]
+        yield media_item(match[2].strip(), "video" if match[1] == "video" else "image")
+        end = match.end()
+    yield text[end:]
+
+
+def _placed_parts(text: str, media: _Media) -> Iterator[str | dict]:
+    end = 0
+    for match in _PLACE.finditer(text):
+        yield text[end : match.start()]
+        yield media.take(match[1])
+        end = match.end()
+    yield text[end:]
+
+
+def _item(item: Any, media: _Media) -> str | dict:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, Mapping):
+        raise VlkitError(f"a content item is {item!r:.40}; expected a dict with a type")
+    item = {key: value for key, value in item.items() if not is_missing(value)}
+    kind = str(item.get("type", "text" if "text" in item else "image"))
+    if kind == "text":
+        if not isinstance(item.get("text"), str):
+            raise VlkitError(f"an item of text without text: {item!r:.60}")
+        return item["text"]
+    kind = "video" if kind.startswith("video") else "image"
+    source = next((item[key] for key in _KEYS if key in item), None)
+    if source is None:
+        return media.take(kind)
+    options = {key: item[key] for key in item if key not in (*_KEYS, "type")}
+    return media_item(source, kind) | options
+
+
+def media_item(source: Any, kind: str) -> dict:
+    """A picture or clip as a content item."""
+    if isinstance(source, Mapping):  # as `datasets` and OpenAI spell it
+        source = next((source[k] for k in ("bytes", "path", "url", "image") if source.get(k)), None)
+    if isinstance(source, str | os.PathLike):
+        source = os.fspath(source)
+        kind = "video" if looks_like_clip(source) else kind
+    if source is None or source == "":
+        raise VlkitError(f"a {kind} without a file")
+    kind = "video" if isinstance(source, Video) else kind
+    return {"type": kind, kind: source}
+
+
+class _Media:
+    """The pictures and clips beside a row's text, taken up in its order."""
+
+    def __init__(self, row: Mapping):
+        self.left = {kind: list(_cells(row, kind)) for kind in ("image", "video")}
+        self.count = {kind: len(items) for kind, items in self.left.items()}
+
+    def take(self, kind: str) -> dict:
+        if not self.left[kind]:
+            raise VlkitError(f"its text has more <{kind}> than its {self.count[kind]} {kind}s")
+        return self.left[kind].pop(0)
+
+    def place_rest(self, turns: list[Turn]) -> None:
+        """Media that no placeholder asks for stand before the first question."""
+        for kind, items in self.left.items():
+            if items and len(items) < self.count[kind]:
+                raise VlkitError(f"{len(items)} of its {kind}s have no <{kind}> in the text")
+        rest = [*self.left["image"], *self.left["video"]]
+        first = next((turn for turn in turns if turn.role == "user"), None)
+        if rest and first:
+            first.parts[:0] = rest
+
+
+def _cells(row: Mapping, kind: str) -> Iterator[dict]:
+    column = _column(row, kind)
+    cell: Any = row[column] if column else None
+    several = isinstance(cell, list | tuple) or (
+        isinstance(cell, np.ndarray) and cell.dtype.kind == "O"
+    )
+    for each in cell if several else [cell]:
+        if not is_missing(each):
+            yield media_item(each, kind)
+
+
+def _column(row: Mapping, kind: str) -> str | None:
+    lower = {str(name).lower(): name for name in row if not is_missing(row[name])}
+    return next((lower[name] for name in COLUMNS[kind] if name in lower), None)
+
+
+def _answer_column(row: Mapping) -> str | None:
+    lower = {str(name).lower(): name for name in row}
+    return next((lower[name] for name in ANSWERS if name in lower), None)
+
+
+def _table_turns(row: Mapping) -> Iterator[Turn]:
+    question, answer = _column(row, "prompt"), _answer_column(row)
+    if not question or not answer:
+        raise VlkitError(f"no question and answer among its columns {list(row)!s:.100}")
+    if system := _column(row, "system"):
+        yield Turn("system", [str(row[system])])
+    media = [item for kind in ("image", "video") for item in _cells(row, kind)]
+    yield Turn("user", [*media, str(row[question])])
+    yield Turn("assistant", ["" if is_missing(row[answer]) else str(row[answer])])
+
+
+def _tidy(parts: list[str | dict]) -> list[str | dict]:
+    """Neighbouring texts as one, without the newlines that set a picture's tag off."""
+    joined: list[str | dict] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    for i, part in enumerate(joined):
+        if isinstance(part, str):
+            part = part.lstrip("\n") if i else part
+            joined[i] = part.rstrip("\n") if i + 1 < len(joined) else part
+    return [part for part in joined if part != ""]
