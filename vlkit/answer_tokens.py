@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkit.errors import VlkitError
 from vlkit.formats import GroundingFormat
-from vlkit.generation import _check_context, _run, generation_options
+from vlkit.generation import _check_context, _run
 from vlkit.grounding import Item, Point, Quad, Size, format_of, locate_grounding
 from vlkit.inputs import ModelInputs, prepare_inputs
 from vlkit.messages import as_messages
