@@ -115,17 +115,14 @@ def generate_batch(
     indices = list(range(len(conversations)) if rows is None else rows)
     options = generation_options(max_new_tokens, temperature, top_p, seed)
     settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm))
-    found: dict[int, Result] = {}
-    tally, resumed, cut = Tally(), 0, False
+    tally, cut = Tally(), False
     with ExitStack() as stack:
         journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
-        bar = stack.enter_context(closing(_bar(len(indices), progress)))
+        done = stack.enter_context(closing(_Done(len(indices), progress, tally, on_result)))
 
-        def take(index: int, result: Result) -> None:
-            found[index] = result
-            _show(bar, result, found, tally)
-            if on_result:
-                on_result(index, result)
+        def write(index: int, result: Result) -> None:
+            if journal:
+                journal.append(keys[index], index, result, _names(conversations[index]))
 
         try:
             todo = []
@@ -136,24 +133,23 @@ def generate_batch(
                     continue
                 result = _restore(record, conversations[index])
                 if record["index"] != index:  # rows were moved: the file's last word is where
-                    journal.append(keys[index], index, result, _names(conversations[index]))
-                take(index, result)
-            resumed = len(indices) - len(todo)
-            answers = answer_rows(vlm, conversations, todo, settings, tally)
-            with closing(answers):
-                for index, result in answers:
-                    if journal:
-                        journal.append(keys[index], index, result, _names(conversations[index]))
-                    take(index, result)
-                    if stopped is not None and stopped.is_set():
-                        raise KeyboardInterrupt
+                    write(index, result)
+                done.take(index, result)
+            answers = stack.enter_context(
+                closing(answer_rows(vlm, conversations, todo, settings, tally))
+            )
+            for index, result in answers:
+                write(index, result)
+                done.take(index, result)
+                if stopped is not None and stopped.is_set():
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             cut = True
     missing = Failure("stopped before its turn; call again to go on", "Stopped")
-    results = Results(found.get(index, missing) for index in indices)
+    results = Results(done.found.get(index, missing) for index in indices)
     report = BatchReport(
         rows=len(indices),
-        resumed=resumed,
+        resumed=len(indices) - len(todo),
         failures=sum(isinstance(result, Failure) for result in results),
         seconds=time.perf_counter() - start,
         new_tokens=tally.new_tokens,
@@ -164,9 +160,35 @@ def generate_batch(
         stopped=cut,
     )
     if agreement and not cut:
-        report = replace(report, **_agree(vlm, conversations, found, agreement, settings))
+        report = replace(report, **_agree(vlm, conversations, done.found, agreement, settings))
     results.report = report
     return results
+
+
+class _Done:
+    """The rows that are finished, and the bar that tells of them."""
+
+    def __init__(self, total: int, progress: bool, tally: Tally, on_result):
+        from tqdm.auto import tqdm
+
+        self.found: dict[int, Result] = {}
+        self._failures, self._tally, self._on_result = 0, tally, on_result
+        self._bar = tqdm(total=total, unit="row", disable=not progress)
+
+    def take(self, index: int, result: Result) -> None:
+        self.found[index] = result
+        self._failures += isinstance(result, Failure)
+        self._bar.update()
+        if not self._bar.disable and (seconds := self._bar.format_dict["elapsed"]):
+            speed = self._tally.new_tokens / seconds
+            self._bar.set_postfix_str(
+                f"{speed:,.0f} tokens/s, {self._failures} failed", refresh=False
+            )
+        if self._on_result:
+            self._on_result(index, result)
+
+    def close(self) -> None:
+        self._bar.close()
 
 
 def _check_conversations(conversations: Any) -> list:
@@ -211,22 +233,6 @@ def _names(messages: Any) -> list[str]:
     except VlkitError:
         return []
     return [describe_source(item[item["type"]]) for item in items]
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, unit="row", disable=not progress)
-
-
-def _show(bar: Any, result: Result, found: dict[int, Result], tally: Tally) -> None:
-    bar.update()
-    failures = sum(isinstance(each, Failure) for each in found.values()) if found else 0
-    seconds = bar.format_dict["elapsed"] if not bar.disable else 0
-    if seconds:
-        bar.set_postfix_str(
-            f"{tally.new_tokens / seconds:,.0f} tokens/s, {failures} failed", refresh=False
-        )
 
 
 def _agree(vlm, conversations, found: dict[int, Result], count: int, settings: Settings) -> dict:
