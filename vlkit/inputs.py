@@ -151,11 +151,18 @@ def image_limits(vlm: VLM, image: Image | None = None) -> Limits:
     return size_rules(vlm).image_limits(image)
 
 
-def render_prompt(processor: Any, messages: list[dict]) -> str:
-    """The chat template of checked messages, a placeholder for each picture and clip."""
+def render_prompt(processor: Any, messages: list[dict], *, finished: bool = False) -> str:
+    """The chat template of checked messages, a placeholder for each picture and clip.
+
+    Args:
+        processor: whose template it is.
+        messages: checked; the next answer is asked for, or the last one gone on with.
+        finished: nothing is to follow: an answer at the end is whole, its end token written.
+    """
     plain = [{"role": m["role"], "content": _without_media(m["content"])} for m in messages]
-    prefill = messages[-1]["role"] == "assistant"
-    ending = {"add_generation_prompt": not prefill, "continue_final_message": prefill}
+    prefill = messages[-1]["role"] == "assistant" and not finished
+    asked = not prefill and not finished
+    ending = {"add_generation_prompt": asked, "continue_final_message": prefill}
     try:
         prompt = processor.apply_chat_template(plain, tokenize=False, **ending)
     except Exception as error:  # templates raise what they like
