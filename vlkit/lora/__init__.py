@@ -5,6 +5,7 @@ from importlib import import_module
 _HOME = {
     "data": ["TrainingData", "load_conversations"],
     "examples": ["Example"],
+    "labels": ["Labelled", "label_example"],
     "problems": ["DataError", "Problem"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
