@@ -62,6 +62,27 @@ CASES = {
         assert panel.results == [] and len(panel.conversations) == 26
         """,
     ),
+    "04_grounding": (
+        "QUESTIONS = 12; WORST = 2",
+        """
+        assert set(written) == set(FORMATS)
+        right = vlkit.parse_grounding(written["qwen2_5_vl"], family="qwen2_5_vl", **sizes)
+        assert min(map(vlkit.iou, right, truth)) > 0.98
+        found = vlkit.diagnose_boxes([bare], [truth], [(1600, 1200)], input_sizes=[seen])
+        assert found.best == "resized pixels" and found.sure
+        star = next(b for b in samples["rotated"].boxes if b.label == "yellow star")
+        assert vlkit.iou(both[0].boxes[0], star) > 0.5 > vlkit.iou(both[1].boxes[0], star)
+        assert ious[0] > 0.5 > ious[1]
+        assert panel.reply is None and panel.drawn is None and len(panel.canvas.truth) == 1
+        assert run.evaluation.accuracy > 0.7 and len(run.questions) == 12
+        assert (table.loc[best] > 2 * table.loc["area"]).all()
+        assert all(found.values.sum() > 0 for found in maps)
+        asked = {n: vlkit.user("Detect all objects.", samples[n].path) for n in ("cat", "circles")}
+        found = {n: vlkit.token_logprobs(vlm, message) for n, message in asked.items()}
+        sure = {n: [c for _, c in scored.confidences] for n, scored in found.items()}
+        assert min(sure["circles"]) > sum(sure["cat"]) / max(1, len(sure["cat"]))
+        """,
+    ),
 }
 
 

@@ -94,13 +94,13 @@ function render({ model, el }) {
     tags.replaceChildren();
     overlay.setAttribute("viewBox", `0 0 ${size()[0]} ${size()[1]}`);
     const hot = model.get("highlighted");
-    if (model.get("show_truth"))
-      for (const item of model.get("truth")) drawShape(item, hot >= 0 ? "vlkit-canvas-dim" : "");
     for (const item of shown()) {
       const state = item.index === hot ? "vlkit-canvas-hot" : hot >= 0 ? "vlkit-canvas-dim" : "";
       drawShape(item, state);
       if (item.label && (hot < 0 || item.index === hot)) drawTag(item);
     }
+    if (model.get("show_truth"))
+      for (const item of model.get("truth")) drawShape(item, hot >= 0 ? "vlkit-canvas-dim" : "");
     const box = moving ?? model.get("drawn");
     if (box.length === 4)
       drawShape({ points: [box.slice(0, 2), box.slice(2)], color: "#fff" }, "vlkit-canvas-drawn");
