@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 from vlkit.errors import VlkitError
@@ -49,10 +50,10 @@ class AnswerTokens:
         Raises:
             VlkitError: the answer has no such token.
         """
-        if isinstance(token, int) and not isinstance(token, bool):
+        if isinstance(token, Integral) and not isinstance(token, bool):
             if not -len(self.ids) <= token < len(self.ids):
                 raise VlkitError(f"token={token} is not there; the answer has {len(self.ids)}")
-            return [token % len(self.ids)]
+            return [int(token) % len(self.ids)]
         if isinstance(token, Item):
             return self._find_item(token)
         if not isinstance(token, str) or not token:

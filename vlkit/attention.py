@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -146,10 +147,10 @@ def _choose_layers(config: Any, layers: Numbers) -> tuple[int, ...]:
 def _choose(name: str, numbers: Numbers, count: int) -> tuple[int, ...]:
     if numbers is None:
         return tuple(range(count))
-    given = [numbers] if isinstance(numbers, int) else list(numbers)
-    if not given or not all(isinstance(n, int) and -count <= n < count for n in given):
+    given: list[Any] = list(numbers) if isinstance(numbers, Iterable) else [numbers]
+    if not given or not all(isinstance(n, Integral) and -count <= int(n) < count for n in given):
         raise VlkitError(f"{name}={numbers!r} must be numbers from 0 to {count - 1}")
-    return tuple(sorted({n % count for n in given}))
+    return tuple(sorted({int(n) % count for n in given}))
 
 
 @dataclass(frozen=True, eq=False)

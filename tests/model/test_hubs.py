@@ -220,3 +220,5 @@ def test_installed_wheel_brings_its_model(tmp_path):
         str(target / "vlkit" / "data" / "tiny-qwen2-vl"),
         "True",
     ]
+    scripts = [target / "vlkit" / "widgets" / f"canvas.{kind}" for kind in ("js", "css")]
+    assert all(script.is_file() for script in scripts)
