@@ -89,3 +89,17 @@ def test_the_comparison_is_what_the_benchmark_wrote():
         assert float(ours) == pytest.approx(seconds["vlkit"], abs=0.006)
         assert float(bare) == pytest.approx(seconds["transformers"], abs=0.006)
         assert float(ratio) == pytest.approx(result[f"{name}_ratio"], abs=0.006)
+
+
+def test_the_batch_table_is_what_the_benchmark_wrote():
+    import json
+
+    path = ROOT / "benchmarks/results/batch_inference_h100_7b.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert f"`{result['command']}`" in README
+    rows = re.findall(r"^\| (.*?) \| (\d+) \| ([\d.]+) \| ([\d.]+) GB \|$", README, re.M)
+    assert len(rows) == 6
+    for name, count, tokens, peak in rows:
+        recipe = result["recipes"][name]
+        measured = (recipe["rows"], recipe["tokens_per_second"], recipe["peak_gb"])
+        assert (int(count), float(tokens), float(peak)) == measured, name
