@@ -184,6 +184,8 @@ def _tell(results: list, report: Any, out: Path) -> None:
         errors.print(f"row {row}: {failure}", markup=False, highlight=False, soft_wrap=True)
     if len(failed) > _SHOWN:
         errors.print(f"and {len(failed) - _SHOWN:,} more, in the file", highlight=False)
+    if report.note:
+        errors.print(report.note, markup=False, highlight=False, soft_wrap=True)
     line = f"{len(results):,} rows, {len(failed):,} failed"
     if report.resumed:
         line += f", {report.resumed:,} done before"
