@@ -159,6 +159,21 @@ def test_a_row_that_does_not_fit_alone_fails_and_the_others_go_on(tiny_vlm, monk
     assert "out of memory" in results[3].error
 
 
+def test_a_row_that_the_model_cannot_take_fails_alone(tiny_vlm, monkeypatch):
+    vlm, prefill = tiny_vlm("qwen2_vl"), Engine._prefill
+
+    def picky(self, rows, *rest):
+        if any(row.length > 200 for row in rows):
+            raise RuntimeError("shapes do not match")
+        return prefill(self, rows, *rest)
+
+    monkeypatch.setattr(Engine, "_prefill", picky)
+    rows = ["short", "long " * 300, "short", "long " * 310, "short"]
+    results = batch(vlm, rows, max_new_tokens=4, batch_size=5)
+    assert [isinstance(each, Failure) for each in results] == [False, True, False, True, False]
+    assert results[1].error == "shapes do not match"
+
+
 def test_agreement_asks_rows_again_alone(vlm, monkeypatch):
     assert batch(vlm, mixed_rows(), max_new_tokens=8, agreement=4).report.agreement == 1
     choose = Engine._choose

@@ -16,7 +16,7 @@ from typing import Any
 
 from vlkit.batching.kernels import quick_gelu, rotate
 
-PATCHES = {"cuda": 200_000, "cpu": 4096}  # at once; on a CPU no more than its caches hold
+PATCHES = {"cuda": 65_536, "cpu": 4096}  # at once; on a CPU no more than its caches hold
 KEPT_BYTES = 2**28  # of features, for the next rows that ask about the same picture
 
 

@@ -79,9 +79,7 @@ class _FastRun:
         import torch
 
         free = self.engine.free if self.engine else self.capacity
-        device = "cuda" if self.model.device.type == "cuda" else "cpu"
-        group = choose_group(self.waiting, free, PREFILL_TOKENS[device])
-        rows = yield from self._tokenize(group)
+        rows = yield from self._tokenize(choose_group(self.waiting, free, self._prefill_tokens()))
         if not rows:
             return
         try:
@@ -90,6 +88,9 @@ class _FastRun:
                 done = self.engine.admit(rows)
         except torch.cuda.OutOfMemoryError:
             yield from self._halve(rows)
+            return
+        except Exception as error:  # a row that the model itself cannot take
+            yield from self._single_out(rows, error)
             return
         for lengths in self.engine.computed:
             self.tally.count_group(lengths)
@@ -122,6 +123,25 @@ class _FastRun:
         if self.engine is not None and self.engine.is_cheap():
             self.engine.encoder.forget()
             _engines.setdefault(self.model, {})[self.capacity] = self.engine
+
+    def _prefill_tokens(self) -> int:
+        """As many as a quarter of the GPU's free memory has room for while they are read."""
+        if self.model.device.type != "cuda":
+            return PREFILL_TOKENS["cpu"]
+        cost = count_cost(self.model.config, 0, value_bytes=self.model.dtype.itemsize)
+        fitting = available_memory()[0] // (4 * cost.language_per_token)
+        return min(PREFILL_TOKENS["cuda"], fitting)
+
+    def _single_out(self, rows: list[Row], error: Exception):
+        """The failure of a row; of several, each is tried alone."""
+        if len(rows) == 1:
+            yield rows[0].index, failure_of(error)
+            return
+        later = self.waiting
+        for row in rows:
+            self.waiting = [row.payload[0]]
+            yield from self.admit()
+        self.waiting += later
 
     def _fit_capacity(self, rows: list[Row]) -> None:
         """As many rows as the caches of two thirds of the free memory hold."""
