@@ -37,7 +37,7 @@ class AttentionMap:
         frame: the number of the sampled frame, or None of a picture.
     """
 
-    values: np.ndarray
+    values: np.ndarray = field(repr=False)
     picture: PIL.Image.Image = field(repr=False)
     token: str
     layers: tuple[int, ...]

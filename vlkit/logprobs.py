@@ -29,11 +29,11 @@ class AnswerLogprobs:
             coordinates, 0 to 1: the geometric mean of the probabilities of their tokens.
     """
 
-    tokens: tuple[str, ...]
-    ids: tuple[int, ...]
-    logprobs: np.ndarray
+    tokens: tuple[str, ...] = field(repr=False)
+    ids: tuple[int, ...] = field(repr=False)
+    logprobs: np.ndarray = field(repr=False)
     text: str
-    confidences: tuple[tuple[Item, float], ...] = field(repr=False)
+    confidences: tuple[tuple[Item, float], ...]
 
     def confidence(self, item: Item) -> float:
         """How sure the model was of the coordinates of one of the answer's boxes, 0 to 1.

@@ -63,7 +63,8 @@ function render({ model, el }) {
     const point = item.points.length === 1;
     const [x1, y1, x2, y2] = boundsOf(item.points);
     const radius = 0.012 * Math.max(...size());
-    for (const part of ["vlkit-canvas-under", "vlkit-canvas-line"]) {
+    const under = item.truth ? [] : ["vlkit-canvas-under"]; // gaps let the answer through
+    for (const part of [...under, "vlkit-canvas-line"]) {
       const style = { class: part };
       if (part === "vlkit-canvas-line") {
         style.style = `stroke: ${item.color}`;
