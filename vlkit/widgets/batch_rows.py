@@ -77,7 +77,9 @@ def _thumbnail(media: list, result: Reply | Failure | None) -> str:
     scale = min(1.0, THUMBNAIL / max(picture.size))
     small = picture.resize([max(1, round(side * scale)) for side in picture.size])
     boxes = _boxes(result) if images and isinstance(result, Reply) else []
-    drawn = draw_boxes(small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3)
+    drawn = draw_boxes(
+        small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
+    )
     return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
 
 
