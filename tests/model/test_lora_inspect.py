@@ -1,0 +1,305 @@
+"""The X-ray tells beforehand what training will do: lengths, layers, parameters, memory."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import vlkit
+from vlkit.errors import VlkitError
+from vlkit.lora import inspect, label_example, load_conversations
+from vlkit.lora.costs import estimate_training
+from vlkit.lora.labels import truncate
+from vlkit.lora.lengths import measure_length
+from vlkit.lora.modules import PARTS, find_modules, part_of, plan_parts
+
+KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def talk(*turns):
+    messages = []
+    for i, turn in enumerate(turns):
+        said = turn if isinstance(turn, tuple) else (turn,)
+        messages.append(vlkit.assistant(turn) if i % 2 else vlkit.user(*said))
+    return messages
+
+
+CLIP = vlkit.Video([noise(64, 64, i) for i in range(4)], frames=4)
+ODD = vlkit.Video([noise(96, 64, i) for i in range(9)], frames=6, source_fps=3)
+ROWS = [
+    talk(("What is this?", noise(120, 90)), "A red square."),
+    talk("Hello", "Hi there."),
+    talk(("What?", noise(60, 90)), "A cat.", "Which colour?", "It is grey."),
+    talk("Hi", "Hello.", ("And this?", noise(90, 60)), "A dog."),
+    talk(("Same?", noise(300, 84), noise(56, 184, 1)), "No."),
+    talk(("What moves?", CLIP), "Nothing."),
+    talk(("First this, then that", noise(99, 99), ODD, CLIP), "Yes. 一个红色的方块。🎈"),
+    [vlkit.system("Be terse."), *talk("What?<|im_end|>", "That.")],
+]
+
+
+@pytest.fixture(params=KINDS)
+def model(request, tiny_vlm):
+    return tiny_vlm(request.param)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_conversations(ROWS)
+
+
+# --- lengths -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("i", range(len(ROWS)))
+def test_lengths_are_those_of_the_tensors(model, data, i):
+    length, labelled = measure_length(model, data[i]), label_example(model, data[i])
+    ids, config = labelled.tensors["input_ids"][0], model.model.config
+    media = (ids == config.image_token_id) | (ids == config.video_token_id)
+    learnt = (labelled.labels[0] != -100).nonzero()[:, 0].tolist()
+    assert (length.total, length.media) == (labelled.length, int(media.sum()))
+    assert [n for start, end in length.answers for n in range(start, end)] == learnt
+    ends = (ids == config.vision_end_token_id).nonzero()
+    assert length.media_end == (int(ends[-1]) + 1 if media.any() else 0)
+
+
+@pytest.mark.parametrize("i", range(len(ROWS)))
+def test_lost_tokens_are_those_that_the_cut_takes(model, data, i):
+    length, labelled = measure_length(model, data[i]), label_example(model, data[i])
+    assert length.lost(None) == length.lost(length.total) == 0
+    for most in range(1, length.total):
+        try:
+            assert length.lost(most) == truncate(model, labelled, most).lost
+        except VlkitError as error:
+            with pytest.raises(
+                VlkitError, match=re.escape(str(error).removeprefix(f"row {i + 1}: "))
+            ):
+                truncate(model, labelled, most)
+            with pytest.raises(VlkitError, match=f"row {i + 1}: "):
+                length.lost(most)
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["language", "vision", "all", r".*\.layers\.1\..*v_proj"])
+def test_parameters_are_those_that_peft_makes(model, target):
+    from peft import LoraConfig, get_peft_model
+
+    parts = plan_parts(model, target, 4)
+    own = vlkit.load(model.folder.path)
+    names = list(find_modules(own.model, target))
+    adapted = get_peft_model(own.model, LoraConfig(r=4, target_modules=names))
+    counted = dict.fromkeys(PARTS, 0)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            counted[part_of(name)] += parameter.numel()
+    assert {part.name: part.trained for part in parts} == counted
+    assert sum(counted.values()) > 0
+
+
+def test_targets_name_the_parts(model):
+    got = {
+        target: {part.name for part in plan_parts(model, target, 4) if part.modules}
+        for target in ("language", "vision", "all")
+    }
+    assert got == {
+        "language": {"language model"},
+        "vision": {"vision tower", "merger"},
+        "all": set(PARTS),
+    }
+    names = [name for part in plan_parts(model, "all", 4) for name in part.modules]
+    assert "lm_head" not in names and len(set(names)) == len(names)
+
+
+def test_parts_hold_all_parameters(model):
+    parts = plan_parts(model, "all", None)
+    assert sum(part.parameters for part in parts) == model.model.num_parameters()
+    weights = {
+        name: sum(p.numel() for p in layer.parameters())
+        for name, layer in model.model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    assert sum(p.trained for p in parts) == sum(n for m, n in weights.items() if m != "lm_head")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("nothing", 4), "target='nothing' matches no linear layer"),
+        (("(", 4), "nor a regular expression"),
+        (("all", 0), "rank=0 must be a whole number"),
+        (("all", True), "rank=True must be"),
+    ],
+)
+def test_wrong_targets(vlm, arguments, problem):
+    with pytest.raises(VlkitError, match=problem):
+        plan_parts(vlm, *arguments)
+
+
+# --- memory and time -----------------------------------------------------------------------------
+
+
+def bytes_kept_for_backward(model, labelled):
+    """What autograd really holds between forward and backward, parameters apart."""
+    own = [*model.parameters(), *model.buffers()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    tensors = {
+        name: value.to(model.dtype) if value.is_floating_point() else value
+        for name, value in labelled.tensors.items()
+    }
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**tensors)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["language", "vision", "all"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_activations_are_those_that_autograd_keeps(tiny_folder, kind, target, dtype):
+    from peft import LoraConfig, get_peft_model
+
+    vlm = vlkit.load(tiny_folder(kind), dtype=dtype)
+    messages = talk(("word " * 300, noise(256, 256)), "Yes.")
+    labelled = label_example(vlm, messages)
+    parts = plan_parts(vlm, target, 4)
+    patches = len(labelled.tensors["pixel_values"])
+    guess = estimate_training(vlm, parts, rank=4, tokens=labelled.length, patches=patches)
+    names = list(find_modules(vlm.model, target))
+    adapted = get_peft_model(vlm.model, LoraConfig(r=4, target_modules=names)).train()
+    assert guess.activations == pytest.approx(bytes_kept_for_backward(adapted, labelled), rel=0.2)
+
+
+def test_checkpointing_keeps_less_and_longer_rows_keep_more(model):
+    parts = plan_parts(model, "all", 4)
+
+    def guess(**more):
+        return estimate_training(model, parts, **{"rank": 4, "tokens": 500, "patches": 256, **more})
+
+    assert guess(gradient_checkpointing=True).activations < guess().activations
+    assert guess(tokens=1000).activations > guess().activations
+    assert guess(tokens=1000).logits == 2 * guess().logits
+    assert guess().weights == sum(p.nbytes for p in model.model.parameters()) + sum(
+        b.nbytes for b in model.model.buffers()
+    )
+    assert guess().state == 16 * sum(part.trained for part in parts)
+
+
+def test_steps_are_counted_as_the_trainer_counts_them(vlm, data):
+    for batch, accumulated, epochs, steps in (
+        (1, 1, 1, 8),
+        (3, 1, 1, 3),
+        (2, 2, 3, 6),
+        (8, 1, 2, 2),
+    ):
+        xray = inspect(
+            vlm, data, batch_size=batch, gradient_accumulation=accumulated, epochs=epochs
+        )
+        assert xray.steps == steps
+    assert 0 < xray.seconds < 600
+
+
+# --- the X-ray -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("i", range(len(ROWS)))
+def test_runs_spell_the_example(model, data, i):
+    xray = inspect(model, data, example=i)
+    ids, config = xray.example.tensors["input_ids"][0].tolist(), model.model.config
+    media = (config.image_token_id, config.video_token_id)
+    assert sum(run.count for run in xray.runs) == len(ids)
+    text = "".join(run.text for run in xray.runs if run.kind in ("prompt", "learnt"))
+    assert text == model.processor.tokenizer.decode([token for token in ids if token not in media])
+    for kind, token in zip(("image", "video"), media, strict=True):
+        assert sum(run.count for run in xray.runs if run.kind == kind) == ids.count(token)
+    learnt = sum(run.count for run in xray.runs if run.kind == "learnt")
+    assert learnt == xray.example.trained == xray.lengths[i].trained
+
+
+def test_inspecting_changes_nothing(model, data):
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    inspect(model, data, target="all")
+    after = model.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not model.model.training
+    assert all(p.requires_grad and p.grad is None for p in model.model.parameters())
+
+
+def test_max_length_reports_what_it_cuts_and_refuses_pictures(vlm, data):
+    whole = inspect(vlm, data)
+    totals = {length.row: length.total for length in whole.lengths}
+    most = max(totals.values()) - 1
+    xray = inspect(vlm, data, max_length=most)
+    (row,) = [row for row, total in totals.items() if total > most]
+    assert xray.cut == [(row, 0)]  # the newline after the answer
+    assert (
+        f"max_length={most:,} cuts <b>1 rows</b>".replace("1 rows", "1 row") in xray._repr_html_()
+    )
+    with pytest.raises(
+        VlkitError, match=r"rows: \d rows have problems: row 1: max_length=20 would"
+    ):
+        inspect(vlm, data, max_length=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"gradient_accumulation": 1.5}, "gradient_accumulation=1.5"),
+        ({"max_length": True}, "max_length=True"),
+        ({"example": 8}, "example=8 is not there; the data has 8 rows"),
+        ({"target": "x"}, "matches no linear layer"),
+    ],
+)
+def test_wrong_arguments(vlm, data, arguments, problem):
+    with pytest.raises(VlkitError, match=problem):
+        inspect(vlm, data, **arguments)
+
+
+def test_plain_messages_are_data_too(vlm):
+    assert inspect(vlm, ROWS[:2]).rows == 2
+
+
+def test_html_escapes_what_users_wrote(vlm):
+    hostile = "<script>alert(1)</script>"
+    xray = inspect(vlm, [talk((hostile, noise(56, 56)), hostile)])
+    page = xray._repr_html_()
+    assert "<script" not in page
+    written = re.sub(r"<[^>]*>", "", page)
+    assert written.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    seen = int(xray.example.tensors["image_grid_thw"].prod()) // 4
+    for said in (
+        f"picture, {seen} tokens",
+        "learnt: answers and their end token",
+        "vision tower",
+        "1 step,",
+    ):
+        assert said in written
+
+
+def test_a_model_with_an_adapter_is_refused(tiny_folder, data):
+    from dataclasses import replace
+
+    from peft import LoraConfig, get_peft_model
+
+    vlm = vlkit.load(tiny_folder("qwen2_vl"))
+    adapted = get_peft_model(vlm.model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(VlkitError, match="has an adapter already; load it without adapter="):
+        inspect(replace(vlm, model=adapted), data)

@@ -1,0 +1,155 @@
+"""What a training step needs: memory counted from the model's shape, time from one forward pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlkit.batching.settings import base_model
+from vlkit.families import FAMILIES
+from vlkit.lora.labels import Labelled
+from vlkit.lora.modules import Part
+from vlkit.memory import _inner, available_memory
+from vlkit.models import VLM
+
+# a step in forward passes, measured with adapters on the language model alone and on all parts
+STEP, STEP_WITH_VISION, RECOMPUTED = 1.7, 2.6, 0.9
+_GELUS = {"qwen2_vl": 2, "qwen2_5_vl": 3}  # values of the vision MLP kept for the backward pass
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """An estimate for one training step, in bytes.
+
+    Attributes:
+        weights: the model's own.
+        state: trained parameters in float32 with their gradients and AdamW's two moments.
+        activations: what the layers keep for the backward pass.
+        logits: of all tokens, in the model's type and in float32, with their gradient.
+        available: free on this machine, what the model holds included.
+        place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
+    """
+
+    weights: int
+    state: int
+    activations: int
+    logits: int
+    available: int
+    place: str
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.weights + self.state + self.activations + self.logits
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits what is free on this machine."""
+        return self.total <= self.available
+
+
+def estimate_training(
+    vlm: VLM,
+    parts: Sequence[Part],
+    *,
+    rank: int | None,
+    tokens: int,
+    patches: int,
+    gradient_checkpointing: bool = False,
+) -> TrainingMemory:
+    """The memory of a step, from what each layer keeps for its backward pass.
+
+    Adapters keep a float32 copy of their input, as PEFT makes it; attention scores are not held
+    (sdpa, flash attention). Layers of linear attention are counted as those of full attention.
+
+    Args:
+        vlm: the model that is trained.
+        parts: from :func:`vlkit.lora.modules.plan_parts`.
+        rank: of the adapters, or None for full training.
+        tokens: of the longest batch, its padding included.
+        patches: of its pictures and clips.
+        gradient_checkpointing: only each layer's input is kept, and one layer at a time whole.
+    """
+    config, value = vlm.model.config, vlm.model.dtype.itemsize
+    text, vision = config.get_text_config(), config.vision_config
+    language, tower, merger = (bool(part.modules) for part in parts)
+    layer = _language_layer(vlm.family, text, value, language, rank or 0)
+    block = _vision_block(vlm.family, vision, value, rank or 0) if tower else 0
+    held = _layers(text.num_hidden_layers, layer, text.hidden_size * value, gradient_checkpointing)
+    seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)
+    joined = 3 * 4 * _width(vision) if tower or merger else 0  # of the merger
+    weights = vlm.model.get_memory_footprint()
+    free, place = available_memory()
+    trained = sum(part.trained for part in parts)
+    return TrainingMemory(
+        weights=weights,
+        state=trained * (16 if rank else 3 * value),
+        activations=held * tokens + (seen * tower + joined) * patches,
+        logits=tokens * text.vocab_size * (12 + (value if value < 4 else 0)),
+        available=free + weights,
+        place=place,
+    )
+
+
+def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
+    return count * hidden + layer if checkpointed else count * layer
+
+
+def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int) -> int:
+    """Bytes that one layer keeps for one token."""
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    hidden, query, key, inner = (
+        text.hidden_size, heads * head, text.num_key_value_heads * head, _inner(text),
+    )  # fmt: skip
+    norms = 4 * 2 * hidden + (4 * (query + key) if FAMILIES[family].patch_size == 16 else 0)
+    kept = norms + value * (2 * query + 2 * key + 3 * inner)
+    if not adapted:
+        return kept
+    if value == 4 or not rank:  # the inputs are kept as they are, one copy for all that read it
+        return kept + value * (2 * hidden + inner) + 4 * 7 * rank
+    return kept + 4 * (5 * hidden + query + inner + 7 * rank)
+
+
+def _vision_block(family: str, vision: Any, value: int, rank: int) -> int:
+    """Bytes that one block of the tower keeps for one patch."""
+    width, inner = _width(vision), _vision_inner(vision)
+    norm = 4 if family == "qwen2_5_vl" else value
+    copies = 3 * width + inner
+    copies *= 4 if rank else value
+    return 2 * norm * width + value * (4 * width + _GELUS.get(family, 1) * inner) + copies
+
+
+def _width(vision: Any) -> int:
+    return getattr(vision, "embed_dim", None) or vision.hidden_size
+
+
+def _vision_inner(vision: Any) -> int:
+    return getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * _width(vision))
+
+
+def time_forward(vlm: VLM, labelled: Labelled) -> float:
+    """Seconds of one forward pass over an example; the second of two, the first one warms up."""
+    import torch
+
+    model = base_model(vlm)
+    tensors = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in labelled.tensors.items()
+    }
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            model(**tensors, use_cache=False).logits[0, -1, 0].item()  # waits for the device
+    return time.perf_counter() - start
+
+
+def step_factor(parts: Sequence[Part], gradient_checkpointing: bool) -> float:
+    """How many forward passes a training step takes."""
+    seen = any(part.modules for part in parts[1:])
+    factor = STEP_WITH_VISION if seen else STEP
+    return factor + (RECOMPUTED if gradient_checkpointing else 0.0)
