@@ -190,6 +190,14 @@ def test_stop_keeps_what_is_written(vlm, panel, monkeypatch):
     assert not panel.canvas.busy
 
 
+def test_an_answer_cut_off_in_its_first_box_says_so_and_is_weighed(panel):
+    panel.max_new_tokens.value = 8
+    reply = ask(panel, "Locate the red circle.", "red_circle")
+    assert "<|box_start|>" in reply.raw and "<|box_end|>" not in reply.raw
+    assert "GroundingParseError: the answer ends inside" in panel.status.value
+    assert len(panel.scores.tokens) == 8 and panel.canvas.items == []
+
+
 def test_the_widget_ships_its_script_and_style():
     assert "pointerdown" in str(BoxCanvas._esm) and "vlkit-canvas" in str(BoxCanvas._css)
     assert "innerHTML" not in str(BoxCanvas._esm)

@@ -10,10 +10,11 @@ import ipywidgets as widgets
 import PIL.Image
 
 from vlkit import bundled, messages
-from vlkit.errors import MediaError, VlkitError
+from vlkit.errors import GroundingParseError, MediaError, VlkitError
 from vlkit.grounding import Box, Item, format_grounding
 from vlkit.inputs import size_rules
 from vlkit.logprobs import AnswerLogprobs, token_logprobs
+from vlkit.replies import Reply
 from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.canvas import BoxCanvas
 from vlkit.widgets.shared import Panel, StatusLine, add_classes
@@ -178,7 +179,7 @@ class GroundingPanel(Panel):
             return
         outcome, left_out = self.status.value, ""
         if picture is self._picture:  # else another was chosen meanwhile
-            self.items, left_out = self.reply._read()
+            self.items, left_out = _read(self.reply)
             self.canvas.show_items(self.items, {})
         self.status.say("Weighing each token …")
         self.scores = token_logprobs(self.vlm, message, answer=self.reply)
@@ -200,3 +201,10 @@ class GroundingPanel(Panel):
         with self.status.catching():
             text = json.dumps(self.export(), ensure_ascii=False, indent=2)
             self.canvas.send({"kind": "download", "name": "vlkit-boxes.json", "text": text})
+
+
+def _read(reply: Reply) -> tuple[list[Item], str]:
+    try:
+        return reply._read()
+    except GroundingParseError as error:  # cut off inside its first box, say
+        return [], f"{type(error).__name__}: {error}"
