@@ -76,7 +76,7 @@ def test_equals_eager_transformers(kind, tiny_vlm, tiny_folder):
 
 
 def test_steps_are_those_of_the_frames(tiny_vlm, tiny_folder):
-    for kind in ("qwen2_vl", "qwen3_vl", "qwen3_5"):
+    for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"):
         vlm = tiny_vlm(kind)
         frames = [picture(96, 96) for _ in range(6)]
         messages = [vlkit.user(QUESTION, vlkit.Video(frames, fps=2))]
