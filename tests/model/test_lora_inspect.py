@@ -180,7 +180,9 @@ def test_activations_are_those_that_autograd_keeps(tiny_folder, kind, target, dt
     labelled = label_example(vlm, messages)
     parts = plan_parts(vlm, target, 4)
     patches = len(labelled.tensors["pixel_values"])
-    guess = estimate_training(vlm, parts, rank=4, tokens=labelled.length, patches=patches)
+    guess = estimate_training(
+        vlm, parts, rank=4, tokens=labelled.length, learnt=labelled.trained, patches=patches
+    )
     names = list(find_modules(vlm.model, target))
     adapted = get_peft_model(vlm.model, LoraConfig(r=4, target_modules=names)).train()
     assert guess.activations == pytest.approx(bytes_kept_for_backward(adapted, labelled), rel=0.2)
@@ -188,13 +190,14 @@ def test_activations_are_those_that_autograd_keeps(tiny_folder, kind, target, dt
 
 def test_checkpointing_keeps_less_and_longer_rows_keep_more(model):
     parts = plan_parts(model, "all", 4)
+    sizes = {"rank": 4, "tokens": 500, "learnt": 20, "patches": 256}
 
     def guess(**more):
-        return estimate_training(model, parts, **{"rank": 4, "tokens": 500, "patches": 256, **more})
+        return estimate_training(model, parts, **sizes | more)
 
     assert guess(gradient_checkpointing=True).activations < guess().activations
     assert guess(tokens=1000).activations > guess().activations
-    assert guess(tokens=1000).logits == 2 * guess().logits
+    assert guess(learnt=40).logits == 2 * guess(tokens=1000).logits == 2 * guess().logits
     assert guess().weights == sum(p.nbytes for p in model.model.parameters()) + sum(
         b.nbytes for b in model.model.buffers()
     )

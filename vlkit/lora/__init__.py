@@ -7,7 +7,9 @@ _HOME = {
     "examples": ["Example"],
     "inspection": ["XRay", "inspect"],
     "labels": ["Labelled", "label_example"],
+    "merging": ["merge"],
     "problems": ["DataError", "Problem"],
+    "training": ["LoraRun", "train"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -27,7 +27,7 @@ class TrainingMemory:
         weights: the model's own.
         state: trained parameters in float32 with their gradients and AdamW's two moments.
         activations: what the layers keep for the backward pass.
-        logits: of all tokens, in the model's type and in float32, with their gradient.
+        logits: of the learnt tokens, in the model's type and in float32, with their gradient.
         available: free on this machine, what the model holds included.
         place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
     """
@@ -56,6 +56,7 @@ def estimate_training(
     *,
     rank: int | None,
     tokens: int,
+    learnt: int,
     patches: int,
     gradient_checkpointing: bool = False,
 ) -> TrainingMemory:
@@ -69,6 +70,7 @@ def estimate_training(
         parts: from :func:`vlkit.lora.modules.plan_parts`.
         rank: of the adapters, or None for full training.
         tokens: of the longest batch, its padding included.
+        learnt: of these, the ones that have labels.
         patches: of its pictures and clips.
         gradient_checkpointing: only each layer's input is kept, and one layer at a time whole.
     """
@@ -87,7 +89,7 @@ def estimate_training(
         weights=weights,
         state=trained * (16 if rank else 3 * value),
         activations=held * tokens + (seen * tower + joined) * patches,
-        logits=tokens * text.vocab_size * (12 + (value if value < 4 else 0)),
+        logits=learnt * text.vocab_size * (12 + (value if value < 4 else 0)),
         available=free + weights,
         place=place,
     )

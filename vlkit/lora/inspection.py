@@ -148,6 +148,7 @@ def inspect(
         parts,
         rank=rank,
         tokens=cut * batch_size,
+        learnt=max(each.trained for each in lengths) * batch_size,
         patches=4 * max(each.media for each in lengths) * batch_size,
         gradient_checkpointing=gradient_checkpointing,
     )
@@ -165,9 +166,15 @@ def inspect(
         max_length=max_length,
         parts=parts,
         memory=memory,
-        steps=math.ceil(math.ceil(len(data) / batch_size / gradient_accumulation) * epochs),
+        steps=count_steps(len(data), batch_size, gradient_accumulation, epochs),
         seconds=seconds,
     )
+
+
+def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: float) -> int:
+    """Updates of the weights, as the Trainer counts them."""
+    batches = math.ceil(rows / batch_size)
+    return math.ceil(math.ceil(batches / gradient_accumulation) * epochs)
 
 
 def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Length]:

@@ -1,0 +1,174 @@
+"""Training learns, leaves the model alone, resumes exactly, and merges."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, TrainerCallback
+
+import vlkit
+from vlkit.errors import ModelError, VlkitError
+from vlkit.inputs import prepare_inputs
+from vlkit.lora import label_example, load_conversations, merge, train
+from vlkit.lora.batches import Collator
+
+KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def talk(*turns):
+    messages = []
+    for i, turn in enumerate(turns):
+        said = turn if isinstance(turn, tuple) else (turn,)
+        messages.append(vlkit.assistant(turn) if i % 2 else vlkit.user(*said))
+    return messages
+
+
+CLIP = vlkit.Video([noise(64, 64, i) for i in range(4)], frames=4)
+ROWS = [
+    talk(("What is this?", noise(120, 90)), "A red square."),
+    talk("Hello", "Hi there, and a longer answer than the others have."),
+    talk(("What?", noise(60, 90)), "A cat.", "Which colour?", "It is grey."),
+    talk(("What moves?", CLIP), "Nothing."),
+    talk(("Same?", noise(90, 84), noise(56, 84, 1)), "No."),
+]
+
+
+@pytest.fixture(params=KINDS)
+def model(request, tiny_vlm):
+    return tiny_vlm(request.param)
+
+
+def loss_of(network, batch):
+    with torch.inference_mode():
+        return network(**batch).loss.item()
+
+
+def test_batch_has_the_mean_loss_of_its_rows(model):
+    """Padding, the pictures of several rows, and logits kept only at labels change nothing."""
+    labelled = [label_example(model, row) for row in ROWS]
+    batch = Collator(model.processor.tokenizer.pad_token_id)(labelled)
+    alone = [loss_of(model.model, {**each.tensors, "labels": each.labels}) for each in labelled]
+    counts = [each.trained for each in labelled]
+    expected = np.average(alone, weights=counts)
+    assert loss_of(model.model, batch) == pytest.approx(expected, rel=1e-4)
+    assert batch["shift_labels"].shape[1] < batch["labels"].shape[1]
+    assert int((batch["shift_labels"] != -100).sum()) == sum(counts)
+
+
+def logits(vlm, messages):
+    tensors = prepare_inputs(vlm, [messages]).tensors
+    with torch.inference_mode():
+        return vlm.model(**tensors).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_learns_and_leaves_the_model_alone(tiny_folder, tmp_path, kind):
+    vlm = vlkit.load(tiny_folder(kind))
+    question = ROWS[0][:1]
+    before, weights = (
+        logits(vlm, question),
+        {n: w.clone() for n, w in vlm.model.state_dict().items()},
+    )
+    run = train(
+        vlm, ROWS[:2], output_dir=tmp_path / "run", epochs=10, learning_rate=1e-2, batch_size=2
+    )
+    assert run.steps == len(run.losses) == 10 and run.finished and run.effect > 0
+    assert run.losses[-1][1] < run.losses[0][1] / 2
+    assert torch.equal(logits(vlm, question), before)
+    assert {n: True for n in weights} == {
+        n: torch.equal(w, weights[n]) for n, w in vlm.model.state_dict().items()
+    }
+    assert all(p.requires_grad for p in vlm.model.parameters()) and not vlm.model.training
+    tuned = vlkit.load(tiny_folder(kind), adapter=run.output_dir)
+    with torch.inference_mode():
+        batch = Collator(0)([label_example(tuned, row) for row in ROWS[:2]])
+        assert tuned.model(**batch).loss.item() < run.losses[0][1] / 2
+    folder = merge(run.output_dir, tmp_path / "merged", model=tiny_folder(kind))
+    merged = vlkit.load(folder)
+    assert torch.allclose(logits(merged, question), logits(tuned, question), atol=1e-3)
+    assert not torch.allclose(logits(merged, question), before, atol=1e-1)
+    assert not hasattr(AutoModelForImageTextToText.from_pretrained(folder), "peft_config")
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop = round(state.epoch) >= self.epochs
+
+
+@pytest.fixture(scope="module")
+def small(tiny_folder):
+    return vlkit.load(tiny_folder("qwen2_vl"))
+
+
+OPTIONS = {"epochs": 4, "learning_rate": 1e-3, "seed": 3}
+
+
+def test_stopped_and_resumed_is_as_if_never_stopped(small, tmp_path):
+    whole = train(small, ROWS, output_dir=tmp_path / "whole", **OPTIONS)
+    half = train(small, ROWS, output_dir=tmp_path / "half", callbacks=[StopAfter(2)], **OPTIONS)
+    assert not half.finished and half.steps == 10
+    (tmp_path / "half" / "checkpoint-12").mkdir()  # as a run that was killed while it wrote
+    rest = train(small, ROWS, output_dir=tmp_path / "half", resume=True, **OPTIONS)
+    assert rest.losses == whole.losses and rest.steps == 20
+    adapters = [
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "half")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def test_evaluation_keeps_the_best(small, tmp_path):
+    """Rows that only evaluation sees get worse while others are learnt by heart."""
+    run = train(
+        small, ROWS[:1], eval_data=ROWS[1:2], output_dir=tmp_path / "run", epochs=6,
+        learning_rate=3e-2,
+    )  # fmt: skip
+    assert [step for step, _ in run.evaluations] == [1, 2, 3, 4, 5, 6]
+    best = min(loss for _, loss in run.evaluations)
+    tuned = vlkit.load(small.folder.path, adapter=run.output_dir)
+    batch = Collator(0)([label_example(tuned, ROWS[1])])
+    assert loss_of(tuned.model, batch) == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("more", [{"gradient_checkpointing": True}, {"gradient_accumulation": 2,
+                                                                   "batch_size": 1}])  # fmt: skip
+def test_checkpointing_and_accumulation_give_the_same_losses(small, tmp_path, more):
+    plain = train(small, ROWS[:2], output_dir=tmp_path / "a", batch_size=2, epochs=3)
+    other = train(small, ROWS[:2], output_dir=tmp_path / "b", epochs=3, **{"batch_size": 2, **more})
+    assert [loss for _, loss in other.losses] == pytest.approx(
+        [loss for _, loss in plain.losses], rel=1e-3
+    )
+
+
+def test_adapter_names_its_base_and_is_refused_by_others(small, tiny_folder, tmp_path):
+    run = train(small, ROWS[:1], output_dir=tmp_path / "run", target="all", rank=2)
+    config = json.loads((run.output_dir / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == small.name
+    assert (config["r"], config["lora_alpha"]) == (2, 4)
+    with pytest.raises(ModelError, match="was made for"):
+        vlkit.load(tiny_folder("qwen3_vl"), adapter=run.output_dir)
+
+
+def test_wrong_folders(small, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(VlkitError, match="is not empty; pass resume=True"):
+        train(small, ROWS, output_dir=tmp_path)
+    with pytest.raises(VlkitError, match="holds no checkpoint to resume from"):
+        train(small, ROWS, output_dir=tmp_path, resume=True)
+
+
+def test_data_that_cannot_be_cut_so_is_refused_before_training(small, tmp_path):
+    with pytest.raises(VlkitError, match="row 1: max_length=8 would"):
+        train(small, load_conversations(ROWS), output_dir=tmp_path / "run", max_length=8)
+    assert not (tmp_path / "run").exists()

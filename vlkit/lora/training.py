@@ -1,0 +1,217 @@
+"""LoRA training on transformers' Trainer and PEFT."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlkit.errors import ModelError, VlkitError
+from vlkit.lora.batches import Collator, Examples
+from vlkit.lora.data import as_data
+from vlkit.lora.inspection import count_steps, measure_lengths
+from vlkit.lora.modules import plan_parts
+from vlkit.models import VLM
+
+LOGGED = 500  # points of the loss curve
+_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class LoraRun:
+    """A training run; made by :func:`train`.
+
+    Attributes:
+        output_dir: where the adapter lies, for ``vlkit.load(adapter=…)``, and the checkpoints.
+        steps: updates of the weights, those before a resumption included.
+        finished: False where a callback stopped it earlier.
+        losses: (step, mean loss since the line before) as logged.
+        evaluations: (step, loss on ``eval_data``), after each epoch.
+        effect: the adapters' largest weight in B; 0 would leave the model as it was.
+    """
+
+    output_dir: Path
+    steps: int
+    finished: bool
+    losses: tuple[tuple[int, float], ...] = field(repr=False)
+    evaluations: tuple[tuple[int, float], ...] = field(repr=False)
+    effect: float
+
+
+def train(
+    vlm: VLM,
+    data: Any,
+    *,
+    output_dir: str | os.PathLike,
+    eval_data: Any = None,
+    epochs: float = 1,
+    learning_rate: float = 2e-4,
+    rank: int = 8,
+    alpha: float | None = None,
+    target: str = "language",
+    batch_size: int = 1,
+    gradient_accumulation: int = 1,
+    gradient_checkpointing: bool = False,
+    max_length: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> LoraRun:
+    """Train adapters; the model that is passed stays as it was.
+
+    A checkpoint is written after each epoch. With ``eval_data`` the one with the smallest loss on
+    it is kept as the result, else the last.
+
+    Args:
+        vlm: from :func:`vlkit.load`, without an adapter.
+        data: from :func:`vlkit.lora.load_conversations`, or what that reads.
+        output_dir: a new or empty folder; with ``resume``, that of a run with the same arguments.
+        eval_data: held-out data, as ``data``.
+        epochs: passes over the data.
+        learning_rate: at its peak; it falls to 0 along a cosine.
+        rank: of the adapters.
+        alpha: their scale times ``rank``; twice the rank by default.
+        target, batch_size, gradient_accumulation, gradient_checkpointing, max_length: as in
+            :func:`vlkit.lora.inspect`.
+        seed: of the adapters' first weights and the order of the rows.
+        resume: go on from the last whole checkpoint; losses are those of an uninterrupted run.
+        callbacks: transformers' ``TrainerCallback``.
+
+    Raises:
+        VlkitError: data or arguments that cannot be used, or an output folder that is.
+        ModelError: peft is missing, or the GPU's memory does not suffice.
+    """
+    folder = Path(output_dir).expanduser()
+    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
+    plan = plan_parts(vlm, target, rank)
+    last = _last_checkpoint(folder, resume)
+    for each in (data, held_out):
+        if each is not None and max_length is not None:
+            measure_lengths(vlm, each, max_length)
+    steps = count_steps(len(data), batch_size, gradient_accumulation, epochs)
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation,
+        **({"gradient_checkpointing": True} if gradient_checkpointing else {}),
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        logging_steps=max(1, steps // LOGGED),
+        save_strategy="epoch",
+        save_total_limit=2,
+        eval_strategy="no" if held_out is None else "epoch",
+        load_best_model_at_end=held_out is not None,
+        metric_for_best_model="loss",
+        seed=seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        report_to="none",
+        use_cpu=vlm.model.device.type == "cpu",
+    )
+    set_seed(seed)
+    names = [name for part in plan for name in part.modules]
+    with _adapted(vlm, names, rank, alpha) as network:
+        trainer = Trainer(
+            network,
+            arguments,
+            data_collator=Collator(vlm.processor.tokenizer.pad_token_id),
+            train_dataset=Examples(vlm, data, max_length),
+            eval_dataset=None if held_out is None else Examples(vlm, held_out, max_length),
+            callbacks=list(callbacks),
+        )
+        _hush(trainer)
+        _run(trainer, vlm, last)
+        network.save_pretrained(folder)
+        return _summary(trainer, network, folder)
+
+
+@contextmanager
+def _adapted(vlm: VLM, names: list[str], rank: int, alpha: float | None) -> Iterator[Any]:
+    """The model with new adapters; afterwards it is as it was."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError('training needs peft: pip install "vlkit[lora]"') from error
+    needed = {name: p.requires_grad for name, p in vlm.model.named_parameters()}
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=names
+    )
+    network = get_peft_model(vlm.model, config)
+    config.base_model_name_or_path = vlm.name  # not a path of this machine
+    try:
+        with warnings.catch_warnings():  # peft and the Trainer use names that are to go
+            warnings.simplefilter("ignore", FutureWarning)
+            yield network
+    finally:
+        network.unload()
+        for module in vlm.model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False
+        vlm.model.eval()
+        for name, parameter in vlm.model.named_parameters():
+            parameter.requires_grad_(needed[name])
+            parameter.grad = None
+
+
+def _run(trainer: Any, vlm: VLM, last: Path | None) -> None:
+    import torch
+
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f"training {vlm.name} needs more than the GPU's memory; pass a smaller batch_size, "
+            "gradient_checkpointing=True, or load(…, max_image_tokens=…)"
+        ) from error
+
+
+def _hush(trainer: Any) -> None:
+    """A bar on a terminal, but no line for every step."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    class Bar(ProgressCallback):
+        def on_log(self, *args, **kwargs):
+            pass
+
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Bar)
+
+
+def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    Raises:
+        VlkitError: there is one and it is not to be gone on from, or there is none.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    whole = [path for path in found if all((path / name).is_file() for name in _STATE)]
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise VlkitError(f"{folder} is not empty; pass resume=True to go on, or another folder")
+    if resume and not whole:
+        raise VlkitError(f"{folder} holds no checkpoint to resume from; pass resume=False")
+    return max(whole, key=lambda path: int(path.name[11:])) if resume else None
+
+
+def _summary(trainer: Any, network: Any, folder: Path) -> LoraRun:
+    state = trainer.state
+    effect = [p.abs().max().item() for name, p in network.named_parameters() if "lora_B" in name]
+    return LoraRun(
+        output_dir=folder,
+        steps=state.global_step,
+        finished=state.global_step >= state.max_steps,
+        losses=tuple((e["step"], e["loss"]) for e in state.log_history if "loss" in e),
+        evaluations=tuple(
+            (e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e
+        ),
+        effect=max(effect),
+    )
