@@ -59,6 +59,16 @@ class BatchReport:
         """New tokens a second, end to end."""
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
+    def __str__(self) -> str:
+        parts = [f"{self.rows:,} rows", f"{self.failures:,} failed"]
+        if self.resumed:
+            parts.append(f"{self.resumed:,} answered before")
+        parts += [f"{self.seconds:.1f} s", f"{self.tokens_per_second:,.0f} tokens/s"]
+        parts += [f"{self.batch_size} at a time", f"{self.padding:.0%} padding"]
+        if self.agreement is not None:
+            parts.append(f"{self.agreement:.0%} the same alone")
+        return ", ".join(parts + ["stopped"] * self.stopped + [self.note] * bool(self.note))
+
 
 class Results(list):
     """The rows of a batch: Reply and Failure in the order given; ``.report`` tells more."""
@@ -114,7 +124,7 @@ def generate_batch(
     conversations = _check_conversations(conversations)
     indices = list(range(len(conversations)) if rows is None else rows)
     options = generation_options(max_new_tokens, temperature, top_p, seed)
-    settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm))
+    settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm), stopped)
     tally, cut = Tally(), False
     with ExitStack() as stack:
         journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
@@ -141,8 +151,7 @@ def generate_batch(
             for index, result in answers:
                 write(index, result)
                 done.take(index, result)
-                if stopped is not None and stopped.is_set():
-                    raise KeyboardInterrupt
+                settings.check_stopped()
         except KeyboardInterrupt:
             cut = True
     missing = Failure("stopped before its turn; call again to go on", "Stopped")
@@ -150,7 +159,7 @@ def generate_batch(
     report = BatchReport(
         rows=len(indices),
         resumed=len(indices) - len(todo),
-        failures=sum(isinstance(result, Failure) for result in results),
+        failures=done.failures,
         seconds=time.perf_counter() - start,
         new_tokens=tally.new_tokens,
         padding=tally.padding,
@@ -172,17 +181,17 @@ class _Done:
         from tqdm.auto import tqdm
 
         self.found: dict[int, Result] = {}
-        self._failures, self._tally, self._on_result = 0, tally, on_result
+        self.failures, self._tally, self._on_result = 0, tally, on_result
         self._bar = tqdm(total=total, unit="row", disable=not progress)
 
     def take(self, index: int, result: Result) -> None:
         self.found[index] = result
-        self._failures += isinstance(result, Failure)
+        self.failures += isinstance(result, Failure)
         self._bar.update()
         if not self._bar.disable and (seconds := self._bar.format_dict["elapsed"]):
             speed = self._tally.new_tokens / seconds
             self._bar.set_postfix_str(
-                f"{speed:,.0f} tokens/s, {self._failures} failed", refresh=False
+                f"{speed:,.0f} tokens/s, {self.failures} failed", refresh=False
             )
         if self._on_result:
             self._on_result(index, result)

@@ -59,6 +59,7 @@ def _answer_slowly(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tall
     tally.batch_size = capacity
     waiting: list[Waiting] = []
     while not feed.exhausted or waiting:
+        settings.check_stopped()
         for row in feed.take(waiting, block=len(waiting) < capacity and not feed.exhausted):
             if isinstance(row.loaded, Failure):
                 yield row.index, row.loaded

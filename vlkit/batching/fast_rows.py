@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,6 +29,7 @@ _engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by 
 def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
     run = _FastRun(vlm, capacity, settings, tally)
     while True:
+        settings.check_stopped()
         block = run.idle and not feed.exhausted
         for row in feed.take(run.waiting, block=block):
             if isinstance(row.loaded, Failure):
@@ -83,7 +85,7 @@ class _FastRun:
         if not rows:
             return
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _launched_on(self.model.device):
                 self.engine = self.engine or self._make_engine(rows)
                 done = self.engine.admit(rows)
         except torch.cuda.OutOfMemoryError:
@@ -102,7 +104,7 @@ class _FastRun:
 
         assert self.engine is not None
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _launched_on(self.model.device):
                 done = self.engine.advance()
         except torch.cuda.OutOfMemoryError:
             yield from self._halve([])
@@ -197,6 +199,13 @@ class _FastRun:
         for row in rows:
             self.tally.new_tokens += len(row.tokens)
             yield row.index, _reply_of(self.vlm, row, self.limit)
+
+
+def _launched_on(device: Any):
+    """Triton launches on the current GPU, whichever its tensors are on."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _make_rows(vlm: VLM, group: list[Waiting], limit: int, seed: int | None) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 from vlkit.models import VLM
@@ -22,6 +23,7 @@ class Settings:
         batch_size: the most rows at a time, or None.
         path: ``"fast"`` or ``"library"``.
         note: why it is not the fast one.
+        stopped: set when it is to end.
     """
 
     options: dict[str, Any]
@@ -29,6 +31,12 @@ class Settings:
     batch_size: int | None
     path: str
     note: str
+    stopped: Event | None = None
+
+    def check_stopped(self) -> None:
+        """End as Ctrl-C does, if that is asked for."""
+        if self.stopped is not None and self.stopped.is_set():
+            raise KeyboardInterrupt
 
 
 @dataclass
