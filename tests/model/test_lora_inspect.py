@@ -188,6 +188,26 @@ def test_activations_are_those_that_autograd_keeps(tiny_folder, kind, target, dt
     assert guess.activations == pytest.approx(bytes_kept_for_backward(adapted, labelled), rel=0.2)
 
 
+@pytest.mark.parametrize(("checkpointing", "measured"), [(False, 24.9e9), (True, 18.2e9)])
+def test_estimate_is_what_an_h100_was_seen_to_take(checkpointing, measured):
+    """Plain peft, all logits: two samples of 430 tokens, Qwen2-VL-7B in bfloat16."""
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForImageTextToText
+
+    from vlkit.shapes import build_config
+
+    with torch.device("meta"):
+        network = AutoModelForImageTextToText.from_config(
+            build_config("Qwen/Qwen2-VL-7B-Instruct"), dtype=torch.bfloat16
+        )
+    vlm = SimpleNamespace(model=network, family="qwen2_vl", name="7B")
+    sizes = {"tokens": 860, "learnt": 860, "patches": 4 * 800, "rank": 8}
+    parts = plan_parts(vlm, "language", 8)
+    guess = estimate_training(vlm, parts, gradient_checkpointing=checkpointing, **sizes)
+    assert guess.total == pytest.approx(measured, rel=0.1)
+
+
 def test_checkpointing_keeps_less_and_longer_rows_keep_more(model):
     parts = plan_parts(model, "all", 4)
     sizes = {"rank": 4, "tokens": 500, "learnt": 20, "patches": 256}

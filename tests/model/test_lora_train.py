@@ -99,12 +99,12 @@ def test_training_learns_and_leaves_the_model_alone(tiny_folder, tmp_path, kind)
     assert not hasattr(AutoModelForImageTextToText.from_pretrained(folder), "peft_config")
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, epochs):
-        self.epochs = epochs
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
 
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_training_stop = round(state.epoch) >= self.epochs
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,13 @@ def small(tiny_folder):
 OPTIONS = {"epochs": 4, "learning_rate": 1e-3, "seed": 3}
 
 
-def test_stopped_and_resumed_is_as_if_never_stopped(small, tmp_path):
+@pytest.mark.parametrize("step", [7, 10])
+def test_stopped_and_resumed_is_as_if_never_stopped(small, tmp_path, step):
+    """In the middle of an epoch, behind the last checkpoint, and at the end of one."""
     whole = train(small, ROWS, output_dir=tmp_path / "whole", **OPTIONS)
-    half = train(small, ROWS, output_dir=tmp_path / "half", callbacks=[StopAfter(2)], **OPTIONS)
-    assert not half.finished and half.steps == 10
-    (tmp_path / "half" / "checkpoint-12").mkdir()  # as a run that was killed while it wrote
+    half = train(small, ROWS, output_dir=tmp_path / "half", callbacks=[StopAt(step)], **OPTIONS)
+    assert not half.finished and half.steps == step
+    (tmp_path / "half" / "checkpoint-99").mkdir()  # as a run that was killed while it wrote
     rest = train(small, ROWS, output_dir=tmp_path / "half", resume=True, **OPTIONS)
     assert rest.losses == whole.losses and rest.steps == 20
     adapters = [

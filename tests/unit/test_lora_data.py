@@ -166,6 +166,20 @@ def test_csv(folder):
     assert shape(load_conversations(folder / "t.csv")[0]) == ONE
 
 
+def test_parquet_keeps_lists_within_lists(folder):
+    objects = {"ref": ["it"], "bbox": [[50.0, 20.0, 100.0, 80.0]]}
+    row = chat("<image>Where?", "<ref-object><bbox>", images=["a.png"], objects=objects)
+    pd.DataFrame([row]).to_parquet(folder / "t.parquet")
+    example = load_conversations(folder / "t.parquet")[0]
+    assert answer(example, "qwen2_vl") == WRITTEN["qwen2_vl"]
+
+
+def test_arrays_of_pixels_are_pictures(folder):
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    table = pd.DataFrame({"image": [pixels], "question": [QUESTION], "answer": [ANSWER]})
+    assert shape(load_conversations(table)[0])[0] == ("user", ["image:ndarray", QUESTION])
+
+
 class Image:  # as `datasets.Image`
     def __init__(self, decode=True):
         self.decode = decode

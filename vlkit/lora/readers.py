@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from vlkit.errors import VlkitError
 from vlkit.messages import looks_like_clip
 from vlkit.table_files import is_missing
@@ -35,12 +33,12 @@ class Turn:
 
 def detect_format(row: Mapping) -> str:
     """The format of one row. Raises VlkitError where it has none."""
-    if isinstance(turns := row.get("conversations"), list | np.ndarray):
+    if isinstance(turns := row.get("conversations"), list):
         said = [str(_said(turn)[1]) for turn in turns]
         inline = any("<img>" in text or ("</" in text and _STRAY.search(text)) for text in said)
         beside = _column(row, "image") or _column(row, "video")
         return "qwen-vl" if inline and not beside else "llava"
-    if isinstance(messages := row.get("messages"), list | np.ndarray):
+    if isinstance(messages := row.get("messages"), list):
         texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
         placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
         return "ms-swift" if placed or row.get("objects") else "messages"
@@ -62,7 +60,7 @@ def read_turns(row: Mapping, name: str) -> list[Turn]:
         return list(_table_turns(row))
     key = "messages" if name in ("ms-swift", "messages") else "conversations"
     said = row.get(key)
-    if not isinstance(said, list | tuple | np.ndarray) or not len(said):
+    if not isinstance(said, list | tuple) or not len(said):
         raise VlkitError(f'no list of turns under "{key}"')
     media = _Media(row)
     turns = [Turn(role, list(_parts(text, name, media))) for role, text in map(_said, said)]
@@ -86,7 +84,7 @@ def _parts(content: Any, name: str, media: _Media) -> Iterator[str | dict]:
             yield from _placed_parts(content, media)
         else:
             yield content
-    elif isinstance(content, list | tuple | np.ndarray):
+    elif isinstance(content, list | tuple):
         for item in content:
             yield _item(item, media)
     elif content is not None:
@@ -140,7 +138,7 @@ def media_item(source: Any, kind: str) -> dict:
     if isinstance(source, str | os.PathLike):
         source = os.fspath(source)
         kind = "video" if looks_like_clip(source) else kind
-    if source is None or source == "":
+    if source is None or (isinstance(source, str) and not source):
         raise VlkitError(f"a {kind} without a file")
     kind = "video" if isinstance(source, Video) else kind
     return {"type": kind, kind: source}
@@ -172,9 +170,7 @@ class _Media:
 def _cells(row: Mapping, kind: str) -> Iterator[dict]:
     column = _column(row, kind)
     cell: Any = row[column] if column else None
-    several = isinstance(cell, list | tuple) or (
-        isinstance(cell, np.ndarray) and cell.dtype.kind == "O"
-    )
+    several = isinstance(cell, list | tuple)
     for each in cell if several else [cell]:
         if not is_missing(each):
             yield media_item(each, kind)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlkit.datasets.files import read_text
 from vlkit.errors import VlkitError
 from vlkit.sources import local_path
@@ -47,7 +49,16 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _records(table: Any) -> list[dict]:
-    return table.to_dict("records")
+    return _lists(table.to_dict("records"))
+
+
+def _lists(value: Any) -> Any:
+    """Parquet's arrays of cells as lists; arrays of pixels stay."""
+    if isinstance(value, np.ndarray) and (value.dtype == object or value.ndim == 1):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_lists(each) for each in value]
+    return {key: _lists(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _undecoded(dataset: Any) -> Iterator[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from vlkit.lora.modules import plan_parts
 from vlkit.models import VLM
 
 LOGGED = 500  # points of the loss curve
+CHECKPOINTS = 10  # of a run, or as many as it has epochs
 _STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
 
@@ -30,7 +32,7 @@ class LoraRun:
         steps: updates of the weights, those before a resumption included.
         finished: False where a callback stopped it earlier.
         losses: (step, mean loss since the line before) as logged.
-        evaluations: (step, loss on ``eval_data``), after each epoch.
+        evaluations: (step, loss on ``eval_data``), at each checkpoint.
         effect: the adapters' largest weight in B; 0 would leave the model as it was.
     """
 
@@ -63,8 +65,8 @@ def train(
 ) -> LoraRun:
     """Train adapters; the model that is passed stays as it was.
 
-    A checkpoint is written after each epoch. With ``eval_data`` the one with the smallest loss on
-    it is kept as the result, else the last.
+    A checkpoint is written after each epoch, and at least ten times. With ``eval_data`` the one
+    with the smallest loss on it becomes the result, else the last.
 
     Args:
         vlm: from :func:`vlkit.load`, without an adapter.
@@ -93,6 +95,7 @@ def train(
         if each is not None and max_length is not None:
             measure_lengths(vlm, each, max_length)
     steps = count_steps(len(data), batch_size, gradient_accumulation, epochs)
+    every = min(math.ceil(steps / CHECKPOINTS), math.ceil(steps / max(epochs, 1)))
     from transformers import Trainer, TrainingArguments, set_seed
 
     arguments = TrainingArguments(
@@ -105,9 +108,11 @@ def train(
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         logging_steps=max(1, steps // LOGGED),
-        save_strategy="epoch",
+        save_strategy="steps",
+        save_steps=every,
         save_total_limit=2,
-        eval_strategy="no" if held_out is None else "epoch",
+        eval_strategy="no" if held_out is None else "steps",
+        eval_steps=every,
         load_best_model_at_end=held_out is not None,
         metric_for_best_model="loss",
         seed=seed,
