@@ -108,6 +108,24 @@ FORMATS = {
     ),
     "ms-swift": (chat(f"<image>{QUESTION}", ANSWER, images=["a.png"]), ONE),
     "ms-swift, dict": (chat(f"<image>{QUESTION}", ANSWER, images=[{"path": "a.png"}]), ONE),
+    "ms-swift, query and response": (
+        {
+            "system": "Be terse.",
+            "history": [["Hello", "Hi"]],
+            "query": f"<image>{QUESTION}",
+            "response": ANSWER,
+            "images": ["a.png"],
+        },
+        [("system", ["Be terse."]), ("user", ["Hello"]), ("assistant", ["Hi"]), *ONE],
+    ),
+    "PAI, the picture named twice": (
+        qwen(f"<img>a.png</img>{QUESTION}", ANSWER, image="a.png"),
+        ONE,
+    ),
+    "messages, metadata that is no picture": (
+        chat([{"type": "image", "image": "a.png"}, TEXT], ANSWER, file_name="b.png"),
+        ONE,
+    ),
     "messages": (chat([{"type": "image", "image": "a.png"}, TEXT], ANSWER), ONE),
     "messages, None keys": (
         chat([IMAGE | {"image": "a.png", "text": None}, TEXT | {"image": None}], ANSWER),
@@ -266,6 +284,10 @@ PROBLEMS = {
     "picture without a tag": (
         qwen("<image>?", "A", images=["a.png", "b.png"]), "1 of its images have no <image>"
     ),
+    "picture beside others in the text": (
+        qwen("<img>a.png</img>?", "A", image="b.png"), "1 of its images have no <image>"
+    ),
+    "history of no pairs": ({"query": "A", "response": "B", "history": ["C"]}, "pairs of texts"),
     "no picture file": (qwen("<img>meta.json</img>?", "A"), "is not a picture"),
     "half a character": (qwen("What?", "\ud800"), "half a character"),
     "no turns": ({"conversations": []}, "no list of turns"),

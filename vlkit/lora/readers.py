@@ -18,8 +18,9 @@ FORMATS = ("qwen-vl", "llava", "ms-swift", "messages", "table")
 ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
-_STRAY = re.compile(r"</?img>|</?video>")
+_STRAY = re.compile(r"</?img>|</video>")
 _PLACE = re.compile(r"<(image|video)>")
+_BESIDE = ("image", "images", "video", "videos")  # where conversations have their media
 _KEYS = ("image", "image_url", "video", "video_url", "url", "path", "bytes")
 
 
@@ -35,13 +36,13 @@ def detect_format(row: Mapping) -> str:
     """The format of one row. Raises VlkitError where it has none."""
     if isinstance(turns := row.get("conversations"), list):
         said = [str(_said(turn)[1]) for turn in turns]
-        inline = any("<img>" in text or ("</" in text and _STRAY.search(text)) for text in said)
-        beside = _column(row, "image") or _column(row, "video")
-        return "qwen-vl" if inline and not beside else "llava"
+        return "qwen-vl" if any(_STRAY.search(text) for text in said) else "llava"
     if isinstance(messages := row.get("messages"), list):
         texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
         placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
         return "ms-swift" if placed or row.get("objects") else "messages"
+    if {"query", "response"} <= row.keys():
+        return "ms-swift"
     if _column(row, "prompt") and _answer_column(row):
         return "table"
     raise VlkitError(
@@ -59,13 +60,24 @@ def read_turns(row: Mapping, name: str) -> list[Turn]:
     if name == "table":
         return list(_table_turns(row))
     key = "messages" if name in ("ms-swift", "messages") else "conversations"
-    said = row.get(key)
+    said = row.get(key) or (_swift_messages(row) if name == "ms-swift" else None)
     if not isinstance(said, list | tuple) or not len(said):
         raise VlkitError(f'no list of turns under "{key}"')
     media = _Media(row)
     turns = [Turn(role, list(_parts(text, name, media))) for role, text in map(_said, said)]
     media.place_rest(turns)
     return [Turn(turn.role, _tidy(turn.parts)) for turn in turns]
+
+
+def _swift_messages(row: Mapping) -> list[dict]:
+    """ms-swift's ``query`` and ``response``, with ``history`` and ``system``, as messages."""
+    pairs = [*(row.get("history") or []), (row.get("query", ""), row.get("response", ""))]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise VlkitError(f"its history is {row['history']!r:.60}; expected pairs of texts")
+    said = [("system", row["system"])] if row.get("system") else []
+    for query, response in pairs:
+        said += [("user", query), ("assistant", response)]
+    return [{"role": role, "content": text} for role, text in said]
 
 
 def _said(turn: Any) -> tuple[str, Any]:
@@ -148,6 +160,7 @@ class _Media:
     """The pictures and clips beside a row's text, taken up in its order."""
 
     def __init__(self, row: Mapping):
+        row = {key: row[key] for key in _BESIDE if key in row}
         self.left = {kind: list(_cells(row, kind)) for kind in ("image", "video")}
         self.count = {kind: len(items) for kind, items in self.left.items()}
 
@@ -158,13 +171,21 @@ class _Media:
 
     def place_rest(self, turns: list[Turn]) -> None:
         """Media that no placeholder asks for stand before the first question."""
-        for kind, items in self.left.items():
-            if items and len(items) < self.count[kind]:
-                raise VlkitError(f"{len(items)} of its {kind}s have no <{kind}> in the text")
         rest = [*self.left["image"], *self.left["video"]]
+        placed = [part for turn in turns for part in turn.parts if isinstance(part, dict)]
+        inline = [item[item["type"]] for item in placed]
+        if placed and (other := [i for i in rest if not _named(i[i["type"]], inline)]):
+            raise VlkitError(
+                f"{len(other)} of its {other[0]['type']}s have no <{other[0]['type']}> in the text"
+            )
         first = next((turn for turn in turns if turn.role == "user"), None)
-        if rest and first:
+        if not placed and first:
             first.parts[:0] = rest
+
+
+def _named(source: Any, inline: list) -> bool:
+    """Whether a file beside the text is one that the text itself names."""
+    return isinstance(source, str) and any(source == s for s in inline if isinstance(s, str))
 
 
 def _cells(row: Mapping, kind: str) -> Iterator[dict]:
