@@ -143,14 +143,27 @@ def test_evaluation_keeps_the_best(small, tmp_path):
     assert loss_of(tuned.model, batch) == pytest.approx(best, rel=1e-3)
 
 
-@pytest.mark.parametrize("more", [{"gradient_checkpointing": True}, {"gradient_accumulation": 2,
-                                                                   "batch_size": 1}])  # fmt: skip
+class NotesCheckpointing(TrainerCallback):
+    def __init__(self):
+        self.seen = set()
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        layers = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+        self.seen.add(any(layer.gradient_checkpointing for layer in layers))
+
+
+@pytest.mark.parametrize(
+    "more", [{"gradient_checkpointing": True}, {"gradient_accumulation": 2, "batch_size": 1}]
+)
 def test_checkpointing_and_accumulation_give_the_same_losses(small, tmp_path, more):
-    plain = train(small, ROWS[:2], output_dir=tmp_path / "a", batch_size=2, epochs=3)
-    other = train(small, ROWS[:2], output_dir=tmp_path / "b", epochs=3, **{"batch_size": 2, **more})
+    noted, options = NotesCheckpointing(), {"batch_size": 2, "epochs": 3}
+    plain = train(small, ROWS[:2], output_dir=tmp_path / "a", **options)
+    other = train(small, ROWS[:2], output_dir=tmp_path / "b", callbacks=[noted], **(options | more))
     assert [loss for _, loss in other.losses] == pytest.approx(
         [loss for _, loss in plain.losses], rel=1e-3
     )
+    assert noted.seen == {"gradient_checkpointing" in more}
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in small.model.modules())
 
 
 def test_adapter_names_its_base_and_is_refused_by_others(small, tiny_folder, tmp_path):

@@ -9,6 +9,7 @@ _HOME = {
     "labels": ["Labelled", "label_example"],
     "merging": ["merge"],
     "problems": ["DataError", "Problem"],
+    "scoring": ["Scores", "evaluate"],
     "training": ["LoraRun", "train"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

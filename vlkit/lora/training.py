@@ -98,13 +98,15 @@ def train(
     every = min(math.ceil(steps / CHECKPOINTS), math.ceil(steps / max(epochs, 1)))
     from transformers import Trainer, TrainingArguments, set_seed
 
+    names = ("activation_checkpointing", "gradient_checkpointing")  # of newer and older versions
+    checkpointing = next(name for name in names if hasattr(TrainingArguments, name))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation,
-        **({"gradient_checkpointing": True} if gradient_checkpointing else {}),
+        **({checkpointing: True} if gradient_checkpointing else {}),
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         logging_steps=max(1, steps // LOGGED),
@@ -123,8 +125,8 @@ def train(
         use_cpu=vlm.model.device.type == "cpu",
     )
     set_seed(seed)
-    names = [name for part in plan for name in part.modules]
-    with _adapted(vlm, names, rank, alpha) as network:
+    layers = [name for part in plan for name in part.modules]
+    with _adapted(vlm, layers, rank, alpha) as network:
         trainer = Trainer(
             network,
             arguments,
@@ -150,12 +152,12 @@ def _adapted(vlm: VLM, names: list[str], rank: int, alpha: float | None) -> Iter
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=names
     )
-    network = get_peft_model(vlm.model, config)
+    with warnings.catch_warnings():  # peft and the Trainer use names that are to go
+        warnings.simplefilter("ignore", FutureWarning)
+        network = get_peft_model(vlm.model, config)
     config.base_model_name_or_path = vlm.name  # not a path of this machine
     try:
-        with warnings.catch_warnings():  # peft and the Trainer use names that are to go
-            warnings.simplefilter("ignore", FutureWarning)
-            yield network
+        yield network
     finally:
         network.unload()
         for module in vlm.model.modules():
@@ -171,7 +173,9 @@ def _run(trainer: Any, vlm: VLM, last: Path | None) -> None:
     import torch
 
     try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(
             f"training {vlm.name} needs more than the GPU's memory; pass a smaller batch_size, "
