@@ -175,6 +175,25 @@ def test_adapter_names_its_base_and_is_refused_by_others(small, tiny_folder, tmp
         vlkit.load(tiny_folder("qwen3_vl"), adapter=run.output_dir)
 
 
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"epochs": 0},
+        {"epochs": float("nan")},
+        {"learning_rate": 0},
+        {"learning_rate": 2},
+        {"batch_size": 0},
+        {"gradient_accumulation": 1.5},
+        {"rank": 0},
+    ],
+)
+def test_wrong_arguments(small, tmp_path, argument):
+    (name,) = argument
+    with pytest.raises(VlkitError, match=f"{name}="):
+        train(small, ROWS, output_dir=tmp_path / "run", **argument)
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_folders(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(VlkitError, match="is not empty; pass resume=True"):

@@ -287,6 +287,7 @@ PROBLEMS = {
     "picture beside others in the text": (
         qwen("<img>a.png</img>?", "A", image="b.png"), "1 of its images have no <image>"
     ),
+    "history of no list": ({"query": "A", "response": "B", "history": 5}, "its history is 5"),
     "history of no pairs": ({"query": "A", "response": "B", "history": ["C"]}, "pairs of texts"),
     "no picture file": (qwen("<img>meta.json</img>?", "A"), "is not a picture"),
     "half a character": (qwen("What?", "\ud800"), "half a character"),

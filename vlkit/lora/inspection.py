@@ -130,11 +130,7 @@ def inspect(
         VlkitError: a cut that goes through a picture or leaves no answer, with its row; a target
             that matches nothing.
     """
-    counts = {"batch_size": batch_size, "gradient_accumulation": gradient_accumulation}
-    counts |= {} if max_length is None else {"max_length": max_length}
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise VlkitError(f"{name}={value!r} must be a whole number, 1 or more")
+    check_counts(batch_size, gradient_accumulation, epochs, max_length)
     data = as_data(data)
     if not -len(data) <= example < len(data):
         raise VlkitError(f"example={example} is not there; the data has {len(data)} rows")
@@ -169,6 +165,19 @@ def inspect(
         steps=count_steps(len(data), batch_size, gradient_accumulation, epochs),
         seconds=seconds,
     )
+
+
+def check_counts(
+    batch_size: int, gradient_accumulation: int, epochs: float, max_length: int | None
+) -> None:
+    """Raises VlkitError for a number of rows, passes or tokens that makes no sense."""
+    counts = {"batch_size": batch_size, "gradient_accumulation": gradient_accumulation}
+    counts |= {} if max_length is None else {"max_length": max_length}
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise VlkitError(f"{name}={value!r} must be a whole number, 1 or more")
+    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
+        raise VlkitError(f"epochs={epochs!r} must be a number above 0")
 
 
 def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: float) -> int:

@@ -71,9 +71,11 @@ def read_turns(row: Mapping, name: str) -> list[Turn]:
 
 def _swift_messages(row: Mapping) -> list[dict]:
     """ms-swift's ``query`` and ``response``, with ``history`` and ``system``, as messages."""
-    pairs = [*(row.get("history") or []), (row.get("query", ""), row.get("response", ""))]
+    history = row.get("history") or []
+    pairs = [*history] if isinstance(history, list | tuple) else [history]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise VlkitError(f"its history is {row['history']!r:.60}; expected pairs of texts")
+        raise VlkitError(f"its history is {history!r:.60}; expected pairs of texts")
+    pairs.append((row.get("query", ""), row.get("response", "")))
     said = [("system", row["system"])] if row.get("system") else []
     for query, response in pairs:
         said += [("user", query), ("assistant", response)]

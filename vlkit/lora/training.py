@@ -14,7 +14,7 @@ from typing import Any
 from vlkit.errors import ModelError, VlkitError
 from vlkit.lora.batches import Collator, Examples
 from vlkit.lora.data import as_data
-from vlkit.lora.inspection import count_steps, measure_lengths
+from vlkit.lora.inspection import check_counts, count_steps, measure_lengths
 from vlkit.lora.modules import plan_parts
 from vlkit.models import VLM
 
@@ -87,6 +87,9 @@ def train(
         VlkitError: data or arguments that cannot be used, or an output folder that is.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
+    check_counts(batch_size, gradient_accumulation, epochs, max_length)
+    if not isinstance(learning_rate, float | int) or not 0 < learning_rate < 1:
+        raise VlkitError(f"learning_rate={learning_rate!r} must be a number between 0 and 1")
     folder = Path(output_dir).expanduser()
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     plan = plan_parts(vlm, target, rank)
