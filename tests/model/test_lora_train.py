@@ -122,6 +122,10 @@ def test_stopped_and_resumed_is_as_if_never_stopped(small, tmp_path, step):
     half = train(small, ROWS, output_dir=tmp_path / "half", callbacks=[StopAt(step)], **OPTIONS)
     assert not half.finished and half.steps == step
     (tmp_path / "half" / "checkpoint-99").mkdir()  # as a run that was killed while it wrote
+    with pytest.raises(VlkitError, match=r"half was begun with seed=3, not 4"):
+        train(small, ROWS, output_dir=tmp_path / "half", resume=True, **(OPTIONS | {"seed": 4}))
+    with pytest.raises(VlkitError, match=r"half was begun with rows=5, not 4"):
+        train(small, ROWS[1:], output_dir=tmp_path / "half", resume=True, **OPTIONS)
     rest = train(small, ROWS, output_dir=tmp_path / "half", resume=True, **OPTIONS)
     assert rest.losses == whole.losses and rest.steps == 20
     adapters = [

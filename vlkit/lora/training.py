@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.datasets.files import read_json, write_whole
 from vlkit.errors import ModelError, VlkitError
 from vlkit.lora.batches import Collator, Examples
 from vlkit.lora.data import as_data
@@ -20,6 +22,7 @@ from vlkit.models import VLM
 
 LOGGED = 500  # points of the loss curve
 CHECKPOINTS = 10  # of a run, or as many as it has epochs
+ARGUMENTS = "training.json"  # beside the adapter: what the run was asked for
 _STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
 
@@ -84,7 +87,8 @@ def train(
         callbacks: transformers' ``TrainerCallback``.
 
     Raises:
-        VlkitError: data or arguments that cannot be used, or an output folder that is.
+        VlkitError: data or arguments that cannot be used, an output folder that is in use, or
+            other arguments than those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
     check_counts(batch_size, gradient_accumulation, epochs, max_length)
@@ -94,6 +98,14 @@ def train(
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     plan = plan_parts(vlm, target, rank)
     last = _last_checkpoint(folder, resume)
+    asked = {
+        "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
+        "rank": rank, "alpha": 2 * rank if alpha is None else alpha, "target": target,
+        "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
+        "max_length": max_length, "seed": seed,
+    }  # fmt: skip
+    if last is not None:
+        _check_same(folder / ARGUMENTS, asked)
     for each in (data, held_out):
         if each is not None and max_length is not None:
             measure_lengths(vlm, each, max_length)
@@ -127,6 +139,7 @@ def train(
         report_to="none",
         use_cpu=vlm.model.device.type == "cpu",
     )
+    write_whole(folder / ARGUMENTS, json.dumps(asked, indent=1) + "\n")
     set_seed(seed)
     layers = [name for part in plan for name in part.modules]
     with _adapted(vlm, layers, rank, alpha) as network:
@@ -212,6 +225,17 @@ def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
     if resume and not whole:
         raise VlkitError(f"{folder} holds no checkpoint to resume from; pass resume=False")
     return max(whole, key=lambda path: int(path.name[11:])) if resume else None
+
+
+def _check_same(path: Path, asked: dict) -> None:
+    """Raises VlkitError where a run is to be gone on with in another way than it began."""
+    began = read_json(path)
+    for name, value in asked.items():
+        if began.get(name) != value:
+            raise VlkitError(
+                f"{path.parent} was begun with {name}={began.get(name)!r}, not {value!r}; resume "
+                "with the same arguments and data, or train into another folder"
+            )
 
 
 def _summary(trainer: Any, network: Any, folder: Path) -> LoraRun:
