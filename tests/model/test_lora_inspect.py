@@ -276,7 +276,7 @@ def test_max_length_reports_what_it_cuts_and_refuses_pictures(vlm, data):
         f"max_length={most:,} cuts <b>1 rows</b>".replace("1 rows", "1 row") in xray._repr_html_()
     )
     with pytest.raises(
-        VlkitError, match=r"rows: \d rows have problems: row 1: max_length=20 would"
+        VlkitError, match=r"conversations: \d rows have problems: row 1: max_length=20 would"
     ):
         inspect(vlm, data, max_length=20)
 
@@ -313,6 +313,7 @@ def test_html_escapes_what_users_wrote(vlm):
         "learnt: answers and their end token",
         "vision tower",
         "1 step,",
+        "tiny: 1 row of conversations",
     ):
         assert said in written
 

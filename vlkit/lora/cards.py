@@ -37,8 +37,8 @@ _STATE = {"state": "trained parameters, gradients, AdamW"}
 
 def xray_card(xray: XRay) -> str:
     """HTML that takes its colours from the page, so that it reads on dark and light."""
-    title = f"<b>{html.escape(xray.model)}</b> on {html.escape(xray.data)}, {xray.rows:,} "
-    title += "row" if xray.rows == 1 else "rows"
+    rows = "row" if xray.rows == 1 else "rows"
+    title = f"<b>{html.escape(xray.model)}</b>: {xray.rows:,} {rows} of {html.escape(xray.data)}"
     sections = (_tokens(xray), _lengths(xray), _layers(xray.parts), _cost(xray))
     return (
         f'<div style="max-width:900px;line-height:1.5"><p style="font-size:1.05em;margin:4px 0">'

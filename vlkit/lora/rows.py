@@ -29,7 +29,7 @@ def open_rows(meta: Any) -> tuple[Iterator[tuple[int, Any]], str, Path | None]:
         return enumerate(_undecoded(meta), 1), "Dataset", None
     if isinstance(meta, Mapping) or not isinstance(meta, Iterable):
         raise VlkitError(f"expected a file, a table or rows, not {type(meta).__name__}")
-    return enumerate(meta, 1), "rows", None
+    return enumerate(meta, 1), "conversations", None
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
