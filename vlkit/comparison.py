@@ -68,9 +68,11 @@ def save_boxes(
         truth: draws :func:`draw_comparison`.
 
     Raises:
-        VlkitError: an ending that is no picture's.
+        VlkitError: an ending that is no picture's, or a folder that is not there.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise VlkitError(f"{path}: the folder {path.parent} does not exist; create it")
     if path.suffix.lower() == ".svg":
         path.write_text(svg_boxes(image, boxes, truth=truth, labels=labels), encoding="utf-8")
         return path

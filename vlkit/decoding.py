@@ -56,7 +56,7 @@ def pictures_of(folder: Path, name: str) -> list[Path]:
 
     found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
     if not found:
-        raise MediaError(f"{name} is a folder without pictures; pass a clip or a folder of frames")
+        raise MediaError(f"{name} is a folder without pictures; pass a folder that holds some")
     return sorted(found, key=natural)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from vlkit.sources import local_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_SEPARATOR = re.compile(r"[;\t|]")  # what spreadsheets put for a comma
 
 
 def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
@@ -63,7 +66,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # cells that would be left out
         try:
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
                 sep="\t" if path.suffix.lower() == ".tsv" else ",",
                 dtype=object,
@@ -71,8 +74,16 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 index_col=False,
                 encoding="utf-8-sig",
             )
+        except pd.errors.EmptyDataError as error:
+            raise VlkitError(f"{path} is empty; it needs a header, then a row each") from error
         except pd.errors.ParserWarning as error:
-            raise VlkitError(f"{path} has rows with more cells than its header") from error
+            raise VlkitError(
+                f"{path} has rows with more cells than its header; quote cells that hold commas"
+            ) from error
+    alone = path.suffix.lower() == ".csv" and len(table.columns) == 1
+    if alone and (sign := _SEPARATOR.search(table.columns[0])):
+        raise VlkitError(f"{path} separates its cells by {sign[0]!r}; save it with commas")
+    return table
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -140,6 +151,8 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise VlkitError(f"{path} ends in none of {', '.join(_WRITERS)}; name one of them")
+    if not path.parent.is_dir():
+        raise VlkitError(f"{path}: the folder {path.parent} does not exist; create it")
     temporary = path.with_name(f".{path.name}.writing")
     try:
         write(frame, temporary)

@@ -78,8 +78,8 @@ def read_conversations(
 
     Args:
         source: path of a ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (a list of objects) or
-            ``.parquet`` file; a DataFrame; or a folder of pictures and clips, in natural order (2
-            before 10), which has the columns ``image`` and ``name``.
+            ``.parquet`` file; a DataFrame; or a folder of pictures, in natural order (2 before
+            10), which has the columns ``image`` and ``name``.
         prompt: the question, ``{column}`` standing for a cell: ``"Is this a {name}?"``. Braces
             that are meant are doubled. By default, the column that holds questions.
         image, video: columns with media, by default those with a usual name.
@@ -151,6 +151,8 @@ def _detect(table: pd.DataFrame, kind: str) -> list[str]:
 
 def _question(table: pd.DataFrame, prompt: str | None) -> Callable[[dict], str]:
     """What writes a row's question."""
+    if prompt is not None and not isinstance(prompt, str):
+        raise VlkitError(f"prompt={prompt!r:.60} must be text, as 'Is this a {{name}}?'")
     if prompt is not None:
         pieces = list(_pieces(prompt, table))
         return lambda row: "".join(_text(row[name]) if name else text for text, name in pieces)

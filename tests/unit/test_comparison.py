@@ -207,7 +207,13 @@ def test_files(tmp_path, name, truth):
         assert PIL.Image.open(path).width == 240
 
 
-@pytest.mark.parametrize("name", ["a.pdf2", "a", "missing/a.png"])
-def test_a_wrong_ending_or_folder_is_one_line(tmp_path, name):
+@pytest.mark.parametrize("name", ["a.pdf2", "a"])
+def test_a_wrong_ending_is_one_line(tmp_path, name):
     with pytest.raises(VlkitError, match="cannot be written"):
         save_boxes(tmp_path / name, blank(), [])
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_missing_folder_is_named(tmp_path, ending):
+    with pytest.raises(VlkitError, match=r"the folder .*nowhere does not exist; create it"):
+        save_boxes(tmp_path / "nowhere" / f"a.{ending}", blank(), [])

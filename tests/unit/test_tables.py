@@ -182,7 +182,9 @@ def test_a_bad_row_is_left_to_fail_by_itself():
     [
         ("t.csv", None, "does not exist"),
         ("t.xlsx", b"x", r"ends in none of \.csv, "),
-        ("t.csv", b"", "cannot be read: No columns"),
+        ("t.csv", b"", "is empty; it needs a header"),
+        ("t.csv", b"image;prompt\na;b\n", "separates its cells by ';'; save it with commas"),
+        ("t.csv", b"image\tprompt\na\tb\n", "separates its cells by"),
         ("t.csv", "prompt\n问题".encode("gbk"), "is not UTF-8 .*; save it as UTF-8"),
         ("t.csv", b"image,prompt\na,b,c\n", "more cells than its header"),
         ("t.csv", b"image,prompt\na,b\na,b,c\n", "cannot be read"),
@@ -204,13 +206,15 @@ def test_other_mistakes(tmp_path):
     frame = pd.DataFrame({"prompt": ["?"]})
     with pytest.raises(VlkitError, match=r"no column is called 'photo'; columns = \['prompt'\]"):
         read_conversations(frame, image="photo")
+    with pytest.raises(VlkitError, match="prompt=3 must be text"):
+        read_conversations(frame, 3)
     with pytest.raises(VlkitError, match="not list"):
         read_conversations([frame])
     with pytest.raises(VlkitError, match="without pictures"):
         read_conversations(tmp_path, "?")
     with pytest.raises(VlkitError, match=r"none of \.csv, \.jsonl, \.parquet"):
         write_table(frame, tmp_path / "t.xlsx")
-    with pytest.raises(VlkitError, match="cannot be written"):
+    with pytest.raises(VlkitError, match=r"the folder .*nowhere does not exist; create it"):
         write_table(frame, tmp_path / "nowhere" / "t.csv")
     with pytest.raises(VlkitError, match="1 results, but 2 conversations"):
         to_frame([REPLY], read_conversations(pd.DataFrame({"prompt": ["a", "b"]})))
