@@ -11,7 +11,7 @@ import PIL.Image
 
 from vlkit.errors import VlkitError
 from vlkit.formats import Space
-from vlkit.grounding import Box, Size, check_size
+from vlkit.grounding import Box, Size, check_size, check_space
 from vlkit.metrics import _align, iou, label_key
 from vlkit.readings import box_of, readings_of, scale_corners
 
@@ -131,6 +131,7 @@ def _check_sizes(name: str, sizes: Any, count: int) -> list[Size]:
 
 def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Space) -> list:
     """The boxes with the numbers that the model wrote."""
+    check_space(space)
     if space == "original":
         return answers
     if space == "resized" and not seen:

@@ -17,7 +17,7 @@ from vlkit.datasets.files import whole_folder
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.formats import FORMATS
 from vlkit.grounding import Box
-from vlkit.metrics import Evaluation, evaluate_grounding
+from vlkit.metrics import Evaluation, check_thresholds, evaluate_grounding
 
 if TYPE_CHECKING:
     import pandas
@@ -183,7 +183,9 @@ def ask_grounding(
         iou, bootstrap, seed: as for :func:`vlkit.evaluate_grounding`.
         max_new_tokens, batch_size, progress: as for :func:`vlkit.generate_batch`.
     """
-    questions = list(questions)
+    questions, iou = list(questions), check_thresholds(iou)  # before what may take hours
+    if not questions:
+        raise VlkitError("there is no question to ask; pass those of read_questions")
     asked = [vlkit.user(question.prompt, question.image) for question in questions]
     answers = vlkit.generate_batch(
         vlm, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress

@@ -211,11 +211,16 @@ def format_of(family: str) -> GroundingFormat:
     return FORMATS[family]
 
 
+def check_space(space: Any) -> None:
+    """Raises VlkitError for an unknown space."""
+    if space not in SPACES:
+        raise VlkitError(f"space {space!r} is unknown; spaces = {list(SPACES)}")
+
+
 def span_of(space: Space, image_size: Size, input_size: Size | None = None) -> Size:
     """The (width, height) that the numbers of a space run over."""
     check_size("image_size", image_size)
-    if space not in SPACES:
-        raise VlkitError(f"space {space!r} is unknown; spaces = {list(SPACES)}")
+    check_space(space)
     if space in ("0-1000", "0-999"):
         return (1000, 1000) if space == "0-1000" else (999, 999)
     if space == "original":

@@ -21,7 +21,14 @@ Pictures = Sequence[Sequence[Item] | None] | Mapping[Any, Sequence[Item] | None]
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1; 0 where both are empty."""
+    """Intersection over union of two boxes, 0 to 1; 0 where both are empty.
+
+    Raises:
+        VlkitError: one is no Box.
+    """
+    for box in (a, b):
+        if not isinstance(box, Box):
+            raise VlkitError(f"expected vlkit.Box, not {box!r:.80}")
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
     height = min(a.y2, b.y2) - max(a.y1, b.y1)
     shared = max(0.0, width) * max(0.0, height)
@@ -121,12 +128,12 @@ def evaluate_grounding(
             one group are drawn together.
 
     Raises:
-        VlkitError: lists of different lengths, a threshold outside 0 to 1, pycocotools is
+        VlkitError: lists of different lengths, wrong thresholds or bootstrap, pycocotools is
             missing, or so many labels that COCO's evaluator would run for hours.
     """
-    thresholds = tuple(float(value) for value in iou)
-    if not thresholds or not all(0 < value <= 1 for value in thresholds):
-        raise VlkitError(f"iou={iou!r} must be thresholds above 0 and at most 1, as (0.5, 0.75)")
+    thresholds = check_thresholds(iou)
+    if not isinstance(bootstrap, int) or bootstrap < 0:
+        raise VlkitError(f"bootstrap={bootstrap!r} must be a whole number, 0 for no intervals")
     names, answers, truths = _align(predicted, truth)
     if not any(truths) and not any(answers):
         raise VlkitError("there is no box at all; pass the boxes of each picture")
@@ -152,6 +159,17 @@ def evaluate_grounding(
     if len(groups) != len(names):
         raise VlkitError(f"{len(groups)} groups for {len(names)} pictures; give one for each")
     return tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
+
+
+def check_thresholds(iou: Any) -> tuple[float, ...]:
+    """The thresholds as numbers. Raises VlkitError."""
+    try:
+        thresholds = tuple(float(value) for value in iou)
+    except (TypeError, ValueError):
+        thresholds = ()
+    if not thresholds or not all(0 < value <= 1 for value in thresholds):
+        raise VlkitError(f"iou={iou!r} must be thresholds above 0 and at most 1, as (0.5, 0.75)")
+    return thresholds
 
 
 def _align(predicted: Any, truth: Any) -> tuple[list[Any], list[list[Box]], list[list[Box]]]:

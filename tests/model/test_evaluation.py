@@ -230,3 +230,18 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
     missed = result.rows[result.rows["kind"] == "missed"]
     photos = missed["image"].str.endswith(".jpg").sum()
     assert len(missed) == photos == 12 and "All twelve boxes that it misses" in readme
+
+
+@pytest.mark.parametrize("option, status", [("--iou", 1), ("--limit", 2), ("--worst", 2)])
+def test_wrong_options_are_told_before_a_model_is_loaded(tmp_path, option, status):
+    command = [sys.executable, "-m", "vlkit", "evaluate-grounding", "nowhere/model", "samples"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "e", option, "-1"], capture_output=True, text=True
+    )
+    assert done.returncode == status and option.strip("-") in done.stderr
+    assert not (tmp_path / "e").exists()
+
+
+def test_no_questions_are_no_evaluation(vlm):
+    with pytest.raises(VlkitError, match="there is no question to ask"):
+        ask_grounding(vlm, [])

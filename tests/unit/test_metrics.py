@@ -38,6 +38,12 @@ def test_iou(a, b, expected):
     assert iou(a, b) == pytest.approx(expected) == iou(b, a)
 
 
+@pytest.mark.parametrize("other", [(0, 0, 1, 1), Point("a", 0, 0), None])
+def test_iou_is_of_boxes(other):
+    with pytest.raises(VlkitError, match=r"expected vlkit\.Box, not"):
+        iou(square(0), other)
+
+
 # --- accuracy as RefCOCO counts it ----------------------------------------------------------------
 
 
@@ -244,6 +250,8 @@ def test_json_and_html():
         (([[]], [[]]), {}, "no box at all"),
         (([[square(0)]], [[square(0)]]), {"iou": ()}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"iou": (0.5, 1.5)}, "thresholds above 0"),
+        (([[square(0)]], [[square(0)]]), {"iou": 0.5}, "thresholds above 0"),
+        (([[square(0)]], [[square(0)]]), {"bootstrap": -1}, "bootstrap=-1 must be a whole number"),
         (([[square(0)]], [[square(0)]]), {"scores": [[]]}, "one number for each box"),
         (([[square(0)]], [[square(0)]]), {"groups": [1, 2]}, "2 groups for 1 pictures"),
         (({"a": []}, [[square(0)]]), {}, "is a mapping"),

@@ -38,8 +38,8 @@ def evaluate_grounding(
         str | None, typer.Option(help='With "{label}"; by default as the family is used to.')
     ] = None,
     iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
-    worst: Annotated[int, typer.Option(help="How many answers the gallery shows.")] = 24,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
     hub: HubOption = "auto",
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
@@ -58,8 +58,10 @@ def evaluate_grounding(
     import vlkit
     from vlkit.datasets.files import check_free
     from vlkit.evaluation import ask_grounding, default_prompt, read_questions
+    from vlkit.metrics import check_thresholds
 
     check_free(output_dir)
+    iou = list(check_thresholds(iou or (0.5, 0.75)))
     ask = partial(read_questions, data, format=data_format, images=images)
     ask(prompt=prompt or "{label}")  # before a large model is loaded
     vlm = vlkit.load(
@@ -68,13 +70,14 @@ def evaluate_grounding(
     )  # fmt: skip
     questions = ask(prompt=prompt or default_prompt(vlm.family))
     run = ask_grounding(
-        vlm, questions[:limit], data=Path(data).name, iou=iou or (0.5, 0.75),
+        vlm, questions[:limit], data=Path(data).name, iou=iou,
         max_new_tokens=max_new_tokens, batch_size=batch_size or "auto",
     )  # fmt: skip
     run.save(output_dir, worst=worst)
     table = Table("", "value", "95 % interval", box=None)
     for name, row in run.evaluation.overall.iterrows():
-        table.add_row(str(name), f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
+        interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] == row["low"] else "–"
+        table.add_row(str(name), f"{row['value']:.3f}", interval)
     console.print(table)
     unread = run.to_dict()["unreadable"]
     typer.echo(f"{len(run.questions):,} questions, {unread:,} answers unreadable.")
