@@ -16,6 +16,7 @@ from vlkit.answer_tokens import AnswerTokens, answer_tokens, replay
 from vlkit.batching.settings import base_model
 from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Item, Items
+from vlkit.inputs import check_loaded
 from vlkit.models import VLM
 from vlkit.overlay import draw_heat
 from vlkit.replies import Reply, image_html
@@ -114,6 +115,7 @@ def attention_map(
     """
     if reduce not in ("mean", "max"):
         raise VlkitError(f'reduce={reduce!r} is unknown; choose "mean" or "max"')
+    check_loaded(vlm)
     config = base_model(vlm).config.get_text_config()
     chosen = _choose_layers(config, layers)
     of_heads = _choose("heads", heads, config.num_attention_heads)

@@ -15,6 +15,7 @@ from vlkit.batching.answering import answer_rows, choose_path
 from vlkit.batching.settings import Settings, Tally
 from vlkit.errors import VlkitError
 from vlkit.generation import generate
+from vlkit.inputs import check_loaded
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models import VLM
 from vlkit.options import generation_options
@@ -63,8 +64,10 @@ class BatchReport:
         parts = [f"{self.rows:,} rows", f"{self.failures:,} failed"]
         if self.resumed:
             parts.append(f"{self.resumed:,} answered before")
-        parts += [f"{self.seconds:.1f} s", f"{self.tokens_per_second:,.0f} tokens/s"]
-        parts += [f"{self.batch_size} at a time", f"{self.padding:.0%} padding"]
+        parts.append(f"{self.seconds:.1f} s")
+        if self.new_tokens:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            parts += [f"{self.batch_size} at a time", f"{self.padding:.0%} padding"]
         if self.agreement is not None:
             parts.append(f"{self.agreement:.0%} the same alone")
         return ", ".join(parts + ["stopped"] * self.stopped + [self.note] * bool(self.note))
@@ -121,8 +124,10 @@ def generate_batch(
         VlkitError: wrong options, or an ``out`` that cannot be written.
     """
     start = time.perf_counter()
+    check_loaded(vlm)
     conversations = _check_conversations(conversations)
-    indices = list(range(len(conversations)) if rows is None else rows)
+    indices = _check_rows(rows, len(conversations))
+    _check_agreement(agreement)
     options = generation_options(max_new_tokens, temperature, top_p, seed)
     settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm), stopped)
     tally, cut = Tally(), False
@@ -182,7 +187,7 @@ class _Done:
 
         self.found: dict[int, Result] = {}
         self.failures, self._tally, self._on_result = 0, tally, on_result
-        self._bar = tqdm(total=total, unit="row", disable=not progress)
+        self._bar = tqdm(total=total, unit="row", disable=not (progress and total))
 
     def take(self, index: int, result: Result) -> None:
         self.found[index] = result
@@ -207,6 +212,19 @@ def _check_conversations(conversations: Any) -> list:
             f"conversations is a {kind}; pass a list with one conversation for each row"
         )
     return [conversations[index] for index in range(len(conversations))]
+
+
+def _check_rows(rows: Sequence[int] | None, count: int) -> list[int]:
+    indices = list(range(count) if rows is None else rows)
+    for index in indices:
+        if index not in range(count):
+            raise VlkitError(f"rows: {index!r} is no row of {count:,}; they count from 0")
+    return indices
+
+
+def _check_agreement(agreement: Any) -> None:
+    if not isinstance(agreement, int) or agreement < 0:
+        raise VlkitError(f"agreement={agreement!r} must be a whole number, 0 or more")
 
 
 def _check_batch_size(batch_size: Any) -> int | None:

@@ -61,12 +61,19 @@ class LoadedMessages:
     videos: list[Video]
 
 
+def check_loaded(vlm: Any) -> None:
+    """Raises VlkitError where a model's name stands for the model."""
+    if not hasattr(vlm, "processor"):
+        raise VlkitError(f"vlm={vlm!r:.60} is no loaded model; pass what vlkit.load(…) returns")
+
+
 def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     """Check one conversation, read its media and render its prompt.
 
     Raises:
         MediaError, VlkitError: for media or messages that cannot be used.
     """
+    check_loaded(vlm)
     messages = as_messages(conversation)
     media = [read_media_item(item) for item in iterate_media(messages)]
     pictures = [each for each in media if isinstance(each, Image)]

@@ -189,6 +189,11 @@ def _check_place(path: Path) -> None:
         raise VlkitError(f"out={str(path)!r}: the folder {path.parent} does not exist; create it")
     if path.exists() and not path.is_file():
         raise VlkitError(f"out={str(path)!r} is no file; name a .jsonl file")
+    if path.suffix.lower() in (".csv", ".tsv", ".json", ".parquet", ".xlsx"):
+        raise VlkitError(
+            f"out={str(path)!r} is written as JSON lines; name a .jsonl file, and write the table "
+            "with vlkit.write_table"
+        )
 
 
 def _refuse_rows(files: Iterable[Path]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ def alone(vlm, rows: list, **options) -> list[str]:
     return [vlkit.generate(vlm, row, **options).raw for row in rows]
 
 
-def batch(vlm, rows: list, **options):
+def batch(vlm, rows: list, /, **options):
     return vlkit.generate_batch(vlm, rows, progress=False, **options)
 
 
@@ -231,6 +233,9 @@ def test_longer_rows_that_come_later_find_room(tiny_vlm):
         (["a"], {"batch_size": 0}, "batch_size=0"),
         (["a"], {"batch_size": "many"}, "batch_size='many'"),
         (["a"], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        (["a"], {"agreement": -1}, "agreement=-1 must be a whole number"),
+        (["a"], {"rows": [1]}, "rows: 1 is no row of 1"),
+        (["a"], {"out": "run.csv"}, "name a .jsonl file"),
     ],
 )
 def test_wrong_options_are_named(vlm, rows, options, words):
@@ -238,6 +243,15 @@ def test_wrong_options_are_named(vlm, rows, options, words):
         batch(vlm, rows, **options)
 
 
-def test_nothing_to_do(vlm):
-    results = batch(vlm, [])
-    assert results == [] and results.report.rows == 0
+def test_nothing_to_do(vlm, capsys):
+    results = vlkit.generate_batch(vlm, [])
+    assert results == [] and results.report.rows == 0 and capsys.readouterr().err == ""
+    assert re.fullmatch(r"0 rows, 0 failed, [0-9.]+ s", str(results.report))
+
+
+@pytest.mark.parametrize(
+    "ask", [vlkit.generate, vlkit.token_logprobs, partial(vlkit.attention_map, token=0), batch]
+)
+def test_a_name_for_a_model_is_told(ask):
+    with pytest.raises(VlkitError, match=r"vlm='tiny' is no loaded model; pass what vlkit\.load"):
+        ask("tiny", [vlkit.user("a")])

@@ -152,7 +152,11 @@ def test_resume_false_refuses_rows_and_deletes_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere/run.jsonl", "nowhere does not exist; create it"), ("folder", "is no file")],
+    [
+        ("nowhere/run.jsonl", "nowhere does not exist; create it"),
+        ("folder", "is no file"),
+        ("run.csv", "is written as JSON lines; name a .jsonl file"),
+    ],
 )
 def test_places_that_cannot_be_written(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
