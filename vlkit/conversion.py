@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlkit.datasets import read_scenes, write_scenes
 from vlkit.datasets.chats import pictures_of, rewrite_row
-from vlkit.datasets.files import dump_lines, read_rows, relative, write_whole
+from vlkit.datasets.files import dump_lines, picture_folder, read_rows, relative, write_whole
 from vlkit.datasets.scenes import CHATS, check_format, detect_format
 from vlkit.errors import VlkitError
 
@@ -52,8 +52,11 @@ def convert(
             it counts for ``qwen2_5_vl``, whose coordinates are pixels of the resized picture.
 
     Raises:
-        VlkitError: naming the row that is malformed, or whose picture has another size.
+        VlkitError: naming the row that is malformed, or whose picture has another size; ``images``
+            is no folder.
     """
+    if max_image_tokens is not None and max_image_tokens < 1:
+        raise VlkitError(f"max_image_tokens={max_image_tokens!r} must be 1 or more")
     source, target = Path(source), Path(target)
     known = detect_format(source) if source_format == "auto" else check_format(source_format)
     if known in CHATS and check_format(to) in CHATS:
@@ -66,7 +69,7 @@ def convert(
 
 
 def _convert_chats(source: Path, target: Path, known: str, to: str, images, limit) -> tuple:
-    folder = Path(images) if images is not None else source.parent
+    folder = picture_folder(images) or source.parent
     rows, total = [], 0
     for number, row in enumerate(read_rows(source), start=1):
         try:

@@ -204,3 +204,13 @@ def test_the_samples_boxes_survive_every_convention(folder):
             for a, b in zip(old.items, new.items, strict=True):
                 assert isinstance(b, Box) and b.label == a.label
                 assert b.xyxy == pytest.approx(a.xyxy, abs=max(old.size) / 1000 + 0.5)
+
+
+@pytest.mark.parametrize("to", ["coco", "qwen2_5_vl"])
+def test_wrong_options_are_named_and_nothing_is_written(folder, to):
+    source = chat(folder, "<image>Find the cat.", CAT)
+    with pytest.raises(VlkitError, match=r"images='.*nowhere' is no folder"):
+        vlkit.convert(source, folder / "out", to=to, images=folder / "nowhere")
+    with pytest.raises(VlkitError, match="max_image_tokens=0 must be 1 or more"):
+        vlkit.convert(source, folder / "out", to=to, max_image_tokens=0)
+    assert not (folder / "out").exists()

@@ -123,6 +123,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise VlkitError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def picture_folder(images: str | os.PathLike | None) -> Path | None:
+    """The folder that was named, or None. Raises VlkitError where it is none."""
+    if images is None or Path(images).is_dir():
+        return images if images is None else Path(images)
+    raise VlkitError(f"images={str(images)!r} is no folder; check the path")
+
+
 def find_picture(name: str, places: Iterable[Path]) -> Path:
     """Where a picture that a data set names lies; the first place where it is nowhere."""
     paths = [place / part for place in places for part in dict.fromkeys((name, Path(name).name))]

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlkit.datasets.files import first_json, read_text, whole_folder
+from vlkit.datasets.files import first_json, picture_folder, read_text, whole_folder
 from vlkit.errors import VlkitError
 from vlkit.formats import FORMATS
 from vlkit.grounding import Item, Size
@@ -64,7 +64,7 @@ def read_scenes(
     """
     path = Path(path)
     name = detect_format(path) if format == "auto" else check_format(format)
-    folder = Path(images) if images is not None else None
+    folder = picture_folder(images)
     if name in CHATS:
         from vlkit.datasets.chats import read_chats
 
