@@ -726,7 +726,8 @@ def seconds_to_read(text, family):
 def test_repetition_takes_linear_time(family):
     seconds = {unit: seconds_to_read(unit * (100_000 // len(unit)), family) for unit in REPEATED}
     slowest = max(seconds, key=seconds.get)
-    assert seconds[slowest] < 0.3, (slowest, seconds[slowest])  # measured: 0.09
+    # measured: 0.09, on a crowded machine 0.36; what grows with the square takes minutes
+    assert seconds[slowest] < 2, (slowest, seconds[slowest])
 
 
 @pytest.mark.parametrize("family", FORMATS)
