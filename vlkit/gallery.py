@@ -21,7 +21,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 24px; color: #222; backgro
 .grid { display: grid; gap: 20px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr));
   align-items: start; }
 figure { margin: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden; }
-figure img { display: block; width: 100%; }
+figure img { display: block; width: 100%; max-height: 420px; object-fit: contain; }
 figcaption { padding: 8px 12px; overflow-wrap: anywhere; }
 figcaption b { font-weight: 600; } figcaption div { color: #555; white-space: pre-wrap; }
 table { border-collapse: collapse; margin: 12px 0 24px; }

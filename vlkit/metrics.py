@@ -181,6 +181,8 @@ def _align(predicted: Any, truth: Any) -> tuple[list[Any], list[list[Box]], list
         names = list(truth)
         pairs = [(predicted.get(name), truth[name]) for name in names]
     else:
+        if not isinstance(predicted, Iterable) or not isinstance(truth, Iterable):
+            raise VlkitError("predicted and truth must be lists; give one list for each picture")
         predicted, truth = list(predicted), list(truth)
         if any(isinstance(each, Item) for each in (*predicted, *truth)):
             predicted, truth = [predicted], [truth]

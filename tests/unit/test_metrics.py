@@ -251,6 +251,7 @@ def test_json_and_html():
         (([[square(0)]], [[square(0)]]), {"iou": ()}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"iou": (0.5, 1.5)}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"iou": 0.5}, "thresholds above 0"),
+        ((None, [[square(0)]]), {}, "must be lists"),
         (([[square(0)]], [[square(0)]]), {"bootstrap": -1}, "bootstrap=-1 must be a whole number"),
         (([[square(0)]], [[square(0)]]), {"scores": [[]]}, "one number for each box"),
         (([[square(0)]], [[square(0)]]), {"groups": [1, 2]}, "2 groups for 1 pictures"),
