@@ -103,3 +103,12 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
         recipe = result["recipes"][name]
         measured = (recipe["rows"], recipe["tokens_per_second"], recipe["peak_gb"])
         assert (int(count), float(tokens), float(peak)) == measured, name
+    path = ROOT / "benchmarks/results/batch_inference_cpu.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    loop, ours = (
+        result["recipes"][name]["rows_per_second"]
+        for name in ("quickstart loop", "vlkit.generate_batch, 64 rows")
+    )
+    assert f"`{result['command']}`" in README
+    assert f"loop {loop} rows/s, `generate_batch` {ours} rows/s" in README
+    assert f"{result['rows_per_second_over_loop']} times as many" in README

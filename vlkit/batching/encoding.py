@@ -16,7 +16,7 @@ from typing import Any
 
 from vlkit.batching.kernels import quick_gelu, rotate
 
-PATCHES = {"cuda": 65_536, "cpu": 4096}  # at once; on a CPU no more than its caches hold
+PATCHES = {"cuda": 65_536, "cpu": 2048}  # at once; on a CPU no more than its caches hold
 KEPT_BYTES = 2**28  # of features, for the next rows that ask about the same picture
 
 
@@ -160,7 +160,7 @@ def _attend_equal(query, key, value, rows, output) -> None:
     """Attention of segments of one length; ``rows`` is (segments, length) indices of patches."""
     import torch
 
-    parts = [each[rows].transpose(1, 2) for each in (query, key, value)]
+    parts = [each.transpose(0, 1)[:, rows].transpose(0, 1) for each in (query, key, value)]
     result = torch.nn.functional.scaled_dot_product_attention(*parts)
     output[rows] = result.transpose(1, 2)
 

@@ -156,9 +156,9 @@ def silu_multiply(gate: Any, up: Any) -> Any:
 
 
 def quick_gelu(values: Any) -> Any:
-    """``x * sigmoid(1.702 x)``; on a GPU in place, for a contiguous tensor."""
+    """``x * sigmoid(1.702 x)``, in place; on a GPU for a contiguous tensor."""
     if not use_kernels(values):
-        return values * (1.702 * values).sigmoid()
+        return values.mul_((1.702 * values).sigmoid_())
     count = values.numel()
     _kernels().quick_gelu[(-(-count // BLOCK),)](values, count, BLOCK)
     return values

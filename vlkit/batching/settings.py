@@ -9,7 +9,7 @@ from typing import Any
 
 from vlkit.models import VLM
 
-MOST_ROWS = {"cuda": 128, "cpu": 32}  # more rows at a time give little
+MOST_ROWS = {"cuda": 128, "cpu": 64}  # more rows at a time give little
 PREFILL_TOKENS = {"cuda": 32_768, "cpu": 2048}
 
 
