@@ -80,6 +80,21 @@ def test_a_repetition_penalty_counts(tiny_vlm, monkeypatch):
     assert [reply.raw for reply in results] == penalized != plain
 
 
+def test_the_step_before_a_capture_leaves_no_trace(tiny_vlm, monkeypatch):
+    vlm, step, rehearsed = tiny_vlm("qwen2_vl"), Engine._step, []
+    monkeypatch.setattr(vlm.model.generation_config, "repetition_penalty", 1.5)
+
+    def with_rehearsal(self, index, steps):  # as on a GPU, before a graph is captured
+        self._rehearse(len(self.rows), self.decoder.length)
+        rehearsed.append(index)
+        step(self, index, steps)
+
+    monkeypatch.setattr(Engine, "_step", with_rehearsal)
+    results = batch(vlm, mixed_rows()[:3], max_new_tokens=12)
+    assert rehearsed
+    assert [reply.raw for reply in results] == alone(vlm, mixed_rows()[:3], max_new_tokens=12)
+
+
 def test_settings_that_the_engine_does_not_know_go_to_the_library(tiny_vlm, monkeypatch):
     vlm = tiny_vlm("qwen2_vl")
     monkeypatch.setattr(vlm.model.generation_config, "no_repeat_ngram_size", 2)

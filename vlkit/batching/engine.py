@@ -11,7 +11,6 @@ from vlkit.batching.encoding import Encoder
 from vlkit.batching.group import Row, collate, rope_index, share_beginnings
 
 STEPS = 8  # decoding steps on a GPU between two looks at what came out
-GRAPH_STEPS = 16  # fewer steps than these do not pay for capturing a graph
 ROOM = 256  # the cache's length grows in steps of this many tokens
 
 
@@ -181,9 +180,7 @@ class Engine:
     # --- decoding --------------------------------------------------------------------------------
 
     def _step(self, index: int, steps: int) -> None:
-        rows = self.slots if self.device.type == "cuda" else len(self.rows)
-        if self.device.type == "cuda":
-            rows = self._graph_rows()
+        rows = self._graph_rows() if self.device.type == "cuda" else len(self.rows)
         longest = max(row.length + len(row.tokens) for row in self.rows) + steps
         span = min(_round_up(longest, SPAN), self.decoder.length)
         if self.device.type == "cuda" and self.choice.temperature == 0:
@@ -211,21 +208,26 @@ class Engine:
         self.graphs[key].replay()
 
     def _capture(self, rows: int, span: int):
-        """A CUDA graph of one step; the slots are left as they were."""
+        """A CUDA graph of one step; the slots are left as they were (capturing runs nothing)."""
         import torch
 
-        state = self.tokens.clone(), self.lengths.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._run(rows, span)  # libraries set themselves up outside of the capture
+            self._rehearse(rows, span)  # libraries set themselves up outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._run(rows, span)
-        self.tokens.copy_(state[0])
-        self.lengths.copy_(state[1])
         return graph
+
+    def _rehearse(self, rows: int, span: int) -> None:
+        """One step that leaves the slots as they were; what it puts into the cache comes again."""
+        states = [s for s in (self.tokens, self.lengths, self.penalized) if s is not None]
+        before = [state.clone() for state in states]
+        self._run(rows, span)
+        for state, kept in zip(states, before, strict=True):
+            state.copy_(kept)
 
     # --- choosing and leaving --------------------------------------------------------------------
 
