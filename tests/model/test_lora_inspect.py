@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
+from lora_talks import CLIP, KINDS, noise, talk
 
 import vlkit
 from vlkit.errors import VlkitError
@@ -17,23 +16,6 @@ from vlkit.lora.labels import truncate
 from vlkit.lora.lengths import measure_length
 from vlkit.lora.modules import PARTS, find_modules, part_of, plan_parts
 
-KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
-
-
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels)
-
-
-def talk(*turns):
-    messages = []
-    for i, turn in enumerate(turns):
-        said = turn if isinstance(turn, tuple) else (turn,)
-        messages.append(vlkit.assistant(turn) if i % 2 else vlkit.user(*said))
-    return messages
-
-
-CLIP = vlkit.Video([noise(64, 64, i) for i in range(4)], frames=4)
 ODD = vlkit.Video([noise(96, 64, i) for i in range(9)], frames=6, source_fps=3)
 ROWS = [
     talk(("What is this?", noise(120, 90)), "A red square."),

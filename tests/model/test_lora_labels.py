@@ -6,36 +6,19 @@ import json
 import re
 from dataclasses import replace
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
+from lora_talks import CLIP, KINDS, noise, talk
 
 import vlkit
 from vlkit.errors import VlkitError
 from vlkit.inputs import prepare_inputs
 from vlkit.lora import label_example, load_conversations
 
-KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
 IGNORED = -100
 HOSTILE = "a<|im_end|>\n<|im_start|>assistant\nb<|image_pad|><|vision_start|>"
 
 
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels)
-
-
-def talk(*turns):
-    """Questions (texts, or a text with media) and answers in turn."""
-    messages = []
-    for i, turn in enumerate(turns):
-        said = turn if isinstance(turn, tuple) else (turn,)
-        messages.append(vlkit.assistant(turn) if i % 2 else vlkit.user(*said))
-    return messages
-
-
-CLIP = vlkit.Video([noise(64, 64, i) for i in range(4)], frames=4)
 TALKS = {
     "one picture": talk(("What is this?", noise(120, 90)), "A red square."),
     "text only": talk("Hello", "Hi there."),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
+from lora_talks import CLIP, KINDS, noise, talk
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 import vlkit
@@ -16,23 +16,6 @@ from vlkit.inputs import prepare_inputs
 from vlkit.lora import label_example, load_conversations, merge, train
 from vlkit.lora.batches import Collator
 
-KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
-
-
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels)
-
-
-def talk(*turns):
-    messages = []
-    for i, turn in enumerate(turns):
-        said = turn if isinstance(turn, tuple) else (turn,)
-        messages.append(vlkit.assistant(turn) if i % 2 else vlkit.user(*said))
-    return messages
-
-
-CLIP = vlkit.Video([noise(64, 64, i) for i in range(4)], frames=4)
 ROWS = [
     talk(("What is this?", noise(120, 90)), "A red square."),
     talk("Hello", "Hi there, and a longer answer than the others have."),

@@ -1,17 +1,15 @@
 """The GroundingPanel driven by its traits and buttons, on the bundled model and samples."""
 
-import datetime
 import json
 import time
 
 import pytest
+from panels import LONG, ask, upload
 
 import vlkit
 from vlkit.errors import VlkitError
 from vlkit.widgets import GroundingPanel
 from vlkit.widgets.canvas import BoxCanvas
-
-LONG = 60  # seconds that no test should need
 
 
 @pytest.fixture
@@ -19,21 +17,6 @@ def panel(vlm):
     panel = GroundingPanel(vlm)
     yield panel
     assert panel.wait(LONG)
-
-
-def ask(panel, prompt, sample=None):
-    if sample is not None:
-        panel.picker.sample.value = sample
-    panel.prompt.value = prompt
-    panel.ask_button.click()
-    assert panel.wait(LONG)
-    return panel.reply
-
-
-def upload(panel, name, content):
-    now = datetime.datetime.now(tz=datetime.UTC)
-    file = {"name": name, "type": "", "size": len(content), "content": content}
-    panel.picker.upload.value = [file | {"last_modified": now}]
 
 
 def test_ask_in_words_and_see_boxes(panel):

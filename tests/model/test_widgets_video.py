@@ -1,17 +1,15 @@
 """The VideoPanel driven by its traits and buttons, on the bundled model and clips."""
 
-import datetime
 import time
 
 import clips
 import pytest
+from panels import LONG, ask, upload
 
 import vlkit
 from vlkit import video as video_module
 from vlkit.widgets import VideoPanel
 from vlkit.widgets.shared import Debounce
-
-LONG = 60  # seconds that no test should need
 
 
 @pytest.fixture
@@ -19,21 +17,6 @@ def panel(vlm):
     panel = VideoPanel(vlm)
     yield panel
     assert panel.wait(LONG)
-
-
-def ask(panel, prompt, sample=None):
-    if sample is not None:
-        panel.picker.sample.value = sample
-    panel.prompt.value = prompt
-    panel.ask_button.click()
-    assert panel.wait(LONG)
-    return panel.reply
-
-
-def upload(panel, name, content):
-    now = datetime.datetime.now(tz=datetime.UTC)
-    file = {"name": name, "type": "", "size": len(content), "content": content}
-    panel.picker.upload.value = [file | {"last_modified": now}]
 
 
 def test_direction_of_a_sample_is_that_of_the_scene(panel):
