@@ -83,6 +83,8 @@ def parse_grounding(
     image_size: Size,
     input_size: Size | None = None,
     space: Space | None = None,
+    clip: bool = True,
+    labelled: bool = False,
 ) -> list[Item]:
     """Read the boxes, points and quads of a model's raw answer.
 
@@ -94,9 +96,12 @@ def parse_grounding(
             ``qwen2_5_vl`` alone, whose coordinates are pixels of that size.
         space: where the numbers are known to be in another space than the family's own:
             ``0-1000``, ``0-999`` (as some hosted models say), ``resized`` or ``original``.
+        clip: cut what lies outside off at the picture's edge; False keeps the model's numbers.
+        labelled: leave out what has no label. With this and ``clip=False`` an answer reads as
+            ``supervision.Detections.from_vlm`` reads it.
 
     Returns:
-        In pixels of the upright original, clipped to it, a box's corners in order; an empty list
+        In pixels of the upright original, a box's corners in order; an empty list
         where the answer holds none. Of an answer that is cut off or spoilt in places,
         what is whole is returned and the rest reported as a warning.
 
@@ -104,11 +109,11 @@ def parse_grounding(
         GroundingParseError: the text holds coordinates, but none that this format can read.
     """
     items, left_out = read_grounding(
-        text, family=family, image_size=image_size, input_size=input_size, space=space
+        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
     )
     if left_out:
         warnings.warn(left_out, stacklevel=2)
-    return items
+    return [item for item in items if item.label or not labelled]
 
 
 def read_grounding(
@@ -118,10 +123,11 @@ def read_grounding(
     image_size: Size,
     input_size: Size | None = None,
     space: Space | None = None,
+    clip: bool = True,
 ) -> tuple[list[Item], str]:
     """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
     placed, left_out = locate_grounding(
-        text, family=family, image_size=image_size, input_size=input_size, space=space
+        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
     )
     return [item for item, _, _ in placed], left_out
 
@@ -133,6 +139,7 @@ def locate_grounding(
     image_size: Size,
     input_size: Size | None = None,
     space: Space | None = None,
+    clip: bool = True,
 ) -> tuple[list[tuple[Item, int, int]], str]:
     """:func:`read_grounding`, each item with its place in the text: from, up to."""
     if not isinstance(text, str):
@@ -150,7 +157,7 @@ def locate_grounding(
     left_out = f"{len(found)} read, {len(problems)} left out: " + "; ".join(problems[:3])
     return [
         (
-            to_pixels(each.label, each.numbers, span, image_size),
+            to_pixels(each.label, each.numbers, span, image_size, clip),
             before + each.start,
             before + each.end,
         )
@@ -245,11 +252,16 @@ def check_size(name: str, size: Any) -> None:
         raise VlkitError(f"{name}={size!r} must be (width, height) in pixels, both positive")
 
 
-def to_pixels(label: str, numbers: Sequence[float], span: Size, size: Size) -> Item:
+def to_pixels(
+    label: str, numbers: Sequence[float], span: Size, size: Size, clip: bool = True
+) -> Item:
     """The box, point or quad of 4, 2 or 8 numbers over ``span``, on a picture of ``size``."""
     width, height = size
-    xs = [min(max(x * width / span[0], 0.0), float(width)) for x in numbers[::2]]
-    ys = [min(max(y * height / span[1], 0.0), float(height)) for y in numbers[1::2]]
+    xs = [x * width / span[0] for x in numbers[::2]]
+    ys = [y * height / span[1] for y in numbers[1::2]]
+    if clip:
+        xs = [min(max(x, 0.0), float(width)) for x in xs]
+        ys = [min(max(y, 0.0), float(height)) for y in ys]
     if len(xs) == 2:
         return Box(label, min(xs), min(ys), max(xs), max(ys))
     pixels = [value for pair in zip(xs, ys, strict=True) for value in pair]

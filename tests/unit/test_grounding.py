@@ -301,68 +301,95 @@ def test_xml_garbage_is_an_error(family, text):
     assert_unreadable(text, family)
 
 
-# the cases of supervision's test_from_qwen_2_5_vl, the answers in words of our own; what differs:
-# ours clips to the picture, keeps a box without a label, and raises for what is no answer
+# every case of supervision's test_from_qwen_2_5_vl that is no garbage, the answers in words of our
+# own; `clip=False, labelled=True` are its rules, `classes` is a choice among labels
 IN, OUT = (640, 640), (1280, 720)
 ONE_PEER = [("a", 20, 22.5, 220, 135)]
-PEER = [
-    ("nothing but prose", "It is a sunny day.", IN, OUT, []),
-    ("an empty list", "```json\n[]\n```", IN, OUT, []),
-    ("one", '[{"bbox_2d": [10, 20, 110, 120], "label": "a"}]', IN, OUT, ONE_PEER),
-    (
-        "two",
+TWO = (
+    '```json\n[{"bbox_2d": [10, 20, 110, 120], "label": "a"},'
+    ' {"bbox_2d": [50, 100, 150, 200], "label": "b"}]\n```'
+)
+PEER = {
+    "nothing but prose": ("It is a sunny day.", IN, OUT, None, []),
+    "an empty list": ("```json\n[]\n```", IN, OUT, None, []),
+    "one": ('[{"bbox_2d": [10, 20, 110, 120], "label": "a"}]', IN, OUT, None, ONE_PEER),
+    "two": (
         '```json\n[{"bbox_2d": [0, 0, 64, 64], "label": "a"},'
         ' {"bbox_2d": [100, 200, 300, 400], "label": "b"}]\n```',
-        IN, IN,
+        IN, IN, None,
         [("a", 0, 0, 64, 64), ("b", 100, 200, 300, 400)],
     ),
-    (
-        "out of bounds",
-        '[{"bbox_2d": [-10, 0, 700, 700], "label": "a"}]',
-        IN, OUT,
-        [("a", 0, 0, 1280, 720)],
+    "none of the classes": (TWO, IN, OUT, ["c", "d"], []),
+    "some of the classes": (
+        TWO, IN, (640, 480), ["b", "c"],
+        [("b", 50, 75, 150, 150)],
     ),
-    ("from Python", "[\n  {'bbox_2d': [10, 20, 110, 120], 'label': 'a'}\n]", IN, OUT, ONE_PEER),
-    (
-        "cut off in the last object",
+    "all of the classes": (
+        TWO, IN, (640, 480), ["a", "b"],
+        [("a", 10, 15, 110, 90), ("b", 50, 75, 150, 150)],
+    ),
+    "out of bounds": (
+        '[{"bbox_2d": [-10, 0, 700, 700], "label": "a"}]',
+        IN, OUT, None,
+        [("a", -20, 0, 1400, 787.5)],
+    ),
+    "from Python": (
+        "[\n  {'bbox_2d': [10, 20, 110, 120], 'label': 'a'}\n]", IN, OUT, None, ONE_PEER,
+    ),
+    "cut off in the last object": (
         '```json\n[{"bbox_2d": [0, 0, 64, 64], "label": "a"},\n {"bbox_2d": [10, 20, 110, 120],'
         ' "label": "b"},\n {"bbox_2d": [30, 40, 130, 140], "label":\n',
-        IN, IN,
+        IN, IN, None,
         [("a", 0, 0, 64, 64), ("b", 10, 20, 110, 120)],
     ),
-    (
-        "no labels",
+    "no labels": (
         '[{"bbox_2d": [10, 10, 100, 100]}, {"label": "no box"},'
         ' {"bbox_2d": [50, 60, 110, 120], "x": 1}]',
-        IN, IN,
-        [("", 10, 10, 100, 100), ("", 50, 60, 110, 120)],
+        IN, OUT, None,
+        [],
     ),
-]  # fmt: skip
+}  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:2 read")
-@pytest.mark.parametrize(
-    "text, size_in, size_out, expected", [row[1:] for row in PEER], ids=[row[0] for row in PEER]
-)
-def test_the_cases_of_supervision(text, size_in, size_out, expected):
-    read = parse_grounding(text, family="qwen2_5_vl", image_size=size_out, input_size=size_in)
-    assert read == [Box(*row) for row in expected]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    "text", [row[1] for row in PEER if row[0] not in ("no labels", "out of bounds")]
-)
-def test_supervision_itself_reads_them_so(text):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what is cut off; supervision lacks OpenCV
+@pytest.mark.parametrize("case", PEER)
+def test_the_cases_of_supervision(case):
     import numpy as np
     import supervision
 
-    theirs = supervision.Detections.from_vlm(
-        supervision.VLM.QWEN_2_5_VL, text, input_wh=IN, resolution_wh=OUT
+    text, size_in, size_out, classes, expected = PEER[case]
+    read = parse_grounding(
+        text,
+        family="qwen2_5_vl",
+        image_size=size_out,
+        input_size=size_in,
+        clip=False,
+        labelled=True,
     )
-    ours = parse_grounding(text, family="qwen2_5_vl", image_size=OUT, input_size=IN)
+    ours = [box for box in read if classes is None or box.label in classes]
+    assert ours == [Box(*row) for row in expected]
+    theirs = supervision.Detections.from_vlm(
+        supervision.VLM.QWEN_2_5_VL,
+        text,
+        input_wh=size_in,
+        resolution_wh=size_out,
+        classes=classes,
+    )
     np.testing.assert_allclose(theirs.xyxy, np.array([b.xyxy for b in ours]).reshape(-1, 4))
     assert list(theirs.data.get("class_name", [])) == [box.label for box in ours]
+
+
+@pytest.mark.parametrize("sizes", [((0, 640), OUT), (IN, (1280, -100))])
+def test_the_sizes_that_supervision_refuses(sizes):
+    with pytest.raises(VlkitError, match="size"):
+        parse_grounding(TWO, family="qwen2_5_vl", image_size=sizes[1], input_size=sizes[0])
+
+
+def test_by_default_boxes_are_clipped_and_need_no_label():
+    """RefCOCO-style answers hold no label; a crop of what lies outside would be empty."""
+    text = '[{"bbox_2d": [-10, 10, 700, 100]}]'
+    read = parse_grounding(text, family="qwen2_5_vl", image_size=IN, input_size=IN)
+    assert read == [Box("", 0, 10, 640, 100)]
 
 
 @pytest.mark.parametrize("family", JSON)
