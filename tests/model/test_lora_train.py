@@ -95,7 +95,7 @@ def small(tiny_folder):
     return vlkit.load(tiny_folder("qwen2_vl"))
 
 
-OPTIONS = {"epochs": 4, "learning_rate": 1e-3, "seed": 3}
+OPTIONS = {"batch_size": 1, "epochs": 4, "learning_rate": 1e-3, "seed": 3}
 
 
 @pytest.mark.parametrize("step", [7, 10])

@@ -9,8 +9,9 @@ _HOME = {
     "labels": ["Labelled", "label_example"],
     "merging": ["merge"],
     "problems": ["DataError", "Problem"],
+    "runs": ["LoraRun"],
     "scoring": ["Scores", "evaluate"],
-    "training": ["LoraRun", "train"],
+    "training": ["train"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 

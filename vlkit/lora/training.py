@@ -8,43 +8,20 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vlkit.datasets.files import read_json, write_whole
+from vlkit.datasets.files import write_whole
 from vlkit.errors import ModelError, VlkitError
 from vlkit.lora.batches import Collator, Examples
 from vlkit.lora.data import as_data
 from vlkit.lora.inspection import check_counts, count_steps, measure_lengths
 from vlkit.lora.modules import plan_parts
+from vlkit.lora.runs import ARGUMENTS, LoraRun, check_same, last_checkpoint
 from vlkit.models import VLM
 
 LOGGED = 500  # points of the loss curve
 CHECKPOINTS = 10  # of a run, or as many as it has epochs
-ARGUMENTS = "training.json"  # beside the adapter: what the run was asked for
-_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
-
-
-@dataclass(frozen=True, eq=False)
-class LoraRun:
-    """A training run; made by :func:`train`.
-
-    Attributes:
-        output_dir: where the adapter lies, for ``vlkit.load(adapter=…)``, and the checkpoints.
-        steps: updates of the weights, those before a resumption included.
-        finished: False where a callback stopped it earlier.
-        losses: (step, mean loss since the line before) as logged.
-        evaluations: (step, loss on ``eval_data``), at each checkpoint.
-        effect: the adapters' largest weight in B; 0 would leave the model as it was.
-    """
-
-    output_dir: Path
-    steps: int
-    finished: bool
-    losses: tuple[tuple[int, float], ...] = field(repr=False)
-    evaluations: tuple[tuple[int, float], ...] = field(repr=False)
-    effect: float
 
 
 def train(
@@ -55,13 +32,16 @@ def train(
     eval_data: Any = None,
     epochs: float = 1,
     learning_rate: float = 2e-4,
-    rank: int = 8,
+    rank: int | None = 8,
     alpha: float | None = None,
     target: str = "language",
-    batch_size: int = 1,
+    batch_size: int | str = "auto",
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
+    quantize: Literal["4bit", "8bit"] | None = None,
     max_length: int | None = None,
+    metric: str | None = "auto",
+    samples: int = 3,
     seed: int = 0,
     resume: bool = False,
     callbacks: Sequence[Any] = (),
@@ -91,13 +71,15 @@ def train(
             other arguments than those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
+    if batch_size == "auto":
+        batch_size = 8
     check_counts(batch_size, gradient_accumulation, epochs, max_length)
     if not isinstance(learning_rate, float | int) or not 0 < learning_rate < 1:
         raise VlkitError(f"learning_rate={learning_rate!r} must be a number between 0 and 1")
     folder = Path(output_dir).expanduser()
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     plan = plan_parts(vlm, target, rank)
-    last = _last_checkpoint(folder, resume)
+    last = last_checkpoint(folder, resume)
     asked = {
         "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
         "rank": rank, "alpha": 2 * rank if alpha is None else alpha, "target": target,
@@ -105,7 +87,7 @@ def train(
         "max_length": max_length, "seed": seed,
     }  # fmt: skip
     if last is not None:
-        _check_same(folder / ARGUMENTS, asked)
+        check_same(folder / ARGUMENTS, asked)
     for each in (data, held_out):
         if each is not None and max_length is not None:
             measure_lengths(vlm, each, max_length)
@@ -212,32 +194,6 @@ def _hush(trainer: Any) -> None:
         trainer.add_callback(Bar)
 
 
-def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
-    """The newest checkpoint that was written to its end.
-
-    Raises:
-        VlkitError: there is one and it is not to be gone on from, or there is none.
-    """
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
-    whole = [path for path in found if all((path / name).is_file() for name in _STATE)]
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise VlkitError(f"{folder} is not empty; pass resume=True to go on, or another folder")
-    if resume and not whole:
-        raise VlkitError(f"{folder} holds no checkpoint to resume from; pass resume=False")
-    return max(whole, key=lambda path: int(path.name[11:])) if resume else None
-
-
-def _check_same(path: Path, asked: dict) -> None:
-    """Raises VlkitError where a run is to be gone on with in another way than it began."""
-    began = read_json(path)
-    for name, value in asked.items():
-        if began.get(name) != value:
-            raise VlkitError(
-                f"{path.parent} was begun with {name}={began.get(name)!r}, not {value!r}; resume "
-                "with the same arguments and data, or train into another folder"
-            )
-
-
 def _summary(trainer: Any, network: Any, folder: Path) -> LoraRun:
     state = trainer.state
     effect = [p.abs().max().item() for name, p in network.named_parameters() if "lora_B" in name]
@@ -250,4 +206,5 @@ def _summary(trainer: Any, network: Any, folder: Path) -> LoraRun:
             (e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e
         ),
         effect=max(effect),
+        seconds=state.log_history[-1].get("train_runtime", 0.0),
     )

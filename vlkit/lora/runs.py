@@ -1,0 +1,74 @@
+"""What a training run was asked for, where it stopped, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlkit.datasets.files import read_json
+from vlkit.errors import VlkitError
+
+ARGUMENTS = "training.json"  # beside the adapter: what the run was asked for
+_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+Answers = tuple[tuple[str, str, str], ...]  # question, truth, answer
+
+
+@dataclass(frozen=True, eq=False)
+class LoraRun:
+    """A training run; made by :func:`vlkit.lora.train`.
+
+    Attributes:
+        output_dir: where the adapter lies, for ``vlkit.load(adapter=…)``, and the checkpoints.
+        steps: updates of the weights, those before a resumption included.
+        finished: False where a callback stopped it earlier.
+        losses: (step, mean loss since the line before) as logged.
+        evaluations: (step, loss on ``eval_data``), at each checkpoint.
+        metrics: (step, share of right answers on held-out rows), at each checkpoint.
+        samples: (step, ((question, truth, answer), …)) of a few held-out rows, at each checkpoint.
+        effect: the largest change of a trained weight; 0 would leave the model as it was.
+        seconds: of the training alone, without what was done before a resumption.
+        checks: what the run proves of itself; None where it was stopped earlier.
+    """
+
+    output_dir: Path
+    steps: int
+    finished: bool
+    losses: tuple[tuple[int, float], ...] = field(repr=False)
+    evaluations: tuple[tuple[int, float], ...] = field(repr=False)
+    metrics: tuple[tuple[int, float], ...] = field(repr=False, default=())
+    samples: tuple[tuple[int, Answers], ...] = field(repr=False, default=())
+    effect: float = 0.0
+    seconds: float = 0.0
+    checks: Any = field(repr=False, default=None)
+
+
+def last_checkpoint(folder: Path, resume: bool) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    Raises:
+        VlkitError: there is one and it is not to be gone on from, or there is none.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    whole = [path for path in found if _is_whole(path)]
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise VlkitError(f"{folder} is not empty; pass resume=True to go on, or another folder")
+    if resume and not whole:
+        raise VlkitError(f"{folder} holds no checkpoint to resume from; pass resume=False")
+    return max(whole, key=lambda path: int(path.name[11:])) if resume else None
+
+
+def _is_whole(path: Path) -> bool:
+    weights = any(path.glob("*model*.safetensors"))
+    return weights and all((path / name).is_file() for name in _STATE)
+
+
+def check_same(path: Path, asked: dict) -> None:
+    """Raises VlkitError where a run is to be gone on with in another way than it began."""
+    began = read_json(path)
+    for name, value in asked.items():
+        if began.get(name) != value:
+            raise VlkitError(
+                f"{path.parent} was begun with {name}={began.get(name)!r}, not {value!r}; resume "
+                "with the same arguments and data, or train into another folder"
+            )
