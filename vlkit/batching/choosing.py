@@ -40,25 +40,47 @@ def choose_tokens(choice: Choice, logits: Any, rows: Sequence[Row], seen: Any = 
         penalty = choice.repetition_penalty
         scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
         logits = scaled.where(seen, logits)
-    tokens = _sample(choice, logits, rows) if choice.temperature else logits.argmax(-1)
+    tokens = _sample(choice, logits, rows) if samples(choice, rows) else logits.argmax(-1)
     if seen is not None:
         seen.scatter_(1, tokens[:, None], True)
     return tokens
 
 
+def samples(choice: Choice, rows: Sequence[Row]) -> bool:
+    """Whether any row's tokens are drawn at random."""
+    return any(_sampling(choice, row)[0] > 0 for row in rows)
+
+
+def _sampling(choice: Choice, row: Row) -> tuple[float, float]:
+    """Temperature and top_p of a row."""
+    return row.sampling or (choice.temperature, choice.top_p)
+
+
 def _sample(choice: Choice, logits: Any, rows: Sequence[Row]) -> Any:
     """As transformers samples, each row from a random sequence of its own."""
     import torch
+
+    tokens = logits.argmax(-1)
+    kinds = [_sampling(choice, row) for row in rows]
+    for kind in set(kinds):
+        if kind[0] > 0:
+            those = [place for place, each in enumerate(kinds) if each == kind]
+            drawn = _draw(*kind, logits[those], [rows[place] for place in those])
+            tokens[those] = torch.cat(drawn)
+    return tokens
+
+
+def _draw(temperature: float, top_p: float, logits: Any, rows: Sequence[Row]) -> list:
+    import torch
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-    logits = TemperatureLogitsWarper(choice.temperature)(None, logits)
-    if choice.top_p < 1:
-        logits = TopPLogitsWarper(choice.top_p)(None, logits)
-    draws = [
+    logits = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_p < 1:
+        logits = TopPLogitsWarper(top_p)(None, logits)
+    return [
         torch.multinomial(share, 1, generator=_generator(row, logits.device))
-        for share, row in zip(logits.softmax(-1), rows, strict=False)
+        for share, row in zip(logits.softmax(-1), rows, strict=True)
     ]
-    return torch.cat(draws)
 
 
 def _generator(row: Row, device):

@@ -56,12 +56,10 @@ class Decoder:
         if self._weights() != self.places:
             return False
         for layer, joined in zip(self.layers, self.joined, strict=True):
-            new = _join(layer.self_attn)
-            if (new is None) != (joined is None):
+            if _joinable(layer.self_attn) != (joined is not None):
                 return False
-            for old, value in zip(joined or (), new or (), strict=True):
-                if old is not None:
-                    old.copy_(value)
+            if joined is not None:
+                _join(layer.self_attn, *joined)
         return True
 
     @property
@@ -249,13 +247,25 @@ def can_decode(model: Any) -> str:
     return ""
 
 
-def _join(attention: Any):
-    """One weight and bias for queries, keys and values; None where they are more than linear."""
+def _joinable(attention: Any) -> bool:
+    """Whether queries, keys and values are no more than linear: no adapter, not quantized."""
     import torch
 
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-    if any(type(part) is not torch.nn.Linear for part in parts):
+    parts = attention.q_proj, attention.k_proj, attention.v_proj
+    return all(type(part) is torch.nn.Linear for part in parts)
+
+
+def _join(attention: Any, weight=None, bias=None):
+    """One weight and bias for queries, keys and values, written over those given.
+
+    None where :func:`_joinable` says no; there may be no bias.
+    """
+    import torch
+
+    if not _joinable(attention):
         return None
-    weight = torch.cat([part.weight.detach() for part in parts])
-    bias = None if parts[0].bias is None else torch.cat([part.bias.detach() for part in parts])
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+    weight = torch.cat([part.weight.detach() for part in parts], out=weight)
+    if parts[0].bias is not None:
+        bias = torch.cat([part.bias.detach() for part in parts], out=bias)
     return weight, bias

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlkit.batching.choosing import Choice, choose_tokens
+from vlkit.batching.choosing import Choice, choose_tokens, samples
 from vlkit.batching.decoder import SPAN, Decoder
 from vlkit.batching.encoding import Encoder
 from vlkit.batching.group import Row, collate, rope_index, share_beginnings
@@ -99,7 +99,7 @@ class Engine:
         return self._leave()
 
     def _count_steps(self) -> int:
-        if self.device.type != "cuda" or self.choice.temperature > 0:
+        if self.device.type != "cuda" or samples(self.choice, self.rows):
             return 1
         return min(STEPS, max(row.limit - len(row.tokens) for row in self.rows))
 
@@ -183,7 +183,7 @@ class Engine:
         rows = self._graph_rows() if self.device.type == "cuda" else len(self.rows)
         longest = max(row.length + len(row.tokens) for row in self.rows) + steps
         span = min(_round_up(longest, SPAN), self.decoder.length)
-        if self.device.type == "cuda" and self.choice.temperature == 0:
+        if self.device.type == "cuda" and not samples(self.choice, self.rows):
             self._replay(rows, _span_of_graph(span, self.decoder.length))
         else:
             self._run(rows, span)

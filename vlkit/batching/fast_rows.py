@@ -28,6 +28,8 @@ _engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by 
 
 def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
     run = _FastRun(vlm, capacity, settings, tally)
+    feed.start()
+    run.look_for_engine()
     while True:
         settings.check_stopped()
         block = run.idle and not feed.exhausted
@@ -53,6 +55,7 @@ class _FastRun:
         self.model = base_model(vlm)
         self.waiting: list[Waiting] = []
         self.engine: Engine | None = None
+        self.found: Engine | None = None  # of an earlier call
         options, config = settings.options, vlm.model.generation_config
         self.limit = options["max_new_tokens"]
         self.choice = Choice(
@@ -115,10 +118,17 @@ class _FastRun:
         self._fit_capacity(rows)
         longest = max(row.length for row in rows) + self.limit
         self.tally.batch_size = max(self.tally.batch_size, self.capacity)
+        if self.found is None or self.found.slots != self.capacity:
+            self.look_for_engine()
+        return self.found or Engine(self.model, self.choice, self.capacity, longest)
+
+    def look_for_engine(self) -> None:
+        """The last call's, brought up to date; done while the first media are read."""
+        import torch
+
         kept = _engines.get(self.model, {}).pop(self.capacity, None)
-        if kept is not None and kept.fits(self.choice):
-            return kept
-        return Engine(self.model, self.choice, self.capacity, longest)
+        with torch.inference_mode(), _launched_on(self.model.device):
+            self.found = kept if kept is not None and kept.fits(self.choice) else None
 
     def keep_engine(self) -> None:
         """Captured graphs serve the next call, too, where they hold little of the GPU's memory."""
@@ -181,7 +191,7 @@ class _FastRun:
         import torch
 
         again = [*(self.engine.rows if self.engine else []), *rows]
-        self.engine = None
+        self.engine = self.found = None
         _engines.pop(self.model, None)
         torch.cuda.empty_cache()
         if self.capacity == 1 or len(again) == 1:

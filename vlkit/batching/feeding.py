@@ -61,6 +61,12 @@ class Feed:
         """No row will come any more."""
         return not self._left and not self._futures
 
+    def start(self, held: Sequence[Waiting] = ()) -> None:
+        """Begin to read rows, as many as there is room for beside those ``held``."""
+        room = sum(row.bytes for row in held) < HELD_BYTES or not held
+        while self._left and room and len(self._futures) + len(held) < self._ahead:
+            self._futures.add(self._pool.submit(self._load, self._left.popleft()))
+
     def take(self, held: Sequence[Waiting], *, block: bool) -> list[Waiting]:
         """The rows that are ready by now.
 
@@ -68,9 +74,7 @@ class Feed:
             held: rows taken before that still wait for the model.
             block: wait until there is one.
         """
-        room = sum(row.bytes for row in held) < HELD_BYTES or not held
-        while self._left and room and len(self._futures) + len(held) < self._ahead:
-            self._futures.add(self._pool.submit(self._load, self._left.popleft()))
+        self.start(held)
         timeout = None if block else 0
         done, self._futures = wait(self._futures, timeout, FIRST_COMPLETED)
         return [future.result() for future in done]

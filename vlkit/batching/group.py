@@ -20,6 +20,7 @@ class Row:
         media: its pictures, then its clips.
         limit: the most new tokens.
         seed: of its sampling.
+        sampling: temperature and top_p of its own, or None for the engine's.
         tokens: the new tokens so far.
         payload: whatever the caller wants back with it.
     """
@@ -29,6 +30,7 @@ class Row:
     media: list[Medium]
     limit: int
     seed: int | None = None
+    sampling: tuple[float, float] | None = None
     tokens: list[int] = field(default_factory=list)
     payload: Any = None
     generator: Any = None
