@@ -21,6 +21,11 @@ from vlkit.media import load_image
 from vlkit.sources import is_url, local_path, read_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# what holds its frames itself; a playlist would have ffmpeg open what it names
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,ogg,flv,asf,"
+    "ivf,nut,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
+)
 _TURNS = {
     1: PIL.Image.Transpose.ROTATE_90,
     2: PIL.Image.Transpose.ROTATE_180,
@@ -219,7 +224,7 @@ def _open_container(source: Any, name: str) -> Any:
             "or list of frames, or an array (frames, height, width, 3)"
         )
     try:
-        return av.open(source, timeout=30.0)
+        return av.open(source, timeout=30.0, options={"format_whitelist": CONTAINERS})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(
             f"{name} is not a clip that can be read ({error}); expected mp4, webm, mov, mkv, avi, "
