@@ -246,7 +246,7 @@ def preflight(
     if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 0 or more")
     target, messages = find_target(model), as_messages(messages)
-    views = [_view(target, read_media_item(item)) for item in iterate_media(messages)]
+    views = [view_media(target, read_media_item(item)) for item in iterate_media(messages)]
     return measure(target, messages, views, max_new_tokens)
 
 
@@ -263,7 +263,8 @@ def measure(
     return Preflight(target, messages, tuple(views), usage, target.processor is not None)
 
 
-def _view(target: Target, media: Image | Video) -> View:
+def view_media(target: Target, media: Image | Video) -> View:
+    """How a model will see a picture or clip, from its header alone. Raises MediaError."""
     rules = target.rules
     if isinstance(media, Image):
         size = picture_size(media)

@@ -80,7 +80,7 @@ def count_cost(config: Any, weights: int, *, value_bytes: int = 2, held: int = 0
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     layers = sum(kind != "linear_attention" for kind in kinds)
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
-    token = 5 * text.hidden_size + max(8 * heads * head, 3 * _inner(text))
+    token = 5 * text.hidden_size + max(8 * heads * head, 3 * mlp_width(text))
     return Cost(
         weights=weights,
         cache_per_token=2 * value_bytes * layers * text.num_key_value_heads * head,
@@ -118,7 +118,7 @@ def available_memory() -> tuple[int, str]:
     return psutil.virtual_memory().available, "RAM"
 
 
-def _inner(text: Any) -> int:
+def mlp_width(text: Any) -> int:
     """The MLP's width; of a mixture, that of the experts which work on one token."""
     experts = getattr(text, "num_experts_per_tok", None)
     if not experts:

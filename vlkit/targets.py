@@ -78,7 +78,7 @@ class Target:
         pieces = prompt.split(_PADS["video"])
         text = pieces[0]
         for times, piece in zip(clip_times, pieces[1:], strict=True):
-            text += self._clip_text(times) + piece
+            text += self.clip_text(times) + piece
             pads += len(times) if self._writes_times else 1
         return len(self.processor.tokenizer(text)["input_ids"]) - pads
 
@@ -86,7 +86,7 @@ class Target:
     def _writes_times(self) -> bool:
         return self.rules.patch_size == 16  # from Qwen3-VL on
 
-    def _clip_text(self, times: Sequence[float]) -> str:
+    def clip_text(self, times: Sequence[float]) -> str:
         """As the family's processor writes a clip, with one placeholder for each step."""
         if not self._writes_times:
             return _PADS["video"]

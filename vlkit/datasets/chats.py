@@ -93,7 +93,7 @@ def rewrite_row(
     for _, holder, key in _texts(new):
         segments = parts.pop(0)
         if source != target:
-            holder[key] = writer.text([_rename(s, source, target) for s in segments])
+            holder[key] = writer.text([rename_segment(s, source, target) for s in segments])
     return (new | writer.objects(), writer.count) if source != target else (row, 0)
 
 
@@ -159,7 +159,8 @@ def strip_labels(text: str, name: str) -> str:
     return text
 
 
-def _rename(segment: Segment, source: str, target: str) -> Segment:
+def rename_segment(segment: Segment, source: str, target: str) -> Segment:
+    """A text with the tags around its labels as another convention writes them; boxes stay."""
     if not isinstance(segment, str) or source == SWIFT or not FORMATS[source].label_tags[0]:
         return segment
     tags = ("", "") if target == SWIFT else FORMATS[target].label_tags

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlkit.lora.data import TrainingData
-from vlkit.lora.labels import _PER_TOKEN, IGNORED, Labelled, label_example
+from vlkit.lora.labels import IGNORED, PER_TOKEN, Labelled, label_example
 from vlkit.models import VLM
 
 
@@ -39,11 +39,11 @@ class Collator:
         import torch
 
         batch: dict[str, Any] = {}
-        for name in _PER_TOKEN:
+        for name in PER_TOKEN:
             if name in examples[0].tensors:
                 filler = self.pad_token_id if name == "input_ids" else 0
                 batch[name] = _pad([each.tensors[name][0] for each in examples], filler)
-        names = {name for each in examples for name in each.tensors} - set(_PER_TOKEN)
+        names = {name for each in examples for name in each.tensors} - set(PER_TOKEN)
         for name in sorted(names):
             batch[name] = torch.cat(
                 [torch.as_tensor(e.tensors[name]) for e in examples if name in e.tensors]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlkit.datasets.chats import SWIFT, Writer, _rename, input_size_for, row_segments
+from vlkit.datasets.chats import SWIFT, Writer, input_size_for, rename_segment, row_segments
 from vlkit.datasets.swift import Segment, SwiftObjects
 from vlkit.errors import VlkitError
 from vlkit.formats import FORMATS, read_answer
@@ -65,7 +65,7 @@ class Coordinates:
         if writer is None:
             return text.raw
         target = writer.name
-        return writer.text([_rename(s, self.convention, target) for s in text.segments])
+        return writer.text([rename_segment(s, self.convention, target) for s in text.segments])
 
 
 def detect_convention(row: Mapping, texts: Sequence[str]) -> str:

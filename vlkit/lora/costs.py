@@ -11,7 +11,7 @@ from vlkit.batching.settings import base_model
 from vlkit.families import FAMILIES
 from vlkit.lora.labels import Labelled
 from vlkit.lora.modules import Part
-from vlkit.memory import _inner, available_memory
+from vlkit.memory import available_memory, mlp_width
 from vlkit.models import VLM
 
 # a step in forward passes, measured with adapters on the language model alone and on all parts
@@ -104,7 +104,7 @@ def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     hidden, query, key, inner = (
-        text.hidden_size, heads * head, text.num_key_value_heads * head, _inner(text),
+        text.hidden_size, heads * head, text.num_key_value_heads * head, mlp_width(text),
     )  # fmt: skip
     norms = 4 * 2 * hidden + (4 * (query + key) if FAMILIES[family].patch_size == 16 else 0)
     kept = norms + value * (2 * query + 2 * key + 3 * inner)

@@ -15,8 +15,8 @@ from vlkit.messages import as_messages
 from vlkit.models import VLM
 
 IGNORED = -100  # the label that transformers' losses leave out
-_PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
-_PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def label_example(
     tensors = dict(make_inputs(vlm, list(_load_pieces(loaded, pieces))).tensors)
     mask = tensors["attention_mask"].bool()  # what is left out was padding of the pieces
     trained = mask.new_tensor([piece.trained for piece in pieces])[:, None].expand_as(mask)[mask]
-    for name in _PER_TOKEN:
+    for name in PER_TOKEN:
         if name in tensors:
             tensors[name] = tensors[name][mask][None]
     labels = tensors["input_ids"].masked_fill(~trained[None], IGNORED)
@@ -82,7 +82,7 @@ def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
     needed = media_end(vlm, labelled.tensors["input_ids"][0].tolist())
     if needed > max_length:
         raise VlkitError(cut_problem(labelled.length, max_length, needed))
-    kept = {n: t[:, :max_length] if n in _PER_TOKEN else t for n, t in labelled.tensors.items()}
+    kept = {n: t[:, :max_length] if n in PER_TOKEN else t for n, t in labelled.tensors.items()}
     cut = Labelled(kept, labels)
     if not cut.trained:
         raise VlkitError(cut_problem(labelled.length, max_length, 0))
@@ -116,7 +116,7 @@ def _load_pieces(loaded: LoadedMessages, pieces: list[Piece]) -> Iterator[Loaded
     """Each piece as a row of its own, with the media whose placeholders it holds."""
     image = video = 0
     for piece in pieces:
-        images, videos = (piece.text.count(pad) for pad in _PADS.values())
+        images, videos = (piece.text.count(pad) for pad in PADS.values())
         yield LoadedMessages(
             loaded.pictures[image : image + images],
             loaded.images[image : image + images],

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlkit.errors import VlkitError
-from vlkit.flight import ClipView, View, _view
+from vlkit.flight import ClipView, View, view_media
 from vlkit.inputs import tokenizing
 from vlkit.lora.examples import Example
-from vlkit.lora.labels import _PADS, cut_problem
+from vlkit.lora.labels import PADS, cut_problem
 from vlkit.lora.turns import cut_turns
 from vlkit.messages import iterate_media, read_media_item
 from vlkit.models import VLM
@@ -61,7 +61,9 @@ def measure_length(vlm: VLM, example: Example) -> Length:
     """
     messages = example.messages_for(vlm)
     target = find_target(vlm)
-    views: list[View] = [_view(target, read_media_item(item)) for item in iterate_media(messages)]
+    views: list[View] = [
+        view_media(target, read_media_item(item)) for item in iterate_media(messages)
+    ]
     images = iter([view for view in views if not isinstance(view, ClipView)])
     clips = iter([view for view in views if isinstance(view, ClipView)])
     place = media_end = 0
@@ -79,15 +81,15 @@ def _count(target: Target, text: str, images: Any, clips: Any) -> tuple[int, int
     """Tokens of a piece, and how many there are up to the end of its last picture or clip."""
     written, inside = "", 0  # inside: tokens of media beyond their placeholders in ``written``
     while (kind := _next_pad(text)) is not None:
-        before, text = text.split(_PADS[kind], 1)
+        before, text = text.split(PADS[kind], 1)
         if kind == "image":
-            written, inside = written + before + _PADS[kind], inside + next(images).tokens - 1
+            written, inside = written + before + PADS[kind], inside + next(images).tokens - 1
         else:
             clip = next(clips)
-            shown = target._clip_text(clip.step_times)
+            shown = target.clip_text(clip.step_times)
             written, inside = (
                 written + before + shown,
-                inside + clip.tokens - shown.count(_PADS[kind]),
+                inside + clip.tokens - shown.count(PADS[kind]),
             )
     tokenizer = target.processor.tokenizer
     tail = "<|vision_end|>" if text.startswith("<|vision_end|>") else ""
@@ -96,7 +98,7 @@ def _count(target: Target, text: str, images: Any, clips: Any) -> tuple[int, int
 
 
 def _next_pad(text: str) -> str | None:
-    places = {kind: text.find(pad) for kind, pad in _PADS.items() if pad in text}
+    places = {kind: text.find(pad) for kind, pad in PADS.items() if pad in text}
     return min(places, key=places.__getitem__, default=None)
 
 
