@@ -6,6 +6,7 @@ Leaves in ``reports/`` the executed notebooks, the pictures with their boxes and
 from __future__ import annotations
 
 import html
+import os
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,7 @@ console = Console()
 
 def main() -> int:
     REPORTS.mkdir(exist_ok=True)
+    os.environ |= {"VLKIT_SETTINGS": "", "VLKIT_MODEL": ""}  # the bundled model, always
     runs = [run_notebook(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     vlm = vlkit.load()
     answers = [answer(vlm, name, question) for name, question in QUESTIONS]

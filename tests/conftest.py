@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+os.environ["VLKIT_SETTINGS"] = ""  # the model that somebody chose at home is not tested
+os.environ.pop("VLKIT_MODEL", None)
+
 
 @pytest.fixture(scope="session")
 def vlm():

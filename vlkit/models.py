@@ -15,6 +15,7 @@ from vlkit.adapters import attach_adapter, find_adapter
 from vlkit.errors import ModelError
 from vlkit.families import family_of
 from vlkit.hubs import Hub, ModelFolder, find_model, first_line
+from vlkit.settings import honours_choice
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
@@ -32,6 +33,7 @@ class VLM:
         folder: where the weights came from.
         adapter: the adapter's folder, or None.
         max_image_tokens: limit for every picture without one of its own, or None.
+        chosen_by: the settings file or variable that named the model, or None.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class VLM:
     folder: ModelFolder
     adapter: str | None = None
     max_image_tokens: int | None = None
+    chosen_by: str | None = None
 
     @property
     def name(self) -> str:
@@ -53,6 +56,7 @@ class VLM:
 
     def __repr__(self) -> str:
         extra = f", adapter={self.adapter!r}" if self.adapter else ""
+        extra += f", chosen by {self.chosen_by}" if self.chosen_by else ""
         return (
             f"VLM({self.name!r}, family={self.family!r}, "
             f"{self.model.num_parameters():,} parameters, "
@@ -60,8 +64,9 @@ class VLM:
         )
 
 
+@honours_choice
 def load(
-    model: str | os.PathLike = "tiny",
+    model: str | os.PathLike | None = None,
     *,
     hub: Hub = "auto",
     revision: str | None = None,
@@ -76,6 +81,7 @@ def load(
 
     Args:
         model: ``"tiny"`` (bundled), a folder, or a hub id such as ``Qwen/Qwen2-VL-7B-Instruct``.
+            None takes what ``VLKIT_MODEL`` or the settings file names, else ``"tiny"``.
         hub: ``"auto"``: local, then cached, then whichever hub answers; ``"modelscope"`` or
             ``"huggingface"`` for one of them alone.
         revision: commit, branch or tag; pin it for results that others can repeat.
@@ -153,7 +159,7 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
         warnings.warn(
             f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly",
-            stacklevel=3,
+            stacklevel=4,
         )
     return network
 
@@ -169,7 +175,7 @@ def _check_loaded(path: Path, info: dict) -> None:
         warnings.warn(
             f"{path}: {len(unused)} weights have no place in the model that config.json describes "
             f"({unused[0]} …) and are left out",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

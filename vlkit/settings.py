@@ -1,0 +1,144 @@
+"""The model chosen once for all notebooks: a small file that ``vlkit.load()`` honours."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from vlkit.errors import ModelError
+
+MODEL_VARIABLE = "VLKIT_MODEL"  # a model for this process, whatever the file says
+FILE_VARIABLE = "VLKIT_SETTINGS"  # another file; empty: none
+_SECRET = "api_key"
+
+P = ParamSpec("P")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that ``load()`` takes when it is given none.
+
+    Attributes:
+        model: as :func:`vlkit.load` takes it.
+        options: keyword arguments of :func:`vlkit.load`.
+        source: who chose it: ``VLKIT_MODEL`` or the settings file.
+    """
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+def settings_path() -> Path | None:
+    """The settings file, there or not; None where ``VLKIT_SETTINGS`` is set to nothing."""
+    named = os.environ.get(FILE_VARIABLE)
+    if named is not None:
+        return Path(named).expanduser() if named.strip() else None
+    import typer
+
+    return Path(typer.get_app_dir("vlkit")) / "settings.json"
+
+
+def chosen_model() -> Choice | None:
+    """What ``VLKIT_MODEL`` or else the settings file chooses; None is the bundled model.
+
+    Raises:
+        ModelError: the file is broken; with what to do.
+    """
+    if model := os.environ.get(MODEL_VARIABLE, "").strip():
+        return Choice(model, source=MODEL_VARIABLE)
+    path = settings_path()
+    if path is None or not path.exists():
+        return None
+    try:
+        return _checked(json.loads(path.read_text(encoding="utf-8")), short_path(path))
+    except (OSError, ValueError, ModelError) as error:  # a JSONDecodeError is a ValueError
+        raise ModelError(
+            f"the settings file {short_path(path)} is broken ({error}); choose the model again in "
+            "index.ipynb, or delete the file"
+        ) from error
+
+
+def remember_model(model: str | os.PathLike, **options: Any) -> Path:
+    """Write the model, and options of :func:`vlkit.load`, to the settings file.
+
+    Raises:
+        ModelError: an option that ``load`` does not have, a secret, or a file that cannot be
+            written.
+    """
+    path = settings_path()
+    if path is None:
+        raise ModelError(f"{FILE_VARIABLE} is empty, so no choice is remembered; unset it first")
+    content = {"model": os.fspath(model), **options}
+    _checked(content, "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError as error:
+        raise ModelError(f"{short_path(path)} cannot be written: {error.strerror}") from error
+    return path
+
+
+def forget_model() -> None:
+    """Delete the settings file: ``load()`` takes the bundled model again."""
+    if path := settings_path():
+        path.unlink(missing_ok=True)
+
+
+def honours_choice(load: Callable[P, V]) -> Callable[P, V]:
+    """``load`` without a model loads the chosen one; its own arguments come before the choice's."""
+
+    @functools.wraps(load)
+    def load_chosen(*args: P.args, **options: P.kwargs) -> V:
+        model, *rest = args or (options.pop("model", None),)
+        anything: Any = load
+        if model is not None:
+            return anything(model, *rest, **options)
+        choice = chosen_model()
+        if choice is None:
+            return anything("tiny", **options)
+        try:
+            vlm = anything(choice.model, **choice.options | options)
+        except ModelError as error:
+            raise ModelError(f"{error} (chosen by {choice.source})") from error
+        known = "chosen_by" in {each.name for each in fields(vlm)}
+        return replace(vlm, chosen_by=choice.source) if known else vlm
+
+    return load_chosen
+
+
+def short_path(path: Path) -> str:
+    """The path with ``~`` for the home folder."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _checked(content: Any, source: str) -> Choice:
+    if not isinstance(content, dict):
+        raise ModelError("it holds no JSON object")
+    model, options = content.get("model"), {k: v for k, v in content.items() if k != "model"}
+    if not isinstance(model, str) or not model.strip():
+        raise ModelError(f"model={model!r} is no name of a model")
+    for name, value in options.items():
+        if name == _SECRET:
+            raise ModelError(f"{_SECRET} does not belong there; keep keys in the environment")
+        if name not in _option_names():
+            raise ModelError(f"load() has no option {name!r}; it has {', '.join(_option_names())}")
+        if not isinstance(value, str | int | float | None):
+            raise ModelError(f"{name}={value!r} is neither text nor a number")
+    return Choice(model, options, source)
+
+
+def _option_names() -> list[str]:
+    from vlkit.models import load
+
+    return [name for name in inspect.signature(load).parameters if name not in ("model", _SECRET)]
