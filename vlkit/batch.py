@@ -19,6 +19,7 @@ from vlkit.inputs import check_loaded
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models import VLM
 from vlkit.options import generation_options
+from vlkit.recording import batched
 from vlkit.replies import Failure, Reply
 
 Result = Reply | Failure
@@ -79,6 +80,7 @@ class Results(list):
     report: BatchReport
 
 
+@batched
 def generate_batch(
     vlm: VLM,
     conversations: Sequence[Any],

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vlkit import recording
 from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import ModelInputs, prepare_inputs
 from vlkit.media import load_image
@@ -19,6 +20,7 @@ from vlkit.options import generation_options
 from vlkit.replies import Reply, Usage
 
 
+@recording.answered
 def generate(
     vlm: VLM,
     messages: str | Mapping | list,
@@ -79,6 +81,7 @@ class Stream:
         self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
         self._pieces: queue.SimpleQueue = queue.SimpleQueue()
         self._stopped = threading.Event()
+        self._note = recording.begin("stream", vlm, messages, {**options, "seed": seed})
         self._reply: Reply | None = None
         self._thread = threading.Thread(target=self._work, name="vlkit-stream", daemon=True)
         self._thread.start()
@@ -112,8 +115,10 @@ class Stream:
             tokens = _run(self._vlm, inputs, self._options, self._seed, self._put, self._stopped)
             limit = self._options["max_new_tokens"]
             self._reply = _make_reply(self._vlm, self._messages, inputs, tokens, limit, start)
+            self._note(self._reply)
             self._pieces.put(None)
         except BaseException as error:  # raised again where the stream is read
+            self._note(error)
             self._pieces.put(error)
 
     def _put(self, text: str) -> None:
@@ -137,14 +142,16 @@ class Chat:
     def ask(self, text: str, *media: Any, **options: Any) -> Reply:
         """Ask the next question; on an error the conversation stays as it was."""
         turn = self._turn(text, media)
-        reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        with recording.as_kind("chat"):
+            reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
         self._remember(turn, reply)
         return reply
 
     def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
         """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
         turn = self._turn(text, media)
-        pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        with recording.as_kind("chat"):
+            pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
         try:
             yield from pieces
         finally:
@@ -261,6 +268,7 @@ def _make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: in
         images=_as_sequence(inputs.images[0]),
         input_sizes=tuple(inputs.input_sizes[0]),
         clips=_as_sequence(inputs.clips[0]),
+        tokens=tuple(tokens),
         finish_reason="stop" if ended else "length" if len(tokens) >= limit else "cancelled",
     )
 

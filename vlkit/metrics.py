@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Item, list_items
+from vlkit.recording import measured
 
 if TYPE_CHECKING:
     import pandas
@@ -91,6 +92,7 @@ class Evaluation:
         return "".join(parts)
 
 
+@measured
 def evaluate_grounding(
     predicted: Pictures,
     truth: Pictures,

@@ -43,6 +43,8 @@ class Reply:
         input_sizes: (width, height) of each picture as the model saw it.
         clips: the sampled clips, their frames as the model saw them.
         finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
+        tokens: the ids of the new tokens; empty where they are not known, as of a row read from
+            a file.
     """
 
     text: str
@@ -54,6 +56,7 @@ class Reply:
     input_sizes: tuple[Size, ...] = ()
     clips: Sequence[Clip] = field(default=(), repr=False)
     finish_reason: str = "stop"
+    tokens: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def image_sizes(self) -> tuple[Size, ...]:

@@ -19,11 +19,13 @@ from vlkit.lora.inspection import check_counts, count_steps, measure_lengths
 from vlkit.lora.modules import plan_parts
 from vlkit.lora.runs import ARGUMENTS, LoraRun, check_same, last_checkpoint
 from vlkit.models import VLM
+from vlkit.recording import trained
 
 LOGGED = 500  # points of the loss curve
 CHECKPOINTS = 10  # of a run, or as many as it has epochs
 
 
+@trained
 def train(
     vlm: VLM,
     data: Any,
