@@ -45,7 +45,7 @@ console = Console()
 def main() -> int:
     REPORTS.mkdir(exist_ok=True)
     os.environ |= {"VLKIT_SETTINGS": "", "VLKIT_MODEL": ""}  # the bundled model, always
-    runs = [run_notebook(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    runs = [run_notebook(path) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
     vlm = vlkit.load()
     answers = [answer(vlm, name, question) for name, question in QUESTIONS]
     page = REPORTS / "index.html"

@@ -3,12 +3,14 @@
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+ALL = sorted(FOLDER.glob("*.ipynb"))
 CODE_LINES = {"05_lora_finetuning.ipynb": 140}
 VERSION = r"vlkit\.__version__"
 
@@ -17,8 +19,14 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
 def cells(notebook, kind):
-    return [cell for cell in notebook.cells if cell.cell_type == kind]
+    """The install cell is the same everywhere, and not counted."""
+    own = [cell for cell in notebook.cells if cell not in tagged(notebook, "install")]
+    return [cell for cell in own if kind in (cell.cell_type, "any")]
 
 
 def code_lines(cell):
@@ -40,7 +48,7 @@ def test_there_are_notebooks_and_they_are_numbered_in_order():
 def test_shape(path):
     notebook = read(path)
     code, prose = cells(notebook, "code"), cells(notebook, "markdown")
-    assert 20 <= len(notebook.cells) <= 40
+    assert 20 <= len(cells(notebook, "any")) <= 40
     assert sum(len(code_lines(cell)) for cell in code) <= CODE_LINES.get(path.name, 100)
     assert max(len(code_lines(cell)) for cell in code) <= 15
     assert len(prose) >= len(code)
@@ -55,20 +63,38 @@ def test_beginning_and_end(path):
     assert all(
         word in first for word in ("After this notebook", "**Time**", "**memory**", "**model**")
     )
-    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    assert all(name in tagged[0].source for name in ("MODEL = ", "SEED = ", "MAX_NEW_TOKENS = "))
+    (parameters,) = tagged(notebook, "parameters")
+    assert all(name in parameters.source for name in ("MODEL = ", "SEED = ", "MAX_NEW_TOKENS = "))
     assert any(re.search(VERSION, cell.source) for cell in cells(notebook, "code")[:3])
     assert all(word in last for word in ("## Takeaways", "**Exercise.**", ".ipynb)"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_clean(path):
     notebook = read(path)
-    for cell in cells(notebook, "code"):
+    for cell in [each for each in notebook.cells if each.cell_type == "code"]:
         assert cell.outputs == [] and cell.execution_count is None
         assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), cell.source
         assert not re.search(r"""["'](/|[A-Z]:\\|~/)""", cell.source), cell.source
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_the_second_cell_installs_vlkit_only_where_it_is_missing(path, tmp_path, monkeypatch):
+    second = read(path).cells[1]
+    assert (
+        second.metadata["tags"] == ["install"]
+        and second.source == tagged(read(ALL[0]), "install")[0].source
+    )
+    called = []
+    names = {"get_ipython": lambda: SimpleNamespace(run_line_magic=lambda *c: called.append(c))}
+    monkeypatch.chdir(path.parent)
+    exec(second.source, names)
+    assert called == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(second.source, names)
+    monkeypatch.chdir(tmp_path)
+    exec(second.source, names)
+    assert called == [("pip", f"install -q {w}[notebooks]") for w in ("..", "vlkit")]
 
 
 def test_no_helper_is_defined_in_two_notebooks():
