@@ -5,6 +5,7 @@ from importlib import import_module
 _HOME = {
     "data": ["TrainingData", "load_conversations"],
     "examples": ["Example"],
+    "exporting": ["export"],
     "inspection": ["XRay", "inspect"],
     "labels": ["Labelled", "label_example"],
     "merging": ["merge"],

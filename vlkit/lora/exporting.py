@@ -1,0 +1,169 @@
+"""Training data as other trainers read them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlkit.datasets.chats import SWIFT, Writer, input_size_for
+from vlkit.datasets.files import dump_lines, whole_folder
+from vlkit.errors import VlkitError
+from vlkit.formats import FORMATS as FAMILIES
+from vlkit.lora.coordinates import Text
+from vlkit.lora.data import as_data
+from vlkit.lora.examples import Example
+from vlkit.lora.media_folder import MediaFolder
+
+FILES = {
+    "qwen-vl": "meta.json",
+    "llava": "data.json",
+    "ms-swift": "data.jsonl",
+    "messages": "data.jsonl",
+}
+_SPEAKERS = {
+    "qwen-vl": {},
+    "llava": {"user": "human", "assistant": "gpt"},
+}
+_TAGS = {  # what would be read as a picture or box where a text spells it
+    "qwen-vl": ("<img>", "</img>", "<video>", "</video>"),
+    "llava": ("<image>", "<video>"),
+    "ms-swift": ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>"),
+    "messages": (),
+}
+
+
+def export(
+    data: Any,
+    folder: str | os.PathLike,
+    *,
+    format: str = "qwen-vl",
+    family: str | None = None,
+    max_image_tokens: int | None = None,
+) -> Path:
+    """Write training data and its media into one folder, as other trainers read them.
+
+    | format | file | read by |
+    |---|---|---|
+    | ``qwen-vl`` | ``meta.json``, ``<img>media/…</img>`` in the text | PAI, Qwen-VL |
+    | ``llava`` | ``data.json``, ``<image>`` in the text | LLaVA, many trainers of Qwen2-VL |
+    | ``ms-swift`` | ``data.jsonl``, boxes as ``objects`` | ms-swift |
+    | ``messages`` | ``data.jsonl`` in transformers' chat format | TRL, transformers |
+
+    Paths are relative to the file. Pictures that other readers would show turned, or with another
+    background, are written upright and opaque; all others are copied. :func:`load_conversations`
+    reads each of them back.
+
+    Args:
+        data: from :func:`load_conversations`, or what that reads.
+        folder: a new or empty one; it appears whole or not at all.
+        format: of the table above.
+        family: as whose the boxes in the texts are written, such as ``qwen2_5_vl``; by default as
+            the source has them. It has no meaning for ``ms-swift``, which converts by itself.
+        max_image_tokens: to which the model to train will be limited; counts for ``qwen2_5_vl``.
+
+    Returns:
+        The file.
+
+    Raises:
+        VlkitError: what the format cannot hold, with its row; the folder is in use.
+        MediaError: a picture that cannot be read.
+    """
+    for name, value, choices in (("format", format, FILES), ("family", family, FAMILIES)):
+        if value not in choices and (name, value) != ("family", None):
+            raise VlkitError(f"{name}={value!r} is unknown; choose one of {list(choices)}")
+    data, target = as_data(data), Path(folder).expanduser()
+    with whole_folder(target) as written:
+        media = MediaFolder(written / "media")
+        rows = []
+        for example in data:
+            try:
+                rows.append(_Row(example, format, family, max_image_tokens, media).as_dict())
+            except VlkitError as error:
+                raise type(error)(f"row {example.row}: {error}") from error
+        text = dump_lines(rows) if FILES[format].endswith("l") else _dump_list(rows)
+        (written / FILES[format]).write_text(text, encoding="utf-8")
+    return target / FILES[format]
+
+
+def _dump_list(rows: list[dict]) -> str:
+    return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+
+
+class _Row:
+    """One example in one format; its media are copied on the way."""
+
+    def __init__(
+        self,
+        example: Example,
+        format: str,
+        family: str | None,
+        limit: int | None,
+        media: MediaFolder,
+    ):
+        self.example, self.format, self.media = example, format, media
+        self.writer = _writer(example, SWIFT if format == SWIFT else family, limit)
+        self.files: dict[str, list[str]] = {"image": [], "video": []}
+
+    def as_dict(self) -> dict:
+        """The row as the format has it."""
+        turns = [(role, list(map(self._part, parts))) for role, parts in self.example.turns]
+        if self.format == "messages":
+            return {"messages": [{"role": role, "content": parts} for role, parts in turns]}
+        said = [(role, "".join(_set_off(parts))) for role, parts in turns]
+        if self.format == SWIFT:
+            messages = [{"role": role, "content": text} for role, text in said]
+            files = {f"{kind}s": names for kind, names in self.files.items() if names}
+            return {"messages": messages} | files | (self.writer.objects() if self.writer else {})
+        names = _SPEAKERS[self.format]
+        talk = [{"from": names.get(role, role), "value": text} for role, text in said]
+        beside = {kind: n[0] if len(n) == 1 else n for kind, n in self.files.items() if n}
+        beside = beside if self.format == "llava" else {}
+        return {"id": f"row-{self.example.row}"} | beside | {"conversations": talk}
+
+    def _part(self, part: Text | dict) -> Any:
+        if isinstance(part, Text):
+            text = self._text(part)
+            return {"type": "text", "text": text} if self.format == "messages" else text
+        kind = part["type"]
+        name = self.media.add(part)
+        if self.format == "messages":
+            return part | {kind: name}
+        if options := sorted(part.keys() - {"type", kind}):
+            self._refuse(f"{options[0]}={part[options[0]]!r} has no place in it")
+        self.files[kind].append(name)
+        tag = "img" if kind == "image" else kind
+        return f"<{tag}>{name}</{tag}>" if self.format == "qwen-vl" else f"<{kind}>"
+
+    def _text(self, part: Text) -> str:
+        plain = [segment for segment in part.segments if isinstance(segment, str)]
+        for text in plain if self.writer else [part.raw]:
+            if found := [tag for tag in _TAGS[self.format] if tag in text]:
+                self._refuse(f"it would take {found[0]} in {text!r:.60} for a picture or box")
+        return self.example.coordinates.write(part, self.writer)
+
+    def _refuse(self, why: str) -> None:
+        raise VlkitError(f'format="{self.format}" cannot hold it: {why}; use format="messages"')
+
+
+def _writer(example: Example, family: str | None, limit: int | None) -> Writer | None:
+    coordinates = example.coordinates
+    if family == SWIFT and coordinates.convention:
+        if coordinates.size is None:
+            raise VlkitError("ms-swift writes pixels, but it has several sizes of pictures")
+        return Writer(SWIFT, coordinates.size, None)
+    if family in (None, SWIFT):
+        if coordinates.convention == SWIFT:
+            raise VlkitError("its boxes are ms-swift's, which only that format has; pass family=")
+        return None
+    size = coordinates.size
+    return coordinates.writer(family, input_size_for(family, size, limit) if size else None)
+
+
+def _set_off(parts: list[str]) -> Iterator[str]:
+    """Texts after a picture on a line of their own; reading takes the newline away again."""
+    for before, part in zip(["", *parts], parts, strict=False):
+        tagged = before.startswith("<") and before.endswith(">") and not part.startswith("<")
+        yield "\n" + part if tagged else part
