@@ -48,8 +48,9 @@ def draw_boxes(
         image: anything that ``vlkit.Image`` takes.
         boxes: in pixels of the upright original, as ``reply.boxes`` gives them.
         labels: write each label at its box; left out where the picture is too small for letters.
-        line_width: in pixels; by default it follows the picture's size.
-        legend: list the labels with their colours and counts in a strip under the picture.
+        line_width: in pixels, 1 or more; by default it follows the picture's size.
+        legend: list the labels with their colours and counts in a strip under the picture, as
+            many as go into a strip of the picture's height.
 
     Returns:
         A new upright RGB image of the original's size, higher by the legend.
@@ -74,6 +75,8 @@ def draw_strokes(
     line_width: int | None = None,
 ) -> None:
     """Draw on the picture itself: each item with its colour, and whether its line is dashed."""
+    if line_width is not None and not (isinstance(line_width, int) and line_width > 0):
+        raise VlkitError(f"line_width={line_width!r} must be a whole number of pixels, 1 or more")
     width = line_width or line_width_for(picture.size)
     draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
     for item, color, dashed in sorted(strokes, key=lambda s: area_of(s[0]), reverse=True):
@@ -98,10 +101,15 @@ def add_legend(picture: PIL.Image.Image, rows: list[tuple[str, str, bool]]) -> P
             x, y = gap, y + line
         places.append((x, y))
         x += round(w) + 2 * gap
+    shown = [place for place in places if place[1] + 2 * line <= 2 * picture.height] or places[:1]
+    if left := len(places) - len(shown):
+        y = shown[-1][1] + line
     sheet = PIL.Image.new("RGB", (picture.width, y + line if rows else picture.height), "white")
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
-    for (color, text, dashed), (x, y) in zip(rows, places, strict=True):
+    if left:
+        draw.text((gap, y - top), f"and {left} more", "black", font)
+    for (color, text, dashed), (x, y) in zip(rows, shown, strict=False):
         middle, end = y + height / 2, x + 2 * height
         _draw_path(draw, [(x, middle), (end, middle)], max(3, round(height / 4)), color, dashed)
         draw.text((end + gap / 2, y - top), text, "black", font)

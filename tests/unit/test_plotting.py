@@ -346,3 +346,15 @@ def test_plot_without_labels():
 
 def test_public_names_are_these():
     assert vlkit.draw_boxes is draw_boxes and vlkit.plot_boxes is plot_boxes
+
+
+def test_a_legend_is_no_higher_than_its_picture():
+    boxes = [Box(f"thing number {n}", 0, 0, 50, 50) for n in range(60)]
+    few, many = (draw_boxes(blank(), boxes[:count], legend=True) for count in (3, 60))
+    assert few.height < many.height <= 2 * blank().height
+
+
+@pytest.mark.parametrize("width", [0, -3, 1.5, "2"])
+def test_a_line_width_that_is_none(width):
+    with pytest.raises(VlkitError, match=r"line_width=.* 1 or more"):
+        draw_boxes(blank(), Box("a", 0, 0, 50, 50), line_width=width)

@@ -37,7 +37,12 @@ def batch(
     source: Annotated[
         str, typer.Argument(metavar="IN", help="CSV, JSONL, JSON, Parquet or a folder of pictures.")
     ],
-    out: Annotated[Path, typer.Option(help="The answers: .jsonl, .csv or .parquet.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The answers, .jsonl; or .csv or .parquet, made of a .jsonl beside it at the end."
+        ),
+    ],
     prompt: Annotated[
         str | None, typer.Option(help='The question; "{name}" is a cell of that column.')
     ] = None,
@@ -186,7 +191,7 @@ def _tell(results: list, report: Any, out: Path) -> None:
         errors.print(f"and {len(failed) - _SHOWN:,} more, in the file", highlight=False)
     if report.note:
         errors.print(report.note, markup=False, highlight=False, soft_wrap=True)
-    line = f"{len(results):,} rows, {len(failed):,} failed"
+    line = f"{len(results):,} row{'s' * (len(results) != 1)}, {len(failed):,} failed"
     if report.resumed:
         line += f", {report.resumed:,} done before"
     if report.new_tokens:

@@ -140,7 +140,10 @@ def _detect_rows(path: Path) -> str:
                 return name
         if row.keys() & {"messages", "conversations"}:
             return _detect_family(path)
-    raise VlkitError(f"the format of {path} cannot be told from its content; pass it, of {NAMES}")
+    raise VlkitError(
+        f"the format of {path} cannot be told from its content; pass source_format (in the shell "
+        f"--from), of {NAMES}"
+    )
 
 
 def _detect_family(path: Path) -> str:
