@@ -62,6 +62,43 @@ FONTS = [
     ("crimson-text", "600SemiBold"),
     ("space-mono", "400Regular"),
 ]
+# Of the third series of runs; they come after the bundled ones, so that those keep their numbers.
+MORE_FONTS = [
+    ("arimo", "400Regular_Italic"),
+    ("tinos", "700Bold"),
+    ("tinos", "400Regular_Italic"),
+    ("montserrat", "400Regular"),
+    ("montserrat", "700Bold"),
+    ("inconsolata", "700Bold"),
+    ("source-code-pro", "700Bold"),
+    ("roboto-mono", "400Regular"),
+    ("roboto-mono", "700Bold"),
+    ("space-mono", "700Bold"),
+    ("roboto", "300Light"),
+    ("roboto", "900Black"),
+    ("roboto-condensed", "500Medium"),
+    ("roboto-condensed", "700Bold"),
+    ("open-sans", "400Regular_Italic"),
+    ("open-sans", "700Bold"),
+    ("lato", "900Black"),
+    ("merriweather", "700Bold"),
+    ("poppins", "400Regular"),
+    ("poppins", "700Bold"),
+    ("oswald", "400Regular"),
+    ("raleway", "700Bold"),
+    ("playfair-display", "700Bold"),
+    ("inter", "600SemiBold"),
+    ("inter", "800ExtraBold"),
+    ("ibm-plex-serif", "600SemiBold"),
+    ("fira-sans", "600SemiBold"),
+    ("rubik", "400Regular"),
+    ("barlow", "700Bold"),
+    ("lora", "400Regular_Italic"),
+    ("comic-neue", "400Regular"),
+    ("titillium-web", "600SemiBold"),
+    ("bitter", "700Bold"),
+    ("work-sans", "400Regular"),
+]
 
 
 def polygon(points):
@@ -333,15 +370,22 @@ def build(icons, fonts, out):
     training.add_shapes()
     for style in TRAINING_STYLES:
         training.add_pictograms(icons, style, training.nouns)
-    for family, weight in FONTS:
-        training.add_font(f"{family} {weight}", str(next((fonts / family / weight).glob("*.ttf"))))
-    for name, path in bundled_fonts():
+    for name, path in [
+        *package_fonts(fonts, FONTS),
+        *bundled_fonts(),
+        *package_fonts(fonts, MORE_FONTS),
+    ]:
         training.add_font(name, path)
     training.save(out, "atlas")
     unseen = Builder()
     for style in UNSEEN_STYLES:
         unseen.add_pictograms(icons, style, unseen.nouns)
     unseen.save(out, "unseen")
+
+
+def package_fonts(folder, fonts):
+    for family, weight in fonts:
+        yield f"{family} {weight}", str(next((folder / family / weight).glob("*.ttf")))
 
 
 def bundled_fonts():

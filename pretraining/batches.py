@@ -9,12 +9,15 @@ import random
 
 import numpy as np
 import torch
+from hard import sample_hard_album, sample_hard_scene
 from questions import CHAT, SPELL, TASK_NAMES, Examiner
 from scenes import (
     MAX_THINGS,
+    SMALLEST_EM,
     clip_rows,
     glyph_targets,
     layer_rows,
+    reading_order,
     sample_album,
     sample_clip,
     sample_scene,
@@ -108,11 +111,13 @@ class BatchMaker:
         room += -(len(prefix) + room) % 16  # attention kernels want whole blocks
         rows = self.row_count(4 * sum(visual_tokens), room)
         crowd = 2 + min(1.0, number / self.config["ramp"]) * (MAX_THINGS - 2)
-        scenes = [self.sample(rng, kind, sizes, frames, int(crowd)) for _ in range(rows)]
+        soft = self.sample_softness(rng)
+        scenes = [self.sample(rng, kind, sizes, frames, int(crowd), soft) for _ in range(rows)]
         batch = self.text(rng, scenes, room, kind)
         batch["prefix"] = torch.tensor(prefix)
         # One size stands for all pictures that share it.
         batch |= {"number": number, "kind": kind, "frames": frames, "images": len(sizes)}
+        batch["soft"] = soft
         batch["sizes"] = sizes[:1] if len(set(sizes)) == 1 else sizes
         return batch | self.pictures(scenes, kind)
 
@@ -130,21 +135,43 @@ class BatchMaker:
         rest = [sample_size(rng, smallest, largest) if mixed else first for _ in range(images - 1)]
         return [first, *rest]
 
+    def sample_softness(self, rng):
+        """How much smaller the pictures were before they were enlarged to their size."""
+        if rng.random() >= self.config["soft_share"]:
+            return 1.0
+        return rng.choice([rng.uniform(0.5, 0.85), rng.uniform(0.85, 1.0)])
+
     def row_count(self, patches, room):
         cost = patches * 1.25 + room + 30
         return max(4, min(self.config["most_rows"], int(self.config["batch_tokens"] / cost)))
 
-    def sample(self, rng, kind, sizes, frames, crowd):
+    def sample(self, rng, kind, sizes, frames, crowd, soft):
         if kind == "chat":
             return None
         height, width = sizes[0]
         if kind == "clip":
-            return sample_clip(rng, self.art, width, height, frames)
+            return sample_clip(rng, self.art, width, height, frames, self.config["turning_share"])
+        hard, jitter = rng.random() < self.config["hard_share"], self.config["order_jitter"]
         if kind == "album":
-            turned = [(width, height) for height, width in sizes]
-            return sample_album(rng, self.art, turned, max_things=min(4, crowd))
-        share = self.config["word_share"]
-        return sample_scene(rng, self.art, width, height, max_things=crowd, word_share=share)
+            turned, most = [(width, height) for height, width in sizes], min(4, crowd)
+            if hard:
+                scenes = sample_hard_album(rng, self.art, turned, most=min(5, crowd))
+            else:
+                scenes = sample_album(rng, self.art, turned, max_things=most)
+            for scene in scenes:
+                reading_order(scene, rng, jitter)
+            return scenes
+        scene = (sample_hard_scene if hard else sample_scene)(
+            rng,
+            self.art,
+            width,
+            height,
+            max_things=crowd,
+            word_share=self.config["word_share"],
+            smallest_em=SMALLEST_EM / soft,
+        )
+        reading_order(scene, rng, jitter)
+        return scene
 
     def dialogues(self, rng, scene, kind):
         if kind == "chat":

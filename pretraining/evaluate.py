@@ -11,6 +11,7 @@ files, and true boxes measured on what was drawn.
 
 import argparse
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -29,6 +30,9 @@ HERE = Path(__file__).parent
 SCALE = 4
 SHORTEST, LONGEST = 112, 560  # sides of a picture
 LEGIBLE = 10  # pixels of a word's height that the reading goals ask for
+BORDER = 0.02  # of the picture: so near a border between thirds both names of a place may be right
+CAPTION, EITHER_PLACE = "caption wholly right", "caption, either place at a border"
+FIRST_FONTS = 42  # lay words out, so that the questions stay the same whatever the atlas gains
 RATIOS = {  # width over height, up to
     "1:2 to 2:3": 2 / 3,
     "2:3 to 4:5": 4 / 5,
@@ -306,7 +310,7 @@ ROWS = {
     "pictogram named, unseen style": (name_pictogram, "unseen"),
     "pictogram located, unseen style": (q.locate, "unseen"),
     "grounded caption": (q.grounded_caption, "things"),
-    "caption wholly right": (q.caption, "things"),
+    CAPTION: (q.caption, "things"),
     "count": (q.count, "things"),
     "existence": (q.exist, "things"),
     "color": (q.color, "things"),
@@ -348,7 +352,8 @@ def make_question(rng, row, zh, art, painters):
         pair = function(rng, scene, zh)
         if pair:
             question = q.vary(rng, pair[0], zh)
-            return {
+            also = {"also": other_captions(scene, zh)} if row == CAPTION else {}
+            return also | {
                 "row": row,
                 "zh": zh,
                 "sizes": [image.size for image in images or video[:1]],
@@ -357,6 +362,12 @@ def make_question(rng, row, zh, art, painters):
                 "question": question,
                 "truth": q.plain(pair[1]),
             }
+
+
+def other_captions(scene, zh):
+    """The caption with every choice of names for things whose centre is near a border."""
+    names = [sorted(q.near_places(thing, scene, zh, BORDER)) for thing in scene.things]
+    return [q.plain(q.caption_text(scene, places, zh)) for places in itertools.product(*names)]
 
 
 # ---------------------------------------------------------------- scoring
@@ -422,6 +433,12 @@ def score(item):
     return min(overlaps) > 0.5 and not extra, overlaps, extra
 
 
+def near_enough(item):
+    """Right, or right with another name for a place near a border."""
+    answer = phrases(item["answer"])
+    return score(item)[0] or any(phrases(text) == answer for text in item["also"])
+
+
 def wilson(right, total, z=1.96):
     share, spread = right / total, z * z / total
     center, half = (
@@ -444,6 +461,10 @@ def summarise(items):
         row["iou50"] += sum(v > 0.5 for v in overlaps)
         row["iou75"] += sum(v > 0.75 for v in overlaps)
         row["false_boxes"] += extra > 0
+        if "also" in item:
+            row = rows.setdefault(EITHER_PLACE, {"n": 0, "right": 0, "boxes": 0})
+            row["n"] += 1
+            row["right"] += near_enough(item)
     for zh in (False, True):
         chosen = [item for item in items if item["zh"] == zh]
         if not chosen:
@@ -574,6 +595,7 @@ def make_row(arguments):
     fonts = [next((font_folder / name).glob("*.ttf")) for name in UNSEEN_FONTS] + [None]
     painters = [Painter(art_folder, fonts, unseen=False), Painter(art_folder, fonts, unseen=True)]
     art = Art.load(art_folder / "atlas.json")
+    art.fonts = art.fonts[:FIRST_FONTS]
     art.noun_names = [noun for noun in NOUNS if noun in painters[1].nouns and noun in art.nouns]
     rng = random.Random(f"{seed} {row}")
     return [make_question(rng, row, number % 2 == 1, art, painters) for number in range(count)]
@@ -633,6 +655,7 @@ def save(path, seeds, items):
     kept = [
         {k: item[k] for k in ("row", "zh", "sizes", "question", "truth", "answer")}
         | {"right": bool(score(item)[0])}
+        | ({"also": item["also"]} if "also" in item else {})
         for item in items
     ]
     path.write_text(

@@ -84,8 +84,22 @@ def join_and(parts):
 
 
 def place(thing, scene, zh):
-    x = (thing.box[0] + thing.box[2]) / 2 / scene.width
-    y = (thing.box[1] + thing.box[3]) / 2 / scene.height
+    x, y = center(thing)
+    return place_name(x / scene.width, y / scene.height, zh)
+
+
+def near_places(thing, scene, zh, slack=0.02):
+    """Names of the place that nobody could call wrong: the border may be a little elsewhere."""
+    x, y = center(thing)
+    shifts = (0.0, -slack, slack)
+    return {
+        place_name(x / scene.width + dx, y / scene.height + dy, zh)
+        for dx in shifts
+        for dy in shifts
+    }
+
+
+def place_name(x, y, zh):
     column = 0 if x < 1 / 3 else 2 if x > 2 / 3 else 1
     row = 0 if y < 1 / 3 else 2 if y > 2 / 3 else 1
     if zh:
@@ -259,17 +273,19 @@ DESCRIBE_ZH = [
 
 
 def caption(rng, scene, zh):
+    places = [place(thing, scene, zh) for thing in scene.things]
+    return pick(rng, DESCRIBE, DESCRIBE_ZH, zh), caption_text(scene, places, zh)
+
+
+def caption_text(scene, places, zh):
     parts = [
-        f"{place(t, scene, zh)}有一个{name(t, zh)}"
-        if zh
-        else f"{noun_phrase(t, zh)} at the {place(t, scene, zh)}"
-        for t in scene.things
+        f"{where}有一个{name(t, zh)}" if zh else f"{noun_phrase(t, zh)} at the {where}"
+        for t, where in zip(scene.things, places, strict=True)
     ]
     parts += [text_phrase(word, zh) for word in scene.words]
-    question = pick(rng, DESCRIBE, DESCRIBE_ZH, zh)
     if zh:
-        return question, "图中" + "，".join(parts) + "。" if parts else "图中什么也没有。"
-    return question, "The image shows " + (join_and(parts) if parts else "nothing") + "."
+        return "图中" + "，".join(parts) + "。" if parts else "图中什么也没有。"
+    return "The image shows " + (join_and(parts) if parts else "nothing") + "."
 
 
 def brief(rng, scene, zh):
@@ -1134,6 +1150,7 @@ MOVES = {
     "down": "moves down",
     "up": "moves up",
     "still": "stays still",
+    "turn": "turns round",
 }
 MOVES_ZH = {
     "right": "向右移动",
@@ -1141,6 +1158,7 @@ MOVES_ZH = {
     "down": "向下移动",
     "up": "向上移动",
     "still": "静止不动",
+    "turn": "原地转动",
 }
 
 
@@ -1246,7 +1264,8 @@ def clip_moves(rng, clip, zh):
     elif zh:
         question = f"{name(actor.thing, zh)}{MOVES_ZH[direction]}吗？"
     else:
-        question = f"Does the {name(actor.thing, zh)} {MOVES[direction].replace('moves', 'move')}?"
+        verb, _, rest = MOVES[direction].partition(" ")
+        question = f"Does the {name(actor.thing, zh)} {verb.removesuffix('s')} {rest}?"
     return question, yes_no(value, zh, "be")
 
 

@@ -231,28 +231,31 @@ def jpeg(image, quality):
     return ((rgb[..., :height, :width] + 128) / 255).clamp(0, 1)
 
 
-def degrade(image, generator):
-    """What cameras and files do: softness, noise, JPEG; each to a part of the pictures."""
+def degrade(image, generator, soft=1.0):
+    """What cameras and files do: noise and JPEG to a part of the pictures.
+
+    With `soft` below 1 all were that much smaller before, and have been enlarged to their size.
+    """
     number, _, height, width = image.shape
+    if soft < 1:
+        size = (round(height * soft), round(width * soft))
+        image = F.interpolate(image, size, mode="bilinear", antialias=True)
 
     def chance(share):
         return torch.rand(number, 1, 1, 1, device=image.device) < share
 
-    if float(torch.rand((), generator=generator)) < 0.35:
-        ratio = 0.55 + 0.4 * float(torch.rand((), generator=generator))
-        small = F.interpolate(image, scale_factor=ratio, mode="bilinear", antialias=True)
-        soft = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
-        image = torch.where(chance(0.5), soft, image)
     strength = torch.rand(number, 1, 1, 1, device=image.device) * 0.035 * chance(0.5)
     image = (image + torch.randn_like(image) * strength).clamp(0, 1)
     if float(torch.rand((), generator=generator)) < 0.35:
         quality = 30 + 65 * torch.rand(number, device=image.device)
         image = torch.where(chance(0.5), jpeg(image, quality), image)
+    if soft < 1:
+        image = F.interpolate(image, (height, width), mode="bicubic").clamp(0, 1)
     return image
 
 
 @torch.no_grad()
-def render(texture, layers, backgrounds, height, width, generator):
+def render(texture, layers, backgrounds, height, width, generator, soft=1.0):
     """layers (N, L, LAYER_FIELDS), backgrounds (N, BACKGROUND_FIELDS) -> (N, 3, H, W) in 0 to 1.
 
     `generator` is a CPU generator for what a whole batch shares; pixels use the device's own.
@@ -260,7 +263,7 @@ def render(texture, layers, backgrounds, height, width, generator):
     image = paint_background(backgrounds, height, width, generator)
     composite = composite_triton if image.is_cuda else composite_torch
     image = composite(texture, image, layers).clamp(0, 1)
-    return (degrade(image, generator) * 255).round() / 255
+    return (degrade(image, generator, soft) * 255).round() / 255
 
 
 def normalise(image):

@@ -28,7 +28,9 @@ BACKGROUND_FIELDS = (
 )
 MIP_LEVELS = 4
 MAX_THINGS, MAX_WORDS, MAX_CHARACTERS = 10, 3, 8
-MAX_LAYERS = MAX_THINGS + MAX_WORDS * (1 + MAX_CHARACTERS)  # a word may stand on a plate
+MAX_GLYPHS = MAX_WORDS * MAX_CHARACTERS
+MAX_CLUTTER = 80  # lines, ticks and their numbers, which are never named
+MAX_LAYERS = MAX_CLUTTER + MAX_THINGS + MAX_WORDS + MAX_GLYPHS  # a word may stand on a plate
 SMALLEST_EM = 11.0  # of a drawn word, in pixels: capitals are about 8 high
 CELL_TO_INK = 96 / 92  # a drawing fills its cell up to the margin
 COMMON_WORDS = (
@@ -76,6 +78,7 @@ class Scene:
     things: list
     words: list
     background: np.ndarray
+    clutter: list = field(default_factory=list)  # layers below the things
 
     def normalised(self, box):
         return (
@@ -99,6 +102,7 @@ class Actor:
     speed: float
     event: str | None
     when: int
+    spin: float = 0.0  # radians that it turns in all
 
 
 @dataclass(slots=True)
@@ -300,7 +304,7 @@ def sample_half(rng, count, short):
     )
 
 
-def add_things(rng, art, scene, plan, allowed_overlap, taken):
+def add_things(rng, art, scene, plan, allowed_overlap, taken, leaning=0.12):
     short = min(scene.width, scene.height)
     for kind, color in plan:
         for _ in range(16):
@@ -309,7 +313,7 @@ def add_things(rng, art, scene, plan, allowed_overlap, taken):
                 if color is not None and rng.random() < 0.5:
                     color = rng.choice(COLOR_NAMES)
                 continue
-            if scene.things and rng.random() < 0.12:
+            if scene.things and rng.random() < leaning:
                 lean(rng, thing, rng.choice(scene.things), scene)
             if all(overlap(thing.box, other) <= allowed_overlap for other in taken):
                 scene.things.append(thing)
@@ -353,11 +357,14 @@ def sample_text(rng):
     return "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ23456789") for _ in range(length))
 
 
-def lay_out(art, font, text, x, baseline, em, stretch=1.0, spacing=0.0):
-    """Glyphs of a word with its pen starting at x; also the ink's box. `spacing` is in em."""
+def lay_out(art, font, text, x, baseline, em, stretch=1.0, spacing=0.0, space=0.3):
+    """Glyphs of a text with its pen starting at x; also the ink's box. Spaces are in em."""
     glyphs, boxes = [], []
     wide = em * stretch
     for character in text:
+        if character == " ":
+            x += (space + spacing) * wide
+            continue
         entry, advance, left, top, right, bottom = art.fonts[font]["glyphs"][character]
         ink = (x + left * wide, baseline + top * em, x + right * wide, baseline + bottom * em)
         center = (x + advance * wide / 2, baseline - 0.35 * em)
@@ -368,8 +375,11 @@ def lay_out(art, font, text, x, baseline, em, stretch=1.0, spacing=0.0):
     return glyphs, (min(left), min(top), max(right), max(bottom))
 
 
-def add_word(rng, art, scene, taken):
-    text, font = sample_text(rng), rng.randrange(len(art.fonts))
+def add_word(rng, art, scene, taken, *, text=None, font=None, ems=(SMALLEST_EM, 56), space=0.3):
+    text = sample_text(rng) if text is None else text
+    font = rng.randrange(len(art.fonts)) if font is None else font
+    if sum(len(word.glyphs) for word in scene.words) + len(text) > MAX_GLYPHS:
+        return
     corners = corners_of(scene.background)
     stretch = rng.uniform(0.82, 1.2) if rng.random() < 0.3 else 1.0
     spacing = rng.uniform(-0.04, 0.1) if rng.random() < 0.4 else 0.0
@@ -379,13 +389,13 @@ def add_word(rng, art, scene, taken):
         rgb = sample_rgb(rng, color)
         if contrast(rgb, [sign] if sign else corners) < 0.8:
             continue
-        em = math.exp(rng.uniform(math.log(SMALLEST_EM), math.log(min(56, 0.4 * scene.height))))
-        _, ink = lay_out(art, font, text, 0, 0, em, stretch, spacing)
+        em = math.exp(rng.uniform(math.log(ems[0]), math.log(min(ems[1], 0.4 * scene.height))))
+        _, ink = lay_out(art, font, text, 0, 0, em, stretch, spacing, space)
         if ink[2] - ink[0] > 0.94 * scene.width:
             continue
         x = rng.uniform(1 - ink[0], scene.width - 1 - ink[2])
         y = rng.uniform(1 - ink[1], scene.height - 1 - ink[3])
-        glyphs, box = lay_out(art, font, text, x, y, em, stretch, spacing)
+        glyphs, box = lay_out(art, font, text, x, y, em, stretch, spacing, space)
         gap = (box[0] - 3, box[1] - 3, box[2] + 3, box[3] + 3)
         plate = ()
         if sign:
@@ -406,21 +416,32 @@ def around(rng, box):
     return (box[0] - x, box[1] - y, box[2] + x, box[3] + y)
 
 
-def reading_order(scene):
+def reading_order(scene, rng=None, jitter=0.0):
+    """Rows of a quarter picture, then left to right.
+
+    With `jitter`, things that are nearly level change places at times: whoever begins with the
+    wrong one of two then learns to go on with the other.
+    """
+
     def row_then_column(item):
-        x, y = (item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2
-        return (round(y / scene.height * 4), x)
+        x = (item.box[0] + item.box[2]) / 2 / scene.width
+        y = (item.box[1] + item.box[3]) / 2 / scene.height
+        if jitter:
+            x, y = rng.gauss(x, jitter), rng.gauss(y, jitter)
+        return (round(y * 4), x)
 
     scene.things.sort(key=row_then_column)
     scene.words.sort(key=row_then_column)
 
 
-def sample_scene(rng, art, width, height, *, max_things=MAX_THINGS, word_share=0.4):
+def sample_scene(
+    rng, art, width, height, *, max_things=MAX_THINGS, word_share=0.4, smallest_em=SMALLEST_EM
+):
     scene = Scene(width, height, [], [], sample_background(rng))
     taken = []
     if rng.random() < word_share:
         for _ in range(rng.choice([1, 1, 2, 3])):
-            add_word(rng, art, scene, taken)
+            add_word(rng, art, scene, taken, ems=(smallest_em, 56))
     fewest = 0 if scene.words and rng.random() < 0.15 else 1
     count = rng.randint(fewest, max_things)
     allowed = 0.12 if rng.random() < 0.25 else 0.0
@@ -449,13 +470,19 @@ def sample_album(rng, art, sizes, *, max_things=4):
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "still": (0, 0)}
 
 
-def sample_clip(rng, art, width, height, frames):
+STILL_WHEN_TURNED = ("circle", "ring", "square", "diamond")  # or not known by name
+
+
+def sample_clip(rng, art, width, height, frames, turning=0.0):
+    """`turning`: share of the things that stay where they are and turn round there."""
     while True:
         scene = Scene(width, height, [], [], sample_background(rng))
         clip = Clip(width, height, frames, [], scene.background)
         names = set()
         for _ in range(rng.randint(1, 3)):
             actor = sample_actor(rng, art, scene, frames)
+            if turning and actor and actor.direction == "still" and rng.random() < turning:
+                turn_round(rng, actor)
             if actor and (actor.thing.kind, actor.thing.color) not in names:
                 names.add((actor.thing.kind, actor.thing.color))
                 clip.actors.append(actor)
@@ -489,6 +516,12 @@ def sample_actor(rng, art, scene, frames):
     return actor
 
 
+def turn_round(rng, actor):
+    if actor.thing.kind not in STILL_WHEN_TURNED:
+        actor.direction = "turn"
+        actor.spin = rng.choice([-1, 1]) * rng.uniform(0.3, 1.0) * 2 * math.pi
+
+
 def _start(rng, thing, scene, dx, dy):
     left, right = thing.cx - thing.box[0], thing.box[2] - thing.cx
     top, bottom = thing.cy - thing.box[1], thing.box[3] - thing.cy
@@ -520,13 +553,12 @@ def layer_row(art, entry, cx, cy, half_x, half_y, angle, opacity, look):
     return (entry + level * art.count, cx, cy, half_x, half_y, c, s, opacity, *look)
 
 
-def thing_row(art, thing, opacity=1.0, at=None, look=None):
+def thing_row(art, thing, opacity=1.0, at=None, look=None, turned=0.0):
     half = thing.half * CELL_TO_INK
     cx, cy = at or (thing.cx, thing.cy)
     look = look or thing.look
-    return layer_row(
-        art, thing.entry, cx, cy, half * thing.stretch, half, thing.angle, opacity, look
-    )
+    angle = thing.angle + turned
+    return layer_row(art, thing.entry, cx, cy, half * thing.stretch, half, angle, opacity, look)
 
 
 def word_rows(art, word):
@@ -542,8 +574,8 @@ def word_rows(art, word):
 
 
 def layer_rows(art, scene):
-    """(MAX_LAYERS, LAYER_FIELDS): things first, then glyphs; unused rows have opacity 0."""
-    rows = [thing_row(art, thing) for thing in scene.things]
+    """(MAX_LAYERS, LAYER_FIELDS): clutter, things, glyphs; unused rows have opacity 0."""
+    rows = scene.clutter[:MAX_CLUTTER] + [thing_row(art, thing) for thing in scene.things]
     for word in scene.words:
         rows.extend(word_rows(art, word))
     table = np.zeros((MAX_LAYERS, LAYER_FIELDS), np.float32)
@@ -563,7 +595,10 @@ def clip_rows(art, clip, slots=3):
                 (actor.event == "appear" and before) or (actor.event == "disappear" and not before)
             )
             look = actor.thing.look[0 if before else 1] if changes else actor.thing.look
-            table[frame, slot] = thing_row(art, actor.thing, float(shown), actor.track[frame], look)
+            turned = actor.spin * frame / max(1, clip.frames - 1)
+            table[frame, slot] = thing_row(
+                art, actor.thing, float(shown), actor.track[frame], look, turned
+            )
     return table
 
 
@@ -579,8 +614,8 @@ def thing_targets(scene):
 
 
 def glyph_targets(scene):
-    """(MAX_WORDS * MAX_CHARACTERS, 6): character, ink box, on."""
-    table = np.zeros((MAX_WORDS * MAX_CHARACTERS, 6), np.float32)
+    """(MAX_GLYPHS, 6): character, ink box, on."""
+    table = np.zeros((MAX_GLYPHS, 6), np.float32)
     glyphs = [glyph for word in scene.words for glyph in word.glyphs]
     for row, glyph in zip(table, glyphs, strict=False):
         row[:] = (CHARACTERS.index(glyph[5]), *glyph[6], 1)

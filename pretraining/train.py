@@ -92,7 +92,8 @@ class Trainer:
         pixels, grids = [], []
         for index, (height, width) in enumerate(batch["sizes"]):
             layers, backgrounds = (part(batch, k, index) for k in ("layers", "backgrounds"))
-            image = render(self.texture, layers, backgrounds, height, width, self.generator)
+            size = (height, width, self.generator, batch["soft"])
+            image = render(self.texture, layers, backgrounds, *size)
             frames = normalise(image).view(-1, batch["frames"], 3, height, width)
             values, grid = patchify(frames)
             pixels.append(values)

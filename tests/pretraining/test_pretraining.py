@@ -1,6 +1,7 @@
 """The bundled model's training code on a CPU: synthetic art, tiny sizes."""
 
 import argparse
+import itertools
 import multiprocessing
 import random
 import re
@@ -10,11 +11,26 @@ import numpy as np
 import pytest
 import torch
 from batches import IGNORE, BatchMaker, Encoder
-from evaluate import match, parse, phrases, score, wilson
-from questions import SPELL, TASK_NAMES, Examiner, box_text, grounded, plain
-from renderer import composite_torch, jpeg, make_texture
+from evaluate import match, near_enough, other_captions, parse, phrases, score, wilson
+from hard import sample_alike, sample_hard_album, sample_hard_scene, sample_line, tick_numbers
+from questions import SPELL, TASK_NAMES, Examiner, box_text, caption_text, deed, grounded, plain
+from renderer import composite_torch, degrade, jpeg, make_texture
 from safetensors.torch import save_file
-from scenes import Art, layer_rows, overlap, sample_album, sample_clip, sample_scene
+from scenes import (
+    MAX_GLYPHS,
+    MAX_LAYERS,
+    Art,
+    Scene,
+    Thing,
+    clip_rows,
+    glyph_targets,
+    layer_rows,
+    overlap,
+    reading_order,
+    sample_album,
+    sample_clip,
+    sample_scene,
+)
 from tokenizers import Tokenizer
 from train import HERE, Trainer, load_config, run
 from words import CHARACTERS, COLOR_NAMES, KINDS, NOUNS, SHAPES, ZH
@@ -169,6 +185,105 @@ def test_video_directions_are_true(art):
             ] > 0.15 * 112
 
 
+def hard_scenes(art, count, seed=0):
+    rng = random.Random(seed)
+    return [
+        sample_hard_scene(rng, art, 336, 280, max_things=10, word_share=0.9) for _ in range(count)
+    ]
+
+
+def test_hard_scenes_fit_their_tables_and_pictures(art):
+    scenes = hard_scenes(art, 120)
+    assert any(scene.clutter for scene in scenes)
+    assert any(" " in word.text for scene in scenes for word in scene.words)
+    for scene in scenes:
+        assert layer_rows(art, scene).shape[0] == MAX_LAYERS
+        drawn = sum(len(word.text.replace(" ", "")) for word in scene.words)
+        assert drawn <= MAX_GLYPHS and glyph_targets(scene)[:, 5].sum() == drawn
+        for item in scene.things + scene.words:
+            x1, y1, x2, y2 = item.box
+            assert -1 <= x1 < x2 <= scene.width + 1 and -1 <= y1 < y2 <= scene.height + 1
+
+
+def test_lines_and_plots_are_never_named(art):
+    examiner, rng = Examiner(chinese_share=0.0), random.Random(4)
+    for scene in hard_scenes(art, 60, seed=7):
+        if not scene.clutter:
+            continue
+        named = len(scene.things) + len(scene.words)
+        for turns in examiner.dialogues(rng, scene, 12):
+            for task, _, answer in turns:
+                if task == "grounded_caption":
+                    assert answer.count("<|box_start|>") == named
+
+
+def test_words_of_a_line_stand_one_space_apart():
+    rng = random.Random(1)
+    for _ in range(200):
+        parts = sample_line(rng).split(" ")
+        assert 2 <= len(parts) <= 3 and all(parts) and sum(map(len, parts)) <= 12
+        assert 2 <= len(sample_alike(rng)) <= 8
+
+
+def test_ticks_rise_in_even_steps():
+    numbers = [float(text) for text in tick_numbers(random.Random(2), 5)]
+    steps = [round(b - a, 6) for a, b in itertools.pairwise(numbers)]
+    assert len(set(steps)) == 1 and steps[0] > 0
+
+
+def test_pictures_of_a_hard_album_share_and_differ(art):
+    rng, shared, alone = random.Random(3), 0, 0
+    for _ in range(40):
+        first, second = sample_hard_album(rng, art, [(280, 224), (224, 280)])
+        assert (first.width, second.width) == (280, 224)
+        keys = [{(t.kind, t.color) for t in scene.things} for scene in (first, second)]
+        shared += bool(keys[0] & keys[1])
+        alone += bool(keys[0] - keys[1])
+    assert shared > 15 and alone > 15
+
+
+def thing_at(x, y):
+    return Thing("star", "red", x, y, 10, 0, box=(x - 10, y - 10, x + 10, y + 10))
+
+
+def test_level_things_change_places_and_others_never():
+    rng, orders = random.Random(0), set()
+    level = [thing_at(100, 150), thing_at(104, 150), thing_at(250, 20)]
+    scene = Scene(300, 300, list(level), [], np.zeros(20, np.float32))
+    for _ in range(50):
+        reading_order(scene, rng, 0.012)
+        orders.add(tuple(level.index(thing) for thing in scene.things))
+    assert orders == {(2, 0, 1), (2, 1, 0)}
+    reading_order(scene)
+    assert scene.things == [level[2], level[0], level[1]]
+
+
+def test_both_names_count_for_a_place_at_a_border_only():
+    scene = Scene(300, 300, [thing_at(99, 50)], [], np.zeros(20, np.float32))
+    item = {"truth": caption_text(scene, ["top left"], False), "also": other_captions(scene, False)}
+    right = {
+        name: near_enough(item | {"answer": caption_text(scene, [name], False)})
+        for name in ("top left", "top", "left", "center")
+    }
+    assert right == {"top left": True, "top": True, "left": False, "center": False}
+    assert other_captions(Scene(300, 300, [thing_at(80, 50)], [], None), False) == [item["truth"]]
+
+
+def test_turning_things_rest_and_turn(art):
+    rng, seen = random.Random(6), 0
+    for _ in range(60):
+        clip = sample_clip(rng, art, 140, 112, 8, turning=1.0)
+        table = clip_rows(art, clip)
+        for slot, actor in enumerate(clip.actors):
+            moved, turned = (np.ptp(table[:, slot, k]) for k in (1, 6))
+            if actor.direction == "turn":
+                seen += 1
+                assert moved == 0 and turned > 0.5 and "turns round" in deed(actor, False)
+            else:
+                assert turned == 0
+    assert seen > 5
+
+
 # ---------------------------------------------------------------- renderer
 
 
@@ -185,6 +300,13 @@ def test_things_are_drawn_where_their_boxes_are(art, texture):
         inside[max(0, int(y1) - 2) : int(y2) + 3, max(0, int(x1) - 2) : int(x2) + 3] = True
         assert changed[int((y1 + y2) / 2), int((x1 + x2) / 2)]
     assert not (changed & ~inside).any()
+
+
+def test_enlarged_pictures_are_softer_and_keep_their_size():
+    rng = torch.Generator().manual_seed(0)
+    fine = (torch.arange(56) % 2).float().expand(1, 3, 56, 56)
+    soft = degrade(fine, rng, soft=0.5)
+    assert soft.shape == fine.shape and soft.std() < 0.3 * fine.std()
 
 
 def test_jpeg_of_high_quality_changes_little():
