@@ -29,4 +29,12 @@ class GroundingParseError(VlkitError):
 
 
 class RemoteError(VlkitError):
-    """A hosted or served model that could not be reached or refused the request."""
+    """A hosted or served model that could not be reached or refused the request.
+
+    Attributes:
+        fatal: whether other requests would fail as well (key, model, quota, network).
+    """
+
+    def __init__(self, message: str, *, fatal: bool = False):
+        super().__init__(message)
+        self.fatal = fatal

@@ -12,17 +12,17 @@ from typing import Any
 from vlkit import recording
 from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import ModelInputs, prepare_inputs
-from vlkit.media import load_image
-from vlkit.messages import as_messages, assistant, iterate_media, user
-from vlkit.messages import system as _system
+from vlkit.messages import as_messages
 from vlkit.models import VLM
 from vlkit.options import generation_options
+from vlkit.remote.answering import answer_remotely
+from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Reply, Usage
 
 
 @recording.answered
 def generate(
-    vlm: VLM,
+    vlm: VLM | RemoteVLM,
     messages: str | Mapping | list,
     *,
     max_new_tokens: int = 256,
@@ -45,18 +45,15 @@ def generate(
     Raises:
         MediaError: a picture that cannot be read.
         ModelError: prompt and answer do not fit the context or the GPU's memory.
+        RemoteError: a hosted model that cannot be reached, or refuses.
         VlkitError: malformed messages or options.
     """
-    start = time.perf_counter()
-    messages = as_messages(messages)
     options = generation_options(max_new_tokens, temperature, top_p, seed)
-    inputs = prepare_inputs(vlm, [messages])
-    tokens = _run(vlm, inputs, options, seed)
-    return _make_reply(vlm, messages, inputs, tokens, max_new_tokens, start)
+    return _answer(vlm, as_messages(messages), options, seed)
 
 
 def stream(
-    vlm: VLM,
+    vlm: VLM | RemoteVLM,
     messages: str | Mapping | list,
     *,
     max_new_tokens: int = 256,
@@ -77,7 +74,7 @@ def stream(
 class Stream:
     """An answer under way; an iterator over pieces of text. Made by :func:`stream`."""
 
-    def __init__(self, vlm: VLM, messages: list[dict], options: dict, seed: int | None):
+    def __init__(self, vlm: VLM | RemoteVLM, messages: list[dict], options: dict, seed: int | None):
         self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
         self._pieces: queue.SimpleQueue = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -110,11 +107,9 @@ class Stream:
 
     def _work(self) -> None:
         try:
-            start = time.perf_counter()
-            inputs = prepare_inputs(self._vlm, [self._messages])
-            tokens = _run(self._vlm, inputs, self._options, self._seed, self._put, self._stopped)
-            limit = self._options["max_new_tokens"]
-            self._reply = _make_reply(self._vlm, self._messages, inputs, tokens, limit, start)
+            self._reply = _answer(
+                self._vlm, self._messages, self._options, self._seed, self._put, self._stopped
+            )
             self._note(self._reply)
             self._pieces.put(None)
         except BaseException as error:  # raised again where the stream is read
@@ -126,54 +121,19 @@ class Stream:
             self._pieces.put(text)
 
 
-class Chat:
-    """A conversation that remembers; pictures of earlier turns stay in view.
-
-    Args:
-        vlm: from :func:`vlkit.load`.
-        system: a system message's text, or None for the model's own.
-        **options: defaults for every turn, as for :func:`generate`.
-    """
-
-    def __init__(self, vlm: VLM, system: str | None = None, **options: Any):
-        self.vlm, self.options = vlm, options
-        self.messages = [_system(system)] if system is not None else []
-
-    def ask(self, text: str, *media: Any, **options: Any) -> Reply:
-        """Ask the next question; on an error the conversation stays as it was."""
-        turn = self._turn(text, media)
-        with recording.as_kind("chat"):
-            reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
-        self._remember(turn, reply)
-        return reply
-
-    def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
-        """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
-        turn = self._turn(text, media)
-        with recording.as_kind("chat"):
-            pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
-        try:
-            yield from pieces
-        finally:
-            pieces.stop()
-            if pieces._reply is not None:
-                self._remember(turn, pieces.reply)
-
-    def _turn(self, text: str, media: tuple) -> dict:
-        """The user's message with its pictures read now: a later turn sees what this one saw."""
-        turn = as_messages(user(text, *media))[0]
-        for item in iterate_media([turn]):
-            if item["type"] == "video":
-                continue  # a clip is sampled anew each turn: its frames may be many
-            item["image"] = load_image(item["image"], strict=item.pop("strict", True))
-        return turn
-
-    def _remember(self, turn: dict, reply: Reply) -> None:
-        ending = self.vlm.processor.tokenizer.eos_token or ""
-        self.messages += [turn, assistant(reply.raw.removesuffix(ending))]
-
-
 # --- the model's run -----------------------------------------------------------------------------
+
+
+def _answer(
+    vlm: VLM | RemoteVLM, messages: list[dict], options: dict, seed, put=None, stopped=None
+) -> Reply:
+    """The one place where models on this machine and others part."""
+    if isinstance(vlm, RemoteVLM):
+        return answer_remotely(vlm, messages, options, seed, put, stopped)
+    start = time.perf_counter()
+    inputs = prepare_inputs(vlm, [messages])
+    tokens = _run(vlm, inputs, options, seed, put, stopped)
+    return _make_reply(vlm, messages, inputs, tokens, options["max_new_tokens"], start)
 
 
 def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:

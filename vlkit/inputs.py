@@ -16,6 +16,7 @@ from vlkit.hubs import first_line
 from vlkit.media import Image
 from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
 from vlkit.models import VLM
+from vlkit.remote.models import RemoteVLM
 from vlkit.sizes import Limits, SizeRules, fit_size, rules_of_processor
 from vlkit.video import Clip, Video, load_clip
 
@@ -62,7 +63,12 @@ class LoadedMessages:
 
 
 def check_loaded(vlm: Any) -> None:
-    """Raises VlkitError where a model's name stands for the model."""
+    """Raises VlkitError where a model's name stands for the model, or it is not on this machine."""
+    if isinstance(vlm, RemoteVLM):
+        raise VlkitError(
+            f"{vlm.name} runs elsewhere; this needs a model's weights on this machine, as of "
+            "vlkit.load()"
+        )
     if not hasattr(vlm, "processor"):
         raise VlkitError(f"vlm={vlm!r:.60} is no loaded model; pass what vlkit.load(…) returns")
 
@@ -143,8 +149,10 @@ def _sample(vlm: VLM, video: Video) -> Clip:
     return load_clip(video, lambda size, count: frame_size(vlm, size, count, video))
 
 
-def size_rules(vlm: VLM) -> SizeRules:
+def size_rules(vlm: VLM | RemoteVLM) -> SizeRules:
     """The size rules of a loaded model."""
+    if isinstance(vlm, RemoteVLM):
+        return vlm.rules
     return rules_of_processor(vlm.processor, vlm.family, vlm.max_image_tokens)
 
 
@@ -166,7 +174,7 @@ def render_prompt(processor: Any, messages: list[dict], *, finished: bool = Fals
         messages: checked; the next answer is asked for, or the last one gone on with.
         finished: nothing is to follow: an answer at the end is whole, its end token written.
     """
-    plain = [{"role": m["role"], "content": _without_media(m["content"])} for m in messages]
+    plain = [{"role": m["role"], "content": plain_content(m["content"])} for m in messages]
     prefill = messages[-1]["role"] == "assistant" and not finished
     asked = not prefill and not finished
     ending = {"add_generation_prompt": asked, "continue_final_message": prefill}
@@ -183,8 +191,11 @@ def render_prompt(processor: Any, messages: list[dict], *, finished: bool = Fals
     return prompt
 
 
-def _without_media(content: list[dict]) -> list[dict]:
-    """Placeholders for media; neighbouring texts as one, or they could spell a token together."""
+def plain_content(content: list[dict]) -> list[dict]:
+    """Items of text without control tokens, and placeholders ``{"type": "image"}`` for media.
+
+    Neighbouring texts become one, or they could spell a token together.
+    """
     items: list[dict] = []
     for item in content:
         if item["type"] != "text":

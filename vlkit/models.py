@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from vlkit.adapters import attach_adapter, find_adapter
-from vlkit.errors import ModelError
+from vlkit.errors import ModelError, RemoteError
 from vlkit.families import family_of
 from vlkit.hubs import Hub, ModelFolder, find_model, first_line
+from vlkit.placement import network_options
+from vlkit.remote.models import HostedOptions, load_remote
+from vlkit.remote.services import is_remote_name
 from vlkit.settings import honours_choice
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
-ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
 QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
 
 
@@ -50,6 +50,11 @@ class VLM:
         return self.folder.name
 
     @property
+    def revision(self) -> str | None:
+        """The commit on the hub, or None."""
+        return self.folder.revision
+
+    @property
     def context_length(self) -> int:
         """The most tokens that prompt and answer may have together."""
         return self.model.config.get_text_config().max_position_embeddings
@@ -76,11 +81,14 @@ def load(
     quantize: Literal["4bit", "8bit"] | None = None,
     adapter: str | os.PathLike | None = None,
     max_image_tokens: int | None = None,
-) -> VLM:
+    **hosted: Unpack[HostedOptions],
+) -> Any:
     """Load a model of the Qwen-VL family.
 
     Args:
-        model: ``"tiny"`` (bundled), a folder, or a hub id such as ``Qwen/Qwen2-VL-7B-Instruct``.
+        model: ``"tiny"`` (bundled), a folder, a hub id such as ``Qwen/Qwen2-VL-7B-Instruct``, or a
+            hosted one: ``"openai:MODEL"`` (any OpenAI-compatible endpoint, with ``base_url=``) or
+            ``"dashscope:qwen-vl-max"``.
             None takes what ``VLKIT_MODEL`` or the settings file names, else ``"tiny"``.
         hub: ``"auto"``: local, then cached, then whichever hub answers; ``"modelscope"`` or
             ``"huggingface"`` for one of them alone.
@@ -91,8 +99,14 @@ def load(
         quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes (``pip install "vlkit[quant]"``).
         adapter: folder or hub id of a PEFT adapter made for this model.
         max_image_tokens: shrink every picture to at most this many tokens.
+        **hosted: of hosted models alone: ``base_url``, ``api_key``, ``region``, ``family``,
+            ``prices``, ``timeout`` …; see :class:`vlkit.remote.HostedOptions`.
+
+    Returns:
+        A :class:`VLM`; of a hosted model a :class:`vlkit.remote.RemoteVLM`.
 
     Raises:
+        RemoteError: a hosted model that cannot be reached as asked.
         ModelError: what is wrong and what to do. Weights are safetensors only, and no code from a
             model folder is ever run.
     """
@@ -104,9 +118,19 @@ def load(
         not isinstance(max_image_tokens, int) or max_image_tokens < 1
     ):
         raise ModelError(f"max_image_tokens={max_image_tokens!r} must be a whole number, 1 or more")
+    here = {"hub": (hub, "auto"), "revision": (revision, None), "device": (device, "auto"),
+            "dtype": (dtype, "auto"), "attn": (attn, "auto"), "quantize": (quantize, None),
+            "adapter": (adapter, None)}  # fmt: skip
+    if isinstance(model, str) and is_remote_name(model):
+        _refuse_options(model, here)
+        return load_remote(model, max_image_tokens=max_image_tokens, **hosted)
+    if hosted:
+        raise ModelError(
+            f'{next(iter(hosted))}= is for hosted models, such as "openai:…"; {model} runs here'
+        )
     folder = find_model(model, hub=hub, revision=revision)
     family = family_of(folder.config, folder.name)
-    options = _network_options(folder, device, dtype, attn, quantize)
+    options = network_options(folder, device, dtype, attn, quantize)
     adapter_path = find_adapter(adapter, folder, family) if adapter else None
     processor = _load_processor(folder)
     network = _load_network(folder, options)
@@ -116,19 +140,11 @@ def load(
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
 
 
-def _network_options(
-    folder: ModelFolder, device: str, dtype: str, attn: str, quantize: str | None
-) -> dict[str, Any]:
-    device = _choose_device(device)
-    chosen = _choose_dtype(dtype, device, folder.config)
-    options = {
-        "dtype": chosen,
-        "attn_implementation": _choose_attention(attn, device, chosen),
-        "device_map": "auto" if device == "cuda" else device,
-    }
-    if quantize:
-        options["quantization_config"] = _quantization(quantize, chosen)
-    return options
+def _refuse_options(model: str, here: dict[str, tuple]) -> None:
+    if given := [name for name, (value, default) in here.items() if value != default]:
+        raise RemoteError(
+            f"{given[0]}= is for models on this machine; {model} runs as its service has it"
+        )
 
 
 def _load_network(folder: ModelFolder, options: dict[str, Any]):
@@ -200,70 +216,6 @@ def _quiet_loading(path: Path):
 
 def _is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
-
-
-def _choose_device(device: str) -> str:
-    import torch
-
-    mps = torch.backends.mps.is_available()
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    match = re.fullmatch(r"cpu|mps|cuda(:(\d+))?", str(device))
-    if not match:
-        raise ModelError(f'device={device!r} is unknown; choose "auto", "cpu", "cuda:0" or "mps"')
-    gpus = torch.cuda.device_count()
-    if (device == "mps" and not mps) or (device.startswith("cuda") and int(match[2] or 0) >= gpus):
-        raise ModelError(f'device={device!r}, but torch sees {gpus} GPUs; use device="auto"')
-    return device
-
-
-def _choose_dtype(dtype: str, device: str, config: dict):
-    """A torch dtype; "auto" on a GPU is the one in which the weights are stored."""
-    import torch
-
-    name = str(dtype).removeprefix("torch.")
-    if name == "auto" and device == "cpu":
-        return torch.float32
-    if name == "auto":
-        parts = (config, config.get("text_config") or {})
-        stored = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
-        name = str(stored[0]).removeprefix("torch.") if stored else "bfloat16"
-    if name not in DTYPES:
-        raise ModelError(f"dtype={dtype!r} is unknown; choose 'auto' or one of {list(DTYPES)}")
-    return getattr(torch, name)
-
-
-def _choose_attention(attn: str, device: str, dtype: Any) -> str:
-    import torch
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    if attn not in ATTENTIONS:
-        raise ModelError(f"attn={attn!r} is unknown; choose one of {list(ATTENTIONS)}")
-    fits = device.startswith("cuda") and dtype in (torch.bfloat16, torch.float16)
-    if attn == "auto":
-        return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
-    if attn == "flash_attention_2" and not (fits and is_flash_attn_2_available()):
-        raise ModelError(
-            'attn="flash_attention_2" needs a CUDA GPU, dtype="bfloat16" or "float16", and '
-            '`pip install flash-attn`; attn="auto" takes it where it can be used'
-        )
-    return attn
-
-
-def _quantization(quantize: str, dtype: Any):
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            f'quantize="{quantize}" needs bitsandbytes: pip install "vlkit[quant]"'
-        ) from error
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-    )
 
 
 def _load_processor(folder: ModelFolder):

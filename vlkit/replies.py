@@ -43,6 +43,7 @@ class Reply:
         input_sizes: (width, height) of each picture as the model saw it.
         clips: the sampled clips, their frames as the model saw them.
         finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
+        cost: of a hosted model whose ``prices`` are known, in their currency; else None.
         tokens: the ids of the new tokens; empty where they are not known, as of a row read from
             a file.
     """
@@ -56,6 +57,7 @@ class Reply:
     input_sizes: tuple[Size, ...] = ()
     clips: Sequence[Clip] = field(default=(), repr=False)
     finish_reason: str = "stop"
+    cost: float | None = None
     tokens: tuple[int, ...] = field(default=(), repr=False)
 
     @property
@@ -133,6 +135,8 @@ class Reply:
         )
         if self.finish_reason != "stop":
             line += f", ended by {self.finish_reason}"
+        if self.cost is not None:
+            line += f", cost {self.cost:.2g}"
         pictures = self._repr_pictures()
         return (
             f'<div style="max-width:640px"><p style="font-size:1.05em;margin:4px 0">{text}</p>'

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlkit
 from vlkit.errors import ModelError
-from vlkit.models import _choose_attention, _choose_dtype
+from vlkit.placement import choose_attention, choose_dtype
 
 SHARD = "model.safetensors"
 
@@ -104,11 +104,11 @@ def test_dtype_as_asked(tiny_folder, dtype):
 
 def test_auto_dtype_is_float32_on_a_cpu_and_the_stored_one_elsewhere():
     flat, nested, silent = {"torch_dtype": "float16"}, {"text_config": {"dtype": "bfloat16"}}, {}
-    assert _choose_dtype("auto", "cpu", flat) == torch.float32
-    assert _choose_dtype("auto", "cuda", flat) == torch.float16
-    assert _choose_dtype("auto", "cuda:1", nested) == torch.bfloat16
-    assert _choose_dtype("auto", "mps", silent) == torch.bfloat16
-    assert _choose_dtype("float32", "cuda", nested) == torch.float32
+    assert choose_dtype("auto", "cpu", flat) == torch.float32
+    assert choose_dtype("auto", "cuda", flat) == torch.float16
+    assert choose_dtype("auto", "cuda:1", nested) == torch.bfloat16
+    assert choose_dtype("auto", "mps", silent) == torch.bfloat16
+    assert choose_dtype("float32", "cuda", nested) == torch.float32
 
 
 @pytest.mark.parametrize("attn", ["auto", "sdpa", "eager"])
@@ -133,9 +133,9 @@ def test_auto_takes_flash_attention_where_it_is_installed_and_fits(
     monkeypatch, device, dtype, expected
 ):
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
-    assert _choose_attention("auto", device, dtype) == expected
+    assert choose_attention("auto", device, dtype) == expected
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
-    assert _choose_attention("auto", device, dtype) == "sdpa"
+    assert choose_attention("auto", device, dtype) == "sdpa"
 
 
 def test_max_image_tokens_counts_in_the_answer(tiny_folder, picture):

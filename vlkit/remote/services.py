@@ -1,0 +1,179 @@
+"""What is known of services: where they are, which key opens them, how large they take pictures.
+
+Sources: Alibaba Cloud Model Studio's reference of the OpenAI-compatible chat (base URLs,
+``min_pixels``, ``max_pixels``, ``total_pixels``, ``fps``, ``top_k``) and its page on visual
+understanding (pixels of a token, frames of a clip, megabytes); vLLM's page on multimodal inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from vlkit.errors import ModelError, RemoteError
+from vlkit.families import FAMILIES, family_of_name
+from vlkit.sizes import SizeRules, published_rules
+
+PREFIXES = ("openai:", "dashscope:")
+OPENAI_URL = "https://api.openai.com/v1"
+REGIONS = {
+    "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+    "virginia": "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
+    "hongkong": "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
+}
+_MOST_TOKENS = 16_384  # of a picture, on every service and in every generation
+
+
+@dataclass(frozen=True)
+class Service:
+    """How a kind of service differs from the others.
+
+    Attributes:
+        name: ``"dashscope"``, ``"openai"`` (OpenAI's own) or ``"compatible"`` (vLLM, `vlkit serve`
+            and whatever else speaks the protocol).
+        key_name: the environment variable with the key.
+        needs_key: whether nothing goes without one.
+        most_temperature: the highest that it takes.
+        most_seed: the highest seed that it takes.
+        any_token: the ``top_k`` that means the whole vocabulary, or None where there is no such
+            field.
+    """
+
+    name: str
+    key_name: str = "OPENAI_API_KEY"
+    needs_key: bool = False
+    most_temperature: float = 10.0
+    most_seed: int = 2**63 - 1
+    any_token: int | None = 0
+
+    def token_field(self, family: str) -> str:
+        """The field that limits the answer's tokens."""
+        newer = self.name == "openai" or (self.name == "dashscope" and family == "qwen3_5")
+        return "max_completion_tokens" if newer else "max_tokens"
+
+
+DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101)
+OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
+COMPATIBLE = Service("compatible")
+
+# name, family, patch size. From the middle of 2025 on qwen-vl-max and qwen-vl-plus write boxes as
+# Qwen2.5-VL does, and cut patches of 16 pixels as Qwen3-VL does.
+_HOSTED = (
+    (r"qwen-vl-(max|plus)(-latest|-0710|-081[35]|-2025-(0[89]|1\d)-\d\d|-2025-07-\d\d)?$",
+     "qwen2_5_vl", 16),
+    (r"qwen-vl-(max|plus)-2025-0[1-6]-\d\d$", "qwen2_5_vl", 14),
+    (r"qwen3\.[5-9]", "qwen3_5", 16),
+)  # fmt: skip
+
+
+def is_remote_name(model: Any) -> bool:
+    """Whether a model's name means one behind an endpoint: ``"openai:…"`` or ``"dashscope:…"``."""
+    return isinstance(model, str) and model.lower().startswith(PREFIXES)
+
+
+def service_at(base_url: str) -> Service:
+    """The kind of service behind an address."""
+    host = urlsplit(base_url).hostname or ""
+    if host.endswith("aliyuncs.com"):
+        return DASHSCOPE
+    return OPENAI if host == "api.openai.com" else COMPATIBLE
+
+
+def check_url(base_url: str) -> str:
+    """An address without its last slash. Raises RemoteError."""
+    parts = urlsplit(base_url) if isinstance(base_url, str) else urlsplit("")
+    if parts.username or parts.password or parts.query:
+        raise RemoteError(
+            "base_url holds a name, a password or a query, which would be seen wherever it is "
+            "shown; pass the bare address, and the key as api_key= or through the environment"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RemoteError(
+            f'base_url={base_url!r:.200} is no address; expected "http://127.0.0.1:8000/v1", say'
+        )
+    return base_url.rstrip("/")
+
+
+def region_url(region: str | None) -> str:
+    """DashScope's address in a region. Raises RemoteError."""
+    if (url := REGIONS.get(region or "beijing")) is None:
+        raise RemoteError(
+            f"region={region!r} is unknown; choose one of {list(REGIONS)}, or pass base_url= with "
+            "the address that Model Studio's console shows for your workspace"
+        )
+    return url
+
+
+def family_and_rules(
+    name: str, family: str | None, service: Service, told: dict
+) -> tuple[str, SizeRules]:
+    """The family and size rules of a served model.
+
+    Args:
+        name: as the service calls it.
+        family: as the user says, or None.
+        service: whose it is.
+        told: what the service says of it; `vlkit serve` tells all, vLLM its ``root``.
+
+    Raises:
+        RemoteError: no family can be told.
+    """
+    if family is not None and family not in FAMILIES:
+        raise RemoteError(f"family={family!r} is unknown; choose one of {list(FAMILIES)}")
+    own = told.get("vlkit")
+    if isinstance(own, dict) and own.get("family") in FAMILIES:
+        if rules := _told_rules(own):
+            return family or own["family"], rules
+    for spelling, known, patch_size in _HOSTED:
+        if re.match(spelling, name.lower()):
+            return family or known, _service_rules(service, family or known, patch_size)
+    family = family or _named_family(name, str(told.get("root") or ""))
+    return family, _service_rules(service, family, FAMILIES[family].patch_size)
+
+
+def _named_family(name: str, root: str) -> str:
+    for each in (name, root):
+        try:
+            return family_of_name(each)
+        except ModelError:
+            continue
+    raise RemoteError(
+        f"no family, and so no way to read boxes, can be told from the name {name!r}; pass family= "
+        f"as one of {list(FAMILIES)}"
+    )
+
+
+def _told_rules(own: dict) -> SizeRules | None:
+    try:
+        image, video = (tuple(map(int, own[key])) for key in ("image_pixels", "video_pixels"))
+        most = own.get("max_image_tokens")
+        return SizeRules(int(own["patch_size"]), image, video, most and int(most))  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _service_rules(service: Service, family: str, patch_size: int) -> SizeRules:
+    """The family's rules; on DashScope its own default maximum, as each token is paid for."""
+    rules, token = published_rules(family), (2 * patch_size) ** 2
+    if patch_size != rules.patch_size:
+        pixels = (4 * token, _MOST_TOKENS * token)
+        rules = SizeRules(patch_size, pixels, pixels)
+    if service is not DASHSCOPE:
+        return rules
+    most = 2560 if family in ("qwen3_vl", "qwen3_5") else 1280
+    return replace(rules, image_pixels=(rules.image_pixels[0], most * token))
+
+
+def picture_bounds(rules: SizeRules) -> dict[str, int]:
+    """DashScope's fields beside a picture that keep it from resizing what is sized already."""
+    token = rules.side**2
+    return {"min_pixels": rules.image_pixels[0], "max_pixels": _MOST_TOKENS * token}
+
+
+def frame_bounds(rules: SizeRules) -> dict[str, int]:
+    """The same for the frames of a clip."""
+    token = rules.side**2
+    return {"min_pixels": 4 * token, "max_pixels": 768 * token, "total_pixels": 65_536 * token}
