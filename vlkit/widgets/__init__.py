@@ -4,7 +4,8 @@ from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
 from vlkit.widgets.batch import BatchPanel
 from vlkit.widgets.canvas import BoxCanvas
 from vlkit.widgets.grounding import GroundingPanel
-from vlkit.widgets.shared import Panel, StatusLine
+from vlkit.widgets.look import StatusLine
+from vlkit.widgets.shared import Panel
 from vlkit.widgets.video import ClipPicker, VideoPanel
 
 __all__ = [

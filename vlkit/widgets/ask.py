@@ -11,7 +11,8 @@ import PIL.Image
 from vlkit import bundled, media, messages
 from vlkit.errors import MediaError
 from vlkit.replies import image_html
-from vlkit.widgets.shared import Panel, Picker, StatusLine, add_classes
+from vlkit.widgets.look import StatusLine, add_classes
+from vlkit.widgets.shared import Panel, Picker
 
 EXAMPLES = (
     "Describe this image.",

@@ -15,7 +15,17 @@ from vlkit import batch, bundled, tables
 from vlkit.errors import VlkitError
 from vlkit.replies import Failure, Reply
 from vlkit.widgets.batch_rows import ROW_CSS, row_html
-from vlkit.widgets.shared import Debounce, StatusLine, _columns, _load_code, add_classes
+from vlkit.widgets.look import (
+    StatusLine,
+    add_classes,
+    buttons,
+    code_fold,
+    columns,
+    load_code,
+    show_code,
+    style,
+)
+from vlkit.widgets.shared import Debounce
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,15 +75,13 @@ class BatchPanel(widgets.VBox):
         self._draw_later = Debounce(self._draw, _QUIET)
         self._make_controls(source, prompt)
         asked = [self.source, self.prompt, self.columns_line, self.max_new_tokens, self.out]
-        start = widgets.HBox([self.start_button, self.stop_button])
+        start = buttons(self.start_button, self.stop_button)
         save = widgets.HBox([self.save_as, self.save_button])
         bar = widgets.HBox([self.bar, self.counts])
         bar.add_class("vlkit-bar")
-        fold = widgets.Accordion([self._code_view], titles=["The same in plain Python"])
-        style = widgets.HTML(ROW_CSS, layout=widgets.Layout(display="none"))
-        left = [style, *asked, start, self.status, save]
+        left = [style(ROW_CSS), *asked, start, self.status, save]
         chooser = widgets.HBox([self.shown, self.page])
-        super().__init__(_columns(left, [bar, chooser, *self.rows, fold]))
+        super().__init__(columns(left, [bar, chooser, *self.rows, code_fold(self._code_view)]))
         self.add_class("vlkit-panel").add_class("vlkit-batch")
         self._connect()
         self._read()
@@ -121,7 +129,7 @@ class BatchPanel(widgets.VBox):
         options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
         source = self.source.value.strip()
         return _CODE.format(
-            load=_load_code(self.vlm),
+            load=load_code(self.vlm),
             source='vlkit.sample("cat").parent' if source == SAMPLES else repr(source),
             prompt=self.prompt.value,
             options=options,
@@ -172,7 +180,7 @@ class BatchPanel(widgets.VBox):
         self._show_code()
 
     def _show_code(self, change: dict | None = None) -> None:
-        self._code_view.value = f"<pre>{html.escape(self.code)}</pre>"
+        show_code(self._code_view, self.code)
 
     def _options(self) -> dict:
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens.value}

@@ -19,7 +19,7 @@ from vlkit.sources import is_url
 
 THUMBNAIL = 264  # pixels, twice of what is shown
 MOST_TEXT = 2000  # characters of an answer
-ROW_CSS = """<style>
+ROW_CSS = """
 .vlkit-row .widget-html-content { line-height: 1.4; width: 100%; }
 .vlkit-row-grid { display: grid; grid-template-columns: 30px 132px 1fr; gap: 10px; padding: 6px 0;
   border-top: 1px solid var(--jp-border-color2, #ddd); align-items: start; }
@@ -30,7 +30,7 @@ ROW_CSS = """<style>
 .vlkit-row-answer { white-space: pre-wrap; max-height: 7em; overflow-y: auto; }
 .vlkit-batch .widget-label { max-width: none; }
 .vlkit-panel .vlkit-columns-line { margin-left: 112px; font-size: .9em; opacity: .8; }
-</style>"""
+"""
 
 
 def row_html(index: int, messages: Any, result: Reply | Failure | None) -> str:

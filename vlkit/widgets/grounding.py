@@ -17,7 +17,8 @@ from vlkit.logprobs import AnswerLogprobs, token_logprobs
 from vlkit.replies import Reply
 from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.canvas import BoxCanvas
-from vlkit.widgets.shared import Panel, StatusLine, add_classes
+from vlkit.widgets.look import StatusLine, add_classes
+from vlkit.widgets.shared import Panel
 
 GROUNDING_EXAMPLES = (
     "Locate the red circle.",

@@ -1,12 +1,11 @@
-"""What panels share: asking and stopping, choosing media, one line for errors, the look."""
+"""What panels share: asking and stopping, choosing media."""
 
 from __future__ import annotations
 
 import html
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -14,45 +13,23 @@ import ipywidgets as widgets
 from vlkit import generation
 from vlkit.errors import VlkitError
 from vlkit.replies import Reply
+from vlkit.widgets.look import (
+    StatusLine,
+    add_classes,
+    buttons,
+    code_fold,
+    columns,
+    load_code,
+    show_code,
+)
 
 _OUTCOMES = {"stop": "Done.", "length": "Cut off at max_new_tokens.", "cancelled": "Stopped."}
-_CSS = """<style>
-.vlkit-panel { color: var(--jp-ui-font-color1, inherit); padding: 4px;
-  --jp-widgets-inline-label-width: 104px; --jp-widgets-inline-width: calc(100% - 4px); }
-.vlkit-panel .widget-html-content { line-height: 1.45; overflow-wrap: anywhere; }
-.vlkit-panel pre { color: inherit; white-space: pre-wrap; word-break: normal; margin: 0; }
-.vlkit-panel .vlkit-upload { margin-left: 114px; width: auto; align-self: flex-start; }
-.vlkit-panel .vlkit-count { margin-left: 112px; }
-.vlkit-panel .vlkit-count .widget-html-content { font-size: .9em; opacity: .8; }
-.vlkit-view .widget-html-content { display: flex; flex-wrap: wrap; gap: 8px; }
-.vlkit-view img { max-height: 200px; object-fit: contain; }
-.vlkit-view video, .vlkit-view > img { width: 100%; max-height: 240px; object-fit: contain; }
-.vlkit-strip img { border-radius: 3px; }
-.vlkit-error { border-left: 4px solid var(--jp-error-color1, #d32f2f); padding: 4px 10px; }
-</style>"""
 _CODE = """import vlkit
 
 # vlm = {load}
 message = vlkit.user({message})
 reply = vlkit.generate(vlm, message, {options})
 reply"""
-
-
-class StatusLine(widgets.HTML):
-    """One line that says what a panel is doing, or what went wrong."""
-
-    def say(self, text: str) -> None:
-        """Show what is going on."""
-        self.value = f'<div role="status">{html.escape(text)}</div>'
-
-    @contextmanager
-    def catching(self) -> Iterator[None]:
-        """Show an error of the block as one line; Jupyter loses those of callbacks and threads."""
-        try:
-            yield
-        except Exception as error:
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.value = f'<div role="alert" class="vlkit-error">{html.escape(line)}</div>'
 
 
 class Panel(widgets.VBox):
@@ -87,10 +64,8 @@ class Panel(widgets.VBox):
         self._make_controls(examples)
         self._connect(watched)
         ask = [self.examples, self.prompt, self.max_new_tokens, self.temperature, self.seed]
-        buttons = widgets.HBox([self.ask_button, self.stop_button])
-        fold = widgets.Accordion([self._code_view], titles=["The same in plain Python"])
-        left = [*chooser, *ask, buttons, self.status]
-        super().__init__(_columns(left, [*above, self.answer, fold]))
+        left = [*chooser, *ask, buttons(self.ask_button, self.stop_button), self.status]
+        super().__init__(columns(left, [*above, self.answer, code_fold(self._code_view)]))
         self.add_class("vlkit-panel")
 
     def ask(self) -> None:
@@ -122,7 +97,7 @@ class Panel(widgets.VBox):
         """Plain Python that does what Ask does with the present controls; ``vlm`` is the model."""
         message = ", ".join([repr(self.prompt.value), *self._media_code()])
         options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
-        return _CODE.format(load=_load_code(self.vlm), message=message, options=options)
+        return _CODE.format(load=load_code(self.vlm), message=message, options=options)
 
     def _media_code(self) -> list[str]:
         raise NotImplementedError
@@ -194,7 +169,7 @@ class Panel(widgets.VBox):
 
     def _show_code(self, change: dict | None = None) -> None:
         with self.status.catching():
-            self._code_view.value = f"<pre>{html.escape(self.code)}</pre>"
+            show_code(self._code_view, self.code)
 
 
 class Picker(widgets.VBox):
@@ -269,26 +244,5 @@ class Debounce:
             self._function()
 
 
-def add_classes(panel: widgets.Widget, *names: str) -> None:
-    """Give the widgets in these attributes CSS classes: ``ask_button`` becomes vlkit-ask-button."""
-    for name in names:
-        getattr(panel, name).add_class("vlkit-" + name.replace("_", "-"))
-
-
-def _load_code(vlm: Any) -> str:
-    options = {name: getattr(vlm, name, None) for name in ("adapter", "max_image_tokens")}
-    given = [f", {name}={value!r}" for name, value in options.items() if value is not None]
-    return f"vlkit.load({vlm.name!r}{''.join(given)})"
-
-
 def _text_html(text: str) -> str:
     return f'<div style="white-space:pre-wrap" aria-live="polite">{html.escape(text)}</div>'
-
-
-def _columns(left: list[widgets.Widget], right: list[widgets.Widget]) -> list[widgets.Widget]:
-    """Two columns that stand below each other where there is no room; the style comes along."""
-    css = widgets.HTML(_CSS, layout=widgets.Layout(display="none"))
-    side = widgets.Layout(flex="1 1 260px", max_width="420px")
-    main = widgets.Layout(flex="1 1 240px", min_width="0")
-    boxes = [widgets.VBox(left, layout=side), widgets.VBox(right, layout=main)]
-    return [css, widgets.HBox(boxes, layout=widgets.Layout(flex_flow="row wrap", grid_gap="16px"))]

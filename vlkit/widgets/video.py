@@ -16,7 +16,8 @@ from vlkit.plotting import draw_frames
 from vlkit.replies import image_html
 from vlkit.targets import find_target
 from vlkit.video import ClipInfo, Video, load_clip, probe_clip
-from vlkit.widgets.shared import Debounce, Panel, Picker, StatusLine, add_classes
+from vlkit.widgets.look import StatusLine, add_classes
+from vlkit.widgets.shared import Debounce, Panel, Picker
 
 CLIP_EXAMPLES = (
     "Describe this video.",
