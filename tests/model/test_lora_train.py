@@ -123,8 +123,8 @@ def test_evaluation_keeps_the_best(small, tmp_path):
         small, ROWS[:1], eval_data=ROWS[1:2], output_dir=tmp_path / "run", epochs=6,
         learning_rate=3e-2,
     )  # fmt: skip
-    assert [step for step, _ in run.evaluations] == [1, 2, 3, 4, 5, 6]
-    best = min(loss for _, loss in run.evaluations)
+    assert [step for step, _ in run.evaluations] == [0, 1, 2, 3, 4, 5, 6]
+    best = min(loss for _, loss in run.evaluations[1:])
     tuned = vlkit.load(small.folder.path, adapter=run.output_dir)
     batch = Collator(0)([label_example(tuned, ROWS[1])])
     assert loss_of(tuned.model, batch) == pytest.approx(best, rel=1e-3)

@@ -17,6 +17,7 @@ from vlkit.lora.labels import IGNORED, Labelled, label_example, media_ids
 from vlkit.lora.lengths import Length, measure_length
 from vlkit.lora.modules import Part, plan_parts
 from vlkit.lora.problems import Problem, list_problems
+from vlkit.lora.sizing import choose_batch
 from vlkit.media import load_image
 from vlkit.models import VLM
 
@@ -103,7 +104,7 @@ def inspect(
     target: str = "language",
     rank: int | None = 8,
     epochs: float = 1,
-    batch_size: int = 1,
+    batch_size: int | str = "auto",
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
     max_length: int | None = None,
@@ -121,7 +122,7 @@ def inspect(
             matches whole names of layers.
         rank: of the adapters; None trains the layers themselves.
         epochs: passes over the data.
-        batch_size: rows at a time; the memory is that of the longest ones.
+        batch_size: rows at a time, or ``auto``; the memory is that of the longest ones.
         gradient_accumulation: batches for one update of the weights.
         gradient_checkpointing: layers are computed again in the backward pass, not kept.
         max_length: the most tokens of a row, of which the end is cut.
@@ -137,15 +138,19 @@ def inspect(
     parts = plan_parts(vlm, target, rank)
     lengths = measure_lengths(vlm, data, max_length)
     labelled = label_example(vlm, data[example], max_length=max_length)
-    longest = sorted(lengths, key=lambda each: each.total)[-batch_size:]
-    cut = min(longest[-1].total, max_length or longest[-1].total)
+    longest = max(each.total for each in lengths)
+    cut = min(longest, max_length or longest)
+    size = choose_batch(
+        vlm, parts, [cut], rank=rank, batch_size=batch_size,
+        accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
     memory = estimate_training(
         vlm,
         parts,
         rank=rank,
-        tokens=cut * batch_size,
-        learnt=max(each.trained for each in lengths) * batch_size,
-        patches=4 * max(each.media for each in lengths) * batch_size,
+        tokens=cut * size.batch,
+        learnt=max(each.trained for each in lengths) * size.batch,
+        patches=4 * max(each.media for each in lengths) * size.batch,
         gradient_checkpointing=gradient_checkpointing,
     )
     mean = statistics.fmean(min(each.total, max_length or each.total) for each in lengths)
@@ -162,16 +167,17 @@ def inspect(
         max_length=max_length,
         parts=parts,
         memory=memory,
-        steps=count_steps(len(data), batch_size, gradient_accumulation, epochs),
+        steps=count_steps(len(data), size.batch, size.accumulation, epochs),
         seconds=seconds,
     )
 
 
 def check_counts(
-    batch_size: int, gradient_accumulation: int, epochs: float, max_length: int | None
+    batch_size: int | str, gradient_accumulation: int, epochs: float, max_length: int | None
 ) -> None:
     """Raises VlkitError for a number of rows, passes or tokens that makes no sense."""
-    counts = {"batch_size": batch_size, "gradient_accumulation": gradient_accumulation}
+    counts: dict[str, Any] = {"gradient_accumulation": gradient_accumulation}
+    counts |= {} if batch_size == "auto" else {"batch_size": batch_size}
     counts |= {} if max_length is None else {"max_length": max_length}
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlkit.batching.encoding import Medium
 from vlkit.batching.settings import base_model
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, load_messages, make_inputs
@@ -27,11 +28,14 @@ class Labelled:
         tensors: the processor's output for one row, on the CPU; ``input_ids`` (1, length).
         labels: (1, length); the token itself where the model learns it, else -100.
         lost: tokens of answers that ``max_length`` cut.
+        media: pictures, then clips, where they are kept apart from the tensors; without pixels
+            where their features are known.
     """
 
     tensors: dict[str, Any]
     labels: Any
     lost: int = 0
+    media: tuple[Medium, ...] = ()
 
     @property
     def length(self) -> int:
@@ -83,7 +87,7 @@ def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
     if needed > max_length:
         raise VlkitError(cut_problem(labelled.length, max_length, needed))
     kept = {n: t[:, :max_length] if n in PER_TOKEN else t for n, t in labelled.tensors.items()}
-    cut = Labelled(kept, labels)
+    cut = Labelled(kept, labels, media=labelled.media)
     if not cut.trained:
         raise VlkitError(cut_problem(labelled.length, max_length, 0))
     return replace(cut, lost=labelled.trained - cut.trained)

@@ -8,12 +8,15 @@ from typing import Any
 from vlkit.errors import VlkitError
 from vlkit.flight import ClipView, View, view_media
 from vlkit.inputs import tokenizing
+from vlkit.lora.coordinates import Text
 from vlkit.lora.examples import Example
 from vlkit.lora.labels import PADS, cut_problem
 from vlkit.lora.turns import cut_turns
 from vlkit.messages import iterate_media, read_media_item
 from vlkit.models import VLM
 from vlkit.targets import Target, find_target
+
+CHARACTERS = 3  # of a token, about
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,19 @@ def measure_length(vlm: VLM, example: Example) -> Length:
             answers.append((place, place + count))
         place += count
     return Length(example.row, place, sum(view.tokens for view in views), media_end, tuple(answers))
+
+
+def guess_length(vlm: VLM, example: Example) -> float:
+    """About how long an example is, to put rows of like lengths together: media are counted, its
+    texts' tokens guessed from their characters.
+
+    Raises:
+        MediaError: a picture or clip that cannot be read.
+    """
+    target = find_target(vlm)
+    media = sum(view_media(target, read_media_item(item)).tokens for item in example.media)
+    texts = [part for _, parts in example.turns for part in parts if isinstance(part, Text)]
+    return media + sum(len(text.raw) for text in texts) / CHARACTERS
 
 
 def _count(target: Target, text: str, images: Any, clips: Any) -> tuple[int, int]:

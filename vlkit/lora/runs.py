@@ -28,7 +28,7 @@ class LoraRun:
         samples: (step, ((question, truth, answer), …)) of a few held-out rows, at each checkpoint.
         effect: the largest change of a trained weight; 0 would leave the model as it was.
         seconds: of the training alone, without what was done before a resumption.
-        checks: what the run proves of itself; None where it was stopped earlier.
+        checks: what the run proves of itself; None on all but the first of several processes.
     """
 
     output_dir: Path
@@ -43,19 +43,24 @@ class LoraRun:
     checks: Any = field(repr=False, default=None)
 
 
-def last_checkpoint(folder: Path, resume: bool) -> Path | None:
+def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
     """The newest checkpoint that was written to its end.
+
+    Args:
+        folder: of the run.
+        resume: whether it is to be gone on from; None where either is right.
 
     Raises:
         VlkitError: there is one and it is not to be gone on from, or there is none.
     """
     found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     whole = [path for path in found if _is_whole(path)]
-    if not resume and folder.is_dir() and any(folder.iterdir()):
+    if resume is False and folder.is_dir() and any(folder.iterdir()):
         raise VlkitError(f"{folder} is not empty; pass resume=True to go on, or another folder")
     if resume and not whole:
         raise VlkitError(f"{folder} holds no checkpoint to resume from; pass resume=False")
-    return max(whole, key=lambda path: int(path.name[11:])) if resume else None
+    newest = max(whole, key=lambda path: int(path.name[11:]), default=None)
+    return None if resume is False else newest
 
 
 def _is_whole(path: Path) -> bool:
@@ -72,3 +77,25 @@ def check_same(path: Path, asked: dict) -> None:
                 f"{path.parent} was begun with {name}={began.get(name)!r}, not {value!r}; resume "
                 "with the same arguments and data, or train into another folder"
             )
+
+
+def summarize(state: Any, folder: Path) -> LoraRun:
+    """A run as its Trainer's state tells it."""
+    history = state.log_history
+    return LoraRun(
+        output_dir=folder,
+        steps=state.global_step,
+        finished=state.global_step >= state.max_steps,
+        losses=_series(history, "loss"),
+        evaluations=_series(history, "eval_loss"),
+        metrics=_series(history, "eval_accuracy"),
+        samples=tuple(
+            (step, tuple(tuple(each) for each in told))
+            for step, told in _series(history, "samples")
+        ),
+        seconds=next((e["train_runtime"] for e in history[::-1] if "train_runtime" in e), 0.0),
+    )
+
+
+def _series(history: list[dict], name: str) -> tuple:
+    return tuple((each["step"], each[name]) for each in history if name in each)

@@ -24,7 +24,7 @@ class Scores:
 
     Attributes:
         table: a row for each example: ``row``, ``question``, ``truth``, ``answer`` (None where it
-            failed), ``exact``.
+            failed), ``exact``, ``boxes`` (how many true ones).
         accuracy: share of exact answers, case and blanks at the ends aside, among the rows whose
             truth holds no box; None where all do.
         grounding: of the rows whose truth holds boxes; None where none does.
@@ -67,13 +67,14 @@ def evaluate(
         batch_size=batch_size,
         progress=progress,
     )
+    truths = [_boxes(example) for example in data]
     answers = [None if isinstance(reply, Failure) else reply.text for reply in replies]
     rows = [
         {"row": example.row, "question": _text(messages[-2]), "truth": _text(messages[-1]),
-         "answer": answer, "exact": _plain(answer) == _plain(_text(messages[-1]))}
-        for example, messages, answer in zip(data, told, answers, strict=True)
+         "answer": answer, "exact": _plain(answer) == _plain(_text(messages[-1])),
+         "boxes": len(boxes)}
+        for example, messages, answer, boxes in zip(data, told, answers, truths, strict=True)
     ]  # fmt: skip
-    truths = [_boxes(example) for example in data]
     boxed = [i for i, boxes in enumerate(truths) if boxes]
     exact = [row["exact"] for i, row in enumerate(rows) if not truths[i]]
     grounding = None

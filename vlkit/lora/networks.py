@@ -1,0 +1,115 @@
+"""A model made trainable for a while, by new adapters or in its own layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+from vlkit.errors import ModelError, VlkitError
+from vlkit.models import VLM
+
+
+def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | None) -> VLM:
+    """The same model with its weights in 4 or 8 bits; loaded anew where it is not so yet.
+
+    Raises:
+        VlkitError: layers are to be trained themselves, which whole numbers cannot be.
+        ModelError: bitsandbytes is missing, or cannot do it on this device.
+    """
+    packed = getattr(vlm.model, "is_quantized", False)
+    if rank is None and (quantize or packed):
+        raise VlkitError(
+            f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
+            "give a rank, or load and train it without quantize="
+        )
+    if quantize is None or packed:
+        return vlm
+    from vlkit.models import load
+
+    device, dtype = vlm.model.device, str(vlm.model.dtype).removeprefix("torch.")
+    loaded = load(
+        vlm.folder.path, quantize=quantize, device=str(device) if device.index else "auto",
+        dtype=dtype, max_image_tokens=vlm.max_image_tokens,
+    )  # fmt: skip
+    return replace(loaded, folder=vlm.folder)
+
+
+@contextmanager
+def trainable(
+    vlm: VLM, names: Sequence[str], rank: int | None, alpha: float | None
+) -> Iterator[tuple[Any, Callable[[], float]]]:
+    """The network to train, and how to measure what has changed of it.
+
+    The second is the largest weight in the adapters' B, or the largest change of a layer's own.
+
+    Args:
+        vlm: a model without an adapter.
+        names: of its linear layers.
+        rank: of the adapters; None trains the layers themselves.
+        alpha: the adapters' scale times ``rank``; twice the rank by default.
+
+    Raises:
+        ModelError: peft is needed and missing.
+    """
+    needed = {name: p.requires_grad for name, p in vlm.model.named_parameters()}
+    make = _opened(vlm, names) if rank is None else _adapted(vlm, names, rank, alpha)
+    try:
+        with make as made:
+            yield made
+    finally:
+        for module in vlm.model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False
+        vlm.model.eval()
+        for name, parameter in vlm.model.named_parameters():
+            parameter.requires_grad_(needed[name])
+            parameter.grad = None
+
+
+@contextmanager
+def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> Iterator[tuple]:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError('training needs peft: pip install "vlkit[lora]"') from error
+    scale = 2 * rank if alpha is None else alpha
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(names))
+    with warnings.catch_warnings():  # peft uses names that are to go
+        warnings.simplefilter("ignore", FutureWarning)
+        network = get_peft_model(vlm.model, config)
+    config.base_model_name_or_path = vlm.name  # not a path of this machine
+    try:
+        yield network, partial(_largest, network)
+    finally:
+        network.unload()
+
+
+@contextmanager
+def _opened(vlm: VLM, names: Sequence[str]) -> Iterator[tuple]:
+    import torch
+
+    layers = [vlm.model.get_submodule(name) for name in names]
+    chosen = [parameter for layer in layers for parameter in layer.parameters()]
+    vlm.model.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    before = [parameter.detach().to("cpu", copy=True) for parameter in chosen]
+    try:
+        yield vlm.model, partial(_change, chosen, before)
+    finally:
+        with torch.no_grad():
+            for parameter, weights in zip(chosen, before, strict=True):
+                parameter.copy_(weights)
+
+
+def _largest(network: Any) -> float:
+    return max(p.abs().max().item() for n, p in network.named_parameters() if "lora_B" in n)
+
+
+def _change(now: Sequence[Any], before: Sequence[Any]) -> float:
+    pairs = zip(now, before, strict=True)
+    return max((new.detach().cpu() - old).abs().max().item() for new, old in pairs)

@@ -1,0 +1,64 @@
+"""transformers' Trainer as it is used here: rows of like lengths, features, answers on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+from vlkit.lora.batches import LengthSampler
+from vlkit.lora.features import FrozenTower
+
+
+class VisionTrainer(Trainer):
+    """A Trainer whose batches hold features of pictures, and which asks the model on the way.
+
+    Args:
+        sampler: of the training rows.
+        tower: whose features the batches hold, or None.
+        examine: called after each evaluation; what it returns is logged: numbers as Trainer's
+            own, anything else in ``state.log_history`` alone.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: LengthSampler,
+        tower: FrozenTower | None,
+        examine: Callable[[], dict[str, Any]],
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.sampler, self.tower, self.examine = sampler, tower, examine
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(_Bar)
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return self.sampler
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's."""
+        with self.tower.replaced() if self.tower else nullcontext():
+            return super().compute_loss(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, with the answers' metric; samples go to ``state.log_history``."""
+        metrics = super().evaluate(*args, **kwargs)
+        found = self.examine()
+        numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+        others = {name: value for name, value in found.items() if name not in numbers}
+        if others:
+            self.state.log_history.append({"step": self.state.global_step, **others})
+        if numbers:
+            self.log(numbers)
+        return metrics | numbers
+
+
+class _Bar(ProgressCallback):
+    """A bar on a terminal, but no line for every step."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
