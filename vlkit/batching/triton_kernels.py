@@ -107,6 +107,28 @@ def one_row_gated(row, gate, up, output, count, width, OUT: tl.constexpr, BLOCK:
 
 
 @triton.jit
+def one_row_linear(
+    row, weight, bias, output, count, width,
+    BIAS: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``weight @ row + bias`` for one row, ``OUT`` values of it."""
+    out = tl.program_id(0) * OUT + tl.arange(0, OUT)
+    column = tl.arange(0, BLOCK)
+    real = out < count
+    start = out[:, None].to(tl.int64) * width + column[None]
+    total = tl.zeros((OUT, BLOCK), tl.float32)
+    for offset in range(0, width, BLOCK):
+        inside = column + offset < width
+        both = real[:, None] & inside[None]
+        values = tl.load(row + offset + column, mask=inside, other=0.0).to(tl.float32)[None]
+        total += tl.load(weight + start + offset, mask=both, other=0.0).to(tl.float32) * values
+    value = tl.sum(total, 1)
+    if BIAS:
+        value += tl.load(bias + out, mask=real, other=0.0).to(tl.float32)
+    tl.store(output + out, value, mask=real)
+
+
+@triton.jit
 def attend(
     states, cache, lengths, parts, tops, sums, output, stride, row_stride, scale, chunk,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr,
