@@ -20,6 +20,7 @@ from vlkit.messages import as_messages, iterate_media
 from vlkit.models import VLM
 from vlkit.options import generation_options
 from vlkit.recording import batched
+from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Failure, Reply
 
 Result = Reply | Failure
@@ -36,11 +37,12 @@ class BatchReport:
         new_tokens: generated in this call.
         padding: share of the prompt tokens computed that were padding.
         batch_size: the most rows at a time.
-        path: ``"fast"``, or ``"library"`` where transformers' own generate was used.
+        path: ``"fast"``, ``"library"`` where transformers' own generate was used, or ``"remote"``.
         note: why, and what else there is to say.
         agreement: of the rows asked again alone, the share with the same answer; None if none was.
         disagreeing: the indices of the others.
         stopped: whether it was stopped before its end.
+        cost: of the rows answered in this call, by a hosted model's ``prices``; else None.
     """
 
     rows: int
@@ -55,6 +57,7 @@ class BatchReport:
     agreement: float | None = None
     disagreeing: tuple[int, ...] = ()
     stopped: bool = False
+    cost: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,7 +71,10 @@ class BatchReport:
         parts.append(f"{self.seconds:.1f} s")
         if self.new_tokens:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
-            parts += [f"{self.batch_size} at a time", f"{self.padding:.0%} padding"]
+            parts.append(f"{self.batch_size} at a time")
+            parts += [f"{self.padding:.0%} padding"] * (self.path != "remote")
+        if self.cost is not None:
+            parts.append(f"cost {self.cost:.4g}")
         if self.agreement is not None:
             parts.append(f"{self.agreement:.0%} the same alone")
         return ", ".join(parts + ["stopped"] * self.stopped + [self.note] * bool(self.note))
@@ -82,7 +88,7 @@ class Results(list):
 
 @batched
 def generate_batch(
-    vlm: VLM,
+    vlm: VLM | RemoteVLM,
     conversations: Sequence[Any],
     *,
     max_new_tokens: int = 256,
@@ -108,7 +114,8 @@ def generate_batch(
         conversations: a list whose items are text, a message or a list of messages.
         max_new_tokens, temperature, top_p: as for :func:`vlkit.generate`.
         seed: row ``i`` is sampled as ``generate(…, seed=seed + i)`` does it.
-        batch_size: the most rows at a time; ``"auto"`` follows from the free memory.
+        batch_size: the most rows at a time; ``"auto"`` follows from the free memory. Of a hosted
+            model the most requests at a time; ``"auto"`` is its ``concurrency``.
         out: a JSONL file to which each row is appended as it finishes; the same call goes on where
             it was stopped or killed. What is in it is not computed again, failures are.
         resume: with False, an ``out`` that holds rows is refused.
@@ -126,7 +133,8 @@ def generate_batch(
         VlkitError: wrong options, or an ``out`` that cannot be written.
     """
     start = time.perf_counter()
-    check_loaded(vlm)
+    if not isinstance(vlm, RemoteVLM):
+        check_loaded(vlm)
     conversations = _check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
     _check_agreement(agreement)
@@ -174,6 +182,7 @@ def generate_batch(
         path=settings.path,
         note="; ".join([*filter(None, [settings.note]), *tally.notes]),
         stopped=cut,
+        cost=tally.cost,
     )
     if agreement and not cut:
         report = replace(report, **_agree(vlm, conversations, done.found, agreement, settings))

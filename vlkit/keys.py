@@ -17,6 +17,7 @@ from vlkit.decoding import pictures_of
 from vlkit.errors import VlkitError
 from vlkit.media import Image, describe_source, load_image
 from vlkit.messages import as_messages
+from vlkit.remote.models import RemoteVLM
 from vlkit.sources import is_url, local_path
 
 _CHUNK = 1 << 24  # weights summed at a time
@@ -31,7 +32,8 @@ def row_key(vlm: Any, messages: Any, options: Mapping[str, Any]) -> str:
     loaded), their dtypes, the model's configuration and revision, the chat template, the limits of
     pictures and clips, the options, and the conversation: roles, texts, the media's bytes or
     pixels and their own options. A URL counts by its address. Paths do not count, so files may
-    move; a file that cannot be read counts by its name.
+    move; a file that cannot be read counts by its name. Of a hosted model its name, address,
+    family and fields count, never the key.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -76,6 +78,8 @@ def _plain(value: Any) -> Any:
 
 def _model_key(vlm: Any) -> str:
     """Settings are read anew each time; weights only when one of them was written to."""
+    if isinstance(vlm, RemoteVLM):
+        return _digest(vlm.identity)
     folder, processor = getattr(vlm, "folder", None), getattr(vlm, "processor", None)
     kinds = ("image_processor", "video_processor")
     limits = [_settings(getattr(processor, kind, None)) for kind in kinds]

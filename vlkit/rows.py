@@ -26,6 +26,7 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
         "usage": asdict(result.usage),
         "seconds": round(result.seconds, 4),
+        **({} if result.cost is None else {"cost": result.cost}),
         "family": result.family,
         "image_sizes": result.image_sizes,
         "input_sizes": result.input_sizes,
@@ -66,4 +67,5 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
         input_sizes=tuple((w, h) for w, h in record["input_sizes"]),
         clips=DeferredClips(videos, record["clip_sizes"]),
         finish_reason=record["finish_reason"],
+        cost=record.get("cost"),
     )

@@ -15,6 +15,8 @@ from vlkit.generation import _make_reply, _run_rows
 from vlkit.inputs import make_inputs
 from vlkit.messages import as_messages
 from vlkit.models import VLM
+from vlkit.remote.models import RemoteVLM
+from vlkit.remote.rows import answer_rows_remotely
 from vlkit.replies import Failure, Reply
 
 _HANDLED = {  # settings of generation that the engine knows, or that say nothing about the answer
@@ -25,8 +27,10 @@ _HANDLED = {  # settings of generation that the engine knows, or that say nothin
 }  # fmt: skip
 
 
-def choose_path(vlm: VLM) -> tuple[str, str]:
-    """``"fast"`` or ``"library"``, and why."""
+def choose_path(vlm: VLM | RemoteVLM) -> tuple[str, str]:
+    """``"fast"`` or ``"library"``, and why; ``"remote"`` where a service answers."""
+    if isinstance(vlm, RemoteVLM):
+        return "remote", ""
     reason = can_decode(base_model(vlm)) or _unknown_setting(vlm.model.generation_config)
     if not reason:
         return "fast", ""
@@ -40,10 +44,17 @@ def _unknown_setting(config: Any) -> str:
 
 
 def answer_rows(
-    vlm: VLM, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
+    vlm: VLM | RemoteVLM,
+    conversations: Sequence[Any],
+    indices: Sequence[int],
+    settings: Settings,
+    tally: Tally,
 ) -> Generator[tuple[int, Reply | Failure], None, None]:
     """(index, result) of each row as it finishes."""
     if not indices:
+        return
+    if isinstance(vlm, RemoteVLM):
+        yield from answer_rows_remotely(vlm, conversations, indices, settings, tally)
         return
     way = answer_fast if settings.path == "fast" else _answer_slowly
     kind = "cuda" if vlm.model.device.type == "cuda" else "cpu"

@@ -21,7 +21,7 @@ class Settings:
         options: for transformers' generate.
         seed: of row 0, or None.
         batch_size: the most rows at a time, or None.
-        path: ``"fast"`` or ``"library"``.
+        path: ``"fast"``, ``"library"`` or ``"remote"``.
         note: why it is not the fast one.
         stopped: set when it is to end.
     """
@@ -47,6 +47,7 @@ class Tally:
     computed: int = 0  # prompt tokens, padding included
     padded: int = 0
     batch_size: int = 0
+    cost: float | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
