@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from vlkit.errors import ModelError
+from vlkit.errors import ModelError, VlkitError
 
 MODEL_VARIABLE = "VLKIT_MODEL"  # a model for this process, whatever the file says
 FILE_VARIABLE = "VLKIT_SETTINGS"  # another file; empty: none
@@ -108,8 +108,8 @@ def honours_choice(load: Callable[P, V]) -> Callable[P, V]:
             return anything("tiny", **options)
         try:
             vlm = anything(choice.model, **choice.options | options)
-        except ModelError as error:
-            raise ModelError(f"{error} (chosen by {choice.source})") from error
+        except VlkitError as error:
+            raise type(error)(f"{error} (chosen by {choice.source})") from error
         known = "chosen_by" in {each.name for each in fields(vlm)}
         return replace(vlm, chosen_by=choice.source) if known else vlm
 
@@ -140,5 +140,7 @@ def _checked(content: Any, source: str) -> Choice:
 
 def _option_names() -> list[str]:
     from vlkit.models import load
+    from vlkit.remote.models import HostedOptions
 
-    return [name for name in inspect.signature(load).parameters if name not in ("model", _SECRET)]
+    own = [each.name for each in inspect.signature(load).parameters.values()]
+    return [name for name in (*own[1:-1], *HostedOptions.__annotations__) if name != _SECRET]

@@ -67,6 +67,7 @@ class RemoteVLM:
         timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
         load_options: what it was loaded with, without the key.
         client: the openai package's client.
+        chosen_by: the settings file or variable that named the model, or None.
     """
 
     name: str
@@ -84,6 +85,7 @@ class RemoteVLM:
     extra_body: Mapping[str, Any]
     load_options: Mapping[str, Any]
     client: Any = field(repr=False)
+    chosen_by: str | None = None
 
     adapter = None
     revision = None
@@ -111,7 +113,9 @@ class RemoteVLM:
         return (prompt_tokens * self.prices["input"] + new_tokens * self.prices["output"]) / 1e6
 
     def __repr__(self) -> str:
-        return f"RemoteVLM({self.name!r}, family={self.family!r}, base_url={self.base_url!r})"
+        extra = f", chosen by {self.chosen_by}" if self.chosen_by else ""
+        where = f"base_url={self.base_url!r}"
+        return f"RemoteVLM({self.name!r}, family={self.family!r}, {where}{extra})"
 
     def __reduce__(self) -> Any:
         raise RemoteError(f"{self.name} holds a key and cannot be saved; load it where it is used")
