@@ -6,6 +6,7 @@ import html
 
 from vlkit.errors import VlkitError
 from vlkit.flight import ClipView, Preflight, View
+from vlkit.remote.models import RemoteVLM
 from vlkit.replies import image_html
 
 SHOWN = 6  # pictures and clips that are drawn
@@ -40,6 +41,10 @@ def _lines(plan: Preflight) -> list[str]:
         f"{plan.context_length:,}"
     ]
     memory = plan.memory
+    if plan.cost is not None:
+        lines.append(f"about {plan.cost:.2g} by the given prices")
+    if isinstance(plan.target.source, RemoteVLM):
+        return lines
     if memory is None:
         return [*lines, "memory: the shape of this model is not known here"]
     verdict = "fits" if memory.fits else "<b>does not fit</b>"

@@ -16,18 +16,21 @@ from vlkit.commands.convert import convert
 from vlkit.commands.evaluate_grounding import evaluate_grounding
 from vlkit.commands.options import (
     AdapterOption,
+    BaseUrlOption,
     DeviceOption,
     DtypeOption,
     HubOption,
     ImageTokensOption,
     ModelOption,
     QuantizeOption,
+    RegionOption,
     RevisionOption,
     SeedOption,
     TemperatureOption,
     TokensOption,
     console,
     errors,
+    hosted,
 )
 from vlkit.errors import VlkitError
 
@@ -66,6 +69,8 @@ def predict(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
     max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -85,7 +90,7 @@ def predict(
     media = [_read_media(each) for each in image or []]  # before a large model is loaded
     vlm = vlkit.load(
         model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter, max_image_tokens=max_image_tokens,
+        adapter=adapter, max_image_tokens=max_image_tokens, **hosted(base_url, region),
     )  # fmt: skip
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     reply = vlkit.generate(vlm, vlkit.user(prompt, *media), **options)
@@ -110,6 +115,8 @@ def chat(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
@@ -120,7 +127,7 @@ def chat(
     waiting = [_read_media(each) for each in image or []]
     vlm = vlkit.load(
         model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter,
+        adapter=adapter, **hosted(base_url, region),
     )  # fmt: skip
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     talk = vlkit.Chat(vlm, **options)
@@ -221,7 +228,7 @@ def _answer(talk, line: str, pictures: list) -> None:
 def _record(vlm, prompt: str, image: list[str], options: dict, reply) -> dict:
     return {
         "model": vlm.name,
-        "revision": vlm.folder.revision,
+        "revision": vlm.revision,
         "family": vlm.family,
         "prompt": prompt,
         "images": image,

@@ -200,7 +200,7 @@ def ask_grounding(
     )  # fmt: skip
     about = {
         "model": vlm.name,
-        "revision": vlm.folder.revision,
+        "revision": vlm.revision,
         "family": vlm.family,
         "data": data,
         "max_new_tokens": max_new_tokens,

@@ -17,6 +17,7 @@ from vlkit.media import Image, describe_source
 from vlkit.memory import Memory, estimate_memory
 from vlkit.messages import as_messages, iterate_media, read_media_item
 from vlkit.models import VLM
+from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Usage
 from vlkit.targets import Target, find_target
 from vlkit.video import ClipInfo, Video, _name, load_clip, probe_clip, sample_indices
@@ -196,6 +197,13 @@ class Preflight:
         )
 
     @property
+    def cost(self) -> float | None:
+        """By a hosted model's ``prices``; None without."""
+        if not isinstance(self.target.source, RemoteVLM):
+            return None
+        return self.target.source.cost(self.usage.prompt_tokens, self.usage.new_tokens)
+
+    @property
     def fits(self) -> bool | None:
         """Whether it fits this machine's free memory; None for a model of unknown shape."""
         return None if self.memory is None else self.memory.fits
@@ -225,7 +233,7 @@ class Preflight:
 
 
 def preflight(
-    model: VLM | str | os.PathLike,
+    model: VLM | RemoteVLM | str | os.PathLike,
     messages: str | Mapping | list,
     *,
     max_new_tokens: int = 0,

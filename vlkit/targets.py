@@ -20,6 +20,7 @@ from vlkit.hubs import HUB_ID, HUBS, ModelFolder, cached_folder
 from vlkit.inputs import render_prompt, size_rules
 from vlkit.memory import Cost, count_cost
 from vlkit.models import VLM, _load_processor
+from vlkit.remote.models import RemoteVLM
 from vlkit.sizes import SizeRules, published_rules, rules_of_processor
 
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
@@ -36,7 +37,7 @@ class Target:
         rules: its size rules.
         context_length: the most tokens of prompt and answer together.
         processor: its transformers processor, or None where its tokenizer is not at hand.
-        source: the VLM, the folder, or None where only the name is known.
+        source: the model, the folder, or None where only the name is known.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Target:
     rules: SizeRules
     context_length: int
     processor: Any = None
-    source: VLM | Path | None = None
+    source: VLM | RemoteVLM | Path | None = None
 
     @cached_property
     def cost(self) -> Cost | None:
@@ -94,7 +95,7 @@ class Target:
         return "".join(f"<{time:.1f} seconds>{step}" for time in times)
 
 
-def find_target(model: VLM | str | os.PathLike) -> Target:
+def find_target(model: VLM | RemoteVLM | str | os.PathLike) -> Target:
     """A loaded model, ``"tiny"``, a folder, or an id, cached or not; no weight is read.
 
     Raises:
@@ -109,6 +110,8 @@ def find_target(model: VLM | str | os.PathLike) -> Target:
             model.processor,
             model,
         )
+    if isinstance(model, RemoteVLM):
+        return Target(model.name, model.family, model.rules, model.context_length, source=model)
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f"expected a VLM, a folder or an id, not {type(model).__name__}")
     name = os.fspath(model)

@@ -14,18 +14,21 @@ import typer
 
 from vlkit.commands.options import (
     AdapterOption,
+    BaseUrlOption,
     DeviceOption,
     DtypeOption,
     HubOption,
     ImageTokensOption,
     ModelOption,
     QuantizeOption,
+    RegionOption,
     RevisionOption,
     SeedOption,
     TemperatureOption,
     TokensOption,
     console,
     errors,
+    hosted,
 )
 from vlkit.errors import VlkitError
 
@@ -56,6 +59,8 @@ def batch(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
     max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -84,6 +89,7 @@ def batch(
         vlm = vlkit.load(
             model, hub=hub, revision=revision, device=shares.device(device), dtype=dtype,
             quantize=quantize, adapter=adapter, max_image_tokens=max_image_tokens,
+            **hosted(base_url, region),
         )  # fmt: skip
         options |= {"agreement": 0 if shares.number else agreement, "progress": not shares.number}
         results = vlkit.generate_batch(vlm, conversations, **options, **shares.of(conversations))
@@ -110,10 +116,12 @@ class Shares:
 
     def device(self, asked: str) -> str:
         """A GPU of this process's own."""
+        if self.count == 1 or asked != "auto":
+            return asked
         import torch
 
         gpus = torch.cuda.device_count()
-        if self.count == 1 or asked != "auto" or not gpus:
+        if not gpus:
             return asked
         torch.cuda.set_device(self.local_number % gpus)  # kernels are launched on the current one
         return f"cuda:{self.local_number % gpus}"

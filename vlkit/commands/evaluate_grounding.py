@@ -11,14 +11,17 @@ from rich.table import Table
 
 from vlkit.commands.options import (
     AdapterOption,
+    BaseUrlOption,
     DeviceOption,
     DtypeOption,
     HubOption,
     ImageTokensOption,
     QuantizeOption,
+    RegionOption,
     RevisionOption,
     TokensOption,
     console,
+    hosted,
 )
 
 
@@ -46,6 +49,8 @@ def evaluate_grounding(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
     max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,
@@ -66,7 +71,7 @@ def evaluate_grounding(
     ask(prompt=prompt or "{label}")  # before a large model is loaded
     vlm = vlkit.load(
         model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter, max_image_tokens=max_image_tokens,
+        adapter=adapter, max_image_tokens=max_image_tokens, **hosted(base_url, region),
     )  # fmt: skip
     questions = ask(prompt=prompt or default_prompt(vlm.family))
     run = ask_grounding(

@@ -281,7 +281,8 @@ def _outcome(report: batch.BatchReport) -> str:
     if report.stopped:
         return "Stopped."
     speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.new_tokens else ""
-    return f"Done in {report.seconds:.1f} s{speed}."
+    cost = "" if report.cost is None else f", cost {report.cost:.2g}"
+    return f"Done in {report.seconds:.1f} s{speed}{cost}."
 
 
 def _columns_line(conversations: tables.Conversations) -> str:

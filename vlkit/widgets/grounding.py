@@ -14,6 +14,7 @@ from vlkit.errors import GroundingParseError, MediaError, VlkitError
 from vlkit.grounding import Box, Item, format_grounding
 from vlkit.inputs import size_rules
 from vlkit.logprobs import AnswerLogprobs, token_logprobs
+from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Reply
 from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.canvas import BoxCanvas
@@ -182,6 +183,10 @@ class GroundingPanel(Panel):
         if picture is self._picture:  # else another was chosen meanwhile
             self.items, left_out = _read(self.reply)
             self.canvas.show_items(self.items, {})
+        if isinstance(self.vlm, RemoteVLM):  # its tokens cannot be weighed from here
+            if left_out:
+                self.status.say(left_out)
+            return
         self.status.say("Weighing each token …")
         self.scores = token_logprobs(self.vlm, message, answer=self.reply)
         self.answer.value = self.scores._repr_html_()

@@ -65,6 +65,7 @@ def show_code(view: widgets.HTML, code: str) -> None:
 def load_code(vlm: Any) -> str:
     """Plain Python that loads this model again."""
     options = {name: getattr(vlm, name, None) for name in ("adapter", "max_image_tokens")}
+    options |= getattr(vlm, "load_options", {})  # of a hosted model, without its key
     given = [f", {name}={value!r}" for name, value in options.items() if value is not None]
     return f"vlkit.load({vlm.name!r}{''.join(given)})"
 
