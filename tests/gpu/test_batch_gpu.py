@@ -64,6 +64,17 @@ def test_attention_is_torchs(rows, heads, kv_heads, size):
     torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("width", "count"), [(3584, 4608), (18944, 3584), (384, 4097)])
+def test_one_row_times_a_matrix_is_torchs(width, count, bias):
+    torch.manual_seed(0)
+    module = torch.nn.Linear(width, count, bias=bias, device="cuda", dtype=torch.bfloat16)
+    row = torch.randn(1, width, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        ours, theirs = kernels.linear(row, module), module.float()(row.float())
+    torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("count", [1, 64])
 def test_small_kernels_are_torchs(count):
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from vlkit.batching.kernels import (
     add_rms_norm,
     can_attend,
     gated,
+    linear,
     rms_norm,
     rotate,
     rotate_and_store,
@@ -209,10 +210,10 @@ class Decoder:
             update = layer.self_attn.o_proj(attended)
             hidden, normed = add_rms_norm(hidden, update, layer.post_attention_layernorm)
             mlp = layer.mlp
-            update = mlp.down_proj(gated(normed, mlp.gate_proj, mlp.up_proj))
+            update = linear(gated(normed, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
             if deep and index in deep:
                 update = update + deep[index]
-        return self.lm_head(add_rms_norm(hidden, update, self.norm)[1])
+        return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
 
     def _project(self, attention, joined, hidden):
         """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size)."""

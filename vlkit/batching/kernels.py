@@ -144,6 +144,21 @@ def gated(rows: Any, gate: Any, up: Any) -> Any:
     return output
 
 
+def linear(rows: Any, module: Any) -> Any:
+    """``module(rows)``; for one row on a GPU a tenth faster than the library's product."""
+    import torch
+
+    if type(module) is not torch.nn.Linear or len(rows) > 1 or not use_kernels(rows):
+        return module(rows)
+    weight, bias = module.weight, module.bias
+    output = rows.new_empty(1, len(weight))
+    _kernels().one_row_linear[(-(-len(weight) // 4),)](
+        rows, weight, weight if bias is None else bias, output, *weight.shape, bias is not None,
+        4, ONE_ROW_BLOCK,
+    )  # fmt: skip
+    return output
+
+
 def silu_multiply(gate: Any, up: Any) -> Any:
     """``silu(gate) * up``; on a GPU for contiguous tensors."""
     import torch
