@@ -3,6 +3,7 @@
 from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
 from vlkit.widgets.batch import BatchPanel
 from vlkit.widgets.canvas import BoxCanvas
+from vlkit.widgets.chooser import ModelChooser
 from vlkit.widgets.grounding import GroundingPanel
 from vlkit.widgets.look import StatusLine
 from vlkit.widgets.shared import Panel
@@ -15,6 +16,7 @@ __all__ = [
     "BoxCanvas",
     "ClipPicker",
     "GroundingPanel",
+    "ModelChooser",
     "Panel",
     "PicturePicker",
     "StatusLine",

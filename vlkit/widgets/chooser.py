@@ -1,0 +1,246 @@
+"""A panel that chooses the model once for all notebooks."""
+
+from __future__ import annotations
+
+import html
+import json
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import ipywidgets as widgets
+
+from vlkit import bundled, media, settings
+from vlkit.errors import ModelError, VlkitError
+from vlkit.grounding import Box
+from vlkit.hubs import HUBS, available_models
+from vlkit.placement import DTYPES
+from vlkit.plotting import draw_boxes
+from vlkit.replies import image_html
+from vlkit.widgets.look import (
+    StatusLine,
+    add_classes,
+    buttons,
+    code_fold,
+    columns,
+    show_code,
+)
+
+SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
+_TAIL = 4000  # characters of what a trial said besides its answer
+# a process of its own, so that Stop works at once and no memory stays; it ends with its parent
+_PROGRAM = """import os, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+from vlkit.cli import main
+main()"""
+
+
+class ModelChooser(widgets.VBox):
+    """Choose the model that ``vlkit.load()`` takes, try it, and have it remembered.
+
+    Every control is an attribute (``model``, ``dtype``, ``quantize``, ``device``, ``adapter``,
+    ``max_image_tokens`` …), so what a hand can do, code can do:
+    ``panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"; panel.remember()``.
+
+    Attributes:
+        answer: what the model said when it was last tried, as ``vlkit predict --json`` has it.
+    """
+
+    def __init__(self) -> None:
+        self.status = StatusLine()
+        self.answer: dict[str, Any] | None = None
+        self._process: subprocess.Popen | None = None
+        self._thread: threading.Thread | None = None
+        self._make_controls()
+        add_classes(self, *self._options, "model", "status", "chosen", "view")
+        add_classes(self, "try_button", "stop_button", "remember_button", "forget_button")
+        trying = buttons(self.try_button, self.stop_button)
+        keeping = buttons(self.remember_button, self.forget_button)
+        left = [self.model, *self._options.values(), trying, keeping, self.status]
+        super().__init__(columns(left, [self.chosen, self.view, code_fold(self._code_view)]))
+        self.add_class("vlkit-panel").add_class("vlkit-chooser")
+        self._connect()
+        self._begin()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`vlkit.load` that are not at their defaults."""
+        values = {name: control.value for name, control in self._options.items()}
+        values |= {name: values[name].strip() for name in ("revision", "device", "adapter")}
+        return {name: value for name, value in values.items() if value not in ("", "auto", None, 0)}
+
+    @property
+    def code(self) -> str:
+        """Plain Python that remembers the present choice."""
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return (
+            "import vlkit\n\n"
+            f"vlkit.settings.remember_model({self.model.value.strip()!r}{options})\n"
+            "vlm = vlkit.load()  # here and in every notebook"
+        )
+
+    def try_out(self) -> None:
+        """Load the model in a process of its own, ask it one question, and return at once."""
+        if self.try_button.disabled:
+            return
+        self.answer, self.view.value, self._heard, self._stopped = None, "", "", False
+        with self.status.catching():
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, "predict", *self._arguments()],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            self._set_running(True)
+            self._thread = threading.Thread(target=self._follow, args=(self._process,), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the trial and return at once."""
+        if self._process is not None and self.try_button.disabled:
+            self._stopped = True
+            self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the trial, at most ``timeout`` seconds; True if none is under way any more."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
+
+    def remember(self) -> None:
+        """Write the choice to the settings file."""
+        with self.status.catching():
+            path = settings.remember_model(self._name(), **self.options)
+            self.status.say(f"Remembered in {settings.short_path(path)}.")
+            self._show_chosen()
+
+    def forget(self) -> None:
+        """Delete the settings file."""
+        with self.status.catching():
+            settings.forget_model()
+            self.status.say("Forgotten.")
+            self._show_chosen()
+
+    def _make_controls(self) -> None:
+        self.model = widgets.Combobox(
+            value="tiny", options=list(available_models()), ensure_option=False,
+            description="Model", placeholder="tiny, owner/name or a folder",
+        )  # fmt: skip
+        self.hub = widgets.Dropdown(options=["auto", *HUBS], description="hub")
+        self.revision = widgets.Text(
+            placeholder="optional: a commit, for others to repeat", description="revision"
+        )
+        self.device = widgets.Combobox(
+            value="auto", options=["auto", "cpu", "cuda:0", "mps"], description="device"
+        )
+        self.dtype = widgets.Dropdown(options=["auto", *DTYPES], description="dtype")
+        self.quantize = widgets.Dropdown(
+            options=[("no", None), ("8bit", "8bit"), ("4bit", "4bit")], description="quantize"
+        )
+        self.adapter = widgets.Text(
+            placeholder="optional: a LoRA adapter's folder", description="adapter"
+        )
+        self.max_image_tokens = widgets.BoundedIntText(
+            0, min=0, max=2**20, description="image tokens ≤", tooltip="0: no limit of its own"
+        )
+        names = ("hub", "revision", "device", "dtype", "quantize", "adapter", "max_image_tokens")
+        self._options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        self.try_button = widgets.Button(description="Try", icon="play")
+        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.remember_button = widgets.Button(
+            description="Remember", button_style="primary", icon="save"
+        )
+        self.forget_button = widgets.Button(description="Forget", icon="undo")
+        self.chosen, self.view, self._code_view = (widgets.HTML() for _ in range(3))
+
+    def _connect(self) -> None:
+        for button, action in (
+            (self.try_button, self.try_out),
+            (self.stop_button, self.stop),
+            (self.remember_button, self.remember),
+            (self.forget_button, self.forget),
+        ):
+            button.on_click(lambda _, action=action: action())
+        for control in (self.model, *self._options.values()):
+            control.observe(lambda _: show_code(self._code_view, self.code), names="value")
+        show_code(self._code_view, self.code)
+
+    def _begin(self) -> None:
+        """The controls as they were remembered."""
+        with self.status.catching():
+            if choice := self._show_chosen():
+                self.model.value = choice.model
+                for name, value in choice.options.items():
+                    if name in self._options:
+                        self._options[name].value = value
+
+    def _show_chosen(self) -> settings.Choice | None:
+        self.chosen.value = ""
+        choice = settings.chosen_model()
+        if choice is None:
+            text = "<code>vlkit.load()</code> takes the bundled model; nothing is remembered."
+        else:
+            options = "".join(f", {name}={value!r}" for name, value in choice.options.items())
+            what = html.escape(f"{choice.model!r}{options}")
+            source = html.escape(choice.source)
+            text = f"<code>vlkit.load()</code> takes <b>{what}</b>, chosen by {source}."
+        self.chosen.value = f"<div>{text}</div>"
+        return choice
+
+    def _name(self) -> str:
+        if not self.model.value.strip():
+            raise ModelError("no model is named; choose one, or write a hub id or a folder")
+        return self.model.value.strip()
+
+    def _arguments(self) -> list[str]:
+        given = {"model": self._name(), "prompt": QUESTION, "image": bundled.sample(SAMPLE)}
+        given |= self.options
+        named = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        return [*named, "--json", "--max-new-tokens=64"]
+
+    def _follow(self, process: subprocess.Popen) -> None:
+        try:
+            with self.status.catching():
+                listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
+                listener.start()
+                said = process.stdout.read()  # type: ignore[union-attr]
+                listener.join()
+                self.view.value, failed = "", process.wait() != 0
+                if self._stopped:
+                    self.status.say("Stopped.")
+                elif failed:
+                    raise VlkitError(_last_line(self._heard))
+                else:
+                    self.answer = json.loads(said)
+                    self.view.value = _answer_html(self.answer)
+                    self.status.say("It works. Remember it, or try another.")
+        finally:
+            self._set_running(False)
+
+    def _listen(self, process: subprocess.Popen) -> None:
+        """Bars of a download or of the weights, as they are drawn."""
+        stream: Any = process.stderr
+        while piece := stream.read1(4096):
+            self._heard = (self._heard + piece.decode(errors="replace"))[-_TAIL:]
+            self.view.value = f"<pre>{html.escape(_last_line(self._heard))}</pre>"
+
+    def _set_running(self, running: bool) -> None:
+        if running:
+            self.status.say("Loading the model and asking it one question …")
+        self.try_button.disabled, self.stop_button.disabled = running, not running
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]  # also at \r
+    return lines[-1].removeprefix("Error: ") if lines else "the trial ended without a word"
+
+
+def _answer_html(answer: dict[str, Any]) -> str:
+    boxes = [Box(**box) for box in answer["boxes"]]
+    picture = draw_boxes(media.load_image(bundled.sample(SAMPLE)), boxes)
+    said, question = html.escape(answer["text"]), html.escape(QUESTION)
+    return (
+        f"<div><div style='opacity:.7'>{question}</div><div>{said}</div>"
+        f"{image_html(picture, width=320, alt=answer['text'])}"
+        f"<div style='opacity:.7'>{html.escape(answer['family'])}, answered in "
+        f"{answer['seconds']:.2f} s</div></div>"
+    )
