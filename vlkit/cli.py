@@ -32,6 +32,7 @@ from vlkit.commands.options import (
     errors,
     hosted,
 )
+from vlkit.commands.serve import serve
 from vlkit.errors import VlkitError
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command()(batch)
 app.command()(convert)
 app.command()(evaluate_grounding)
+app.command()(serve)
 
 
 def main() -> None:
