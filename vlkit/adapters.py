@@ -40,8 +40,14 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
     return path
 
 
-def attach_adapter(network, path: Path, folder: ModelFolder):
+def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "default"):
     """The network with the adapter's weights in place.
+
+    Args:
+        network: a model, or one that has adapters of other names.
+        path: the adapter's folder.
+        folder: the model's, for messages.
+        name: of the adapter in the network.
 
     Raises:
         ModelError: the weights do not belong to this network's layers, or not in these shapes.
@@ -51,8 +57,9 @@ def attach_adapter(network, path: Path, folder: ModelFolder):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of is refused below
-            attached = PeftModel.from_pretrained(network, path)
-            result = attached.load_adapter(path, "default")  # says what it could not place
+            is_first = not isinstance(network, PeftModel)
+            attached = PeftModel.from_pretrained(network, path, name) if is_first else network
+            result = attached.load_adapter(path, name)  # says what it could not place
     except Exception as error:  # peft has no family of errors
         raise ModelError(
             f"adapter {path} does not fit {folder.name}: {first_line(error)}; load the model that "
@@ -70,16 +77,22 @@ def attach_adapter(network, path: Path, folder: ModelFolder):
 def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
     """An adapter of another generation often loads without a word; its own records tell."""
     base = str(config.get("base_model_name_or_path") or "")
-    made_for = (
-        _family_of_folder(Path(base))
-        or _family_named(str((config.get("auto_mapping") or {}).get("base_model_class")))
-        or _family_named(base)
-    )
+    made_for = family_of_adapter(config)
     if made_for not in (None, family):
         raise ModelError(
             f"adapter {path} was made for {base or made_for!r} ({made_for}), not for "
             f"{folder.name} ({family}); load the model that it was made for"
         )
+
+
+def family_of_adapter(config: dict) -> str | None:
+    """The family that an adapter was made for, as far as its ``adapter_config.json`` tells."""
+    base = str(config.get("base_model_name_or_path") or "")
+    return (
+        _family_of_folder(Path(base))
+        or _family_named(str((config.get("auto_mapping") or {}).get("base_model_class")))
+        or _family_named(base)
+    )
 
 
 def _family_of_folder(path: Path) -> str | None:

@@ -3,9 +3,11 @@
 from importlib import import_module
 
 _HOME = {
+    "comparing": ["Comparison", "compare", "use_adapter"],
     "data": ["TrainingData", "load_conversations"],
     "examples": ["Example"],
     "exporting": ["export"],
+    "handing_on": ["export_adapter"],
     "inspection": ["XRay", "inspect"],
     "labels": ["Labelled", "label_example"],
     "merging": ["merge"],

@@ -1,0 +1,154 @@
+"""Adapters put on a loaded model and taken off: answers are those of load(adapter=…)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from lora_talks import noise
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+import vlkit
+from vlkit.errors import ModelError, VlkitError
+from vlkit.inputs import prepare_inputs
+from vlkit.lora import compare, export_adapter, inspect, train, use_adapter
+
+PICTURE = noise(120, 90)
+QUESTION = vlkit.user("What is this?", PICTURE)
+
+
+def save(folder, base, seed, target="language"):
+    """An adapter whose both halves are random, so that it changes every answer."""
+    run = train(base, [[QUESTION, vlkit.assistant("x")]], output_dir=folder, rank=4, target=target)
+    path = run.output_dir / "adapter_model.safetensors"
+    torch.manual_seed(seed)
+    weights = {name: 0.3 * torch.randn_like(value) for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    return run.output_dir
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder):
+    return vlkit.load(tiny_folder("qwen2_vl"))
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return {"a": save(folder / "a", base, 1), "b": save(folder / "b", base, 2, "all")}
+
+
+def logits(vlm):
+    with torch.inference_mode():
+        return vlm.model(**prepare_inputs(vlm, [QUESTION]).tensors).logits
+
+
+def expected(base, adapter):
+    return logits(vlkit.load(base.folder.path, adapter=adapter))
+
+
+def test_as_if_loaded_with_it(base, adapters):
+    before = logits(base)
+    for adapter in adapters.values():
+        with use_adapter(base, adapter) as tuned:
+            assert torch.equal(logits(tuned), expected(base, adapter))
+            assert tuned.adapter == str(adapter) and not tuned.model.training
+    assert torch.equal(logits(base), before)
+    assert inspect(base, [[QUESTION, vlkit.assistant("x")]]).trained  # it has no adapter left
+
+
+def test_in_place_of_the_adapter_that_it_was_loaded_with(base, adapters):
+    vlm = vlkit.load(base.folder.path, adapter=adapters["a"])
+    with use_adapter(vlm, adapters["b"]) as other:
+        assert torch.equal(logits(other), expected(base, adapters["b"]))
+    with use_adapter(vlm, None) as bare:
+        assert torch.equal(logits(bare), logits(base)) and bare.adapter is None
+    assert torch.equal(logits(vlm), expected(base, adapters["a"]))
+
+
+@pytest.mark.parametrize("damage", ["another family", "other shapes", "other layers"])
+def test_wrong_ones_leave_the_model_as_it_was(base, adapters, tmp_path, damage):
+    before, wrong = logits(base), tmp_path / "wrong"
+    shutil.copytree(adapters["a"], wrong)
+    weights = load_file(wrong / "adapter_model.safetensors")
+    if damage == "another family":
+        config = json.loads((wrong / "adapter_config.json").read_text())
+        config |= {"auto_mapping": None, "base_model_name_or_path": "Qwen/Qwen3-VL-8B-Instruct"}
+        (wrong / "adapter_config.json").write_text(json.dumps(config))
+    elif damage == "other shapes":
+        weights = {k: torch.cat([v, v], 1).contiguous() for k, v in weights.items()}
+    else:
+        weights = {k.replace("layers.1.", "layers.9."): v for k, v in weights.items()}
+    save_file(weights, wrong / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="load the model that it was made for"):
+        compare(base, [[QUESTION, vlkit.assistant("x")]], [adapters["b"], wrong], progress=False)
+    assert torch.equal(logits(base), before)
+    assert not hasattr(base.model, "peft_config")
+
+
+def test_answers_side_by_side(base, adapters):
+    rows = [[QUESTION, vlkit.assistant("x")], [vlkit.user("Who?"), vlkit.assistant("Me.")]]
+    found = compare(base, rows, adapters, max_new_tokens=4, progress=False)
+    assert list(found.table) == ["row", "question", "truth", "base", "a", "b"]
+    for name, adapter in {"base": None, **adapters}.items():
+        vlm = vlkit.load(base.folder.path, adapter=adapter)
+        texts = [vlkit.generate(vlm, talk[:-1], max_new_tokens=4).text for talk in rows]
+        assert found.table[name].tolist() == texts
+    assert list(found.summary.index) == ["base", "a", "b"]
+    assert list(found.summary) == ["accuracy"] and len(found.changed) == 2
+    assert "What is this?" in found._repr_html_()
+
+
+@pytest.mark.parametrize("adapters", [["x/a", "y/a"], {"base": "x"}, {"truth": "x"}])
+def test_two_columns_of_one_name(base, adapters):
+    with pytest.raises(VlkitError, match="two columns would be called"):
+        compare(base, [[QUESTION, vlkit.assistant("x")]], adapters)
+
+
+# --- handed on to other programs -----------------------------------------------------------------
+
+
+def test_peft_reads_what_is_handed_on(base, adapters, tmp_path):
+    model = str(base.folder.path)
+    folder = export_adapter(adapters["b"], tmp_path / "mine", model=model)
+    network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    reference = PeftModel.from_pretrained(network, folder).eval()
+    with torch.inference_mode():
+        theirs = reference(**prepare_inputs(base, [QUESTION]).tensors).logits
+    assert torch.equal(theirs, expected(base, adapters["b"]))
+    files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "args.json"}
+    assert {path.name for path in folder.iterdir()} == files
+
+
+def test_what_vllm_and_swift_need(base, adapters, tmp_path):
+    """The rules of vLLM's loader: names of weights, ranks; ms-swift's names of models."""
+    hub = "Qwen/Qwen2-VL-2B-Instruct"
+    folder = export_adapter(adapters["a"], tmp_path / "mine", model=hub)
+    names = load_file(folder / "adapter_model.safetensors")
+    start = "base_model.model.model.language_model.layers."
+    assert all(name.startswith(start) for name in names)
+    assert {name.split(".")[-2:][0] for name in names} == {"lora_A", "lora_B"}
+    arguments = json.loads((folder / "args.json").read_text())
+    assert (arguments["model"], arguments["model_type"]) == (hub, "qwen2_vl")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == hub and config["r"] == 4
+    command = f"vllm serve {hub} --enable-lora --max-lora-rank 8 --lora-modules mine=./mine"
+    assert command in (folder / "README.md").read_text()
+    seeing = export_adapter(adapters["b"], tmp_path / "seeing", model=hub)
+    assert "vlkit.lora.merge" in (seeing / "README.md").read_text()
+
+
+def test_adapters_that_cannot_be_handed_on(base, adapters, tmp_path):
+    with pytest.raises(ModelError, match="holds no adapter"):
+        export_adapter(tmp_path, tmp_path / "out")
+    config = adapters["a"] / "adapter_config.json"
+    copied = shutil.copytree(adapters["a"], tmp_path / "copy")
+    tells = json.loads(config.read_text()) | {"base_model_name_or_path": "tiny"}
+    (copied / "adapter_config.json").write_text(json.dumps(tells))
+    with pytest.raises(ModelError, match="pass model="):
+        export_adapter(copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
