@@ -25,13 +25,14 @@ _HOME = {
     "attention": ["attention_map", "AttentionMap"],
     "logprobs": ["token_logprobs", "AnswerLogprobs"],
     "batch": ["generate_batch"],
+    "records.seeding": ["seed_everything"],
     "tables": ["read_conversations", "to_frame", "write_table"],
     "shapes": ["memory_table"],
     "flight": ["preflight", "Preflight"],
     "parity": ["compare_paths"],
     "diagnosis": ["doctor"],
 }
-_MODULES = ["datasets", "errors", "lora", "settings", "widgets"]
+_MODULES = ["datasets", "errors", "lora", "records", "settings", "widgets"]
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

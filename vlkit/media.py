@@ -13,7 +13,7 @@ from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
 from vlkit.errors import MediaError
-from vlkit.sources import read_bytes
+from vlkit.sources import is_url, local_path, read_bytes
 
 MAX_ASPECT_RATIO = 200  # the processors of the whole family refuse more
 _HALF_STEP = 0.5 / 255  # what interpolation and rounding may overshoot 0–1 by
@@ -92,7 +92,10 @@ def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
         picture, size = _open(data, name, strict), len(data)
     picture = _decode(picture, name, size, strict)
     picture.info.clear()  # an orientation or transparency left there would be applied again
-    return _check_shape(picture, name)
+    _check_shape(picture, name)
+    if isinstance(source, str | os.PathLike) and not is_url(source):
+        picture.filename = local_path(source)  # for names in messages and records
+    return picture
 
 
 def describe_source(source: Any) -> str:

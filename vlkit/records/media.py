@@ -1,0 +1,236 @@
+"""Pictures and clips in a run: known by their content, kept as thumbnails or whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from vlkit.bundled import bundled_path
+from vlkit.decoding import pictures_of
+from vlkit.errors import VlkitError
+from vlkit.keys import _medium
+from vlkit.media import describe_source, load_image
+from vlkit.records.secrets import clean_url
+from vlkit.sources import is_url, local_path
+
+THUMBNAILS, KEPT = "thumbnails", "media"
+SIDE = 400  # pixels of a thumbnail
+FRAMES = 4  # of a clip's thumbnail
+_SAMPLES = "vlkit:"
+
+
+def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str, str]:
+    """What a picture's or clip's content is known by.
+
+    Args:
+        source: as it stands in a message.
+        picture: the upright picture, where it is at hand; a URL's content is known by it.
+
+    Returns:
+        ``"file"``, ``"pixels"``, ``"frames"`` or ``"url"``, and a sha256 of that in hex;
+        ``"unreadable"`` and nothing.
+    """
+    if picture is not None and not _is_file(source):
+        return "pixels", _pixels_hash(picture)
+    medium = _medium(source)
+    if isinstance(medium, str):
+        return "file", medium
+    if medium[0] == "unreadable":
+        return "unreadable", ""
+    if medium[0] == "url":
+        return "url", hashlib.sha256(clean_url(medium[1]).encode()).hexdigest()
+    if isinstance(medium[0], tuple):
+        return "pixels", _joined(medium[0], medium[1])
+    return "frames", hashlib.sha256(json.dumps(medium).encode()).hexdigest()
+
+
+def _pixels_hash(picture: PIL.Image.Image) -> str:
+    return _joined(picture.size, hashlib.sha256(picture.tobytes()).hexdigest())
+
+
+def _joined(size: Any, digest: str) -> str:
+    return hashlib.sha256("{}×{} {}".format(*size, digest).encode()).hexdigest()
+
+
+def _is_file(source: Any) -> bool:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return True
+    return isinstance(source, str | os.PathLike) and not is_url(source)
+
+
+class MediaStore:
+    """The thumbnails and originals of a run.
+
+    Args:
+        path: the run's folder.
+        keep: whether originals are kept.
+    """
+
+    def __init__(self, path: Path, keep: bool):
+        self.path, self.keep = path, keep
+
+    def describe(self, item: dict, media: Sequence[Any], index: int) -> dict[str, Any]:
+        """What a run writes of the item of a message.
+
+        Args:
+            item: a checked content item.
+            media: the reply's upright pictures, or its clips; empty where there is no reply.
+            index: which of them.
+        """
+        kind = item["type"]
+        source = item[kind]
+        own = (lambda: media[index]) if index < len(media) else None
+        picture = own() if own and kind == "image" and not _is_file(source) else None
+        of, digest = content_of(source, picture)
+        options = {key: item[key] for key in item if key not in ("type", kind)}
+        facts = {"kind": kind, "name": _name(source), "of": of, "sha256": digest}
+        facts |= {"options": options} if options else {}
+        if path := self._where(source):
+            facts["path"] = path
+        if digest and own:
+            view = (lambda: _view(own())) if kind == "image" else lambda: _strip(own())
+            facts["thumbnail"] = self._thumbnail(digest, view)
+        if digest and self.keep and (kept := self._keep(source, digest, own)):
+            facts["kept"] = kept
+        return facts
+
+    def find(self, facts: dict) -> tuple[Any, str]:
+        """A source whose content is that of the record, or None and why there is none."""
+        found = "is gone"
+        for source in self._candidates(facts):
+            if content_of(source) == (facts["of"], facts["sha256"]):
+                return source, ""
+            if _is_file(source) and facts["of"] != "file" and _same_pixels(source, facts):
+                return source, ""
+            found = "has other content now"
+        if found != "is gone" and facts.get("path"):
+            return None, f"{facts['name']} {found}"
+        if facts["of"] in ("pixels", "frames", "url"):
+            hint = "it was no file; record with keep_media=True"
+            return None, f"{facts['name']} was not kept ({hint})"
+        return None, f"{facts['name']} {found}"
+
+    def _candidates(self, facts: dict) -> list[Any]:
+        found: list[Any] = []
+        if kept := facts.get("kept"):
+            path = self.path / kept
+            if path.is_dir():
+                found.append([load_image(each) for each in pictures_of(path, str(path))])
+            elif path.is_file():
+                found.append(str(path))
+        path = facts.get("path", "")
+        if path.startswith(_SAMPLES):
+            found.append(str(bundled_path("samples") / path.removeprefix(_SAMPLES)))
+        elif path:
+            found.append(os.path.normpath(self.path / path))
+        return [each for each in found if isinstance(each, list) or os.path.exists(each)]
+
+    def _where(self, source: Any) -> str:
+        """A file's place as seen from the run's folder, so that both may move together."""
+        source = getattr(source, "filename", source)  # of a picture that was read from one
+        if not source or not isinstance(source, str | os.PathLike) or is_url(source):
+            return ""
+        path = Path(local_path(source)).absolute()
+        if path.parent == bundled_path("samples"):
+            return _SAMPLES + path.name
+        try:
+            return Path(os.path.relpath(path, self.path.absolute())).as_posix()
+        except ValueError:  # another drive
+            return path.as_posix()
+
+    def _thumbnail(self, digest: str, view: Callable[[], PIL.Image.Image]) -> str | None:
+        name = f"{THUMBNAILS}/{digest[:20]}.jpg"
+        if not (self.path / name).exists():
+            try:
+                picture = view()
+            except VlkitError:  # gone since the answer
+                return None
+            self._write(name, lambda file: picture.save(file, "JPEG", quality=85))
+        return name
+
+    def _keep(self, source: Any, digest: str, own: Callable[[], Any] | None) -> str | None:
+        suffix = Path(source).suffix.lower() if isinstance(source, str | os.PathLike) else ""
+        name = f"{KEPT}/{digest[:20]}"
+        if isinstance(source, str | os.PathLike) and os.path.isdir(local_path(source)):
+            return None  # a folder of frames stays where it is
+        if _is_file(source):
+            name += suffix
+            if not (self.path / name).exists():
+                self._write(name, lambda file: _copy(source, file))
+        elif isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+            for index, frame in enumerate(source):
+                picture = load_image(frame)
+                self._write(f"{name}/{index:05d}.png", partial(picture.save, format="PNG"))
+        elif own is not None:
+            name += ".png"
+            if not (self.path / name).exists():
+                self._write(name, lambda file: own().save(file, "PNG"))
+        else:
+            return None
+        return name
+
+    def _write(self, name: str, fill: Callable[[Any], Any]) -> None:
+        """Whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                fill(file)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def _copy(source: Any, file: Any) -> None:
+    if isinstance(source, str | os.PathLike):
+        with open(local_path(source), "rb") as original:
+            shutil.copyfileobj(original, file)
+    else:
+        file.write(source)
+
+
+def _same_pixels(source: Any, facts: dict) -> bool:
+    """Whether a file that was kept of a picture in memory holds its pixels."""
+    return facts["of"] == "pixels" and _pixels_hash(load_image(source)) == facts["sha256"]
+
+
+def _name(source: Any) -> str:
+    """For people; of a path the file alone."""
+    if isinstance(source, list | tuple):
+        return f"{len(source)} frames"
+    if isinstance(source, str) and is_url(source):
+        return describe_source(source) if source[:5].lower() == "data:" else clean_url(source)
+    name = describe_source(source)
+    return name.rstrip("/").rpartition("/")[2] if isinstance(source, str | os.PathLike) else name
+
+
+def _view(picture: PIL.Image.Image) -> PIL.Image.Image:
+    shown = picture.convert("RGB")
+    shown.thumbnail((SIDE, SIDE))
+    return shown
+
+
+def _strip(clip: Any) -> PIL.Image.Image:
+    """A few frames of a clip side by side."""
+    count = len(clip.frames)
+    chosen = sorted({round(i * (count - 1) / (FRAMES - 1)) for i in range(FRAMES)})
+    frames = [PIL.Image.fromarray(clip.frames[index]) for index in chosen]
+    for frame in frames:
+        frame.thumbnail((SIDE // 2, SIDE // 2))
+    width, height = frames[0].size
+    strip = PIL.Image.new("RGB", (len(frames) * (width + 4) - 4, height), "white")
+    for index, frame in enumerate(frames):
+        strip.paste(frame, (index * (width + 4), 0))
+    return strip

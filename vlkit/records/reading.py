@@ -1,0 +1,179 @@
+"""Runs read back, also those that were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlkit.errors import VlkitError
+
+if TYPE_CHECKING:
+    import pandas
+
+VERSION = 1
+MANIFEST, LINES = "manifest.json", "records.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A run as it lies on the disk.
+
+    Attributes:
+        path: its folder.
+        manifest: what was known when it began, and how it ended.
+        lines: everything recorded, in order; ``line["record"]`` says what each is.
+        torn: lines that a kill left half written.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    lines: list[dict[str, Any]] = field(repr=False)
+    torn: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the run was called."""
+        return self.manifest["name"]
+
+    @property
+    def status(self) -> str:
+        """``"finished"``, ``"failed"`` (by an error), or ``"unfinished"``: it goes on, or died."""
+        if not self.manifest.get("ended"):
+            return "unfinished"
+        return "failed" if self.manifest.get("error") else "finished"
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the end, or to the last line."""
+        last = self.lines[-1]["seconds_in"] if self.lines else 0.0
+        return self.manifest.get("seconds") or last
+
+    @cached_property
+    def answers(self) -> list[dict[str, Any]]:
+        """Of every question that was asked: the answer, or why there is none."""
+        return self.of("answer")
+
+    @cached_property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The models by the name that the answers have for them."""
+        return {line["id"]: line for line in self.of("model")}
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What was logged; of what was logged twice the last."""
+        return {name: v for line in self.of("values") for name, v in line["values"].items()}
+
+    @cached_property
+    def metrics(self) -> dict[str, float | None]:
+        """Logged numbers, and the metrics of evaluations as ``metric`` or ``metric (2)`` …"""
+        found: dict[str, float | None] = {}
+        for number, line in enumerate(self.of("evaluation"), 1):
+            for name, row in line["evaluation"]["overall"].items():
+                found[name if number == 1 else f"{name} ({number})"] = row["value"]
+        numbers = {k: v for k, v in self.values.items() if _is_number(v)}
+        return found | numbers
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """All lines of one kind: model, answer, batch, training, evaluation, values, exhibit."""
+        return [line for line in self.lines if line["record"] == kind]
+
+
+def read_run(run: Any) -> Record:
+    """A run from its folder, a file in it, a :class:`Run` or a :class:`Record`.
+
+    Raises:
+        VlkitError: no run lies there, or one of a newer version.
+    """
+    if isinstance(run, Record):
+        return run
+    place = getattr(run, "path", run)
+    if not isinstance(place, str | os.PathLike):
+        raise VlkitError(f"{run!r:.60} is no run; pass a Run or its folder")
+    path = Path(place).expanduser()
+    path = path.parent if path.name in (MANIFEST, LINES) else path
+    manifest = _read_manifest(path)
+    if manifest is None:
+        raise VlkitError(
+            f"{path} holds no run of vlkit ({MANIFEST}); vlkit.records.runs() lists those there are"
+        )
+    if manifest["vlkit_run"] > VERSION:
+        raise VlkitError(f"{path} was written by a newer vlkit; update: pip install -U vlkit")
+    lines, torn = _read_lines(path / LINES)
+    return Record(path, manifest, lines, torn)
+
+
+def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
+    """The runs of a folder, oldest first, with what was logged in columns of its own.
+
+    Raises:
+        VlkitError: the folder is not there.
+    """
+    import pandas
+
+    folder = Path(directory).expanduser()
+    if not folder.is_dir():
+        raise VlkitError(f"{folder} is no folder; runs lie where Run(…, directory=…) put them")
+    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
+    records = [read_run(path) for path in found if _read_manifest(path)]
+    rows = [_row(record) for record in sorted(records, key=lambda r: r.manifest["started"])]
+    return pandas.DataFrame(rows, columns=None if rows else list(_COLUMNS))
+
+
+_COLUMNS = (
+    "name", "started", "status", "seconds", "answers", "failures", "models", "adapters",
+    "new_tokens", "commit", "dirty", "path",
+)  # fmt: skip
+
+
+def _row(record: Record) -> dict[str, Any]:
+    answers, models = record.answers, record.models.values()
+    adapters = [model["adapter"]["name"] for model in models if model.get("adapter")]
+    git = record.manifest.get("git") or {}
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    row |= {
+        "name": record.name,
+        "started": record.manifest["started"],
+        "status": record.status,
+        "seconds": round(record.seconds, 1),
+        "answers": sum("raw" in line for line in answers),
+        "failures": sum("error" in line for line in answers),
+        "models": ", ".join(dict.fromkeys(model["name"] for model in models)),
+        "adapters": ", ".join(dict.fromkeys(adapters)),
+        "new_tokens": sum(line["usage"]["new_tokens"] for line in answers if "raw" in line),
+        "commit": (git.get("commit") or "")[:10],
+        "dirty": git.get("dirty"),
+        "path": str(record.path),
+    }
+    return row | {name: v for name, v in record.metrics.items() if name not in row}
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(manifest, dict) and isinstance(manifest.get("vlkit_run"), int)
+    return manifest if known else None
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    lines: list[dict[str, Any]] = []
+    torn = 0
+    if not path.exists():
+        return lines, torn
+    with path.open("rb") as file:
+        for raw in file:
+            try:
+                line = json.loads(raw)
+                lines.append(line | {"record": line["record"], "seconds_in": line["seconds_in"]})
+            except (ValueError, KeyError, TypeError):
+                torn += 1
+    return lines, torn
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,242 @@
+"""A run asked again: which answers are the same, and what is not as it was."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlkit.errors import VlkitError
+from vlkit.records.facts import environment, git_state, model_facts
+from vlkit.records.reading import Record, read_run
+from vlkit.records.rebuilding import answer_of, first_difference, messages_of, question_of
+from vlkit.replies import Reply
+
+if TYPE_CHECKING:
+    import pandas
+
+_COLUMNS = ("kind", "question", "status", "at", "then", "now", "reason")
+_LOADED = (
+    "weights", "adapter", "commit", "dtype", "device", "gpu", "cuda", "attention", "quantize",
+    "max_image_tokens", "family", "hosted",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """What :func:`replay` found; it shows itself in a notebook.
+
+    Attributes:
+        rows: a row for each recorded answer: ``status`` is ``"same"`` (token for token),
+            ``"differs"`` (``at`` is the first such token, counted from 0) or ``"cannot"``, with
+            the ``reason``; ``then`` and ``now`` are the answers.
+        environment: what is not as it was: ``what``, ``then``, ``now``.
+        record: the run that was replayed.
+    """
+
+    rows: pandas.DataFrame
+    environment: pandas.DataFrame
+    record: Record
+
+    @property
+    def identical(self) -> bool:
+        """Whether every answer there was is the same now, token for token."""
+        answered = self.rows[self.rows["reason"] != _NO_ANSWER]
+        return bool(len(answered)) and bool((answered["status"] == "same").all())
+
+    def __str__(self) -> str:
+        counts = self.rows["status"].value_counts()
+        parts = [f"{counts[s]} {s}" for s in ("same", "differs", "cannot") if s in counts]
+        changed = f"; not as it was: {', '.join(self.environment['what'])}"
+        changed *= bool(len(self.environment))
+        return f"{self.record.name}: {len(self.rows)} answers, {', '.join(parts)}{changed}"
+
+    def _repr_html_(self) -> str:
+        tables = self.rows.to_html(escape=True, na_rep="–")
+        if len(self.environment):
+            tables += "<h4>not as it was</h4>" + self.environment.to_html(escape=True, index=False)
+        return f"<p>{html.escape(str(self))}</p>{tables}"
+
+
+_NO_ANSWER = "there was no answer"
+
+
+def replay(path: Any, vlm: Any = None) -> Replay:
+    """Ask everything in a run again, with the same options and seeds, and compare the answers.
+
+    An answer that was stopped is asked as far as it went. Rows of a batch are asked as a batch.
+    Trainings are not repeated.
+
+    Args:
+        path: the run's folder, or a Run.
+        vlm: the model to ask; by default each answer's own is loaded as it was.
+
+    Raises:
+        VlkitError: no run lies there.
+    """
+    import pandas
+
+    record = read_run(path)
+    models = _Models(record, vlm)
+    found: dict[int, dict] = {}
+    for numbers in _groups(record.answers):
+        found |= dict(_ask(record, models, numbers))
+    rows = [found[number] for number in range(len(record.answers))]
+    frame = pandas.DataFrame(rows, columns=list(_COLUMNS)).astype({"at": "Int64"})
+    changes = [*_changes(record), *models.changes()]
+    environment = pandas.DataFrame(changes, columns=["what", "then", "now"])
+    return Replay(frame, environment, record)
+
+
+class _Models:
+    """The models of a run, loaded when they are needed."""
+
+    def __init__(self, record: Record, vlm: Any):
+        self._record, self._vlm = record, vlm
+        self._loaded: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        if self._vlm is not None:
+            self._loaded[name] = self._vlm
+        if name not in self._loaded:
+            self._loaded[name] = _load(self._record.models[name])
+        return self._loaded[name]
+
+    def changes(self) -> Iterator[tuple[str, Any, Any]]:
+        for name, vlm in self._loaded.items():
+            then, now = self._record.models[name], model_facts(vlm)
+            for key in _LOADED:
+                if then.get(key) != now.get(key):
+                    yield f"{then['name']}: {key}", _short(then.get(key)), _short(now.get(key))
+
+
+def _load(facts: dict) -> Any:
+    import vlkit
+
+    if "hosted" in facts:
+        raise VlkitError(f"{facts['name']} is hosted; load it and pass it as vlm=")
+    adapter = facts["adapter"] and facts["adapter"]["name"]
+    hub = facts["hub"] if facts["hub"] in ("huggingface", "modelscope") else "auto"
+    revision = (facts["commit"] or facts["revision"]) if hub != "auto" else None
+    device = facts["device"]
+    if device.startswith("cuda"):
+        import torch
+
+        device = "auto" if device == "cuda:0" or not torch.cuda.is_available() else device
+    return vlkit.load(
+        facts["name"], hub=hub, revision=revision, adapter=adapter, device=device,
+        dtype=facts["dtype"], attn=_attention(facts["attention"], device),
+        quantize=facts["quantize"], max_image_tokens=facts["max_image_tokens"],
+    )  # fmt: skip
+
+
+def _attention(name: str, device: str) -> str:
+    return name if name in ("sdpa", "eager") or device != "cpu" else "auto"
+
+
+def _groups(answers: list[dict]) -> list[list[int]]:
+    """Numbers of answers that are asked together: rows of one batch, with one set of options."""
+    groups: dict[Any, list[int]] = {}
+    for number, answer in enumerate(answers):
+        batch = answer.get("batch", f"alone {number}")
+        groups.setdefault((batch, answer["model"]), []).append(number)
+    return list(groups.values())
+
+
+def _ask(record: Record, models: _Models, numbers: list[int]) -> Iterator[tuple[int, dict]]:
+    """(number, row) of each answer of a group."""
+    asked: dict[int, list[dict]] = {}
+    for number in numbers:
+        answer = record.answers[number]
+        messages, reason = _question(record, answer)
+        if messages is None:
+            yield number, _row(answer, "cannot", reason=reason)
+        else:
+            asked[number] = messages
+    if not asked:
+        return
+    try:
+        vlm = models.get(record.answers[numbers[0]]["model"])
+        replies = _answer(vlm, record, asked)
+    except VlkitError as error:
+        replies = dict.fromkeys(asked, error)
+    for number, reply in replies.items():
+        yield number, _compare(record.answers[number], reply)
+
+
+def _question(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
+    if "raw" not in answer:
+        return None, _NO_ANSWER
+    if answer["options"].get("temperature") and answer["options"].get("seed") is None:
+        return None, "sampled without a seed"
+    return messages_of(record, answer)
+
+
+def _answer(vlm: Any, record: Record, asked: dict[int, list[dict]]) -> dict[int, Any]:
+    import vlkit
+
+    number = next(iter(asked))
+    first = record.answers[number]
+    options = dict(first["options"])
+    if "batch" not in first:
+        if first["finish_reason"] == "cancelled":
+            options["max_new_tokens"] = max(1, first["usage"]["new_tokens"])
+        return {number: vlkit.generate(vlm, asked[number], **options)}
+    if options["seed"] is not None:
+        options["seed"] -= first["index"]
+    places = {record.answers[number]["index"]: number for number in asked}
+    conversations: list[Any] = [""] * (max(places) + 1)
+    for index, number in places.items():
+        conversations[index] = asked[number]
+    options |= {"batch_size": first["batch_size"], "progress": False, "rows": list(places)}
+    answers = vlkit.generate_batch(vlm, conversations, **options)
+    return dict(zip(places.values(), answers, strict=True))
+
+
+def _compare(then: dict, reply: Any) -> dict:
+    if not isinstance(reply, Reply):  # a Failure, or an error
+        return _row(then, "cannot", reason=str(reply))
+    tokens = list(reply.tokens) or None
+    now = {"raw": reply.raw, "tokens": tokens}
+    if then["finish_reason"] == "cancelled":
+        count = then["usage"]["new_tokens"]
+        now = {"raw": reply.raw[: len(then["raw"])], "tokens": tokens and tokens[:count]}
+    at = first_difference(then, now)
+    if at is None:
+        return _row(then, "same", now=reply.text)
+    return _row(then, "differs", at=at, now=reply.text)
+
+
+def _row(answer: dict, status: str, **facts: Any) -> dict:
+    row = dict.fromkeys(_COLUMNS)
+    then = answer_of(answer)
+    return row | {
+        "kind": answer["kind"], "question": question_of(answer), "status": status, "then": then,
+        "reason": "", **facts,
+    }  # fmt: skip
+
+
+def _changes(record: Record) -> Iterator[tuple[str, Any, Any]]:
+    then, now = record.manifest["environment"], environment()
+    for key in sorted(then.keys() | now.keys() - {"packages"}):
+        if key != "packages" and then.get(key) != now.get(key):
+            yield key, then.get(key), now.get(key)
+    yield from _package_changes(then["packages"], now["packages"])
+    git, state = record.manifest.get("git") or {}, git_state() or {}
+    if git.get("commit") != state.get("commit"):
+        yield "git commit", (git.get("commit") or "")[:10], (state.get("commit") or "")[:10]
+    if git.get("dirty") or state.get("dirty"):
+        yield "uncommitted changes", git.get("dirty"), state.get("dirty")
+
+
+def _package_changes(then: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            yield key, then.get(key), now.get(key)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{value.get('name', '')} sha256 {value['sha256'][:12]}".strip()
+    return value

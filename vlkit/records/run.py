@@ -1,0 +1,287 @@
+"""A run under way: what is asked inside it is written down as it is answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vlkit import recording
+from vlkit.datasets.files import whole_folder, write_whole
+from vlkit.errors import VlkitError
+from vlkit.messages import as_messages
+from vlkit.records.facts import environment, git_state, memory_facts, model_facts
+from vlkit.records.lines import (
+    answer_facts,
+    digest,
+    line_of,
+    plain,
+    plain_value,
+    training_facts,
+)
+from vlkit.records.media import MediaStore
+from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, read_run
+from vlkit.records.secrets import SHORTEST, without_secrets
+from vlkit.replies import Reply
+
+
+class Run:
+    """Records every answer, batch, training and evaluation inside its ``with`` block.
+
+    Runs within runs record into all of them. What another thread asks counts where it opened no
+    run of its own and this one was opened in the main thread; an answer that was begun inside is
+    recorded also where it ends later. A notebook that cannot use ``with`` over several cells calls
+    :meth:`open` and :meth:`close`.
+
+    Args:
+        name: for people; the folder is called by it and the time.
+        directory: where the run's folder is made.
+        keep_media: keep the originals of pictures and clips, not their thumbnails alone. Needed to
+            replay answers about what was no file.
+        notes: what it is about, for the report.
+
+    Attributes:
+        path: the run's folder.
+        closed: whether the block was left.
+
+    Raises:
+        VlkitError: an empty name, or a folder that cannot be written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        directory: str | os.PathLike = "runs",
+        keep_media: bool = False,
+        notes: str = "",
+    ):
+        if not isinstance(name, str) or not name.strip():
+            raise VlkitError(f"name={name!r} must be a text; it names the run's folder")
+        self.name, self.notes, self.keep_media = name, notes, keep_media
+        self.path = Path(directory).expanduser() / _folder_name(name)
+        self.closed = True
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lock = threading.RLock()
+        self._models: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._secrets: set[str] = set()
+        self._count = 0
+        self._started = time.time()
+        self._manifest: dict[str, Any] = {}
+
+    @classmethod
+    def attach(cls, path: str | os.PathLike) -> Run:
+        """Go on recording into a run that lies on the disk, such as another process's."""
+        record = read_run(path)
+        run = cls.__new__(cls)
+        run.name, run.notes = record.name, record.manifest.get("notes", "")
+        run.keep_media, run.path = record.manifest.get("keep_media", False), record.path
+        run._prepare()
+        run._manifest, run._count = record.manifest, len(record.models)
+        run._started = datetime.fromisoformat(record.manifest["started"]).timestamp()
+        run._store, run.closed = MediaStore(run.path, run.keep_media), False
+        _end_torn_line(run.path / LINES)
+        return run
+
+    def open(self) -> Run:
+        """Begin to record."""
+        if self._manifest:
+            raise VlkitError(f"the run {self.name!r} was begun before; make a new Run")
+        self._started = time.time()
+        self._manifest = {
+            "vlkit_run": VERSION,
+            "name": self.name,
+            "notes": self.notes,
+            "started": _now(),
+            "ended": None,
+            "keep_media": self.keep_media,
+            "environment": environment(),
+            "git": git_state(),
+        }
+        self.path = _free_place(self.path)
+        with whole_folder(self.path) as made:
+            (made / MANIFEST).write_text(self._manifest_text(), encoding="utf-8")
+        self._store, self.closed = MediaStore(self.path, self.keep_media), False
+        recording.enter(self)
+        return self
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End it; a second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        recording.leave(self)
+        self._manifest |= {"ended": _now(), "seconds": round(time.time() - self._started, 3)}
+        if error is not None:
+            self._manifest["error"] = line_of(error)
+        write_whole(self.path / MANIFEST, self._manifest_text())
+
+    def __enter__(self) -> Run:
+        return self.open()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.close(error)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, path={str(self.path)!r})"
+
+    @property
+    def record(self) -> Record:
+        """What is on the disk by now."""
+        return read_run(self.path)
+
+    def log(self, **values: Any) -> None:
+        """Write down results of your own: numbers, texts, lists."""
+        self._write("values", values=values)
+
+    def add(self, exhibit: Any, caption: str = "") -> None:
+        """Add a figure of matplotlib, a DataFrame, a picture or a text to the report."""
+        from vlkit.records.exhibits import exhibit_facts
+
+        with self._lock:
+            self._write("exhibit", caption=caption, **exhibit_facts(exhibit, self.path))
+
+    # --- called by vlkit.recording ----------------------------------------------------------------
+
+    def add_answer(
+        self, kind: str, vlm: Any, messages: Any, options: Mapping, result: Any, **facts: Any
+    ) -> None:
+        """A Reply, a Failure or the error that came instead."""
+        asked, media = self._conversation(messages, result)
+        with self._lock:
+            model = self._model(vlm)
+        question = {"messages": asked, "media": media, "options": dict(options)}
+        answer = answer_facts(result)
+        shown = without_secrets({"messages": asked, "answer": answer}, self._secrets)
+        if shown["messages"] != asked:
+            facts["secrets_left_out"] = True
+        if shown["answer"].get("raw") != answer.get("raw"):
+            answer["tokens"] = None  # they would spell it
+        key = digest([shown["messages"], [[m["of"], m["sha256"], m.get("options")] for m in media]])
+        memory = memory_facts(vlm)
+        self._write(
+            "answer", kind=kind, model=model, key=key, **facts, **question, **answer, memory=memory
+        )
+
+    def add_batch(self, batch: Mapping, vlm: Any, report: Any) -> None:
+        """How a batch went; its rows were written before."""
+        facts = asdict(report) if is_dataclass(report) else {}  # type: ignore[arg-type]
+        self._write("batch", **batch, report=facts)
+
+    def add_training(self, arguments: Mapping[str, Any], result: Any) -> None:
+        """The beginning of a training, or its LoraRun, or the error that came instead."""
+        given = {name: plain_value(value) for name, value in arguments.items() if name != "vlm"}
+        facts: dict[str, Any] = {"state": "begun" if result is None else "ended"}
+        if isinstance(result, BaseException):
+            facts |= {"error": line_of(result)}
+        elif result is not None:
+            facts |= training_facts(result)
+        with self._lock:
+            self._write("training", model=self._model(arguments["vlm"]), arguments=given, **facts)
+
+    def add_evaluation(self, evaluation: Any) -> None:
+        """The metrics of an Evaluation."""
+        self._write("evaluation", evaluation=evaluation.to_dict())
+
+    def _model(self, vlm: Any) -> str:
+        if vlm not in self._models:
+            key = getattr(getattr(vlm, "client", None), "api_key", None)
+            if isinstance(key, str) and len(key) >= SHORTEST:
+                self._secrets.add(key)
+            self._count += 1
+            name = f"model {self._count}"
+            self._write("model", id=name, **model_facts(vlm))
+            self._models[vlm] = name
+        return self._models[vlm]
+
+    def _conversation(self, messages: Any, result: Any) -> tuple[list, list]:
+        try:
+            checked = as_messages(messages)
+        except VlkitError:
+            return [{"malformed": f"{messages!r:.200}"}], []
+        media: list[dict] = []
+        asked = []
+        for message in checked:
+            content = [self._item(item, media, result) for item in message["content"]]
+            asked.append({"role": message["role"], "content": content})
+        return asked, media
+
+    def _item(self, item: dict, media: list[dict], result: Any) -> dict:
+        if item["type"] == "text":
+            return dict(item)
+        those: Any = ()
+        if isinstance(result, Reply):
+            those = result.images if item["type"] == "image" else result.clips
+        index = sum(each["kind"] == item["type"] for each in media)
+        media.append(self._store.describe(item, those, index))
+        return {"type": item["type"], "media": len(media) - 1}
+
+    def _write(self, record: str, **facts: Any) -> None:
+        line = {
+            "record": record,
+            "time": _now(),
+            "seconds_in": time.time() - self._started,
+            **facts,
+        }
+        line["seconds_in"] = round(line["seconds_in"], 3)
+        text = json.dumps(plain(without_secrets(line, self._secrets)), ensure_ascii=False)
+        content = text.encode("utf-8", "backslashreplace") + b"\n"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        with self._lock:
+            file = os.open(self.path / LINES, flags, 0o644)
+            try:
+                if os.write(file, content) != len(content):
+                    raise OSError("the disk is full")
+            finally:
+                os.close(file)
+
+    def _manifest_text(self) -> str:
+        facts = plain(without_secrets(self._manifest, self._secrets))
+        return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
+
+
+def process_run() -> tuple[Run, ...]:
+    """The run that ``VLKIT_RUN`` names for this process."""
+    return _attached(os.environ[recording.RUN_VARIABLE])
+
+
+@lru_cache(maxsize=8)
+def _attached(path: str) -> tuple[Run, ...]:
+    return (Run.attach(path),)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _folder_name(name: str) -> str:
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "run"
+    return f"{datetime.now():%Y-%m-%d_%H%M%S}_{plain}"
+
+
+def _free_place(path: Path) -> Path:
+    """The path, or with a number behind it; two runs may begin in one second."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _end_torn_line(path: Path) -> None:
+    if path.exists() and path.stat().st_size:
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
