@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/vlkit lab
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)

@@ -14,6 +14,7 @@ from rich.table import Table
 from vlkit.commands.batch import batch
 from vlkit.commands.convert import convert
 from vlkit.commands.evaluate_grounding import evaluate_grounding
+from vlkit.commands.lab import PASS_ON, classroom, lab
 from vlkit.commands.options import (
     AdapterOption,
     BaseUrlOption,
@@ -44,6 +45,8 @@ app = typer.Typer(
 app.command()(batch)
 app.command()(convert)
 app.command()(evaluate_grounding)
+app.command(context_settings=PASS_ON)(lab)
+app.command(context_settings=PASS_ON)(classroom)
 app.command()(serve)
 
 
