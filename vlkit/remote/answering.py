@@ -10,7 +10,7 @@ from threading import Event
 from typing import Any
 
 from vlkit.deferred import DeferredClips, DeferredImages
-from vlkit.remote.calls import Answer, ask, run
+from vlkit.remote.calls import TRIES_AGAIN, Answer, ask, run
 from vlkit.remote.models import RemoteVLM
 from vlkit.remote.requests import Request, make_request
 from vlkit.replies import Reply, Usage
@@ -46,7 +46,8 @@ def answer_remotely(
     start, answer = time.perf_counter(), Answer()
     request = make_request(remote, messages, options, seed)
     pieces = TextPieces(put) if put else None
-    run(ask(remote, request.body, answer, pieces), stopped)
+    retries = min(remote.retries, TRIES_AGAIN)
+    run(ask(remote, request.body, answer, pieces, retries=retries), stopped)
     if pieces:
         pieces.end()
     return make_reply(remote, request, answer, start)
@@ -111,14 +112,15 @@ def make_reply(
 
 
 def _usage(remote: RemoteVLM, request: Request, answer: Answer) -> Usage:
-    """The service's own counts; of an answer that was stopped, and had none yet, estimates."""
+    """The service's own counts; where it gave none, as of a stopped answer, estimates."""
     image = sum(w * h // remote.rules.side**2 for w, h in request.input_sizes)
     frames = [(clip.frame_size, (len(clip.indices) + 1) // 2) for clip in request.clips]
     video = sum(w * h // remote.rules.side**2 * steps for (w, h), steps in frames)
     told = answer.usage
     if told is None:
         text = estimate_text(request.messages, remote.family, [()] * len(request.clips))
-        return Usage(image, video, text + image + video, answer.pieces)
+        new = max(answer.pieces, sum(map(len, answer.content)) // 4)
+        return Usage(image, video, text + image + video, new)
     details = getattr(told, "prompt_tokens_details", None)
     counted = getattr(details, "image_tokens", None)
     _compare(remote, counted, image, len(request.images))

@@ -14,11 +14,13 @@ from functools import lru_cache
 from typing import Any
 
 from vlkit.errors import RemoteError
-from vlkit.remote.problems import Place, Problem, describe_problem
+from vlkit.remote.problems import NO_KEY, Place, Problem, describe_problem
 from vlkit.remote.services import Service
 
 CONNECT_SECONDS = 4.0
 PATIENCE = 4.0  # seconds after which a connection that failed is not tried again
+TRIES_AGAIN = 4  # of a single question: after 8 seconds its user is told
+_LONGEST_PAUSE = 16.0  # seconds between two tries
 _TICK = 0.05  # seconds between two looks at whether to stop
 
 
@@ -65,7 +67,7 @@ def open_client(base_url: str, key: str, timeout: float) -> Any:
         ) from error
     limits = openai.Timeout(timeout, connect=CONNECT_SECONDS)
     return openai.AsyncOpenAI(
-        api_key=key or "none", base_url=base_url, timeout=limits, max_retries=0
+        api_key=key or NO_KEY, base_url=base_url, timeout=limits, max_retries=0
     )
 
 
@@ -84,7 +86,7 @@ def list_models(client: Any, base_url: str, service: Service, model: str) -> dic
     """
     place = Place(model, base_url, service, CONNECT_SECONDS, client.api_key)
     found, problem = run(_list_models(client, place))
-    if problem and (problem.unreached or "the key is refused" in str(problem.error)):
+    if problem and (problem.unreached or problem.keyless):
         raise problem.error
     return found
 
@@ -104,6 +106,7 @@ async def ask(
     answer: Answer,
     put: Callable[[str], None] | None = None,
     patience: float = PATIENCE,
+    retries: int = TRIES_AGAIN,
 ) -> None:
     """Send a request until it is answered or there is no more hope.
 
@@ -113,6 +116,7 @@ async def ask(
         answer: is filled; on a cancelled task it holds what has come.
         put: is given each piece of text; with it the answer is streamed.
         patience: seconds for which a connection is tried.
+        retries: how often a request that was refused for now is sent again.
 
     Raises:
         RemoteError: in one line.
@@ -125,10 +129,10 @@ async def ask(
         tries += 1
         late = problem.unreached and time.monotonic() - start > patience
         begun = put is not None and answer.pieces
-        if not problem.again or late or begun or (tries > remote.retries and not problem.unreached):
+        if not problem.again or late or begun or (tries > retries and not problem.unreached):
             raise _told(problem, tries, begun)
         answer.clear()
-        pause = min(8.0, 0.5 * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
+        pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
         await asyncio.sleep(pause if problem.wait is None else problem.wait)
 
 

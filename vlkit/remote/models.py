@@ -32,7 +32,8 @@ class HostedOptions(TypedDict, total=False):
         family: a key of ``FAMILIES``, where the name does not tell it; it says how boxes are read.
         prices: ``{"input": …, "output": …}`` for a million tokens; replies then have a ``cost``.
         timeout: seconds for an answer, and when it streams for its next piece.
-        retries: how often a request is sent again that was refused for now (429, 5xx).
+        retries: how often a batch's request is sent again that was refused for now (429, 5xx); a
+            single question at most 4 times.
         concurrency: the most requests of a batch at a time.
         extra_body: more fields for each request, such as ``{"enable_thinking": False}``.
     """
@@ -123,7 +124,7 @@ class RemoteVLM:
 
 _DEFAULTS: HostedOptions = {
     "base_url": None, "api_key": None, "region": None, "family": None, "prices": None,
-    "timeout": 120.0, "retries": 5, "concurrency": 8, "extra_body": None,
+    "timeout": 120.0, "retries": 8, "concurrency": 8, "extra_body": None,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from vlkit.errors import RemoteError
 from vlkit.remote.services import Service
 
+NO_KEY = "none"  # what is sent where there is no key
 MOST_WAIT = 60.0  # seconds that a service may ask to wait before it is told to the user instead
 _QUOTA = re.compile(
     r"insufficient_quota|insufficient balance|arrearage|freetier|billing|overdue|good standing",
@@ -33,12 +34,14 @@ class Problem:
         again: whether another try may go well.
         wait: the seconds that the service asks to wait, or None.
         unreached: whether there was no connection at all.
+        keyless: whether the key is wrong, or lacking.
     """
 
     error: RemoteError
     again: bool = False
     wait: float | None = None
     unreached: bool = False
+    keyless: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Place:
 
     def clean(self, text: str) -> str:
         """Text in which neither the key nor anything like one stands."""
-        if len(self.key) > 3:
+        if self.key != NO_KEY:
             text = text.replace(self.key, "…")
         return _SECRET.sub("…", text)
 
@@ -112,18 +115,16 @@ def _unreached(error: Exception, place: Place) -> Problem:
 
 
 def _refused(error: Any, place: Place) -> Problem:
-    status, said = error.status_code, _said(error)
+    status, said, tell = error.status_code, _said(error), place.tell
     code = " ".join(str(part) for part in (error.code, error.type, said) if part)
-    tell, name = place.tell, place.service.key_name
-    if _QUOTA.search(code):
+    throttled = status == 429 and place.service.name == "dashscope"  # its quota is one a minute
+    if _QUOTA.search(code) and not throttled:
         text = f"the account's quota or balance is used up ({said}); look into its console"
         return Problem(tell(text, fatal=True))
     if _CONTENT.search(code):
         return Problem(tell(f"the content was refused ({said}); change the question or picture"))
     if status == 401 or "api_key" in code.lower() or "apikey" in code.lower():
-        where = ", which differs by region" if place.service.name == "dashscope" else ""
-        text = f"the key is refused ({said}); check {name} or api_key={where}"
-        return Problem(tell(text, fatal=True))
+        return Problem(tell(_wrong_key(place, said), fatal=True), keyless=True)
     if status == 404 or _MODEL.search(code):
         text = f"no such model or address ({said}); check the model's name and base_url"
         return Problem(tell(text, fatal=True))
@@ -132,6 +133,14 @@ def _refused(error: Any, place: Place) -> Problem:
     if status in (408, 409, 429) or status >= 500:
         return _busy(error, status, said, place)
     return Problem(tell(f"the request was refused (HTTP {status}: {said})"))
+
+
+def _wrong_key(place: Place, said: str) -> str:
+    name = place.service.key_name
+    if place.key == NO_KEY:
+        return f"it asks for a key ({said}); set the environment variable {name} or pass api_key="
+    where = "; keys differ by region" if place.service.name == "dashscope" else ""
+    return f"the key is refused ({said}); check {name} or api_key={where}"
 
 
 def _busy(error: Any, status: int, said: str, place: Place) -> Problem:

@@ -101,7 +101,9 @@ async def _answer(state: _State, index: int) -> Reply | Failure:
             make_request, state.remote, state.conversations[index], settings.options, seed
         )
         patience = LATER_PATIENCE if state.answered else PATIENCE
-        await ask(state.remote, request.body, answer, patience=patience)
+        await ask(
+            state.remote, request.body, answer, patience=patience, retries=state.remote.retries
+        )
         state.answered += 1
         return make_reply(state.remote, request, answer, start, keep=False)
     except Exception as error:  # one row must never end the batch
