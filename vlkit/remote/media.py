@@ -13,7 +13,12 @@ from vlkit.grounding import Size
 
 MOST_BYTES = 7_000_000  # of a file: DashScope takes data URLs of under 10 MB
 MOST_PNG_PIXELS = 700_000  # larger pictures go as JPEG at once: PNG takes long, and much room
-_QUALITIES = (95, 85, 70, 50)
+_JPEGS: tuple[dict, ...] = (
+    {"quality": 95, "subsampling": 0},
+    {"quality": 85},
+    {"quality": 60},
+    {"quality": 30},
+)
 
 
 def picture_url(picture: PIL.Image.Image, size: Size) -> str:
@@ -35,21 +40,20 @@ def picture_url(picture: PIL.Image.Image, size: Size) -> str:
 
 def frame_base64(frame: PIL.Image.Image) -> str:
     """A clip's frame as JPEG in base64."""
-    return base64.b64encode(_encode(frame, "jpeg", _QUALITIES[0])).decode()
+    return base64.b64encode(_encode(frame, "jpeg", **_JPEGS[0])).decode()
 
 
 def _encodings(picture: PIL.Image.Image) -> Iterator[tuple[str, bytes]]:
     """Ways to write it that are small enough, the best one first."""
     if picture.width * picture.height <= MOST_PNG_PIXELS:
-        yield "png", _encode(picture, "png")
-    for quality in _QUALITIES:
-        data = _encode(picture, "jpeg", quality)
+        yield "png", _encode(picture, "png", compress_level=3)
+    for options in _JPEGS:
+        data = _encode(picture, "jpeg", **options)
         if len(data) <= MOST_BYTES:
             yield "jpeg", data
 
 
-def _encode(picture: PIL.Image.Image, kind: str, quality: int = 0) -> bytes:
-    options = {"quality": quality, "subsampling": 0} if quality else {"compress_level": 3}
+def _encode(picture: PIL.Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
