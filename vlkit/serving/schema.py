@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -202,8 +203,8 @@ def describe_errors(errors: Sequence[Any]) -> tuple[str, str]:
 def _path(place: Sequence[Any]) -> list[str]:
     """Field names and numbers, without the names that pydantic gives to a union's branches."""
     path: list[str] = []
-    for each in place:
-        branch = each in _TAGS and path and path[-1].isdigit()
-        if each != "body" and not branch and each != "str" and "[" not in str(each):
+    for before, each in itertools.pairwise(["body", *place]):
+        branch = isinstance(before, int) and each in _TAGS
+        if not branch and each not in ("body", "str", "Url") and "[" not in str(each):
             path.append(str(each))
     return path
