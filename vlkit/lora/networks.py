@@ -82,6 +82,8 @@ def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> 
         warnings.simplefilter("ignore", FutureWarning)
         network = get_peft_model(vlm.model, config)
     config.base_model_name_or_path = vlm.name  # not a path of this machine
+    # else peft asks the hub, at every checkpoint, whether the embeddings have grown
+    network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
     try:
         yield network, partial(_largest, network)
     finally:
