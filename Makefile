@@ -1,11 +1,13 @@
 # make demo   every notebook on the bundled model, answers with boxes, one HTML page in reports/
 # make lab    JupyterLab on the notebooks
-# make test   all tests          make check   format, lint, types, notebooks without outputs
+# make test   all tests          make check   format, lint, types, notebooks' style and outputs
+# make ui     every notebook and panel in a browser, screenshots in reports/ui/
+# make docs   the documentation site in reports/docs/, offline
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.vlkit-ready
 
-.PHONY: demo lab test check lock clean
+.PHONY: demo lab test ui check docs lock clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -14,13 +16,21 @@ lab: $(READY)
 	$(BIN)/vlkit lab
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not browser" $(PYTEST_ARGS)
+
+ui: $(READY)
+	$(BIN)/python -m pytest tests/ui $(PYTEST_ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/build.py
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/python scripts/write_index.py --check
+	$(BIN)/python -m pytest -q tests/notebooks/test_style.py
 
 # the lock holds names and versions for all platforms; needs `pip install uv`
 lock:

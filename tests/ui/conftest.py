@@ -44,10 +44,31 @@ LAB_SETTINGS = {
     }
 }
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+# runs code in the notebook's kernel and gives what it printed; no cell, so nothing scrolls
+RUN = f"""async (code) => {{
+    const kernel = {NOTEBOOK}.sessionContext.session.kernel;
+    const future = kernel.requestExecute({{ code, store_history: false }});
+    let text = '';
+    future.onIOPub = (message) => {{ text += message.content.text ?? ''; }};
+    await future.done;
+    return text;
+}}"""
 IDLE = f"{NOTEBOOK}?.sessionContext?.session?.kernel?.status === 'idle'"
 READ_ERRORS = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
     (cell.model.outputs?.toJSON() ?? []).filter((output) => output.output_type === 'error')
         .map((output) => `cell ${{i}}: ${{output.ename}}: ${{output.evalue}}`))"""
+# what cells wrote to stderr, as warnings are
+READ_WARNINGS = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell) =>
+    (cell.model.outputs?.toJSON() ?? []).filter((output) => output.name === 'stderr')
+        .map((output) => [output.text].flat().join('')))"""
+# the cell whose code ends in this line comes into view
+SHOW = f"""async (line) => {{
+    const notebook = {NOTEBOOK}.content;
+    const index = notebook.widgets.findIndex((cell) =>
+        cell.model.type === 'code' && cell.model.sharedModel.source.trim().endsWith(line));
+    notebook.activeCellIndex = index;
+    await notebook.scrollToItem(index, 'start');
+}}"""
 READ_UNRUN = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
     cell.model.type === 'code' && cell.model.sharedModel.source.trim()
         && cell.model.executionCount === null ? [i] : [])"""
@@ -56,12 +77,12 @@ READ_UNRUN = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
 class Lab:
     """A running JupyterLab: its address, its token and the folder that it serves."""
 
-    def __init__(self, folder: Path, config: Path):
+    def __init__(self, folder: Path, config: Path, program: tuple[str, ...] = ("jupyterlab",)):
         self.folder = folder
         self.token = secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.log = config / "lab.log"
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+        command = [sys.executable, "-m", *program, "--no-browser", "--allow-root"]
         command += ["--ip=127.0.0.1", f"--port={self.url.rpartition(':')[2]}", "--port-retries=0"]
         command += [f"--IdentityProvider.token={self.token}", "--expose-app-in-browser"]
         with self.log.open("wb") as log:
@@ -129,6 +150,18 @@ class NotebookPage:
             pytest.fail(f"still running after {seconds} s: cells {self.page.evaluate(READ_UNRUN)}")
         assert self.page.evaluate(READ_ERRORS) == []
         assert self.page.evaluate(READ_UNRUN) == []
+
+    def warnings(self) -> list[str]:
+        """What cells wrote to stderr."""
+        return self.page.evaluate(READ_WARNINGS)
+
+    def run_code(self, code: str) -> str:
+        """Run code in the notebook's kernel; what it printed."""
+        return self.page.evaluate(RUN, code)
+
+    def show(self, line: str) -> None:
+        """Scroll to the cell whose code ends in this line."""
+        self.page.evaluate(SHOW, line)
 
     def set_theme(self, name: str) -> None:
         """``"JupyterLab Light"`` or ``"JupyterLab Dark"``."""

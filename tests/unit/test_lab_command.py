@@ -23,7 +23,7 @@ def test_copies_do_not_overwrite_what_somebody_wrote(tmp_path):
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(VlkitError, match="--folder .*file cannot be written"):
+    with pytest.raises(VlkitError, match=r"--folder .*file cannot be written"):
         find_notebooks(tmp_path / "file")
 
 

@@ -29,7 +29,7 @@ ROW_CSS = """
 .vlkit-row-number { text-align: right; }
 .vlkit-row-answer { white-space: pre-wrap; max-height: 7em; overflow-y: auto; }
 .vlkit-batch .widget-label { max-width: none; }
-.vlkit-panel .vlkit-columns-line { margin-left: 112px; font-size: .9em; opacity: .8; }
+.vlkit-panel .vlkit-columns-line { margin-left: 114px; width: auto; font-size: .9em; opacity: .8; }
 """
 
 
