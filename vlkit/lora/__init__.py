@@ -10,6 +10,7 @@ _HOME = {
     "handing_on": ["export_adapter"],
     "inspection": ["XRay", "inspect"],
     "labels": ["Labelled", "label_example"],
+    "live": ["LiveCurve"],
     "merging": ["merge"],
     "problems": ["DataError", "Problem"],
     "runs": ["LoraRun"],

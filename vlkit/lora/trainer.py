@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import Trainer
 
 from vlkit.lora.batches import LengthSampler
 from vlkit.lora.features import FrozenTower
+from vlkit.lora.live import show_progress
 
 
 class VisionTrainer(Trainer):
@@ -32,9 +33,7 @@ class VisionTrainer(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.sampler, self.tower, self.examine = sampler, tower, examine
-        self.remove_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(_Bar)
+        show_progress(self)
 
     def _get_train_sampler(self, *_: Any) -> Any:
         return self.sampler
@@ -55,10 +54,3 @@ class VisionTrainer(Trainer):
         if numbers:
             self.log(numbers)
         return metrics | numbers
-
-
-class _Bar(ProgressCallback):
-    """A bar on a terminal, but no line for every step."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
