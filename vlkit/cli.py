@@ -33,6 +33,8 @@ from vlkit.commands.options import (
     errors,
     hosted,
 )
+from vlkit.commands.report import report
+from vlkit.commands.run import run
 from vlkit.commands.serve import serve
 from vlkit.errors import VlkitError
 
@@ -47,6 +49,8 @@ app.command()(convert)
 app.command()(evaluate_grounding)
 app.command(context_settings=PASS_ON)(lab)
 app.command(context_settings=PASS_ON)(classroom)
+app.command()(report)
+app.command(context_settings={"ignore_unknown_options": True})(run)  # a value may be -1
 app.command()(serve)
 
 

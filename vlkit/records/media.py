@@ -212,8 +212,10 @@ def _name(source: Any) -> str:
         return f"{len(source)} frames"
     if isinstance(source, str) and is_url(source):
         return describe_source(source) if source[:5].lower() == "data:" else clean_url(source)
+    if file := getattr(source, "filename", ""):  # of a picture that was read from one
+        source = file
     name = describe_source(source)
-    return name.rstrip("/").rpartition("/")[2] if isinstance(source, str | os.PathLike) else name
+    return Path(name).name if isinstance(source, str | os.PathLike) else name
 
 
 def _view(picture: PIL.Image.Image) -> PIL.Image.Image:

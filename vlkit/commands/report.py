@@ -1,0 +1,38 @@
+"""`vlkit report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlkit.commands.options import console
+from vlkit.errors import VlkitError
+
+
+def report(
+    run: Annotated[str, typer.Argument(help='A run\'s folder, or "last".')] = "last",
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="A .html, .pdf, .md or .bib; may be repeated. By default report.html."),
+    ] = None,
+    directory: Annotated[Path, typer.Option(help='Where "last" looks for runs.')] = Path("runs"),
+    most: Annotated[int, typer.Option(min=0, help="How many answers are shown.")] = 100,
+) -> None:
+    """Write a recorded run up: one page that holds everything, a PDF, Markdown or BibTeX."""
+    from vlkit import records
+
+    record = records.read_run(_last(directory) if run == "last" else run)
+    for path in out or [Path("report.html")]:
+        records.report(record, path, most=most)
+        console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _last(directory: Path) -> str:
+    from vlkit import records
+
+    found = records.runs(directory)
+    if not len(found):
+        raise VlkitError(f"{directory} holds no run; record one with vlkit.records.Run")
+    return found["path"].iloc[-1]
