@@ -391,13 +391,6 @@ def test_keys_come_from_the_environment(server, load, monkeypatch):
     assert vlkit.generate(vlkit.load(f"openai:{QWEN2}"), "?").text == "a red circle"
 
 
-def test_what_needs_weights_says_so(load):
-    with pytest.raises(
-        vlkit.errors.VlkitError, match="runs elsewhere; this needs a model's weights"
-    ):
-        vlkit.token_logprobs(load(), "?")
-
-
 # --- pieces --------------------------------------------------------------------------------------
 
 WRITTEN = "a<|object_ref_start|>red<|object_ref_end|> 1 < 2 <|box_start|>(1,2)<|box_end|> <"

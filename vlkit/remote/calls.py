@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +21,9 @@ from vlkit.remote.services import Service
 CONNECT_SECONDS = 4.0
 PATIENCE = 4.0  # seconds after which a connection that failed is not tried again
 TRIES_AGAIN = 4  # of a single question: after 8 seconds its user is told
-_LONGEST_PAUSE = 16.0  # seconds between two tries
+FIRST_PAUSE = 0.5  # seconds between two tries; each is twice as long as the one before
+LONGEST_PAUSE = 16.0
+LIST_SECONDS = 8.0  # for the list of models
 _TICK = 0.05  # seconds between two looks at whether to stop
 
 
@@ -71,6 +74,16 @@ def open_client(base_url: str, key: str, timeout: float) -> Any:
     )
 
 
+def close_when_gone(remote: Any) -> None:
+    """Close a client's connections once its model is no longer used."""
+    weakref.finalize(remote, _close, remote.client).atexit = False
+
+
+def _close(client: Any) -> None:
+    loop = event_loop()
+    loop.call_soon_threadsafe(lambda: asyncio.ensure_future(client.close(), loop=loop))
+
+
 def place_of(remote: Any) -> Place:
     """Where a remote model is, for messages."""
     return Place(
@@ -84,7 +97,7 @@ def list_models(client: Any, base_url: str, service: Service, model: str) -> dic
     Raises:
         RemoteError: it cannot be reached, or refuses the key.
     """
-    place = Place(model, base_url, service, CONNECT_SECONDS, client.api_key)
+    place = Place(model, base_url, service, LIST_SECONDS, client.api_key)
     found, problem = run(_list_models(client, place))
     if problem and (problem.unreached or problem.keyless):
         raise problem.error
@@ -93,7 +106,7 @@ def list_models(client: Any, base_url: str, service: Service, model: str) -> dic
 
 async def _list_models(client: Any, place: Place) -> tuple[dict, Problem | None]:
     try:
-        async with asyncio.timeout(2 * CONNECT_SECONDS):
+        async with asyncio.timeout(place.timeout):
             page = await client.models.list()
         return {entry.id: entry.model_dump() for entry in page.data}, None
     except Exception as error:  # whatever it is, it becomes a line
@@ -132,7 +145,7 @@ async def ask(
         if not problem.again or late or begun or (tries > retries and not problem.unreached):
             raise _told(problem, tries, begun)
         answer.clear()
-        pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.8, 1.1)
         await asyncio.sleep(pause if problem.wait is None else problem.wait)
 
 

@@ -33,7 +33,7 @@ class Problem:
         error: what to tell.
         again: whether another try may go well.
         wait: the seconds that the service asks to wait, or None.
-        unreached: whether there was no connection at all.
+        unreached: whether nothing came back at all.
         keyless: whether the key is wrong, or lacking.
     """
 
@@ -100,7 +100,8 @@ def _timeout(error: Exception, place: Place) -> Problem:
         place.tell(
             f"no answer within {place.timeout:g} s; load with a longer timeout=, or lower "
             "max_new_tokens"
-        )
+        ),
+        unreached=True,
     )
 
 

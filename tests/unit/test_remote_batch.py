@@ -1,0 +1,212 @@
+"""Batches asked of a service: in order, so many at a time, resumable, stopped at once."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+from openai_server import USAGE, Said, serve
+
+import vlkit
+from vlkit.errors import VlkitError
+from vlkit.keys import row_keys
+
+MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+
+
+@pytest.fixture
+def server():
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def load(server):
+    return lambda **options: vlkit.load(f"openai:{MODEL}", **{"base_url": server.url, **options})
+
+
+def number_of(body):
+    content = body["messages"][-1]["content"]
+    text = content if isinstance(content, str) else content[-1]["text"]
+    return int(text.split()[-1])
+
+
+def ask(vlm, count=20, **options):
+    return vlkit.generate_batch(
+        vlm, [f"number {i}" for i in range(count)], progress=False, **options
+    )
+
+
+def test_rows_are_in_order_however_they_finish(server, load):
+    server.script = lambda body: Said(str(number_of(body)), wait=0.01 * (7 * number_of(body) % 5))
+    seen = []
+    results = ask(load(), 30, on_result=lambda index, result: seen.append(index))
+    assert [reply.text for reply in results] == [str(i) for i in range(30)]
+    assert sorted(seen) == list(range(30)) and seen != sorted(seen)
+    assert results.report.path == "remote" and results.report.new_tokens == 30 * 7
+
+
+@pytest.mark.parametrize("options, most", [({}, 3), ({"batch_size": 5}, 5)])
+def test_concurrency_is_bounded(server, load, options, most):
+    server.script = [Said(wait=0.05)]
+    results = ask(load(concurrency=3), 15, **options)
+    assert server.most_running == most == results.report.batch_size
+
+
+def test_a_bad_row_fails_alone(server, load, tmp_path):
+    rows = [vlkit.user("number 0"), vlkit.user("number 1", tmp_path / "none.png"), 7]
+    server.script = lambda body: Said(str(number_of(body)))
+    results = vlkit.generate_batch(load(), [*rows, "number 3"], progress=False)
+    kinds = [getattr(result, "kind", "Reply") for result in results]
+    assert kinds == ["Reply", "MediaError", "VlkitError", "Reply"]
+    assert results.report.failures == 2
+
+
+def test_busy_rows_are_asked_again_and_refused_ones_are_not(server, load):
+    tried = []
+
+    def script(body):
+        number = number_of(body)
+        tried.append(number)
+        if number == 3:
+            return Said(status=400, message="not this one")
+        return Said(status=429) if tried.count(number) < 2 else Said(str(number))
+
+    server.script = script
+    results = ask(load(), 8)
+    assert [str(each) for each in results if not isinstance(each, vlkit.Failure)] == list("0124567")
+    assert "not this one" in results[3].error and results[3].kind == "RemoteError"
+    assert tried.count(3) == 1 and tried.count(4) == 2
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        (
+            Said(status=401, code="invalid_api_key", message="wrong"),
+            "asks for a key",
+        ),
+        (Said(status=404, message="The model does not exist"), "no such model"),
+        (Said(status=400, code="Arrearage"), "quota or balance"),
+    ],
+)
+def test_what_fails_every_row_is_asked_only_once_a_worker(server, load, said, told):
+    server.script = [said]
+    vlm = load(concurrency=4)
+    results = ask(vlm, 500)
+    assert len(server.requests) <= 4 and results.report.failures == 500
+    for failure in results:
+        assert failure.kind == "RemoteError" and re.search(told, failure.error)
+
+
+def test_a_journal_goes_on_where_it_was(server, load, tmp_path):
+    out = tmp_path / "run.jsonl"
+    server.script = lambda body: (
+        Said(str(number_of(body))) if number_of(body) % 2 else Said(status=400)
+    )
+    picture = vlkit.sample("three_shapes")
+    rows = [vlkit.user(f"number {i}", picture) for i in range(6)]
+    first = vlkit.generate_batch(load(prices=PRICES), rows, out=out, progress=False)
+    assert first.report.failures == 3 and first.report.cost == pytest.approx(3 * COST)
+    server.script, before = (lambda body: Said(str(number_of(body)))), len(server.requests)
+    second = vlkit.generate_batch(load(prices=PRICES), rows, out=out, progress=False)
+    assert second.report.resumed == 3 and len(server.requests) - before == 3
+    assert [reply.text for reply in second] == [str(i) for i in range(6)]
+    assert second[1].cost == pytest.approx(COST) and second[1].input_sizes == ((392, 308),)
+    assert second[1].images[0].size == (400, 300)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {line["index"] for line in lines} == set(range(6))
+
+
+PRICES = {"input": 3.0, "output": 6.0}
+COST = (USAGE["prompt_tokens"] * 3.0 + USAGE["completion_tokens"] * 6.0) / 1e6
+
+
+def test_keys_change_with_what_an_answer_depends_on(server, load):
+    def key(**options):
+        return row_keys(load(**options), ["?"], {"max_new_tokens": 9})[0]
+
+    assert key() == key(api_key="sk-another", timeout=7, retries=1, prices=PRICES)
+    changed = [key(extra_body={"top_k": 1}), key(max_image_tokens=64), key(family="qwen3_vl"),
+               key(base_url=server.url.replace("127.0.0.1", "localhost"))]  # fmt: skip
+    assert len({key(), *changed}) == 5
+
+
+def test_costs_add_up(server, load):
+    report = ask(load(prices=PRICES), 10).report
+    assert report.cost == pytest.approx(10 * COST)
+    assert f"cost {report.cost:.4g}" in str(report) and "padding" not in str(report)
+    assert ask(load(), 3).report.cost is None
+
+
+def test_agreement_asks_again_alone(server, load):
+    server.script = lambda body: Said(str(number_of(body)))
+    assert ask(load(), 8, agreement=4).report.agreement == 1
+    lock, asked = threading.Lock(), []
+
+    def forgetful(body):
+        with lock:
+            asked.append(number_of(body))
+            return Said(f"{number_of(body)}, {asked.count(number_of(body))}")
+
+    server.script = forgetful
+    report = ask(load(), 8, agreement=4).report
+    assert report.agreement == 0 and len(report.disagreeing) == 4
+
+
+def test_each_row_is_sampled_with_a_seed_of_its_own(server, load):
+    ask(load(), 5, temperature=0.5, seed=40)
+    seeds = {number_of(body): body["seed"] for body in server.requests}
+    assert seeds == {i: 40 + i for i in range(5)}
+
+
+def test_stopping_closes_all_connections(server, load, tmp_path):
+    server.script = lambda body: Said("done") if number_of(body) < 3 else Said(wait=60)
+    stopped = threading.Event()
+    start = time.monotonic()
+
+    def note(index, result):
+        if index == 2:
+            threading.Timer(0.3, stopped.set).start()
+
+    vlm = load(concurrency=4)
+    results = ask(vlm, 12, stopped=stopped, out=tmp_path / "a.jsonl", on_result=note)
+    assert time.monotonic() - start < 5
+    assert results.report.stopped and [str(r) for r in results[:3]] == ["done"] * 3
+    assert {result.kind for result in results[3:]} == {"Stopped"}
+    assert wait_for(lambda: not server.running and server.gone == 4)
+    server.script = [Said("again")]
+    assert ask(vlm, 12, out=tmp_path / "a.jsonl").report.resumed == 3
+
+
+def test_ctrl_c_ends_a_batch_cleanly(server, load):
+    server.script = lambda body: Said("done") if number_of(body) < 3 else Said(wait=60)
+    vlm = load()
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    results = ask(vlm, 12)
+    assert results.report.stopped and [str(r) for r in results[:3]] == ["done"] * 3
+    assert wait_for(lambda: not server.running)
+
+
+def test_wrong_options_are_refused_before_anything_is_sent(server, load):
+    for options in ({"batch_size": 0}, {"temperature": -1}, {"agreement": -1}):
+        with pytest.raises(VlkitError):
+            ask(load(), 2, **options)
+    assert server.requests == []
+
+
+def test_many_rows_with_pictures_stay_small(server, load):
+    picture = vlkit.sample("large")
+    results = vlkit.generate_batch(load(), [vlkit.user("?", picture)] * 12, progress=False)
+    assert [reply.image_sizes for reply in results] == [((1600, 1200),)] * 12
+    assert not any(isinstance(reply.images, tuple) for reply in results)  # read when looked at
+
+
+def wait_for(condition, seconds=3.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
