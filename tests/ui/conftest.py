@@ -77,7 +77,7 @@ READ_UNRUN = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
 class Lab:
     """A running JupyterLab: its address, its token and the folder that it serves."""
 
-    def __init__(self, folder: Path, config: Path, program: tuple[str, ...] = ("jupyterlab",)):
+    def __init__(self, folder: Path, config: Path, program=("jupyterlab",), cwd=None):
         self.folder = folder
         self.token = secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{_free_port()}"
@@ -88,7 +88,7 @@ class Lab:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
-                cwd=folder,
+                cwd=cwd or folder,
                 env=os.environ | _jupyter_folders(config),
                 stdout=log,
                 stderr=subprocess.STDOUT,

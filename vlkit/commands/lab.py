@@ -28,7 +28,8 @@ def lab(
     """Open JupyterLab on the notebooks; further options are jupyter lab's, such as --port 9000."""
     from jupyterlab.labapp import main
 
-    sys.exit(main([str(find_notebooks(folder) / "index.ipynb"), *context.args]))
+    root = f"--ServerApp.root_dir={find_notebooks(folder).resolve()}"
+    sys.exit(main([root, "--LabApp.default_url=/lab/tree/index.ipynb", *context.args]))
 
 
 def classroom(

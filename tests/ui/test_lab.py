@@ -1,0 +1,89 @@
+"""`vlkit lab` in a real browser: the launcher page, and the model chosen once for all notebooks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Lab, NotebookPage
+from playwright.sync_api import expect
+
+REPORTS = Path(__file__).parents[2] / "reports" / "ui"
+LONG = 120_000
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    path = tmp_path / "settings.json"
+    monkeypatch.setenv("VLKIT_SETTINGS", str(path))
+    return path
+
+
+@pytest.fixture
+def course(tmp_path, settings):
+    """`vlkit lab`, on copies of the notebooks."""
+    (tmp_path / "jupyter").mkdir()
+    folder = tmp_path / "course"
+    program = ("vlkit", "lab", "--folder", str(folder))
+    server = Lab(folder, tmp_path / "jupyter", program, cwd=tmp_path)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def test_the_launcher_page_and_a_model_for_all_notebooks(course, browser, settings):
+    context = browser.new_context(viewport={"width": 1000, "height": 1100})
+    index = NotebookPage(context.new_page(), course, course.folder / "index.ipynb")
+    assert f"{course.url}/lab/tree/index.ipynb" in course.log.read_text()  # what it opens
+    expect(index.page.locator("table").first).to_contain_text("00 · Setup")
+    index.run_all(120)
+    index.show("\npanel")
+    panel = index.page.locator(".vlkit-chooser")
+    expect(panel.locator(".vlkit-chosen")).to_contain_text("takes the bundled model")
+    _try_and_stop(panel)
+    _remember(panel)
+    assert json.loads(settings.read_text()) == {"model": "tiny", "max_image_tokens": 64}
+    assert "max_image_tokens=64" in panel.locator(".vlkit-chosen").inner_text()
+    for theme in ("Dark", "Light"):
+        index.set_theme(f"JupyterLab {theme}")
+        REPORTS.mkdir(parents=True, exist_ok=True)
+        index.page.screenshot(path=REPORTS / f"index_{theme.lower()}.png")
+    said = index.run_code("vlm = vlkit.load(); print(vlm, vlm.max_image_tokens)")
+    assert f"chosen by {settings}) 64" in said
+    _open_the_first_notebook(index)
+    assert index.page_errors == index.outside == []
+    index.close()
+
+
+def _try_and_stop(panel):
+    panel.locator(".vlkit-try-button").click()
+    expect(panel.locator(".vlkit-stop-button")).to_be_enabled()
+    expect(panel.locator(".vlkit-busy")).to_be_visible()
+    panel.locator(".vlkit-stop-button").click()
+    expect(panel.locator(".vlkit-status")).to_have_text("Stopped.", timeout=10_000)
+    panel.locator(".vlkit-try-button").click()
+    expect(panel.locator(".vlkit-status")).to_contain_text("It works.", timeout=LONG)
+    expect(panel.locator(".vlkit-view")).to_contain_text("blue square")
+    expect(panel.locator(".vlkit-view img")).to_be_visible()
+
+
+def _remember(panel):
+    """With the keyboard alone, from a control to the button."""
+    limit = panel.locator(".vlkit-max-image-tokens input")
+    limit.fill("64")
+    limit.press("Tab")
+    for _ in range(2):  # over Try, to Remember: Stop is disabled
+        expect(panel.locator("button:focus")).to_have_count(1)
+        panel.page.keyboard.press("Tab")
+        if panel.locator(".vlkit-remember-button:focus").count():
+            break
+    expect(panel.locator(".vlkit-remember-button")).to_be_focused()
+    panel.page.keyboard.press("Enter")
+    expect(panel.locator(".vlkit-status")).to_contain_text("Remembered in")
+
+
+def _open_the_first_notebook(index):
+    index.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(0)")
+    index.page.get_by_role("link", name="00 · Setup").first.click()
+    expect(index.page.locator(".jp-NotebookPanel:visible")).to_contain_text("00 · Setup: from")
