@@ -83,7 +83,9 @@ class Door:
         except TimeoutError:
             seconds = self._limits.body_seconds
             raise RequestError(
-                f"the body did not arrive within {seconds:g} s", status=408, headers=_CLOSE
+                f"the body did not arrive within {seconds:g} s",
+                status=408,
+                headers={"Connection": "close"},
             ) from None
         return False
 
@@ -108,9 +110,6 @@ class Door:
             raise RequestError(text, status=401, code="invalid_api_key", headers=bearer)
 
 
-_CLOSE = {"Connection": "close"}  # the rest of the body is not wanted
-
-
 def refuse(error: RequestError) -> JSONResponse:
     """The response to a request that is refused."""
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
@@ -118,13 +117,13 @@ def refuse(error: RequestError) -> JSONResponse:
 
 def _busy(why: str) -> RequestError:
     text = f"the server is busy: {why}; try again"
-    headers = {"Retry-After": "2", **_CLOSE}
+    headers = {"Retry-After": "2"}
     return RequestError(text, status=429, code="rate_limit_exceeded", headers=headers)
 
 
 def _too_large(most: int) -> RequestError:
     text = f"a body of more than {most:,} bytes; send smaller pictures"
-    return RequestError(text, status=413, headers=_CLOSE)
+    return RequestError(text, status=413)  # what still comes of it is thrown away
 
 
 def _replay(body: bytearray, receive: Callable) -> Callable:

@@ -187,6 +187,7 @@ _WORDS = {
     "extra_forbidden": "this field is unknown here; leave it out",
     "missing": "this field is missing",
     "model_type": "expected a JSON object",
+    "model_attributes_type": "expected a JSON object, sent as application/json",
     "dict_type": "expected a JSON object",
 }
 
