@@ -63,7 +63,7 @@ def test_try_asks_in_a_process_of_its_own(file):
     truth = next(b for b in vlkit.samples()["three_shapes"].boxes if b.label == "blue square")
     (box,) = panel.answer["boxes"]
     assert vlkit.iou(vlkit.Box(**box), truth) > 0.5
-    assert "<img" in panel.view.value and panel._process.returncode == 0
+    assert "<img" in panel.tried.value and panel._process.returncode == 0
     assert not file.exists()  # tried is not chosen
 
 

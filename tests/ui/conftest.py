@@ -61,6 +61,7 @@ READ_ERRORS = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
 READ_WARNINGS = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell) =>
     (cell.model.outputs?.toJSON() ?? []).filter((output) => output.name === 'stderr')
         .map((output) => [output.text].flat().join('')))"""
+READ_PRINTED = READ_WARNINGS.replace("output.name === 'stderr'", "output.output_type === 'stream'")
 # the cell whose code ends in this line comes into view
 SHOW = f"""async (line) => {{
     const notebook = {NOTEBOOK}.content;
@@ -150,6 +151,10 @@ class NotebookPage:
             pytest.fail(f"still running after {seconds} s: cells {self.page.evaluate(READ_UNRUN)}")
         assert self.page.evaluate(READ_ERRORS) == []
         assert self.page.evaluate(READ_UNRUN) == []
+
+    def printed(self) -> list[str]:
+        """What cells wrote to stdout and stderr."""
+        return self.page.evaluate(READ_PRINTED)
 
     def warnings(self) -> list[str]:
         """What cells wrote to stderr."""

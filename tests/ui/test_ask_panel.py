@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from playwright.sync_api import expect
 
@@ -44,6 +45,41 @@ def test_ask_with_mouse_and_keyboard_then_stop(notebook):
     assert notebook.page_errors == []
 
 
+def test_one_panel_does_not_freeze_another_and_nothing_is_printed(notebook):
+    panel, endless = (notebook.page.locator(".vlkit-ask").nth(i) for i in range(2))
+    _ask_without_end(endless)
+    _ask_with_the_mouse(panel)
+    panel.locator(".vlkit-sample select").select_option("red_circle")
+    expect(panel.locator(".vlkit-view")).to_contain_text("red_circle", timeout=10_000)
+    expect(endless.locator(".vlkit-busy")).to_be_visible()  # all the while it went on
+    expect(endless.locator(".vlkit-stop-button")).to_be_enabled()
+    endless.locator(".vlkit-stop-button").click()
+    expect(endless.locator(".vlkit-status")).to_have_text("Stopped.", timeout=10_000)
+    assert notebook.printed() == [] and notebook.page_errors == []
+
+
+def test_closing_the_kernel_leaves_no_process(notebook):
+    _ask_without_end(notebook.page.locator(".vlkit-ask").nth(1))
+    said = notebook.run_code(
+        "import os; trial = vlkit.widgets.ModelChooser(); trial.try_out(); "
+        "print(os.getpid(), trial._process.pid)"
+    )
+    processes = [psutil.Process(int(pid)) for pid in said.split()]
+    processes += [c for c in processes[0].children(recursive=True) if c not in processes]
+    assert all(process.is_running() for process in processes)
+    notebook.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    _, left = psutil.wait_procs(processes, timeout=15)
+    assert left == []
+
+
+def _ask_without_end(panel):
+    limit = panel.locator(".vlkit-max-new-tokens .widget-readout")
+    limit.fill("2000")
+    limit.press("Enter")
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-stop-button")).to_be_enabled(timeout=30_000)
+
+
 def _ask_with_the_mouse(panel):
     panel.locator(".vlkit-sample select").select_option("three_shapes")
     panel.locator(".vlkit-examples select").select_option("Locate the red circle.")
@@ -71,11 +107,7 @@ def _ask_with_the_keyboard(panel):
 
 def _stop_a_long_answer(panel):
     ask, stop = panel.locator(".vlkit-ask-button"), panel.locator(".vlkit-stop-button")
-    limit = panel.locator(".vlkit-max-new-tokens .widget-readout")
-    limit.fill("2000")
-    limit.press("Enter")
-    ask.click()
-    expect(stop).to_be_enabled(timeout=30_000)
+    _ask_without_end(panel)
     expect(ask).to_be_disabled()
     expect(panel.locator(".vlkit-answer")).to_contain_text(re.compile(r"\w{3}"), timeout=30_000)
     stop.click()

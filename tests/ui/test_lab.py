@@ -64,8 +64,8 @@ def _try_and_stop(panel):
     expect(panel.locator(".vlkit-status")).to_have_text("Stopped.", timeout=10_000)
     panel.locator(".vlkit-try-button").click()
     expect(panel.locator(".vlkit-status")).to_contain_text("It works.", timeout=LONG)
-    expect(panel.locator(".vlkit-view")).to_contain_text("blue square")
-    expect(panel.locator(".vlkit-view img")).to_be_visible()
+    expect(panel.locator(".vlkit-tried")).to_contain_text("blue square")
+    expect(panel.locator(".vlkit-tried img")).to_be_visible()
 
 
 def _remember(panel):

@@ -53,12 +53,12 @@ class ModelChooser(widgets.VBox):
         self._process: subprocess.Popen | None = None
         self._thread: threading.Thread | None = None
         self._make_controls()
-        add_classes(self, *self._options, "model", "status", "chosen", "view")
+        add_classes(self, *self._options, "model", "status", "chosen", "tried")
         add_classes(self, "try_button", "stop_button", "remember_button", "forget_button")
         trying = buttons(self.try_button, self.stop_button)
         keeping = buttons(self.remember_button, self.forget_button)
         left = [self.model, *self._options.values(), trying, keeping, self.status]
-        super().__init__(columns(left, [self.chosen, self.view, code_fold(self._code_view)]))
+        super().__init__(columns(left, [self.chosen, self.tried, code_fold(self._code_view)]))
         self.add_class("vlkit-panel").add_class("vlkit-chooser")
         self._connect()
         self._begin()
@@ -84,7 +84,7 @@ class ModelChooser(widgets.VBox):
         """Load the model in a process of its own, ask it one question, and return at once."""
         if self.try_button.disabled:
             return
-        self.answer, self.view.value, self._heard, self._stopped = None, "", "", False
+        self.answer, self.tried.value, self._heard, self._stopped = None, "", "", False
         with self.status.catching():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, "predict", *self._arguments()],
@@ -150,7 +150,7 @@ class ModelChooser(widgets.VBox):
             description="Remember", button_style="primary", icon="save"
         )
         self.forget_button = widgets.Button(description="Forget", icon="undo")
-        self.chosen, self.view, self._code_view = (widgets.HTML() for _ in range(3))
+        self.chosen, self.tried, self._code_view = (widgets.HTML() for _ in range(3))
 
     def _connect(self) -> None:
         for button, action in (
@@ -204,14 +204,14 @@ class ModelChooser(widgets.VBox):
                 listener.start()
                 said = process.stdout.read()  # type: ignore[union-attr]
                 listener.join()
-                self.view.value, failed = "", process.wait() != 0
+                self.tried.value, failed = "", process.wait() != 0
                 if self._stopped:
                     self.status.say("Stopped.")
                 elif failed:
                     raise VlkitError(_last_line(self._heard))
                 else:
                     self.answer = json.loads(said)
-                    self.view.value = _answer_html(self.answer)
+                    self.tried.value = _answer_html(self.answer)
                     self.status.say("It works. Remember it, or try another.")
         finally:
             self._set_running(False)
@@ -221,7 +221,7 @@ class ModelChooser(widgets.VBox):
         stream: Any = process.stderr
         while piece := stream.read1(4096):
             self._heard = (self._heard + piece.decode(errors="replace"))[-_TAIL:]
-            self.view.value = f"<pre>{html.escape(_last_line(self._heard))}</pre>"
+            self.tried.value = f"<pre>{html.escape(_last_line(self._heard))}</pre>"
 
     def _set_running(self, running: bool) -> None:
         if running:
