@@ -112,12 +112,10 @@ class MediaStore:
             if _is_file(source) and facts["of"] != "file" and _same_pixels(source, facts):
                 return source, ""
             found = "has other content now"
-        if found != "is gone" and facts.get("path"):
+        if facts.get("path"):
             return None, f"{facts['name']} {found}"
-        if facts["of"] in ("pixels", "frames", "url"):
-            hint = "it was no file; record with keep_media=True"
-            return None, f"{facts['name']} was not kept ({hint})"
-        return None, f"{facts['name']} {found}"
+        hint = "it was no file; record with keep_media=True"
+        return None, f"{facts['name']} was not kept ({hint})"
 
     def _candidates(self, facts: dict) -> list[Any]:
         found: list[Any] = []
@@ -137,7 +135,7 @@ class MediaStore:
     def _where(self, source: Any) -> str:
         """A file's place as seen from the run's folder, so that both may move together."""
         source = getattr(source, "filename", source)  # of a picture that was read from one
-        if not source or not isinstance(source, str | os.PathLike) or is_url(source):
+        if not isinstance(source, str | os.PathLike) or not source or is_url(source):
             return ""
         path = Path(local_path(source)).absolute()
         if path.parent == bundled_path("samples"):

@@ -266,7 +266,7 @@ def _now() -> str:
 
 
 def _folder_name(name: str) -> str:
-    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "run"
+    plain = re.sub(r"[^\w.-]+", "-", without_secrets(name)).strip("-.")[:60] or "run"
     return f"{datetime.now():%Y-%m-%d_%H%M%S}_{plain}"
 
 

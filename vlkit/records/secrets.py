@@ -21,7 +21,7 @@ _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>`\\]+", re.IGNORECASE)
 _SHAPES = re.compile(
     r"\bsk-[\w-]{16,}|\bhf_\w{20,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
     r"|\b(?:AKIA|ASIA|LTAI)[0-9A-Za-z]{12,}|\bAIza[\w-]{30,}|\bxox[abprs]-[\w-]{10,}"
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}|(?<=[Bb]earer )[\w.~+/-]{12,}=*"
+    r"|\beyJ[\w-]{5,}\.[\w-]{8,}\.[\w-]{4,}|(?<=[Bb]earer )[\w.~+/-]{12,}=*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,
 )
