@@ -58,7 +58,7 @@ def curves_html(runs: Mapping[str, Curves]) -> str:
         )
     ]
     metrics = [
-        _Line(name, run.metrics, colour, dots=True)
+        _Line(name if len(runs) > 1 else "", run.metrics, colour, dots=True)
         for (name, run), colour in zip(runs.items(), _colours(), strict=False)
     ]
     steps = max((run.steps for run in runs.values()), default=0)
@@ -110,7 +110,7 @@ class _Line:
 def _chart(title: str, lines: Sequence[_Line], steps: int, top: float | None) -> str:
     points = [point for line in lines for point in line.points if math.isfinite(point[1])]
     last = max([steps, 1, *(step for step, _ in points)])
-    high = top or 1.05 * max((value for _, value in points), default=1.0) or 1.0
+    high = top or _rounded_up(max((value for _, value in points), default=1.0))
     drawn = "".join(_draw(line, last, high) for line in lines)
     legend = " ".join(
         f'<span style="margin-right:10px"><span style="color:{line.colour}">'
@@ -124,6 +124,12 @@ def _chart(title: str, lines: Sequence[_Line], steps: int, top: float | None) ->
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}" '
         f'style="width:100%;display:block">{_axes(last, high)}{drawn}</svg></div>'
     )
+
+
+def _rounded_up(value: float) -> float:
+    """The next number whose quarters are short to write."""
+    power = 10 ** math.floor(math.log10(max(value, 1e-6)))
+    return next(n * power for n in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if n * power >= value)
 
 
 def _draw(line: _Line, last: float, high: float) -> str:

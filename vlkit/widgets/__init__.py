@@ -6,6 +6,7 @@ from vlkit.widgets.canvas import BoxCanvas
 from vlkit.widgets.chooser import ModelChooser
 from vlkit.widgets.grounding import GroundingPanel
 from vlkit.widgets.look import StatusLine
+from vlkit.widgets.lora import LoraPanel
 from vlkit.widgets.shared import Panel
 from vlkit.widgets.video import ClipPicker, VideoPanel
 
@@ -16,6 +17,7 @@ __all__ = [
     "BoxCanvas",
     "ClipPicker",
     "GroundingPanel",
+    "LoraPanel",
     "ModelChooser",
     "Panel",
     "PicturePicker",

@@ -1,0 +1,143 @@
+"""The LoraPanel driven by its knobs and buttons: it does what its code says."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+
+import pytest
+from lora_talks import noise
+
+import vlkit
+from vlkit.lora import train
+from vlkit.lora.live import Steering
+from vlkit.widgets import LoraPanel
+from vlkit.widgets.lora_knobs import DEFAULTS, OTHERS, Knobs
+from vlkit.widgets.lora_runs import list_runs, read_run
+
+LONG = 240  # seconds that no test should need
+HOSTILE = "<b>&evil</b>"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder: twenty pictures, and meta.json about them."""
+    rows = []
+    for i in range(20):
+        noise(64, 64, i).save(tmp_path / f"{i}.png")
+        said = [f"<img>{i}.png</img>{HOSTILE} {i}?", f"It is {i}."]
+        talk = [
+            {"from": role, "value": text}
+            for role, text in zip(("user", "assistant"), said, strict=True)
+        ]
+        rows.append({"id": str(i), "conversations": talk})
+    (tmp_path / "meta.json").write_text(json.dumps(rows))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def panel(tiny_folder, folder):
+    made = LoraPanel(vlkit.load(tiny_folder("qwen2_vl")), "meta.json")
+    yield made
+    made.stop()
+    assert made.wait(LONG)
+
+
+def test_every_knob_is_an_argument_of_train():
+    knobs = Knobs(lambda: None)
+    arguments = set(inspect.signature(train).parameters)
+    assert set(knobs.values) == arguments - OTHERS
+    same = {name for name, value in knobs.values.items() if value == DEFAULTS[name]}
+    assert same == set(knobs.values) - {"output_dir"}
+
+
+def test_cost_is_that_of_inspect(panel):
+    assert panel.wait(LONG)
+    assert panel.xray.rows == 18 and "18 rows" in panel.cost.value
+    before = panel.xray
+    panel.knobs["rank"].value, panel.knobs["target"].value = 32, "all"
+    panel.held_out.value = 0.0
+    assert panel.wait(LONG)
+    learnt = vlkit.lora.load_conversations("meta.json")
+    whole = vlkit.lora.inspect(panel.vlm, learnt, rank=32, target="all")
+    assert panel.xray.trained == whole.trained > before.trained
+    assert (panel.xray.rows, panel.xray.steps) == (20, whole.steps)
+
+
+def test_what_cannot_be_used_is_told(panel):
+    panel.knobs["target"].value = "no_such_layer"
+    assert panel.wait(LONG)
+    assert "matches no linear layer" in panel.status.value and panel.xray is None
+    panel.knobs["target"].value, panel.source.value = "language", "nowhere.json"
+    assert panel.wait(LONG)
+    assert "nowhere.json" in panel.status.value
+    panel.start_button.click()
+    assert panel.wait(LONG)
+    assert "nowhere.json" in panel.status.value and panel.run is None
+    assert not panel.start_button.disabled and panel.stop_button.disabled
+
+
+def test_train_as_the_code_says(panel):
+    panel.knobs["batch_size"].value, panel.knobs["learning_rate"].value = 8, 1e-2
+    assert panel.wait(LONG)
+    code = panel.code
+    panel.start_button.click()
+    assert panel.wait(LONG)
+    run = panel.run
+    assert run.finished and "Done: 3 steps" in panel.status.value
+    assert panel.curves.value.count("<svg") == 2 and HOSTILE not in panel.curves.value
+    assert "&lt;b&gt;" in panel.curves.value
+    assert panel.knobs["output_dir"].value == "runs/lora-2"
+    assert [name for name, _ in panel.saved.options] == ["lora-1"]
+    names = {"vlm": panel.vlm, "data": vlkit.lora.load_conversations("meta.json")}
+    exec(code.replace("lora-1", "again"), names)
+    assert names["run"].losses == run.losses and names["run"].evaluations == run.evaluations
+
+
+def test_saved_runs_beside_each_other(panel):
+    for rank in (2, 4):
+        panel.knobs["rank"].value, panel.knobs["batch_size"].value = rank, 16
+        panel.start_button.click()
+        assert panel.wait(LONG)
+    panel.saved.value = tuple(run for _, run in panel.saved.options)
+    page = panel.comparison.value
+    assert page.count("#0072B2") >= 2 and page.count("#D55E00") >= 2
+    assert "<th" in page and ">rank<" in page and ">epochs<" not in page
+    runs = list_runs(panel.run.output_dir.parent)
+    assert [read_run(run)[0]["rank"] for run in runs] == [2, 4]
+    assert read_run(runs[1])[1].losses == panel.run.losses
+
+
+def test_pause_stop_and_resume(panel, monkeypatch):
+    panel.knobs["batch_size"].value, panel.knobs["epochs"].value = 1, 20.0
+    step_end = Steering.on_step_end
+    waits = []
+
+    def slowly(self, args, state, control, **more):
+        waits.append(state.global_step)
+        if len(waits) == 3:
+            panel.pause_button.click()
+        step_end(self, args, state, control, **more)
+
+    monkeypatch.setattr(Steering, "on_step_end", slowly)
+    panel.start_button.click()
+    deadline = time.monotonic() + LONG
+    while "Paused." not in panel.status.value and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert waits[-1] == 3 and panel.pause_button.description == "Go on"
+    panel.pause_button.click()
+    panel.stop_button.click()
+    assert panel.wait(LONG)
+    stopped = panel.run
+    assert not stopped.finished and "Stopped: " in panel.status.value
+    assert panel.knobs["output_dir"].value == "runs/lora-1"
+    panel.knobs["resume"].value, panel.knobs["epochs"].value = True, 20.0
+    panel.start_button.click()
+    time.sleep(0.5)
+    panel.stop_button.click()
+    assert panel.wait(LONG)
+    assert panel.run.steps > stopped.steps
+    assert panel.run.losses[: len(stopped.losses)] == stopped.losses

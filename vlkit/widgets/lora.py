@@ -1,0 +1,276 @@
+"""A panel to fine-tune a model: data, knobs with their cost, a run that can be watched."""
+
+from __future__ import annotations
+
+import html
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from vlkit import lora
+from vlkit.errors import VlkitError
+from vlkit.lora.curves import Curves, curves_html
+from vlkit.widgets.look import (
+    StatusLine,
+    add_classes,
+    buttons,
+    code_fold,
+    columns,
+    load_code,
+    show_code,
+)
+from vlkit.widgets.lora_knobs import COSTLY, Knobs
+from vlkit.widgets.lora_runs import list_runs, next_name, runs_html
+from vlkit.widgets.shared import Debounce
+
+if TYPE_CHECKING:
+    from vlkit.lora.live import Steering
+
+_QUIET = 0.4  # seconds without a change before the cost is reckoned
+_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)
+_CODE = """import vlkit
+
+# vlm = {load}
+{data}
+run = vlkit.lora.train(
+    vlm,
+    {learnt},
+{options})
+run"""
+
+
+class LoraPanel(widgets.VBox):
+    """Fine-tune a model: choose data, turn knobs and see what they cost, train, watch, compare.
+
+    Each knob is an argument of :func:`vlkit.lora.train` and found by its name:
+    ``panel.knobs["rank"].value = 16; panel.start(); panel.wait()``. Training goes on in a thread,
+    so the notebook stays usable; do not ask the model before it is done. A run that was stopped
+    goes on with ``resume``.
+
+    Args:
+        vlm: from :func:`vlkit.load`, without an adapter.
+        data: conversations to learn from; without them a file is chosen in the panel.
+
+    Attributes:
+        run: the last finished or stopped :class:`vlkit.lora.LoraRun`; None before.
+        xray: what the present knobs would cost, from :func:`vlkit.lora.inspect`; None where the
+            data or a knob cannot be used.
+    """
+
+    def __init__(self, vlm: Any, data: Any = None):
+        self.vlm, self.status = vlm, StatusLine()
+        self._given = None if data is None else lora.data.as_data(data)
+        self._read: tuple[str, Any] = ("", None)
+        self._split: tuple[Any, ...] = ()
+        self.run: lora.LoraRun | None = None
+        self.xray: lora.XRay | None = None
+        self._steering: Steering | None = None
+        self._thread: threading.Thread | None = None
+        self._cost_later = Debounce(self._reckon, _QUIET)
+        self.knobs = Knobs(self._change)
+        self._make_controls()
+        steer = buttons(self.start_button, self.pause_button, self.stop_button)
+        left = [self.source, self.held_out, *self.knobs.rows, self.cost, steer, self.status]
+        fold = widgets.Accordion(
+            [widgets.VBox([self.saved, self.comparison])], titles=["Saved runs"]
+        )
+        super().__init__(columns(left, [self.curves, fold, code_fold(self._code_view)]))
+        self.add_class("vlkit-panel").add_class("vlkit-lora")
+        self._connect()
+
+    def start(self) -> None:
+        """Train with the present knobs and return at once; does nothing during a run."""
+        if self.start_button.disabled:
+            return
+        from vlkit.lora.live import Steering
+
+        self._steering = Steering()
+        self._set_running(True)
+        self._thread = threading.Thread(target=self._train, name="vlkit-lora", daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Wait after the step that is under way, or go on; returns at once."""
+        if self._steering is None or not self.start_button.disabled:
+            return
+        self._steering.go_on() if self._steering.paused else self._steering.pause()
+        self._show_pause()
+
+    def stop(self) -> None:
+        """End after the step that is under way, with a checkpoint to go on from."""
+        if self._steering is not None and self.start_button.disabled:
+            self._steering.stop()
+            self.status.say("Stopping …")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for run and cost, at most ``timeout`` seconds; True if neither is under way."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        reckoned = self._cost_later.wait(timeout)
+        return reckoned and (self._thread is None or not self._thread.is_alive())
+
+    @property
+    def code(self) -> str:
+        """Plain Python that does what Start does with the present knobs."""
+        source = self.source.value.strip()
+        given = self._given is not None and source == self._given.name
+        data = (
+            f"# data = {source}" if given else f"data = vlkit.lora.load_conversations({source!r})"
+        )
+        share, seed = self.held_out.value, self.knobs["seed"].value
+        if share:
+            data += f"\nlearnt, held_out = data.split({share}, seed={seed})"
+        held = "    eval_data=held_out,\n" if share else ""
+        return _CODE.format(
+            load=load_code(self.vlm), data=data, learnt="learnt" if share else "data",
+            options=held + self.knobs.code,
+        )  # fmt: skip
+
+    # --- controls --------------------------------------------------------------------------------
+
+    def _make_controls(self) -> None:
+        files = sorted(str(p) for p in Path().glob("*.json*") if p.suffix in (".json", ".jsonl"))
+        known = [self._given.name] if self._given is not None else []
+        self.source = widgets.Combobox(
+            value=next(iter(known), ""), options=[*known, *files], description="Data",
+            placeholder="a .json, .jsonl, .csv or .parquet", continuous_update=False,
+        )  # fmt: skip
+        self.held_out = widgets.SelectionSlider(
+            options=[(f"{share:.0%}", share) for share in _SHARES], value=0.1,
+            description="held out", continuous_update=False,
+        )  # fmt: skip
+        self.start_button = widgets.Button(description="Train", button_style="primary", icon="play")
+        self.pause_button = widgets.Button(icon="pause", disabled=True)
+        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.cost, self.curves, self.comparison = (widgets.HTML() for _ in range(3))
+        self.saved = widgets.SelectMultiple(rows=4, description="Compare")
+        self._code_view = widgets.HTML()
+        names = ("source", "held_out", "start_button", "pause_button", "stop_button", "cost")
+        add_classes(self, *names, "curves", "saved", "comparison", "status")
+        self.cost.add_class("vlkit-count")
+
+    def _connect(self) -> None:
+        self.start_button.on_click(lambda _: self.start())
+        self.pause_button.on_click(lambda _: self.pause())
+        self.stop_button.on_click(lambda _: self.stop())
+        for control in (self.source, self.held_out):
+            control.observe(lambda _: self._change(), names="value")
+        self.saved.observe(self._compare, names="value")
+        self._show_pause()
+        self._list_saved()
+        self._take(Curves())
+        self._change()
+
+    def _change(self) -> None:
+        if self.start_button.disabled:
+            return
+        with self.status.catching():
+            show_code(self._code_view, self.code)
+            self._cost_later.call()
+
+    def _set_running(self, running: bool) -> None:
+        self.start_button.disabled = running
+        self.pause_button.disabled = self.stop_button.disabled = not running
+        self.source.disabled = self.held_out.disabled = running
+        self.knobs.lock(running)
+        self._show_pause()
+
+    def _show_pause(self) -> None:
+        paused = self._steering is not None and self._steering.paused
+        self.pause_button.description = "Go on" if paused else "Pause"
+        if self.start_button.disabled:
+            self.status.say("Paused." if paused else "Training …")
+
+    # --- data and cost ---------------------------------------------------------------------------
+
+    def _data(self) -> tuple[Any, Any]:
+        """The rows to learn from, and those held out or None."""
+        source = self.source.value.strip()
+        if not source:
+            raise VlkitError("no data; name a file of conversations")
+        if self._read[0] != source:
+            given = self._given is not None and source == self._given.name
+            self._read = (source, self._given if given else lora.load_conversations(source))
+        data, share, seed = self._read[1], self.held_out.value, self.knobs["seed"].value
+        key = (data, share, seed)
+        if self._split[:3] != key:
+            self._split = (*key, data.split(share, seed=seed) if share else (data, None))
+        return self._split[3]
+
+    def _reckon(self) -> None:
+        self.xray, self.cost.value = None, ""
+        with self.status.catching():
+            learnt, _ = self._data()
+            if self.start_button.disabled:  # a run has begun; the model is not to be asked
+                return
+            chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
+            self.xray = lora.inspect(self.vlm, learnt, **chosen)
+            self.cost.value = _cost_html(self.xray)
+            self.status.say("")
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        from vlkit.lora.live import LiveCurve
+
+        finished = False
+        try:
+            with self.status.catching():
+                self._take(Curves())
+                learnt, held_out = self._data()
+                run = lora.train(
+                    self.vlm, learnt, eval_data=held_out, **self.knobs.values,
+                    callbacks=[LiveCurve(self._take), self._steering],
+                )  # fmt: skip
+                self.run, finished = run, run.finished
+                self.status.say(_outcome(run))
+        finally:
+            self._finish(finished)
+
+    def _finish(self, finished: bool) -> None:
+        outcome = self.status.value
+        self._steering = None
+        self._set_running(False)
+        if finished:
+            self.knobs["resume"].value = False
+            self.knobs["output_dir"].value = next_name(self.knobs["output_dir"].value)
+        self._list_saved()
+        self._cost_later.wait()
+        self.status.value = outcome
+
+    def _take(self, curves: Curves) -> None:
+        self.curves.value = curves_html({"run": curves})
+
+    def _list_saved(self) -> None:
+        folder = Path(self.knobs["output_dir"].value).parent
+        runs = list_runs(folder) if folder.is_dir() else []
+        self.saved.options = [(run.name, run) for run in runs]
+
+    def _compare(self, change: dict) -> None:
+        with self.status.catching():
+            self.comparison.value = runs_html(change["new"])
+
+
+def _cost_html(xray: lora.XRay) -> str:
+    memory = xray.memory
+    share = xray.trained / sum(part.parameters for part in xray.parts)
+    lines = [
+        f"{xray.rows:,} rows, {max(each.total for each in xray.lengths):,} tokens at most",
+        f"{xray.trained:,} weights trained ({share:.1%})",
+        f"about {memory.total / 1e9:.1f} of {memory.available / 1e9:.0f} GB {memory.place}",
+        f"{xray.steps:,} steps in about {_duration(xray.seconds)}",
+    ]
+    kind = "vlkit-cost" if memory.fits else "vlkit-cost vlkit-error"
+    return f'<div class="{kind}">{"<br>".join(map(html.escape, lines))}</div>'
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
+
+
+def _outcome(run: lora.LoraRun) -> str:
+    name = "Done" if run.finished else "Stopped"
+    right = f", {run.metrics[-1][1]:.0%} right" if run.metrics else ""
+    return f"{name}: {run.steps:,} steps in {_duration(run.seconds)}{right}; {run.output_dir}"
