@@ -29,6 +29,7 @@ CHROMIUM_FLAGS = [
     "--no-first-run",
     "--no-proxy-server",
 ]
+LAB_FLAGS = ("--allow-root", "--ip=127.0.0.1", "--port-retries=0", "--expose-app-in-browser")
 LAB_CONFIG = {  # nobody outside is asked for news, updates or extensions
     "LabApp": {
         "news_url": None,
@@ -78,14 +79,15 @@ READ_UNRUN = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
 class Lab:
     """A running JupyterLab: its address, its token and the folder that it serves."""
 
-    def __init__(self, folder: Path, config: Path, program=("jupyterlab",), cwd=None):
+    def __init__(self, folder, config, program=("jupyterlab",), *, cwd=None, flags=LAB_FLAGS):
         self.folder = folder
         self.token = secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.log = config / "lab.log"
-        command = [sys.executable, "-m", *program, "--no-browser", "--allow-root"]
-        command += ["--ip=127.0.0.1", f"--port={self.url.rpartition(':')[2]}", "--port-retries=0"]
-        command += [f"--IdentityProvider.token={self.token}", "--expose-app-in-browser"]
+        command = [sys.executable, "-m", *program, "--no-browser", *flags]
+        command.append(f"--port={self.url.rpartition(':')[2]}")
+        if flags:
+            command.append(f"--IdentityProvider.token={self.token}")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -96,13 +98,15 @@ class Lab:
                 start_new_session=True,
             )
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
+    def wait_until_ready(self, path: str = "/api/status", seconds: float = 60) -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                opener.open(f"{self.url}/api/status?token={self.token}", timeout=5).close()
+                opener.open(f"{self.url}{path}?token={self.token}", timeout=5).close()
                 return
+            except TimeoutError:
+                return  # it is there, and at work
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         pytest.fail(f"JupyterLab did not start: {self.log.read_text()[-2000:]}")

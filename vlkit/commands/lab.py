@@ -15,8 +15,10 @@ from vlkit.errors import VlkitError
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 COPY = "vlkit-notebooks"  # where an installed vlkit puts the notebooks, to be changed at will
-# kernels of visitors who have left end after a while
-_CULL = [f"--MappingKernelManager.cull_{name}" for name in ("idle_timeout=900", "interval=60")]
+# kernels of visitors who have left end after a while; a room without a network waits for no style
+_VOILA = [f"--MappingKernelManager.cull_{name}" for name in ("idle_timeout=900", "interval=60")]
+_POLICY = {"Content-Security-Policy": "style-src 'self' 'unsafe-inline'"}
+_VOILA.append(f"--Voila.tornado_settings={ {'headers': _POLICY} }")
 
 
 def lab(
@@ -45,7 +47,7 @@ def classroom(
     except ImportError as error:
         raise VlkitError('vlkit classroom needs voila: pip install "vlkit[class]"') from error
     sys.argv = ["voila"]  # it looks for options there, too
-    sys.exit(main([str(pages), *_CULL, *context.args]))
+    sys.exit(main([str(pages), *_VOILA, *context.args]))
 
 
 def find_notebooks(folder: Path | None = None) -> Path:
