@@ -17,8 +17,10 @@ from vlkit.lora.networks import quantized
 from vlkit.lora.runs import ARGUMENTS, LoraRun, check_same, last_checkpoint
 from vlkit.lora.sizing import choose_batch
 from vlkit.models import VLM
+from vlkit.recording import trained
 
 
+@trained
 def train(
     vlm: VLM,
     data: Any,
