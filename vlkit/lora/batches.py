@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import signature
 from typing import Any
 
 from vlkit.batching.encoding import Medium
@@ -117,10 +118,17 @@ class Collator:
     Args:
         pad_token_id: which fills shorter rows up.
         tower: with it, ``pixel_values`` are its features of the rows' ``media``.
+        rope: the model's ``get_rope_index``; with it, positions are counted here, where a GPU
+            need not wait for it.
     """
 
-    def __init__(self, pad_token_id: int, tower: FrozenTower | None = None):
-        self.pad_token_id, self.tower = pad_token_id, tower
+    def __init__(
+        self,
+        pad_token_id: int,
+        tower: FrozenTower | None = None,
+        rope: Callable[..., tuple] | None = None,
+    ):
+        self.pad_token_id, self.tower, self.rope = pad_token_id, tower, rope
 
     def __call__(self, rows: Sequence[Labelled]) -> dict[str, Any]:
         import torch
@@ -135,11 +143,18 @@ class Collator:
             batch[name] = torch.cat(
                 [torch.as_tensor(each.tensors[name]) for each in rows if name in each.tensors]
             )
+        batch |= self._positions(batch)
         batch |= self._features([medium for each in rows for medium in each.media])
         batch["labels"] = _pad([each.labels[0] for each in rows], IGNORED)
         following = batch["labels"][:, 1:]
         kept = (following != IGNORED).any(0).nonzero()[:, 0]
         return batch | {"logits_to_keep": kept, "shift_labels": following[:, kept].contiguous()}
+
+    def _positions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.rope is None or not any(name.endswith("_grid_thw") for name in batch):
+            return {}
+        known = signature(self.rope).parameters
+        return {"position_ids": self.rope(**{n: v for n, v in batch.items() if n in known})[0]}
 
     def _features(self, media: Sequence[Medium]) -> dict[str, Any]:
         import torch

@@ -18,6 +18,8 @@ from vlkit.models import VLM
 if TYPE_CHECKING:
     import pandas
 
+_ROUNDED = 8  # steps of the model's type, by which many layers' rounding moves a value
+
 
 @dataclass(frozen=True, eq=False)
 class Checks:
@@ -29,6 +31,7 @@ class Checks:
         change: how far training moved the logits of a held-out row's answer (or of a training
             row's), on average.
         merged_difference: how far merging the adapter moves them; None without one.
+        rounding: how far the rounding of the model's own type may move them.
         refusal: the error of a model of another generation that was given the adapter.
     """
 
@@ -37,14 +40,16 @@ class Checks:
     table: pandas.DataFrame = field(repr=False)
     change: float
     merged_difference: float | None
+    rounding: float
     refusal: str | None
 
     @property
     def passed(self) -> bool:
         """Whether the model changed, merging changes little, and another model refuses it."""
-        merged = self.merged_difference
-        kept = merged is None or (merged <= 0.1 * self.change and self.refusal is not None)
-        return self.change > 0 and kept
+        if self.merged_difference is None:
+            return self.change > 0
+        kept = self.merged_difference <= 0.1 * self.change + self.rounding
+        return self.change > 0 and kept and self.refusal is not None
 
 
 class Prover:
@@ -78,6 +83,7 @@ class Prover:
             table=_compare(before.get("samples", []), after.get("samples", [])),
             change=_distance(now, self.logits),
             merged_difference=merged,
+            rounding=_ROUNDED * _epsilon(self.vlm.model.dtype) * now.abs().mean().item(),
             refusal=refusal,
         )
 
@@ -100,6 +106,12 @@ class Prover:
             logits = model.eval()(**tensors, logits_to_keep=kept, use_cache=False).logits
         model.train(training)
         return logits[0].float().cpu()
+
+
+def _epsilon(dtype: Any) -> float:
+    import torch
+
+    return torch.finfo(dtype).eps
 
 
 def _distance(one: Any, other: Any) -> float:

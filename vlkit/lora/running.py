@@ -115,7 +115,9 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
         trainer = VisionTrainer(
             network,
             arguments,
-            data_collator=Collator(vlm.processor.tokenizer.pad_token_id, tower),
+            data_collator=Collator(
+                vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
+            ),
             train_dataset=examples,
             eval_dataset=None if task.held_out is None else _examples(task, task.held_out, tower),
             callbacks=list(task.callbacks),

@@ -32,6 +32,8 @@ class VisionTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        # a loss is the mean over an update's learnt tokens, however many batches they come in
+        self.model_accepts_loss_kwargs = True
         self.sampler, self.tower, self.examine = sampler, tower, examine
         show_progress(self)
 
