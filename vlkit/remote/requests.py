@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from vlkit.messages import as_messages, iterate_media, read_media_item
 from vlkit.remote.media import frame_base64, picture_url
 from vlkit.remote.models import RemoteVLM
 from vlkit.remote.services import frame_bounds, picture_bounds
-from vlkit.sizes import fit_size
+from vlkit.sizes import fit_size, smart_resize
 from vlkit.video import Clip, Video, load_clip
 
 _FRAME_RATES = (0.1, 10.0)  # frames a second that DashScope can be told
@@ -68,7 +69,7 @@ def make_request(remote: RemoteVLM, conversation: Any, options: dict, seed: int 
     videos = [each for each in media if isinstance(each, Video)]
     images = [each.load() for each in pictures]
     pairs = zip(images, pictures, strict=True)
-    sizes = tuple(remote.rules.image_size(image.size, picture) for image, picture in pairs)
+    sizes = tuple(_seen_size(remote, image.size, picture) for image, picture in pairs)
     clips = [_sample(remote, video) for video in videos]
     parts = _media_parts(remote, media, iter(zip(images, pictures, sizes, strict=True)), clips)
     body = {
@@ -96,10 +97,23 @@ def _media_parts(remote: RemoteVLM, media: list, images, clips: list[Clip]):
 
 
 def _picture_part(remote: RemoteVLM, image: PIL.Image.Image, picture: Image, size: Size) -> dict:
+    bounds: dict[str, int] = {}
     if _is_resized_alike(remote, image, picture, size):
         size = image.size
-    part: dict[str, Any] = {"type": "image_url", "image_url": {"url": picture_url(image, size)}}
-    return part | (picture_bounds(remote.rules) if remote.service.name == "dashscope" else {})
+    elif remote.rules_told:  # `vlkit serve` then keeps a limit below its own
+        bounds = dict.fromkeys(("min_pixels", "max_pixels"), size[0] * size[1])
+    elif remote.service.name == "dashscope":
+        bounds = picture_bounds(remote.rules)
+    return {"type": "image_url", "image_url": {"url": picture_url(image, size)}, **bounds}
+
+
+def _seen_size(remote: RemoteVLM, size: Size, picture: Image) -> Size:
+    """At which the service sees a picture: never below its own fewest pixels."""
+    rules = remote.rules
+    size = rules.image_size(size, picture)
+    if remote.rules_told:
+        return size
+    return smart_resize(size, rules.side, rules.image_pixels[0], math.inf)
 
 
 def _is_resized_alike(remote: RemoteVLM, image, picture: Image, size: Size) -> bool:
