@@ -118,7 +118,7 @@ def _without_pixels(medium: Medium) -> Medium:
 
 
 def _sources(example: Example) -> Iterable[Hashable]:
-    """Of each picture what tells it from others, without reading it; None of clips."""
+    """Of each picture what tells it from others; a file is not read for that. None of clips."""
     for item in example.media:
         media = read_media_item(item)
         yield _identify(media) if isinstance(media, Image) else None
@@ -128,7 +128,8 @@ def _identify(image: Image) -> Hashable:
     source = image.source
     limits = (image.max_tokens, image.min_tokens, image.max_pixels, image.min_pixels, image.strict)
     if not isinstance(source, str | os.PathLike):
-        return (id(source), *limits)  # the data hold it, so that no other gets its number
+        picture = image.load()
+        return (hashlib.sha256(picture.tobytes()).digest(), picture.size, *limits)
     try:
         status = os.stat(source)
         return (os.fspath(source), status.st_mtime_ns, status.st_size, *limits)
