@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,8 +65,8 @@ def run_notebook(
         try:
             with _told_to_kernel(record.path):
                 execute_notebook(
-                    str(notebook), str(copy), dict(parameters), log_output=False,
-                    progress_bar=console.is_terminal,
+                    str(notebook), str(copy), dict(parameters),
+                    kernel_name="python3", language="python", progress_bar=console.is_terminal,
                 )  # fmt: skip
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -75,14 +76,27 @@ def run_notebook(
 
 
 def _check(notebook: Path, parameters: Mapping[str, Any]) -> None:
-    from papermill import inspect_notebook
-
     if notebook.suffix != ".ipynb" or not notebook.is_file():
         raise VlkitError(f"{notebook} is no notebook; name a .ipynb file")
-    known = inspect_notebook(str(notebook))
+    known = _parameters_of(notebook)
     for name in parameters:
         if name not in known:
-            raise VlkitError(f"{notebook.name} has no parameter {name!r}; it has {list(known)}")
+            raise VlkitError(f"{notebook.name} has no parameter {name!r}; it has {known}")
+
+
+def _parameters_of(notebook: Path) -> list[str]:
+    """The names that the cell tagged parameters assigns."""
+    import nbformat
+
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+        tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        nodes = [node for cell in tagged for node in ast.parse(cell.source).body]
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, SyntaxError) as error:
+        reason = str(error).splitlines()[0]
+        raise VlkitError(f"{notebook} cannot be read as a notebook: {reason:.120}") from None
+    targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def compare(
     truth: Sequence[Sequence[Item]] | None = None,
     match_labels: bool = True,
     bootstrap: int = 1000,
+    groups: Sequence[Any] | None = None,
     **options: Any,
 ) -> ModelComparison:
     """Ask several models, adapters or settings the same.
@@ -73,7 +74,7 @@ def compare(
             :func:`vlkit.generate_batch`.
         conversations: as for :func:`vlkit.generate_batch`.
         truth: for each conversation its true boxes, in pixels of the upright original.
-        match_labels, bootstrap: as for :func:`vlkit.evaluate_grounding`.
+        match_labels, bootstrap, groups: as for :func:`vlkit.evaluate_grounding`.
         **options: for all of them, as for :func:`vlkit.generate_batch`.
 
     Raises:
@@ -91,8 +92,9 @@ def compare(
         if truth is not None:
             boxes = [_boxes(each) for each in answers[name]]
             evaluations[name] = evaluate_grounding(
-                boxes, truth, match_labels=match_labels, coco=False, bootstrap=bootstrap
-            )
+                boxes, truth, match_labels=match_labels, coco=False, bootstrap=bootstrap,
+                groups=groups,
+            )  # fmt: skip
             rows[name] |= _metrics(evaluations[name])
     questions = [_text(messages) for messages in asked]
     texts = {name: [str(each) for each in own] for name, own in answers.items()}

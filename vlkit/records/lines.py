@@ -12,6 +12,8 @@ from vlkit.records.facts import adapter_facts
 from vlkit.replies import Failure
 from vlkit.rows import record_of
 
+_CURVES = ("losses", "evaluations", "metrics", "samples")
+
 
 def answer_facts(result: Any) -> dict[str, Any]:
     """What the line of an answer holds of a Reply, a Failure or an error."""
@@ -29,7 +31,7 @@ def answer_facts(result: Any) -> dict[str, Any]:
 def training_facts(run: Any) -> dict[str, Any]:
     """What came of a training: its curves, and the adapter with the hash of its weights."""
     facts = {name: getattr(run, name, None) for name in ("steps", "finished", "effect", "seconds")}
-    curves = {name: getattr(run, name, ()) for name in ("losses", "evaluations", "metrics")}
+    curves = {name: getattr(run, name, ()) for name in _CURVES}
     return facts | curves | {"adapter": adapter_facts(str(run.output_dir))}
 
 
@@ -39,8 +41,9 @@ def plain_value(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    size = f", {len(value):,} rows" if hasattr(value, "__len__") else ""
-    return f"{type(value).__name__}{size}"
+    if not hasattr(value, "__len__"):
+        return type(value).__name__
+    return f"{type(value).__name__} of {len(value):,} rows" if len(value) else None
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ from vlkit.records.reading import Record
 
 def question_of(answer: dict) -> str:
     """The text of the last turn that asks."""
+    if "malformed" in answer["messages"][0]:
+        return answer["messages"][0]["malformed"]
     asked = [m for m in answer["messages"] if m.get("role") == "user"]
     content = asked[-1]["content"] if asked else []
     return " ".join(item["text"] for item in content if item["type"] == "text")

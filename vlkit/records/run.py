@@ -142,11 +142,15 @@ class Run:
         return read_run(self.path)
 
     def log(self, **values: Any) -> None:
-        """Write down results of your own: numbers, texts, lists."""
+        """Write down results of your own: numbers, texts, lists; also after the end."""
         self._write("values", values=values)
 
     def add(self, exhibit: Any, caption: str = "") -> None:
-        """Add a figure of matplotlib, a DataFrame, a picture or a text to the report."""
+        """Add a figure of matplotlib, a DataFrame, a picture or a text to the report.
+
+        Raises:
+            VlkitError: something that cannot be shown on a page.
+        """
         from vlkit.records.exhibits import exhibit_facts
 
         with self._lock:
