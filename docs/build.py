@@ -1,0 +1,144 @@
+"""``make docs``: the site in ``reports/docs/``, from these pages, the notebooks and the docstrings.
+
+Nothing is fetched, and no notebook is run: where ``make demo`` has left an executed copy of a
+notebook as it is now, its outputs are shown. A warning fails the build.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ROOMS = ["settings", "lora", "records", "remote", "datasets", "widgets", "errors", "formats"]
+PANEL = "A panel stands here; run the notebook to use it."
+COMMAND_TITLE = "# In a shell\n\nWhat `vlkit` says of itself.\n"
+
+
+def main(target: Path = ROOT / "reports" / "docs") -> int:
+    from sphinx.cmd.build import build_main
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)
+        for path in [HERE / "conf.py", *HERE.glob("*.md")]:
+            shutil.copy(path, source)
+        for name in ("figures", "answer"):
+            shutil.copytree(HERE / name, source / name)
+        write_tutorial(source)
+        write_reference(source)
+        shutil.rmtree(target, ignore_errors=True)
+        os.environ["VLKIT_SETTINGS"] = ""
+        failed = build_main(["-W", "--keep-going", "-q", "-E", "-b", "html", folder, str(target)])
+        shutil.rmtree(target / ".doctrees", ignore_errors=True)
+    if not failed:
+        print(f"Open {os.path.relpath(target / 'index.html')}.")
+    return failed
+
+
+# --- the notebooks -------------------------------------------------------------------------------
+
+
+def write_tutorial(source: Path) -> None:
+    paths = [ROOT / "notebooks" / "index.ipynb", *sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+    for path in paths:
+        notebook = tidied(with_outputs(path))
+        (source / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(notebook, source / "notebooks" / path.name)
+    names = "\n".join(f"notebooks/{path.stem}" for path in paths)
+    text = "# Tutorial\n\nThe notebooks, in reading order. `vlkit lab` opens them.\n\n"
+    (source / "tutorial.md").write_text(f"{text}```{{toctree}}\n{names}\n```\n", encoding="utf-8")
+    pages = "tutorial\nhowto\nspaces\nteaching\ntroubleshooting\nreference"
+    with (source / "index.md").open("a", encoding="utf-8") as index:
+        index.write(f"\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n")
+
+
+def with_outputs(path: Path) -> nbformat.NotebookNode:
+    """The executed copy in ``reports/`` where it is of the same cells, else the notebook."""
+    notebook, copy = nbformat.read(path, as_version=4), ROOT / "reports" / path.name
+    if not copy.is_file():
+        return notebook
+    executed = nbformat.read(copy, as_version=4)
+    same = [c.source for c in executed.cells] == [c.source for c in notebook.cells]
+    return executed if same else notebook
+
+
+def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without the install cell, and with a word where a panel needs a kernel."""
+    notebook.metadata.pop("widgets", None)
+    cells = notebook.cells
+    notebook.cells = [cell for cell in cells if "install" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                output.data = {"text/plain": PANEL}
+    return notebook
+
+
+# --- the names -----------------------------------------------------------------------------------
+
+
+def write_reference(source: Path) -> None:
+    folder = source / "reference"
+    folder.mkdir()
+    parts = {"vlkit": ("The names of `vlkit`", public_names("vlkit"))}
+    parts |= {room: (f"`vlkit.{room}`", public_names(f"vlkit.{room}")) for room in ROOMS}
+    for name, (title, names) in parts.items():
+        where = "vlkit" if name == "vlkit" else f"vlkit.{name}"
+        about = (inspect.getdoc(importlib.import_module(where)) or "").partition("\n")[0]
+        text = f"# {title}\n\n{about}\n\n" + "\n".join(map(directive, names))
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / "shell.md").write_text(COMMAND_TITLE + "\n".join(command_pages()), encoding="utf-8")
+    pages = "\n".join(f"reference/{name}" for name in [*parts, "shell"])
+    text = f"# Reference\n\nMade from the docstrings.\n\n```{{toctree}}\n{pages}\n```\n"
+    (source / "reference.md").write_text(text, encoding="utf-8")
+
+
+def public_names(module_name: str) -> list[str]:
+    """Public functions and classes, by dotted name."""
+    module = importlib.import_module(module_name)
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module_name and not name.startswith("_")
+    ]
+    found = {name: getattr(module, name) for name in names}
+    return [
+        f"{module_name}.{name}"
+        for name, value in found.items()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    ]
+
+
+def directive(name: str) -> str:
+    room, _, last = name.rpartition(".")
+    value = getattr(importlib.import_module(room), last)
+    lines = [f"{'autoclass' if inspect.isclass(value) else 'autofunction'}:: {name}"]
+    if inspect.isclass(value):
+        lines += ["   :members:"]
+    return "```{eval-rst}\n.. " + "\n".join(lines) + "\n```\n"
+
+
+def command_pages() -> list[str]:
+    from typer.testing import CliRunner
+
+    from vlkit.cli import app
+
+    def help_of(*names: str) -> str:
+        said = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "88", "TERM": "dumb"})
+        return re.sub(r"^Usage: \S+", "Usage: vlkit", said.output.strip())
+
+    names = re.findall(r"^  ([a-z][\w-]+)  ", help_of().partition("Commands:")[2], re.MULTILINE)
+    return [f"## vlkit {name}\n\n```text\n{help_of(name)}\n```\n" for name in names]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
