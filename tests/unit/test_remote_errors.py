@@ -6,6 +6,8 @@ import pickle
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -162,6 +164,7 @@ def test_a_minutes_quota_at_dashscope_is_waited_for(server, monkeypatch):
     quota = Said(status=429, message="exceeded your current quota", code="insufficient_quota")
     server.script = [quota, Said("ok")]
     assert vlkit.generate(vlm, "?").text == "ok"
+    assert server.requests[-1]["stream"]  # what takes over 300 s would be cut off otherwise
     server.script = [Said(status=401, message="Invalid", code="invalid_api_key")]
     assert "DASHSCOPE_API_KEY" in refusal(lambda: vlkit.generate(vlm, "?"))
 
@@ -283,3 +286,38 @@ def test_the_key_is_nowhere(server, load, tmp_path, caplog):
 def test_what_looks_like_a_key_is_taken_out_of_a_services_words(server, load):
     server.script = [Said(status=400, message="Incorrect key provided: sk-proj-abcdef0123456789")]
     assert "sk-proj" not in refusal(lambda: vlkit.generate(load(), "?"))
+
+
+# --- where it runs -------------------------------------------------------------------------------
+
+
+def test_the_openai_package_is_an_extra(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(RemoteError, match=r'pip install "vlkit\[remote\]"'):
+        load()
+
+
+def test_no_proxy_stands_before_this_machine(load, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert vlkit.generate(load(), "?").text == "a red circle"
+
+
+def test_an_unknown_model_is_told_with_those_that_are_served(server, load):
+    server.models = [{"id": "Qwen2-VL-first"}, {"id": "Qwen2-VL-second"}]
+    server.script = [Said(status=404, message="no such model")]
+    told = refusal(lambda: vlkit.generate(load(), "?"))
+    assert told.endswith("it serves Qwen2-VL-first, Qwen2-VL-second")
+
+
+def test_torch_is_not_needed(server):
+    code = f"""
+import sys, vlkit
+vlm = vlkit.load("openai:{MODEL}", base_url={server.url!r}, api_key={KEY!r})
+message = vlkit.user("?", vlkit.sample("red_circle"))
+vlkit.generate(vlm, message), list(vlkit.stream(vlm, message)), vlkit.Chat(vlm).ask("?")
+vlkit.generate_batch(vlm, [message] * 3, progress=False), vlkit.preflight(vlm, message)
+print({{"torch", "transformers", "torchvision"}} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.stdout, run.stderr) == ("set()\n", "")

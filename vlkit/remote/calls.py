@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from vlkit.errors import RemoteError
 from vlkit.remote.problems import NO_KEY, Place, Problem, describe_problem
@@ -69,9 +70,12 @@ def open_client(base_url: str, key: str, timeout: float) -> Any:
             'hosted models need the openai package: pip install "vlkit[remote]"'
         ) from error
     limits = openai.Timeout(timeout, connect=CONNECT_SECONDS)
+    here = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=not here)  # no proxy for this machine
     return openai.AsyncOpenAI(
-        api_key=key or NO_KEY, base_url=base_url, timeout=limits, max_retries=0
-    )
+        api_key=key or NO_KEY, base_url=base_url, timeout=limits, max_retries=0,
+        http_client=http_client,
+    )  # fmt: skip
 
 
 def close_when_gone(remote: Any) -> None:
@@ -86,9 +90,8 @@ def _close(client: Any) -> None:
 
 def place_of(remote: Any) -> Place:
     """Where a remote model is, for messages."""
-    return Place(
-        remote.model, remote.base_url, remote.service, remote.timeout, remote.client.api_key
-    )
+    key = remote.client.api_key
+    return Place(remote.model, remote.base_url, remote.service, remote.timeout, key, remote.served)
 
 
 def list_models(client: Any, base_url: str, service: Service, model: str) -> dict[str, dict]:
@@ -127,7 +130,7 @@ async def ask(
         remote: whom to ask.
         body: fields of the request.
         answer: is filled; on a cancelled task it holds what has come.
-        put: is given each piece of text; with it the answer is streamed.
+        put: is given each piece of text.
         patience: seconds for which a connection is tried.
         retries: how often a request that was refused for now is sent again.
 
@@ -158,9 +161,10 @@ def _told(problem: Problem, tries: int, begun: Any) -> RemoteError:
 async def _try(remote: Any, body: dict, answer: Answer, put: Any, place: Place) -> Problem | None:
     """None once it is answered. Exceptions end here: those of clients hold the key."""
     try:
-        await (
-            _ask_whole(remote, body, answer) if put is None else _stream(remote, body, answer, put)
-        )
+        if put is None and not remote.service.streams:
+            await _ask_whole(remote, body, answer)
+        else:
+            await _stream(remote, body, answer, put)
     except Exception as error:  # as above
         problem = describe_problem(error, place)
         if isinstance(error, RemoteError):
@@ -183,7 +187,7 @@ async def _ask_whole(remote: Any, body: dict, answer: Answer) -> None:
     answer.finish_reason = choice.finish_reason or "stop"
 
 
-async def _stream(remote: Any, body: dict, answer: Answer, put: Callable[[str], None]) -> None:
+async def _stream(remote: Any, body: dict, answer: Answer, put: Any) -> None:
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with asyncio.timeout(remote.timeout):
         chunks = await remote.client.chat.completions.create(**body)

@@ -67,6 +67,7 @@ class RemoteVLM:
         prices: per million input and output tokens, or None.
         timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
         load_options: what it was loaded with, without the key.
+        served: names of the models that the endpoint serves, as far as it tells.
         client: the openai package's client.
         chosen_by: the settings file or variable that named the model, or None.
     """
@@ -85,6 +86,7 @@ class RemoteVLM:
     concurrency: int
     extra_body: Mapping[str, Any]
     load_options: Mapping[str, Any]
+    served: tuple[str, ...]
     client: Any = field(repr=False)
     chosen_by: str | None = None
 
@@ -169,6 +171,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         concurrency=settings["concurrency"],
         extra_body=dict(settings["extra_body"] or {}),
         load_options=shown,
+        served=tuple(told),
         client=client,
     )
     close_when_gone(remote)

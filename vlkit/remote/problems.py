@@ -6,7 +6,8 @@ import email.utils
 import os
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlkit.errors import RemoteError
@@ -54,13 +55,15 @@ class Place:
         service: the kind of service.
         timeout: seconds that an answer may take.
         key: never told.
+        served: names of the models that it serves, as far as known.
     """
 
     model: str
     base_url: str
     service: Service
     timeout: float
-    key: str
+    key: str = field(repr=False)
+    served: Sequence[str] = ()
 
     def tell(self, text: str, *, fatal: bool = False) -> RemoteError:
         """The error that says so."""
@@ -128,6 +131,7 @@ def _refused(error: Any, place: Place) -> Problem:
         return Problem(tell(_wrong_key(place, said), fatal=True), keyless=True)
     if status == 404 or _MODEL.search(code):
         text = f"no such model or address ({said}); check the model's name and base_url"
+        text += f"; it serves {', '.join(place.served[:4])}" if place.served else ""
         return Problem(tell(text, fatal=True))
     if status == 403:
         return Problem(tell(f"the key may not use this model ({said}); ask for access", fatal=True))

@@ -40,6 +40,7 @@ class Service:
         most_seed: the highest seed that it takes.
         any_token: the ``top_k`` that means the whole vocabulary, or None where there is no such
             field.
+        streams: whether every answer is streamed, since a long one that is not would be cut off.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Service:
     most_temperature: float = 10.0
     most_seed: int = 2**63 - 1
     any_token: int | None = 0
+    streams: bool = False
 
     def token_field(self, family: str) -> str:
         """The field that limits the answer's tokens."""
@@ -55,7 +57,7 @@ class Service:
         return "max_completion_tokens" if newer else "max_tokens"
 
 
-DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101)
+DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True)
 OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
 COMPATIBLE = Service("compatible")
 
