@@ -36,6 +36,7 @@ from vlkit.commands.options import (
 from vlkit.commands.report import report
 from vlkit.commands.run import run
 from vlkit.commands.serve import serve
+from vlkit.commands.train import train
 from vlkit.errors import VlkitError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command()(batch)
 app.command()(convert)
 app.command()(evaluate_grounding)
+app.command()(train)
 app.command(context_settings=PASS_ON)(lab)
 app.command(context_settings=PASS_ON)(classroom)
 app.command()(report)

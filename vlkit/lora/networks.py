@@ -26,6 +26,11 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
             f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
             "give a rank, or load and train it without quantize="
         )
+    four = quantize == "4bit" or getattr(vlm.model, "is_loaded_in_4bit", False)
+    if four and vlm.model.device.type == "cpu":
+        raise ModelError(
+            'quantize="4bit" is trained on a GPU only; on a CPU leave it out, or pass "8bit"'
+        )
     if quantize is None or packed:
         return vlm
     from vlkit.models import load

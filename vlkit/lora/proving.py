@@ -30,9 +30,11 @@ class Checks:
         table: some of these rows: ``question``, ``truth``, ``before``, ``after``.
         change: how far training moved the logits of a held-out row's answer (or of a training
             row's), on average.
-        merged_difference: how far merging the adapter moves them; None without one.
+        merged_difference: how far merging the adapter moves them; None without one, or where the
+            weights are quantized.
         rounding: how far the rounding of the model's own type may move them.
         refusal: the error of a model of another generation that was given the adapter.
+        adapter: whether one was trained.
     """
 
     before: float | None
@@ -42,14 +44,14 @@ class Checks:
     merged_difference: float | None
     rounding: float
     refusal: str | None
+    adapter: bool = True
 
     @property
     def passed(self) -> bool:
         """Whether the model changed, merging changes little, and another model refuses it."""
-        if self.merged_difference is None:
-            return self.change > 0
-        kept = self.merged_difference <= 0.1 * self.change + self.rounding
-        return self.change > 0 and kept and self.refusal is not None
+        moved = self.merged_difference or 0.0
+        kept = moved <= 0.1 * self.change + self.rounding
+        return self.change > 0 and kept and (self.refusal is not None or not self.adapter)
 
 
 class Prover:
@@ -73,10 +75,12 @@ class Prover:
         """
         now = self._answer_logits()
         merged = refusal = None
-        if (folder / "adapter_config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        if adapter:
+            refusal = _refusal(self.vlm, folder)
+        if adapter and not getattr(self.vlm.model, "is_quantized", False):
             with _merged(base_model(self.vlm)):
                 merged = _distance(self._answer_logits(), now)
-            refusal = _refusal(self.vlm, folder)
         return Checks(
             before=before.get("eval_accuracy"),
             after=after.get("eval_accuracy"),
@@ -85,6 +89,7 @@ class Prover:
             merged_difference=merged,
             rounding=_ROUNDED * _epsilon(self.vlm.model.dtype) * now.abs().mean().item(),
             refusal=refusal,
+            adapter=adapter,
         )
 
     def _answer_logits(self) -> Any:
