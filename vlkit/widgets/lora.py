@@ -157,7 +157,7 @@ class LoraPanel(widgets.VBox):
         self.stop_button.on_click(lambda _: self.stop())
         for control in (self.source, self.held_out):
             control.observe(lambda _: self._change(), names="value")
-        self.saved.observe(self._compare, names="value")
+        self.saved.observe(self._show_saved, names="value")
         self._show_pause()
         self._list_saved()
         self._take(Curves())
@@ -248,7 +248,7 @@ class LoraPanel(widgets.VBox):
         runs = list_runs(folder) if folder.is_dir() else []
         self.saved.options = [(run.name, run) for run in runs]
 
-    def _compare(self, change: dict) -> None:
+    def _show_saved(self, change: dict) -> None:
         with self.status.catching():
             self.comparison.value = runs_html(change["new"])
 
@@ -262,8 +262,8 @@ def _cost_html(xray: lora.XRay) -> str:
         f"about {memory.total / 1e9:.1f} of {memory.available / 1e9:.0f} GB {memory.place}",
         f"{xray.steps:,} steps in about {_duration(xray.seconds)}",
     ]
-    kind = "vlkit-cost" if memory.fits else "vlkit-cost vlkit-error"
-    return f'<div class="{kind}">{"<br>".join(map(html.escape, lines))}</div>'
+    kind = "" if memory.fits else ' class="vlkit-error"'
+    return f"<div{kind}>{'<br>'.join(map(html.escape, lines))}</div>"
 
 
 def _duration(seconds: float) -> str:
