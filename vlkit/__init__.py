@@ -32,7 +32,7 @@ _HOME = {
     "parity": ["compare_paths"],
     "diagnosis": ["doctor"],
 }
-_MODULES = ["datasets", "errors", "lora", "records", "settings", "widgets"]
+_MODULES = ["datasets", "errors", "lora", "records", "serving", "settings", "widgets"]
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_WHERE, *_MODULES]

@@ -83,6 +83,18 @@ CASES = {
         assert min(sure["circles"]) > sum(sure["cat"]) / max(1, len(sure["cat"]))
         """,
     ),
+    "06_hosted_and_serving": (
+        "MAX_NEW_TOKENS = 16; ROWS = 20; CONCURRENCY = [1, 8]",
+        """
+        described = vlkit.generate(vlm, vlkit.user("Describe this image.", picture))
+        assert answer.choices[0].message.content == described.text
+        assert local.text == reply.text and min(ious) > 0.99 and len(ious) == 3
+        assert len(served) == 20 and all(same) and served.report.failures == 0
+        assert "reads no files" in refused
+        assert paid is False and pai is False
+        assert meta.read_text().count("<img>media") == 4
+        """,
+    ),
 }
 
 

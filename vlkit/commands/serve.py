@@ -67,6 +67,7 @@ def serve(
     from vlkit.serving import check_installed
 
     check_installed()
+    from vlkit.inputs import check_loaded
     from vlkit.serving.limits import Limits
     from vlkit.serving.server import Server, log_requests, model_name, open_socket
 
@@ -81,6 +82,7 @@ def serve(
         adapter=adapter, max_image_tokens=max_image_tokens,
     )  # fmt: skip
     name = name or model_name(vlm.name)
+    check_loaded(vlm)
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
     log_requests()
     console.print(f"{vlm!r}", highlight=False, markup=False, soft_wrap=True)

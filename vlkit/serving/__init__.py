@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from vlkit.errors import VlkitError
+from vlkit.inputs import check_loaded
 from vlkit.models import VLM
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def start(
         VlkitError: the address cannot be had, or FastAPI and uvicorn are not installed.
     """
     check_installed()
+    check_loaded(vlm)
     from vlkit.serving.limits import Limits
     from vlkit.serving.server import Server, model_name, open_socket
 

@@ -73,11 +73,11 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
                 return Pieces(answer, first, chat)
             return JSONResponse(_completion(chat, await _unless(gone, answer.next())))
         except Gone:
+            if answer is not None:
+                answer.cancel()
             return Response(status_code=499)  # nobody reads it
         finally:
             gone.cancel()
-            if answer is not None and not chat.stream:
-                answer.cancel()
 
     return Door(app, limits, api_key, lambda: services[0].most_requests)
 

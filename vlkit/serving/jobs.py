@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from vlkit.batching.feeding import Waiting
 from vlkit.batching.group import Row
 from vlkit.replies import Usage
@@ -47,8 +45,8 @@ class Text:
         self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool
     ):
         self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
-        self._skip, self._stream = skip_special, DecodeStream(skip_special_tokens=skip_special)
-        self._tokens: list[int] = []
+        self._skip = skip_special
+        self._tail: list[int] = []  # tokens whose bytes are no whole character yet
         self._text, self._given = "", 0
         self._longest = max(map(len, stops), default=1)
         self.stopped = self.ended = False
@@ -64,23 +62,29 @@ class Text:
             self.ended = self.ended or token in self._endings
             if self.ended:
                 break
-            self._tokens.append(token)
-            self._add(self._stream.step(self._tokenizer, token) or "")
+            self._tail.append(token)
+            piece = self._decode_tail()
+            if not piece.endswith("\ufffd"):
+                self._add(piece)
         return self._give(len(self._text) if self.stopped else len(self._text) - self._held())
 
     def finish(self) -> str:
         """The rest: what was held back, and bytes that are no whole character."""
         if not self.stopped:
-            whole = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip)
-            self._add(whole[len(self._text) :])
+            self._add(self._decode_tail())
         return self._give(len(self._text))
 
+    def _decode_tail(self) -> str:
+        return self._tokenizer.decode(self._tail, skip_special_tokens=self._skip)
+
     def _add(self, piece: str) -> None:
+        self._tail.clear()
         start = max(0, len(self._text) - self._longest + 1)
         self._text += piece
-        found = [place for s in self._stops if (place := self._text.find(s, start)) >= 0]
-        if found:
-            self._text, self.stopped, self.ended = self._text[: min(found)], True, True
+        places = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
+        whole = [(place + length, place) for place, length in places if place >= 0]
+        if whole:  # the one that is complete first counts, however the tokens cut it
+            self._text, self.stopped, self.ended = self._text[: min(whole)[1]], True, True
 
     def _held(self) -> int:
         """Length of the longest end that a stop text begins with."""
@@ -103,7 +107,7 @@ class Job:
         text: gathers the answer.
         streams: pieces are wanted as they come.
         send: takes events, from any thread.
-        let_go: called once the model has read the media.
+        let_go: called when the media are not needed any more, maybe more than once.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Job:
     def cancel(self) -> None:
         """Nobody waits for it any more; its slot is free within a step. From any thread."""
         self.cancelled = True
+        self._let_go()
 
     def let_media_go(self) -> None:
         """The model has read them."""
@@ -163,6 +168,7 @@ class Job:
         """The last event of a request that has no answer."""
         if not self._ended:
             self._ended = True
+            self._let_go()
             self._send(error)
 
     def _push(self) -> None:

@@ -35,23 +35,22 @@ class Share:
         self._line, self._changed = asyncio.Lock(), asyncio.Condition()
 
     async def take(self, size: int) -> Callable[[], None]:
-        """Wait for room; the result gives it back, from any thread, once."""
+        """Wait for room; the result gives it back: from any thread, and once however often."""
         async with self._line, self._changed:
             await self._changed.wait_for(lambda: not self._used or self._used + size <= self._total)
             self._used += size
-        left = [size]
+        held = [size]
 
         def give_back() -> None:
-            if left:
-                size = left.pop()
-                self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._free(size)))
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._free(held)))
 
         return give_back
 
-    async def _free(self, size: int) -> None:
+    async def _free(self, held: list[int]) -> None:
         async with self._changed:
-            self._used -= size
-            self._changed.notify_all()
+            if held:
+                self._used -= held.pop()
+                self._changed.notify_all()
 
 
 class Answer:
