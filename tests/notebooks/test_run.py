@@ -83,6 +83,19 @@ CASES = {
         assert min(sure["circles"]) > sum(sure["cat"]) / max(1, len(sure["cat"]))
         """,
     ),
+    "05_lora_finetuning": (
+        "ROWS = 96; TEST_ROWS = 24; TRY_ROWS = 16",
+        """
+        assert run.finished and run.steps == 6 and checks.passed
+        assert "was made for" in checks.refusal
+        assert 0.2 < before.accuracy < 0.8 and len(gained) >= 4
+        assert set(results) == set(tries) and results["rank 64"][0].effect > 0
+        assert compared.scores["base"].grounding.accuracy > 0.9
+        assert list(same) == list(after.table["answer"])
+        assert (folder / "args.json").is_file() and file.read_text().count("<image>") == 50
+        assert panel.run is None and "learnt" in panel.code
+        """,
+    ),
     "06_hosted_and_serving": (
         "MAX_NEW_TOKENS = 16; ROWS = 20; CONCURRENCY = [1, 8]",
         """

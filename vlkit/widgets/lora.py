@@ -12,6 +12,7 @@ import ipywidgets as widgets
 from vlkit import lora
 from vlkit.errors import VlkitError
 from vlkit.lora.curves import Curves, curves_html
+from vlkit.lora.data import as_data
 from vlkit.widgets.look import (
     StatusLine,
     add_classes,
@@ -61,7 +62,7 @@ class LoraPanel(widgets.VBox):
 
     def __init__(self, vlm: Any, data: Any = None):
         self.vlm, self.status = vlm, StatusLine()
-        self._given = None if data is None else lora.data.as_data(data)
+        self._given = None if data is None else as_data(data)
         self._read: tuple[str, Any] = ("", None)
         self._split: tuple[Any, ...] = ()
         self.run: lora.LoraRun | None = None
