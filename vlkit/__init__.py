@@ -17,6 +17,7 @@ _HOME = {
     "messages": ["system", "user", "assistant"],
     "hubs": ["available_models"],
     "models": ["VLM", "load"],
+    "remote.models": ["RemoteVLM"],
     "bundled": ["Sample", "SampleClip", "clips", "sample", "samples"],
     "video": ["Video"],
     "replies": ["Reply", "Failure"],

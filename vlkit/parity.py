@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.families import FAMILIES
 from vlkit.hubs import ModelFolder, first_line
-from vlkit.inputs import prepare_inputs
+from vlkit.inputs import check_loaded, prepare_inputs
 from vlkit.models import VLM
 from vlkit.parity_table import PATHS, Seen, make_table
+from vlkit.remote.models import RemoteVLM
 
 if TYPE_CHECKING:
     import pandas
@@ -67,6 +68,8 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
         model: a transformers processor of the family, or a VLM.
         messages: text, one message or a list of messages; each path gets them as they are.
     """
+    if isinstance(model, RemoteVLM):
+        check_loaded(model)
     vlm = model if isinstance(model, VLM) else _wrap(model)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlkit.errors import VlkitError
+from vlkit.inputs import check_loaded
 from vlkit.models import VLM
 
 PARTS = ("language model", "vision tower", "merger")
@@ -42,6 +43,7 @@ def plan_parts(vlm: VLM, target: str, rank: int | None) -> tuple[Part, ...]:
     Raises:
         VlkitError: a target that matches no linear layer, or a rank below 1.
     """
+    check_loaded(vlm)
     if hasattr(vlm.model, "peft_config"):
         raise VlkitError(f"{vlm.name} has an adapter already; load it without adapter=")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
