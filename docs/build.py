@@ -38,7 +38,8 @@ def main(target: Path = ROOT / "reports" / "docs") -> int:
         shutil.rmtree(target, ignore_errors=True)
         os.environ["VLKIT_SETTINGS"] = ""
         failed = build_main(["-W", "--keep-going", "-q", "-E", "-b", "html", folder, str(target)])
-        shutil.rmtree(target / ".doctrees", ignore_errors=True)
+        for leftover in (".doctrees", "_sources"):
+            shutil.rmtree(target / leftover, ignore_errors=True)
     if not failed:
         print(f"Open {os.path.relpath(target / 'index.html')}.")
     return failed
@@ -48,17 +49,9 @@ def main(target: Path = ROOT / "reports" / "docs") -> int:
 
 
 def write_tutorial(source: Path) -> None:
-    paths = [ROOT / "notebooks" / "index.ipynb", *sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
-    for path in paths:
-        notebook = tidied(with_outputs(path))
-        (source / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(notebook, source / "notebooks" / path.name)
-    names = "\n".join(f"notebooks/{path.stem}" for path in paths)
-    text = "# Tutorial\n\nThe notebooks, in reading order. `vlkit lab` opens them.\n\n"
-    (source / "tutorial.md").write_text(f"{text}```{{toctree}}\n{names}\n```\n", encoding="utf-8")
-    pages = "tutorial\nhowto\nspaces\nteaching\ntroubleshooting\nreference"
-    with (source / "index.md").open("a", encoding="utf-8") as index:
-        index.write(f"\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n")
+    (source / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        nbformat.write(tidied(with_outputs(path)), source / "notebooks" / path.name)
 
 
 def with_outputs(path: Path) -> nbformat.NotebookNode:
@@ -97,9 +90,6 @@ def write_reference(source: Path) -> None:
         text = f"# {title}\n\n{about}\n\n" + "\n".join(map(directive, names))
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
     (folder / "shell.md").write_text(COMMAND_TITLE + "\n".join(command_pages()), encoding="utf-8")
-    pages = "\n".join(f"reference/{name}" for name in [*parts, "shell"])
-    text = f"# Reference\n\nMade from the docstrings.\n\n```{{toctree}}\n{pages}\n```\n"
-    (source / "reference.md").write_text(text, encoding="utf-8")
 
 
 def public_names(module_name: str) -> list[str]:

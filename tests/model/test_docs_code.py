@@ -1,0 +1,29 @@
+"""The documentation's Python runs, page by page, and prints what the page says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+
+
+def runnable(page):
+    return BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for code, said in runnable(page):
+        capsys.readouterr()
+        exec(compile(code, page, "exec"), names)
+        if said:
+            assert capsys.readouterr().out == said
+
+
+def test_pages_with_code_are_there():
+    assert {"howto.md", "spaces.md", "teaching.md"} <= {page for page in PAGES if runnable(page)}
