@@ -108,6 +108,21 @@ CASES = {
         assert meta.read_text().count("<img>media") == 4
         """,
     ),
+    "07_experiment_report": (
+        "BUDGETS = [9, 49]; PICTURES = 5",
+        """
+        assert list(table.index) == ["9 tokens", "49 tokens"]
+        assert table[metric].iloc[1] > table[metric].iloc[0] and table[metric].iloc[1] > 0.9
+        assert list(gains["to"]) == ["49 tokens"]
+        assert abs(gains["gain"][0] - table[metric].diff().iloc[1]) < 1e-9
+        assert run.record.values["enough"] == enough and len(run.record.answers) == 2 * len(asked)
+        assert list(again.rows["status"]) == ["same"] * 5 + ["cannot"] and not again.identical
+        assert "model 1: max_image_tokens" in difference.settings.index
+        assert len(difference.rows) == 6 and difference.rows["iou"].min() > 0
+        assert "How far can pictures be shrunk?" in page.read_text(encoding="utf-8")
+        assert "wang2024qwen2vl" in cite.read_text(encoding="utf-8")
+        """,
+    ),
 }
 
 

@@ -64,7 +64,7 @@ def show(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     if isinstance(value, list | tuple):
         return ", ".join(map(show, value)) or "–"
-    return str(value)
+    return value if hasattr(value, "__html__") else str(value)
 
 
 def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
