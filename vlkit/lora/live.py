@@ -112,12 +112,13 @@ def in_notebook() -> bool:
 def show_progress(trainer: Any) -> None:
     """A curve in a notebook and a bar on a terminal, instead of Trainer's line for every step."""
     from transformers import PrinterCallback
-    from transformers.utils.notebook import NotebookProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(_Bar)
-    trainer.remove_callback(NotebookProgressCallback)
+    for callback in list(trainer.callback_handler.callbacks):  # its module needs IPython
+        if type(callback).__name__ == "NotebookProgressCallback":
+            trainer.remove_callback(callback)
     shown = any(isinstance(each, LiveCurve) for each in trainer.callback_handler.callbacks)
     if in_notebook() and not shown:
         trainer.add_callback(LiveCurve)

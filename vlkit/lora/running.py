@@ -137,7 +137,8 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
             trainer.save_model(str(task.folder))
         history = trainer.state.log_history
         before = [each for each in history if each["step"] == 0]
-        checks = prover and prover.check(task.folder, _joined(before), examiner())
+        found = _joined(before)
+        checks = None if prover is None else prover.check(task.folder, found, examiner())
         return replace(summarize(trainer.state, task.folder), effect=measure(), checks=checks)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlkit.datasets.files import read_json
 from vlkit.errors import VlkitError
+from vlkit.lora.proving import Checks
 
 ARGUMENTS = "training.json"  # beside the adapter: what the run was asked for
 _STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -40,7 +41,12 @@ class LoraRun:
     samples: tuple[tuple[int, Answers], ...] = field(repr=False, default=())
     effect: float = 0.0
     seconds: float = 0.0
-    checks: Any = field(repr=False, default=None)
+    checks: Checks | None = field(repr=False, default=None)
+
+    def _repr_html_(self) -> str:
+        from vlkit.lora.run_card import run_card
+
+        return run_card(self)
 
 
 def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:

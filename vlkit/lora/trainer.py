@@ -45,6 +45,18 @@ class VisionTrainer(Trainer):
         with self.tower.replaced() if self.tower else nullcontext():
             return super().compute_loss(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Whole weights by way of the model's own loader: on disk they have other names."""
+        if hasattr(self.model, "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        loaded = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(loaded.state_dict())
+
+    def _load_best_model(self) -> None:
+        if hasattr(self.model, "peft_config"):
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, with the answers' metric; samples go to ``state.log_history``."""
         metrics = super().evaluate(*args, **kwargs)

@@ -1,0 +1,92 @@
+"""A training run as a notebook shows it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlkit.lora.runs import LoraRun
+
+_WIDTH, _HEIGHT = 480, 120
+_FAINT = "opacity:.7;font-size:90%"
+_CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884"
+_LONGEST = 160  # characters of an answer
+
+
+def run_card(run: LoraRun) -> str:
+    """HTML: how it went, the loss curve, answers before and after, and the checks."""
+    parts = [_head(run), _curve(run), _answers(run), _checks(run)]
+    return f'<div style="max-width:720px;line-height:1.45">{"".join(parts)}</div>'
+
+
+def _head(run: LoraRun) -> str:
+    stopped = "" if run.finished else ", stopped earlier"
+    took = f"{run.seconds:,.0f} s" if run.seconds < 100 else f"{run.seconds / 60:,.1f} min"
+    where = html.escape(str(run.output_dir))
+    return f"<b>{run.steps:,} steps</b> in {took}{stopped}; written to <code>{where}</code>"
+
+
+def _curve(run: LoraRun) -> str:
+    lines = [("training", "#2563eb", run.losses), ("held-out", "#d97706", run.evaluations)]
+    points = [point for *_, series in lines for point in series]
+    if len(points) < 2:
+        return ""
+    last, highest = max(step for step, _ in points), max(loss for _, loss in points) or 1.0
+    drawn, names = "", ""
+    for name, colour, series in lines:
+        if series:
+            path = " ".join(_place(step / max(last, 1), loss / highest) for step, loss in series)
+            drawn += f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            names += (
+                f'<span style="margin-right:14px;color:{colour}">{name} loss '
+                f"{series[0][1]:.3f} → {series[-1][1]:.3f}</span>"
+            )
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:100%;max-width:{_WIDTH}px">'
+    axis = f'<path d="M0 0V{_HEIGHT - 1}H{_WIDTH}" fill="none" stroke="#8888"/>'
+    return f'<div style="margin-top:8px">{svg}{axis}{drawn}</svg><br>{names}</div>'
+
+
+def _place(x: float, y: float) -> str:
+    return f"{2 + x * (_WIDTH - 4):.1f},{4 + (1 - y) * (_HEIGHT - 8):.1f}"
+
+
+def _answers(run: LoraRun) -> str:
+    checks = run.checks
+    if checks is None or checks.table.empty:
+        return ""
+    head = _row(list(checks.table.columns), "th")
+    rows = "".join(_row(cells, "td") for cells in checks.table.values.tolist())
+    right = ""
+    if checks.after is not None:
+        before = "" if checks.before is None else f"{checks.before:.0%} before, "
+        right = f"; right on held-out rows: {before}<b>{checks.after:.0%}</b> after"
+    return (
+        f'<div style="margin-top:8px">Held-out answers{right}</div>'
+        f'<table style="border-collapse:collapse;font-size:90%">{head}{rows}</table>'
+    )
+
+
+def _row(cells: Sequence, tag: str) -> str:
+    shown = (html.escape(_short(str(cell))) for cell in cells)
+    return "<tr>" + "".join(f'<{tag} style="{_CELL}">{cell}</{tag}>' for cell in shown) + "</tr>"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+
+
+def _checks(run: LoraRun) -> str:
+    checks = run.checks
+    if checks is None:
+        return ""
+    lines = [f"training moves the logits of an answer by {checks.change:.3g} on average"]
+    if checks.merged_difference is not None:
+        lines.append(f"merging the adapter moves them by {checks.merged_difference:.2g}")
+    if checks.refusal is not None:
+        lines.append("a model of another generation refuses the adapter")
+    mark = "passed" if checks.passed else "<b>failed</b>"
+    listed = "".join(f"<li>{line}</li>" for line in lines)
+    listed = f'<ul style="margin:0;{_FAINT}">{listed}</ul>'
+    return f'<div style="margin-top:8px">Checks {mark}{listed}</div>'
