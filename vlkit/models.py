@@ -93,7 +93,8 @@ def load(
         hub: ``"auto"``: local, then cached, then whichever hub answers; ``"modelscope"`` or
             ``"huggingface"`` for one of them alone.
         revision: commit, branch or tag; pin it for results that others can repeat.
-        device: ``"auto"`` takes all GPUs, else Apple's, else the CPU.
+        device: ``"auto"`` takes the freest GPU, or all where one does not suffice; else Apple's,
+            else the CPU.
         dtype: ``"auto"`` is the checkpoint's own on a GPU and float32 on a CPU; or ``"bfloat16"`` …
         attn: ``"auto"`` is flash attention where it is installed and fits, else sdpa.
         quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes (``pip install "vlkit[quant]"``).

@@ -9,6 +9,8 @@ from vlkit.errors import ModelError
 from vlkit.hubs import ModelFolder
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+_ROOM = 1.4  # memory over the weights': cache and activations
+_QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # weights over the stored ones, embeddings kept whole
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
@@ -21,11 +23,23 @@ def network_options(
     options = {
         "dtype": chosen,
         "attn_implementation": choose_attention(attn, device, chosen),
-        "device_map": "auto" if device == "cuda" else device,
+        "device_map": _choose_map(folder, chosen, quantize) if device == "cuda" else device,
     }
     if quantize:
         options["quantization_config"] = _quantization(quantize, chosen)
     return options
+
+
+def _choose_map(folder: ModelFolder, dtype: Any, quantize: str | None) -> str:
+    """The GPU with the most free memory if it holds the weights and room to work, else all."""
+    import torch
+
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+    stored = choose_dtype("auto", "cuda", folder.config)
+    share = _QUANTIZED[quantize] if quantize else dtype.itemsize / stored.itemsize
+    files = [*folder.path.glob("*.safetensors"), *folder.path.glob("*.bin")]
+    need = _ROOM * share * sum(file.stat().st_size for file in files)
+    return f"cuda:{free.index(max(free))}" if len(free) > 1 and need < max(free) else "auto"
 
 
 def _choose_device(device: str) -> str:

@@ -21,7 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlkit
 from vlkit.errors import ModelError
-from vlkit.placement import choose_attention, choose_dtype
+from vlkit.hubs import ModelFolder
+from vlkit.placement import choose_attention, choose_dtype, network_options
 
 SHARD = "model.safetensors"
 
@@ -136,6 +137,31 @@ def test_auto_takes_flash_attention_where_it_is_installed_and_fits(
     assert choose_attention("auto", device, dtype) == expected
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
     assert choose_attention("auto", device, dtype) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("free", "options", "expected"),
+    [
+        ([80, 80], {}, "cuda:0"),  # one is enough: spread over two, batches go the slow way
+        ([20, 80], {}, "cuda:1"),
+        ([14, 13], {}, "auto"),
+        ([14, 13], {"dtype": "float32"}, "auto"),
+        ([14, 15], {"dtype": "float32"}, "auto"),
+        ([30, 13], {"dtype": "float32"}, "cuda:0"),
+        ([13, 12], {"quantize": "4bit"}, "cuda:0"),
+        ([80], {}, "auto"),
+    ],
+)
+def test_a_model_that_fits_one_gpu_is_not_spread(monkeypatch, tmp_path, free, options, expected):
+    """Of 10 GB in bfloat16, by the free memory of the GPUs in GB."""
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(10 * 10**9)  # sparse
+    folder = ModelFolder(tmp_path, "m", "local", None, {"dtype": "bfloat16"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (free[gpu] * 10**9, 80 * 10**9))
+    asked = {"dtype": "auto", "attn": "sdpa", "quantize": None, **options}
+    assert network_options(folder, "auto", **asked)["device_map"] == expected
 
 
 def test_max_image_tokens_counts_in_the_answer(tiny_folder, picture):
