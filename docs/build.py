@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ COMMAND_TITLE = "# In a shell\n\nWhat `vlkit` says of itself.\n"
 def main(target: Path = ROOT / "reports" / "docs") -> int:
     from sphinx.cmd.build import build_main
 
+    os.environ["VLKIT_SETTINGS"] = ""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels, we do not
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
         for path in [HERE / "conf.py", *HERE.glob("*.md")]:
@@ -36,7 +39,6 @@ def main(target: Path = ROOT / "reports" / "docs") -> int:
         write_tutorial(source)
         write_reference(source)
         shutil.rmtree(target, ignore_errors=True)
-        os.environ["VLKIT_SETTINGS"] = ""
         failed = build_main(["-W", "--keep-going", "-q", "-E", "-b", "html", folder, str(target)])
         for leftover in (".doctrees", "_sources"):
             shutil.rmtree(target / leftover, ignore_errors=True)
@@ -84,7 +86,10 @@ def write_reference(source: Path) -> None:
     folder.mkdir()
     parts = {"vlkit": ("The names of `vlkit`", public_names("vlkit"))}
     parts |= {room: (f"`vlkit.{room}`", public_names(f"vlkit.{room}")) for room in ROOMS}
+    written: list[object] = []
     for name, (title, names) in parts.items():
+        names = [each for each in names if named(each) not in written]
+        written += map(named, names)
         where = "vlkit" if name == "vlkit" else f"vlkit.{name}"
         about = (inspect.getdoc(importlib.import_module(where)) or "").partition("\n")[0]
         text = f"# {title}\n\n{about}\n\n" + "\n".join(map(directive, names))
@@ -108,9 +113,13 @@ def public_names(module_name: str) -> list[str]:
     ]
 
 
-def directive(name: str) -> str:
+def named(name: str) -> object:
     room, _, last = name.rpartition(".")
-    value = getattr(importlib.import_module(room), last)
+    return getattr(importlib.import_module(room), last)
+
+
+def directive(name: str) -> str:
+    value = named(name)
     lines = [f"{'autoclass' if inspect.isclass(value) else 'autofunction'}:: {name}"]
     if inspect.isclass(value):
         lines += ["   :members:"]
