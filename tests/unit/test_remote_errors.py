@@ -1,5 +1,7 @@
 """Whatever goes wrong at a service: one line, in time, without the key."""
 
+import gc
+import json
 import logging
 import os
 import pickle
@@ -231,6 +233,19 @@ def test_a_stream_that_breaks_off(server, load):
     assert got == ["one t", "wo th"] and len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "code, told",
+    [
+        ("data_inspection_failed", "the content was refused (stop it)"),
+        (None, "broke the answer off"),
+    ],
+)
+def test_an_error_within_a_stream(server, load, code, told):
+    error = json.dumps({"error": {"message": "stop it", "code": code}})
+    server.script = [Said(body=f"data: {error}\n\n".encode())]
+    assert told in refusal(lambda: list(vlkit.stream(load(), "?")))
+
+
 def test_a_chat_remembers_nothing_of_an_error(server, load):
     chat = vlkit.Chat(load())
     server.script = [Said(status=400), Said("fine")]
@@ -321,3 +336,14 @@ print({{"torch", "transformers", "torchvision"}} & set(sys.modules))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (run.stdout, run.stderr) == ("set()\n", "")
+
+
+def test_the_chosen_model_may_be_a_hosted_one(server, monkeypatch):
+    monkeypatch.setenv("VLKIT_MODEL", f"openai:{MODEL}")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    vlm = vlkit.load()
+    gc.collect()  # of the first one, which does not know yet who chose it
+    time.sleep(0.1)
+    assert vlkit.generate(vlm, "?").text == "a red circle"
+    assert "chosen by VLKIT_MODEL" in repr(vlm)

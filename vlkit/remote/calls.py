@@ -72,20 +72,17 @@ def open_client(base_url: str, key: str, timeout: float) -> Any:
     limits = openai.Timeout(timeout, connect=CONNECT_SECONDS)
     here = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
     http_client = openai.DefaultAsyncHttpxClient(trust_env=not here)  # no proxy for this machine
-    return openai.AsyncOpenAI(
+    client = openai.AsyncOpenAI(
         api_key=key or NO_KEY, base_url=base_url, timeout=limits, max_retries=0,
         http_client=http_client,
     )  # fmt: skip
+    weakref.finalize(client, _close, http_client).atexit = False  # once no model uses it
+    return client
 
 
-def close_when_gone(remote: Any) -> None:
-    """Close a client's connections once its model is no longer used."""
-    weakref.finalize(remote, _close, remote.client).atexit = False
-
-
-def _close(client: Any) -> None:
+def _close(http_client: Any) -> None:
     loop = event_loop()
-    loop.call_soon_threadsafe(lambda: asyncio.ensure_future(client.close(), loop=loop))
+    loop.call_soon_threadsafe(lambda: asyncio.ensure_future(http_client.aclose(), loop=loop))
 
 
 def place_of(remote: Any) -> Place:
@@ -214,16 +211,25 @@ def run(work: Coroutine, stopped: threading.Event | None = None) -> Any:
     Returns:
         What the work returns; None if it was stopped.
     """
-    future = asyncio.run_coroutine_threadsafe(work, event_loop())
+    ended = threading.Event()
+    future = asyncio.run_coroutine_threadsafe(_to_end(work, ended), event_loop())
     try:
         while not concurrent.futures.wait([future], timeout=_TICK).done:
             if stopped is not None and stopped.is_set():
                 future.cancel()
+                ended.wait(1.0)  # nothing more is taken in after this
                 return None
         return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+async def _to_end(work: Coroutine, ended: threading.Event) -> Any:
+    try:
+        return await work
+    finally:
+        ended.set()
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError
 from vlkit.families import FAMILIES
-from vlkit.remote.calls import close_when_gone, list_models, open_client
+from vlkit.remote.calls import list_models, open_client
 from vlkit.remote.services import (
     OPENAI_URL,
     Service,
@@ -156,7 +156,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         rules = replace(rules, max_image_tokens=max_image_tokens)
     length = entry.get("max_model_len")
     shown = {k: v for k, v in settings.items() if k in options and k != "api_key"}
-    remote = RemoteVLM(
+    return RemoteVLM(
         name=name,
         model=model,
         base_url=base_url,
@@ -174,8 +174,6 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         served=tuple(told),
         client=client,
     )
-    close_when_gone(remote)
-    return remote
 
 
 def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:

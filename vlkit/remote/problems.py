@@ -23,7 +23,7 @@ _CONTENT = re.compile(
     r"data_?inspection|content_?(policy|filter)|inappropriate content|moderation", re.I
 )
 _MODEL = re.compile(r"model_?not_?found|model.{0,80}(does ?n.t|not) (exist|found)", re.I)
-_SECRET = re.compile(r"\b(sk|Bearer)[-_ ][\w\-*.]{6,}", re.I)
+_SECRET = re.compile(r"\b(sk|Bearer)[-_ ](?=[\w\-.]*[\d*])[\w\-*.]{6,}", re.I)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def describe_problem(error: Exception, place: Place) -> Problem:
         return _refused(error, place)
     if isinstance(error, RemoteError):
         return Problem(error)
+    if isinstance(error, openai.APIError) and isinstance(error.body, dict):  # within a stream
+        return Problem(_broken(error, place))
     return Problem(
         place.tell(
             f"what came is no chat completion ({_first_line(error)}); check that base_url is an "
@@ -148,6 +150,13 @@ def _wrong_key(place: Place, said: str) -> str:
     return f"the key is refused ({said}); check {name} or api_key={where}"
 
 
+def _broken(error: Any, place: Place) -> RemoteError:
+    said = _said(error)
+    if _CONTENT.search(f"{error.code} {said}"):
+        return place.tell(f"the content was refused ({said}); change the question or picture")
+    return place.tell(f"the service broke the answer off ({said}); ask again")
+
+
 def _busy(error: Any, status: int, said: str, place: Place) -> Problem:
     wait = retry_after(error.response.headers)
     if status == 429:
@@ -179,7 +188,7 @@ def _said(error: Any) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     text = body.get("message") or body.get("detail") or body.get("msg")
     if not text:
-        text = error.code or f"HTTP {error.status_code}"
+        text = error.code or f"HTTP {getattr(error, 'status_code', '')}"
     return _shorten(str(text))
 
 
