@@ -173,6 +173,6 @@ def estimate_text(messages: list[dict], family: str, clip_times: Sequence[Sequen
     tokens += 2 * sum(item["type"] != "text" for m in messages for item in m["content"])
     if messages[-1]["role"] != "assistant":
         tokens += 3
-    if FAMILIES[family].patch_size == 16:
+    if family in FAMILIES and FAMILIES[family].patch_size == 16:
         return tokens + 9 * sum(map(len, clip_times))
     return tokens + (0 if messages[0]["role"] == "system" else 11)

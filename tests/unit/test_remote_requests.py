@@ -337,6 +337,14 @@ def test_the_family_can_be_given_or_told_by_the_server(server, load):
         load("my-model", family="qwen9")
 
 
+def test_the_first_generation_is_hosted_still(server, load):
+    server.models = [{"id": "tuned", "object": "model"}]
+    server.script = [Said("<ref>red</ref><box>(125,300),(562,700)</box>", usage=None)]
+    reply = vlkit.generate(load("tuned", family="qwen_vl"), vlkit.user("?", scene()))
+    assert reply.boxes == [vlkit.Box("red", 40, 60, 179.84, 140)]
+    assert server.requests[0]["skip_special_tokens"] is False and reply.usage.prompt_tokens > 60
+
+
 def test_a_server_with_rules_like_ours_is_sent_the_original(server, load):
     told = {"family": "qwen2_vl", "patch_size": 14, "image_pixels": [50176, 313600],
             "video_pixels": [12544, 37632], "max_image_tokens": None}  # fmt: skip

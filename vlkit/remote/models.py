@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError
-from vlkit.families import FAMILIES
 from vlkit.remote.calls import list_models, open_client
 from vlkit.remote.services import (
+    CONTEXTS,
     OPENAI_URL,
     Service,
     check_url,
@@ -29,7 +29,8 @@ class HostedOptions(TypedDict, total=False):
             what ``OPENAI_BASE_URL`` says.
         api_key: by default from ``OPENAI_API_KEY`` or ``DASHSCOPE_API_KEY``.
         region: of DashScope: ``"beijing"``, ``"singapore"``, ``"virginia"`` or ``"hongkong"``.
-        family: a key of ``FAMILIES``, where the name does not tell it; it says how boxes are read.
+        family: a key of ``FAMILIES`` or ``"qwen_vl"``, where the name does not tell it; it says
+            how boxes are read.
         prices: ``{"input": …, "output": …}`` for a million tokens; replies then have a ``cost``.
         timeout: seconds for an answer, and when it streams for its next piece.
         retries: how often a batch's request is sent again that was refused for now (429, 5xx); a
@@ -162,7 +163,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         base_url=base_url,
         family=family,
         rules=rules,
-        context_length=length if isinstance(length, int) else FAMILIES[family].context_length,
+        context_length=length if isinstance(length, int) else CONTEXTS[family],
         service=service,
         rules_told="vlkit" in entry,
         prices=settings["prices"],

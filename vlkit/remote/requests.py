@@ -209,7 +209,7 @@ def _fields(
     if options["do_sample"]:
         fields |= _sampling(remote, options, seed)
         extra |= {} if service.any_token is None else {"top_k": service.any_token}
-    if service.name == "compatible" and remote.family == "qwen2_vl":
+    if service.name == "compatible" and remote.family in ("qwen_vl", "qwen2_vl"):
         extra["skip_special_tokens"] = False  # <|box_start|> and the like are special there
     if messages[-1]["role"] == "assistant":
         extra |= _go_on(remote, messages)

@@ -24,6 +24,9 @@ REGIONS = {
     "virginia": "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
     "hongkong": "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
 }
+# tokens of prompt and answer; the first generation is hosted still, though vlkit does not load it
+CONTEXTS = {"qwen_vl": 8192} | {name: family.context_length for name, family in FAMILIES.items()}
+_FIRST_RULES = SizeRules(14, *((4 * 28**2, 1280 * 28**2),) * 2)  # it resizes to 448×448 itself
 _MOST_TOKENS = 16_384  # of a picture, on every service and in every generation
 
 
@@ -123,8 +126,8 @@ def family_and_rules(
     Raises:
         RemoteError: no family can be told.
     """
-    if family is not None and family not in FAMILIES:
-        raise RemoteError(f"family={family!r} is unknown; choose one of {list(FAMILIES)}")
+    if family is not None and family not in CONTEXTS:
+        raise RemoteError(f"family={family!r} is unknown; choose one of {list(CONTEXTS)}")
     own = told.get("vlkit")
     if isinstance(own, dict) and own.get("family") in FAMILIES:
         if rules := _told_rules(own):
@@ -133,6 +136,8 @@ def family_and_rules(
         if re.match(spelling, name.lower()):
             return family or known, _service_rules(service, family or known, patch_size)
     family = family or _named_family(name, str(told.get("root") or ""))
+    if family == "qwen_vl":
+        return family, _FIRST_RULES
     return family, _service_rules(service, family, FAMILIES[family].patch_size)
 
 
@@ -144,7 +149,7 @@ def _named_family(name: str, root: str) -> str:
             continue
     raise RemoteError(
         f"no family, and so no way to read boxes, can be told from the name {name!r}; pass family= "
-        f"as one of {list(FAMILIES)}"
+        f"as one of {list(CONTEXTS)}"
     )
 
 
