@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from vlkit.errors import VlkitError
 from vlkit.lora import inspect, label_example, load_conversations
 from vlkit.lora.costs import estimate_training
 from vlkit.lora.labels import truncate
+from vlkit.lora.layers import lean_layers
 from vlkit.lora.lengths import measure_length
 from vlkit.lora.modules import PARTS, find_modules, part_of, plan_parts
 
@@ -146,7 +149,10 @@ def bytes_kept_for_backward(model, labelled):
         name: value.to(model.dtype) if value.is_floating_point() else value
         for name, value in labelled.tensors.items()
     }
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        lean_layers(model.get_base_model()),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         model(**tensors)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -167,12 +173,17 @@ def test_activations_are_those_that_autograd_keeps(tiny_folder, kind, target, dt
     )
     names = list(find_modules(vlm.model, target))
     adapted = get_peft_model(vlm.model, LoraConfig(r=4, target_modules=names)).train()
-    assert guess.activations == pytest.approx(bytes_kept_for_backward(adapted, labelled), rel=0.2)
+    kept = bytes_kept_for_backward(adapted, labelled)
+    more = 0.2 if dtype == "float32" else 0.25  # a CPU's norm copies bfloat16 to float32
+    assert guess.activations == pytest.approx(kept, rel=more)
 
 
-@pytest.mark.parametrize(("checkpointing", "measured"), [(False, 24.9e9), (True, 18.2e9)])
-def test_estimate_is_what_an_h100_was_seen_to_take(checkpointing, measured):
-    """Plain peft, all logits: two samples of 430 tokens, Qwen2-VL-7B in bfloat16."""
+@pytest.mark.parametrize(("rows", "checkpointing"), [(2, False), (4, False), (8, False), (8, True)])
+def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing):
+    """The benchmark's longest batch: 638 tokens of a picture and 75 of text in each row."""
+    path = Path(__file__).parents[2] / "benchmarks/results/lora_training_h100_7b.json"
+    name = f"vlkit, {rows} at a time" + (", checkpointed" if checkpointing else "")
+    measured = json.loads(path.read_text())["recipes"][name]["peak_gb"] * 1e9
     from types import SimpleNamespace
 
     from transformers import AutoModelForImageTextToText
@@ -183,8 +194,8 @@ def test_estimate_is_what_an_h100_was_seen_to_take(checkpointing, measured):
         network = AutoModelForImageTextToText.from_config(
             build_config("Qwen/Qwen2-VL-7B-Instruct"), dtype=torch.bfloat16
         )
-    vlm = SimpleNamespace(model=network, family="qwen2_vl", name="7B")
-    sizes = {"tokens": 860, "learnt": 860, "patches": 4 * 800, "rank": 8}
+    vlm = SimpleNamespace(model=network, family="qwen2_vl", name="7B", processor=None)
+    sizes = {"tokens": 713 * rows, "learnt": 50 * rows, "patches": 4 * 638 * rows, "rank": 8}
     parts = plan_parts(vlm, "language", 8)
     guess = estimate_training(vlm, parts, gradient_checkpointing=checkpointing, **sizes)
     assert guess.total == pytest.approx(measured, rel=0.1)

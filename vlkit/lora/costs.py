@@ -62,8 +62,9 @@ def estimate_training(
 ) -> TrainingMemory:
     """The memory of a step, from what each layer keeps for its backward pass.
 
-    Adapters keep a float32 copy of their input, as PEFT makes it; attention scores are not held
-    (sdpa, flash attention). Layers of linear attention are counted as those of full attention.
+    Adapters of the vision tower keep a float32 copy of their input, as PEFT makes it; attention
+    scores are not held (sdpa, flash attention). Layers of linear attention are counted as those of
+    full attention.
 
     Args:
         vlm: the model that is trained.
@@ -100,19 +101,20 @@ def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
 
 
 def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int) -> int:
-    """Bytes that one layer keeps for one token."""
+    """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.layers`."""
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     hidden, query, key, inner = (
         text.hidden_size, heads * head, text.num_key_value_heads * head, mlp_width(text),
     )  # fmt: skip
-    norms = 4 * 2 * hidden + (4 * (query + key) if FAMILIES[family].patch_size == 16 else 0)
-    kept = norms + value * (2 * query + 2 * key + 3 * inner)
-    if not adapted:
-        return kept
-    if value == 4 or not rank:  # the inputs are kept as they are, one copy for all that read it
-        return kept + value * (2 * hidden + inner) + 4 * 7 * rank
-    return kept + 4 * (5 * hidden + query + inner + 7 * rank)
+    own = FAMILIES[family].patch_size == 16  # norms of queries and keys
+    normed = 2 * hidden + (query + key if own else 0)
+    attended = 4 * query  # queries, keys and values as wide as they, and what comes of them
+    if not rank or family == "qwen3_5":  # layers as transformers has them
+        kept = 8 * hidden + (4 * (query + key) if own else 0) + value * (attended + 3 * inner)
+        return kept + (value * (2 * hidden + inner) if adapted else 0)
+    read = 2 * hidden + 7 * rank if adapted else 0
+    return value * (normed + read + attended + 2 * inner)
 
 
 def _vision_block(family: str, vision: Any, value: int, rank: int) -> int:
