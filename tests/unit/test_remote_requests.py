@@ -345,10 +345,24 @@ def test_the_first_generation_is_hosted_still(server, load):
     assert server.requests[0]["skip_special_tokens"] is False and reply.usage.prompt_tokens > 60
 
 
+TOLD = {"family": "qwen2_vl", "patch_size": 14, "image_pixels": [50176, 313600],
+        "video_pixels": [12544, 37632], "max_image_tokens": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"patch_size": 0}, {"patch_size": "14"}, {"image_pixels": [9, 3]}, {"video_pixels": 3},
+     {"max_image_tokens": -1}, {"family": "other"}, {"image_pixels": [1, 10**30]}],
+)  # fmt: skip
+def test_rules_that_make_no_sense_are_not_kept(server, load, wrong):
+    for own in ({**TOLD, **wrong}, 3, []):
+        server.models = [{"id": QWEN3, "object": "model", "vlkit": own}]
+        vlm = load(QWEN3)
+        assert (vlm.family, vlm.rules_told, vlm.rules.patch_size) == ("qwen3_vl", False, 16)
+
+
 def test_a_server_with_rules_like_ours_is_sent_the_original(server, load):
-    told = {"family": "qwen2_vl", "patch_size": 14, "image_pixels": [50176, 313600],
-            "video_pixels": [12544, 37632], "max_image_tokens": None}  # fmt: skip
-    server.models = [{"id": "own", "object": "model", "vlkit": told}]
+    server.models = [{"id": "own", "object": "model", "vlkit": TOLD}]
     pictures = [scene((400, 300)), scene((1600, 1200)), vlkit.Image(scene((400, 300)), 16)]
     reply = vlkit.generate(load("own"), vlkit.user("?", *pictures))
     sizes = [picture.size for picture in pictures_of(server.requests[0])]
@@ -368,6 +382,10 @@ def test_a_server_with_rules_like_ours_is_sent_the_original(server, load):
         ("openai:x", {"region": "beijing"}, "region= belongs to"),
         ("openai:x", {"base_url": "127.0.0.1:8000"}, "is no address"),
         ("openai:x", {"base_url": "http://a:b@c/v1"}, "holds a name, a password"),
+        ("openai:x", {"base_url": "http://[::1/v1"}, "is no address"),
+        ("openai:x", {"base_url": "http://a:99999/v1"}, "is no address"),
+        ("openai:x", {"base_url": "http://a b/v1"}, "is no address"),
+        ("openai:x", {"base_url": 7}, "is no address"),
         ("openai:x", {"prices": {"input": 1}}, "prices="),
         ("openai:x", {"timeout": 0}, "timeout=0"),
         ("openai:x", {"retries": 1.5}, "retries=1.5"),

@@ -17,6 +17,7 @@ from vlkit.remote.services import (
     family_and_rules,
     region_url,
     service_at,
+    told_rules,
 )
 from vlkit.sizes import SizeRules
 
@@ -165,7 +166,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         rules=rules,
         context_length=length if isinstance(length, int) else CONTEXTS[family],
         service=service,
-        rules_told="vlkit" in entry,
+        rules_told=told_rules(entry) is not None,
         prices=settings["prices"],
         timeout=settings["timeout"],
         retries=settings["retries"],

@@ -89,13 +89,17 @@ def service_at(base_url: str) -> Service:
 
 def check_url(base_url: str) -> str:
     """An address without its last slash. Raises RemoteError."""
-    parts = urlsplit(base_url) if isinstance(base_url, str) else urlsplit("")
+    try:
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets, or a port that is none
+        parts, good = urlsplit(""), False
     if parts.username or parts.password or parts.query:
         raise RemoteError(
             "base_url holds a name, a password or a query, which would be seen wherever it is "
             "shown; pass the bare address, and the key as api_key= or through the environment"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not good or not base_url.isprintable() or " " in base_url:
         raise RemoteError(
             f'base_url={base_url!r:.200} is no address; expected "http://127.0.0.1:8000/v1", say'
         )
@@ -128,10 +132,8 @@ def family_and_rules(
     """
     if family is not None and family not in CONTEXTS:
         raise RemoteError(f"family={family!r} is unknown; choose one of {list(CONTEXTS)}")
-    own = told.get("vlkit")
-    if isinstance(own, dict) and own.get("family") in FAMILIES:
-        if rules := _told_rules(own):
-            return family or own["family"], rules
+    if rules := told_rules(told):
+        return family or told["vlkit"]["family"], rules
     for spelling, known, patch_size in _HOSTED:
         if re.match(spelling, name.lower()):
             return family or known, _service_rules(service, family or known, patch_size)
@@ -153,13 +155,20 @@ def _named_family(name: str, root: str) -> str:
     )
 
 
-def _told_rules(own: dict) -> SizeRules | None:
+def told_rules(told: dict) -> SizeRules | None:
+    """The rules that `vlkit serve` tells of itself, where they make sense."""
+    own: Any = told.get("vlkit")
     try:
-        image, video = (tuple(map(int, own[key])) for key in ("image_pixels", "video_pixels"))
-        most = own.get("max_image_tokens")
-        return SizeRules(int(own["patch_size"]), image, video, most and int(most))  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError):
+        known = own["family"] in FAMILIES and own["patch_size"] in (14, 16)
+        (low, high), (least, most) = own["image_pixels"], own["video_pixels"]
+        limit = own.get("max_image_tokens")
+        sizes = (low, high, least, most, 1 if limit is None else limit)
+        whole = all(isinstance(size, int) and 0 < size < 2**31 for size in sizes)
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
+    if not (known and whole and low <= high and least <= most):
+        return None
+    return SizeRules(own["patch_size"], (low, high), (least, most), limit)
 
 
 def _service_rules(service: Service, family: str, patch_size: int) -> SizeRules:
