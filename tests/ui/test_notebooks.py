@@ -46,12 +46,19 @@ def ask_boxes(panel):
     expect(panel.locator(".vlkit-canvas-list button")).to_have_count(3)
 
 
+def train(panel):
+    panel.locator(".vlkit-start-button").click()
+    expect(panel.locator(".vlkit-status")).to_contain_text("Done", timeout=2 * LONG)
+    expect(panel.locator(".vlkit-curves svg polyline").first).to_be_attached()
+
+
 # notebook: (its panel's class, what is done with it)
 PANELS = {
     "01_image_inference": (".vlkit-ask", ask_picture),
     "02_video_inference": (".vlkit-video", ask_clip),
     "03_batch_inference": (".vlkit-batch", start_batch),
     "04_grounding": (".vlkit-grounding", ask_boxes),
+    "05_lora_finetuning": (".vlkit-lora", train),
 }
 
 
@@ -62,10 +69,11 @@ MARKED = [
 ]
 
 
+@pytest.mark.timeout(1400)
 @pytest.mark.parametrize("name", MARKED)
 def test_runs_in_jupyterlab_and_its_panel_works(name, tmp_path, open_notebook):
     page = open_with_small_parameters(name, tmp_path, open_notebook)
-    page.run_all(300)
+    page.run_all(1000)
     assert page.warnings() == []
     if name in PANELS:
         css, use = PANELS[name]
