@@ -186,15 +186,19 @@ def summarize(answers: list[Answered], seconds: float) -> dict:
 async def watch_memory(ask: Any, server: Served, arguments: argparse.Namespace) -> dict:
     """The server's resident set after every tenth of the requests."""
     seen, answered, step = [], 0, max(1, arguments.many // 10)
-    for start in range(0, arguments.many, step):
+    for start in range(0, 10 * step, step):
         answers, _ = await timed(ask, range(start, start + step), arguments.concurrency)
         answered += sum(answer.status == 200 for answer in answers)
         seen.append(round(server.megabytes))
-    growth = (seen[-1] - seen[0]) / seen[0]
+    growth = {name: seen[-1] / seen[place] - 1 for name, place in (("whole", 0), ("half", 4))}
     return {
-        "requests": step * len(seen), "answered": answered, "concurrency": arguments.concurrency,
-        "megabytes_after_each_tenth": seen, "growth_from_first_tenth": round(growth, 4),
-    }  # fmt: skip
+        "requests": 10 * step,
+        "answered": answered,
+        "concurrency": arguments.concurrency,
+        "megabytes_after_each_tenth": seen,
+        "growth_since_the_first_tenth": round(growth["whole"], 4),
+        "growth_over_the_second_half": round(growth["half"], 4),
+    }
 
 
 if __name__ == "__main__":
