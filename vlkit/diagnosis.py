@@ -18,7 +18,13 @@ from vlkit.errors import VlkitError
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
 _CORE += ["modelscope", "huggingface_hub", "pillow", "matplotlib", "jupyterlab", "ipywidgets"]
-_EXTRAS = {"peft": "lora", "bitsandbytes": "quant", "nbclient": "notebooks"}
+_EXTRAS = {
+    "peft": "lora",
+    "bitsandbytes": "quant",
+    "openai": "remote",
+    "fastapi": "serve",
+    "nbclient": "notebooks",
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import random
 import shutil
 from functools import partial
 
+import ipywidgets as widgets
 import pytest
 from openai_server import KEY, Said, serve
 from panels import LONG, ask
@@ -141,6 +142,7 @@ def test_ask_panel(remote, vlm):
         reply.boxes == vlkit.generate(vlm, vlkit.user(LOCATE, vlkit.sample("three_shapes"))).boxes
     )
     assert "Done." in panel.status.value and KEY not in panel.code
+    assert KEY not in str(widgets.Widget.get_manager_state())  # what a notebook would save
     assert f"vlkit.load('openai:tiny', base_url={remote.base_url!r})" in panel.code
     namespace = {"vlm": remote}
     exec(panel.code, namespace)
