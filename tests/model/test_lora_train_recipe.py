@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 import vlkit
 from vlkit.lora import features, label_example, load_conversations, train
-from vlkit.lora.batches import Examples, LengthSampler
+from vlkit.lora.batches import AHEAD, Examples, LengthSampler
 from vlkit.lora.features import FrozenTower
 from vlkit.lora.lengths import guess_length
 from vlkit.lora.modules import find_modules
@@ -153,3 +154,41 @@ def test_updates_hold_rows_of_like_lengths_however_they_are_divided():
     assert len(set(map(tuple, orders))) > 1
     sampler.set_epoch(2)
     assert list(sampler) == orders[2]
+
+
+class Slow:
+    """Prepares rows in turn, and remembers which."""
+
+    def __init__(self, count):
+        self.data, self.asked, self.gate = range(count), [], threading.Event()
+
+    def prepare(self, index):
+        self.asked.append(index)
+        self.gate.wait(20)
+        return index
+
+    def is_ready(self, row):
+        return True
+
+
+def test_rows_are_read_ahead_in_their_order_and_no_further():
+    slow = Slow(3 * AHEAD)
+    examples = Examples(slow, workers=2)
+    sampler = LengthSampler(examples, [1] * len(slow.data), 4, seed=0)
+    order = sampler.order()
+    coming = iter(sampler)
+    assert next(coming) == order[0]
+    slow.gate.set()
+    assert [examples[order[0]], *(examples[i] for i in coming)] == order
+    assert sorted(slow.asked) == list(slow.data)
+    examples.close()
+
+
+def test_rows_that_a_resumed_run_skips_do_not_stand_in_the_way():
+    slow = Slow(6 * AHEAD)
+    examples = Examples(slow, workers=1)
+    order = list(LengthSampler(examples, [1] * len(slow.data), 4, seed=0))  # nothing is taken
+    slow.gate.set()
+    assert examples[order[-1]] == order[-1]
+    examples.close()
+    assert len(slow.asked) <= 3 * AHEAD

@@ -13,6 +13,7 @@ _HOME = {
     "live": ["LiveCurve"],
     "merging": ["merge"],
     "problems": ["DataError", "Problem"],
+    "proving": ["Checks"],
     "runs": ["LoraRun"],
     "scoring": ["Scores", "evaluate"],
     "training": ["train"],

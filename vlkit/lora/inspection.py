@@ -11,8 +11,14 @@ from typing import Any
 import PIL.Image
 
 from vlkit.errors import VlkitError
-from vlkit.lora.costs import TrainingMemory, estimate_training, step_factor, time_forward
+from vlkit.lora.costs import (
+    TrainingMemory,
+    estimate_seconds,
+    estimate_training,
+    time_forward,
+)
 from vlkit.lora.data import as_data
+from vlkit.lora.examples import Example
 from vlkit.lora.labels import IGNORED, Labelled, label_example, media_ids
 from vlkit.lora.lengths import Length, measure_length
 from vlkit.lora.modules import Part, plan_parts
@@ -154,8 +160,15 @@ def inspect(
         gradient_checkpointing=gradient_checkpointing,
     )
     mean = statistics.fmean(min(each.total, max_length or each.total) for each in lengths)
-    forward = time_forward(vlm, labelled) / labelled.length * mean
-    seconds = forward * step_factor(parts, gradient_checkpointing) * len(data) * epochs
+    share = mean / labelled.length
+    whole, tower = time_forward(vlm, labelled)
+    seconds = estimate_seconds(
+        parts,
+        (whole * share, tower * share),
+        rows=len(data) * epochs,
+        pictured=count_pictured(data),
+        gradient_checkpointing=gradient_checkpointing,
+    )
     return XRay(
         model=vlm.name,
         data=data.name,
@@ -209,6 +222,16 @@ def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Le
     if problems:
         raise VlkitError(list_problems(getattr(data, "name", "data"), problems))
     return lengths
+
+
+def count_pictured(data: Sequence[Example]) -> int:
+    """Rows with pictures or clips; several about the same ones, by their names, count once."""
+    shown = [tuple(_name(item[item["type"]]) for item in example.media) for example in data]
+    return len({names for names in shown if names})
+
+
+def _name(source: Any) -> Any:
+    return source if isinstance(source, str) else id(source)
 
 
 def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
