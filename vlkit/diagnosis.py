@@ -90,6 +90,7 @@ def doctor() -> Diagnosis:
     checks: list[Callable[[], list[Finding]]] = [
         _check_python, _check_packages, _check_extras, _check_torch, _check_attention,
         _check_memory, _check_disk, _check_video, _check_models,
+        _check_choice,
     ]  # fmt: skip
     findings = []
     for check in checks:
@@ -228,3 +229,14 @@ def _check_models() -> list[Finding]:
     return [
         Finding("models on disk", ", ".join(f"{n} ({s / 1e9:.2f} GB)" for n, s in sizes.items()))
     ]
+
+
+def _check_choice() -> list[Finding]:
+    from vlkit.settings import chosen_model
+
+    try:
+        choice = chosen_model()
+    except VlkitError as error:
+        return [Finding("chosen model", str(error), "problem", "vlkit.settings.forget_model()")]
+    value = f"{choice.model}, chosen by {choice.source}" if choice else "the bundled one"
+    return [Finding("chosen model", value)]

@@ -40,3 +40,16 @@ def test_a_check_that_breaks_is_reported_and_the_others_go_on(monkeypatch):
 def test_findings_are_escaped_in_a_notebook(monkeypatch):
     monkeypatch.setattr(diagnosis, "_check_python", lambda: [diagnosis.Finding("<b>", "<script>")])
     assert "<script>" not in vlkit.doctor()._repr_html_()
+
+
+def test_the_chosen_model_is_told_and_a_broken_choice_is_a_problem(tmp_path, monkeypatch):
+    from vlkit.diagnosis import _check_choice
+
+    path = tmp_path / "settings.json"
+    monkeypatch.setenv("VLKIT_SETTINGS", str(path))
+    assert _check_choice()[0].value == "the bundled one"
+    path.write_text('{"model": "models/a"}')
+    assert _check_choice()[0].value == f"models/a, chosen by {path}"
+    path.write_text("{")
+    (found,) = _check_choice()
+    assert found.level == "problem" and "is broken" in found.value and found.remedy
