@@ -6,10 +6,11 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlkit.lora.curves import Curves, curves_html
+
 if TYPE_CHECKING:
     from vlkit.lora.runs import LoraRun
 
-_WIDTH, _HEIGHT = 480, 120
 _FAINT = "opacity:.7;font-size:90%"
 _CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884"
 _LONGEST = 160  # characters of an answer
@@ -29,27 +30,10 @@ def _head(run: LoraRun) -> str:
 
 
 def _curve(run: LoraRun) -> str:
-    lines = [("training", "#2563eb", run.losses), ("held-out", "#d97706", run.evaluations)]
-    points = [point for *_, series in lines for point in series]
-    if len(points) < 2:
+    if not run.losses:
         return ""
-    last, highest = max(step for step, _ in points), max(loss for _, loss in points) or 1.0
-    drawn, names = "", ""
-    for name, colour, series in lines:
-        if series:
-            path = " ".join(_place(step / max(last, 1), loss / highest) for step, loss in series)
-            drawn += f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            names += (
-                f'<span style="margin-right:14px;color:{colour}">{name} loss '
-                f"{series[0][1]:.3f} → {series[-1][1]:.3f}</span>"
-            )
-    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:100%;max-width:{_WIDTH}px">'
-    axis = f'<path d="M0 0V{_HEIGHT - 1}H{_WIDTH}" fill="none" stroke="#8888"/>'
-    return f'<div style="margin-top:8px">{svg}{axis}{drawn}</svg><br>{names}</div>'
-
-
-def _place(x: float, y: float) -> str:
-    return f"{2 + x * (_WIDTH - 4):.1f},{4 + (1 - y) * (_HEIGHT - 8):.1f}"
+    shown = Curves(losses=run.losses, evaluations=run.evaluations, metrics=run.metrics)
+    return f'<div style="margin-top:8px">{curves_html({"run": shown})}</div>'
 
 
 def _answers(run: LoraRun) -> str:
