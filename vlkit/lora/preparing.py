@@ -88,8 +88,9 @@ class Preparer:
         merged = self.vlm.processor.image_processor.merge_size**2
         counts = iter([int(medium.grid.prod()) // merged for medium in media])
         texts = [_expand(piece.text, counts) for piece in pieces]
-        with tokenizing:
-            tokens = self.vlm.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encode = self.vlm.processor.tokenizer.backend_tokenizer.encode
+        with tokenizing:  # one by one: a few short texts are not worth threads
+            tokens = [encode(text, add_special_tokens=False).ids for text in texts]
         ids = torch.tensor([[token for each in tokens for token in each]])
         trained = [piece.trained for piece, its in zip(pieces, tokens, strict=True) for _ in its]
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
