@@ -39,7 +39,7 @@ def notebook(tmp_path, open_notebook):
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
     path = tmp_path / "lora.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    opened = open_notebook(path, height=1500)
+    opened = open_notebook(path, height=2000)
     opened.run_all(120)
     return opened
 

@@ -13,7 +13,7 @@ from vlkit.lora.curves import Curves, curves_html, read_history
 from vlkit.lora.runs import ARGUMENTS
 
 _STATE = "trainer_state.json"
-_CELL = "padding:2px 14px 2px 0;text-align:left;border:none"
+_CELL = "padding:2px 14px 2px 0;text-align:left;border:none;white-space:nowrap"
 
 
 def list_runs(folder: Path) -> list[Path]:
@@ -44,7 +44,7 @@ def runs_html(folders: Sequence[Path]) -> str:
     curves = curves_html({name: each for name, (_, each) in runs.items()})
     asked = {name: arguments for name, (arguments, _) in runs.items()}
     names = dict.fromkeys(key for arguments in asked.values() for key in arguments)
-    told = [n for n in names if len({repr(a.get(n)) for a in asked.values()}) > 1] or [*names]
+    told = [n for n in names if len({repr(a.get(n)) for a in asked.values()}) > 1]
     heads = ["run", *told, "last loss", "held out", "right"]
     rows = [
         [name, *(arguments.get(n) for n in told), *_last(runs[name][1])]
@@ -64,7 +64,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
     style = "border-collapse:collapse;font-size:.9em;color:inherit;margin-top:6px"
-    return f'<table style="{style}"><tr>{line("th", heads)}</tr>{body}</table>'
+    table = f'<table style="{style}"><tr>{line("th", heads)}</tr>{body}</table>'
+    return f'<div style="overflow-x:auto">{table}</div>'
 
 
 def _states(folder: Path) -> list[Path]:
