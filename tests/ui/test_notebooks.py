@@ -80,7 +80,9 @@ def test_runs_in_jupyterlab_and_its_panel_works(name, tmp_path, open_notebook):
         page.show("\npanel")
         panel = page.page.locator(css)
         expect(panel).to_be_visible()
+        printed = page.printed()
         use(panel)
+        assert page.printed() == printed  # a panel prints nothing behind the scenes
         page.show("\npanel")
     photograph(page, name)
     assert page.page_errors == []
