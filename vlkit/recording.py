@@ -57,7 +57,7 @@ def leave(run: Any) -> None:
 
 @contextmanager
 def as_kind(kind: str) -> Iterator[None]:
-    """Calls within are noted as ``kind``, such as a chat's turn."""
+    """Calls within are noted as ``kind``, such as a chat's turn or a setting that is compared."""
     token = _kind.set(kind)
     try:
         yield
@@ -115,6 +115,7 @@ def batched(function: Callable[P, V]) -> Callable[P, V]:
         vlm, conversations, on_result = asked["vlm"], asked["conversations"], asked["on_result"]
         options = {name: asked[name] for name in OPTIONS}
         batch = {"batch": time.time_ns(), "batch_size": asked["batch_size"]}
+        batch |= {"setting": setting} if (setting := _kind.get()) else {}
         seed = options["seed"]
 
         def take(index: int, result: Any) -> None:
@@ -155,7 +156,7 @@ def measured(function: Callable[P, V]) -> Callable[P, V]:
 
     def call(given: inspect.BoundArguments, runs: tuple) -> V:
         evaluation = function(*given.args, **given.kwargs)
-        tell(runs, "add_evaluation", evaluation)
+        tell(runs, "add_evaluation", evaluation, _kind.get() or "")
         return evaluation
 
     return _hooked(function, call)

@@ -13,6 +13,7 @@ from vlkit.errors import VlkitError
 from vlkit.grounding import Item
 from vlkit.messages import as_messages
 from vlkit.metrics import Evaluation, evaluate_grounding
+from vlkit.recording import as_kind
 from vlkit.replies import Failure, Reply, image_html
 
 if TYPE_CHECKING:
@@ -87,9 +88,11 @@ def compare(
         raise VlkitError(f"{len(truth)} lists of true boxes for {len(asked)} conversations")
     answers, evaluations, rows = {}, {}, {}
     for name, (vlm, own) in _settings(vlms).items():
-        answers[name] = _ask(vlm, asked, {"progress": False, **options, **own})
-        rows[name] = _summarise(answers[name])
-        if truth is not None:
+        with as_kind(name):
+            answers[name] = _ask(vlm, asked, {"progress": False, **options, **own})
+            rows[name] = _summarise(answers[name])
+            if truth is None:
+                continue
             boxes = [_boxes(each) for each in answers[name]]
             evaluations[name] = evaluate_grounding(
                 boxes, truth, match_labels=match_labels, coco=False, bootstrap=bootstrap,

@@ -82,9 +82,10 @@ def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
     boxes = [item for item in items if isinstance(item, Box)]
     met = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
     model = record.models[answer["model"]]["name"]
+    setting = [answer["setting"]] if "setting" in answer else []
     return AnswerView(
         number=number + 1,
-        about=", ".join([answer["kind"], *names, model]),
+        about=", ".join([answer["kind"], *names, model, *setting]),
         before=list(_turns_before(answer)),
         question=question_of(answer),
         text=answer_of(answer),
@@ -129,6 +130,14 @@ def _cost_line(answer: dict) -> str:
     return ", ".join(parts) + "; " + ", ".join(options)
 
 
+def chosen(record: Record, most: int) -> list[int]:
+    """The numbers of the answers that are shown: all, or so many evenly spread."""
+    count = len(record.answers)
+    if count <= most:
+        return list(range(count))
+    return [index * count // most for index in range(most)]
+
+
 def tiles(record: Record) -> list[tuple[str, str]]:
     """The numbers at the top."""
     answered = [answer for answer in record.answers if "raw" in answer]
@@ -141,36 +150,42 @@ def tiles(record: Record) -> list[tuple[str, str]]:
 
 
 def evaluations(record: Record) -> list[dict[str, Any]]:
-    """Tables of the metrics with their intervals."""
+    """Tables of the metrics with their intervals: one of all, and for a single one by label."""
     lines = record.of("evaluation")
-    return [
-        _evaluation(line["evaluation"], "Metrics" if len(lines) == 1 else f"Metrics ({number})")
-        for number, line in enumerate(lines, 1)
-    ]
+    if not lines:
+        return []
+    names = list(dict.fromkeys(name for line in lines for name in line["evaluation"]["overall"]))
+    found = [line["evaluation"]["overall"] for line in lines]
+    rows = [(name, *(_value(each.get(name)) for each in found)) for name in names]
+    titles = [line["title"] or (f"({i})" if len(lines) > 1 else "value (95 % interval)")
+              for i, line in enumerate(lines, 1)]  # fmt: skip
+    tables = [{"title": "Metrics", "head": ["metric", *titles], "rows": rows}]
+    labels = lines[0]["evaluation"].get("by_label", {})
+    if len(lines) == 1 and 1 < len(labels) <= MOST_LABELS:
+        tables.append(_by_label(labels))
+    return tables
 
 
-def _evaluation(found: dict, title: str) -> dict[str, Any]:
-    overall = [
-        (name, _share(row["value"]), _interval(row)) for name, row in found["overall"].items()
-    ]
-    labels = found.get("by_label", {})
-    chosen = labels if 1 < len(labels) <= MOST_LABELS else {}
-    columns = [name for name in next(iter(chosen.values()), {}) if name in _BY_LABEL]
+def _value(row: dict | None) -> str | None:
+    if row is None or row["value"] is None:
+        return None
+    low, high = row.get("low"), row.get("high")
+    known = low is not None and high is not None
+    return _share(row["value"]) + (f" ({low:.3f} to {high:.3f})" if known else "")
+
+
+def _by_label(labels: dict) -> dict[str, Any]:
+    columns = [name for name in next(iter(labels.values())) if name in _BY_LABEL]
     counts = ("truths", "answers")
     rows = [
         (label, *(row[name] if name in counts else _share(row[name]) for name in columns))
-        for label, row in chosen.items()
+        for label, row in labels.items()
     ]
-    return {"title": title, "overall": overall, "by_label": rows, "head": ["label", *columns]}
+    return {"title": "By label", "head": ["label", *columns], "rows": rows}
 
 
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
-
-
-def _interval(row: dict) -> str | None:
-    low, high = row.get("low"), row.get("high")
-    return None if low is None or high is None else f"{low:.3f} to {high:.3f}"
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def model_rows(record: Record) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def _results(record: Record, folder: Path) -> Iterator[str]:
         yield _table(list(record.values.items()), ["", "value"])
     for found in contents.evaluations(record):
         yield f"### {found['title']}"
-        yield _table(found["overall"], ["metric", "value", "95 % interval"])
+        yield _table(found["rows"], found["head"])
     for line in record.of("exhibit"):
         caption = _escape(line["caption"])
         if line["exhibit"] == "text":
@@ -68,7 +68,7 @@ def _trainings(record: Record, folder: Path) -> Iterator[str]:
 def _answers(record: Record, folder: Path, truth: contents.Truth, most: int) -> Iterator[str]:
     if record.answers:
         yield "## Answers"
-    for index in range(min(most, len(record.answers))):
+    for index in contents.chosen(record, most):
         view = contents.view_answer(record, index, truth)
         yield f"### {view.number}. {_escape(view.question)}"
         yield f"*{_escape(view.about)}*"
@@ -81,7 +81,7 @@ def _answers(record: Record, folder: Path, truth: contents.Truth, most: int) -> 
             yield _table(view.boxes, view.box_head)
         yield _escape(view.cost)
     if len(record.answers) > most:
-        yield f"and {len(record.answers) - most} more in `records.jsonl`"
+        yield f"{most} of {len(record.answers)} are shown, evenly spread."
 
 
 def _settings(record: Record) -> Iterator[str]:

@@ -40,7 +40,7 @@ def report(
             its pictures in a folder beside it; ``.bib`` is what to cite.
         truth: true boxes by a picture's file name; drawn dashed, and counted against the answer's.
         extra: (title, rows of cells) of more tables.
-        most: how many answers are shown.
+        most: how many answers are shown; of more, so many evenly spread.
 
     Returns:
         The path.
@@ -93,8 +93,8 @@ def page_html(
         exhibits=[_exhibit(record, line) for line in record.of("exhibit")],
         trainings=[_training(each) for each in contents.training_rows(record)],
         cost=cost and png_url(cost),
-        answers=[_answer(record, i, truth or {}) for i in range(min(most, len(record.answers)))],
-        more=max(0, len(record.answers) - most),
+        answers=[_answer(record, i, truth or {}) for i in contents.chosen(record, most)],
+        count=len(record.answers),
         extra=extra,
         models=contents.model_rows(record),
         options=contents.option_rows(record),

@@ -194,9 +194,9 @@ class Run:
         with self._lock:
             self._write("training", model=self._model(arguments["vlm"]), arguments=given, **facts)
 
-    def add_evaluation(self, evaluation: Any) -> None:
+    def add_evaluation(self, evaluation: Any, title: str = "") -> None:
         """The metrics of an Evaluation."""
-        self._write("evaluation", evaluation=evaluation.to_dict())
+        self._write("evaluation", title=title, evaluation=evaluation.to_dict())
 
     def _model(self, vlm: Any) -> str:
         if vlm not in self._models:
