@@ -82,7 +82,7 @@ def test_the_page_says_everything(run, tmp_path):
     assert (
         "seed 4" in found.text
         and "accuracy@0.5" in found.text
-        and "1.000 (1.000 to 1.000)" in found.text
+        and "1.000 (1.000–1.000)" in found.text
     )
     assert "vlkit.records.replay" in found.text and "@article{wang2024qwen2vl" in found.text
     box = re.search(r"20\s*10\s*120\s*60\s*([\d.]+)", found.text)

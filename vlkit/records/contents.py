@@ -171,7 +171,7 @@ def _value(row: dict | None) -> str | None:
         return None
     low, high = row.get("low"), row.get("high")
     known = low is not None and high is not None
-    return _share(row["value"]) + (f" ({low:.3f} to {high:.3f})" if known else "")
+    return _share(row["value"]) + (f" ({low:.3f}–{high:.3f})" if known else "")
 
 
 def _by_label(labels: dict) -> dict[str, Any]:

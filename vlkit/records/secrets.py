@@ -58,7 +58,8 @@ def _clean(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, dict):
         return {_clean(key, secrets): _clean(each, secrets) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(each, secrets) for each in value]
+        numbers = all(isinstance(each, int | float) for each in value)  # as hundreds of token ids
+        return list(value) if numbers else [_clean(each, secrets) for each in value]
     return value
 
 
