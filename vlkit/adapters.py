@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -13,6 +14,8 @@ from vlkit.folders import check_shard, read_config, read_json
 from vlkit.hubs import HUB_ID, HUBS, ModelFolder, cached_folder, download_model, first_line
 
 WEIGHTS = "adapter_model.safetensors"
+# peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that it has none
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -> Path:
