@@ -1,13 +1,15 @@
 """easy-VQA before and after LoRA: 9,673 test questions, each answered by generation.
 
     python benchmarks/lora_easy_vqa.py --output benchmarks/results/easy_vqa.json
-    python benchmarks/lora_easy_vqa.py --rows 2000 --test-rows 500      # a short try
+    python benchmarks/lora_easy_vqa.py --rows 2000 --test-rows 500     # a short try
 
 The data are those of the PyPI package easy-vqa (pip install "vlkit[notebooks]"): 4,000 pictures
 with 38,575 questions to learn from, 1,000 other pictures with 9,673 to be asked. An answer counts
 if it is the whole truth; as usual in VQA, case, articles and full stops aside
 (https://visualqa.org/evaluation.html). The truths are learnt in the manner of the bundled model,
-"Yes.", "Red.", "The circle.": the bare words would have to be learnt as words first. Seconds are
+"Yes.", "Red.", "The circle.": the bare words would have to be learnt as words first. It has never
+written "rectangle", whose tokens are as untrained as they were at first, and all alike; so it is
+taught to spell it, "RECTANGLE.", with the letters in which it reads signs aloud. Seconds are
 wall time; where others use the machine too (its load is told), core-seconds say what was needed.
 """
 
@@ -29,8 +31,10 @@ import torch
 import transformers
 
 import vlkit
-from vlkit.lora import evaluate, load_conversations, train
+from vlkit.lora import evaluate, load_conversations, train, use_adapter
+from vlkit.models import VLM
 
+NEW_TOKENS = 12
 SHAPES = ("circle", "rectangle", "triangle")
 SPLITS = {
     "train": (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
@@ -41,9 +45,10 @@ SPLITS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--max-image-tokens", type=int, default=36)
-    parser.add_argument("--rows", type=int, default=20_000, help="questions to learn from")
+    parser.add_argument("--max-image-tokens", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=8_000, help="to learn from; 0: zero-shot only")
     parser.add_argument("--test-rows", type=int, help="questions to be asked, by default all")
+    parser.add_argument("--no-baseline", action="store_true", help="only after LoRA")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=16)
@@ -62,15 +67,33 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
-    limit = {"max_image_tokens": arguments.max_image_tokens}
     clock = Clock()
-    vlm = vlkit.load(arguments.model, **limit)
-    learnt = load_conversations(read_rows("train", arguments.rows, arguments.seed))
+    vlm = vlkit.load(arguments.model, max_image_tokens=arguments.max_image_tokens)
     asked = load_conversations(read_rows("test", arguments.test_rows, arguments.seed))
     clock.lap("reading")
-    before = evaluate(vlm, asked, max_new_tokens=8)
-    clock.lap("zero-shot answers")
-    print("zero-shot", score(before.table), clock.seconds, flush=True)
+    result: dict = {
+        "command": " ".join(["python benchmarks/lora_easy_vqa.py", *sys.argv[1:]]),
+        "model": vlm.name,
+        "rows_asked": len(asked),
+    }
+    if not arguments.no_baseline:
+        result["zero_shot"] = score(evaluate(vlm, asked, max_new_tokens=NEW_TOKENS).table)
+        clock.lap("zero-shot answers")
+        print("zero-shot", result["zero_shot"], clock.seconds, flush=True)
+    if arguments.rows:
+        result |= learn(vlm, asked, arguments, folder, clock)
+    return result | {
+        "seconds": clock.seconds,
+        "core_seconds": clock.core_seconds,
+        "minutes": round(sum(clock.seconds.values()) / 60, 2),
+        "machine": describe_machine(),
+        "load_average_before_and_after": [clock.load, os.getloadavg()],
+    }
+
+
+def learn(vlm: VLM, asked, arguments: argparse.Namespace, folder: Path, clock: Clock) -> dict:
+    """Train, and ask again."""
+    learnt = load_conversations(read_rows("train", arguments.rows, arguments.seed))
     run = train(
         vlm,
         learnt,
@@ -83,22 +106,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
         output_dir=folder,
     )
     clock.lap("training")
-    tuned = vlkit.load(arguments.model, adapter=run.output_dir, **limit)
-    after = evaluate(tuned, asked, max_new_tokens=8)
+    with use_adapter(vlm, run.output_dir) as tuned:
+        after = evaluate(tuned, asked, max_new_tokens=NEW_TOKENS)
     clock.lap("answers after LoRA")
     return {
-        "command": " ".join(["python benchmarks/lora_easy_vqa.py", *sys.argv[1:]]),
-        "model": vlm.name,
         "rows_learnt": len(learnt),
-        "rows_asked": len(asked),
         "steps": run.steps,
-        "zero_shot": score(before.table),
         "after_lora": score(after.table),
-        "seconds": clock.seconds,
-        "core_seconds": clock.core_seconds,
-        "minutes": round(sum(clock.seconds.values()) / 60, 2),
-        "machine": describe_machine(),
-        "load_average_before_and_after": [clock.load, os.getloadavg()],
         "losses": [(step, round(loss, 4)) for step, loss in run.losses],
     }
 
@@ -117,6 +131,8 @@ def read_rows(split: str, count: int | None, seed: int) -> list[dict]:
 
 def say(answer: str) -> str:
     """An answer as the bundled model would give it."""
+    if answer == "rectangle":
+        return "RECTANGLE."
     return f"The {answer}." if answer in SHAPES else f"{answer.capitalize()}."
 
 
