@@ -2,11 +2,15 @@
 
     python benchmarks/lora_new_concept.py --output benchmarks/results/lora_new_concept.json
 
-The new shape is the hourglass: two triangles, tip to tip. Each picture to learn from has one beside
-one to three known shapes, and four questions: where the hourglass is, what the thing of its colour
-is, where a known shape is, and one of the old skills below. Then 100 other pictures are asked where
-it is and what it is, and 60 pictures without one are asked for seven skills of old. All of it is
-done at several learning rates; too high a rate learns the new at the expense of the old.
+The new shape is the drop: pointed above, round below. Each picture to learn from has one beside one
+to three known shapes, and three questions: where the drop is, what the thing of its colour is, and
+one of the old skills below. Then 100 other pictures are asked where it is and what it is, and
+others, without one, are asked for seven skills of old. All of it is done at several learning rates;
+too high a rate learns the new at the expense of the old.
+
+Not every name can be learnt by this model: most of the tokens of its vocabulary were never trained
+and are all alike, so that it cannot tell which of them to write. The tokens of "drop" were trained,
+in other words; those of "hourglass" were not.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi, sin
 from pathlib import Path
 
@@ -34,8 +38,8 @@ import vlkit
 from vlkit.lora import evaluate, load_conversations, train
 from vlkit.models import VLM
 
-NEW = "hourglass"
-SIZE = (336, 252)
+NEW = "drop"
+SIZE = (280, 224)
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (245, 215, 40),
     "orange": (245, 140, 30), "purple": (140, 60, 190), "pink": (245, 130, 180),
@@ -49,9 +53,9 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--pictures", type=int, default=100, help="to learn from")
     parser.add_argument("--asked", type=int, default=100, help="pictures with the new shape")
-    parser.add_argument("--old", type=int, default=60, help="pictures without it")
-    parser.add_argument("--rates", type=float, nargs="*", default=[2e-4, 1e-3, 2e-2])
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--old", type=int, default=40, help="pictures without it")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 1e-2])
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--target", default="language")
     parser.add_argument("--seed", type=int, default=0)
@@ -154,7 +158,7 @@ def draw_scene(rng: random.Random, path: Path, new: str | None = None) -> Scene:
     things = []
     for kind, colour, box in zip(kinds, colours, boxes, strict=True):
         points = [(box[0] + x * (box[2] - box[0]), box[1] + y * (box[3] - box[1]))
-                  for x, y in (KNOWN | {NEW: HOURGLASS})[kind]]  # fmt: skip
+                  for x, y in (KNOWN | {NEW: DROP})[kind]]  # fmt: skip
         PIL.ImageDraw.Draw(large).polygon([(4 * x, 4 * y) for x, y in points], COLOURS[colour])
         xs, ys = zip(*points, strict=True)
         things.append(Thing(kind, colour, vlkit.Box("", min(xs), min(ys), max(xs), max(ys))))
@@ -175,7 +179,10 @@ KNOWN = {
     "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
     "hexagon": _round(6, turn=0.0),
 }
-HOURGLASS = [(0.1, 0), (0.9, 0), (0.56, 0.5), (0.9, 1), (0.1, 1), (0.44, 0.5)]
+DROP = [
+    (0.5 + 0.5 * sin(t) * sin(t / 2) ** 1.5, 0.5 - 0.5 * cos(t))
+    for t in (2 * pi * i / 72 for i in range(72))
+]
 
 
 # --- questions, in the words that the bundled model was trained with -----------------------------
@@ -239,12 +246,11 @@ SKILLS: dict[str, Callable[[random.Random, Scene], list[dict]]] = {
 def lesson(rng: random.Random, path: Path) -> list[list[dict]]:
     """The questions of one picture to learn from."""
     scene = draw_scene(rng, path, NEW)
-    known = rng.choice(scene.things[1:])
     skill = rng.choice([*SKILLS.values()])
-    return [
-        locate(scene, scene.things[0]), name_it(scene, scene.things[0]), locate(scene, known),
-        skill(rng, scene),
-    ]  # fmt: skip
+    old = replace(scene, things=scene.things[1:])
+    asked = old if skill in (SKILLS["locate"], SKILLS["name"]) else scene
+    new = scene.things[0]
+    return [locate(scene, new), name_it(scene, new), skill(rng, asked)]
 
 
 if __name__ == "__main__":
