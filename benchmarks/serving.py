@@ -108,7 +108,7 @@ async def measure(server: Served, arguments: argparse.Namespace) -> dict:
     same = [a.text == b.text for a, b in zip(alone, at_once, strict=False)]
     one, many = summarize(alone, alone_seconds), summarize(at_once, at_once_seconds)
     return {
-        "command": "python benchmarks/serving.py " + " ".join(sys.argv[1:]),
+        "command": describe_command(arguments),
         "model": arguments.model,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average_at_start": LOAD,
@@ -120,6 +120,12 @@ async def measure(server: Served, arguments: argparse.Namespace) -> dict:
         "times_one_at_a_time": round(many["requests_per_second"] / one["requests_per_second"], 2),
         "memory": {"megabytes_before_load": round(idle), **memory},
     }
+
+
+def describe_command(arguments: argparse.Namespace) -> str:
+    numbers = ("alone", "at_once", "many", "concurrency", "new_tokens")
+    given = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in numbers)
+    return f"python benchmarks/serving.py --model {arguments.model} {given}"
 
 
 LOAD = [round(value, 2) for value in os.getloadavg()]

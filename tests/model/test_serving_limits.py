@@ -1,5 +1,8 @@
 """`vlkit serve` under bad requests, too many of them, clients that leave, and Ctrl-C."""
 
+import base64
+import gc
+import io
 import json
 import os
 import queue
@@ -9,6 +12,8 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import PIL.Image
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -254,6 +259,30 @@ def test_forty_at_once_are_all_answered_and_right(vlm, server):
         assert list(texts) == alone * 5
     assert health(server)["most_at_once"] >= 4
     assert health(server)["running"] == health(server)["waiting"] == 0
+
+
+def test_memory_stays_the_same_over_many_requests(tiny_vlm):
+    """Every request has another picture of its own; 2 MB of patches each would be seen."""
+    noise = PIL.Image.effect_noise((300, 300), 80).convert("RGB")
+
+    def message(index):
+        noise.putpixel((0, 0), (index % 256, index // 256, 0))
+        buffer = io.BytesIO()
+        noise.save(buffer, "png")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+    with serving.start(tiny_vlm("qwen2_vl")) as server, ThreadPoolExecutor(8) as pool:
+
+        def answer(messages):
+            list(pool.map(lambda each: ask(server, each, max_tokens=3), messages))
+            gc.collect()
+            return psutil.Process().memory_info().rss, len(gc.get_objects())
+
+        answer([message(index) for index in range(30)])
+        before, objects = answer([message(index) for index in range(30, 60)])
+        after, more_objects = answer([message(index) for index in range(60, 150)])
+    assert after - before < 64e6 and more_objects - objects < 1000
 
 
 def test_a_row_that_the_model_cannot_take_fails_alone(vlm, server, monkeypatch):
