@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 
 import pytest
+import torch
 from lora_talks import noise
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import vlkit
@@ -54,20 +57,34 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen2VLDecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["data parallel", "FSDP"])
+def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder, environment):
+    """As ``accelerate launch`` starts them, once with every layer's weights spread over both."""
     alone = CliRunner().invoke(app, ["train", str(write("one"))])
     assert alone.exit_code == 0, alone.output
     assert "4 steps, " in alone.stdout and str(tmp_path / "one") in alone.stdout.replace("\n", "")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port()), "-m", "vlkit", "train"]
     done = subprocess.run(
-        [*command, str(write("two", batch_size=2))], capture_output=True, text=True, timeout=400
-    )
+        [*command, str(write("two", batch_size=2))],
+        capture_output=True, text=True, timeout=400, env=os.environ | environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("4 steps, ") == 1  # the first process alone tells
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    tuned = vlkit.load(tiny_folder("qwen2_vl"), adapter=tmp_path / "two")
-    assert tuned.adapter
+    adapters = [load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two")]
+    assert all(torch.allclose(w, adapters[1][n], atol=1e-3) for n, w in adapters[0].items())
+    assert vlkit.load(tiny_folder("qwen2_vl"), adapter=tmp_path / "two").adapter
 
 
 def test_a_share_is_held_out_and_a_run_is_gone_on_with(write, tmp_path):
