@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -103,6 +104,7 @@ def describe(vlm: VLM, data, arguments: argparse.Namespace) -> dict:
         "device": device_name(vlm),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "load_average": round(os.getloadavg()[0], 1),  # of the machine, this run's own included
         "rows": len(data),
         "rows_per_picture": arguments.per_picture or (1 if arguments.random_weights else 8),
         "epochs": arguments.epochs,
