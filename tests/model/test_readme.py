@@ -1,5 +1,6 @@
 """The README says what is so: its code runs, its table is counted, its links lead somewhere."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -43,6 +44,16 @@ def test_the_batch_runs_in_python_and_in_a_shell(vlm, tmp_path, monkeypatch):
     assert re.search(shape, done.output), done.output
 
 
+def test_fine_tuning_and_records_run_as_shown(vlm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"vlkit": vlkit, "vlm": vlm, "picture": vlkit.sample("three_shapes")}
+    for title in ("LoRA fine-tuning", "Experiments that can be repeated"):
+        section = README.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    assert vlkit.load("wug-model").adapter is None and names["tuned"].adapter
+    assert names["run"].path.is_dir() and (tmp_path / "report.html").is_file()
+
+
 def test_the_hardware_table_is_what_memory_table_counts():
     rows = re.findall(
         r"^\| (Qwen\S+) \| ([\d.]+) B \| ([\d.]+) GB \| ([\d.]+) GB \| ", README, re.M
@@ -78,8 +89,6 @@ def test_every_command_shown_exists():
 
 
 def test_the_comparison_is_what_the_benchmark_wrote():
-    import json
-
     result = json.loads(
         (ROOT / "benchmarks/results/startup_and_overhead.json").read_text(encoding="utf-8")
     )
@@ -92,8 +101,6 @@ def test_the_comparison_is_what_the_benchmark_wrote():
 
 
 def test_the_batch_table_is_what_the_benchmark_wrote():
-    import json
-
     path = ROOT / "benchmarks/results/batch_inference_h100_7b.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     assert f"`{result['command']}`" in README
@@ -112,3 +119,25 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
     assert f"`{result['command']}`" in README
     assert f"loop {loop} rows/s, `generate_batch` {ours} rows/s" in README
     assert f"{result['rows_per_second_over_loop']} times as many" in README
+
+
+def test_the_training_table_is_what_the_benchmark_wrote():
+    def result(name):
+        path = ROOT / f"benchmarks/results/{name}.json"
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    gpu = result("lora_training_h100_7b")
+    assert f"`{gpu['command'].partition(' --output')[0]}`" in README
+    rows = re.findall(r"^\| ((?:plain|vlkit), .*?) \| ([\d.]+) \| ([\d.]+) GB \|$", README, re.M)
+    assert [name for name, *_ in rows] == list(gpu["recipes"])
+    for name, speed, peak in rows:
+        recipe = gpu["recipes"][name]
+        assert (float(speed), float(peak)) == (recipe["samples_per_second"], recipe["peak_gb"])
+    learnt, before = result("lora_easy_vqa"), result("lora_easy_vqa_zero_shot")
+    assert f"`{learnt['command']}`" in README and f"in {learnt['minutes']} minutes" in README
+    for accuracy in (learnt["after_lora"]["accuracy"], before["zero_shot"]["accuracy"]):
+        assert f"{100 * accuracy:.1f} %" in README
+    served = result("serving_cpu")
+    assert f"{served['all at once']['requests_per_second']} answers a second, " in README
+    assert f"{served['times_one_at_a_time']} times as many as one after the other" in README
+    assert served["same_answers"] == 1

@@ -154,7 +154,7 @@ def test_ms_swift_gets_objects(pictures, tmp_path, answer, boxes):
 
 @pytest.mark.parametrize(
     ("format", "text"),
-    [("qwen-vl", "see <img>x</img>"), ("llava", "write <image>"), ("ms-swift", "an <audio> tag")],
+    [("pai", "see <img>x</img>"), ("llava", "write <image>"), ("ms-swift", "an <audio> tag")],
 )
 def test_a_text_that_would_be_read_as_a_picture(tmp_path, format, text):
     rows = [[vlkit.user(text), vlkit.assistant("Yes.")]]

@@ -88,7 +88,7 @@ def load_conversations(
 
     | format | a row |
     |---|---|
-    | ``qwen-vl`` | ``conversations`` of ``from`` and ``value``, ``<img>file</img>`` in the text |
+    | ``pai`` | ``conversations`` of ``from`` and ``value``, ``<img>file</img>`` in the text |
     | ``llava`` | ``conversations``, ``<image>`` in the text, files under ``image`` or ``images`` |
     | ``ms-swift`` | ``messages``, ``<image>`` in the text, ``images``, ``objects`` |
     | ``messages`` | ``messages`` of the transformers chat format |

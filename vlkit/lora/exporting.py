@@ -18,17 +18,17 @@ from vlkit.lora.examples import Example
 from vlkit.lora.media_folder import MediaFolder
 
 FILES = {
-    "qwen-vl": "meta.json",
+    "pai": "meta.json",
     "llava": "data.json",
     "ms-swift": "data.jsonl",
     "messages": "data.jsonl",
 }
 _SPEAKERS = {
-    "qwen-vl": {},
+    "pai": {},
     "llava": {"user": "human", "assistant": "gpt"},
 }
 _TAGS = {  # what would be read as a picture or box where a text spells it
-    "qwen-vl": ("<img>", "</img>", "<video>", "</video>"),
+    "pai": ("<img>", "</img>", "<video>", "</video>"),
     "llava": ("<image>", "<video>"),
     "ms-swift": ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>"),
     "messages": (),
@@ -39,7 +39,7 @@ def export(
     data: Any,
     folder: str | os.PathLike,
     *,
-    format: str = "qwen-vl",
+    format: str = "pai",
     family: str | None = None,
     max_image_tokens: int | None = None,
 ) -> Path:
@@ -47,7 +47,7 @@ def export(
 
     | format | file | read by |
     |---|---|---|
-    | ``qwen-vl`` | ``meta.json``, ``<img>media/…</img>`` in the text | PAI, Qwen-VL |
+    | ``pai`` | ``meta.json``, ``<img>media/…</img>`` in the text | PAI, Qwen-VL |
     | ``llava`` | ``data.json``, ``<image>`` in the text | LLaVA, many trainers of Qwen2-VL |
     | ``ms-swift`` | ``data.jsonl``, boxes as ``objects`` | ms-swift |
     | ``messages`` | ``data.jsonl`` in transformers' chat format | TRL, transformers |
@@ -135,7 +135,7 @@ class _Row:
             self._refuse(f"{options[0]}={part[options[0]]!r} has no place in it")
         self.files[kind].append(name)
         tag = "img" if kind == "image" else kind
-        return f"<{tag}>{name}</{tag}>" if self.format == "qwen-vl" else f"<{kind}>"
+        return f"<{tag}>{name}</{tag}>" if self.format == "pai" else f"<{kind}>"
 
     def _text(self, part: Text) -> str:
         plain = [segment for segment in part.segments if isinstance(segment, str)]

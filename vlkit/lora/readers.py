@@ -14,7 +14,7 @@ from vlkit.table_files import is_missing
 from vlkit.tables import COLUMNS
 from vlkit.video import Video
 
-FORMATS = ("qwen-vl", "llava", "ms-swift", "messages", "table")
+FORMATS = ("pai", "llava", "ms-swift", "messages", "table")
 ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
@@ -36,7 +36,7 @@ def detect_format(row: Mapping) -> str:
     """The format of one row. Raises VlkitError where it has none."""
     if isinstance(turns := row.get("conversations"), list):
         said = [str(_said(turn)[1]) for turn in turns]
-        return "qwen-vl" if any(_STRAY.search(text) for text in said) else "llava"
+        return "pai" if any(_STRAY.search(text) for text in said) else "llava"
     if isinstance(messages := row.get("messages"), list):
         texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
         placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
@@ -92,7 +92,7 @@ def _said(turn: Any) -> tuple[str, Any]:
 
 def _parts(content: Any, name: str, media: _Media) -> Iterator[str | dict]:
     if isinstance(content, str):
-        if name == "qwen-vl":
+        if name == "pai":
             yield from _inline_parts(content)
         elif name in ("llava", "ms-swift"):
             yield from _placed_parts(content, media)
