@@ -66,7 +66,7 @@ def test_the_hardware_table_is_what_memory_table_counts():
 
 
 def test_the_notebook_table_matches_the_folder():
-    linked = re.findall(r"\]\(notebooks/(\S+\.ipynb)\)", README)
+    linked = re.findall(r"\]\(notebooks/(\d\S+\.ipynb)\)", README)
     assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
