@@ -48,8 +48,8 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(folder: Path, name: str):
-    server = HubServer(folder, name)
+def running(server):
+    """A server that answers in a thread of its own, until the block ends."""
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -58,6 +58,10 @@ def serve(folder: Path, name: str):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serve(folder: Path, name: str):
+    return running(HubServer(folder, name))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -8,12 +8,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import PIL.Image
+from hub_server import running
 
 KEY = "sk-loopback-5eCr3t-0123456789"
 
@@ -208,17 +209,8 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start : start + 5]
 
 
-@contextmanager
-def serve() -> Iterator[OpenAIServer]:
-    server = OpenAIServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def serve() -> AbstractContextManager[OpenAIServer]:
+    return running(OpenAIServer())
 
 
 def pictures_of(body: dict) -> list[PIL.Image.Image]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +121,13 @@ def fast_tower(visual: Any) -> Iterator[None]:
     changed |= {
         module: quick_gelu for module in visual.modules() if type(module) is QuickGELUActivation
     }
+    with replaced_forwards(changed):
+        yield
+
+
+@contextmanager
+def replaced_forwards(changed: Mapping[Any, Any]) -> Iterator[None]:
+    """Modules that do their work in another way, given by module; as they were afterwards."""
     for module, forward in changed.items():
         module.forward = forward
     try:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, rms_norm, silu
 
+from vlkit.batching.encoding import replaced_forwards
+
 _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm")
 
 
@@ -74,13 +76,8 @@ def lean_layers(model: Any) -> Iterator[None]:
         forward = _lean_forward(module)
         if forward is not None and "forward" not in vars(module):
             changed[module] = forward
-    for module, forward in changed.items():
-        module.forward = forward
-    try:
+    with replaced_forwards(changed):
         yield
-    finally:
-        for module in changed:
-            del module.forward
 
 
 def _lean_forward(module: Any) -> Any:
