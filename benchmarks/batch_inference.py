@@ -14,7 +14,6 @@ two of the samples in another way (transparency, EXIF), so a few answers differ 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import PIL.Image
 import torch
 import transformers
+from reporting import report
 
 import vlkit
 from vlkit.bundled import bundled_path
@@ -61,11 +61,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    result = measure(arguments)
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(measure(arguments), arguments.output)
 
 
 def measure(arguments: argparse.Namespace) -> dict:

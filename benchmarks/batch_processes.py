@@ -26,6 +26,7 @@ import PIL.Image
 import torch
 import transformers
 from batch_inference import SHAPES, build_random
+from reporting import report
 
 TOLD = re.compile(r"([\d,]+) rows, ([\d,]+) failed, ([\d.]+) s, ([\d,]+) tokens/s")
 
@@ -40,10 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps(measure(Path(folder), arguments), indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        report(measure(Path(folder), arguments), arguments.output)
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict:

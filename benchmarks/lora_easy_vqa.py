@@ -16,7 +16,6 @@ wall time; where others use the machine too (its load is told), core-seconds say
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -29,6 +28,7 @@ import easy_vqa
 import pandas
 import torch
 import transformers
+from reporting import report
 
 import vlkit
 from vlkit.lora import evaluate, load_conversations, train, use_adapter
@@ -60,10 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(arguments, arguments.output_dir or Path(scratch) / "adapter")
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(result, arguments.output)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:

@@ -16,7 +16,6 @@ in other words; those of "hourglass" were not.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -33,6 +32,7 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 import transformers
+from reporting import report
 
 import vlkit
 from vlkit.lora import evaluate, load_conversations, train
@@ -63,10 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(arguments, Path(scratch))
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(result, arguments.output)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:

@@ -15,7 +15,6 @@ several sizes, each another one; else they are easy-VQA's kind: 64×64, several 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -31,6 +30,7 @@ import torch
 import transformers
 from batch_inference import SHAPES, build_random
 from peft import LoraConfig, get_peft_model
+from reporting import report
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -62,11 +62,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    result = measure(arguments)
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(measure(arguments), arguments.output)
 
 
 def measure(arguments: argparse.Namespace) -> dict:

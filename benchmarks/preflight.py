@@ -10,7 +10,6 @@ others are timed on fewer of them and told per picture: decoding each and asking
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 from PIL import ImageOps
+from reporting import report
 
 import vlkit
 
@@ -36,10 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder), arguments.pictures)
         result = measure(paths, arguments.runs)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(result, arguments.output)
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:

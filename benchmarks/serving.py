@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import psutil
+from reporting import report
 
 import vlkit
 
@@ -50,10 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with Served(arguments.model) as server:
         result = asyncio.run(measure(server, arguments))
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(result, arguments.output)
 
 
 class Served:

@@ -9,12 +9,13 @@ the bundled one, in float32 on the CPU. Medians.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from reporting import report
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "data" / "tiny-qwen2-vl"
@@ -50,10 +51,7 @@ def main() -> None:
     result = {"import_seconds": import_seconds(arguments.runs)}
     result |= first_answer(arguments.runs)
     result |= every_answer(3 * arguments.runs)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(result, arguments.output)
 
 
 def run_script(code: str) -> tuple[float, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from reporting import report
 
 SIZE = (336, 196)  # of the frames kept
 
@@ -71,10 +72,7 @@ def main() -> None:
         total = round(arguments.hours * 3600 * 25)
         name = f"{arguments.hours:g} h, 1920x1080, 32 frames, {film.stat().st_size / 1e6:.0f} MB"
         result[name] = compare(film, 32, total, 1)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    report(result, arguments.output)
 
 
 def write(path: Path, *, seconds: int, size: tuple[int, int]) -> Path:

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
@@ -225,6 +226,22 @@ def open_notebook(browser, lab):
     for notebook in opened:
         notebook.close()
     assert [notebook.outside for notebook in opened] == [[] for _ in opened]
+
+
+@pytest.fixture
+def run_cells(tmp_path, open_notebook):
+    """``run_cells(*sources)``: a notebook of these cells, beside ``tmp_path``'s files, run."""
+
+    def run(*sources: str, height: int = 1000) -> NotebookPage:
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        path = tmp_path / "panel.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+        opened = open_notebook(path, height=height)
+        opened.run_all(120)
+        return opened
+
+    return run
 
 
 def _jupyter_folders(config: Path) -> dict[str, str]:

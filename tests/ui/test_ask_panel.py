@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 from playwright.sync_api import expect
@@ -23,14 +22,8 @@ panel""",
 
 
 @pytest.fixture
-def notebook(tmp_path, open_notebook):
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    path = tmp_path / "ask.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    opened = open_notebook(path)
-    opened.run_all(120)
-    return opened
+def notebook(run_cells):
+    return run_cells(*CELLS)
 
 
 def test_ask_with_mouse_and_keyboard_then_stop(notebook):

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
 from playwright.sync_api import expect
@@ -22,18 +21,11 @@ QUESTIONS = {
 
 
 @pytest.fixture
-def notebook(tmp_path, open_notebook):
-    cells = [nbformat.v4.new_code_cell(CELL)]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    path = tmp_path / "batch.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-
+def notebook(tmp_path, run_cells):
     for name in ("red_circle", "three_shapes"):
         shutil.copy(vlkit.sample(name), tmp_path)
     pd.DataFrame(QUESTIONS).to_csv(tmp_path / "questions.csv", index=False)
-    opened = open_notebook(path, height=1500)
-    opened.run_all(120)
-    return opened
+    return run_cells(CELL, height=1500)
 
 
 def test_samples_then_a_table_then_save(notebook):

@@ -4,7 +4,6 @@ import json
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import expect
 
@@ -19,31 +18,16 @@ panel"""
 HELD = """import json
 _drawn = panel.drawn.xyxy if panel.drawn else None
 print(json.dumps(_drawn))"""
-# runs code in the notebook's kernel and gives what it printed; no cell, so nothing scrolls
-RUN = """async (code) => {
-    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-    const future = kernel.requestExecute({ code, store_history: false });
-    let text = '';
-    future.onIOPub = (message) => { text += message.content.text ?? ''; };
-    await future.done;
-    return text;
-}"""
 
 
 @pytest.fixture
-def notebook(tmp_path, open_notebook):
-    cells = [nbformat.v4.new_code_cell(CELL)]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    path = tmp_path / "grounding.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    opened = open_notebook(path, height=1300)
-    opened.run_all(120)
-    return opened
+def notebook(run_cells):
+    return run_cells(CELL, height=1300)
 
 
 def held(notebook):
     """The drawn box that the panel holds in Python, or None."""
-    return json.loads(notebook.page.evaluate(RUN, HELD))
+    return json.loads(notebook.run_code(HELD))
 
 
 def expect_drawn(notebook, box, near=0.01):

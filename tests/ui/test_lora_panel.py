@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import PIL.Image
 import pytest
@@ -23,7 +22,7 @@ RUN_LAST = """() => {
 
 
 @pytest.fixture
-def notebook(tmp_path, open_notebook):
+def notebook(tmp_path, run_cells):
     """A notebook beside meta.json: forty squares of two colours, to be called by new names."""
     rows = []
     for i in range(40):
@@ -35,13 +34,7 @@ def notebook(tmp_path, open_notebook):
         talk = [{"from": r, "value": t} for r, t in zip(roles, said, strict=True)]
         rows.append({"id": str(i), "conversations": talk})
     (tmp_path / "meta.json").write_text(json.dumps(rows))
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
-    path = tmp_path / "lora.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    opened = open_notebook(path, height=2000)
-    opened.run_all(120)
-    return opened
+    return run_cells(*CELLS, height=2000)
 
 
 def test_choose_train_pause_stop_and_compare(notebook):

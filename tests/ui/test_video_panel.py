@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import expect
 
@@ -25,14 +24,8 @@ MIDDLE = """async (video) => {
 
 
 @pytest.fixture
-def notebook(tmp_path, open_notebook):
-    cells = [nbformat.v4.new_code_cell(CELL)]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    path = tmp_path / "video.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    opened = open_notebook(path, height=1250)
-    opened.run_all(120)
-    return opened
+def notebook(run_cells):
+    return run_cells(CELL, height=1250)
 
 
 def test_play_sample_and_ask(notebook):
