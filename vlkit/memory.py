@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +118,17 @@ def available_memory() -> tuple[int, str]:
         unused = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in gpus)
         return sum(torch.cuda.mem_get_info(i)[0] for i in gpus) + unused, "GPU"
     return psutil.virtual_memory().available, "RAM"
+
+
+def return_freed_memory() -> None:
+    """Give the system what the C library keeps of memory that was freed (glibc; else nothing).
+
+    Tensors of many sizes leave gaps on its heap that it holds for later, so that a process which
+    answers for days seems to grow.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def mlp_width(text: Any) -> int:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import PIL.Image
@@ -23,7 +24,8 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import serving
 from vlkit.cli import app
-from vlkit.serving import engines
+from vlkit.memory import return_freed_memory
+from vlkit.serving import engines, worker
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 CIRCLES = user("Describe this image.", SAMPLES["circles"])
@@ -283,6 +285,33 @@ def test_memory_stays_the_same_over_many_requests(tiny_vlm):
         before, objects = answer([message(index) for index in range(30, 60)])
         after, more_objects = answer([message(index) for index in range(60, 150)])
     assert after - before < 64e6 and more_objects - objects < 1000
+
+
+def test_freed_memory_goes_back_after_some_answers_and_at_rest(tiny_vlm, monkeypatch):
+    returned = []
+    monkeypatch.setattr(worker, "return_freed_memory", lambda: returned.append(time.monotonic()))
+    monkeypatch.setattr(worker, "TIDY", 2)
+    monkeypatch.setattr(worker, "REST", 30.0)
+    with serving.start(tiny_vlm("qwen2_vl")) as server:
+        for _ in range(4):
+            ask(server, user("Hi"), max_tokens=1)
+        assert wait_until(lambda: len(returned) == 2)
+        monkeypatch.setattr(worker, "REST", 0.05)
+        ask(server, user("Hi"), max_tokens=1)
+        assert wait_until(lambda: len(returned) == 3)
+        time.sleep(0.3)
+    assert len(returned) == 3  # once, however long nobody asks
+
+
+def test_memory_that_was_freed_goes_back_to_the_system():
+    """Blocks under one that is kept stay with the C library otherwise."""
+    process = psutil.Process()
+    blocks = [bytearray(b"x" * 60_000) for _ in range(4000)]
+    kept = blocks[-1]
+    del blocks
+    before = process.memory_info().rss
+    return_freed_memory()
+    assert process.memory_info().rss < before - 150e6 and len(kept) == 60_000
 
 
 def test_a_row_that_the_model_cannot_take_fails_alone(vlm, server, monkeypatch):

@@ -8,12 +8,15 @@ from collections import deque
 
 from vlkit.batching.feeding import choose_group
 from vlkit.batching.group import Row
+from vlkit.memory import return_freed_memory
 from vlkit.serving.engines import Joined, OneByOne
 from vlkit.serving.jobs import Job
 from vlkit.serving.limits import RequestError
 
 GATHER = 0.02  # seconds that an idle model waits for requests whose media are being read
 PATIENCE = 0.25  # seconds that a request waits for others to be read together with
+TIDY = 64  # answers after which freed memory goes back to the system,
+REST = 2.0  # or seconds without a request
 
 
 class Worker:
@@ -31,7 +34,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._next: list[Job] = []  # those of the waiting that come in before any other
         self._wake, self._closing = threading.Condition(), False
-        self.arriving = self.finished = self.most_at_once = 0
+        self.arriving = self.finished = self.most_at_once = self._tidied = 0
         self._thread = threading.Thread(target=self._work, name="vlkit-serve", daemon=True)
         self._thread.start()
 
@@ -80,7 +83,9 @@ class Worker:
                 if self._closing:
                     return False
                 self._engine.forget()  # nobody's pictures outlast their requests
-                self._wake.wait()
+                rested = not self._wake.wait(REST if self.finished > self._tidied else None)
+                if rested:
+                    self._tidy()
             until = time.monotonic() + GATHER
             while self.arriving and not self.running and time.monotonic() < until:
                 self._wake.wait(GATHER / 4)
@@ -140,12 +145,18 @@ class Worker:
         for row in done:
             self.finished += 1
             row.payload.end()
+        if self.finished - self._tidied >= TIDY:
+            self._tidy()
         for row in self._engine.rows:
             job = row.payload
             if job.live and not job.over:
                 job.follow()
             if job.over:
                 row.limit = len(row.tokens)
+
+    def _tidy(self) -> None:
+        return_freed_memory()
+        self._tidied = self.finished
 
 
 def _refusal(error: Exception) -> RequestError:
