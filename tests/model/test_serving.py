@@ -1,7 +1,11 @@
 """`vlkit serve`: the answers of vlkit.generate, to clients that nobody here wrote."""
 
 import json
+import re
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -226,6 +230,17 @@ def test_langchains_client(vlm, server):
     assert "".join(piece.content for piece in chat.stream([message])) == expected.text
     again = chat.invoke([message, answer, HumanMessage("How many objects are there?")])
     assert again.content and again.response_metadata["finish_reason"] == "stop"
+
+
+def test_curl_as_the_readme_has_it(vlm, server, tmp_path):
+    readme = Path(vlkit.__file__).parents[1] / "README.md"
+    (command,) = re.findall(r"```sh\n(.*?curl.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    shutil.copy(SAMPLES["circles"], tmp_path / "picture.png")
+    there = command.replace("http://127.0.0.1:8000/v1", server.url)
+    assert there != command
+    done = subprocess.run(["sh", "-ec", there], cwd=tmp_path, capture_output=True, check=True)
+    expected = local(vlm, "How many circles are there?", SAMPLES["circles"])
+    assert text_of(json.loads(done.stdout)) == expected.text
 
 
 def test_vlkits_own_client(vlm, server):
