@@ -160,8 +160,8 @@ def _svg_outline(stroke: Stroke, width: int) -> list[str]:
         place = f'<circle cx="{item.x:.2f}" cy="{item.y:.2f}" r="{3 * width}"'
         return [f'{place} fill="{color}" stroke="{under}" stroke-opacity="0.6"/>']
     if isinstance(item, Box):
-        (x1, x2), (y1, y2) = sorted((item.x1, item.x2)), sorted((item.y1, item.y2))
-        return [_rect(x1, y1, x2 - x1, y2 - y1, style) for style in (edge, line)]
+        size = (item.x2 - item.x1, item.y2 - item.y1)
+        return [_rect(item.x1, item.y1, *size, style) for style in (edge, line)]
     points = " ".join(f"{x:.2f},{y:.2f}" for x, y in item.corners)
     return [f'<polygon points="{points}" {style}/>' for style in (edge, line)]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
+from vlkit.coordinates import INF, check_values
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.formats import FORMATS, SPACES, GroundingFormat, Space, read_answer, write_answer
 
@@ -17,13 +16,25 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class Box:
-    """A box in float pixels of the upright original: ``(x1, y1)`` is its top left corner."""
+    """A box in float pixels of the upright original: ``(x1, y1)`` is its top left corner.
+
+    It may reach outside the picture, and be without area.
+
+    Raises:
+        VlkitError: a label that is no text, a number that is not finite, corners out of order.
+    """
 
     label: str
     x1: float
     y1: float
     x2: float
     y2: float
+
+    def __post_init__(self):
+        kinds = {type(self.x1), type(self.y1), type(self.x2), type(self.y2)}
+        across = kinds == {float} and -INF < self.x1 <= self.x2 < INF
+        if not (across and -INF < self.y1 <= self.y2 < INF and type(self.label) is str):
+            check_values(self, ordered=True)  # slower; answers hold many boxes
 
     @property
     def xyxy(self) -> tuple[float, float, float, float]:
@@ -33,7 +44,7 @@ class Box:
     @property
     def area(self) -> float:
         """Square pixels."""
-        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+        return (self.x2 - self.x1) * (self.y2 - self.y1)
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,9 @@ class Point:
     label: str
     x: float
     y: float
+
+    def __post_init__(self):
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,9 @@ class Quad:
     y3: float
     x4: float
     y4: float
+
+    def __post_init__(self):
+        check_values(self)
 
     @property
     def corners(self) -> list[tuple[float, float]]:
@@ -183,7 +200,7 @@ def format_grounding(
         family, image_size, input_size, space: as in :func:`parse_grounding`.
 
     Raises:
-        VlkitError: a coordinate that is not finite, or a label that the format cannot hold.
+        VlkitError: a label that the format cannot hold.
     """
     form = format_of(family)
     span = span_of(space or form.space, image_size, input_size)
@@ -197,8 +214,6 @@ def list_items(boxes: Items) -> list[Item]:
     for item in items:
         if not isinstance(item, Item):
             raise VlkitError(f"expected vlkit.Box or vlkit.Point, not {item!r:.60}")
-        if not all(isinstance(v, Real) and math.isfinite(v) for v in _coordinates(item)):
-            raise VlkitError(f"{item} has a coordinate that is no finite number; give pixels")
     return items
 
 
@@ -208,7 +223,7 @@ def scale_item(item: Item, scale: float) -> Item:
 
 
 def _coordinates(item: Item) -> tuple[float, ...]:
-    return astuple(item)[1:]
+    return tuple(vars(item).values())[1:]
 
 
 def format_of(family: str) -> GroundingFormat:
@@ -245,7 +260,7 @@ def check_size(name: str, size: Any) -> None:
     """Raises VlkitError where ``size`` is no (width, height)."""
     try:
         width, height = size
-        valid = 0 < width < math.inf and 0 < height < math.inf
+        valid = 0 < width < INF and 0 < height < INF
     except (TypeError, ValueError):
         valid = False
     if not valid:
@@ -260,10 +275,12 @@ def to_pixels(
     xs = [x * width / span[0] for x in numbers[::2]]
     ys = [y * height / span[1] for y in numbers[1::2]]
     if clip:
-        xs = [min(max(x, 0.0), float(width)) for x in xs]
-        ys = [min(max(y, 0.0), float(height)) for y in ys]
+        right, bottom = float(width), float(height)
+        xs = [0.0 if x < 0 else right if x > right else x for x in xs]
+        ys = [0.0 if y < 0 else bottom if y > bottom else y for y in ys]
     if len(xs) == 2:
-        return Box(label, min(xs), min(ys), max(xs), max(ys))
+        (x1, x2), (y1, y2) = sorted(xs), sorted(ys)
+        return Box(label, x1, y1, x2, y2)
     pixels = [value for pair in zip(xs, ys, strict=True) for value in pair]
     return Point(label, *pixels) if len(pixels) == 2 else Quad(label, *pixels)
 

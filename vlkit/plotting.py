@@ -269,9 +269,8 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
 
 
 def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
-    (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
-    x1, y1 = round(x1), round(y1)
-    return x1, y1, max(x1, round(x2) - 1), max(y1, round(y2) - 1)  # Pillow draws these pixels too
+    x1, y1 = round(box.x1), round(box.y1)
+    return x1, y1, max(x1, round(box.x2) - 1), max(y1, round(box.y2) - 1)  # Pillow draws these too
 
 
 def _draw_path(draw, points: list[tuple[float, float]], width: int, color: str, dashed: bool):

@@ -76,11 +76,8 @@ def test_truth_is_dashed_and_the_answer_solid():
 
 def test_many_labels_in_a_small_space_cover_little_of_each_other():
     size = (640, 480)
-    boxes = [
-        Box(f"{i}", 10 + 25 * (i % 20), 60 + 90 * (i // 20), 60 + 25 * (i % 20), 130)
-        for i in range(100)
-    ]
-    boxes = [Box(f"thing {b.label}", b.x1, b.y1, b.x2, b.y1 + 70) for b in boxes[:80]]
+    corners = [(10 + 25 * (i % 20), 60 + 90 * (i // 20)) for i in range(80)]
+    boxes = [Box(f"thing {i}", x, y, x + 50, y + 70) for i, (x, y) in enumerate(corners)]
     placed = place_labels([(box, "#000000", False) for box in boxes], size, font_for(size), 3)
     areas = [area for _, _, area in placed]
     total = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in areas)

@@ -1,10 +1,14 @@
 """Every family's boxes are read into pixels and written back; garbage is no empty answer."""
 
+import dataclasses
 import json
+import math
 import random
 import time
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -566,7 +570,8 @@ def test_the_right_edge_is_999_where_the_service_says_so():
     text = '{"bbox_2d": [0, 0, 999, 999]}'
     exact = parse(text, "qwen3_vl", space="0-999")
     assert exact == [Box("", 0, 0, *SIZE)]
-    assert parse(text, "qwen3_vl") == [Box("", 0, 0, 499.5, pytest.approx(199.8))]
+    (inside,) = parse(text, "qwen3_vl")
+    assert inside.xyxy == pytest.approx((0, 0, 499.5, 199.8))
     assert parse(text, "qwen3_vl", space="original") == [Box("", 0, 0, *SIZE)]  # clipped
     assert parse(text, "qwen3_vl", space="resized", input_size=(1998, 999)) == [
         Box("", 0, 0, 250, 200)
@@ -625,9 +630,6 @@ def test_text_must_be_text(text):
 @pytest.mark.parametrize(
     "boxes, words",
     [
-        (Box("cat", 0, 0, float("nan"), 1), ("nan", "finite")),
-        (Point("cat", float("inf"), 1), ("inf", "finite")),
-        (Box("cat", "0", 0, 1, 1), ("finite",)),
         ([(0, 0, 1, 1)], ("vlkit.Box", "(0, 0, 1, 1)")),
         (None, ("vlkit.Box", "None")),
         (Box("a<|box_start|>b", 0, 0, 1, 1), ("a<|box_start|>b", "rename")),
@@ -648,8 +650,40 @@ def test_quads_have_no_json(family):
 
 def test_box_values():
     box = Box("cat", 1, 2, 4, 8)
-    assert (box.xyxy, box.area, Box("", 4, 2, 1, 8).area) == ((1, 2, 4, 8), 18, 0)
+    assert (box.xyxy, box.area, Box("", 4, 2, 4, 8).area) == ((1, 2, 4, 8), 18, 0)
     assert vlkit.Box is Box and len({box, Box("cat", 1, 2, 4, 8)}) == 1
+    assert Box("", np.float32(-1), Fraction(1, 2), np.int64(3), 1e6).xyxy == (-1, 0.5, 3, 1e6)
+
+
+@pytest.mark.parametrize(
+    "make, values, message",
+    [
+        (Box, ("cat", 0, 0, math.nan, 1), r"the box 'cat' has x2=nan, which is no finite number"),
+        (Box, ("cat", -math.inf, 0, 1, 1), r"x1=-inf, which is no finite number; give pixels"),
+        (Box, ("cat", 0, None, 1, 1), r"y1=None, which is no finite"),
+        (Box, ("cat", "0", 0, 1, 1), r"x1='0', which is no finite"),
+        (Box, ("cat", 0, 0, 1, [1]), r"y2=\[1\], which is no finite"),
+        (Box, ("cat", 50, 0, 10, 1), r"the box 'cat' has x2=10 left of x1=50; give its top left"),
+        (Box, ("cat", 0, 2.5, 10, 1), r"y2=1 above y1=2\.5; give its top left corner, then its"),
+        (Box, (10, 20, 30, 40, "cat"), r"Box\(10, …\): the label comes first and is text"),
+        (Box, (None, 0, 0, 1, 1), r"Box\(None, …\): the label comes first"),
+        (Point, ("cat", math.inf, 1), r"the point 'cat' has x=inf, which is no finite"),
+        (Point, (1, 2, "cat"), r"Point\(1, …\): the label comes first"),
+        (Quad, ("cat", 0, 0, 1, 0, 1, 1, 0, math.nan), r"the quad 'cat' has y4=nan"),
+    ],
+)
+def test_what_is_no_box_is_refused_when_it_is_made(make, values, message):
+    with pytest.raises(VlkitError, match=message) as caught:
+        make(*values)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(VlkitError, match=message):
+        dataclasses.replace(
+            make("", *range(len(values) - 1)), **dict(zip(names(make), values, strict=True))
+        )
+
+
+def names(make):
+    return [field.name for field in dataclasses.fields(make)]
 
 
 # --- hostile answers -----------------------------------------------------------------------------

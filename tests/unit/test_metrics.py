@@ -258,7 +258,6 @@ def test_json_and_html():
         (({"a": []}, [[square(0)]]), {}, "is a mapping"),
         (({"a": [], "b": []}, {"a": [square(0)]}), {}, r"without truth: \['b'\]"),
         (([["box"]], [[square(0)]]), {}, r"expected vlkit\.Box"),
-        (([[Box("", 0, 0, float("nan"), 1)]], [[square(0)]]), {}, "finite"),
     ],
 )
 def test_wrong_arguments(arguments, options, message):

@@ -1,7 +1,6 @@
 """Drawn boxes lie where they should, their labels can be read, and the input stays as it was."""
 
 import io
-import math
 
 import numpy as np
 import PIL.Image
@@ -80,17 +79,8 @@ def test_box_of_the_whole_picture_is_visible_on_all_sides():
         assert (edge == color_of("")).all()
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        Box("", 150, 120, 50, 40),
-        Box("", 50, 120, 150, 40),
-        Box("", 49.6, 40.4, 150.4, 119.6),
-    ],
-    ids=["swapped", "half swapped", "fractions"],
-)
-def test_corners_are_put_in_order_and_rounded(box):
-    drawn = draw_boxes(blank(), box, line_width=1)
+def test_corners_are_rounded():
+    drawn = draw_boxes(blank(), Box("", 49.6, 40.4, 150.4, 119.6), line_width=1)
     assert covered(drawn, color_of("")) == (50, 40, 150, 120)
 
 
@@ -161,10 +151,10 @@ def test_no_boxes_is_a_copy():
     assert drawn is not picture and drawn.tobytes() == picture.tobytes()
 
 
-@pytest.mark.parametrize("boxes", [None, [(0, 0, 1, 1)], "box", [Box("", 0, 0, math.nan, 1)]])
+@pytest.mark.parametrize("boxes", [None, [(0, 0, 1, 1)], "box"])
 @pytest.mark.parametrize("call", [draw_boxes, lambda *given: plot_boxes(axes(), *given)])
 def test_wrong_boxes(call, boxes):
-    with pytest.raises(VlkitError, match=r"vlkit\.Box|finite"):
+    with pytest.raises(VlkitError, match=r"expected vlkit\.Box"):
         call(blank(), boxes)
 
 
