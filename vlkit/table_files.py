@@ -7,7 +7,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
+        _check_names(source.columns, "the DataFrame")
         return source, None
     if not isinstance(source, str | os.PathLike):
         raise VlkitError(
@@ -63,27 +65,41 @@ def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
 def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # cells that would be left out
-        try:
-            table = pd.read_csv(
-                path,
-                sep="\t" if path.suffix.lower() == ".tsv" else ",",
-                dtype=object,
-                keep_default_na=False,
-                index_col=False,
-                encoding="utf-8-sig",
-            )
-        except pd.errors.EmptyDataError as error:
-            raise VlkitError(f"{path} is empty; it needs a header, then a row each") from error
-        except pd.errors.ParserWarning as error:
-            raise VlkitError(
-                f"{path} has rows with more cells than its header; quote cells that hold commas"
-            ) from error
+    try:
+        table = _parse_csv(path)
+    except pd.errors.EmptyDataError as error:
+        raise VlkitError(f"{path} is empty; it needs a header, then a row each") from error
+    except pd.errors.ParserWarning as error:
+        raise VlkitError(
+            f"{path} has rows with more cells than its header; quote cells that hold commas"
+        ) from error
     alone = path.suffix.lower() == ".csv" and len(table.columns) == 1
     if alone and (sign := _SEPARATOR.search(table.columns[0])):
         raise VlkitError(f"{path} separates its cells by {sign[0]!r}; save it with commas")
     return table
+
+
+def _parse_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    options: dict[str, Any] = {
+        "sep": "\t" if path.suffix.lower() == ".tsv" else ",",
+        "dtype": object,
+        "keep_default_na": False,
+        "index_col": False,
+        "encoding": "utf-8-sig",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # cells that would be left out
+        header = pd.read_csv(path, header=None, nrows=1, **options)
+        _check_names([name for name in header.iloc[0] if name], str(path))
+        return pd.read_csv(path, **options)
+
+
+def _check_names(names: Iterable[Any], where: str) -> None:
+    """Two columns of one name: pandas would rename the second, or read neither."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise VlkitError(f"{where} has several columns called {twice[0]!r}; rename all but one")
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:

@@ -73,6 +73,12 @@ def test_byte_order_marks_and_commas_in_quotes(tmp_path):
     assert said(read_conversations(path)[0])[1] == "One, two\nthree"
 
 
+def test_headers_that_are_empty_or_end_in_a_number_are_no_twins(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"prompt,image,image.1,,\nWhat?,a.png,b.png,,\n")
+    conversations = read_conversations(tmp_path / "t.csv", image=["image", "image.1"])
+    assert said(conversations[0]) == ([str(tmp_path / n) for n in ("a.png", "b.png")], "What?")
+
+
 def test_a_folder_in_natural_order_with_a_template(tmp_path):
     for name in ("10.png", "2.png", "1.png"):
         shutil.copy(sample("red_circle"), tmp_path / name)
@@ -186,6 +192,16 @@ def test_a_bad_row_is_left_to_fail_by_itself():
         ("t.csv", b"image;prompt\na;b\n", "separates its cells by ';'; save it with commas"),
         ("t.csv", b"image\tprompt\na\tb\n", "separates its cells by"),
         ("t.csv", "prompt\n问题".encode("gbk"), "is not UTF-8 .*; save it as UTF-8"),
+        (
+            "t.csv",
+            b"image,prompt,image\na,b,c\n",
+            "t.csv has several columns called 'image'; rename",
+        ),
+        (
+            "t.tsv",
+            b"\n\xef\xbb\xbf'a'\tprompt\tprompt\n",
+            "several columns called 'prompt'; rename",
+        ),
         ("t.csv", b"image,prompt\na,b,c\n", "more cells than its header"),
         ("t.csv", b"image,prompt\na,b\na,b,c\n", "cannot be read"),
         ("t.csv", b"image,answer\na,b\n", r"no column is called prompt or .*\['image', 'answer'\]"),
@@ -206,6 +222,8 @@ def test_other_mistakes(tmp_path):
     frame = pd.DataFrame({"prompt": ["?"]})
     with pytest.raises(VlkitError, match=r"no column is called 'photo'; columns = \['prompt'\]"):
         read_conversations(frame, image="photo")
+    with pytest.raises(VlkitError, match="the DataFrame has several columns called 'prompt'"):
+        read_conversations(pd.concat([frame, frame], axis=1))
     with pytest.raises(VlkitError, match="prompt=3 must be text"):
         read_conversations(frame, 3)
     with pytest.raises(VlkitError, match="not list"):
