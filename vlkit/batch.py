@@ -65,7 +65,7 @@ class BatchReport:
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.rows:,} rows", f"{self.failures:,} failed"]
+        parts = [f"{self.rows:,} row{'s' * (self.rows != 1)}", f"{self.failures:,} failed"]
         if self.resumed:
             parts.append(f"{self.resumed:,} answered before")
         parts.append(f"{self.seconds:.1f} s")

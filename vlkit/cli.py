@@ -20,6 +20,7 @@ from vlkit.commands.options import (
     BaseUrlOption,
     DeviceOption,
     DtypeOption,
+    FamilyOption,
     HubOption,
     ImageTokensOption,
     ModelOption,
@@ -31,7 +32,7 @@ from vlkit.commands.options import (
     TokensOption,
     console,
     errors,
-    hosted,
+    load_options,
 )
 from vlkit.commands.report import report
 from vlkit.commands.run import run
@@ -69,11 +70,12 @@ def main() -> None:
 
 @app.command()
 def predict(
+    context: typer.Context,
     prompt: Annotated[str, typer.Option(help="The question.")],
     image: Annotated[
         list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
     ] = None,
-    model: ModelOption = "tiny",
+    model: ModelOption = None,
     hub: HubOption = "auto",
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
@@ -82,6 +84,7 @@ def predict(
     adapter: AdapterOption = None,
     base_url: BaseUrlOption = None,
     region: RegionOption = None,
+    family: FamilyOption = None,
     max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -99,10 +102,7 @@ def predict(
     if not prompt.strip():
         raise VlkitError("the --prompt is empty; write a question")
     media = [_read_media(each) for each in image or []]  # before a large model is loaded
-    vlm = vlkit.load(
-        model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter, max_image_tokens=max_image_tokens, **hosted(base_url, region),
-    )  # fmt: skip
+    vlm = vlkit.load(**load_options(context))
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     reply = vlkit.generate(vlm, vlkit.user(prompt, *media), **options)
     record = _record(vlm, prompt, image or [], options, reply)
@@ -116,10 +116,11 @@ def predict(
 
 @app.command()
 def chat(
+    context: typer.Context,
     image: Annotated[
         list[str] | None, typer.Option(help="Pictures or clips for the first turn.")
     ] = None,
-    model: ModelOption = "tiny",
+    model: ModelOption = None,
     hub: HubOption = "auto",
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
@@ -128,6 +129,7 @@ def chat(
     adapter: AdapterOption = None,
     base_url: BaseUrlOption = None,
     region: RegionOption = None,
+    family: FamilyOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
@@ -136,10 +138,7 @@ def chat(
     import vlkit
 
     waiting = [_read_media(each) for each in image or []]
-    vlm = vlkit.load(
-        model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter, **hosted(base_url, region),
-    )  # fmt: skip
+    vlm = vlkit.load(**load_options(context))
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     talk = vlkit.Chat(vlm, **options)
     console.print(f"{escape(vlm.name)} listens. /image PATH, /new, /quit; Ctrl-C stops an answer.")

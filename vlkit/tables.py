@@ -56,7 +56,8 @@ class Conversations(Sequence):
         return self._rows[index]
 
     def __repr__(self) -> str:
-        return f"Conversations({len(self):,} rows, columns={list(self.table.columns)})"
+        rows = f"{len(self):,} row{'s' * (len(self) != 1)}"
+        return f"Conversations({rows}, columns={list(self.table.columns)})"
 
 
 def read_conversations(

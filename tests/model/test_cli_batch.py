@@ -61,7 +61,7 @@ def test_a_table_of_answers(table, tmp_path, ending):
     out = tmp_path / f"answers.{ending}"
     result = run(table, "--prompt", "Describe this {what}.", "--out", out, *SHORT)
     assert result.exit_code == 0, result.output
-    assert "3 rows, 1 failed" in result.output and "row 1: MediaError" in result.output
+    assert "3 rows, 1 failed" in result.output and f"row 2 of {table}: MediaError" in result.output
     journal = lines(tmp_path / "answers.jsonl")
     assert sorted(each["index"] for each in journal) == [0, 1, 2]
     first = next(each for each in journal if each["index"] == 0)
@@ -106,7 +106,7 @@ def test_all_rows_failed_is_exit_code_1(table, tmp_path):
         ("other.csv", [], "exists already"),
         ("a.jsonl", ["--batch-size", "many"], "batch_size='many'"),
         ("nowhere/a.csv", [], "nowhere does not exist"),
-        ("old.jsonl", ["--no-resume"], "exists and resume=False"),
+        ("old.jsonl", ["--no-resume"], "it holds rows already; delete it"),
         ("a.jsonl", ["--image-column", "photo"], "no column is called 'photo'"),
     ],
 )
@@ -130,7 +130,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, tmp_path):
     wait_for_rows(tmp_path / "answers.jsonl", 1)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130 and "The same command goes on with" in errors, errors
+    assert child.returncode == 130 and f"goes on with {out}; what" in errors, errors
     assert "Traceback" not in errors
     done = len(lines(tmp_path / "answers.jsonl"))
     assert 1 <= done < many and not out.exists()

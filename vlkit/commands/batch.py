@@ -17,6 +17,7 @@ from vlkit.commands.options import (
     BaseUrlOption,
     DeviceOption,
     DtypeOption,
+    FamilyOption,
     HubOption,
     ImageTokensOption,
     ModelOption,
@@ -28,7 +29,7 @@ from vlkit.commands.options import (
     TokensOption,
     console,
     errors,
-    hosted,
+    load_options,
 )
 from vlkit.errors import VlkitError
 
@@ -37,6 +38,7 @@ _SHOWN = 3  # failures told one by one
 
 
 def batch(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(metavar="IN", help="CSV, JSONL, JSON, Parquet or a folder of pictures.")
     ],
@@ -52,7 +54,7 @@ def batch(
     image_column: Annotated[
         list[str] | None, typer.Option(help="Column with pictures; may be repeated.")
     ] = None,
-    model: ModelOption = "tiny",
+    model: ModelOption = None,
     hub: HubOption = "auto",
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
@@ -61,6 +63,7 @@ def batch(
     adapter: AdapterOption = None,
     base_url: BaseUrlOption = None,
     region: RegionOption = None,
+    family: FamilyOption = None,
     max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -86,22 +89,22 @@ def batch(
     }  # fmt: skip
     conversations = vlkit.read_conversations(source, prompt, image=image_column)
     with _processes() as shares:
-        vlm = vlkit.load(
-            model, hub=hub, revision=revision, device=shares.device(device), dtype=dtype,
-            quantize=quantize, adapter=adapter, max_image_tokens=max_image_tokens,
-            **hosted(base_url, region),
-        )  # fmt: skip
+        vlm = vlkit.load(**load_options(context) | shares.device(device))
         options |= {"agreement": 0 if shares.number else agreement, "progress": not shares.number}
         results = vlkit.generate_batch(vlm, conversations, **options, **shares.of(conversations))
         if results.report.stopped:
-            errors.print(f"Stopped. The same command goes on with {journal}.", markup=False)
+            errors.print(
+                f"Stopped. The same command goes on with {out}"
+                + (f"; what is done lies in {journal}." if journal != out else "."),
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
             raise typer.Exit(130)
         report, results = shares.gather(results, conversations, journal)
     if shares.number:
         return
     if out != journal:
         vlkit.write_table(vlkit.to_frame(results, conversations), out)
-    _tell(results, report, out)
+    _tell(results, report, source, out)
     failures = sum(isinstance(result, vlkit.Failure) for result in results)
     raise typer.Exit(1 if results and failures == len(results) else 0)
 
@@ -114,17 +117,17 @@ class Shares:
     count: int = 1
     local_number: int = 0
 
-    def device(self, asked: str) -> str:
-        """A GPU of this process's own."""
+    def device(self, asked: str) -> dict[str, str]:
+        """A GPU of this process's own, where there are several processes and none is asked for."""
         if self.count == 1 or asked != "auto":
-            return asked
+            return {}
         import torch
 
         gpus = torch.cuda.device_count()
         if not gpus:
-            return asked
+            return {}
         torch.cuda.set_device(self.local_number % gpus)  # kernels are launched on the current one
-        return f"cuda:{self.local_number % gpus}"
+        return {"device": f"cuda:{self.local_number % gpus}"}
 
     def of(self, conversations: Sequence[Any]) -> dict[str, Any]:
         """What `generate_batch` has to know of them."""
@@ -178,25 +181,39 @@ def _check_places(source: str, out: Path, resume: bool) -> Path:
     """The journal's file. Raises VlkitError where something else would be overwritten."""
     if out.suffix.lower() not in _ENDINGS:
         raise VlkitError(f"--out {out} ends in none of {', '.join(_ENDINGS)}; name one of them")
+    if not out.expanduser().parent.is_dir():
+        raise VlkitError(f"--out {out}: the folder {out.parent} does not exist; create it")
     journal = out.with_suffix(".jsonl")
     for file in {out, journal}:
         if file.resolve() == Path(source).expanduser().resolve():
             raise VlkitError(f"--out {out} would write over {source}; name another file")
+    if not resume and _holds_rows(journal):
+        beside = f"{journal} beside it" if journal != out else "it"
+        raise VlkitError(
+            f"--out {out}: {beside} holds rows already; delete it, name another file, or go on "
+            "without --no-resume"
+        )
     if out != journal and out.exists() and not (resume and journal.exists()):
         raise VlkitError(f"--out {out} exists already; delete it or name another file")
     return journal
+
+
+def _holds_rows(journal: Path) -> bool:
+    return journal.is_file() and journal.stat().st_size > 0
 
 
 def _parse_batch_size(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _tell(results: list, report: Any, out: Path) -> None:
-    failed = [(row, each) for row, each in enumerate(results) if hasattr(each, "error")]
+def _tell(results: list, report: Any, source: str, out: Path) -> None:
+    failed = [(row, each) for row, each in enumerate(results, 1) if hasattr(each, "error")]
     for row, failure in failed[:_SHOWN]:
-        errors.print(f"row {row}: {failure}", markup=False, highlight=False, soft_wrap=True)
+        line = f"row {row:,} of {source}: {failure}"
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
     if len(failed) > _SHOWN:
-        errors.print(f"and {len(failed) - _SHOWN:,} more, in the file", highlight=False)
+        more = f"and {len(failed) - _SHOWN:,} more, in {out}"
+        errors.print(more, markup=False, highlight=False, soft_wrap=True)
     if report.note:
         errors.print(report.note, markup=False, highlight=False, soft_wrap=True)
     line = f"{len(results):,} row{'s' * (len(results) != 1)}, {len(failed):,} failed"

@@ -14,6 +14,7 @@ from vlkit.commands.options import (
     BaseUrlOption,
     DeviceOption,
     DtypeOption,
+    FamilyOption,
     HubOption,
     ImageTokensOption,
     QuantizeOption,
@@ -21,11 +22,12 @@ from vlkit.commands.options import (
     RevisionOption,
     TokensOption,
     console,
-    hosted,
+    load_options,
 )
 
 
 def evaluate_grounding(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help='"tiny" (bundled), a folder or a hub id.')],
     data: Annotated[
         str, typer.Argument(help='"samples" (bundled), or any file or folder that convert reads.')
@@ -51,6 +53,7 @@ def evaluate_grounding(
     adapter: AdapterOption = None,
     base_url: BaseUrlOption = None,
     region: RegionOption = None,
+    family: FamilyOption = None,
     max_image_tokens: ImageTokensOption = None,
     max_new_tokens: TokensOption = 256,
     batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,
@@ -69,10 +72,7 @@ def evaluate_grounding(
     iou = list(check_thresholds(iou or (0.5, 0.75)))
     ask = partial(read_questions, data, format=data_format, images=images)
     ask(prompt=prompt or "{label}")  # before a large model is loaded
-    vlm = vlkit.load(
-        model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter, max_image_tokens=max_image_tokens, **hosted(base_url, region),
-    )  # fmt: skip
+    vlm = vlkit.load(**load_options(context))
     questions = ask(prompt=prompt or default_prompt(vlm.family))
     run = ask_grounding(
         vlm, questions[:limit], data=Path(data).name, iou=iou,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +13,11 @@ console = Console()
 errors = Console(stderr=True)
 
 ModelOption = Annotated[
-    str, typer.Option(help='"tiny" (bundled), a folder, a hub id, "openai:…" or "dashscope:…".')
+    str | None,
+    typer.Option(
+        help='"tiny" (bundled), a folder, a hub id, "openai:…" or "dashscope:…". By default what '
+        'VLKIT_MODEL or the settings file names, else "tiny".'
+    ),
 ]
 BaseUrlOption = Annotated[
     str | None,
@@ -22,6 +26,10 @@ BaseUrlOption = Annotated[
 RegionOption = Annotated[
     str | None,
     typer.Option(help="Of a dashscope: model, beijing, singapore …; key in DASHSCOPE_API_KEY."),
+]
+FamilyOption = Annotated[
+    str | None,
+    typer.Option(help="Of a hosted model whose name does not tell it: qwen2-vl, qwen2.5-vl …"),
 ]
 HubOption = Annotated[Hub, typer.Option(help="Where to look for it.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")]
@@ -35,7 +43,19 @@ TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatab
 SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
 
 
-def hosted(base_url: str | None, region: str | None) -> dict[str, str]:
-    """Those of the two that were given, as `vlkit.load` takes them."""
-    options = {"base_url": base_url, "region": region}
-    return {name: value for name, value in options.items() if value is not None}
+_LOAD = (
+    "model", "hub", "revision", "device", "dtype", "quantize", "adapter", "max_image_tokens",
+    "base_url", "region", "family",
+)  # fmt: skip
+
+
+def load_options(context: typer.Context) -> dict[str, Any]:
+    """What was written of `vlkit.load`'s arguments; it knows the rest, from the settings too."""
+    given = {name: value for name, value in context.params.items() if name in _LOAD}
+    for name in list(given):
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            del given[name]
+    if "family" in given:  # qwen2.5-vl, as models are called
+        given["family"] = given["family"].lower().translate(str.maketrans("-.", "__"))
+    return given
