@@ -15,7 +15,7 @@ from vlkit.errors import ModelError, RemoteError
 from vlkit.families import family_of
 from vlkit.hubs import Hub, ModelFolder, find_model, first_line
 from vlkit.placement import network_options
-from vlkit.remote.models import HostedOptions, load_remote
+from vlkit.remote.models import HostedOptions, RemoteVLM, load_remote
 from vlkit.remote.services import is_remote_name
 from vlkit.settings import honours_choice
 
@@ -82,7 +82,7 @@ def load(
     adapter: str | os.PathLike | None = None,
     max_image_tokens: int | None = None,
     **hosted: Unpack[HostedOptions],
-) -> Any:
+) -> VLM | RemoteVLM:
     """Load a model of the Qwen-VL family.
 
     Args:
@@ -129,6 +129,25 @@ def load(
         raise ModelError(
             f'{next(iter(hosted))}= is for hosted models, such as "openai:…"; {model} runs here'
         )
+    return load_here(
+        model, hub=hub, revision=revision, device=device, dtype=dtype, attn=attn,
+        quantize=quantize, adapter=adapter, max_image_tokens=max_image_tokens,
+    )  # fmt: skip
+
+
+def load_here(
+    model: str | os.PathLike,
+    *,
+    hub: Hub = "auto",
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str = "auto",
+    quantize: Literal["4bit", "8bit"] | None = None,
+    adapter: str | os.PathLike | None = None,
+    max_image_tokens: int | None = None,
+) -> VLM:
+    """:func:`load` of a model on this machine."""
     folder = find_model(model, hub=hub, revision=revision)
     family = family_of(folder.config, folder.name)
     options = network_options(folder, device, dtype, attn, quantize)
@@ -176,7 +195,7 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
         warnings.warn(
             f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly",
-            stacklevel=4,
+            stacklevel=5,
         )
     return network
 
@@ -192,7 +211,7 @@ def _check_loaded(path: Path, info: dict) -> None:
         warnings.warn(
             f"{path}: {len(unused)} weights have no place in the model that config.json describes "
             f"({unused[0]} …) and are left out",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import dataclass
+from typing import get_type_hints
 
 import pytest
 
+import vlkit
 from vlkit import settings
 from vlkit.errors import ModelError
 
@@ -127,3 +129,7 @@ def test_the_file_is_plain_json(file):
         "model": "Qwen/Qwen2-VL-2B-Instruct",
         "hub": "modelscope",
     }
+
+
+def test_load_says_what_it_returns():
+    assert get_type_hints(vlkit.load)["return"] == vlkit.VLM | vlkit.RemoteVLM

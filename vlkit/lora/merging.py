@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vlkit.datasets.files import whole_folder
-from vlkit.models import load
+from vlkit.models import load_here
 
 
 def merge(
@@ -35,7 +35,7 @@ def merge(
     """
     target = Path(folder).expanduser()
     with whole_folder(target) as written:
-        vlm = load(model, adapter=adapter, dtype=dtype, device=device)
+        vlm = load_here(model, adapter=adapter, dtype=dtype, device=device)
         vlm.model.merge_and_unload().save_pretrained(written)
         vlm.processor.save_pretrained(written)
     return target

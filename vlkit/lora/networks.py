@@ -33,10 +33,10 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
         )
     if quantize is None or packed:
         return vlm
-    from vlkit.models import load
+    from vlkit.models import load_here
 
     device, dtype = vlm.model.device, str(vlm.model.dtype).removeprefix("torch.")
-    loaded = load(
+    loaded = load_here(
         vlm.folder.path, quantize=quantize, device=str(device) if device.index else "auto",
         dtype=dtype, max_image_tokens=vlm.max_image_tokens,
     )  # fmt: skip
