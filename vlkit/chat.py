@@ -13,10 +13,14 @@ from vlkit.messages import system as _system
 from vlkit.models import VLM
 from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Reply
+from vlkit.video import ClipStore
 
 
 class Chat:
-    """A conversation that remembers; pictures of earlier turns stay in view.
+    """A conversation that remembers; pictures and clips of earlier turns stay in view.
+
+    They are read once, and seen as they were then even where the file has changed. Of clips up to
+    half a gigabyte of frames is kept as long as the Chat; beyond that they are sampled anew.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -27,11 +31,12 @@ class Chat:
     def __init__(self, vlm: VLM | RemoteVLM, system: str | None = None, **options: Any):
         self.vlm, self.options = vlm, options
         self.messages = [_system(system)] if system is not None else []
+        self._clips = ClipStore()
 
     def ask(self, text: str, *media: Any, **options: Any) -> Reply:
         """Ask the next question; on an error the conversation stays as it was."""
         turn = self._turn(text, media)
-        with recording.as_kind("chat"):
+        with recording.as_kind("chat"), self._clips.in_use():
             reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
         self._remember(turn, reply)
         return reply
@@ -39,7 +44,7 @@ class Chat:
     def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
         """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
         turn = self._turn(text, media)
-        with recording.as_kind("chat"):
+        with recording.as_kind("chat"), self._clips.in_use():
             pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
         try:
             yield from pieces
@@ -53,7 +58,7 @@ class Chat:
         turn = as_messages(user(text, *media))[0]
         for item in iterate_media([turn]):
             if item["type"] == "video":
-                continue  # a clip is sampled anew each turn: its frames may be many
+                continue  # its frames are kept beside the conversation, which names the file
             item["image"] = load_image(item["image"], strict=item.pop("strict", True))
         return turn
 

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from vlkit import recording
@@ -80,7 +82,8 @@ class Stream:
         self._stopped = threading.Event()
         self._note = recording.begin("stream", vlm, messages, {**options, "seed": seed})
         self._reply: Reply | None = None
-        self._thread = threading.Thread(target=self._work, name="vlkit-stream", daemon=True)
+        work = partial(copy_context().run, self._work)
+        self._thread = threading.Thread(target=work, name="vlkit-stream", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,50 @@ class Clip:
         return [PIL.Image.fromarray(frame) for frame in self.frames]
 
 
+class ClipStore:
+    """Sampled clips, so that a conversation decodes each of them once; the oldest go first.
+
+    Args:
+        most_bytes: of frames kept; what is larger is sampled anew each time.
+    """
+
+    def __init__(self, most_bytes: int = 2**29):
+        self._most_bytes = most_bytes
+        self._clips: dict[tuple, tuple[Video, Clip]] = {}  # the Video keeps its source's id in use
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """What is sampled within, in this context, is kept and found here."""
+        token = _store.set(self)
+        try:
+            yield
+        finally:
+            _store.reset(token)
+
+    def find(self, video: Video, resize: Resize | None) -> Clip | None:
+        """The clip as it was sampled; None where it was not, or to another size."""
+        _, clip = self._clips.get(_key(video), (None, None))
+        if clip is None:
+            return None
+        size = resize(clip.info.size, len(clip.indices)) if resize else clip.info.size
+        return clip if size == clip.frame_size else None
+
+    def keep(self, video: Video, clip: Clip) -> None:
+        """Keep a clip, and let older ones go that there is no room for."""
+        self._clips.pop(_key(video), None)
+        self._clips[_key(video)] = video, clip
+        while sum(each.frames.nbytes for _, each in self._clips.values()) > self._most_bytes:
+            del self._clips[next(iter(self._clips))]
+
+
+_store: ContextVar[ClipStore | None] = ContextVar("vlkit_clips", default=None)
+
+
+def _key(video: Video) -> tuple:
+    source, *options = vars(video).values()
+    return id(source), *options
+
+
 def load_clip(video: Any, resize: Resize | None = None) -> Clip:
     """Sample a video.
 
@@ -117,7 +163,9 @@ def load_clip(video: Any, resize: Resize | None = None) -> Clip:
         MediaError: naming the source and the remedy.
     """
     video = video if isinstance(video, Video) else Video(video)
-    name = _name(video.source)
+    store, name = _store.get(), _name(video.source)
+    if store and (kept := store.find(video, resize)):
+        return kept
     with _open(video, name) as reader:
         indices, range_frames = sample_indices(video, reader.info, name)
         size = resize(reader.info.size, len(indices)) if resize else reader.info.size
@@ -126,7 +174,10 @@ def load_clip(video: Any, resize: Resize | None = None) -> Clip:
             if picture.size != size:
                 picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
             frames[position] = np.asarray(picture)
-    return Clip(frames, tuple(indices), range_frames, reader.info, name)
+    clip = Clip(frames, tuple(indices), range_frames, reader.info, name)
+    if store:
+        store.keep(video, clip)
+    return clip
 
 
 def probe_clip(video: Any) -> ClipInfo:

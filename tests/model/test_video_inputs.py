@@ -1,6 +1,8 @@
 """Clips on their way to the model, against qwen-vl-utils' rules and the real processors."""
 
+import gc
 import re
+import weakref
 
 import numpy as np
 import PIL.Image
@@ -11,6 +13,7 @@ from clips import frame_of, write_clip
 from qwen_vl_utils.vision_process import fetch_video
 
 import vlkit
+from vlkit import video
 from vlkit.inputs import frame_size, prepare_inputs
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -56,6 +59,52 @@ def test_a_conversation_goes_on_about_one_clip(vlm):
     reply = chat.ask("How does the red circle move?")
     assert "right" in reply.text and len(reply.clips) == 1
     assert "right" in "".join(vlkit.stream(vlm, chat.messages[:1]))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the clips that were opened to be decoded."""
+    names, really = [], video._open
+    monkeypatch.setattr(video, "_open", lambda *given: names.append(given[1]) or really(*given))
+    return names
+
+
+def test_a_conversation_decodes_a_clip_once(vlm, tmp_path, opened):
+    one, other = (write_clip(tmp_path / name, frames=20) for name in ("one.mp4", "other.mp4"))
+    chat = vlkit.Chat(vlm, max_new_tokens=2)
+    first = chat.ask("Describe this video.", one)
+    assert opened == [str(one)]
+    one.write_bytes(other.read_bytes()[:99])  # a later turn sees what this one saw
+    second, _ = chat.ask("And?"), list(chat.stream("And now?"))
+    assert opened == [str(one)] and second.clips[0].frames is first.clips[0].frames
+    assert chat.messages[0]["content"][0]["video"] == str(one)
+    chat.ask("And this?", vlkit.Video(other, frames=2))
+    third = chat.ask("And this?", vlkit.Video(other, frames=4))
+    assert opened == [str(one), str(other), str(other)]
+    assert [len(clip.frames) for clip in third.clips] == [4, 2, 4]
+    vlkit.generate(vlm, vlkit.user("?", other), max_new_tokens=1)  # nothing else finds them
+    assert len(opened) == 4
+    frames = weakref.ref(first.clips[0].frames)
+    del chat, first, second, third
+    gc.collect()
+    assert frames() is None
+
+
+def test_clips_beyond_a_chats_memory_are_sampled_anew(vlm, tmp_path, opened):
+    clips = [write_clip(tmp_path / f"{n}.mp4", frames=20) for n in range(3)]
+    one = vlkit.generate(vlm, vlkit.user("?", clips[0]), max_new_tokens=1).clips[0].frames.nbytes
+    chat = vlkit.Chat(vlm, max_new_tokens=1)
+    chat._clips = video.ClipStore(most_bytes=2 * one)
+    opened.clear()
+    for clip in clips[:2]:
+        chat.ask("?", clip)
+    chat.ask("?")
+    assert len(opened) == 2
+    chat.ask("?", clips[2])
+    assert len(opened) == 3
+    chat._clips = video.ClipStore(most_bytes=one - 1)
+    chat.ask("?")
+    assert len(opened) == 6 and not chat._clips._clips
 
 
 # --- sizes ---------------------------------------------------------------------------------------
