@@ -29,7 +29,7 @@ from reporting import report
 import vlkit
 from vlkit.bundled import bundled_path
 from vlkit.hubs import ModelFolder
-from vlkit.models import VLM, _load_processor
+from vlkit.models import VLM, load_processor
 from vlkit.shapes import build_config
 
 SHAPES = {
@@ -238,7 +238,7 @@ def build_random(shape: str, device: str, dtype: str = "auto") -> VLM:
     """A model of a published shape with random weights, and the bundled tokenizer."""
     config, folder = build_config(SHAPES[shape]), bundled_path("tiny-qwen2-vl")
     source = ModelFolder(folder, f"{SHAPES[shape]}, random weights", "local", None, {})
-    processor = _load_processor(source)
+    processor = load_processor(source)
     family = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}.get(config.model_type, "qwen3_vl")
     patch = 14 if family != "qwen3_vl" else 16
     size = {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 16_384 * (2 * patch) ** 2}

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlkit.errors import VlkitError
 from vlkit.formats import GroundingFormat
-from vlkit.generation import _check_context, _run
+from vlkit.generation import check_context, run_row
 from vlkit.grounding import Item, Point, Quad, Size, format_of, locate_grounding
 from vlkit.inputs import ModelInputs, prepare_inputs
 from vlkit.messages import as_messages
@@ -99,10 +99,10 @@ def answer_tokens(
     inputs = prepare_inputs(vlm, [messages])
     begun = _prefill(messages)
     if answer is None:
-        ids = _run(vlm, inputs, generation_options(max_new_tokens, 0.0, 1.0, None), None)
+        ids = run_row(vlm, inputs, generation_options(max_new_tokens, 0.0, 1.0, None), None)
     else:
         ids = _tokens_of(vlm, answer, begun)
-        _check_context(vlm, inputs.tensors["input_ids"].shape[1], len(ids))
+        check_context(vlm, inputs.tensors["input_ids"].shape[1], len(ids))
     text, spans = _locate_tokens(vlm.processor.tokenizer, ids, begun)
     return AnswerTokens(inputs, ids, text, spans, _items(vlm, inputs, text, spans, image, clip))
 

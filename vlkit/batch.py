@@ -135,7 +135,7 @@ def generate_batch(
     start = time.perf_counter()
     if not isinstance(vlm, RemoteVLM):
         check_loaded(vlm)
-    conversations = _check_conversations(conversations)
+    conversations = check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
     _check_agreement(agreement)
     options = generation_options(max_new_tokens, temperature, top_p, seed)
@@ -216,7 +216,8 @@ class _Done:
         self._bar.close()
 
 
-def _check_conversations(conversations: Any) -> list:
+def check_conversations(conversations: Any) -> list:
+    """The rows as a list. Raises VlkitError where one conversation stands for many."""
     if isinstance(conversations, str | dict) or not hasattr(conversations, "__len__"):
         kind = type(conversations).__name__
         raise VlkitError(

@@ -12,7 +12,7 @@ import PIL.Image
 from vlkit.errors import VlkitError
 from vlkit.formats import Space
 from vlkit.grounding import Box, Size, check_size, check_space
-from vlkit.metrics import _align, iou, label_key
+from vlkit.metrics import align_pictures, iou, label_key
 from vlkit.readings import box_of, readings_of, scale_corners
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def diagnose_boxes(
     Raises:
         VlkitError: lists of different lengths, or no box that a true one could be compared with.
     """
-    _, answers, truths = _align(predicted, truth)
+    _, answers, truths = align_pictures(predicted, truth)
     sizes = _check_sizes("image_sizes", image_sizes, len(truths))
     seen = _check_sizes("input_sizes", input_sizes, len(truths)) if input_sizes else None
     numbers = _numbers(answers, sizes, seen, read_as)

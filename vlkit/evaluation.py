@@ -221,7 +221,7 @@ def default_prompt(family: str) -> str:
 
 def _read(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
     try:
-        items, left_out = answer._read()
+        items, left_out = answer.read_grounding()
     except AttributeError:  # a Failure
         return None, str(answer)
     except GroundingParseError as error:

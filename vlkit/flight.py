@@ -20,7 +20,7 @@ from vlkit.models import VLM
 from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Usage
 from vlkit.targets import Target, find_target
-from vlkit.video import ClipInfo, Video, _name, load_clip, probe_clip, sample_indices
+from vlkit.video import ClipInfo, Video, clip_name, load_clip, probe_clip, sample_indices
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ClipView:
     @property
     def name(self) -> str:
         """For reports."""
-        return _name(self.video.source)
+        return clip_name(self.video.source)
 
     @property
     def size(self) -> Size:
@@ -282,6 +282,6 @@ def view_media(target: Target, media: Image | Video) -> View:
 
 def view_clip(target: Target, video: Video, info: ClipInfo) -> ClipView:
     """How the model sees a clip whose header was read."""
-    indices, _ = sample_indices(video, info, _name(video.source))
+    indices, _ = sample_indices(video, info, clip_name(video.source))
     size = target.rules.frame_size(info.size, len(indices), video)
     return ClipView(video, info, tuple(indices), size, target.rules.patch_size)

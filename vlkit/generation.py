@@ -135,34 +135,36 @@ def _answer(
         return answer_remotely(vlm, messages, options, seed, put, stopped)
     start = time.perf_counter()
     inputs = prepare_inputs(vlm, [messages])
-    tokens = _run(vlm, inputs, options, seed, put, stopped)
-    return _make_reply(vlm, messages, inputs, tokens, options["max_new_tokens"], start)
+    tokens = run_row(vlm, inputs, options, seed, put, stopped)
+    return make_reply(vlm, messages, inputs, tokens, options["max_new_tokens"], start)
 
 
-def _run(vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None) -> list[int]:
+def run_row(
+    vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
+) -> list[int]:
     """The new tokens of the first row."""
-    return _run_rows(vlm, inputs, options, seed, put, stopped)[0]
+    return run_rows(vlm, inputs, options, seed, put, stopped)[0]
 
 
-def _run_rows(
+def run_rows(
     vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
 ) -> list[list[int]]:
     """The new tokens of each row, up to the one that ends it."""
     import torch
 
     length = inputs.tensors["input_ids"].shape[1]
-    _check_context(vlm, length, options["max_new_tokens"])
+    check_context(vlm, length, options["max_new_tokens"])
     options = {**options, **_streaming(vlm, put, stopped)}
     tensors = inputs.tensors.to(vlm.model.device, dtype=vlm.model.dtype)
     try:
-        with torch.inference_mode(), _seeded(seed, options["do_sample"]):
+        with torch.inference_mode(), seeded(seed, options["do_sample"]):
             output = vlm.model.generate(**tensors, **options)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(
             f"out of GPU memory at {length:,} prompt tokens; lower max_image_tokens or "
             'max_new_tokens, or load with quantize="4bit"'
         ) from error
-    endings = _ending_tokens(vlm)
+    endings = ending_tokens(vlm)
     return [_cut(tokens, endings) for tokens in output[:, length:].tolist()]
 
 
@@ -172,7 +174,8 @@ def _cut(tokens: list[int], endings: set[int]) -> list[int]:
     return tokens[: end + 1]
 
 
-def _check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
+def check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Raises ModelError where prompt and answer do not fit the context."""
     if prompt_tokens + max_new_tokens > vlm.context_length:
         raise ModelError(
             f"{prompt_tokens:,} prompt tokens and max_new_tokens={max_new_tokens:,} exceed "
@@ -185,7 +188,8 @@ _random_state = threading.Lock()  # torch's is one for the process
 
 
 @contextmanager
-def _seeded(seed: int | None, sampling: bool):
+def seeded(seed: int | None, sampling: bool):
+    """Sampling within is repeatable; the global random state is left as it was."""
     import torch
 
     if seed is None or not sampling:
@@ -207,25 +211,27 @@ def _streaming(vlm: VLM, put, stopped: threading.Event | None) -> dict:
 
     tokenizer = vlm.processor.tokenizer
     streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    criteria = StoppingCriteriaList([lambda ids, scores, **_: _all_rows(ids, stopped.is_set())])
+    criteria = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, stopped.is_set())])
     return {"streamer": streamer, "stopping_criteria": criteria}
 
 
-def _all_rows(input_ids, value: bool):
+def all_rows(input_ids, value: bool):
+    """A stopping criterion's answer that is the same for every row."""
     import torch
 
     return torch.full((input_ids.shape[0],), value, dtype=torch.bool, device=input_ids.device)
 
 
-def _make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
+def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
+    """The Reply of one row's new tokens; ``start`` is when it was asked, by perf_counter."""
     tokenizer = vlm.processor.tokenizer
-    ended = bool(tokens) and tokens[-1] in _ending_tokens(vlm)
+    ended = bool(tokens) and tokens[-1] in ending_tokens(vlm)
     prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else []
     begun = "".join(item["text"] for item in prefill if item["type"] == "text")
     return Reply(
         text=_strip_special(tokenizer, begun) + tokenizer.decode(tokens, skip_special_tokens=True),
         raw=begun + tokenizer.decode(tokens, skip_special_tokens=False),
-        usage=_count(vlm, inputs, len(tokens)),
+        usage=count_usage(vlm, inputs, len(tokens)),
         seconds=time.perf_counter() - start,
         family=vlm.family,
         images=_as_sequence(inputs.images[0]),
@@ -248,12 +254,14 @@ def _strip_special(tokenizer, text: str) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _ending_tokens(vlm: VLM) -> set[int]:
+def ending_tokens(vlm: VLM) -> set[int]:
+    """The ids that end an answer."""
     ending = vlm.model.generation_config.eos_token_id
     return {ending} if isinstance(ending, int) else set(ending or ())
 
 
-def _count(vlm: VLM, inputs: ModelInputs, new_tokens: int) -> Usage:
+def count_usage(vlm: VLM, inputs: ModelInputs, new_tokens: int) -> Usage:
+    """The tokens of the first row."""
     ids = inputs.tensors["input_ids"][0]
     config = vlm.model.config
     image_tokens = int((ids == config.image_token_id).sum())

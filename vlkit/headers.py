@@ -11,7 +11,7 @@ import PIL.Image
 from PIL.ExifTags import Base as ExifTag
 
 from vlkit.grounding import Size
-from vlkit.media import Image, _check_shape, describe_source, load_image
+from vlkit.media import Image, check_shape, describe_source, load_image
 from vlkit.sources import is_url, local_path, read_bytes
 
 _PLAIN = ("JPEG", "MPO", "WEBP", "BMP", "PNG", "GIF")
@@ -40,7 +40,7 @@ def picture_size(source: Any) -> Size:
     if opened is None:
         return load_image(source, strict=image.strict).size
     size, picture = opened
-    _check_shape(picture, name)
+    check_shape(picture, name)
     return size
 
 

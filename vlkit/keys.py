@@ -139,21 +139,21 @@ def _item(item: dict) -> Any:
     if kind == "text":
         return item["text"]
     options = {key: item[key] for key in item if key not in ("type", kind)}
-    return [kind, options, _medium(item[kind])]
+    return [kind, options, hash_medium(item[kind])]
 
 
-def _medium(source: Any) -> Any:
+def hash_medium(source: Any) -> Any:
     """The content of a picture or clip, or of each of a clip's frames."""
     if isinstance(source, Image):
-        return [_medium(source.source), source.strict]
+        return [hash_medium(source.source), source.strict]
     if isinstance(source, list | tuple):
-        return [_medium(frame) for frame in source]
+        return [hash_medium(frame) for frame in source]
     if isinstance(source, bytes | bytearray | memoryview):
         return hashlib.sha256(source).hexdigest()
     if isinstance(source, str | os.PathLike):
         return ["url", source] if is_url(source) else _file(local_path(source))
     if getattr(source, "ndim", 0) == 4:
-        return [_medium(frame) for frame in source]
+        return [hash_medium(frame) for frame in source]
     try:
         picture = load_image(source)
     except VlkitError as error:

@@ -92,7 +92,7 @@ def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
         picture, size = _open(data, name, strict), len(data)
     picture = _decode(picture, name, size, strict)
     picture.info.clear()  # an orientation or transparency left there would be applied again
-    _check_shape(picture, name)
+    check_shape(picture, name)
     if isinstance(source, str | os.PathLike) and not is_url(source):
         picture.filename = local_path(source)  # for names in messages and records
     return picture
@@ -203,7 +203,8 @@ def _flatten(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _check_shape(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+def check_shape(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """The picture itself. Raises MediaError where it is too long for its height, or the reverse."""
     long, short = max(picture.size), min(picture.size)
     if not 0 < long <= MAX_ASPECT_RATIO * short:
         raise MediaError(

@@ -136,7 +136,7 @@ def evaluate_grounding(
     thresholds = check_thresholds(iou)
     if not isinstance(bootstrap, int) or bootstrap < 0:
         raise VlkitError(f"bootstrap={bootstrap!r} must be a whole number, 0 for no intervals")
-    names, answers, truths = _align(predicted, truth)
+    names, answers, truths = align_pictures(predicted, truth)
     if not any(truths) and not any(answers):
         raise VlkitError("there is no box at all; pass the boxes of each picture")
     labels = {label_key(box.label, match_labels) for own in truths for box in own}
@@ -174,7 +174,10 @@ def check_thresholds(iou: Any) -> tuple[float, ...]:
     return thresholds
 
 
-def _align(predicted: Any, truth: Any) -> tuple[list[Any], list[list[Box]], list[list[Box]]]:
+def align_pictures(
+    predicted: Any, truth: Any
+) -> tuple[list[Any], list[list[Box]], list[list[Box]]]:
+    """The pictures' keys, and for each its predicted and its true boxes. Raises VlkitError."""
     if isinstance(predicted, Mapping) or isinstance(truth, Mapping):
         if not isinstance(predicted, Mapping) or not isinstance(truth, Mapping):
             raise VlkitError("one of predicted and truth is a mapping; pass both by the same names")

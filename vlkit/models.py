@@ -152,7 +152,7 @@ def load_here(
     family = family_of(folder.config, folder.name)
     options = network_options(folder, device, dtype, attn, quantize)
     adapter_path = find_adapter(adapter, folder, family) if adapter else None
-    processor = _load_processor(folder)
+    processor = load_processor(folder)
     network = _load_network(folder, options)
     if adapter_path:
         network = attach_adapter(network, adapter_path, folder)
@@ -238,7 +238,8 @@ def _is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-def _load_processor(folder: ModelFolder):
+def load_processor(folder: ModelFolder):
+    """A model folder's processor, padding on the left. Raises ModelError."""
     from transformers import AutoProcessor
 
     try:

@@ -108,12 +108,13 @@ class Reply:
         return draw_boxes(_pick(self.images, image, "image"), self._warned(image))
 
     def _warned(self, image: int = -1) -> list[Item]:
-        items, left_out = self._read(image)
+        items, left_out = self.read_grounding(image)
         if left_out:
             warnings.warn(left_out, stacklevel=3)  # the line that asked, outside this module
         return items
 
-    def _read(self, image: int = -1) -> tuple[list[Item], str]:
+    def read_grounding(self, image: int = -1) -> tuple[list[Item], str]:
+        """:meth:`grounding` with what was left out as a second value, and no warning."""
         if self.images:
             size = _pick(self.image_sizes, image, "image")
             input_size = self.input_sizes[image] if self.input_sizes else None
@@ -147,7 +148,7 @@ class Reply:
         if not self.images and not self.clips:
             return ""
         try:
-            items, note = self._read()
+            items, note = self.read_grounding()
         except GroundingParseError as error:
             items, note = [], str(error)
         if note:

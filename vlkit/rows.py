@@ -36,7 +36,7 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
 
 def _grounding(reply: Reply) -> dict[str, Any]:
     try:
-        items, note = reply._read()
+        items, note = reply.read_grounding()
     except GroundingParseError as error:
         items, note = [], str(error)
     boxes = [asdict(item) for item in items if isinstance(item, Box)]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
 # embeddings; of the vision tower: depth, width, intermediate; as in config.json on the hubs
-_SHAPES = {
+SHAPES = {
     "Qwen/Qwen2-VL-2B-Instruct": ((1536, 28, 12, 2, 8960, 151936, True), (32, 1280, 5120)),
     "Qwen/Qwen2-VL-7B-Instruct": ((3584, 28, 28, 4, 18944, 152064, False), (32, 1280, 5120)),
     "Qwen/Qwen2-VL-72B-Instruct": ((8192, 80, 64, 8, 29568, 152064, False), (32, 1280, 5120)),
@@ -70,7 +70,7 @@ def build_config(name: str):
     """The transformers config of a known model, from its published shape."""
     from transformers import AutoConfig
 
-    (hidden, layers, heads, kv_heads, inner, vocabulary, tied), (depth, width, v_inner) = _SHAPES[
+    (hidden, layers, heads, kv_heads, inner, vocabulary, tied), (depth, width, v_inner) = SHAPES[
         name
     ]
     text = {
@@ -101,7 +101,7 @@ def memory_table() -> pandas.DataFrame:
     import pandas
 
     rows = {}
-    for name in _SHAPES:
+    for name in SHAPES:
         memory = count_memory(name)
         rows[name] = {
             "parameters, billions": memory.parameters / 1e9,

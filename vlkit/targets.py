@@ -19,7 +19,7 @@ from vlkit.folders import read_config, read_json
 from vlkit.hubs import HUB_ID, HUBS, ModelFolder, cached_folder
 from vlkit.inputs import render_prompt, size_rules
 from vlkit.memory import Cost, count_cost
-from vlkit.models import VLM, _load_processor
+from vlkit.models import VLM, load_processor
 from vlkit.remote.models import RemoteVLM
 from vlkit.sizes import SizeRules, published_rules, rules_of_processor
 
@@ -60,7 +60,7 @@ class Target:
                 from transformers import AutoConfig
 
                 return count_cost(AutoConfig.from_pretrained(self.source), weights)
-        if self.name in shapes._SHAPES:
+        if self.name in shapes.SHAPES:
             weights = shapes.count_memory(self.name).bfloat16
             return count_cost(shapes.build_config(self.name), weights)
         return None
@@ -156,7 +156,7 @@ def _own_processor(name: str, folder: Path, config: dict) -> Any:
     if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         return None  # transformers would make an empty one
     try:
-        return _load_processor(ModelFolder(folder, name, "local", None, config))
+        return load_processor(ModelFolder(folder, name, "local", None, config))
     except ModelError:
         return None
 

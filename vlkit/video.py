@@ -163,7 +163,7 @@ def load_clip(video: Any, resize: Resize | None = None) -> Clip:
         MediaError: naming the source and the remedy.
     """
     video = video if isinstance(video, Video) else Video(video)
-    store, name = _store.get(), _name(video.source)
+    store, name = _store.get(), clip_name(video.source)
     if store and (kept := store.find(video, resize)):
         return kept
     with _open(video, name) as reader:
@@ -183,7 +183,7 @@ def load_clip(video: Any, resize: Resize | None = None) -> Clip:
 def probe_clip(video: Any) -> ClipInfo:
     """Size, rate and length of a video, from its header; no frame but the first is decoded."""
     video = video if isinstance(video, Video) else Video(video)
-    with _open(video, _name(video.source)) as reader:
+    with _open(video, clip_name(video.source)) as reader:
         return reader.info
 
 
@@ -237,7 +237,8 @@ def _check_options(video: Video) -> None:
         raise MediaError(f"end={video.end:g} must come after start={video.start or 0:g}")
 
 
-def _name(source: Any) -> str:
+def clip_name(source: Any) -> str:
+    """A short name of a clip for messages."""
     if isinstance(source, list | tuple):
         return f"list of {len(source)} frames"
     return describe_source(source).replace("picture of", "video of")

@@ -11,7 +11,7 @@ from vlkit.batching.fast_rows import answer_fast
 from vlkit.batching.feeding import Feed, Waiting, choose_group, failure_of, feeding
 from vlkit.batching.row_tensors import describe_row, split_rows
 from vlkit.batching.settings import MOST_ROWS, PREFILL_TOKENS, Settings, Tally, base_model
-from vlkit.generation import _make_reply, _run_rows
+from vlkit.generation import make_reply, run_rows
 from vlkit.inputs import make_inputs
 from vlkit.messages import as_messages
 from vlkit.models import VLM
@@ -87,7 +87,7 @@ def _generate_group(vlm: VLM, group: list[Waiting], settings: Settings, tally: T
     seed = None if settings.seed is None else settings.seed + group[0].index
     try:
         inputs = make_inputs(vlm, [row.loaded for row in group])
-        answers = _run_rows(vlm, inputs, settings.options, seed)
+        answers = run_rows(vlm, inputs, settings.options, seed)
     except Exception as error:  # processors and models raise what they like
         if len(group) == 1:
             yield group[0].index, failure_of(error)
@@ -103,5 +103,5 @@ def _generate_group(vlm: VLM, group: list[Waiting], settings: Settings, tally: T
         described = describe_row(row.loaded, tensors, sizes)
         yield (
             row.index,
-            _make_reply(vlm, as_messages(row.messages), described, tokens, limit, start),
+            make_reply(vlm, as_messages(row.messages), described, tokens, limit, start),
         )

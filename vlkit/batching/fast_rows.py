@@ -16,7 +16,7 @@ from vlkit.batching.group import Row
 from vlkit.batching.row_tensors import describe_row, split_media, split_rows
 from vlkit.batching.settings import PREFILL_TOKENS, Settings, Tally, base_model
 from vlkit.errors import VlkitError
-from vlkit.generation import _check_context, _ending_tokens, _make_reply
+from vlkit.generation import check_context, ending_tokens, make_reply
 from vlkit.inputs import make_inputs
 from vlkit.memory import available_memory, count_cost
 from vlkit.messages import as_messages
@@ -59,7 +59,7 @@ class _FastRun:
         options, config = settings.options, vlm.model.generation_config
         self.limit = options["max_new_tokens"]
         self.choice = Choice(
-            frozenset(_ending_tokens(vlm)),
+            frozenset(ending_tokens(vlm)),
             options["temperature"] or 0.0,
             options["top_p"] or 1.0,
             getattr(config, "repetition_penalty", None) or 1.0,
@@ -88,7 +88,7 @@ class _FastRun:
         if not rows:
             return
         try:
-            with torch.inference_mode(), _launched_on(self.model.device):
+            with torch.inference_mode(), launched_on(self.model.device):
                 self.engine = self.engine or self._make_engine(rows)
                 done = self.engine.admit(rows)
         except torch.cuda.OutOfMemoryError:
@@ -107,7 +107,7 @@ class _FastRun:
 
         assert self.engine is not None
         try:
-            with torch.inference_mode(), _launched_on(self.model.device):
+            with torch.inference_mode(), launched_on(self.model.device):
                 done = self.engine.advance()
         except torch.cuda.OutOfMemoryError:
             yield from self._halve([])
@@ -127,7 +127,7 @@ class _FastRun:
         import torch
 
         kept = _engines.get(self.model, {}).pop(self.capacity, None)
-        with torch.inference_mode(), _launched_on(self.model.device):
+        with torch.inference_mode(), launched_on(self.model.device):
             self.found = kept if kept is not None and kept.fits(self.choice) else None
 
     def keep_engine(self) -> None:
@@ -180,7 +180,7 @@ class _FastRun:
         fitting = []
         for row in rows:
             try:
-                _check_context(self.vlm, row.length, self.limit)
+                check_context(self.vlm, row.length, self.limit)
                 fitting.append(row)
             except VlkitError as error:
                 yield row.index, failure_of(error)
@@ -211,7 +211,7 @@ class _FastRun:
             yield row.index, _reply_of(self.vlm, row, self.limit)
 
 
-def _launched_on(device: Any):
+def launched_on(device: Any):
     """Triton launches on the current GPU, whichever its tensors are on."""
     import torch
 
@@ -236,4 +236,4 @@ def _make_rows(vlm: VLM, group: list[Waiting], limit: int, seed: int | None) -> 
 
 def _reply_of(vlm: VLM, row: Row, limit: int) -> Reply:
     waiting, inputs, start = row.payload
-    return _make_reply(vlm, as_messages(waiting.messages), inputs, row.tokens, limit, start)
+    return make_reply(vlm, as_messages(waiting.messages), inputs, row.tokens, limit, start)

@@ -164,7 +164,7 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
 
 def _boxes(answer: Reply | Failure) -> list | None:
     try:
-        return answer._read()[0] if isinstance(answer, Reply) else None
+        return answer.read_grounding()[0] if isinstance(answer, Reply) else None
     except VlkitError:
         return None
 

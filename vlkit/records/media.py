@@ -17,7 +17,7 @@ import PIL.Image
 from vlkit.bundled import bundled_path
 from vlkit.decoding import pictures_of
 from vlkit.errors import VlkitError
-from vlkit.keys import _medium
+from vlkit.keys import hash_medium
 from vlkit.media import describe_source, load_image
 from vlkit.records.secrets import clean_url
 from vlkit.sources import is_url, local_path
@@ -41,7 +41,7 @@ def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str
     """
     if picture is not None and not _is_file(source):
         return "pixels", _pixels_hash(picture)
-    medium = _medium(source)
+    medium = hash_medium(source)
     if isinstance(medium, str):
         return "file", medium
     if medium[0] == "unreadable":

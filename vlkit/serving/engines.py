@@ -7,10 +7,10 @@ from typing import Any
 from vlkit.batching.answering import choose_path
 from vlkit.batching.choosing import Choice
 from vlkit.batching.engine import ROOM, STEPS, Engine
-from vlkit.batching.fast_rows import _launched_on
+from vlkit.batching.fast_rows import launched_on
 from vlkit.batching.group import Row
 from vlkit.batching.settings import PREFILL_TOKENS, base_model
-from vlkit.generation import _all_rows, _ending_tokens, _seeded
+from vlkit.generation import all_rows, ending_tokens, seeded
 from vlkit.memory import available_memory, count_cost
 from vlkit.models import VLM
 from vlkit.options import generation_options
@@ -36,7 +36,7 @@ class Joined:
 
     def __init__(self, vlm: VLM, context: int):
         penalty = getattr(vlm.model.generation_config, "repetition_penalty", None) or 1.0
-        self._choice = Choice(frozenset(_ending_tokens(vlm)), repetition_penalty=penalty)
+        self._choice = Choice(frozenset(ending_tokens(vlm)), repetition_penalty=penalty)
         self._model, self._device = base_model(vlm), vlm.model.device
         self._cost = count_cost(vlm.model.config, 0, value_bytes=vlm.model.dtype.itemsize)
         self._most = -(-(context + STEPS) // ROOM) * ROOM
@@ -68,7 +68,7 @@ class Joined:
         try:
             for row in rows:
                 row.limit = min(row.limit, STEPS)  # room is made as it is needed
-            with _launched_on(self._device):
+            with launched_on(self._device):
                 return engine.admit(rows)
         finally:
             engine.computed.clear()
@@ -78,7 +78,7 @@ class Joined:
     def advance(self) -> list[Row]:
         """Write a token of each row (a few on a GPU); those that are done are returned."""
         longest = max(row.length + len(row.tokens) for row in self.rows)
-        with _launched_on(self._device):
+        with launched_on(self._device):
             return self._make_room(longest + STEPS).advance()
 
     def forget(self) -> None:
@@ -118,8 +118,8 @@ class OneByOne:
         job, device = row.payload, self._vlm.model.device
         options = generation_options(row.limit, *(row.sampling or (0.0, 1.0)), row.seed)
         tensors = job.waiting.loaded.tensors.to(device, dtype=self._vlm.model.dtype)
-        done = StoppingCriteriaList([lambda ids, scores, **_: _all_rows(ids, job.over)])
-        with _seeded(row.seed, options["do_sample"]):
+        done = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, job.over)])
+        with seeded(row.seed, options["do_sample"]):
             self._vlm.model.generate(
                 **tensors, **options, streamer=_Follower(row), stopping_criteria=done
             )

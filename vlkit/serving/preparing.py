@@ -11,7 +11,7 @@ from vlkit.batching.group import Row
 from vlkit.batching.row_tensors import describe_row, split_media, split_rows
 from vlkit.decoding import ClipInfo
 from vlkit.errors import VlkitError
-from vlkit.generation import _count
+from vlkit.generation import count_usage
 from vlkit.inputs import LoadedMessages, load_messages, make_inputs
 from vlkit.models import VLM
 from vlkit.replies import Usage
@@ -70,7 +70,7 @@ def prepare(
     limit = _answer_limit(chat, limits, context, length)
     sampling = (chat.temperature, chat.top_p)
     row = Row(0, tensors, media, limit, chat.seed, sampling=sampling)
-    usage = _count(vlm, describe_row(loaded, tensors, sizes), 0)
+    usage = count_usage(vlm, describe_row(loaded, tensors, sizes), 0)
     return Prepared(Waiting(0, None, None if fast else inputs, length, digests), row, usage)
 
 

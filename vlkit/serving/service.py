@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlkit.errors import VlkitError
-from vlkit.generation import _ending_tokens
+from vlkit.generation import ending_tokens
 from vlkit.inputs import size_rules
 from vlkit.memory import available_memory
 from vlkit.models import VLM
@@ -92,7 +92,7 @@ class Service:
         self.context = min(vlm.context_length, limits.context or MOST_CONTEXT)
         self.engine = make_engine(vlm, self.context)
         self.worker = Worker(self.engine)
-        self._endings = frozenset(_ending_tokens(vlm))
+        self._endings = frozenset(ending_tokens(vlm))
         # its own, since the processor's changes its padding in place, in other threads
         self._tokenizer = copy.deepcopy(vlm.processor.tokenizer).backend_tokenizer
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "vlkit-media")

@@ -89,6 +89,6 @@ def _first_frame(video: Any) -> PIL.Image.Image:
 
 def _boxes(reply: Reply) -> list:
     try:
-        return reply._read()[0]
+        return reply.read_grounding()[0]
     except GroundingParseError:
         return []

@@ -211,6 +211,6 @@ class GroundingPanel(Panel):
 
 def _read(reply: Reply) -> tuple[list[Item], str]:
     try:
-        return reply._read()
+        return reply.read_grounding()
     except GroundingParseError as error:  # cut off inside its first box, say
         return [], f"{type(error).__name__}: {error}"
