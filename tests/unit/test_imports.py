@@ -1,10 +1,14 @@
 """Importing vlkit costs little: heavy libraries wait until they are needed."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import vlkit
 
 HEAVY = {
     "torch",
@@ -89,3 +93,14 @@ def test_public_names():
         assert getattr(vlkit, name) is getattr(vlkit, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vlkit.nothing  # noqa: B018
+
+
+def test_what_modules_share_has_no_underscore():
+    private = []
+    for path in sorted(Path(vlkit.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vlkit"):
+                private += [
+                    (path.name, n.name) for n in node.names if n.name[0] == "_" != n.name[1]
+                ]
+    assert not private
