@@ -73,6 +73,12 @@ def check_loaded(vlm: Any) -> None:
         raise VlkitError(f"vlm={vlm!r:.60} is no loaded model; pass what vlkit.load(…) returns")
 
 
+def check_model(vlm: Any) -> None:
+    """Raises VlkitError for what is no model, neither on this machine nor elsewhere."""
+    if not isinstance(vlm, RemoteVLM):
+        check_loaded(vlm)
+
+
 def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     """Check one conversation, read its media and render its prompt.
 

@@ -51,6 +51,66 @@ def test_every_way_of_asking_is_recorded_and_replayed(vlm, tmp_path):
     assert again.rows["reason"][again.rows["status"] == "cannot"].item() == "there was no answer"
 
 
+def test_answers_of_a_service_are_replayed_there_and_here(vlm, tmp_path):
+    with vlkit.serving.start(vlm) as server:
+        hosted = vlkit.load("openai:tiny", base_url=server.url)
+        with Run("hosted", directory=tmp_path) as run:
+            ask_everything(hosted)
+            chinese = vlkit.stream(hosted, vlkit.user("这是什么？", vlkit.sample("taxi")))
+            for number, _ in enumerate(chinese):
+                if number == 3:
+                    break
+            vlkit.generate_batch(hosted, ["Hello!", "What?"], progress=False, **OPTIONS)
+        there, here = replay(run.path, hosted), replay(run.path, vlm)
+    assert [replayed.rows["status"].tolist() for replayed in (there, here)] == [["same"] * 8] * 2
+    assert "openai:tiny: hosted" in list(here.environment["what"])
+
+
+def test_a_stopped_answer_of_which_no_tokens_were_counted_is_asked_far_enough(vlm, tmp_path):
+    with Run("r", directory=tmp_path) as run:
+        reply = vlkit.generate(vlm, vlkit.user("这是什么？", vlkit.sample("taxi")))
+
+    def change(line):
+        if line["record"] == "answer":
+            usage = line["usage"] | {"new_tokens": 1}  # a service that sends much at a time
+            line |= {"finish_reason": "cancelled", "tokens": None, "usage": usage}
+            line["raw"] = line["raw"].removesuffix("<|im_end|>")
+
+    rewrite(run, change)
+    assert len(reply.text) > 8 and replay(run.path, vlm).identical
+
+
+def test_a_service_that_is_gone_is_given_up_once(vlm, tmp_path, monkeypatch):
+    from vlkit.remote import calls
+
+    with vlkit.serving.start(vlm) as server:
+        hosted = vlkit.load("openai:tiny", base_url=server.url)
+        with Run("hosted", directory=tmp_path) as run:
+            for number in range(4):
+                vlkit.generate(hosted, f"Hello, number {number}.", **OPTIONS)
+    tried, once = [], calls._try
+    monkeypatch.setattr(calls, "_try", lambda *given: tried.append(1) or once(*given))
+    monkeypatch.setattr(calls, "PATIENCE", 0.0)
+    monkeypatch.setattr(calls.ask, "__defaults__", (None, 0.0, 0))
+    again = replay(run.path, hosted)
+    assert again.rows["reason"].str.contains("no connection").all() and len(tried) == 1
+
+
+@pytest.mark.parametrize("wrong", ["tiny", 3, ["tiny"]])
+def test_what_is_no_model_is_refused_before_anything_is_asked(vlm, tmp_path, wrong):
+    with Run("r", directory=tmp_path) as run:
+        vlkit.generate(vlm, "Hello!", **OPTIONS)
+    with pytest.raises(vlkit.errors.VlkitError, match="is no loaded model"):
+        replay(run.path, wrong)
+    with Run("c", directory=tmp_path) as compared:
+        for models in ([vlm, wrong], {"a": vlm, "b": wrong}, {"a": vlm, "b": (wrong, {})}):
+            with pytest.raises(vlkit.errors.VlkitError, match="is no loaded model"):
+                compare(models, ["Hello!"], **OPTIONS)
+        with pytest.raises(vlkit.errors.VlkitError, match="conversations is a str"):
+            compare([vlm], "Hello!", **OPTIONS)
+    assert read_run(compared).answers == []
+
+
 def test_the_model_is_loaded_as_it_was(tmp_path):
     with Run("own", directory=tmp_path) as run:
         small = vlkit.load(dtype="float64", max_image_tokens=40)
@@ -124,7 +184,8 @@ def test_a_training_is_recorded(vlm, tmp_path):
     assert [tuple(each) for each in ended["losses"]] == list(result.losses)
     assert len(ended["adapter"]["sha256"]) == 64
     page = vlkit.records.report(run, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Loss by step" in page
+    assert "Loss by step" in page and "trainings are not repeated" in page
+    assert str(replay(run.path, vlm)).startswith("r: 0 answers; 1 training not repeated")
 
 
 def test_panels_record_without_being_told(vlm, tmp_path):

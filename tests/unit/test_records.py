@@ -330,6 +330,53 @@ def test_a_file_cut_anywhere_gives_its_whole_lines(tmp_path):
         )
 
 
+def test_a_run_that_was_cut_says_so_and_is_still_written_up(tmp_path):
+    with Run("r", directory=tmp_path) as run:
+        for number in range(3):
+            message = vlkit.user(f"{number}", picture())
+            ask(model(), message, reply=answer(images=[picture()]))
+    path = run.path / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"\0" * 40 + b"".join(lines)[:-20])  # the model's line and the last are lost
+    for thumbnail in (run.path / "thumbnails").iterdir():
+        thumbnail.unlink()
+    assert read_run(run).gap == "2 lines of records.jsonl cut off or broken, and left out"
+    for name in ("r.html", "r.md"):
+        text = records.report(run, tmp_path / name).read_text(encoding="utf-8")
+        assert "2 lines of records.jsonl cut off" in text and "model 1 (its line is lost)" in text
+    again = records.replay(run.path)
+    assert list(again.rows["status"]) == ["cannot", "cannot"]
+    assert str(again).startswith("r: 2 answers, 2 cannot; 2 lines of records.jsonl cut off")
+
+
+def test_a_question_whose_models_line_is_lost_cannot_be_asked_again(tmp_path):
+    with Run("r", directory=tmp_path) as run:
+        ask(model(), "Hello!")
+    path = run.path / "records.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
+    assert records.replay(run.path).rows["reason"].item() == (
+        "model 1's line is lost, so what it was is not known"
+    )
+    assert read_run(run).gap == "" and str(records.replay(run.path)).startswith("r: 1 answer, 1 c")
+
+
+def test_a_broken_manifest_is_not_called_missing(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"vlkit_run": 1, "na')
+    with pytest.raises(VlkitError, match=r"manifest\.json is broken"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_the_end_of_a_turn_that_a_service_keeps_to_itself_is_no_difference(tmp_path, end):
+    found = []
+    for name, tokens, raw in (("here", (1, 2), f"Yes.{end}"), ("there", (), "Yes.")):
+        with Run(name, directory=tmp_path) as run:
+            ask(model(name), "Is it?", reply=answer(raw, tokens=tokens))
+        found.append(run)
+    compared = diff(*found)
+    assert compared.rows["same"].all() and "answers that differ" not in compared._repr_html_()
+
+
 def test_runs_lists_them_oldest_first(tmp_path):
     with Run("one", directory=tmp_path) as one:
         ask(model("m"), "?")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import vlkit
+from vlkit.batch import check_conversations
 from vlkit.comparison import draw_comparison
 from vlkit.errors import VlkitError
 from vlkit.grounding import Item
+from vlkit.inputs import check_model
 from vlkit.messages import as_messages
 from vlkit.metrics import Evaluation, evaluate_grounding
 from vlkit.recording import as_kind
@@ -83,7 +85,7 @@ def compare(
     """
     import pandas
 
-    asked = [conversations[index] for index in range(len(conversations))]
+    asked = check_conversations(conversations)
     if truth is not None and len(truth) != len(asked):
         raise VlkitError(f"{len(truth)} lists of true boxes for {len(asked)} conversations")
     answers, evaluations, rows = {}, {}, {}
@@ -116,6 +118,8 @@ def _settings(vlms: Any) -> dict[str, tuple[Any, dict]]:
     if not named:
         raise VlkitError("there is no model to compare; pass at least one")
     found: dict[str, tuple[Any, dict]] = {}
+    for _, each in named:  # all of them, before the first is asked for hours
+        check_model(each[0] if isinstance(each, tuple) else each)
     for label, each in named:
         name, number = str(label), 2
         while name in found:
@@ -126,6 +130,8 @@ def _settings(vlms: Any) -> dict[str, tuple[Any, dict]]:
 
 def _name(each: Any) -> str:
     vlm, options = each if isinstance(each, tuple) else (each, {})
+    if not hasattr(vlm, "name"):
+        return str(vlm)  # no model, as is said next
     adapter = [f"+ {vlm.adapter}"] if getattr(vlm, "adapter", None) else []
     return " ".join([vlm.name, *adapter, *(f"{key}={value}" for key, value in options.items())])
 

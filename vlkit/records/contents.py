@@ -81,7 +81,7 @@ def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
     true = [box for box in truth.get(names[-1] if names else "", ()) if isinstance(box, Box)]
     boxes = [item for item in items if isinstance(item, Box)]
     met = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
-    model = record.models[answer["model"]]["name"]
+    model = record.model_of(answer)["name"]
     setting = [answer["setting"]] if "setting" in answer else []
     return AnswerView(
         number=number + 1,
@@ -260,6 +260,9 @@ def how_to_repeat(record: Record) -> tuple[list[str], str]:
             f"{unkept} pictures or clips were no files and were not kept (keep_media=True), so the "
             "answers about them cannot be replayed."
         )
+    if record.trainings:
+        lines.append("Replaying asks again what was asked; trainings are not repeated.")
+    lines.append(f"In the folder that holds the run's own, {record.path.name}:")
     pins = " ".join(f"{name}=={v}" for name, v in packages.items() if name in _PINNED)
     name = record.path.name
     code = f'pip install {pins}\npython -c "import vlkit; print(vlkit.records.replay({name!r}))"'

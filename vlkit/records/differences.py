@@ -57,7 +57,8 @@ class RunDiff:
         for title, table in (("settings", self.settings), ("metrics", self.metrics)):
             if len(table):
                 parts.append(f"<h4>{title}</h4>{table.to_html(escape=True, na_rep='–')}")
-        shown = [pair for pair in self.pairs if pair[0].get("raw") != pair[1].get("raw")]
+        both = zip(self.pairs, self.rows["same"], strict=True)
+        shown = [pair for pair, same in both if not same]
         rows = "".join(self._row(*pair) for pair in shown[:SHOWN])
         if rows:
             heads = ("", "question", self.a.name, self.b.name, "IoU")

@@ -25,6 +25,7 @@ def write_markdown(
     parts = [
         f"# {_escape(record.name)}",
         _escape(record.manifest.get("notes", "")),
+        _escape(f"Incomplete: {record.gap}." if record.gap else ""),
         *_results(record, folder),
         *_trainings(record, folder),
         *_answers(record, folder, truth or {}, most),

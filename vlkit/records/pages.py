@@ -114,7 +114,7 @@ def _subtitle(record: Record) -> str:
         f"{model['name']} ({model['family']})" for model in record.models.values()
     )
     began = record.manifest["started"][:16].replace("T", " ") + " UTC"
-    return " · ".join([began, record.status, *models])
+    return " · ".join(filter(None, [began, record.status, *models, record.gap]))
 
 
 def _answer(record: Record, index: int, truth: contents.Truth) -> dict[str, Any]:

@@ -70,6 +70,9 @@ def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image, float] | No
             pass
     if not facts.get("thumbnail"):
         return None
-    picture = load_image(record.path / facts["thumbnail"])
+    try:
+        picture = load_image(record.path / facts["thumbnail"])
+    except VlkitError:  # lost
+        return None
     sizes = answer.get("image_sizes")
     return picture, picture.width / sizes[-1][0] if images and sizes else 0.0

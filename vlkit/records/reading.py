@@ -77,6 +77,21 @@ class Record:
         numbers = {k: v for k, v in self.values.items() if _is_number(v)}
         return found | numbers
 
+    @property
+    def trainings(self) -> int:
+        """How many trainings were begun."""
+        return sum(line["state"] == "begun" for line in self.of("training"))
+
+    @property
+    def gap(self) -> str:
+        """What is missing, in words; "" where nothing is known to be."""
+        lines = f"{self.torn} line{'s' * (self.torn != 1)} of {LINES}"
+        return f"{lines} cut off or broken, and left out" if self.torn else ""
+
+    def model_of(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The facts of the model that an answer is of; only a name where its line was lost."""
+        return self.models.get(answer["model"], {"name": f"{answer['model']} (its line is lost)"})
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """All lines of one kind: model, answer, batch, training, evaluation, values, exhibit."""
         return [line for line in self.lines if line["record"] == kind]
@@ -97,6 +112,8 @@ def read_run(run: Any) -> Record:
     path = path.parent if path.name in (MANIFEST, LINES) else path
     manifest = _read_manifest(path)
     if manifest is None:
+        if (path / MANIFEST).is_file():
+            raise VlkitError(f"{path / MANIFEST} is broken, or of another program; get a whole one")
         raise VlkitError(
             f"{path} holds no run of vlkit ({MANIFEST}); vlkit.records.runs() lists those there are"
         )

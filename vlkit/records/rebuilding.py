@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from vlkit.grounding import Box, Item, Point
 from vlkit.records.media import MediaStore
 from vlkit.records.reading import Record
+
+_TURN_ENDS = re.compile(r"(<\|im_end\|>|<\|endoftext\|>)+$")  # a service keeps them to itself
 
 
 def question_of(answer: dict) -> str:
@@ -56,7 +60,7 @@ def first_difference(then: dict, now: dict) -> int | None:
     """The first token (or, where tokens are not known, letter) that differs; None if none does."""
     a, b = then.get("tokens"), now.get("tokens")
     if a is None or b is None:
-        a, b = then["raw"], now["raw"]
+        a, b = (_TURN_ENDS.sub("", each["raw"]) for each in (then, now))
     if a == b:
         return None
     pairs = zip(a, b, strict=False)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlkit.errors import VlkitError
+from vlkit.errors import RemoteError, VlkitError
+from vlkit.inputs import check_model
 from vlkit.records.facts import environment, git_state, model_facts
 from vlkit.records.reading import Record, read_run
 from vlkit.records.rebuilding import answer_of, first_difference, messages_of, question_of
@@ -48,9 +49,14 @@ class Replay:
     def __str__(self) -> str:
         counts = self.rows["status"].value_counts()
         parts = [f"{counts[s]} {s}" for s in ("same", "differs", "cannot") if s in counts]
-        changed = f"; not as it was: {', '.join(self.environment['what'])}"
-        changed *= bool(len(self.environment))
-        return f"{self.record.name}: {len(self.rows)} answers, {', '.join(parts)}{changed}"
+        count, trainings = len(self.rows), self.record.trainings
+        told = [", ".join([f"{count} answer{'s' * (count != 1)}", *parts])]
+        if trainings:
+            told.append(f"{trainings} training{'s' * (trainings != 1)} not repeated")
+        told += [self.record.gap] * bool(self.record.gap)
+        if len(self.environment):
+            told.append(f"not as it was: {', '.join(self.environment['what'])}")
+        return f"{self.record.name}: {'; '.join(told)}"
 
     def _repr_html_(self) -> str:
         tables = self.rows.to_html(escape=True, na_rep="–")
@@ -66,18 +72,21 @@ def replay(path: Any, vlm: Any = None) -> Replay:
     """Ask everything in a run again, with the same options and seeds, and compare the answers.
 
     An answer that was stopped is asked as far as it went. Rows of a batch are asked as a batch.
-    Trainings are not repeated.
+    Trainings are not repeated; an answer of an adapter that one made is asked of that adapter.
+    A service that cannot be reached, or refuses the key, is not asked for the rest.
 
     Args:
         path: the run's folder, or a Run.
         vlm: the model to ask; by default each answer's own is loaded as it was.
 
     Raises:
-        VlkitError: no run lies there.
+        VlkitError: no run lies there, or ``vlm`` is no model.
     """
     import pandas
 
     record = read_run(path)
+    if vlm is not None:
+        check_model(vlm)
     models = _Models(record, vlm)
     found: dict[int, dict] = {}
     for numbers in _groups(record.answers):
@@ -95,13 +104,26 @@ class _Models:
     def __init__(self, record: Record, vlm: Any):
         self._record, self._vlm = record, vlm
         self._loaded: dict[str, Any] = {}
+        self._hopeless: dict[str, VlkitError] = {}
 
     def get(self, name: str) -> Any:
+        if error := self._hopeless.get(self._asked(name)):
+            raise error
+        if name not in self._record.models:
+            raise VlkitError(f"{name}'s line is lost, so what it was is not known")
         if self._vlm is not None:
             self._loaded[name] = self._vlm
         if name not in self._loaded:
             self._loaded[name] = _load(self._record.models[name])
         return self._loaded[name]
+
+    def give_up(self, name: str, error: VlkitError) -> None:
+        """Ask it no more, where an error is one that every question would meet."""
+        if isinstance(error, RemoteError) and error.fatal:
+            self._hopeless[self._asked(name)] = error
+
+    def _asked(self, name: str) -> str:
+        return name if self._vlm is None else ""
 
     def changes(self) -> Iterator[tuple[str, Any, Any]]:
         for name, vlm in self._loaded.items():
@@ -156,10 +178,11 @@ def _ask(record: Record, models: _Models, numbers: list[int]) -> Iterator[tuple[
             asked[number] = messages
     if not asked:
         return
+    name = record.answers[numbers[0]]["model"]
     try:
-        vlm = models.get(record.answers[numbers[0]]["model"])
-        replies = _answer(vlm, record, asked)
+        replies = _answer(models.get(name), record, asked)
     except VlkitError as error:
+        models.give_up(name, error)
         replies = dict.fromkeys(asked, error)
     for number, reply in replies.items():
         yield number, _compare(record.answers[number], reply)
@@ -181,7 +204,7 @@ def _answer(vlm: Any, record: Record, asked: dict[int, list[dict]]) -> dict[int,
     options = dict(first["options"])
     if "batch" not in first:
         if first["finish_reason"] == "cancelled":
-            options["max_new_tokens"] = max(1, first["usage"]["new_tokens"])
+            options["max_new_tokens"] = _tokens_of(first)
         return {number: vlkit.generate(vlm, asked[number], **options)}
     if options["seed"] is not None:
         options["seed"] -= first["index"]
@@ -192,6 +215,13 @@ def _answer(vlm: Any, record: Record, asked: dict[int, list[dict]]) -> dict[int,
     options |= {"batch_size": first["batch_size"], "progress": False, "rows": list(places)}
     answers = vlkit.generate_batch(vlm, conversations, **options)
     return dict(zip(places.values(), answers, strict=True))
+
+
+def _tokens_of(stopped: dict) -> int:
+    """As many tokens as a stopped answer has; at least so many where a service did not count."""
+    if stopped["tokens"]:
+        return len(stopped["tokens"])
+    return min(stopped["options"]["max_new_tokens"], max(1, len(stopped["raw"].encode())))
 
 
 def _compare(then: dict, reply: Any) -> dict:
