@@ -76,7 +76,8 @@ def remember_model(model: str | os.PathLike, **options: Any) -> Path:
     path = settings_path()
     if path is None:
         raise ModelError(f"{FILE_VARIABLE} is empty, so no choice is remembered; unset it first")
-    content = {"model": os.fspath(model), **options}
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    content = {"model": model, **options}
     _checked(content, "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

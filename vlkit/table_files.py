@@ -161,8 +161,12 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     text when the answers come from pictures that you do not trust.
 
     Raises:
-        VlkitError: another ending, a folder that is not there, or pyarrow is missing.
+        VlkitError: no DataFrame, another ending, a folder that is not there, or pyarrow is missing.
     """
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise VlkitError(f"expected a DataFrame, as to_frame gives, not {type(frame).__name__}")
     path = Path(path).expanduser()
     write = _WRITERS.get(path.suffix.lower())
     if write is None:

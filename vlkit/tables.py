@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 
+from vlkit.decoding import PICTURE_SUFFIXES
 from vlkit.errors import VlkitError
+from vlkit.media import Image
 from vlkit.messages import looks_like_clip
 from vlkit.replies import Failure, Reply
 from vlkit.rows import record_of
@@ -83,23 +87,25 @@ def read_conversations(
             10), which has the columns ``image`` and ``name``.
         prompt: the question, ``{column}`` standing for a cell: ``"Is this a {name}?"``. Braces
             that are meant are doubled. By default, the column that holds questions.
-        image, video: columns with media, by default those with a usual name.
+        image, video: columns with media, by default those with a usual name; ``[]`` is none.
         system: column with the system message.
         messages: column with whole conversations, used as they are.
 
     Raises:
-        VlkitError: the file or a column cannot be read, naming the columns that there are.
+        VlkitError: the file or a column cannot be read, naming the columns that there are; or a
+            column without a usual name seems to hold media, and none is named.
     """
     table, folder = read_table(source)
-    found = {"image": _names(image), "video": _names(video), "system": _names(system)}
-    _check_columns(
-        table, [*_names(messages), *(name for names in found.values() for name in names)]
-    )
-    columns = {kind: names or _detect(table, kind) for kind, names in found.items()}
+    named = {"image": image, "video": video, "system": system}
+    found = {kind: _names(columns) for kind, columns in named.items()}
+    _check_columns(table, [*_names(messages), *itertools.chain(*found.values())])
+    columns = {kind: _detect(table, kind) if named[kind] is None else found[kind] for kind in named}
     whole = _names(messages) or ([] if prompt is not None else _detect(table, "messages"))
     if whole:
         return Conversations(table, [_messages(cell, folder) for cell in table[whole[0]]])
     question = _question(table, prompt)
+    if image is None and video is None and not (columns["image"] or columns["video"]):
+        _check_overlooked(table, prompt or "")
     rows = table.to_dict("records")
     return Conversations(table, [_conversation(row, columns, question, folder) for row in rows])
 
@@ -111,9 +117,17 @@ def to_frame(results: Sequence[Reply | Failure], conversations: Any = None) -> p
         results: from :func:`vlkit.generate_batch`, in the order of the conversations.
         conversations: from :func:`read_conversations`, for their columns. An answer's column whose
             name is taken there begins with ``reply_``.
+
+    Raises:
+        VlkitError: something that is no result, or more or fewer conversations than results.
     """
     import pandas as pd
 
+    for result in results if isinstance(results, Sequence) else [results]:
+        if not isinstance(result, Reply | Failure):
+            raise VlkitError(
+                f"expected results of generate_batch, a Reply or Failure each; got {result!r:.60}"
+            )
     records = [_flat(result) for result in results]
     answers = pd.DataFrame(records, columns=list(_flat(Failure(""))), dtype=object)
     answers = answers.astype(_NUMBERS)
@@ -148,6 +162,24 @@ def _check_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
 def _detect(table: pd.DataFrame, kind: str) -> list[str]:
     lower = {str(name).lower(): name for name in reversed(table.columns)}
     return [lower[name] for name in COLUMNS[kind] if name in lower][:1]
+
+
+def _check_overlooked(table: pd.DataFrame, prompt: str) -> None:
+    """A column of pictures that is not used, though nobody said so, is an error."""
+    for name in table.columns:
+        cells = [cell for cell in table[name].head(20) if not is_missing(cell)]
+        if cells and f"{{{name}}}" not in prompt and all(map(_is_media, cells)):
+            raise VlkitError(
+                f"the column {name!r} seems to hold pictures or clips, but has none of the usual "
+                f"names; pass image={str(name)!r}, or image=[] to ask without"
+            )
+
+
+def _is_media(cell: Any) -> bool:
+    if isinstance(cell, str | os.PathLike):
+        path = os.fspath(cell).partition("?")[0].lower()
+        return looks_like_clip(path) or path.endswith(PICTURE_SUFFIXES)
+    return isinstance(cell, PIL.Image.Image | Image | Video)
 
 
 def _question(table: pd.DataFrame, prompt: str | None) -> Callable[[dict], str]:

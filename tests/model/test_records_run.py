@@ -22,6 +22,8 @@ def test_a_notebook_becomes_a_dated_copy_and_a_record(tmp_path, monkeypatch):
     path = notebook(
         tmp_path / "study.ipynb",
         "import vlkit\nvlm = vlkit.load()",
+        "with vlkit.records.Run('inner', directory='runs'):\n"
+        "    pass\n"
         "question = vlkit.user('?', vlkit.sample(NAME))\n"
         "vlkit.generate(vlm, question, max_new_tokens=SEED)",
     )
@@ -29,8 +31,8 @@ def test_a_notebook_becomes_a_dated_copy_and_a_record(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     frame = runs("runs")
-    assert frame["name"].item() == "study" and frame["status"].item() == "finished"
-    record = read_run(frame["path"].item())
+    assert list(frame["name"]) == ["study", "inner"] and set(frame["status"]) == {"finished"}
+    record = read_run(frame["path"][0])
     assert record.answers[0]["media"][0]["name"] == "red_circle.png"
     assert record.answers[0]["usage"]["new_tokens"] == 3
     assert record.values == {"NAME": "red_circle", "SEED": 3}

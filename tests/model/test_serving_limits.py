@@ -375,6 +375,7 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
         (["--host", "0.0.0.0"], "set VLKIT_API_KEY"),
         (["--api-key", "short"], "at least 8"),
         (["--allow-local", "missing"], "local=missing is no folder"),
+        (["openai:tiny"], "openai:tiny runs elsewhere; vlkit serve is for a model of this"),
     ],
 )
 def test_what_would_not_be_safe_is_refused_before_a_model_is_loaded(arguments, reason, monkeypatch):

@@ -114,6 +114,9 @@ def test_what_load_does_not_have_is_not_written(file):
     for wrong in ({"colour": 1}, {"api_key": "k"}):
         with pytest.raises(ModelError):
             settings.remember_model("a", **wrong)
+    for wrong in (None, 3, " "):
+        with pytest.raises(ModelError, match="is no name of a model"):
+            settings.remember_model(wrong)
     assert not file.exists()
 
 

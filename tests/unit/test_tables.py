@@ -234,8 +234,25 @@ def test_other_mistakes(tmp_path):
         write_table(frame, tmp_path / "t.xlsx")
     with pytest.raises(VlkitError, match=r"the folder .*nowhere does not exist; create it"):
         write_table(frame, tmp_path / "nowhere" / "t.csv")
+    with pytest.raises(VlkitError, match="expected a DataFrame, as to_frame gives, not NoneType"):
+        write_table(None, tmp_path / "t.csv")
+    for wrong in ([1, 2], "abc", 3):
+        with pytest.raises(VlkitError, match="expected results of generate_batch"):
+            to_frame(wrong)
     with pytest.raises(VlkitError, match="1 results, but 2 conversations"):
         to_frame([REPLY], read_conversations(pd.DataFrame({"prompt": ["a", "b"]})))
+
+
+def test_pictures_in_a_column_of_no_usual_name_are_not_passed_over():
+    picture = PIL.Image.new("RGB", (30, 30))
+    for cells in (["a.PNG", ""], ["https://x.org/b.jpg?size=1"], [picture], ["c.mp4"]):
+        frame = pd.DataFrame({"photo": cells})
+        with pytest.raises(VlkitError, match=r"the column 'photo' .*image='photo', or image=\[\]"):
+            read_conversations(frame, "What colour?")
+        assert said(read_conversations(frame, "What colour?", image="photo")[0])[0]
+        assert said(read_conversations(frame, "What colour?", image=[])[0]) == ([], "What colour?")
+    names = pd.DataFrame({"file": ["a.png"], "note": ["a.png shows a dog"]})
+    assert said(read_conversations(names, "Is {file} a good name?")[0])[0] == []
 
 
 @pytest.mark.parametrize("call", ["read_conversations({!r})", "write_table(frame, {!r})"])

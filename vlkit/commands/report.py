@@ -30,9 +30,14 @@ def report(
 
 
 def _last(directory: Path) -> str:
+    """The run that ended last, or was written to last."""
+    import pandas
+
     from vlkit import records
 
     found = records.runs(directory)
     if not len(found):
         raise VlkitError(f"{directory} holds no run; record one with vlkit.records.Run")
-    return found["path"].iloc[-1]
+    started = pandas.to_datetime(found["started"], utc=True, format="ISO8601")
+    ended = started + pandas.to_timedelta(found["seconds"], unit="s")
+    return found["path"][ended.idxmax()]  # a run may hold others

@@ -17,6 +17,7 @@ from vlkit.commands.options import (
     RevisionOption,
     console,
 )
+from vlkit.errors import VlkitError
 
 _MEBIBYTE = 2**20
 
@@ -64,9 +65,12 @@ def serve(
     URLs; files and addresses only where they are allowed.
     """
     import vlkit
+    from vlkit.remote.services import is_remote_name
     from vlkit.serving import check_installed
 
     check_installed()
+    if is_remote_name(model):
+        raise VlkitError(f"{model} runs elsewhere; vlkit serve is for a model of this machine")
     from vlkit.inputs import check_loaded
     from vlkit.serving.limits import Limits
     from vlkit.serving.server import Server, log_requests, model_name, open_socket
