@@ -1,11 +1,14 @@
 """`vlkit lab` in a real browser: the launcher page, and the model chosen once for all notebooks."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from conftest import Lab, NotebookPage
 from playwright.sync_api import expect
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
 
 REPORTS = Path(__file__).parents[2] / "reports" / "ui"
 LONG = 120_000
@@ -87,3 +90,27 @@ def _open_the_first_notebook(index):
     index.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(0)")
     index.page.get_by_role("link", name="00 · Setup").first.click()
     expect(index.page.locator(".jp-NotebookPanel:visible")).to_contain_text("00 · Setup: from")
+
+
+def test_a_large_upload_reaches_the_kernel(course):
+    """What a browser sends for a file of 20 MB: one message as large, on the kernel's socket."""
+    assert asyncio.run(_execute(course, "print(6 * 7)", {"file": "x" * 20_000_000})) == "42\n"
+
+
+async def _execute(server, code, more):
+    where = f"{server.url}/api/kernels"
+    headers = {"Authorization": f"token {server.token}"}
+    client = AsyncHTTPClient()
+    made = await client.fetch(where, method="POST", headers=headers, body="{}", request_timeout=60)
+    address = f"{where.replace('http', 'ws', 1)}/{json.loads(made.body)['id']}/channels"
+    socket = await websocket_connect(HTTPRequest(address, headers=headers))
+    header = {"msg_id": "1", "msg_type": "execute_request", "username": "", "session": "1",
+              "date": "2026-01-01T00:00:00Z", "version": "5.3"}  # fmt: skip
+    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
+    message = {"channel": "shell", "header": header, "parent_header": {}, "metadata": more}
+    await socket.write_message(json.dumps(message | {"content": content}))
+    while (text := await asyncio.wait_for(socket.read_message(), 60)) is not None:
+        message = json.loads(text)
+        if message["msg_type"] == "stream":
+            return message["content"]["text"]
+    return f"closed: {socket.close_code}"

@@ -15,10 +15,12 @@ from vlkit.errors import VlkitError
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 COPY = "vlkit-notebooks"  # where an installed vlkit puts the notebooks, to be changed at will
+# tornado's own limit, 10 MiB, ends the connection to the kernel where a larger file is uploaded
+_SOCKET = {"websocket_max_message_size": 2**29}
 # kernels of visitors who have left end after a while; a room without a network waits for no style
 _VOILA = [f"--MappingKernelManager.cull_{name}" for name in ("idle_timeout=900", "interval=60")]
 _POLICY = {"Content-Security-Policy": "style-src 'self' 'unsafe-inline'"}
-_VOILA.append(f"--Voila.tornado_settings={ {'headers': _POLICY} }")
+_VOILA.append(f"--Voila.tornado_settings={ {'headers': _POLICY, **_SOCKET} }")
 
 
 def lab(
@@ -30,8 +32,12 @@ def lab(
     """Open JupyterLab on the notebooks; further options are jupyter lab's, such as --port 9000."""
     from jupyterlab.labapp import main
 
-    root = f"--ServerApp.root_dir={find_notebooks(folder).resolve()}"
-    sys.exit(main([root, "--LabApp.default_url=/lab/tree/index.ipynb", *context.args]))
+    options = [
+        f"--ServerApp.root_dir={find_notebooks(folder).resolve()}",
+        f"--ServerApp.tornado_settings={_SOCKET}",
+        "--LabApp.default_url=/lab/tree/index.ipynb",
+    ]
+    sys.exit(main([*options, *context.args]))
 
 
 def classroom(
