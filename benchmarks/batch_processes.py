@@ -3,7 +3,7 @@
     python benchmarks/batch_processes.py                             # bundled model, on the CPU
     python benchmarks/batch_processes.py --random-weights 2b --rows 1536
 
-Runs the command that the README shows, `torchrun --nproc-per-node N -m vlkit batch …`, on a folder
+Runs the command that the README shows, `accelerate launch … -m vlkit batch …`, on a folder
 of pictures that are all different. `seconds` is what the command itself tells, without loading the
 model; `whole_command_seconds` has that and the start of Python in it.
 """
@@ -73,9 +73,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict:
 
 def run(processes: int, folder: Path, model: str, arguments: argparse.Namespace) -> dict:
     out = folder / f"{processes}.jsonl"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [
-        *launch, f"--nproc-per-node={processes}", "-m", "vlkit", "batch",
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+        *(["--multi_gpu"] if processes > 1 else []), "--num_processes", str(processes),
+        "--main_process_port", "0", "-m", "vlkit", "batch",
         str(folder / "pictures"), "--out", str(out), "--model", model,
         "--prompt", "Describe this image.", "--max-new-tokens", str(arguments.new_tokens),
         "--batch-size", arguments.batch_size,

@@ -261,8 +261,15 @@ def trl_is_here() -> bool:
 
 
 def sft_trainer(vlm: VLM, config, options: dict, keys: dict):
+    """It takes `datasets` alone, which would write pictures anew: so one of the rows' numbers."""
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    rows = keys["train_dataset"]
+    keys = keys | {
+        "train_dataset": Dataset.from_dict({"row": range(len(rows))}),
+        "data_collator": lambda some: collate(vlm, [rows[each["row"]] for each in some]),
+    }
     arguments = SFTConfig(**options, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     return SFTTrainer(
         vlm.model, arguments, peft_config=config, processing_class=vlm.processor, **keys

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import DistributedType
 from lora_talks import noise
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -18,6 +20,8 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit.cli import app
 from vlkit.errors import VlkitError
+from vlkit.lora.runs import last_checkpoint
+from vlkit.lora.spread import is_spread
 
 LINES = {"batch_size": 4, "epochs": 2, "learning_rate": "1e-2", "seed": 1, "max_image_tokens": 9}
 
@@ -51,40 +55,92 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen2VLDecoderLayer",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
-
-
-@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["data parallel", "FSDP"])
-def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder, environment):
-    """As ``accelerate launch`` starts them, once with every layer's weights spread over both."""
-    alone = CliRunner().invoke(app, ["train", str(write("one"))])
-    assert alone.exit_code == 0, alone.output
-    assert "4 steps, " in alone.stdout and str(tmp_path / "one") in alone.stdout.replace("\n", "")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "-m", "vlkit", "train"]
-    done = subprocess.run(
-        [*command, str(write("two", batch_size=2))],
-        capture_output=True, text=True, timeout=400, env=os.environ | environment,
-    )  # fmt: skip
+def launch(*arguments):
+    """What `accelerate launch` prints when it has started two processes on this machine's CPUs."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("4 steps, ") == 1  # the first process alone tells
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    adapters = [load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two")]
-    assert all(torch.allclose(w, adapters[1][n], atol=1e-3) for n, w in adapters[0].items())
+    return done.stdout
+
+
+def learn_alone(config):
+    alone = CliRunner().invoke(app, ["train", str(config)])
+    assert alone.exit_code == 0, alone.output
+    assert "4 steps, " in alone.stdout and str(config.stem) in alone.stdout
+
+
+def check_same(one, two):
+    """That losses and adapters of two runs are the same, up to the order of additions."""
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(weight, second[name], atol=1e-3) for name, weight in first.items())
+    return max(weight.abs().max().item() for name, weight in second.items() if "lora_B" in name)
+
+
+def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
+    learn_alone(write("one"))
+    launch("--multi_gpu", "-m", "vlkit", "train", str(write("two", batch_size=2)))
+    check_same(tmp_path / "one", tmp_path / "two")
     assert vlkit.load(tiny_folder("qwen2_vl"), adapter=tmp_path / "two").adapter
+
+
+FSDP = (
+    "--use_fsdp", "--fsdp_version", "2", "--fsdp_state_dict_type", "SHARDED_STATE_DICT",
+    "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
+    "--fsdp_transformer_layer_cls_to_wrap", "Qwen2VLDecoderLayer",
+)  # fmt: skip
+
+
+def test_weights_spread_over_two_processes_by_fsdp_learn_the_same(write, tmp_path, tiny_folder):
+    """Checkpoints are in two parts and gone on from, the adapter at the end is whole."""
+    learn_alone(write("one"))
+    two = tmp_path / "two"
+    script = (*FSDP, str(Path(__file__).with_name("fsdp_on_cpus.py")), "train")
+    told = launch(*script, str(write("two", batch_size=2)))
+    parts = sorted(two.glob("checkpoint-4/pytorch_model_fsdp_0/*.distcp"))
+    assert len(parts) == 2 and all(part.stat().st_size for part in parts)
+    largest = check_same(tmp_path / "one", two)
+    assert [float(each) for each in re.findall("effect (.*)", told)] == pytest.approx([largest] * 2)
+    shutil.rmtree(two / "checkpoint-4")
+    (two / "adapter_model.safetensors").unlink()
+    launch(*script, str(tmp_path / "two.yaml"), "--resume")
+    check_same(tmp_path / "one", two)
+    assert vlkit.load(tiny_folder("qwen2_vl"), adapter=two).adapter
+
+
+def test_fsdp_on_cpus_is_refused(monkeypatch):
+    """accelerate would leave it out without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert is_spread(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+    with pytest.raises(VlkitError, match="over GPUs only; on CPUs use --multi_gpu"):
+        is_spread(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+
+
+WHOLE = ("trainer_state.json", "scheduler.pt")
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [
+        (("adapter_model.safetensors", "optimizer.pt", *WHOLE), True),
+        (("model-00001-of-00002.safetensors", "optimizer.pt", *WHOLE), True),
+        (("adapter_model.safetensors", "optimizer.bin", *WHOLE), True),  # FSDP, FULL_STATE_DICT
+        (("pytorch_model_fsdp_0", "optimizer_0", *WHOLE), True),  # FSDP, SHARDED_STATE_DICT
+        (("adapter_model.safetensors", "latest", "trainer_state.json"), True),  # DeepSpeed
+        (("adapter_model.safetensors", *WHOLE), False),
+        (("adapter_model.safetensors", "optimizer.pt", "scheduler.pt"), False),
+        (("adapter_model.safetensors", "latest"), False),
+        (("optimizer.pt", *WHOLE), False),
+    ],
+)
+def test_checkpoints_are_gone_on_from_if_they_are_whole(tmp_path, files, whole):
+    (tmp_path / "checkpoint-3").mkdir()
+    for name in files:
+        (tmp_path / "checkpoint-3" / name).write_text("")
+    assert last_checkpoint(tmp_path, None) == (tmp_path / "checkpoint-3" if whole else None)
 
 
 def test_a_share_is_held_out_and_a_run_is_gone_on_with(write, tmp_path):

@@ -24,8 +24,8 @@ def train(
 ) -> None:
     """Train adapters as CONFIG.yaml says. Its keys are arguments of lora.train and of load.
 
-    `accelerate launch -m vlkit train CONFIG.yaml` shares the rows among processes; each takes
-    batch_size of them at a time.
+    `accelerate launch --multi_gpu --num_processes 4 -m vlkit train CONFIG.yaml` shares the rows
+    among processes, on GPUs or CPUs; each takes batch_size of them at a time.
     """
     keys = read_config(config)
     import vlkit

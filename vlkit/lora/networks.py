@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,10 +46,11 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
 @contextmanager
 def trainable(
     vlm: VLM, names: Sequence[str], rank: int | None, alpha: float | None
-) -> Iterator[tuple[Any, Callable[[], float]]]:
+) -> Iterator[tuple[Any, Callable[..., float]]]:
     """The network to train, and how to measure what has changed of it.
 
-    The second is the largest weight in the adapters' B, or the largest change of a layer's own.
+    The second is the largest weight in the adapters' B, or the largest change of a layer's own; of
+    weights by their names, if it is given some, else of the network's.
 
     Args:
         vlm: a model without an adapter.
@@ -99,24 +100,27 @@ def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> 
 def _opened(vlm: VLM, names: Sequence[str]) -> Iterator[tuple]:
     import torch
 
-    layers = [vlm.model.get_submodule(name) for name in names]
-    chosen = [parameter for layer in layers for parameter in layer.parameters()]
     vlm.model.requires_grad_(False)
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    before = [parameter.detach().to("cpu", copy=True) for parameter in chosen]
+    chosen = {
+        f"{name}.{own}": parameter.requires_grad_(True)
+        for name in names
+        for own, parameter in vlm.model.get_submodule(name).named_parameters()
+    }
+    before = {name: each.detach().to("cpu", copy=True) for name, each in chosen.items()}
     try:
-        yield vlm.model, partial(_change, chosen, before)
+        yield vlm.model, partial(_change, before, chosen)
     finally:
         with torch.no_grad():
-            for parameter, weights in zip(chosen, before, strict=True):
-                parameter.copy_(weights)
+            for name, parameter in chosen.items():
+                if parameter.shape == before[name].shape:  # not so where it is spread out
+                    parameter.copy_(before[name])
 
 
-def _largest(network: Any) -> float:
-    return max(p.abs().max().item() for n, p in network.named_parameters() if "lora_B" in n)
+def _largest(network: Any, weights: Mapping[str, Any] | None = None) -> float:
+    now = weights or dict(network.named_parameters())
+    return max(each.abs().max().item() for name, each in now.items() if "lora_B" in name)
 
 
-def _change(now: Sequence[Any], before: Sequence[Any]) -> float:
-    pairs = zip(now, before, strict=True)
-    return max((new.detach().cpu() - old).abs().max().item() for new, old in pairs)
+def _change(before: Mapping, chosen: Mapping, weights: Mapping | None = None) -> float:
+    now = weights or chosen
+    return max((now[n].detach().cpu() - old).abs().max().item() for n, old in before.items())

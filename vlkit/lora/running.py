@@ -31,13 +31,13 @@ from vlkit.lora.preparing import Preparer
 from vlkit.lora.proving import Prover
 from vlkit.lora.runs import ARGUMENTS, LoraRun, last_checkpoint, summarize
 from vlkit.lora.sizing import BatchSize
+from vlkit.lora.spread import is_spread, write_spread
 from vlkit.lora.trainer import VisionTrainer
 from vlkit.models import VLM
 
 LOGGED = 500  # points of the loss curve
 CHECKPOINTS = 10  # of a run, or as many as it has epochs
 WORKERS = 4  # threads that read pictures ahead for a GPU
-_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,8 @@ class Task:
         lengths: of the rows, about.
         asked: the run's arguments, as they are written down.
         size: rows at a time.
-        gradient_checkpointing, metric, samples, callbacks: as for :func:`vlkit.lora.train`.
+        gradient_checkpointing, metric, samples: as for :func:`vlkit.lora.train`.
+        report_to, callbacks: likewise.
     """
 
     vlm: VLM
@@ -64,6 +65,7 @@ class Task:
     gradient_checkpointing: bool
     metric: str | None
     samples: int
+    report_to: Sequence[str]
     callbacks: tuple[Any, ...]
 
 
@@ -96,21 +98,21 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
     vlm, asked = task.vlm, task.asked
     arguments = _arguments(task)
     arguments.eval_on_start = last is None and task.held_out is not None
+    spread = is_spread(arguments.distributed_state)
     arguments.distributed_state.wait_for_everyone()  # nobody has looked at the folder after this
     if arguments.process_index == 0:
         write_whole(task.folder / ARGUMENTS, json.dumps(asked, indent=1) + "\n")
     set_seed(asked["seed"])
     names = [name for part in task.parts for name in part.modules]
-    sharded = any(os.environ.get(name) == "true" for name in _SHARDED)
     with ExitStack() as stack:
         network, measure = stack.enter_context(trainable(vlm, names, asked["rank"], asked["alpha"]))
         seen = any(part.modules for part in task.parts[1:])
-        tower = None if seen or sharded else FrozenTower(base_model(vlm))
-        if not sharded:
+        tower = None if seen or spread else FrozenTower(base_model(vlm))
+        if not spread:
             stack.enter_context(lean_layers(base_model(vlm)))
         examples = _examples(task, task.data, tower)
         stack.callback(examples.close)
-        alone = arguments.process_index == 0 and not sharded  # who asks and proves
+        alone = arguments.process_index == 0 and not spread  # who asks and proves
         examiner = Examiner(vlm, task.held_out if alone else None, task.metric, task.samples)
         trainer = VisionTrainer(
             network,
@@ -126,20 +128,20 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
             ),
             tower=tower,
             examine=examiner,
+            measure=measure,
         )
         prover = Prover(vlm, _proving_row(task)) if alone else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if alone:
-            _write(task, network)
-        elif sharded:
-            trainer.save_model(str(task.folder))
+        effect = write_spread(trainer, task.folder) if spread else measure()
+        if arguments.process_index == 0:
+            _write(task, None if spread else network)
         history = trainer.state.log_history
         before = [each for each in history if each["step"] == 0]
         found = _joined(before)
         checks = None if prover is None else prover.check(task.folder, found, examiner())
-        return replace(summarize(trainer.state, task.folder), effect=measure(), checks=checks)
+        return replace(summarize(trainer.state, task.folder), effect=effect, checks=checks)
 
 
 def _proving_row(task: Task) -> Any:
@@ -153,7 +155,8 @@ def _joined(entries: Sequence[dict]) -> dict[str, Any]:
 
 def _write(task: Task, network: Any) -> None:
     """The adapter, or a model folder like the one that it was made from."""
-    network.save_pretrained(task.folder)
+    if network is not None:
+        network.save_pretrained(task.folder)
     if task.asked["rank"] is None:
         task.vlm.processor.save_pretrained(task.folder)
 
@@ -191,7 +194,7 @@ def _arguments(task: Task) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
-        report_to="none",
+        report_to=list(task.report_to),
         dataloader_pin_memory=False,  # batches are made where the model is
         ddp_find_unused_parameters=any(part.modules for part in task.parts[1:]),
         use_cpu=task.vlm.model.device.type == "cpu",

@@ -11,7 +11,9 @@ from vlkit.errors import VlkitError
 from vlkit.lora.proving import Checks
 
 ARGUMENTS = "training.json"  # beside the adapter: what the run was asked for
-_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+_WEIGHTS = ("*model*.safetensors", "pytorch_model_fsdp_0")  # the latter where FSDP spreads them
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")  # Trainer, FSDP, DeepSpeed
+_STATE = "trainer_state.json"  # written last
 Answers = tuple[tuple[str, str, str], ...]  # question, truth, answer
 
 
@@ -29,7 +31,8 @@ class LoraRun:
         samples: (step, ((question, truth, answer), …)) of a few held-out rows, at each checkpoint.
         effect: the largest change of a trained weight; 0 would leave the model as it was.
         seconds: of the training alone, without what was done before a resumption.
-        checks: what the run proves of itself; None on all but the first of several processes.
+        checks: what the run proves of itself; None on all but the first of several processes, and
+            where these share one model's weights out (FSDP, DeepSpeed).
     """
 
     output_dir: Path
@@ -70,8 +73,10 @@ def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
-    weights = any(path.glob("*model*.safetensors"))
-    return weights and all((path / name).is_file() for name in _STATE)
+    return all(
+        any(each.exists() for name in names for each in path.glob(name))
+        for names in (_WEIGHTS, _OPTIMIZER, ("scheduler.pt", "latest"), (_STATE,))
+    )
 
 
 def check_same(path: Path, asked: dict) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,6 +21,10 @@ class VisionTrainer(Trainer):
         tower: whose features the batches hold, or None.
         examine: called after each evaluation; what it returns is logged: numbers as Trainer's
             own, anything else in ``state.log_history`` alone.
+        measure: what has changed of weights by their names.
+
+    Attributes:
+        effect: what that was when weights spread over processes were last written, on the first.
     """
 
     def __init__(
@@ -29,12 +33,14 @@ class VisionTrainer(Trainer):
         sampler: LengthSampler,
         tower: FrozenTower | None,
         examine: Callable[[], dict[str, Any]],
+        measure: Callable[[Mapping[str, Any]], float],
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         # a loss is the mean over an update's learnt tokens, however many batches they come in
         self.model_accepts_loss_kwargs = True
         self.sampler, self.tower, self.examine = sampler, tower, examine
+        self.measure, self.effect = measure, 0.0
         show_progress(self)
 
     def _get_train_sampler(self, *_: Any) -> Any:
@@ -45,15 +51,20 @@ class VisionTrainer(Trainer):
         with self.tower.replaced() if self.tower else nullcontext():
             return super().compute_loss(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if state_dict:
+            self.effect = self.measure(state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Whole weights by way of the model's own loader: on disk they have other names."""
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         loaded = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
         self.model.load_state_dict(loaded.state_dict())
 
     def _load_best_model(self) -> None:
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 

@@ -16,6 +16,7 @@ from vlkit.lora.modules import plan_parts
 from vlkit.lora.networks import quantized
 from vlkit.lora.runs import ARGUMENTS, LoraRun, check_same, last_checkpoint
 from vlkit.lora.sizing import choose_batch
+from vlkit.lora.trackers import check_trackers
 from vlkit.models import VLM
 from vlkit.recording import trained
 
@@ -41,6 +42,7 @@ def train(
     samples: int = 3,
     seed: int = 0,
     resume: bool = False,
+    report_to: str | Sequence[str] = "none",
     callbacks: Sequence[Any] = (),
 ) -> LoraRun:
     """Train adapters, or layers themselves; the model that is passed stays as it was.
@@ -70,6 +72,8 @@ def train(
         samples: how many of these answers the run shows.
         seed: of the adapters' first weights and the order of the rows.
         resume: go on from the last whole checkpoint; losses are those of an uninterrupted run.
+        report_to: trackers that are told losses and metrics, such as ``"tensorboard"``, as for
+            transformers' ``TrainingArguments``.
         callbacks: transformers' ``TrainerCallback``.
 
     Raises:
@@ -81,6 +85,7 @@ def train(
     check_examined(metric, samples)
     if not isinstance(learning_rate, float | int) or not 0 < learning_rate < 1:
         raise VlkitError(f"learning_rate={learning_rate!r} must be a number between 0 and 1")
+    trackers = check_trackers(report_to)
     folder = Path(output_dir).expanduser()
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     asked = {
@@ -107,6 +112,6 @@ def train(
     task = Task(
         vlm=vlm, data=data, held_out=held_out, folder=folder, parts=parts, lengths=lengths,
         asked=asked, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
-        samples=samples, callbacks=tuple(callbacks),
+        samples=samples, report_to=trackers, callbacks=tuple(callbacks),
     )  # fmt: skip
     return run(task, last)
