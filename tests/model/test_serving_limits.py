@@ -150,6 +150,8 @@ def test_other_paths_methods_and_types_are_refused_in_the_same_words(server):
     ):
         status, _, answer = send(server, None, path=path, method=method)
         assert status == expected and answer["error"]["message"]
+        if path != "/v1/models/nope":
+            assert "POST /v1/chat/completions" in answer["error"]["message"]
     plain = {"Content-Type": "text/plain"}  # what a web page may send without asking first
     status, _, answer = send(server, json.dumps(GOOD).encode(), headers=plain)
     assert status == 400 and "JSON object" in answer["error"]["message"]

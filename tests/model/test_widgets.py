@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 import vlkit
+from vlkit.errors import VlkitError
 from vlkit.grounding import Box
 from vlkit.widgets import EXAMPLES, AskPanel
 
@@ -240,3 +241,12 @@ def test_streaming_shows_the_answer_as_it_grows(panel):
     assert len(texts) > 2
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == reply.text
+
+
+@pytest.mark.parametrize(
+    "panel", ["AskPanel", "BatchPanel", "GroundingPanel", "LoraPanel", "VideoPanel"]
+)
+@pytest.mark.parametrize("wrong", ["tiny", None])
+def test_a_panel_of_no_model_is_refused_at_once(panel, wrong):
+    with pytest.raises(VlkitError, match=r"is no loaded model; pass what vlkit\.load"):
+        getattr(vlkit.widgets, panel)(wrong)

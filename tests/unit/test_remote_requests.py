@@ -403,6 +403,15 @@ def test_what_load_refuses(load, name, options, told):
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_of_no_family_is_told_with_what_the_endpoint_serves(server, load):
+    server.models = [{"id": "Qwen2-VL-first"}]
+    with pytest.raises(RemoteError, match=r"name 'mine'; pass family=.*/v1 serves Qwen2-VL-first$"):
+        load("mine")
+    server.models = None
+    with pytest.raises(RemoteError, match=r"pass family=.*/v1 lists no models: .* ends in /v1$"):
+        load("mine")
+
+
 def test_options_of_hosted_models_are_refused_for_others():
     with pytest.raises(ModelError, match="base_url= is for hosted models"):
         vlkit.load("tiny", base_url="http://127.0.0.1:1/v1")

@@ -312,6 +312,12 @@ def test_a_port_that_is_taken_is_told():
             open_socket("127.0.0.1", port, None)
 
 
+@pytest.mark.parametrize("port", ["8000", -1, 65_536, 8.5, None])
+def test_a_port_that_is_none_is_told(port):
+    with pytest.raises(VlkitError, match=r"port=.* must be a whole number, 0 \(any\) to 65,535"):
+        open_socket("127.0.0.1", port, None)
+
+
 def test_a_folders_place_is_not_told(tmp_path):
     assert model_name(str(tmp_path)) == tmp_path.name
     assert model_name("Qwen/Qwen2-VL-7B-Instruct") == "Qwen/Qwen2-VL-7B-Instruct"

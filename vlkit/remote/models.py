@@ -153,7 +153,10 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     client = open_client(base_url, _find_key(service, settings["api_key"]), settings["timeout"])
     told = {} if service.name != "compatible" else list_models(client, base_url, service, model)
     entry = told.get(model, {})
-    family, rules = family_and_rules(model, settings["family"], service, entry)
+    try:
+        family, rules = family_and_rules(model, settings["family"], service, entry)
+    except RemoteError as error:
+        raise RemoteError(f"{error}{_hint(model, base_url, service, told)}") from None
     if max_image_tokens is not None:
         rules = replace(rules, max_image_tokens=max_image_tokens)
     length = entry.get("max_model_len")
@@ -176,6 +179,15 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         served=tuple(told),
         client=client,
     )
+
+
+def _hint(model: str, base_url: str, service: Service, told: Mapping[str, Any]) -> str:
+    """Why an endpoint of one's own may not know a name: it serves others, or the address is off."""
+    if service.name != "compatible" or model in told:
+        return ""
+    if told:
+        return f"; {base_url} serves {', '.join(list(told)[:4])}"
+    return f"; {base_url} lists no models: it should be the address that mostly ends in /v1"
 
 
 def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:

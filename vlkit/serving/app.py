@@ -103,6 +103,8 @@ def _explain_errors(app: FastAPI) -> None:
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         text = f"{request.method} {request.url.path[:80]}: {error.detail}"
+        if error.status_code in (404, 405):
+            text += "; here are POST /v1/chat/completions, GET /v1/models and GET /health"
         return refuse(RequestError(text, status=error.status_code))
 
     @app.exception_handler(Exception)

@@ -89,6 +89,8 @@ def open_socket(host: str, port: int, api_key: str | None) -> socket.socket:
         VlkitError: there is none to be had.
     """
     check_key(host, api_key)
+    if not isinstance(port, int) or port not in range(65_536):
+        raise VlkitError(f"port={port!r:.60} must be a whole number, 0 (any) to 65,535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)

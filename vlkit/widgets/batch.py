@@ -13,6 +13,7 @@ import ipywidgets as widgets
 
 from vlkit import batch, bundled, tables
 from vlkit.errors import VlkitError
+from vlkit.inputs import check_model
 from vlkit.replies import Failure, Reply
 from vlkit.widgets.batch_rows import ROW_CSS, row_html
 from vlkit.widgets.look import (
@@ -65,6 +66,7 @@ class BatchPanel(widgets.VBox):
     """
 
     def __init__(self, vlm: Any, source: str = SAMPLES, prompt: str = "Describe this image."):
+        check_model(vlm)
         self.vlm, self.status = vlm, StatusLine()
         self.conversations: tables.Conversations | None = None
         self.results: list[Row] = []

@@ -11,6 +11,7 @@ import ipywidgets as widgets
 
 from vlkit import lora
 from vlkit.errors import VlkitError
+from vlkit.inputs import check_loaded
 from vlkit.lora.curves import Curves, curves_html
 from vlkit.lora.data import as_data
 from vlkit.widgets.look import (
@@ -61,6 +62,7 @@ class LoraPanel(widgets.VBox):
     """
 
     def __init__(self, vlm: Any, data: Any = None):
+        check_loaded(vlm)
         self.vlm, self.status = vlm, StatusLine()
         self._given = None if data is None else as_data(data)
         self._read: tuple[str, Any] = ("", None)

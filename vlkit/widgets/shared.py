@@ -12,6 +12,7 @@ import ipywidgets as widgets
 
 from vlkit import generation
 from vlkit.errors import VlkitError
+from vlkit.inputs import check_model
 from vlkit.replies import Reply
 from vlkit.widgets.look import (
     StatusLine,
@@ -58,6 +59,7 @@ class Panel(widgets.VBox):
         examples: Sequence[str],
         above: Sequence[widgets.Widget] = (),
     ):
+        check_model(vlm)
         self.vlm, self.status = vlm, status
         self.reply: Reply | None = None
         self._thread: threading.Thread | None = None

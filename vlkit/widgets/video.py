@@ -12,6 +12,7 @@ from vlkit import bundled, messages
 from vlkit.errors import MediaError, VlkitError
 from vlkit.flight import ClipView, view_clip
 from vlkit.grounding import Size
+from vlkit.inputs import check_model
 from vlkit.plotting import draw_frames
 from vlkit.replies import image_html
 from vlkit.targets import find_target
@@ -51,6 +52,7 @@ class VideoPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
+        check_model(vlm)
         self._target = find_target(vlm)
         self.view: ClipView | None = None
         self._info: ClipInfo | None = None
