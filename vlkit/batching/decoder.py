@@ -7,7 +7,10 @@ and on a GPU is captured as a CUDA graph, so that nothing waits for Python.
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from vlkit.batching.kernels import (
     add_rms_norm,
@@ -72,7 +75,10 @@ class Decoder:
         import torch
 
         shape = (slots, length, 2 * self.kv_heads, self.head_size)
-        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+        if self.device.type != "cpu":
+            return torch.zeros(shape, device=self.device, dtype=self.dtype)
+        zeros = np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)
+        return torch.from_numpy(zeros).view(self.dtype).view(shape)  # no memory before it is used
 
     def grow(self, length: int) -> None:
         """Make room for longer rows; what is there stays."""

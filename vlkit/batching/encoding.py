@@ -58,7 +58,8 @@ class Encoder:
                 found[medium.key] = self._kept[medium.key]
             else:
                 new[medium.key] = medium
-        for group in _groups(list(new.values()), PATCHES[self._place]):
+        by_size = sorted(new.values(), key=lambda medium: len(medium.pixels))
+        for group in _groups(by_size, PATCHES[self._place]):
             for medium, features in zip(group, self._run(group), strict=True):
                 found[medium.key] = self._kept[medium.key] = features
         self._trim()
@@ -153,40 +154,55 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
     segments = _same_length_segments(cu_seqlens)
     kernel = _varlen_kernel() if states.is_cuda and states.element_size() == 2 else None
     if kernel:
-        longest = max(rows.shape[1] for rows in segments)
+        longest = max(each.length for each in segments)
         borders = cu_seqlens.int()
         output = kernel(query, key, value, borders, borders, longest, longest)
     else:
         output = query.new_empty(query.shape)
-        for rows in segments:
-            _attend_equal(query, key, value, rows, output)
+        for each in segments:
+            _attend_equal(query, key, value, each, output)
     return attention.proj(output.reshape(len(hidden), -1))
 
 
-def _attend_equal(query, key, value, rows, output) -> None:
-    """Attention of segments of one length; ``rows`` is (segments, length) indices of patches."""
+def _attend_equal(query, key, value, segments: _Segments, output) -> None:
     import torch
 
-    parts = [each.transpose(0, 1)[:, rows].transpose(0, 1) for each in (query, key, value)]
+    shape = (segments.count, segments.length, *query.shape[1:])
+    parts = [each[segments.place].view(shape).transpose(1, 2) for each in (query, key, value)]
     result = torch.nn.functional.scaled_dot_product_attention(*parts)
-    output[rows] = result.transpose(1, 2)
+    output[segments.place] = result.transpose(1, 2).flatten(0, 1)
 
 
-def _same_length_segments(borders) -> list:
-    """Indices of patches, (segments, length), for each length there is; kept with the borders."""
-    import torch
+@dataclass(frozen=True)
+class _Segments:
+    """Segments of one length; their place is indices of patches, or a slice of neighbours."""
 
+    place: Any
+    count: int
+    length: int
+
+
+def _same_length_segments(borders) -> list[_Segments]:
+    """The segments by their length; kept with the borders."""
     if not hasattr(borders, "vlkit_segments"):  # the same tensor goes through every block
-        groups = defaultdict(list)
-        ends = borders.tolist()
-        for start, end in itertools.pairwise(ends):
-            groups[end - start].append(start)
+        starts = defaultdict(list)
+        for start, end in itertools.pairwise(borders.tolist()):
+            starts[end - start].append(start)
         borders.vlkit_segments = [
-            torch.tensor(starts, device=borders.device)[:, None]
-            + torch.arange(length, device=borders.device)
-            for length, starts in groups.items()
+            _Segments(_place(each, length, borders.device), len(each), length)
+            for length, each in starts.items()
         ]
     return borders.vlkit_segments
+
+
+def _place(starts: list[int], length: int, device: Any) -> Any:
+    import torch
+
+    end = starts[0] + length * len(starts)
+    if starts == list(range(starts[0], end, length)):
+        return slice(starts[0], end)
+    within = torch.arange(length, device=device)
+    return (torch.tensor(starts, device=device)[:, None] + within).flatten()
 
 
 def _varlen_kernel():
