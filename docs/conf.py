@@ -17,6 +17,7 @@ add_module_names = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+highlight_language = "none"  # a block says what it is; those that do not are of a shell
 html_theme = "furo"
 html_title = f"vlkit {release}"
 html_copy_source = False

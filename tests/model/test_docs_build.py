@@ -35,5 +35,8 @@ def test_every_page_is_built_and_needs_nothing_from_outside(site):
     assert 'id="vlkit.load"' in reference and 'id="vlkit.Box"' in reference
     shell = pages["reference/shell.html"].read_text(encoding="utf-8")
     assert "Usage: vlkit batch" in shell and "--max-new-tokens" in shell
+    howto = pages["howto.html"].read_text(encoding="utf-8")
+    plain = r'highlight-none[^>]*><div class="highlight"><pre>(<span></span>)?vlkit download Qwen/'
+    assert re.search(plain, howto) and "highlight-python" in howto
     course = pages["notebooks/01_image_inference.html"].read_text(encoding="utf-8")
     assert "Asking about pictures" in course and "importlib.util" not in course
