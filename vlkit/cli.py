@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +59,22 @@ app.command(context_settings={"ignore_unknown_options": True})(run)  # a value m
 app.command()(serve)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlkit {version('vlkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say it, and end."),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """The `vlkit` command: errors that a user can mend are one line, not a traceback."""
     try:
@@ -97,8 +115,8 @@ def predict(
     """Ask one question about pictures, or none."""
     import vlkit
 
-    if output_dir is not None and output_dir.exists() and not output_dir.is_dir():
-        raise VlkitError(f"--output-dir {output_dir} is a file; name a folder")
+    if output_dir is not None:
+        _make_folder(output_dir)
     if not prompt.strip():
         raise VlkitError("the --prompt is empty; write a question")
     media = [_read_media(each) for each in image or []]  # before a large model is loaded
@@ -253,8 +271,21 @@ def _record(vlm, prompt: str, image: list[str], options: dict, reply) -> dict:
     }
 
 
+def _make_folder(folder: Path) -> None:
+    """Before a large model answers."""
+    if folder.exists() and not folder.is_dir():
+        raise VlkitError(f"--output-dir {folder} is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise VlkitError(
+            f"--output-dir {folder} cannot be written ({error.strerror}); name a folder of your own"
+        ) from error
+
+
 def _write(folder: Path, record: dict, reply) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(reply.images)):
         last = index == len(reply.images) - 1
         picture = reply.plot() if last else reply.images[index]

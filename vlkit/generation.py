@@ -180,7 +180,7 @@ def check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
         raise ModelError(
             f"{prompt_tokens:,} prompt tokens and max_new_tokens={max_new_tokens:,} exceed "
             f"{vlm.name}'s context of {vlm.context_length:,}; use fewer or smaller pictures "
-            "(vlkit.Image(…, max_tokens=…)) or a smaller max_new_tokens"
+            "(vlkit.Image(…, max_tokens=…)), less text or a smaller max_new_tokens"
         )
 
 

@@ -187,7 +187,11 @@ def _parse(line: bytes, file: Path, number: int) -> dict:
 def _check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise VlkitError(f"out={str(path)!r}: the folder {path.parent} does not exist; create it")
-    if path.exists() and not path.is_file():
+    try:
+        is_other = path.exists() and not path.is_file()
+    except OSError as error:  # a name that is too long
+        raise VlkitError(f"out={str(path)!r:.80}: {error.strerror}; name another file") from error
+    if is_other:
         raise VlkitError(f"out={str(path)!r} is no file; name a .jsonl file")
     if path.suffix.lower() in (".csv", ".tsv", ".json", ".parquet", ".xlsx"):
         raise VlkitError(
@@ -210,8 +214,10 @@ def _part_path(path: Path, part: int) -> Path:
 
 
 def _lock(file: Path) -> FileLock:
-    lock = FileLock(file.with_name(f".{file.name}.lock"), timeout=0, thread_local=False)
+    path = file.with_name(f".{file.name}.lock")
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
+        path.touch()  # where no file can be made, filelock waits as if somebody held it
         lock.acquire()
     except Timeout as error:
         raise VlkitError(

@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NoReturn, Unpack
 
 from vlkit.adapters import attach_adapter, find_adapter
 from vlkit.errors import ModelError, RemoteError
@@ -126,13 +126,19 @@ def load(
         _refuse_options(model, here)
         return load_remote(model, max_image_tokens=max_image_tokens, **hosted)
     if hosted:
-        raise ModelError(
-            f'{next(iter(hosted))}= is for hosted models, such as "openai:…"; {model} runs here'
-        )
+        _refuse_hosted(model, next(iter(hosted)))
     return load_here(
         model, hub=hub, revision=revision, device=device, dtype=dtype, attn=attn,
         quantize=quantize, adapter=adapter, max_image_tokens=max_image_tokens,
     )  # fmt: skip
+
+
+def _refuse_hosted(model: str | os.PathLike, name: str) -> NoReturn:
+    from vlkit.remote.models import HostedOptions
+
+    if name in HostedOptions.__annotations__:
+        raise ModelError(f'{name}= is for hosted models, such as "openai:…"; {model} runs here')
+    raise ModelError(f"load() has no option {name}=; see help(vlkit.load)")
 
 
 def load_here(

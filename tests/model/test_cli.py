@@ -50,6 +50,10 @@ def test_predict_without_a_picture():
     assert result.exit_code == 0 and "new, " in result.stdout
 
 
+def test_the_version():
+    assert shell("--version").stdout == f"vlkit {vlkit.__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -57,6 +61,7 @@ def test_predict_without_a_picture():
         (["predict", "--prompt", "x", "--model", "nowhere"], "'nowhere' is neither a folder"),
         (["predict", "--prompt", "x", "--dtype", "float7"], "dtype='float7' is unknown"),
         (["predict", "--prompt", "x", "--output-dir", __file__], "is a file; name a folder"),
+        (["predict", "--prompt", "x", "--output-dir", "/proc/x"], "/proc/x cannot be written"),
         (["chat", "--image", "nope.png"], "nope.png does not exist"),
     ],
 )

@@ -156,6 +156,8 @@ def test_resume_false_refuses_rows_and_deletes_nothing(tmp_path):
         ("nowhere/run.jsonl", "nowhere does not exist; create it"),
         ("folder", "is no file"),
         ("run.csv", "is written as JSON lines; name a .jsonl file"),
+        ("/proc/run.jsonl", r"/proc/run\.jsonl cannot be written \(No such file or directory\)"),
+        ("汉" * 100 + ".jsonl", "File name too long; name another file"),
     ],
 )
 def test_places_that_cannot_be_written(tmp_path, name, message):

@@ -415,6 +415,8 @@ def test_a_name_of_no_family_is_told_with_what_the_endpoint_serves(server, load)
 def test_options_of_hosted_models_are_refused_for_others():
     with pytest.raises(ModelError, match="base_url= is for hosted models"):
         vlkit.load("tiny", base_url="http://127.0.0.1:1/v1")
+    with pytest.raises(ModelError, match=r"load\(\) has no option colour="):
+        vlkit.load("tiny", colour="x")
 
 
 def test_keys_come_from_the_environment(server, load, monkeypatch):
