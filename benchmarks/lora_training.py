@@ -270,7 +270,10 @@ def sft_trainer(vlm: VLM, config, options: dict, keys: dict):
         "train_dataset": Dataset.from_dict({"row": range(len(rows))}),
         "data_collator": lambda some: collate(vlm, [rows[each["row"]] for each in some]),
     }
-    arguments = SFTConfig(**options, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    same = {"bf16": False, "gradient_checkpointing": False}  # as the plain recipe: no autocast
+    arguments = SFTConfig(
+        **options, **same, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
+    )
     return SFTTrainer(
         vlm.model, arguments, peft_config=config, processing_class=vlm.processor, **keys
     )
