@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import os
+from math import cos, radians, sin
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,21 @@ from PIL import ImageDraw
 from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Items, Point, list_items
 from vlkit.labels import (
+    PATTERNS,
+    SHAPES,
     Stroke,
     area_of,
-    fit_text,
     font_for,
-    label_colors,
+    label_styles,
     line_width_for,
-    load_font,
     place_labels,
     text_color,
-    text_height,
 )
+from vlkit.legends import add_legend
+from vlkit.lettering import draw_text, fit_text, load_font, text_height
 from vlkit.media import load_image
-from vlkit.plotting import add_legend, draw_boxes, draw_strokes
+from vlkit.plotting import draw_boxes
+from vlkit.strokes import draw_strokes
 
 TRUTH, ANSWER = "#0072B2", "#D55E00"  # of the palette, the two that differ most to every eye
 
@@ -48,7 +51,7 @@ def draw_comparison(
     """
     picture = load_image(image)
     draw_strokes(picture, _strokes(predicted, truth), labels=labels)
-    rows = [(TRUTH, "truth", True), (ANSWER, "answer", False)]
+    rows = [(TRUTH, "truth", 1), (ANSWER, "answer", 0)]
     return add_legend(picture, rows) if legend else picture
 
 
@@ -91,8 +94,8 @@ def save_boxes(
 def svg_boxes(image: Any, boxes: Items, *, truth: Items | None = None, labels: bool = True) -> str:
     """A picture with its boxes as one SVG that holds everything."""
     picture, items = load_image(image), list_items(boxes)
-    colors = label_colors(item.label for item in items)
-    own = [(item, colors[item.label], False) for item in items]
+    styles = label_styles(item.label for item in items)
+    own = [(item, *styles[item.label]) for item in items]
     strokes = own if truth is None else _strokes(items, truth)
     width, height = picture.size
     line, font = line_width_for(picture.size), font_for(picture.size)
@@ -130,7 +133,7 @@ def stack_captioned(
     for index, (picture, caption) in enumerate(pictures):
         x, y = index % columns * (width + gap), index // columns * (height + gap)
         text = fit_text(caption, font, width)
-        ImageDraw.Draw(sheet).text((x + 2, y + gap - top), text, "black", font)
+        draw_text(ImageDraw.Draw(sheet), (x + 2, y + gap - top), text, "black", font)
         sheet.paste(picture, (x, y + round(high) + 2 * gap))
     return sheet
 
@@ -144,26 +147,36 @@ def data_url(picture: PIL.Image.Image) -> str:
 
 
 def _strokes(predicted: Items, truth: Items) -> list[Stroke]:
-    return [(item, ANSWER, False) for item in list_items(predicted)] + [
-        (item, TRUTH, True) for item in list_items(truth)
+    return [(item, ANSWER, 0) for item in list_items(predicted)] + [
+        (item, TRUTH, 1) for item in list_items(truth)
     ]
 
 
 def _svg_outline(stroke: Stroke, width: int) -> list[str]:
     """The line over a wider, half transparent one that sets it off from any background."""
-    item, color, dashed = stroke
+    item, color, pattern = stroke
     under = "#000000" if text_color(color) == "black" else "#FFFFFF"
     edge = f'fill="none" stroke="{under}" stroke-opacity="0.6" stroke-width="{1.7 * width:.1f}"'
     line = f'fill="none" stroke="{color}" stroke-width="{width}"'
-    line += f' stroke-dasharray="{4 * width} {3 * width}"' if dashed else ""
+    dashes = " ".join(f"{width * part:g}" for part in PATTERNS[pattern])
+    line += f' stroke-dasharray="{dashes}"' if dashes else ""
     if isinstance(item, Point):
-        place = f'<circle cx="{item.x:.2f}" cy="{item.y:.2f}" r="{3 * width}"'
-        return [f'{place} fill="{color}" stroke="{under}" stroke-opacity="0.6"/>']
+        look = f'fill="{color}" stroke="{under}" stroke-opacity="0.6"'
+        return [f"{_svg_mark(item, 3 * width, *SHAPES[pattern])} {look}/>"]
     if isinstance(item, Box):
         size = (item.x2 - item.x1, item.y2 - item.y1)
         return [_rect(item.x1, item.y1, *size, style) for style in (edge, line)]
     points = " ".join(f"{x:.2f},{y:.2f}" for x, y in item.corners)
     return [f'<polygon points="{points}" {style}/>' for style in (edge, line)]
+
+
+def _svg_mark(point: Point, radius: int, sides: int, turn: int) -> str:
+    """As :func:`vlkit.strokes.draw_mark` has it, without the end of its tag."""
+    if not sides:
+        return f'<circle cx="{point.x:.2f}" cy="{point.y:.2f}" r="{radius}"'
+    angles = [radians(360 * (i + 0.5) / sides + 90 - turn) for i in range(sides)]
+    corners = ((point.x + 1.25 * radius * cos(a), point.y + 1.25 * radius * sin(a)) for a in angles)
+    return '<polygon points="' + " ".join(f"{x:.2f},{y:.2f}" for x, y in corners) + '"'
 
 
 def _rect(x: float, y: float, w: float, h: float, style: str) -> str:

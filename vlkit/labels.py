@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from importlib.resources import files
 
 import numpy as np
-from PIL import ImageFont
 
 from vlkit.grounding import Box, Item, Point, Size
+from vlkit.lettering import Font, fit_text, load_font, text_height, text_width
 
 # Okabe and Ito's colour-blind-safe palette without its black, https://jfly.uni-koeln.de/color/
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# of lines, in line widths: on, off, on, off …
+PATTERNS: tuple[tuple[float, ...], ...] = ((), (4, 4), (1, 1.5), (5, 1.5, 1, 1.5))
+SHAPES = ((0, 0), (4, 0), (3, 0), (4, 45))  # of points: sides (0 is round) and degrees
 MAX_LABEL = 40  # characters
 MIN_FONT_SIZE = 12  # pixels; smaller letters cannot be read
 
 Area = tuple[float, float, float, float]  # x1, y1, x2, y2
-Stroke = tuple[Item, str, bool]  # an item, its colour, whether its line is dashed
-Font = ImageFont.FreeTypeFont
+Stroke = tuple[Item, str, int]  # an item, its colour, the number of its pattern
+
+
+def label_styles(labels: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """A palette colour and the number of a pattern for each label of a picture.
+
+    A label prefers the same colour in every picture. Labels differ in colour as far as the palette
+    goes, then in pattern as well, up to 28 of them.
+    """
+    styles: dict[str, tuple[str, int]] = {}
+    used: Counter[str] = Counter()
+    for label in sorted(set(labels)):
+        first = zlib.crc32(label.encode("utf-8", "replace")) % len(PALETTE)
+        color = min(PALETTE[first:] + PALETTE[:first], key=used.__getitem__)
+        styles[label] = color, used[color] % len(PATTERNS)
+        used[color] += 1
+    return styles
 
 
 def label_colors(labels: Iterable[str]) -> dict[str, str]:
-    """A palette colour for each label of a picture.
-
-    A label prefers the same colour in every picture; different labels get different ones as far
-    as the palette goes.
-    """
-    colors: dict[str, str] = {}
-    for label in sorted(set(labels), key=str):
-        first = zlib.crc32(str(label).encode("utf-8", "replace")) % len(PALETTE)
-        order = PALETTE[first:] + PALETTE[:first]
-        used = list(colors.values())
-        colors[label] = min(order, key=used.count)
-    return colors
-
-
-def font_path() -> str:
-    """The font that vlkit brings: Latin, kana and the Chinese characters of GB 2312."""
-    return str(files("vlkit") / "fonts" / "NotoSansSC-subset.otf")
-
-
-@lru_cache(maxsize=16)
-def load_font(size: int) -> Font:
-    """vlkit's font in a size in pixels."""
-    return ImageFont.truetype(font_path(), size)
+    """The colours of :func:`label_styles` alone."""
+    return {label: color for label, (color, _) in label_styles(labels).items()}
 
 
 def text_color(background: str) -> str:
@@ -58,7 +54,8 @@ def text_color(background: str) -> str:
 
 def printable(label: str) -> str:
     """The label on one line, at most ``MAX_LABEL`` characters."""
-    label = "".join(c if c.isprintable() else " " for c in str(label))
+    letters = (c for c in label if not "\ufe00" <= c <= "\ufe0f")  # they choose among emoji
+    label = "".join(c if c.isprintable() else " " for c in letters)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
 
 
@@ -71,21 +68,6 @@ def font_for(size: Size) -> Font | None:
 def line_width_for(size: Size) -> int:
     """Pixels: thin on small pictures."""
     return max(1, round(min(size) / 140))
-
-
-def text_height(font: Font) -> tuple[float, float]:
-    """Where letters begin below the drawing position, and how high they are, for every text."""
-    _, top, _, bottom = font.getbbox("Åg国")
-    return top, bottom - top
-
-
-def fit_text(text: str, font: Font, width: float) -> str:
-    """The text, shortened to a width in pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def bounds_of(item: Item) -> Area:
@@ -117,7 +99,7 @@ def place_labels(
         if not item.label or not _overlaps(bounds, np.array([(0, 0, *size)])).any():
             continue
         text = fit_text(printable(item.label), font, size[0] - 2 * pad)
-        w, h = font.getlength(text) + 2 * pad, text_height(font)[1] + 2 * (pad // 2)
+        w, h = text_width(text, font) + 2 * pad, text_height(font)[1] + 2 * (pad // 2)
         areas = [_clamp(place, w, h, size) for place in _places(bounds_of(item), w, h)]
         covered = _overlaps(np.array(areas), np.array(taken).reshape(-1, 4)).sum(axis=1)
         placed.append((color, text, areas[int(covered.argmin())]))  # the first of the best

@@ -10,9 +10,9 @@ from PIL import ImageDraw
 
 from vlkit.errors import VlkitError
 from vlkit.grounding import Items, list_items, scale_item
-from vlkit.labels import fit_text, load_font, text_height
+from vlkit.lettering import fit_text, load_font, text_height
 from vlkit.media import load_image
-from vlkit.plotting import draw_strokes
+from vlkit.strokes import draw_strokes
 
 _SIDES = 480, 960  # fewest and most pixels of the longer side, so that letters have room
 _BOX = "#FFFFFF"
@@ -42,7 +42,7 @@ def draw_heat(image: Any, values: np.ndarray, boxes: Items = ()) -> PIL.Image.Im
     heat = PIL.Image.fromarray(_colors(shares)).resize(size, PIL.Image.Resampling.NEAREST)
     alpha = PIL.Image.fromarray(np.round(220 * np.sqrt(shares)).astype(np.uint8))
     base.paste(heat, mask=alpha.resize(size, PIL.Image.Resampling.NEAREST))
-    draw_strokes(base, [(scale_item(item, scale), _BOX, False) for item in list_items(boxes)])
+    draw_strokes(base, [(scale_item(item, scale), _BOX, 0) for item in list_items(boxes)])
     return _add_bar(base, f"{most:.2%} of all attention" if most else "no attention")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import PIL.Image
@@ -14,24 +13,26 @@ from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Item, Items, Point, list_items, scale_item
 from vlkit.labels import (
     PALETTE,
-    Stroke,
-    area_of,
+    PATTERNS,
     bounds_of,
-    font_for,
-    font_path,
     label_colors,
+    label_styles,
     line_width_for,
-    load_font,
-    place_labels,
     printable,
     text_color,
-    text_height,
 )
+from vlkit.legends import add_legend
+from vlkit.lettering import font_families, load_font
 from vlkit.media import load_image
+from vlkit.strokes import draw_mark, draw_path, draw_strokes
 from vlkit.video import Clip
 
-__all__ = ["PALETTE", "draw_boxes", "draw_frames", "draw_patch_grid", "label_colors", "load_font"]
-EDGES = {"black": "#00000070", "white": "#FFFFFFB0"}  # of a bright and of a dark line
+__all__ = [
+    "PALETTE", "add_legend", "draw_boxes", "draw_frames", "draw_patch_grid", "draw_strokes",
+    "label_colors", "load_font",
+]  # fmt: skip
+_COLUMNS = 3  # of a legend
+_MARKERS = "os^D"  # of the patterns, for matplotlib
 
 
 def draw_boxes(
@@ -43,6 +44,8 @@ def draw_boxes(
     legend: bool = False,
 ) -> PIL.Image.Image:
     """Draw boxes, points and quads with their labels on a copy of the picture.
+
+    Labels differ in colour, from the eighth on also in their lines' pattern and points' shape.
 
     Args:
         image: anything that ``vlkit.Image`` takes.
@@ -56,64 +59,17 @@ def draw_boxes(
         A new upright RGB image of the original's size, higher by the legend.
     """
     picture, items = load_image(image), list_items(boxes)
-    colors = label_colors(item.label for item in items)
-    strokes = [(item, colors[item.label], False) for item in items]
+    styles = label_styles(item.label for item in items)
+    strokes = [(item, *styles[item.label]) for item in items]
     draw_strokes(picture, strokes, labels=labels, line_width=line_width)
     if not legend:
         return picture
-    counts = Counter(printable(item.label) for item in items)
-    names = {printable(label): color for label, color in colors.items() if label}
-    rows = [(color, f"{name} ×{counts[name]}", False) for name, color in names.items()]
-    return add_legend(picture, rows)
-
-
-def draw_strokes(
-    picture: PIL.Image.Image,
-    strokes: list[Stroke],
-    *,
-    labels: bool = True,
-    line_width: int | None = None,
-) -> None:
-    """Draw on the picture itself: each item with its colour, and whether its line is dashed."""
-    if line_width is not None and not (isinstance(line_width, int) and line_width > 0):
-        raise VlkitError(f"line_width={line_width!r} must be a whole number of pixels, 1 or more")
-    width = line_width or line_width_for(picture.size)
-    draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
-    for item, color, dashed in sorted(strokes, key=lambda s: area_of(s[0]), reverse=True):
-        _draw_outline(draw, item, width, color, dashed)  # the small ones on top
-    font, pad = font_for(picture.size), max(2, width)
-    if labels and font:
-        top, _ = text_height(font)
-        for color, text, (x1, y1, x2, y2) in place_labels(strokes, picture.size, font, pad):
-            draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
-            draw.text((x1 + pad, y1 + pad // 2 - top), text, font=font, fill=text_color(color))
-
-
-def add_legend(picture: PIL.Image.Image, rows: list[tuple[str, str, bool]]) -> PIL.Image.Image:
-    """The picture on a sheet with a strip under it: colour, text and whether dashed, in lines."""
-    font = font_for(picture.size) or load_font(12)
-    top, height = text_height(font)
-    line, gap = round(height * 1.5), round(height * 0.7)
-    places, x, y = [], gap, picture.height + gap
-    for _, text, _ in rows:
-        w = 2 * height + gap + font.getlength(text)
-        if x > gap and x + w > picture.width:
-            x, y = gap, y + line
-        places.append((x, y))
-        x += round(w) + 2 * gap
-    shown = [place for place in places if place[1] + 2 * line <= 2 * picture.height] or places[:1]
-    if left := len(places) - len(shown):
-        y = shown[-1][1] + line
-    sheet = PIL.Image.new("RGB", (picture.width, y + line if rows else picture.height), "white")
-    sheet.paste(picture)
-    draw = ImageDraw.Draw(sheet)
-    if left:
-        draw.text((gap, y - top), f"and {left} more", "black", font)
-    for (color, text, dashed), (x, y) in zip(rows, shown, strict=False):
-        middle, end = y + height / 2, x + 2 * height
-        _draw_path(draw, [(x, middle), (end, middle)], max(3, round(height / 4)), color, dashed)
-        draw.text((end + gap / 2, y - top), text, "black", font)
-    return sheet
+    counts = Counter(item.label for item in items)
+    rows = {label: f"{printable(label)} ×{counts[label]}" for label in styles if label}
+    points = {rows[label] for label in _only_points(items) if label}
+    return add_legend(
+        picture, [(styles[n][0], text, styles[n][1]) for n, text in rows.items()], points=points
+    )
 
 
 def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: bool = False):
@@ -122,26 +78,28 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
     Args:
         axes: a matplotlib ``Axes``.
         image, boxes, labels: as for :func:`draw_boxes`.
-        legend: list the labels beside the axes.
+        legend: list the labels beside the axes, as many as go into three columns of their height.
 
     Returns:
         The same axes, to go on with.
     """
     from matplotlib.font_manager import FontProperties
-    from matplotlib.patches import Patch, Polygon, Rectangle
+    from matplotlib.patches import Polygon, Rectangle
 
     picture, items = load_image(image), list_items(boxes)
-    colors = label_colors(item.label for item in items)
+    styles = label_styles(item.label for item in items)
     axes.imshow(picture, extent=(0, picture.width, picture.height, 0))
     axes.autoscale(False)
     axes.set_axis_off()
-    font = FontProperties(fname=font_path(), size=9)
+    font = FontProperties(family=font_families(map(printable, styles)), size=9)
     for item in items:
-        color = colors[item.label]
+        color, pattern = styles[item.label]
         line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2}
+        line |= {"linestyle": _line_style(pattern)}
         corner = bounds_of(item)[:2]
         if isinstance(item, Point):
-            axes.plot(*corner, "o", color=color, markeredgecolor=text_color(color))
+            mark = _MARKERS[pattern]
+            axes.plot(*corner, mark, color=color, markeredgecolor=text_color(color))
         elif isinstance(item, Box):
             size = (item.x2 - item.x1, item.y2 - item.y1)
             axes.add_patch(Rectangle(corner, *size, **line))
@@ -158,9 +116,34 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
                 parse_math=False,
             )
     if legend:
-        names = [Patch(color=c, label=printable(n).replace("$", r"\$")) for n, c in colors.items()]
-        axes.legend(handles=names, prop=font, loc="upper left", bbox_to_anchor=(1.01, 1))
+        _plot_legend(axes, styles, _only_points(items), font)
     return axes
+
+
+def _plot_legend(axes, styles: dict[str, tuple[str, int]], points: set[str], font) -> None:
+    from matplotlib.lines import Line2D
+
+    axes.apply_aspect()
+    room = axes.get_window_extent().height * 72 / axes.figure.dpi  # in points, as the letters are
+    rows = max(1, int((room - font.get_size()) / (1.7 * font.get_size())))
+    handles = []
+    for label, (color, pattern) in styles.items():
+        look: dict[str, Any] = {"linestyle": _line_style(pattern), "linewidth": 2}
+        if label in points:
+            look = {"marker": _MARKERS[pattern], "linestyle": ""}
+        name = printable(label).replace("$", r"\$")
+        handles.append(Line2D([], [], color=color, label=name, **look))
+    if (left := len(handles) - _COLUMNS * rows) > 0:
+        rest = Line2D([], [], linestyle="", label=f"and {left + 1} more")
+        handles = [*handles[: -left - 1], rest]
+    axes.legend(
+        handles=handles, prop=font, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0,
+        ncols=min(_COLUMNS, -(-len(handles) // rows)), handlelength=3,
+    )  # fmt: skip
+
+
+def _line_style(pattern: int) -> Any:
+    return (0, PATTERNS[pattern]) if PATTERNS[pattern] else "-"
 
 
 def draw_frames(
@@ -212,6 +195,10 @@ def draw_patch_grid(image: Any, patch_size: int) -> PIL.Image.Image:
     return picture
 
 
+def _only_points(items: Sequence[Item]) -> set[str]:
+    return {i.label for i in items} - {i.label for i in items if not isinstance(i, Point)}
+
+
 # --- tracks --------------------------------------------------------------------------------------
 
 
@@ -228,59 +215,15 @@ def _per_frame(boxes: Any, count: int) -> list[list[Item]]:
 
 
 def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:
-    colors = label_colors(item.label for item in tracks[-1])
+    styles = label_styles(item.label for item in tracks[-1])
     width, draw = line_width_for(picture.size), ImageDraw.Draw(picture, "RGBA")
-    for label, color in colors.items():
+    for label, (color, pattern) in styles.items():
         middles = []
         for items in tracks:
             own = [bounds_of(item) for item in items if item.label == label]
             if len(own) == 1:  # of several alike nobody knows which went where
                 middles.append(((own[0][0] + own[0][2]) / 2, (own[0][1] + own[0][3]) / 2))
         if len(middles) > 1:
-            _draw_path(draw, middles, width, color, False)
+            draw_path(draw, middles, width, color, 0)
         for middle in middles:
-            draw.circle(middle, 1.5 * width, fill=color)
-
-
-# --- lines ---------------------------------------------------------------------------------------
-
-
-def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str, dashed: bool):
-    """The line with a thin edge on both sides that sets it off from any background."""
-    edge, edge_color = max(1, width // 3), EDGES[text_color(color)]
-    if isinstance(item, Point):
-        for radius, fill in ((3 * width + edge, edge_color), (3 * width, color)):
-            draw.circle((item.x, item.y), radius, fill=fill)
-        return
-    if isinstance(item, Box):
-        x1, y1, x2, y2 = _drawn_pixels(item)
-        outer = (x1 - edge, y1 - edge, x2 + edge, y2 + edge)
-        draw.rectangle(outer, outline=edge_color, width=width + 2 * edge)
-        if not dashed:
-            draw.rectangle((x1, y1, x2, y2), outline=color, width=width)
-            return
-        a, b = width / 2 - 0.5, width // 2  # the line's middle: it goes inwards
-        x1, y1, x2, y2 = x1 + a, y1 + a, x2 - b, y2 - b
-        corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    else:
-        corners = item.corners
-        _draw_path(draw, [*corners, corners[0]], width + 2 * edge, edge_color, False)
-    _draw_path(draw, [*corners, corners[0]], width, color, dashed)
-
-
-def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
-    x1, y1 = round(box.x1), round(box.y1)
-    return x1, y1, max(x1, round(box.x2) - 1), max(y1, round(box.y2) - 1)  # Pillow draws these too
-
-
-def _draw_path(draw, points: list[tuple[float, float]], width: int, color: str, dashed: bool):
-    if not dashed:
-        draw.line(points, fill=color, width=width, joint="curve")
-        return
-    for (x1, y1), (x2, y2) in pairwise(points):
-        length = max(abs(x2 - x1), abs(y2 - y1))
-        steps = round(length / (4 * width)) | 1  # odd: a dash at either end
-        for step in range(0, steps, 2):
-            a, b = step / steps, min(1, (step + 1) / steps)
-            ends = [(x1 + (x2 - x1) * t, y1 + (y2 - y1) * t) for t in (a, b)]
-            draw.line(ends, fill=color, width=width)
+            draw_mark(draw, middle, 1.5 * width, color, pattern)

@@ -246,6 +246,7 @@ def test_labels_do_not_cover_each_other():
 @pytest.mark.parametrize(
     "label", ["a\nb", "a\x1b[31mb", "a\tb\r", "\0", "x" * 10_000, "\ud800", "🚌"]
 )
+@pytest.mark.filterwarnings("ignore:no font on this machine has symbols")
 def test_odd_labels_are_drawn_on_one_line(label):
     drawn = draw_boxes(blank(), Box(label, 20, 60, 180, 150))
     _, y1, x2, y2 = changed(drawn, draw_boxes(blank(), Box(label, 20, 60, 180, 150), labels=False))
