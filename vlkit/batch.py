@@ -190,6 +190,14 @@ def generate_batch(
     return results
 
 
+def answer_all(vlm: VLM | RemoteVLM, conversations: Sequence[Any], **options: Any) -> Results:
+    """:func:`generate_batch` for who needs all; raises KeyboardInterrupt where it was stopped."""
+    results = generate_batch(vlm, conversations, **options)
+    if results.report.stopped:
+        raise KeyboardInterrupt
+    return results
+
+
 class _Done:
     """The rows that are finished, and the bar that tells of them."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlkit
+from vlkit.batch import answer_all
 from vlkit.bundled import bundled_path
 from vlkit.datasets import Scene, read_scenes
 from vlkit.datasets.files import whole_folder
@@ -182,12 +183,15 @@ def ask_grounding(
         data: a name for the data set.
         iou, bootstrap, seed: as for :func:`vlkit.evaluate_grounding`.
         max_new_tokens, batch_size, progress: as for :func:`vlkit.generate_batch`.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; answers that are lacking are not counted as wrong.
     """
     questions, iou = list(questions), check_thresholds(iou)  # before what may take hours
     if not questions:
         raise VlkitError("there is no question to ask; pass those of read_questions")
     asked = [vlkit.user(question.prompt, question.image) for question in questions]
-    answers = vlkit.generate_batch(
+    answers = answer_all(
         vlm, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
     read = [_read(answer, question) for answer, question in zip(answers, questions, strict=True)]

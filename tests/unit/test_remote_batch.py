@@ -191,6 +191,36 @@ def test_ctrl_c_ends_a_batch_cleanly(server, load):
     assert wait_for(lambda: not server.running)
 
 
+def compared(vlm, path):
+    return vlkit.records.compare([vlm, vlm], [f"number {i}" for i in range(12)])
+
+
+def evaluated(vlm, path):
+    from vlkit.evaluation import Question, ask_grounding
+
+    picture, box = vlkit.sample("taxi"), vlkit.Box("taxi", 1, 2, 30, 40)
+    return ask_grounding(vlm, [Question(picture, f"number {i}", (box,)) for i in range(12)])
+
+
+def replayed(vlm, path):
+    return vlkit.records.replay(path, vlm)
+
+
+@pytest.mark.parametrize("count_all", [compared, evaluated, replayed])
+def test_ctrl_c_ends_what_counts_all_answers(server, load, tmp_path, count_all):
+    vlm = load()
+    server.script = lambda body: Said("done")
+    with vlkit.records.Run("r", directory=tmp_path) as run:
+        ask(vlm, 12)
+    asked = len(server.requests)
+    server.script = lambda body: Said("done") if number_of(body) < 3 else Said(wait=60)
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        count_all(vlm, run.path)
+    assert 3 <= len(server.requests) - asked < 12  # and nobody else was asked after it
+    assert wait_for(lambda: not server.running)
+
+
 def test_wrong_options_are_refused_before_anything_is_sent(server, load):
     for options in ({"batch_size": 0}, {"temperature": -1}, {"agreement": -1}):
         with pytest.raises(VlkitError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import vlkit
-from vlkit.batch import check_conversations
+from vlkit.batch import answer_all, check_conversations
 from vlkit.comparison import draw_comparison
 from vlkit.errors import VlkitError
 from vlkit.grounding import Item
@@ -139,7 +139,7 @@ def _name(each: Any) -> str:
 def _ask(vlm: Any, asked: list, options: dict) -> Any:
     if "max_image_tokens" in options:
         vlm = _limited(vlm, options.pop("max_image_tokens"))
-    return vlkit.generate_batch(vlm, asked, **options)
+    return answer_all(vlm, asked, **options)
 
 
 def _limited(vlm: Any, tokens: int | None) -> Any:

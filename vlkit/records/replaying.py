@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlkit.batch import answer_all
 from vlkit.errors import RemoteError, VlkitError
 from vlkit.inputs import check_model
 from vlkit.records.facts import environment, git_state, model_facts
@@ -213,7 +214,7 @@ def _answer(vlm: Any, record: Record, asked: dict[int, list[dict]]) -> dict[int,
     for index, number in places.items():
         conversations[index] = asked[number]
     options |= {"batch_size": first["batch_size"], "progress": False, "rows": list(places)}
-    answers = vlkit.generate_batch(vlm, conversations, **options)
+    answers = answer_all(vlm, conversations, **options)
     return dict(zip(places.values(), answers, strict=True))
 
 
