@@ -2,6 +2,7 @@
 
     python benchmarks/lora_training.py                        # bundled model, CPU, easy-VQA's rows
     python benchmarks/lora_training.py --random-weights 7b    # its shape in random bfloat16, a GPU
+    python benchmarks/lora_training.py --random-weights 7b --quantize 4bit    # QLoRA
 
 The plain recipe is transformers' Trainer with PEFT as their documentation shows it, prompts masked:
 rows in random order, two at a time, pictures through the tower each time. "same order" is the
@@ -15,6 +16,7 @@ several sizes, each another one; else they are easy-VQA's kind: 64×64, several 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import shutil
@@ -51,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--random-weights", choices=SHAPES)
     parser.add_argument("--dtype", default="auto", help="of random weights bfloat16 by default")
+    parser.add_argument("--quantize", choices=("4bit", "8bit"), help="the base, for all recipes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--per-picture", type=int, help="rows about each picture; 1 or 8")
@@ -67,10 +70,12 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict:
     if arguments.random_weights:
-        vlm = build_random(arguments.random_weights, arguments.device, arguments.dtype)
+        vlm = random_model(arguments)
         rows = noise_rows(arguments.rows, arguments.per_picture or 1)
     else:
-        vlm = vlkit.load(device=arguments.device, dtype=arguments.dtype)
+        vlm = vlkit.load(
+            device=arguments.device, dtype=arguments.dtype, quantize=arguments.quantize
+        )
         rows = color_rows(arguments.rows, arguments.per_picture or 8)
     data = vlkit.lora.load_conversations(rows)
     recipes = {}
@@ -90,12 +95,28 @@ def measure(arguments: argparse.Namespace) -> dict:
     return describe(vlm, data, arguments) | {"recipes": measured} | compare(measured)
 
 
+def random_model(arguments: argparse.Namespace) -> VLM:
+    """Of random weights; to be quantized they are written and loaded as anybody's are."""
+    vlm = build_random(arguments.random_weights, arguments.device, arguments.dtype)
+    if arguments.quantize is None:
+        return vlm
+    with tempfile.TemporaryDirectory() as folder:
+        vlm.model.save_pretrained(folder)
+        vlm.processor.save_pretrained(folder)
+        del vlm
+        gc.collect()
+        torch.cuda.empty_cache()
+        return vlkit.load(folder, device=arguments.device, quantize=arguments.quantize)
+
+
 def describe(vlm: VLM, data, arguments: argparse.Namespace) -> dict:
     lengths = [guess_length(vlm, example) for example in data]
     return {
         "command": " ".join(["python benchmarks/lora_training.py", *sys.argv[1:]]),
         "model": arguments.random_weights or "tiny",
         "weights": "random" if arguments.random_weights else "trained",
+        "quantize": arguments.quantize,
+        "weights_gb": round(vlm.model.get_memory_footprint() / 1e9, 2),
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "device": device_name(vlm),
         "torch": torch.__version__,

@@ -109,6 +109,14 @@ def test_what_pai_reads(pictures, tmp_path):
     assert path.name == "meta.json"
 
 
+def test_what_ms_swift_reads(pictures, tmp_path):
+    """It keeps every character after a tag: scripts/read_exports.py has it read by ms-swift."""
+    path = export(rows_of(pictures)[:1], tmp_path / "out", format="ms-swift")
+    row = json.loads(path.read_text())
+    assert row["messages"][0] == {"role": "user", "content": "<image>What is this?"}
+    assert row["images"] == ["media/000001.png"]
+
+
 # --- boxes ---------------------------------------------------------------------------------------
 
 

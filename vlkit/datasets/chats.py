@@ -253,7 +253,8 @@ class Writer:
             if isinstance(item, Quad):
                 raise VlkitError("ms-swift has boxes and points, no quads")
             if item.label != before:
-                text, before = text + "<ref-object>", item.label
+                text += ", <ref-object>" if text else "<ref-object>"  # as Qwen2-VL's own
+                before = item.label
                 self.refs.append(item.label)
             self.boxes.append([round(value, 3) for value in astuple(item)[1:]])
             text += "<bbox>"

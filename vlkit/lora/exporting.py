@@ -52,9 +52,9 @@ def export(
     | ``ms-swift`` | ``data.jsonl``, boxes as ``objects`` | ms-swift |
     | ``messages`` | ``data.jsonl`` in transformers' chat format | TRL, transformers |
 
-    Paths are relative to the file. Pictures that other readers would show turned, or with another
-    background, are written upright and opaque; all others are copied. :func:`load_conversations`
-    reads each of them back.
+    Paths are relative to the file; ms-swift takes them from the folder that ``ROOT_IMAGE_DIR``
+    names. Pictures that other readers would show turned, or with another background, are written
+    upright and opaque; all others are copied. :func:`load_conversations` reads each of them back.
 
     Args:
         data: from :func:`load_conversations`, or what that reads.
@@ -112,12 +112,12 @@ class _Row:
         turns = [(role, list(map(self._part, parts))) for role, parts in self.example.turns]
         if self.format == "messages":
             return {"messages": [{"role": role, "content": parts} for role, parts in turns]}
-        said = [(role, "".join(_set_off(parts))) for role, parts in turns]
-        if self.format == SWIFT:
-            messages = [{"role": role, "content": text} for role, text in said]
+        if self.format == SWIFT:  # it would keep a newline after a picture
+            messages = [{"role": role, "content": "".join(parts)} for role, parts in turns]
             files = {f"{kind}s": names for kind, names in self.files.items() if names}
             return {"messages": messages} | files | (self.writer.objects() if self.writer else {})
         names = _SPEAKERS[self.format]
+        said = [(role, "".join(_set_off(parts))) for role, parts in turns]
         talk = [{"from": names.get(role, role), "value": text} for role, text in said]
         beside = {kind: n[0] if len(n) == 1 else n for kind, n in self.files.items() if n}
         beside = beside if self.format == "llava" else {}
