@@ -12,6 +12,7 @@ from importlib.resources import files
 from itertools import groupby, pairwise
 from pathlib import Path
 
+import numpy as np
 from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont
@@ -146,14 +147,15 @@ def _system_fonts() -> list[str]:
 
 
 @cache
-def _letters(path: str) -> frozenset[int]:
+def _letters(path: str) -> np.ndarray:
+    """The code points of an outline font, none of another; small, as there may be 500 fonts."""
     from matplotlib.ft2font import FT2Font
 
     try:
         font = FT2Font(path)
-        return frozenset(font.get_charmap() if font.scalable else ())
+        return np.array(list(font.get_charmap()) if font.scalable else [], np.uint32)
     except (OSError, RuntimeError):  # no longer there, or of a kind that FreeType does not read
-        return frozenset()
+        return np.array([], np.uint32)
 
 
 def _tell(letter: str) -> None:
