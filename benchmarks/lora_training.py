@@ -106,7 +106,8 @@ def random_model(arguments: argparse.Namespace) -> VLM:
         del vlm
         gc.collect()
         torch.cuda.empty_cache()
-        return vlkit.load(folder, device=arguments.device, quantize=arguments.quantize)
+        options = {"device": arguments.device, "dtype": arguments.dtype}
+        return vlkit.load(folder, quantize=arguments.quantize, **options)
 
 
 def describe(vlm: VLM, data, arguments: argparse.Namespace) -> dict:

@@ -108,6 +108,7 @@ def _swift_arguments(base: str, family: str) -> dict[str, Any]:
         "task_type": "causal_lm",
         "train_type": "lora",  # before version 4
         "tuner_type": "lora",
+        "swift_version": "4.0.0",  # whose keys these are; else it leaves model_type out
     }
 
 
