@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import PIL.Image
 import pytest
 
@@ -54,3 +56,16 @@ def test_a_row_that_fails_is_wrong(vlm, tmp_path):
     scores = evaluate(vlm, data, progress=False)
     assert scores.table["answer"].isna().tolist() == [True, False]
     assert not scores.table["exact"].iloc[0] and scores.grounding is None
+
+
+def test_ctrl_c_ends_it_and_no_row_counts_as_wrong(vlm):
+    path = vlkit.samples()["red_circle"].path
+    rows = [row(path, f"What is this? {number}", "red circle") for number in range(6)]
+    hook = vlm.model.model.visual.register_forward_pre_hook(
+        lambda *_: signal.raise_signal(signal.SIGINT)
+    )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(vlm, rows, batch_size=2)
+    finally:
+        hook.remove()

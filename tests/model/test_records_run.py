@@ -1,7 +1,14 @@
 """`vlkit run` and `vlkit report`: a notebook with other parameters, recorded and written up."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import nbformat
 import pytest
+from served import wait_until
 from typer.testing import CliRunner
 
 from vlkit.cli import app
@@ -54,3 +61,21 @@ def test_errors_are_one_line_and_the_copy_stays(tmp_path):
     with pytest.raises(VlkitError, match="is no notebook"):
         run_notebook(tmp_path / "none.ipynb", {}, directory=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_ctrl_c_says_where_the_rest_lies(tmp_path):
+    path = notebook(
+        tmp_path / "long.ipynb",
+        "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(100)",
+    )
+    command = [sys.executable, "-m", "vlkit", "run", str(path)]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert wait_until(lambda: (tmp_path / "begun").exists(), 60)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to the kernel too
+    _, errors = child.communicate(timeout=60)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert child.returncode == 130
+    assert f"Stopped. What was run and asked so far lies in {Path('runs') / folder.name}." in errors
+    assert (folder / "long.ipynb").is_file() and read_run(folder).status == "failed"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.commands.options import console
+from vlkit.commands.options import console, errors
 from vlkit.errors import VlkitError
 from vlkit.recording import RUN_VARIABLE
 
@@ -72,6 +72,10 @@ def run_notebook(
             reason = f"{error.ename}: {error.evalue}".splitlines()[0]
             text = f"{notebook.name} failed: {reason}; the copy is {copy}"
             raise VlkitError(text) from None
+        except KeyboardInterrupt:
+            text = f"Stopped. What was run and asked so far lies in {record.path}."
+            errors.print(text, markup=False, highlight=False, soft_wrap=True)
+            raise
     return copy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlkit.batch import generate_batch
+from vlkit.batch import answer_all
 from vlkit.errors import GroundingParseError
 from vlkit.grounding import Box
 from vlkit.lora.data import as_data
@@ -60,7 +60,7 @@ def evaluate(
 
     data = as_data(data)
     told = [example.messages_for(vlm) for example in data]
-    replies = generate_batch(
+    replies = answer_all(
         vlm,
         [messages[:-1] for messages in told],
         max_new_tokens=max_new_tokens,
