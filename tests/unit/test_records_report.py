@@ -11,7 +11,7 @@ from vlkit.commands.run import _sort_out
 from vlkit.errors import VlkitError
 from vlkit.records import Run, bibtex, report
 
-EVIL = '<script>alert("x")</script><img src=http://evil/x onerror=y> `a` | *b* & {{ 7*7 }}'
+EVIL = '<script>alert("x")</script><img src=http://evil/x onerror=y> `a` | *b* & {{ 9999*9999 }}'
 
 
 class Tags(HTMLParser):
@@ -66,7 +66,7 @@ def test_the_page_needs_nothing_from_outside_and_no_text_is_markup(run, tmp_path
     path = report(run, tmp_path / "r.html", truth=truth, extra=[(EVIL, [(EVIL, 1)])])
     page = path.read_text(encoding="utf-8")
     found = Tags(page)
-    assert "script" not in found.tags and "link" not in found.tags and "49" not in found.text
+    assert "script" not in found.tags and "link" not in found.tags and "99980001" not in found.text
     assert all(address.startswith("data:image/") for address in found.addresses)
     assert not re.search(r"url\(|@import", page)
     assert found.tags.count("img") == 2
