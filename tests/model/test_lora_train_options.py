@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from lora_talks import noise, talk
 from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers.integrations import integration_utils
 
 import vlkit
 from vlkit.errors import ModelError, VlkitError
@@ -180,9 +183,40 @@ def test_eight_bits_learn_as_the_whole_model(small, tmp_path):
     assert not getattr(small.model, "is_quantized", False)
 
 
+class Tracker(TrainerCallback):
+    """Keeps what it is told, as trackers do."""
+
+    told: ClassVar[list[dict]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.told.append(dict(logs))
+
+
+@pytest.mark.parametrize("report_to", ["tensorboard", ["tensorboard"]])
+def test_a_tracker_is_told_losses_and_metrics(small, tmp_path, monkeypatch, report_to):
+    """As the Trainer makes it of its name."""
+    monkeypatch.setattr(Tracker, "told", [])
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    monkeypatch.setattr(
+        integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"]
+    )
+    run = train(
+        small, ROWS, eval_data=ROWS, output_dir=tmp_path / "run", batch_size=4, report_to=report_to
+    )
+    told = {
+        name: [each[name] for each in Tracker.told if name in each]
+        for name in ("loss", "eval_loss", "eval_accuracy")
+    }
+    assert told["loss"] == losses(run)
+    assert told["eval_loss"] == [loss for _, loss in run.evaluations]
+    assert told["eval_accuracy"] == [share for _, share in run.metrics]
+
+
 @pytest.mark.parametrize(
     ("argument", "error", "message"),
     [
+        ({"report_to": "paper"}, VlkitError, "report_to='paper' is no tracker; choose of"),
+        ({"report_to": ["wandb"]}, VlkitError, "'wandb' needs its package: pip install"),
         ({"metric": "f1"}, VlkitError, "metric='f1' is unknown; choose one of"),
         ({"samples": -1}, VlkitError, "samples=-1 must be"),
         ({"batch_size": "large"}, VlkitError, "batch_size='large' must be"),

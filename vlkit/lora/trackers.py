@@ -6,20 +6,18 @@ from collections.abc import Sequence
 
 from vlkit.errors import VlkitError
 
-_ANY = ("none", "all")
-
 
 def check_trackers(report_to: str | Sequence[str]) -> list[str]:
     """The trackers' names. Raises VlkitError where one is unknown or not installed."""
     names = [report_to] if isinstance(report_to, str) else list(report_to)
-    if set(names) <= set(_ANY):
+    if not names or names in (["none"], ["all"]):
         return names or ["none"]
     from transformers.integrations import integration_utils
 
     known = integration_utils.INTEGRATION_TO_CALLBACK
     for name in names:
         if name not in known:
-            choices = sorted([*_ANY, *known])
+            choices = ["none", "all", *sorted(known)]
             raise VlkitError(f"report_to={name!r} is no tracker; choose of {choices}")
         if name not in integration_utils.get_available_reporting_integrations():
             raise VlkitError(f"report_to={name!r} needs its package: pip install {name}")
