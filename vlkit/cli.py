@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vlkit.commands.batch import batch
 from vlkit.commands.convert import convert
+from vlkit.commands.doctor import doctor
 from vlkit.commands.evaluate_grounding import evaluate_grounding
 from vlkit.commands.lab import PASS_ON, classroom, lab
 from vlkit.commands.options import (
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 app.command()(batch)
 app.command()(convert)
+app.command()(doctor)
 app.command()(evaluate_grounding)
 app.command()(train)
 app.command(context_settings=PASS_ON)(lab)
@@ -178,21 +180,6 @@ def chat(
                 waiting = []
         except VlkitError as error:
             errors.print(f"[red]{escape(str(error))}[/]", highlight=False)
-
-
-@app.command()
-def doctor() -> None:
-    """Say what is installed, what is wrong, and how to mend it."""
-    from vlkit.diagnosis import doctor as examine
-
-    diagnosis = examine()
-    table = Table("", "what", "found", "to do", box=None)
-    color = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    for f in diagnosis.findings:
-        table.add_row(f"[{color[f.level]}]{f.level}[/]", f.topic, escape(f.value), escape(f.remedy))
-    console.print(table)
-    console.print(f"{len(diagnosis.problems)} problems." if diagnosis.problems else "Ready.")
-    raise typer.Exit(1 if diagnosis.problems else 0)
 
 
 @app.command()

@@ -31,9 +31,9 @@ class Box:
     y2: float
 
     def __post_init__(self):
-        kinds = {type(self.x1), type(self.y1), type(self.x2), type(self.y2)}
-        across = kinds == {float} and -INF < self.x1 <= self.x2 < INF
-        if not (across and -INF < self.y1 <= self.y2 < INF and type(self.label) is str):
+        label, x1, y1, x2, y2 = vars(self).values()
+        plain = type(label) is str and type(x1) is float is type(y1) is type(x2) is type(y2)
+        if not (plain and -INF < x1 <= x2 < INF and -INF < y1 <= y2 < INF):
             check_values(self, ordered=True)  # slower; answers hold many boxes
 
     @property
