@@ -81,8 +81,9 @@ def check_same(one, two):
 
 
 def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
-    learn_alone(write("one"))
-    launch("--multi_gpu", "-m", "vlkit", "train", str(write("two", batch_size=2)))
+    """Also where an update's rows are too few for the second: six in an epoch."""
+    learn_alone(write("one", eval_data=2))
+    launch("--multi_gpu", "-m", "vlkit", "train", str(write("two", eval_data=2, batch_size=2)))
     check_same(tmp_path / "one", tmp_path / "two")
     assert vlkit.load(tiny_folder("qwen2_vl"), adapter=tmp_path / "two").adapter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -34,6 +35,9 @@ class Examples(Sequence[Labelled]):
         return len(self.preparer.data)
 
     def __getitem__(self, index):
+        if index >= len(self):  # one that nothing is learnt from
+            row = self[index % len(self)]
+            return replace(row, labels=row.labels.clone().fill_(IGNORED))
         coming = self._coming.pop(index, None)
         if coming is None or coming.cancelled():
             return self.preparer.prepare(index)
@@ -42,7 +46,7 @@ class Examples(Sequence[Labelled]):
 
     def expect(self, index: int) -> None:
         """Prepare a row that will be asked for soon."""
-        if self._pool is None or index in self._coming:
+        if self._pool is None or index in self._coming or index >= len(self):
             return
         while len(self._coming) >= 2 * AHEAD:  # of batches that a resumed run skips
             self._coming.popitem(last=False)[1].cancel()
@@ -65,14 +69,24 @@ class LengthSampler:
         lengths: of the rows.
         rows: of one update, on all processes together.
         seed: of the order.
+        share: rows that processes take at once; an epoch is filled up to a multiple of it with rows
+            that nothing is learnt from, where accelerate would repeat some.
     """
 
-    def __init__(self, examples: Examples, lengths: Sequence[float], rows: int, seed: int):
+    def __init__(
+        self,
+        examples: Examples,
+        lengths: Sequence[float],
+        rows: int,
+        seed: int,
+        *,
+        share: int = 1,
+    ):
         self.examples, self.lengths, self.rows, self.seed = examples, lengths, rows, seed
-        self.epoch = 0
+        self.share, self.epoch = share, 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return -(-len(self.lengths) // self.share) * self.share
 
     def set_epoch(self, epoch: int) -> None:
         """Which pass over the data comes next."""
@@ -83,10 +97,10 @@ class LengthSampler:
         import numpy as np
 
         random = np.random.default_rng((self.seed, self.epoch))
-        shuffled = random.permutation(len(self))
+        shuffled = random.permutation(len(self.lengths))
         span = self.rows * SORTED
         groups: list[Any] = []
-        for start in range(0, len(self), span):
+        for start in range(0, len(self.lengths), span):
             some = shuffled[start : start + span]
             some = some[np.argsort([self.lengths[i] for i in some], kind="stable")]
             full = len(some) - len(some) % self.rows
@@ -98,7 +112,7 @@ class LengthSampler:
         return [int(i) for group in [*ordered, last] for i in group]
 
     def __iter__(self) -> Iterator[int]:
-        order = self.order()
+        order = [*self.order(), *range(len(self.lengths), len(self))]
         for index in order[:AHEAD]:
             self.examples.expect(index)
         for place, index in enumerate(order):

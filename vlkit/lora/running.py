@@ -123,9 +123,7 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
             train_dataset=examples,
             eval_dataset=None if task.held_out is None else _examples(task, task.held_out, tower),
             callbacks=list(task.callbacks),
-            sampler=LengthSampler(
-                examples, task.lengths, task.size.rows * arguments.world_size, asked["seed"]
-            ),
+            sampler=_sampler(task, examples, arguments.world_size),
             tower=tower,
             examine=examiner,
             measure=measure,
@@ -164,6 +162,12 @@ def _write(task: Task, network: Any) -> None:
 def _examples(task: Task, data: TrainingData, tower: FrozenTower | None) -> Examples:
     workers = WORKERS if task.vlm.model.device.type == "cuda" and data is task.data else 0
     return Examples(Preparer(task.vlm, data, task.asked["max_length"], tower), workers)
+
+
+def _sampler(task: Task, examples: Examples, processes: int) -> LengthSampler:
+    share = task.size.batch * processes if processes > 1 else 1
+    rows, seed = task.size.rows * processes, task.asked["seed"]
+    return LengthSampler(examples, task.lengths, rows, seed, share=share)
 
 
 def _arguments(task: Task) -> TrainingArguments:
