@@ -19,6 +19,7 @@ from vlkit.inputs import check_loaded
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models import VLM
 from vlkit.options import generation_options
+from vlkit.phrases import counted
 from vlkit.recording import batched
 from vlkit.remote.models import RemoteVLM
 from vlkit.replies import Failure, Reply
@@ -65,7 +66,7 @@ class BatchReport:
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.rows:,} row{'s' * (self.rows != 1)}", f"{self.failures:,} failed"]
+        parts = [counted(self.rows, "row"), f"{self.failures:,} failed"]
         if self.resumed:
             parts.append(f"{self.resumed:,} answered before")
         parts.append(f"{self.seconds:.1f} s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -79,6 +79,7 @@ def _options(
 
 def main() -> None:
     """The `vlkit` command: errors that a user can mend are one line, not a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
     try:
         app(standalone_mode=True)
     except VlkitError as error:
@@ -116,9 +117,10 @@ def predict(
 ) -> None:
     """Ask one question about pictures, or none."""
     import vlkit
+    from vlkit.datasets.files import check_writable
 
     if output_dir is not None:
-        _make_folder(output_dir)
+        check_writable(output_dir)  # before a large model answers
     if not prompt.strip():
         raise VlkitError("the --prompt is empty; write a question")
     media = [_read_media(each) for each in image or []]  # before a large model is loaded
@@ -258,21 +260,8 @@ def _record(vlm, prompt: str, image: list[str], options: dict, reply) -> dict:
     }
 
 
-def _make_folder(folder: Path) -> None:
-    """Before a large model answers."""
-    if folder.exists() and not folder.is_dir():
-        raise VlkitError(f"--output-dir {folder} is a file; name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise VlkitError(
-            f"--output-dir {folder} cannot be written ({error.strerror}); name a folder of your own"
-        ) from error
-
-
 def _write(folder: Path, record: dict, reply) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(reply.images)):
         last = index == len(reply.images) - 1
         picture = reply.plot() if last else reply.images[index]

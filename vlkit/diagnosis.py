@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vlkit.errors import VlkitError
+from vlkit.phrases import counted
 
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
@@ -82,7 +83,7 @@ class Diagnosis:
 
     def _verdict(self) -> str:
         count = len(self.problems)
-        return f"{count} problem{'s' * (count != 1)} to mend." if count else "Ready."
+        return f"{counted(count, 'problem')} to mend." if count else "Ready."
 
 
 def doctor() -> Diagnosis:

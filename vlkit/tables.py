@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 
-from vlkit.decoding import PICTURE_SUFFIXES
 from vlkit.errors import VlkitError
-from vlkit.media import Image
-from vlkit.messages import looks_like_clip
+from vlkit.phrases import counted
 from vlkit.replies import Failure, Reply
 from vlkit.rows import record_of
-from vlkit.sources import is_url, local_path
 from vlkit.table_files import is_missing, read_table, write_table
-from vlkit.video import Video
+from vlkit.table_media import check_overlooked, parse, place, read_media, tell_of_bare_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +54,7 @@ class Conversations(Sequence):
         return self._rows[index]
 
     def __repr__(self) -> str:
-        rows = f"{len(self):,} row{'s' * (len(self) != 1)}"
-        return f"Conversations({rows}, columns={list(self.table.columns)})"
+        return f"Conversations({counted(len(self), 'row')}, columns={list(self.table.columns)})"
 
 
 def read_conversations(
@@ -76,10 +69,10 @@ def read_conversations(
     """Read a table as conversations for :func:`vlkit.generate_batch`.
 
     A cell with media holds a path, a URL, a list of them (in CSV as JSON), or, in Parquet and
-    DataFrames, pictures themselves; an empty one is no picture. Relative paths are relative to
-    the table's folder. Content is not looked at here: a file that is missing fails in its own row,
-    and so does a row whose prompt is empty or whose messages are malformed. Cells of a CSV stay
-    text, as they are written.
+    DataFrames, pictures themselves; an empty one is no picture, and a warning counts these rows.
+    Relative paths are relative to the table's folder. Content is not looked at here: a file that is
+    missing fails in its own row, and so does a row whose prompt is empty or whose messages are
+    malformed. Cells of a CSV stay text, as they are written.
 
     Args:
         source: path of a ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (a list of objects) or
@@ -104,8 +97,11 @@ def read_conversations(
     if whole:
         return Conversations(table, [_messages(cell, folder) for cell in table[whole[0]]])
     question = _question(table, prompt)
-    if image is None and video is None and not (columns["image"] or columns["video"]):
-        _check_overlooked(table, prompt or "")
+    media = [*columns["image"], *columns["video"]]
+    if media:
+        tell_of_bare_rows(table, media)
+    elif image is None and video is None:
+        check_overlooked(table, prompt or "")
     rows = table.to_dict("records")
     return Conversations(table, [_conversation(row, columns, question, folder) for row in rows])
 
@@ -164,24 +160,6 @@ def _detect(table: pd.DataFrame, kind: str) -> list[str]:
     return [lower[name] for name in COLUMNS[kind] if name in lower][:1]
 
 
-def _check_overlooked(table: pd.DataFrame, prompt: str) -> None:
-    """A column of pictures that is not used, though nobody said so, is an error."""
-    for name in table.columns:
-        cells = [cell for cell in table[name].head(20) if not is_missing(cell)]
-        if cells and f"{{{name}}}" not in prompt and all(map(_is_media, cells)):
-            raise VlkitError(
-                f"the column {name!r} seems to hold pictures or clips, but has none of the usual "
-                f"names; pass image={str(name)!r}, or image=[] to ask without"
-            )
-
-
-def _is_media(cell: Any) -> bool:
-    if isinstance(cell, str | os.PathLike):
-        path = os.fspath(cell).partition("?")[0].lower()
-        return looks_like_clip(path) or path.endswith(PICTURE_SUFFIXES)
-    return isinstance(cell, PIL.Image.Image | Image | Video)
-
-
 def _question(table: pd.DataFrame, prompt: str | None) -> Callable[[dict], str]:
     """What writes a row's question."""
     if prompt is not None and not isinstance(prompt, str):
@@ -225,45 +203,17 @@ def _conversation(row: dict, columns: dict, question: Callable, folder: Path | N
     if not text.strip():
         return None
     media = [item for kind in ("image", "video") for name in columns[kind]
-             for item in _media(row[name], kind, folder)]  # fmt: skip
+             for item in read_media(row[name], kind, folder)]  # fmt: skip
     asked = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
     systems = [_text(row[name]) for name in columns["system"] if _text(row[name])]
     return [*({"role": "system", "content": each} for each in systems), asked]
 
 
-def _media(cell: Any, kind: str, folder: Path | None) -> list[dict]:
-    """The pictures and clips of a cell as content items."""
-    if is_missing(cell):
-        return []
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        cell = _parse(cell)
-    if isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.dtype == object):
-        return [item for each in cell for item in _media(each, kind, folder)]
-    if isinstance(cell, Mapping) and {"bytes", "path"} & cell.keys():  # as `datasets` stores them
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str | os.PathLike):
-        cell = _place(os.fspath(cell), folder)
-        kind = "video" if looks_like_clip(cell) else kind
-    kind = "video" if isinstance(cell, Video) else kind
-    return [{"type": kind, kind: cell}]
-
-
-def _place(path: str, folder: Path | None) -> str:
-    return path if folder is None or is_url(path) else str(folder / local_path(path))
-
-
 def _messages(cell: Any, folder: Path | None) -> Any:
     """A cell's messages with its paths made whole; what is malformed fails as a row of its own."""
-    cell = _parse(cell) if isinstance(cell, str) else cell
+    cell = parse(cell) if isinstance(cell, str) else cell
     cell = _placed(cell, folder)
     return cell if isinstance(cell, list) else None if is_missing(cell) else [cell]
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _placed(value: Any, folder: Path | None) -> Any:
@@ -272,7 +222,7 @@ def _placed(value: Any, folder: Path | None) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        key: _place(each, folder)
+        key: place(each, folder)
         if key in _MEDIA_KEYS and isinstance(each, str)
         else _placed(each, folder)
         for key, each in value.items()

@@ -63,6 +63,10 @@ def test_the_version():
         (["predict", "--prompt", "x", "--output-dir", __file__], "is a file; name a folder"),
         (["predict", "--prompt", "x", "--output-dir", "/proc/x"], "/proc/x cannot be written"),
         (["chat", "--image", "nope.png"], "nope.png does not exist"),
+        (
+            ["evaluate-grounding", "tiny", "samples", "--out", "/proc/x"],
+            "/proc/x cannot be written",
+        ),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_1(arguments, message):

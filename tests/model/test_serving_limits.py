@@ -387,6 +387,17 @@ def test_what_would_not_be_safe_is_refused_before_a_model_is_loaded(arguments, r
     assert reason in str(result.exception)
 
 
+def test_the_chosen_model_is_served(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(vlkit, "load", lambda **options: asked.update(options) or 1 / 0)
+    serve = ["serve", "--port", "0", "--max-image-tokens", "64"]
+    assert isinstance(CliRunner().invoke(app, serve).exception, ZeroDivisionError)
+    assert asked == {"max_image_tokens": 64}  # so that load() takes the choice
+    monkeypatch.setenv("VLKIT_MODEL", "openai:large")
+    result = CliRunner().invoke(app, serve)
+    assert "openai:large runs elsewhere" in str(result.exception)
+
+
 def test_without_the_extra_one_line_says_what_to_install(vlm, monkeypatch):
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(vlkit.errors.VlkitError, match=r'pip install "vlkit\[serve\]"'):

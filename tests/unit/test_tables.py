@@ -243,6 +243,13 @@ def test_other_mistakes(tmp_path):
         to_frame([REPLY], read_conversations(pd.DataFrame({"prompt": ["a", "b"]})))
 
 
+def test_rows_without_a_picture_among_others_are_counted():
+    table = pd.DataFrame({"image": ["a.png", "", None, "b.png"], "prompt": list("abcd")})
+    with pytest.warns(UserWarning, match=r"2 rows of 4 hold no picture or clip in \['image'\]"):
+        conversations = read_conversations(table)
+    assert said(conversations[1]) == ([], "b") and said(conversations[3])[0]
+
+
 def test_pictures_in_a_column_of_no_usual_name_are_not_passed_over():
     picture = PIL.Image.new("RGB", (30, 30))
     for cells in (["a.PNG", ""], ["https://x.org/b.jpg?size=1"], [picture], ["c.mp4"]):

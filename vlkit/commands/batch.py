@@ -32,6 +32,7 @@ from vlkit.commands.options import (
     load_options,
 )
 from vlkit.errors import VlkitError
+from vlkit.phrases import counted
 
 _ENDINGS = (".jsonl", ".csv", ".parquet")
 _SHOWN = 3  # failures told one by one
@@ -216,7 +217,7 @@ def _tell(results: list, report: Any, source: str, out: Path) -> None:
         errors.print(more, markup=False, highlight=False, soft_wrap=True)
     if report.note:
         errors.print(report.note, markup=False, highlight=False, soft_wrap=True)
-    line = f"{len(results):,} row{'s' * (len(results) != 1)}, {len(failed):,} failed"
+    line = f"{counted(len(results), 'row')}, {len(failed):,} failed"
     if report.resumed:
         line += f", {report.resumed:,} done before"
     if report.new_tokens:

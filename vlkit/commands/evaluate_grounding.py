@@ -64,11 +64,12 @@ def evaluate_grounding(
     them or none.
     """
     import vlkit
-    from vlkit.datasets.files import check_free
+    from vlkit.datasets.files import check_free, check_writable
     from vlkit.evaluation import ask_grounding, default_prompt, read_questions
     from vlkit.metrics import check_thresholds
 
     check_free(output_dir)
+    check_writable(output_dir)
     iou = list(check_thresholds(iou or (0.5, 0.75)))
     ask = partial(read_questions, data, format=data_format, images=images)
     ask(prompt=prompt or "{label}")  # before a large model is loaded

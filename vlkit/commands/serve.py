@@ -16,6 +16,7 @@ from vlkit.commands.options import (
     QuantizeOption,
     RevisionOption,
     console,
+    load_options,
 )
 from vlkit.errors import VlkitError
 
@@ -23,9 +24,15 @@ _MEBIBYTE = 2**20
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help='"tiny" (bundled), a folder or a hub id.')
-    ] = "tiny",
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help='"tiny" (bundled), a folder or a hub id. By default what VLKIT_MODEL or the '
+            'settings file names, else "tiny".',
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Any but this machine's own needs a key.")] = (
         "127.0.0.1"
     ),
@@ -67,10 +74,12 @@ def serve(
     import vlkit
     from vlkit.remote.services import is_remote_name
     from vlkit.serving import check_installed
+    from vlkit.settings import chosen_model
 
     check_installed()
-    if is_remote_name(model):
-        raise VlkitError(f"{model} runs elsewhere; vlkit serve is for a model of this machine")
+    wanted = model or getattr(chosen_model(), "model", None)
+    if is_remote_name(wanted):
+        raise VlkitError(f"{wanted} runs elsewhere; vlkit serve is for a model of this machine")
     from vlkit.inputs import check_loaded
     from vlkit.serving.limits import Limits
     from vlkit.serving.server import Server, log_requests, model_name, open_socket
@@ -81,10 +90,7 @@ def serve(
         local=allow_local, urls=allow_urls,
     )  # fmt: skip
     listener = open_socket(host, port, api_key)  # before a large model is loaded
-    vlm = vlkit.load(
-        model, hub=hub, revision=revision, device=device, dtype=dtype, quantize=quantize,
-        adapter=adapter, max_image_tokens=max_image_tokens,
-    )  # fmt: skip
+    vlm = vlkit.load(**load_options(context))
     name = name or model_name(vlm.name)
     check_loaded(vlm)
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)

@@ -103,6 +103,20 @@ def check_free(folder: Path) -> None:
         raise VlkitError(f"{folder} is there already; name a new or empty folder")
 
 
+def check_writable(folder: Path) -> None:
+    """Raises VlkitError where a folder, there or not, cannot be written to; makes nothing."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise VlkitError(f"{there} is a file; name a folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise VlkitError(
+            f"{folder} cannot be written ({error.strerror}); name a folder of your own"
+        ) from error
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``path`` at the end, or vanishes. Raises VlkitError."""

@@ -26,6 +26,7 @@ from vlkit.lora.problems import Problem, list_problems
 from vlkit.lora.sizing import choose_batch
 from vlkit.media import load_image
 from vlkit.models import VLM
+from vlkit.phrases import counted
 
 MEASURED = 2000  # rows whose lengths are measured where none has to be cut
 
@@ -91,9 +92,10 @@ class XRay:
     def __str__(self) -> str:
         totals = [length.total for length in self.lengths]
         return (
-            f"{self.rows:,} rows of {min(totals):,} to {max(totals):,} tokens, {len(self.cut):,} "
-            f"cut; {self.trained:,} parameters trained; about {self.memory.total / 1e9:.1f} GB; "
-            f"{self.steps:,} steps in about {self.seconds:,.0f} s"
+            f"{counted(self.rows, 'row')} of {min(totals):,} to {max(totals):,} tokens, "
+            f"{len(self.cut):,} cut; {self.trained:,} parameters trained; "
+            f"about {self.memory.total / 1e9:.1f} GB; "
+            f"{counted(self.steps, 'step')} in about {self.seconds:,.0f} s"
         )
 
     def _repr_html_(self) -> str:

@@ -257,8 +257,8 @@ def how_to_repeat(record: Record) -> tuple[list[str], str]:
     unkept = sum(m["of"] != "unreadable" and not m.keys() & {"path", "kept"} for m in media)
     if unkept:
         lines.append(
-            f"{unkept} pictures or clips were no files and were not kept (keep_media=True), so the "
-            "answers about them cannot be replayed."
+            "Pictures and clips that were no files and were not kept (keep_media=True): "
+            f"{unkept}. Answers about them cannot be replayed."
         )
     if record.trainings:
         lines.append("Replaying asks again what was asked; trainings are not repeated.")

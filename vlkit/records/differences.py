@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.grounding import Box
 from vlkit.metrics import iou, pair_boxes
+from vlkit.phrases import counted
 from vlkit.records.pictures import draw_answers, picture_html
 from vlkit.records.reading import Record, read_run
 from vlkit.records.rebuilding import answer_of, first_difference, items_of, question_of
@@ -48,8 +49,8 @@ class RunDiff:
     def __str__(self) -> str:
         alone = len(self.only_a) + len(self.only_b)
         return (
-            f"{self.a.name} and {self.b.name}: {len(self.rows)} questions in both, "
-            f"{int(self.rows['same'].sum())} answers the same; {alone} in one alone"
+            f"{self.a.name} and {self.b.name}: {counted(len(self.rows), 'question')} in both, "
+            f"{counted(int(self.rows['same'].sum()), 'answer')} the same; {alone} in one alone"
         )
 
     def _repr_html_(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkit.errors import VlkitError
+from vlkit.phrases import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -85,7 +86,7 @@ class Record:
     @property
     def gap(self) -> str:
         """What is missing, in words; "" where nothing is known to be."""
-        lines = f"{self.torn} line{'s' * (self.torn != 1)} of {LINES}"
+        lines = f"{counted(self.torn, 'line')} of {LINES}"
         return f"{lines} cut off or broken, and left out" if self.torn else ""
 
     def model_of(self, answer: dict[str, Any]) -> dict[str, Any]:

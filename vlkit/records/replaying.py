@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlkit.batch import answer_all
 from vlkit.errors import RemoteError, VlkitError
 from vlkit.inputs import check_model
+from vlkit.phrases import counted
 from vlkit.records.facts import environment, git_state, model_facts
 from vlkit.records.reading import Record, read_run
 from vlkit.records.rebuilding import answer_of, first_difference, messages_of, question_of
@@ -51,9 +52,9 @@ class Replay:
         counts = self.rows["status"].value_counts()
         parts = [f"{counts[s]} {s}" for s in ("same", "differs", "cannot") if s in counts]
         count, trainings = len(self.rows), self.record.trainings
-        told = [", ".join([f"{count} answer{'s' * (count != 1)}", *parts])]
+        told = [", ".join([counted(count, "answer"), *parts])]
         if trainings:
-            told.append(f"{trainings} training{'s' * (trainings != 1)} not repeated")
+            told.append(f"{counted(trainings, 'training')} not repeated")
         told += [self.record.gap] * bool(self.record.gap)
         if len(self.environment):
             told.append(f"not as it was: {', '.join(self.environment['what'])}")
