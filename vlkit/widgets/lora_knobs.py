@@ -17,7 +17,7 @@ COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
     "epochs", "rank", "target", "batch_size", "gradient_accumulation", "gradient_checkpointing",
     "max_length",
 )  # fmt: skip
-OTHERS = {"vlm", "data", "eval_data", "callbacks"}  # arguments that are no knobs
+OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments that are no knobs
 DEFAULTS = {name: each.default for name, each in inspect.signature(train).parameters.items()}
 
 
