@@ -18,7 +18,7 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
 
     Raises:
         VlkitError: layers are to be trained themselves, which whole numbers cannot be.
-        ModelError: bitsandbytes is missing, or cannot do it on this device.
+        ModelError: bitsandbytes is missing.
     """
     packed = getattr(vlm.model, "is_quantized", False)
     if rank is None and (quantize or packed):
@@ -26,12 +26,10 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
             f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
             "give a rank, or load and train it without quantize="
         )
-    four = quantize == "4bit" or getattr(vlm.model, "is_loaded_in_4bit", False)
-    if four and vlm.model.device.type == "cpu":
-        raise ModelError(
-            'quantize="4bit" is trained on a GPU only; on a CPU leave it out, or pass "8bit"'
-        )
-    if quantize is None or packed:
+    if packed and getattr(vlm.model, "is_loaded_in_4bit", False):
+        quantize = "4bit"
+    anew = quantize == "4bit" and vlm.model.device.type == "cpu"
+    if quantize is None or (packed and not anew):
         return vlm
     from vlkit.models import load_here
 
@@ -40,6 +38,11 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
         vlm.folder.path, quantize=quantize, device=str(device) if device.index else "auto",
         dtype=dtype, max_image_tokens=vlm.max_image_tokens,
     )  # fmt: skip
+    if anew:
+        for module in loaded.model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # else bitsandbytes lays the weights out anew for answers, and nothing is learnt
+                module.support_avx512bf16_for_cpu = False
     return replace(loaded, folder=vlm.folder)
 
 
