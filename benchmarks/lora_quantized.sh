@@ -1,7 +1,7 @@
 #!/bin/sh
 # QLoRA on a GPU in one go: the tests, then speed, peak memory and losses with a whole, an 8-bit and
 # a 4-bit base. The results go to a folder: sh benchmarks/lora_quantized.sh FOLDER [MORE OPTIONS]
-# bitsandbytes and peft are needed. On a CPU, where 4 bits are not trained:
+# bitsandbytes and peft are needed. On a CPU, with the bundled model:
 #   SIZES=8bit TESTS= sh benchmarks/lora_quantized.sh FOLDER --rows 32 --ours 2
 set -e
 folder=${1:?a folder for the results}
