@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlkit.commands.options import console
+from vlkit.phrases import counted
 
 
 def doctor() -> None:
@@ -19,5 +20,6 @@ def doctor() -> None:
     for f in diagnosis.findings:
         table.add_row(f"[{color[f.level]}]{f.level}[/]", f.topic, escape(f.value), escape(f.remedy))
     console.print(table)
-    console.print(f"{len(diagnosis.problems)} problems." if diagnosis.problems else "Ready.")
+    problems = len(diagnosis.problems)
+    console.print(f"{counted(problems, 'problem')}." if problems else "Ready.")
     raise typer.Exit(1 if diagnosis.problems else 0)
