@@ -198,7 +198,7 @@ def lab(tmp_path_factory):
         server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its loop must have ended before other tests start theirs
 def browser():
     """Headless Chromium; its absence is a failure, for CI installs it."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
