@@ -170,7 +170,11 @@ def _attend_equal(query, key, value, segments: _Segments, output) -> None:
     shape = (segments.count, segments.length, *query.shape[1:])
     parts = [each[segments.place].view(shape).transpose(1, 2) for each in (query, key, value)]
     result = torch.nn.functional.scaled_dot_product_attention(*parts)
-    output[segments.place] = result.transpose(1, 2).flatten(0, 1)
+    result = result.transpose(1, 2)
+    if isinstance(segments.place, slice):
+        output[segments.place].view(shape).copy_(result)
+    else:
+        output[segments.place] = result.flatten(0, 1)
 
 
 @dataclass(frozen=True)
