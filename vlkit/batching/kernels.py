@@ -63,9 +63,11 @@ def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
             states, cos, sin, states.stride(0), size, heads, 16, _power_of_two(size // 2)
         )
         return
-    turned = states[:, :heads]
-    signed = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], -1)[:, None]
-    turned.copy_(turned * cos[:, None] + turned.roll(size // 2, -1) * signed)
+    first, second = states[:, :heads].split(size // 2, -1)  # as two numbers of a plane
+    cos, sin = (each[:, None, : size // 2] for each in (cos, sin))
+    turned = torch.mul(first, cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(first, sin)
+    first.copy_(turned)
 
 
 def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache: Any, lengths: Any):

@@ -14,6 +14,7 @@ from vlkit.errors import VlkitError
 from vlkit.inputs import check_loaded
 from vlkit.lora.curves import Curves, curves_html
 from vlkit.lora.data import as_data
+from vlkit.phrases import counted
 from vlkit.widgets.look import (
     StatusLine,
     add_classes,
@@ -263,7 +264,7 @@ def _cost_html(xray: lora.XRay) -> str:
         f"{xray.rows:,} rows, {max(each.total for each in xray.lengths):,} tokens at most",
         f"{xray.trained:,} weights trained ({share:.1%})",
         f"about {memory.total / 1e9:.1f} of {memory.available / 1e9:.0f} GB {memory.place}",
-        f"{xray.steps:,} steps in about {_duration(xray.seconds)}",
+        f"{counted(xray.steps, 'step')} in about {_duration(xray.seconds)}",
     ]
     kind = "" if memory.fits else ' class="vlkit-error"'
     return f"<div{kind}>{'<br>'.join(map(html.escape, lines))}</div>"
@@ -276,4 +277,5 @@ def _duration(seconds: float) -> str:
 def _outcome(run: lora.LoraRun) -> str:
     name = "Done" if run.finished else "Stopped"
     right = f", {run.metrics[-1][1]:.0%} right" if run.metrics else ""
-    return f"{name}: {run.steps:,} steps in {_duration(run.seconds)}{right}; {run.output_dir}"
+    steps = f"{counted(run.steps, 'step')} in {_duration(run.seconds)}"
+    return f"{name}: {steps}{right}; {run.output_dir}"
