@@ -134,8 +134,6 @@ def load(
 
 
 def _refuse_hosted(model: str | os.PathLike, name: str) -> NoReturn:
-    from vlkit.remote.models import HostedOptions
-
     if name in HostedOptions.__annotations__:
         raise ModelError(f'{name}= is for hosted models, such as "openai:…"; {model} runs here')
     raise ModelError(f"load() has no option {name}=; see help(vlkit.load)")
