@@ -10,7 +10,7 @@ import random
 import numpy as np
 import torch
 from hard import sample_hard_album, sample_hard_scene
-from questions import CHAT, SPELL, TASK_NAMES, Examiner
+from questions import CHAT, SPELL, TASK_NAMES, Examiner, place_name
 from scenes import (
     MAX_THINGS,
     SMALLEST_EM,
@@ -32,6 +32,9 @@ SYSTEMS = [DEFAULT_SYSTEM] * 9 + [
     "你是一个有用的助手。",
 ]
 TASK_INDEX = {name: i for i, name in enumerate(TASK_NAMES)}
+PLACE_TASKS = [TASK_INDEX["caption"], TASK_INDEX["position"]]
+NINTHS = [(x, y) for x in (0.2, 0.5, 0.8) for y in (0.2, 0.5, 0.8)]
+PLACES = [(" " if not zh else "") + place_name(x, y, zh) for x, y in NINTHS for zh in (False, True)]
 IGNORE = -100
 BLOCK = 28  # sides of pictures are multiples of this
 
@@ -47,6 +50,7 @@ class Encoder:
         self.vision = (token("<|vision_start|>"), token("<|vision_end|>"))
         self.box_starts = [token("<|box_start|>")]
         self.digits = [token(digit) for digit in "0123456789"]
+        self.place_names = [i for text in PLACES for i in self.ids(text)]
         self.user = self.ids("<|im_start|>user\n")
         self.turn = self.ids("<|im_end|>\n<|im_start|>assistant\n")
         self.newline = self.ids("\n")
@@ -216,6 +220,9 @@ class BatchMaker:
         digits = np.isin(targets, self.encoder.digits)
         coordinates = grounded[answers] & digits
         last = coordinates & ~np.append(digits[1:], False)
+        tells = np.isin(np.array(tasks)[answers], PLACE_TASKS)
+        told = tells & np.isin(targets, self.encoder.place_names)
+        weights[told] = self.config["place_weight"]
         weights[coordinates] = self.config["coordinate_weight"]
         weights[last] = self.config["last_digit_weight"]
         return {

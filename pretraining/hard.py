@@ -83,7 +83,7 @@ def add_hard_word(rng, art, scene, taken, smallest_em):
     elif rng.random() < 0.25:
         font = rng.choice(wide_fonts(art))
     largest = smallest_em * 2.2 if rng.random() < 0.6 else 56
-    space = rng.uniform(0.2, 0.6)
+    space = rng.uniform(0.27, 0.6)
     add_word(rng, art, scene, taken, text=text, font=font, ems=(smallest_em, largest), space=space)
 
 

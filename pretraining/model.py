@@ -291,6 +291,7 @@ class DenseHeads(torch.nn.Module):
         self.color = torch.nn.Linear(width, len(COLOR_NAMES) + 1)
         self.offset = torch.nn.Linear(width, 4)
         self.place = torch.nn.Linear(width, 4)
+        self.thirds = torch.nn.Linear(width, 6)
         self.glyph = torch.nn.Linear(vision_width, 2 * (len(CHARACTERS) + 1))
         self.named = torch.nn.Linear(width, 4 * width)
         self.scale = torch.nn.Parameter(torch.tensor(3.0))
@@ -334,9 +335,18 @@ class DenseHeads(torch.nn.Module):
         place = (
             (self.place(middle).float() - (box / span - 0.5) * 4).abs().mean(-1) * weight
         ).sum()
+        thirds = (self.thirds_loss(middle, box / span) * weight).sum()
         loss_glyph = self.glyph_loss(patches, glyphs, height, width)
-        parts = torch.stack([loss_kind, loss_color, loss_name, offset, place, loss_glyph])
-        return parts @ parts.new_tensor([1.0, 0.5, 0.5, 2.0, 4.0, 1.0]), parts.detach()
+        parts = torch.stack([loss_kind, loss_color, loss_name, offset, place, thirds, loss_glyph])
+        return parts @ parts.new_tensor([1.0, 0.5, 0.5, 2.0, 4.0, 2.0, 1.0]), parts.detach()
+
+    def thirds_loss(self, middle, box):
+        """In which third of the width and of the height the thing's centre is: captions say it."""
+        center = (box[..., :2] + box[..., 2:]) / 2
+        third = (center >= 1 / 3).long() + (center > 2 / 3).long()
+        logits = self.thirds(middle).float().unflatten(-1, (2, 3))
+        loss = F.cross_entropy(logits.flatten(0, -2), third.flatten(), reduction="none")
+        return loss.view_as(third).sum(-1)
 
     def name_loss(self, tokens, embedding, kind, color, covered):
         kind_en, kind_zh, color_en, color_zh = self.named_logits(tokens, embedding)

@@ -209,7 +209,7 @@ class Trainer:
         source = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.model.load_state_dict(source.state_dict())
         kept = {k.removeprefix("heads."): v.float() for k, v in load_file(heads).items()}
-        self.heads.load_state_dict(kept)
+        self.heads.load_state_dict(kept, strict=False)  # a new head starts afresh
         self.averages = [p.detach().clone() for p in self.parameters]
 
     def save_weights(self, folder):
