@@ -110,6 +110,12 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
         recipe = result["recipes"][name]
         measured = (recipe["rows"], recipe["tokens_per_second"], recipe["peak_gb"])
         assert (int(count), float(tokens), float(peak)) == measured, name
+    path = ROOT / "benchmarks/results/batch_processes_2x_h200_2b.json"
+    spread = json.loads(path.read_text(encoding="utf-8"))
+    fast = spread["runs"]["2 processes"]["tokens_per_second"]
+    assert f"`{spread['command']}`" in README and spread["same_answers"] == 1
+    assert f"{fast:,.0f} tokens/s" in README
+    assert f"{spread['times_as_fast']} times as many as one process" in README
     path = ROOT / "benchmarks/results/batch_inference_cpu.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     loop, ours = (
@@ -133,6 +139,16 @@ def test_the_training_table_is_what_the_benchmark_wrote():
     for name, speed, peak in rows:
         recipe = gpu["recipes"][name]
         assert (float(speed), float(peak)) == (recipe["samples_per_second"], recipe["peak_gb"])
+    small = result("lora_training_h100_7b_4bit")
+    assert small["quantize"] == "4bit" and small["device"] == gpu["device"]
+    plain, many, least = (
+        small["recipes"][name] for name in ("plain, 2 at a time", *list(small["recipes"])[-2:])
+    )
+    assert (
+        f"{plain['samples_per_second']} samples/s in {plain['peak_gb']} GB, vlkit 8 at a time "
+        f"{many['samples_per_second']}, and checkpointed {least['samples_per_second']} in "
+        f"{least['peak_gb']} GB" in README
+    )
     learnt, before = result("lora_easy_vqa"), result("lora_easy_vqa_zero_shot")
     assert f"`{learnt['command']}`" in README and f"in {learnt['minutes']} minutes" in README
     for accuracy in (learnt["after_lora"]["accuracy"], before["zero_shot"]["accuracy"]):
