@@ -101,6 +101,11 @@ class GroundingPanel(Panel):
             "truth": [asdict(box) for box in self._truth()],
         }
 
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        # Colab loads the canvas only where the output names a manager, as the canvas' own does
+        _, metadata = self.canvas._repr_mimebundle_() or ({}, {})
+        return super()._repr_mimebundle_(**kwargs), metadata
+
     def _make_box_controls(self) -> None:
         self.ask_box_button = widgets.Button(
             description="What is in this box?",
