@@ -1,6 +1,6 @@
 """A notebook as Colab has it: alone in a folder, in a kernel without vlkit and with google.colab.
 
-The wheel is built here and is all that pip can find; what vlkit needs is there already, as most of
+A wheel beside the notebook is all that pip can find; what vlkit needs is there already, as most of
 it is on Colab. The stand-in for ``google.colab`` has what widgets meet of it: a manager that loads
 widgets' own code is named in the metadata of what ``display`` shows, not of a cell's last value.
 """
@@ -51,6 +51,7 @@ COLAB = {
             return message
     """,
 }
+WHEEL_HERE = "%env PIP_FIND_LINKS=."  # as docs/howto.md has it
 CHECKS = """
 import sys
 from pathlib import Path
@@ -67,11 +68,8 @@ def colab(tmp_path, monkeypatch):
     """The name of a kernel whose Python has every package but vlkit."""
     python = tmp_path / "venv" / "bin" / "python"
     launch = [str(python), "-m", "ipykernel_launcher", "--ext=google.colab"]
-    environment = {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(build_wheel(tmp_path / "wheels")),
-        "PYTHONPATH": str(write_stand_in(tmp_path / "stand_in")),
-    }
+    stand_in = write_stand_in(tmp_path / "stand_in")
+    environment = {"PIP_NO_INDEX": "1", "PYTHONPATH": str(stand_in)}
     make_environment(tmp_path / "venv")
     spec = {
         "argv": [*launch, "-f", "{connection_file}"],
@@ -111,12 +109,10 @@ def make_environment(folder):
 def test_a_notebook_alone_on_colab_installs_vlkit_once_and_runs_to_its_end(colab, tmp_path):
     notebook = prepare("01_image_inference", tmp_path)
     install = notebook.cells[1]
-    again, checks, panel = map(
-        nbformat.v4.new_code_cell, (install.source, CHECKS, "vlkit.widgets.GroundingPanel(vlm)")
-    )
-    notebook.cells = [*notebook.cells[:2], again, *notebook.cells[2:], checks, panel]
-    content = tmp_path / "content"
-    content.mkdir()
+    sources = WHEEL_HERE, install.source, CHECKS, "vlkit.widgets.GroundingPanel(vlm)"
+    here, again, checks, panel = map(nbformat.v4.new_code_cell, sources)
+    notebook.cells = [here, *notebook.cells[:2], again, *notebook.cells[2:], checks, panel]
+    content = build_wheel(tmp_path / "content")
     where = {"metadata": {"path": str(content)}}
     NotebookClient(notebook, kernel_name=colab, timeout=300, resources=where).execute()
     assert "restart the kernel" in install.outputs[0].text  # %pip's word where it installed
