@@ -7,11 +7,12 @@ them. A picture that several rows ask about is encoded for the first of them.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from vlkit.batching.kernels import quick_gelu, rotate
@@ -27,18 +28,20 @@ class Medium:
     Attributes:
         kind: ``"image"`` or ``"video"``.
         key: the same for the same content.
-        pixels: (patches, values of a patch).
+        pixels: (patches, values of a patch), or None where the features are there.
         grid: (1, 3), its patches along time, height and width.
+        features: (tokens, width) of the last layer, then of the deeper ones, if it was seen.
     """
 
     kind: str
     key: Hashable
     pixels: Any
     grid: Any
+    features: tuple | None = None
 
 
 class Encoder:
-    """A vision tower that remembers what it saw last.
+    """A vision tower that remembers what it saw last; for several threads at once.
 
     Args:
         model: the transformers model.
@@ -47,23 +50,28 @@ class Encoder:
     def __init__(self, model: Any):
         self.visual = model.model.visual
         self._kept: OrderedDict[Hashable, tuple] = OrderedDict()
+        self._keeping = Lock()
 
     def encode(self, media: Sequence[Medium]) -> list[tuple]:
         """For each medium its features, (tokens, width), those of deeper layers behind them."""
-        found = {}
-        new: dict[Hashable, Medium] = {}
-        for medium in media:
-            if medium.key in self._kept:
-                self._kept.move_to_end(medium.key)
-                found[medium.key] = self._kept[medium.key]
-            else:
-                new[medium.key] = medium
+        found = self._recall(media)
+        new = {medium.key: medium for medium in media if medium.key not in found}
         by_size = sorted(new.values(), key=lambda medium: len(medium.pixels))
         for group in _groups(by_size, PATCHES[self._place]):
-            for medium, features in zip(group, self._run(group), strict=True):
-                found[medium.key] = self._kept[medium.key] = features
-        self._trim()
+            keys = [medium.key for medium in group]
+            found |= zip(keys, self._run(group), strict=True)
+        with self._keeping:
+            self._kept |= {key: found[key] for key in new}
+            self._trim()
         return [found[medium.key] for medium in media]
+
+    def _recall(self, media: Sequence[Medium]) -> dict[Hashable, tuple]:
+        found = {medium.key: medium.features for medium in media if medium.features is not None}
+        with self._keeping:
+            for key in {medium.key for medium in media} & self._kept.keys():
+                self._kept.move_to_end(key)
+                found[key] = self._kept[key]
+        return found
 
     @property
     def _place(self) -> str:
@@ -83,7 +91,8 @@ class Encoder:
 
     def forget(self) -> None:
         """Let go all features."""
-        self._kept.clear()
+        with self._keeping:
+            self._kept.clear()
 
     def _trim(self) -> None:
         """Let go what was used longest ago, over the limit."""
@@ -126,16 +135,28 @@ def fast_tower(visual: Any) -> Iterator[None]:
         yield
 
 
+_changing = Lock()
+_users: Counter[Any] = Counter()  # threads in which a module's forward is replaced
+
+
 @contextmanager
 def replaced_forwards(changed: Mapping[Any, Any]) -> Iterator[None]:
-    """Modules that do their work in another way, given by module; as they were afterwards."""
-    for module, forward in changed.items():
-        module.forward = forward
+    """Modules that do their work in another way, given by module; as they were afterwards.
+
+    Several threads may replace the same modules' in the same way.
+    """
+    with _changing:
+        _users.update(list(changed))
+        for module, forward in changed.items():
+            module.forward = forward
     try:
         yield
     finally:
-        for module in changed:
-            del module.forward
+        with _changing:
+            _users.subtract(list(changed))
+            for module in changed:
+                if not _users[module]:
+                    del module.forward, _users[module]
 
 
 def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from vlkit.batching.answering import choose_path
 from vlkit.batching.choosing import Choice
+from vlkit.batching.encoding import Encoder
 from vlkit.batching.engine import ROOM, STEPS, Engine
 from vlkit.batching.fast_rows import launched_on
 from vlkit.batching.group import Row
@@ -14,6 +17,7 @@ from vlkit.generation import all_rows, ending_tokens, seeded
 from vlkit.memory import available_memory, count_cost
 from vlkit.models import VLM
 from vlkit.options import generation_options
+from vlkit.serving.cores import Cores
 
 SLOTS = {"cuda": 128, "cpu": 32}
 
@@ -42,6 +46,8 @@ class Joined:
         self._most = -(-(context + STEPS) // ROOM) * ROOM
         self.slots = self._count_slots()
         self._engine: Engine | None = None
+        self._encoder = Encoder(self._model)
+        self._cores = Cores() if self._device.type == "cpu" else None
 
     def _count_slots(self) -> int:
         """As many rows of the longest kind as two thirds of the free memory hold."""
@@ -61,6 +67,29 @@ class Joined:
         fitting = available_memory()[0] // (4 * self._cost.language_per_token)
         return max(1, min(PREFILL_TOKENS["cuda"], fitting))
 
+    def sharing(self) -> AbstractContextManager[None]:
+        """Compute beside other threads; on a CPU each has its share of the cores."""
+        return self._cores.share() if self._cores else nullcontext()
+
+    @property
+    def seeing(self) -> bool:
+        """Whether other threads see pictures ahead."""
+        return bool(self._cores and self._cores.busy)
+
+    def look(self, row: Row) -> None:
+        """On a CPU, see a row's pictures ahead of its turn, in the caller's thread.
+
+        A picture a core is faster than all cores for one picture after the other.
+        """
+        import torch
+
+        if self._cores is None:
+            return
+        with torch.inference_mode():
+            features = self._encoder.encode(row.media)
+        pairs = zip(row.media, features, strict=True)
+        row.media = [replace(medium, pixels=None, features=seen) for medium, seen in pairs]
+
     def admit(self, rows: list[Row]) -> list[Row]:
         """Read prompts and write the first tokens; rows that this finishes are returned."""
         limits = [row.limit for row in rows]
@@ -68,7 +97,7 @@ class Joined:
         try:
             for row in rows:
                 row.limit = min(row.limit, STEPS)  # room is made as it is needed
-            with launched_on(self._device):
+            with launched_on(self._device), self.sharing():
                 return engine.admit(rows)
         finally:
             engine.computed.clear()
@@ -78,13 +107,12 @@ class Joined:
     def advance(self) -> list[Row]:
         """Write a token of each row (a few on a GPU); those that are done are returned."""
         longest = max(row.length + len(row.tokens) for row in self.rows)
-        with launched_on(self._device):
+        with launched_on(self._device), self.sharing():
             return self._make_room(longest + STEPS).advance()
 
     def forget(self) -> None:
         """Let go the pictures seen."""
-        if self._engine:
-            self._engine.encoder.forget()
+        self._encoder.forget()
 
     def reset(self) -> None:
         """After an error: whatever was under way is lost."""
@@ -93,6 +121,7 @@ class Joined:
     def _make_room(self, length: int) -> Engine:
         if self._engine is None:
             self._engine = Engine(self._model, self._choice, self.slots, length)
+            self._engine.encoder = self._encoder
         decoder = self._engine.decoder
         if length > decoder.length:
             self._engine.graphs.clear()
@@ -104,11 +133,18 @@ class Joined:
 class OneByOne:
     """One row at a time through ``model.generate``, for models that the batch engine lacks."""
 
-    slots, prefill_tokens = 1, 2**31
+    slots, prefill_tokens, seeing = 1, 2**31, False
 
     def __init__(self, vlm: VLM, note: str):
         self._vlm, self.note = vlm, note
         self.rows: list[Row] = []
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Nobody computes beside."""
+        return nullcontext()
+
+    def look(self, row: Row) -> None:
+        """Pictures are seen in their turn."""
 
     def admit(self, rows: list[Row]) -> list[Row]:
         """Write the whole answer of the one row; its job follows."""

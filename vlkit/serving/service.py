@@ -19,9 +19,9 @@ from vlkit.serving.content import read_messages
 from vlkit.serving.engines import Joined, make_engine
 from vlkit.serving.jobs import Ended, Event, Job, Text
 from vlkit.serving.limits import Limits, RequestError
-from vlkit.serving.preparing import check_texts, prepare
+from vlkit.serving.preparing import Prepared, check_texts, prepare
 from vlkit.serving.schema import ChatRequest
-from vlkit.serving.worker import Worker
+from vlkit.serving.worker import Worker, refusal
 
 MOST_CONTEXT = 32_768  # unless more is asked for
 PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
@@ -146,9 +146,7 @@ class Service:
         check_texts(messages, self.context)
         let_go = await self._share.take(PIXEL_BYTES * pixels)
         try:
-            fast = isinstance(self.engine, Joined)
-            asked = (self.vlm, chat, messages, self.limits, self.context, fast)
-            prepared = await self._run(prepare, *asked)
+            prepared = await self._run(self._prepare, chat, messages)
         except BaseException:
             let_go()
             raise
@@ -157,6 +155,16 @@ class Service:
             prepared.waiting, prepared.row, prepared.usage, text,
             streams=chat.stream, send=answer.send, let_go=let_go,
         )  # fmt: skip
+
+    def _prepare(self, chat: ChatRequest, messages: list[dict]) -> Prepared:
+        fast = isinstance(self.engine, Joined)
+        with self.engine.sharing():
+            prepared = prepare(self.vlm, chat, messages, self.limits, self.context, fast)
+            try:
+                self.engine.look(prepared.row)
+            except Exception as error:  # as where the model reads its prompt
+                raise refusal(error) from error
+        return prepared
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

@@ -14,6 +14,7 @@ from vlkit.serving.jobs import Job
 from vlkit.serving.limits import RequestError
 
 GATHER = 0.02  # seconds that an idle model waits for requests whose media are being read
+PACE = 0.1  # between two tokens of each row while pictures of the next requests are seen
 PATIENCE = 0.25  # seconds that a request waits for others to be read together with
 TIDY = 64  # answers after which freed memory goes back to the system,
 REST = 2.0  # or seconds without a request
@@ -35,6 +36,7 @@ class Worker:
         self._next: list[Job] = []  # those of the waiting that come in before any other
         self._wake, self._closing = threading.Condition(), False
         self.arriving = self.finished = self.most_at_once = self._tidied = 0
+        self._stepped = 0.0  # when the rows under way got their last token
         self._thread = threading.Thread(target=self._work, name="vlkit-serve", daemon=True)
         self._thread.start()
 
@@ -74,7 +76,7 @@ class Worker:
                     rows = list(self._engine.rows)
                     self._engine.reset()
                     for row in rows:
-                        row.payload.fail(_refusal(error))
+                        row.payload.fail(refusal(error))
 
     def _collect(self) -> bool:
         """Take what has arrived; sleep while there is nothing to do. False at the end."""
@@ -86,12 +88,16 @@ class Worker:
                 rested = not self._wake.wait(REST if self.finished > self._tidied else None)
                 if rested:
                     self._tidy()
-            until = time.monotonic() + GATHER
-            while self.arriving and not self.running and time.monotonic() < until:
+            until = self._stepped + PACE if self.running else time.monotonic() + GATHER
+            while self._more_to_come() and time.monotonic() < until:
                 self._wake.wait(GATHER / 4)
             self._waiting += self._inbox
             self._inbox.clear()
         return True
+
+    def _more_to_come(self) -> bool:
+        """Rows that are read and written together cost less than one by one."""
+        return self._engine.seeing if self.running else bool(self.arriving)
 
     def _turn(self) -> None:
         """Bring rows in, or write a token of each that is in."""
@@ -100,7 +106,9 @@ class Worker:
         if self._should_admit():
             self._admit()
         elif self.running:
-            self._publish(self._engine.advance())
+            done = self._engine.advance()
+            self._stepped = time.monotonic()
+            self._publish(done)
 
     def _should_admit(self) -> bool:
         """Many at a time: each prompt that is read holds up the rows under way."""
@@ -130,7 +138,7 @@ class Worker:
             done = self._engine.admit([job.row for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0].fail(_refusal(error))
+                jobs[0].fail(refusal(error))
                 return
             self._prefill(jobs[: len(jobs) // 2])
             self._prefill(jobs[len(jobs) // 2 :])
@@ -159,7 +167,8 @@ class Worker:
         self._tidied = self.finished
 
 
-def _refusal(error: Exception) -> RequestError:
+def refusal(error: Exception) -> RequestError:
+    """What a request is told whose turn the model did not survive."""
     import torch
 
     if isinstance(error, torch.cuda.OutOfMemoryError):
