@@ -27,6 +27,7 @@ class Cores:
         """Compute in the calling thread."""
         import torch
 
+        torch.get_num_threads()  # else a new thread's first step would set what all begin with
         with self._counting:
             self.busy += 1
             torch.set_num_threads(max(1, self._all // self.busy))

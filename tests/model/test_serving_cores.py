@@ -1,0 +1,181 @@
+"""`vlkit serve` on a CPU: pictures are seen ahead in threads that share the cores."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from served import ask, send, text_of, user
+
+import vlkit
+from vlkit import serving
+from vlkit.batching.encoding import Encoder, fast_tower
+from vlkit.batching.feeding import Waiting
+from vlkit.serving import engines, worker
+from vlkit.serving.cores import Cores
+
+SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
+
+
+@pytest.fixture(scope="module")
+def server(vlm):
+    with serving.start(vlm) as server:
+        yield server
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_another():
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_those_who_compute_at_once_share_the_cores(four_threads):
+    cores = Cores()
+    inside, leave = threading.Semaphore(0), threading.Event()
+
+    def compute(_):
+        with cores.share():
+            inside.release()
+            leave.wait(30)
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(5) as pool:
+        counts = [pool.submit(compute, 0)]
+        inside.acquire()  # one after the other, so that the order is known
+        for _ in range(4):
+            counts.append(pool.submit(compute, 0))
+            inside.acquire()
+        assert cores.busy == 5
+        leave.set()
+        assert [each.result() for each in counts] == [4, 2, 1, 1, 1]
+    assert cores.busy == 0 and threads_of_another() == 4
+    with cores.share():
+        assert torch.get_num_threads() == 4
+
+
+def test_cores_are_free_again_after_an_error(four_threads):
+    cores = Cores()
+    with pytest.raises(ValueError, match="broke"), cores.share():
+        raise ValueError("broke")
+    assert cores.busy == 0
+
+
+def test_a_tower_is_fast_until_the_last_thread_leaves_it(vlm):
+    visual = vlm.model.model.visual
+    modules = [visual.patch_embed, *(block.attn for block in visual.blocks)]
+
+    def replaced():
+        return ["forward" in vars(module) for module in modules]
+
+    with fast_tower(visual):
+        entered, leave = threading.Event(), threading.Event()
+
+        def other():
+            with fast_tower(visual):
+                entered.set()
+                leave.wait(30)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(30)
+    assert all(replaced())
+    leave.set()
+    thread.join()
+    assert not any(replaced())
+
+
+def test_pictures_reach_the_engine_as_features_and_a_second_time_cost_nothing(
+    vlm, server, monkeypatch
+):
+    admit, run, seen, runs = engines.Joined.admit, Encoder._run, [], []
+
+    def watch(self, rows):
+        seen.extend(medium for row in rows for medium in row.media)
+        time.sleep(0.5)  # so that the second question comes while the first is under way
+        return admit(self, rows)
+
+    monkeypatch.setattr(engines.Joined, "admit", watch)
+    monkeypatch.setattr(Encoder, "_run", lambda self, media: runs.append(media) or run(self, media))
+    message = user("Describe this image.", SAMPLES["circles"])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, server, message, max_tokens=12)
+        while not seen:
+            time.sleep(0.01)
+        second = pool.submit(ask, server, message, max_tokens=12)
+        assert text_of(first.result()) == text_of(second.result())
+    assert [medium.pixels for medium in seen] == [None, None]
+    width = vlm.model.config.get_text_config().hidden_size
+    tokens = int(seen[0].grid.prod()) // 4
+    assert [medium.features[0].shape for medium in seen] == [(tokens, width)] * 2
+    assert len(runs) == 1
+
+
+def test_a_picture_that_the_tower_cannot_take_fails_alone(server, monkeypatch):
+    look = engines.Joined.look
+
+    def fail(self, row):
+        if row.media:
+            raise RuntimeError("no such tower")
+        look(self, row)
+
+    monkeypatch.setattr(engines.Joined, "look", fail)
+    body = {"model": server.name, "messages": [user("What is it?", SAMPLES["circles"])]}
+    status, _, answer = send(server, body)
+    assert status == 500 and "RuntimeError: no such tower" in answer["error"]["message"]
+    assert text_of(ask(server, user("Hi"), max_tokens=4))
+
+
+class Writer:
+    """An engine whose rows get a token a step."""
+
+    slots, prefill_tokens = 4, 1000
+
+    def __init__(self, seeing):
+        self.rows, self.seeing, self.steps = [], seeing, []
+
+    def admit(self, rows):
+        self.rows += rows
+        return []
+
+    def advance(self):
+        self.steps.append(time.monotonic())
+        for row in self.rows:
+            row.tokens.append(0)
+        done = [row for row in self.rows if len(row.tokens) >= row.limit]
+        self.rows = [row for row in self.rows if row not in done]
+        return done
+
+    def forget(self):
+        pass
+
+
+def seconds_between_steps(seeing):
+    engine, ended = Writer(seeing), threading.Event()
+    row = SimpleNamespace(tokens=[], limit=6)
+    row.payload = SimpleNamespace(
+        row=row, waiting=Waiting(0, None, None, 10), since=time.monotonic(), cancelled=False,
+        live=False, over=False, let_media_go=lambda: None, end=ended.set,
+    )  # fmt: skip
+    worked = worker.Worker(engine)
+    worked.submit(row.payload)
+    assert ended.wait(30)
+    worked.close()
+    steps = engine.steps
+    return [after - before for before, after in itertools.pairwise(steps)]
+
+
+def test_rows_under_way_go_on_at_a_slower_pace_while_others_pictures_are_seen(monkeypatch):
+    monkeypatch.setattr(worker, "PACE", 0.2)
+    slower = seconds_between_steps(seeing=True)
+    assert len(slower) == 5 and min(slower) > 0.15
+    assert min(seconds_between_steps(seeing=False)) < 0.1
