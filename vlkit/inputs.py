@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -17,6 +17,7 @@ from vlkit.media import Image
 from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
 from vlkit.models import VLM
 from vlkit.remote.models import RemoteVLM
+from vlkit.repeats import each_once
 from vlkit.sizes import Limits, SizeRules, fit_size, rules_of_processor
 from vlkit.video import Clip, Video, load_clip
 
@@ -106,13 +107,21 @@ def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
     return make_inputs(vlm, [load_messages(vlm, conversation) for conversation in conversations])
 
 
-def make_inputs(vlm: VLM, loaded: Sequence[LoadedMessages], *, device: Any = None) -> ModelInputs:
+def make_inputs(
+    vlm: VLM,
+    loaded: Sequence[LoadedMessages],
+    *,
+    device: Any = None,
+    digests: Sequence[Sequence[Hashable]] | None = None,
+) -> ModelInputs:
     """Resize and tokenize loaded conversations; rows are padded on the left.
 
     Args:
         vlm: whose processor and limits count.
         loaded: from :func:`load_messages`.
         device: where pictures are resized and cut into patches, by default the CPU.
+        digests: per row, of the content of its pictures (and more behind them); with them the
+            processor works on each picture once, however many rows ask about it.
     """
     images = [row.images for row in loaded]
     prompts = [row.prompt for row in loaded]
@@ -125,13 +134,23 @@ def make_inputs(vlm: VLM, loaded: Sequence[LoadedMessages], *, device: Any = Non
         metadata = [clip.metadata for clip in flat]
         options |= {"videos": [clip.frames for clip in flat]}
         options["videos_kwargs"] = {"video_metadata": metadata, **_AS_IT_IS}
-    with tokenizing:
+    with tokenizing, each_once(vlm.processor, _picture_keys(vlm, loaded, digests or ())):
         tensors = vlm.processor(
             text=prompts, images=resized or None, padding=True, return_tensors="pt", **options
         )
     sizes = iter(_input_sizes(vlm, tensors))
     input_sizes = [[next(sizes) for _ in row] for row in images]
     return ModelInputs(tensors, images, input_sizes, [row.clips for row in loaded], prompts)
+
+
+def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[Hashable]:
+    """Of all pictures; equal where the processor gives the same."""
+    rules = size_rules(vlm)
+    return [
+        (digest, image.size, rules.image_limits(picture))
+        for row, its in zip(loaded, digests, strict=bool(digests))
+        for digest, image, picture in zip(its, row.images, row.pictures, strict=False)
+    ]
 
 
 def count_tokens(vlm: VLM, loaded: LoadedMessages) -> int:

@@ -13,7 +13,7 @@ from tiny_models import KINDS, PATCH
 
 import vlkit
 from vlkit.errors import MediaError, VlkitError
-from vlkit.inputs import image_limits, prepare_inputs
+from vlkit.inputs import image_limits, load_messages, make_inputs, prepare_inputs
 
 FAMILY_KINDS = [kind for kind in KINDS if not kind.endswith("moe")]
 TALL_AND_WIDE = [(1, 1), (2, 2), (3, 500), (500, 3), (200, 1), (97, 61), (640, 480), (999, 700)]
@@ -268,3 +268,25 @@ def test_limits_in_pixels_count_as_the_model_cards_write_them(tiny_vlm, kind):
         message = {"role": "user", "content": [item | limits, {"type": "text", "text": "?"}]}
         grid = prepare_inputs(vlm, [[message]]).tensors["image_grid_thw"]
         assert fits(int(grid.prod()) // 4), limits
+
+
+@pytest.mark.parametrize("kind", FAMILY_KINDS)
+def test_a_picture_that_comes_again_is_worked_on_once(tiny_vlm, kind, monkeypatch):
+    """Not so where it has another limit or shape: 60 x 40 black pixels are the bytes of 40 x 60."""
+    vlm = tiny_vlm(kind)
+    wide, tall = PIL.Image.new("RGB", (60, 40)), PIL.Image.new("RGB", (40, 60))
+    again, small = noise(97, 61), vlkit.Image(noise(97, 61), max_tokens=2)
+    questions = [ask(again, wide), ask(text="None?"), ask(tall), ask(small, again), ask(again)]
+    loaded = [load_messages(vlm, question) for question in questions]
+    digests = [[image.tobytes() for image in row.images] for row in loaded]
+    processor = vlm.processor.image_processor
+    plain, seen = make_inputs(vlm, loaded), []
+    work = type(processor).preprocess
+
+    def preprocess(self, images, *some, **more):
+        seen.append(len(images))
+        return work(self, images, *some, **more)
+
+    monkeypatch.setattr(type(processor), "preprocess", preprocess)
+    assert_same_tensors(make_inputs(vlm, loaded, digests=digests).tensors, plain.tensors)
+    assert seen == [4] and vlm.processor.image_processor is processor

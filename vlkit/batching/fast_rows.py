@@ -221,10 +221,10 @@ def launched_on(device: Any):
 def _make_rows(vlm: VLM, group: list[Waiting], limit: int, seed: int | None) -> list[Row]:
     """The processor's tensors, a row each."""
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
-    loaded = [row.loaded for row in group]
-    inputs = make_inputs(vlm, loaded, device=vlm.model.device if half else None)
+    loaded, digests = [row.loaded for row in group], [row.digests for row in group]
+    inputs = make_inputs(vlm, loaded, device=vlm.model.device if half else None, digests=digests)
     start, rows = time.perf_counter(), []
-    media = split_media(inputs, [row.digests for row in group])
+    media = split_media(inputs, digests)
     parts = zip(group, split_rows(inputs), media, inputs.input_sizes, strict=True)
     for row, tensors, its_media, sizes in parts:
         row_seed = None if seed is None else seed + row.index
