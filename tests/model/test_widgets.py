@@ -250,3 +250,7 @@ def test_streaming_shows_the_answer_as_it_grows(panel):
 def test_a_panel_of_no_model_is_refused_at_once(panel, wrong):
     with pytest.raises(VlkitError, match=r"is no loaded model; pass what vlkit\.load"):
         getattr(vlkit.widgets, panel)(wrong)
+
+
+def test_one_line_stands_for_a_panel_where_widgets_are_not_shown(panel):
+    assert repr(panel) == "AskPanel: run this cell in Jupyter to use it"

@@ -17,6 +17,7 @@ from vlkit.inputs import check_model
 from vlkit.replies import Failure, Reply
 from vlkit.widgets.batch_rows import ROW_CSS, row_html
 from vlkit.widgets.look import (
+    PanelBox,
     StatusLine,
     add_classes,
     buttons,
@@ -45,7 +46,7 @@ vlkit.to_frame(results, conversations)"""
 Row = Reply | Failure | None
 
 
-class BatchPanel(widgets.VBox):
+class BatchPanel(PanelBox):
     """Ask of many pictures: name a folder or a table, write the prompt, start; answers come in.
 
     A prompt may hold ``{column}``; the line under it lists the columns. Rows that fail are shown

@@ -19,6 +19,7 @@ from vlkit.placement import DTYPES
 from vlkit.plotting import draw_boxes
 from vlkit.replies import image_html
 from vlkit.widgets.look import (
+    PanelBox,
     StatusLine,
     add_classes,
     buttons,
@@ -36,7 +37,7 @@ from vlkit.cli import main
 main()"""
 
 
-class ModelChooser(widgets.VBox):
+class ModelChooser(PanelBox):
     """Choose the model that ``vlkit.load()`` takes, try it, and have it remembered.
 
     Every control is an attribute (``model``, ``dtype``, ``quantize``, ``device``, ``adapter``,

@@ -13,6 +13,13 @@ import ipywidgets as widgets
 _CSS = Path(__file__).with_name("panel.css").read_text(encoding="utf-8")
 
 
+class PanelBox(widgets.VBox):
+    """A panel as a whole; where widgets are not shown, one line stands for it."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: run this cell in Jupyter to use it"
+
+
 class StatusLine(widgets.HTML):
     """One line that says what a panel is doing, or what went wrong."""
 

@@ -16,6 +16,7 @@ from vlkit.lora.curves import Curves, curves_html
 from vlkit.lora.data import as_data
 from vlkit.phrases import counted
 from vlkit.widgets.look import (
+    PanelBox,
     StatusLine,
     add_classes,
     buttons,
@@ -44,7 +45,7 @@ run = vlkit.lora.train(
 run"""
 
 
-class LoraPanel(widgets.VBox):
+class LoraPanel(PanelBox):
     """Fine-tune a model: choose data, turn knobs and see what they cost, train, watch, compare.
 
     Each knob is an argument of :func:`vlkit.lora.train` and found by its name:

@@ -15,6 +15,7 @@ from vlkit.errors import VlkitError
 from vlkit.inputs import check_model
 from vlkit.replies import Reply
 from vlkit.widgets.look import (
+    PanelBox,
     StatusLine,
     add_classes,
     buttons,
@@ -33,7 +34,7 @@ reply = vlkit.generate(vlm, message, {options})
 reply"""
 
 
-class Panel(widgets.VBox):
+class Panel(PanelBox):
     """A question about media, answered in a panel; AskPanel and VideoPanel are such.
 
     Args:
