@@ -14,8 +14,8 @@ import vlkit
 from vlkit import serving
 from vlkit.batching.encoding import Encoder, fast_tower
 from vlkit.batching.feeding import Waiting
+from vlkit.cores import Cores
 from vlkit.serving import engines, worker
-from vlkit.serving.cores import Cores
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any
 
 from vlkit.batching.kernels import quick_gelu, rotate
+from vlkit.cores import compute_each
 
-PATCHES = {"cuda": 65_536, "cpu": 2048}  # at once; on a CPU no more than its caches hold
+PATCHES = {"cuda": 65_536, "cpu": 1024}  # at once; on a CPU for each of the threads
 KEPT_BYTES = 2**28  # of features, for the next rows that ask about the same picture
 
 
@@ -56,14 +57,24 @@ class Encoder:
         """For each medium its features, (tokens, width), those of deeper layers behind them."""
         found = self._recall(media)
         new = {medium.key: medium for medium in media if medium.key not in found}
-        by_size = sorted(new.values(), key=lambda medium: len(medium.pixels))
-        for group in _groups(by_size, PATCHES[self._place]):
-            keys = [medium.key for medium in group]
-            found |= zip(keys, self._run(group), strict=True)
+        by_size = sorted(new.values(), key=lambda medium: -len(medium.pixels))
+        groups = list(_groups(by_size, PATCHES[self._place]))
+        for group, features in zip(groups, self._run_all(groups), strict=True):
+            found |= zip([medium.key for medium in group], features, strict=True)
         with self._keeping:
             self._kept |= {key: found[key] for key in new}
             self._trim()
         return [found[medium.key] for medium in media]
+
+    def encode_ahead(self, rows: Iterable[Any]) -> None:
+        """Encode the media of rows before their turn; features take the place of their pixels."""
+        import torch
+
+        rows = list(rows)
+        with torch.inference_mode():
+            features = iter(self.encode([medium for row in rows for medium in row.media]))
+        for row in rows:
+            row.media = [replace(each, pixels=None, features=next(features)) for each in row.media]
 
     def _recall(self, media: Sequence[Medium]) -> dict[Hashable, tuple]:
         found = {medium.key: medium.features for medium in media if medium.features is not None}
@@ -76,6 +87,11 @@ class Encoder:
     @property
     def _place(self) -> str:
         return "cuda" if self.visual.device.type == "cuda" else "cpu"
+
+    def _run_all(self, groups: list[list[Medium]]) -> list[list[tuple]]:
+        if self._place == "cuda":
+            return [self._run(group) for group in groups]
+        return compute_each(self._run, groups)
 
     def _run(self, media: Sequence[Medium]) -> list[tuple]:
         import torch

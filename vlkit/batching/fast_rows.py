@@ -10,11 +10,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vlkit.batching.choosing import Choice
+from vlkit.batching.encoding import Encoder
 from vlkit.batching.engine import Engine
 from vlkit.batching.feeding import Feed, Waiting, choose_group, failure_of
 from vlkit.batching.group import Row
 from vlkit.batching.row_tensors import describe_row, split_media, split_rows
-from vlkit.batching.settings import PREFILL_TOKENS, Settings, Tally, base_model
+from vlkit.batching.settings import AHEAD_TOKENS, PREFILL_TOKENS, Settings, Tally, base_model
 from vlkit.errors import VlkitError
 from vlkit.generation import check_context, ending_tokens, make_reply
 from vlkit.inputs import make_inputs
@@ -54,6 +55,7 @@ class _FastRun:
         self.vlm, self.capacity, self.settings, self.tally = vlm, capacity, settings, tally
         self.model = base_model(vlm)
         self.waiting: list[Waiting] = []
+        self.ready: dict[int, Row] = {}  # of those that wait, by their index
         self.engine: Engine | None = None
         self.found: Engine | None = None  # of an earlier call
         options, config = settings.options, vlm.model.generation_config
@@ -84,12 +86,16 @@ class _FastRun:
         import torch
 
         free = self.engine.free if self.engine else self.capacity
-        rows = yield from self._tokenize(choose_group(self.waiting, free, self._prefill_tokens()))
+        group = choose_group(self.waiting, free, self._prefill_tokens())
+        yield from self._prepare(group, free)
+        rows = [self.ready.pop(row.index) for row in group if row.index in self.ready]
         if not rows:
             return
         try:
             with torch.inference_mode(), launched_on(self.model.device):
                 self.engine = self.engine or self._make_engine(rows)
+                if self.model.device.type == "cpu":
+                    self._encode_ahead(self.engine.encoder, [*rows, *self.ready.values()])
                 done = self.engine.admit(rows)
         except torch.cuda.OutOfMemoryError:
             yield from self._halve(rows)
@@ -165,6 +171,36 @@ class _FastRun:
         free, _ = available_memory()
         fitting = int(free * 2 / 3 / (cost.cache_per_token * longest))
         self.capacity = max(len(rows), min(self.capacity, fitting))
+
+    def _prepare(self, group: list[Waiting], free: int):
+        """Make rows of a group; on a CPU of those that follow, too: many pictures go together."""
+        new = [row for row in group if row.index not in self.ready]
+        if new and self.model.device.type == "cpu":
+            new += self._next_rows(free - len(group))
+        rows = yield from self._tokenize(new)
+        self.ready |= {row.index: row for row in rows}
+        failed = {row.index for row in new} - self.ready.keys()
+        self.waiting = [row for row in self.waiting if row.index not in failed]
+
+    def _next_rows(self, most: int) -> list[Waiting]:
+        """Those whose turn comes next, the longest first, as choose_group takes them."""
+        chosen: list[Waiting] = []
+        tokens = 0
+        for row in reversed(self.waiting):
+            tokens += row.tokens
+            if len(chosen) >= most or tokens > AHEAD_TOKENS:
+                break
+            if row.index not in self.ready:
+                chosen.append(row)
+        return chosen
+
+    def _encode_ahead(self, encoder: Encoder, rows: list[Row]) -> None:
+        """A picture that the tower cannot take is left to its row's turn."""
+        try:
+            encoder.encode_ahead(rows)
+        except Exception:
+            for row in rows if len(rows) > 1 else []:
+                self._encode_ahead(encoder, [row])
 
     def _tokenize(self, group: list[Waiting]):
         """Rows for the engine; failures are yielded. A group that fails is tried row by row."""

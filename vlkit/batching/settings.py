@@ -11,6 +11,7 @@ from vlkit.models import VLM
 
 MOST_ROWS = {"cuda": 128, "cpu": 64}  # more rows at a time give little
 PREFILL_TOKENS = {"cuda": 32_768, "cpu": 2048}
+AHEAD_TOKENS = 4096  # on a CPU, of rows whose pictures are encoded together
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from vlkit.batching.answering import choose_path
@@ -13,11 +12,11 @@ from vlkit.batching.engine import ROOM, STEPS, Engine
 from vlkit.batching.fast_rows import launched_on
 from vlkit.batching.group import Row
 from vlkit.batching.settings import PREFILL_TOKENS, base_model
+from vlkit.cores import Cores
 from vlkit.generation import all_rows, ending_tokens, seeded
 from vlkit.memory import available_memory, count_cost
 from vlkit.models import VLM
 from vlkit.options import generation_options
-from vlkit.serving.cores import Cores
 
 SLOTS = {"cuda": 128, "cpu": 32}
 
@@ -81,14 +80,8 @@ class Joined:
 
         A picture a core is faster than all cores for one picture after the other.
         """
-        import torch
-
-        if self._cores is None:
-            return
-        with torch.inference_mode():
-            features = self._encoder.encode(row.media)
-        pairs = zip(row.media, features, strict=True)
-        row.media = [replace(medium, pixels=None, features=seen) for medium, seen in pairs]
+        if self._cores is not None:
+            self._encoder.encode_ahead([row])
 
     def admit(self, rows: list[Row]) -> list[Row]:
         """Read prompts and write the first tokens; rows that this finishes are returned."""

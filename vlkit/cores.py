@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Cores:
@@ -37,3 +42,31 @@ class Cores:
             with self._counting:
                 self.busy -= 1
                 torch.set_num_threads(self._all)  # what other threads of the process begin with
+
+
+def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Work on every item, several at once with a share of the cores each.
+
+    Two pictures on a core each are seen sooner than one after the other on both.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items))
+    if workers < 2:
+        return [work(item) for item in items]
+
+    def begin() -> None:
+        torch.get_num_threads()  # else the first step would set what torch begins with
+        torch.set_num_threads(threads // workers)
+
+    def run(item: Item) -> Result:
+        with torch.inference_mode():
+            return work(item)
+
+    pool = ThreadPoolExecutor(workers, "vlkit-cores", begin)
+    try:
+        return list(pool.map(run, items))
+    finally:  # after Ctrl-C, or an item that fails, no other is begun
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

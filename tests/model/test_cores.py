@@ -1,0 +1,93 @@
+"""Work shared out over the cores of a CPU, and a batch's pictures encoded together."""
+
+import threading
+
+import pytest
+import torch
+
+import vlkit
+from vlkit.batching import encoding
+from vlkit.cores import compute_each
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_each_has_its_share_of_the_threads_and_results_come_in_order(four_threads):
+    together = threading.Barrier(2)
+
+    def work(item):
+        together.wait(30)
+        return item, torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    assert compute_each(work, "ab") == [("a", 2, True), ("b", 2, True)]
+    assert torch.get_num_threads() == 4
+
+
+def test_one_item_has_all_threads(four_threads):
+    assert compute_each(lambda item: (item, torch.get_num_threads()), [7]) == [(7, 4)]
+    assert compute_each(str, []) == []
+
+
+def test_after_an_error_nothing_more_is_begun_and_the_threads_are_as_before(four_threads):
+    begun, failed = [], threading.Event()
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            failed.set()
+            raise KeyboardInterrupt
+        failed.wait(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_each(work, range(1000))
+    assert len(begun) < 1000
+    assert torch.get_num_threads() == 4
+
+
+def test_pictures_of_a_batch_are_encoded_ahead_of_their_rows(vlm, monkeypatch):
+    names = ["red_circle", "three_shapes", "six_shapes", "portrait", "taxi", "red_circle"]
+    rows = [vlkit.user("Describe this image.", vlkit.sample(name)) for name in names]
+    calls, whole = [], encoding.Encoder._run_all
+
+    def run_all(self, groups):
+        calls.append(sum(map(len, groups)))
+        return whole(self, groups)
+
+    monkeypatch.setattr(encoding.Encoder, "_run_all", run_all)
+    answers = vlkit.generate_batch(vlm, rows, max_new_tokens=20, progress=False)
+    assert calls[0] > 1 and sum(calls) == 5  # several at once, none twice
+    alone = [vlkit.generate(vlm, row, max_new_tokens=20).text for row in rows]
+    assert [answer.text for answer in answers] == alone
+
+
+def test_a_picture_that_the_tower_cannot_take_fails_its_row_alone(vlm, monkeypatch):
+    names = ["red_circle", "three_shapes", "six_shapes"]
+    rows = [vlkit.user("How many objects are there?", vlkit.sample(name)) for name in names]
+    expected = [vlkit.generate(vlm, row, max_new_tokens=20).text for row in rows]
+    whole = encoding.Encoder._run
+
+    def run(self, media):
+        if any(len(each.pixels) == most for each in media):
+            raise RuntimeError("no such size")
+        return whole(self, media)
+
+    most = max(len(each) for each in pixels_of(vlm, rows))
+    monkeypatch.setattr(encoding.Encoder, "_run", run)
+    answers = vlkit.generate_batch(vlm, rows, max_new_tokens=20, progress=False)
+    texts = [getattr(answer, "text", None) for answer in answers]
+    failed = [index for index, text in enumerate(texts) if text is None]
+    assert len(failed) == 1 and "no such size" in answers[failed[0]].error
+    assert [t for t in texts if t] == [t for i, t in enumerate(expected) if i not in failed]
+
+
+def pixels_of(vlm, rows):
+    from vlkit.inputs import prepare_inputs
+
+    tensors = [prepare_inputs(vlm, [row]).tensors for row in rows]
+    return [each["pixel_values"] for each in tensors]
