@@ -1,13 +1,14 @@
 """Work shared out over the cores of a CPU, and a batch's pictures encoded together."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import vlkit
 from vlkit.batching import encoding
-from vlkit.cores import compute_each
+from vlkit.cores import Cores, compute_each
 
 
 @pytest.fixture
@@ -16,6 +17,42 @@ def four_threads():
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
+
+
+def threads_of_another():
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_those_who_compute_at_once_share_the_cores(four_threads):
+    cores = Cores()
+    inside, leave = threading.Semaphore(0), threading.Event()
+
+    def compute(_):
+        with cores.share():
+            inside.release()
+            leave.wait(30)
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(5) as pool:
+        counts = [pool.submit(compute, 0)]
+        inside.acquire()  # one after the other, so that the order is known
+        for _ in range(4):
+            counts.append(pool.submit(compute, 0))
+            inside.acquire()
+        assert cores.busy == 5
+        leave.set()
+        assert [each.result() for each in counts] == [4, 2, 1, 1, 1]
+    assert cores.busy == 0 and threads_of_another() == 4
+    with cores.share():
+        assert torch.get_num_threads() == 4
+
+
+def test_cores_are_free_again_after_an_error(four_threads):
+    cores = Cores()
+    with pytest.raises(ValueError, match="broke"), cores.share():
+        raise ValueError("broke")
+    assert cores.busy == 0
 
 
 def test_each_has_its_share_of_the_threads_and_results_come_in_order(four_threads):

@@ -7,14 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-import torch
 from served import ask, send, text_of, user
 
 import vlkit
 from vlkit import serving
 from vlkit.batching.encoding import Encoder, fast_tower
 from vlkit.batching.feeding import Waiting
-from vlkit.cores import Cores
 from vlkit.serving import engines, worker
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
@@ -24,50 +22,6 @@ SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 def server(vlm):
     with serving.start(vlm) as server:
         yield server
-
-
-@pytest.fixture
-def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
-def threads_of_another():
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(torch.get_num_threads).result()
-
-
-def test_those_who_compute_at_once_share_the_cores(four_threads):
-    cores = Cores()
-    inside, leave = threading.Semaphore(0), threading.Event()
-
-    def compute(_):
-        with cores.share():
-            inside.release()
-            leave.wait(30)
-            return torch.get_num_threads()
-
-    with ThreadPoolExecutor(5) as pool:
-        counts = [pool.submit(compute, 0)]
-        inside.acquire()  # one after the other, so that the order is known
-        for _ in range(4):
-            counts.append(pool.submit(compute, 0))
-            inside.acquire()
-        assert cores.busy == 5
-        leave.set()
-        assert [each.result() for each in counts] == [4, 2, 1, 1, 1]
-    assert cores.busy == 0 and threads_of_another() == 4
-    with cores.share():
-        assert torch.get_num_threads() == 4
-
-
-def test_cores_are_free_again_after_an_error(four_threads):
-    cores = Cores()
-    with pytest.raises(ValueError, match="broke"), cores.share():
-        raise ValueError("broke")
-    assert cores.busy == 0
 
 
 def test_a_tower_is_fast_until_the_last_thread_leaves_it(vlm):

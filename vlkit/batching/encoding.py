@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,11 +66,10 @@ class Encoder:
             self._trim()
         return [found[medium.key] for medium in media]
 
-    def encode_ahead(self, rows: Iterable[Any]) -> None:
+    def encode_ahead(self, rows: Sequence[Any]) -> None:
         """Encode the media of rows before their turn; features take the place of their pixels."""
         import torch
 
-        rows = list(rows)
         with torch.inference_mode():
             features = iter(self.encode([medium for row in rows for medium in row.media]))
         for row in rows:
