@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py                      # bundled model, CPU
     python benchmarks/serving.py --model Qwen/Qwen2-VL-7B-Instruct
+    python benchmarks/serving.py --random-weights 7b --max-context 4096   # random bfloat16
 
 A server process of its own answers questions about the samples; the client is another process, on
 the same machine, so both share its cores. The same questions, each about another picture, are
@@ -19,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,9 @@ from typing import Any
 
 import httpx
 import psutil
+import torch
+from batch_inference import SHAPES
+from batch_processes import save_random
 from reporting import report
 
 import vlkit
@@ -42,6 +47,8 @@ QUESTIONS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--random-weights", choices=SHAPES)
+    parser.add_argument("--max-context", type=int, help="of the server; by default the model's")
     parser.add_argument("--alone", type=int, default=40, help="requests one at a time")
     parser.add_argument("--at-once", type=int, default=200)
     parser.add_argument("--many", type=int, default=2000, help="requests for the memory")
@@ -49,16 +56,21 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    with Served(arguments.model) as server:
-        result = asyncio.run(measure(server, arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.random_weights:
+            save_random(arguments.random_weights, folder)
+        model = folder if arguments.random_weights else arguments.model
+        with Served(model, arguments.max_context) as server:
+            result = asyncio.run(measure(server, arguments))
     report(result, arguments.output)
 
 
 class Served:
     """`vlkit serve` in a process of its own."""
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, max_context: int | None):
         command = [sys.executable, "-m", "vlkit", "serve", model, "--port", "0"]
+        command += [] if max_context is None else ["--max-context", str(max_context)]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -107,8 +119,9 @@ async def measure(server: Served, arguments: argparse.Namespace) -> dict:
     one, many = summarize(alone, alone_seconds), summarize(at_once, at_once_seconds)
     return {
         "command": describe_command(arguments),
-        "model": arguments.model,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "model": arguments.random_weights or arguments.model,
+        "weights": "random" if arguments.random_weights else "trained",
+        "machine": describe_machine(),
         "load_average_at_start": LOAD,
         "torch_threads_of_the_server": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "requests": {"different": len(bodies), "new_tokens_at_most": arguments.new_tokens},
@@ -123,7 +136,15 @@ async def measure(server: Served, arguments: argparse.Namespace) -> dict:
 def describe_command(arguments: argparse.Namespace) -> str:
     numbers = ("alone", "at_once", "many", "concurrency", "new_tokens")
     given = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in numbers)
-    return f"python benchmarks/serving.py --model {arguments.model} {given}"
+    random = arguments.random_weights
+    model = f"--random-weights {random}" if random else f"--model {arguments.model}"
+    context = f" --max-context {arguments.max_context}" if arguments.max_context else ""
+    return f"python benchmarks/serving.py {model}{context} {given}"
+
+
+def describe_machine() -> str:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", *gpus])
 
 
 LOAD = [round(value, 2) for value in os.getloadavg()]

@@ -217,7 +217,8 @@ class Engine:
             self._rehearse(rows, span)  # libraries set themselves up outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # a server's other threads may put pictures on the GPU meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run(rows, span)
         return graph
 
