@@ -22,6 +22,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import easy_vqa
@@ -46,11 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--max-image-tokens", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=8_000, help="to learn from; 0: zero-shot only")
+    parser.add_argument("--rows", type=int, default=18_000, help="to learn from; 0: zero-shot only")
     parser.add_argument("--test-rows", type=int, help="questions to be asked, by default all")
     parser.add_argument("--no-baseline", action="store_true", help="only after LoRA")
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--target", default="language")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -143,11 +144,15 @@ def kind_of(question: str) -> str:
 
 
 def score(table: pandas.DataFrame) -> dict:
-    """Share of right answers, of all and of each kind of question."""
+    """Share of right answers, of all and of each kind of question; what the others are about."""
     right = plain(table["answer"]) == plain(table["truth"])
     kinds = right.groupby(table["question"].map(kind_of)).agg(["mean", "size"])
+    wrong, names = table["question"][~right], set(easy_vqa.get_answers()) - {"no"}
+    about = Counter(word for text in wrong for word in names & set(text.rstrip("?").split()))
     return {
         "accuracy": round(float(right.mean()), 4),
+        "wrong": len(wrong),
+        "wrong_questions_about": dict(about.most_common()),
         "kinds": {
             kind: {"accuracy": round(float(row["mean"]), 4), "questions": int(row["size"])}
             for kind, row in kinds.iterrows()

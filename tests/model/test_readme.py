@@ -88,10 +88,14 @@ def test_every_command_shown_exists():
     assert {"".join(t) for t in targets} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
 
 
+def recorded(name):
+    """What a benchmark wrote."""
+    path = ROOT / f"benchmarks/results/{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def test_the_comparison_is_what_the_benchmark_wrote():
-    result = json.loads(
-        (ROOT / "benchmarks/results/startup_and_overhead.json").read_text(encoding="utf-8")
-    )
+    result = recorded("startup_and_overhead")
     rows = re.findall(r"^\| (.*?) \| ([\d.]+) s \| ([\d.]+) s \| ([\d.]+) \|$", README, re.M)
     for (_, ours, bare, ratio), name in zip(rows, ("first_answer", "generate"), strict=True):
         seconds = result[f"{name}_seconds"]
@@ -101,8 +105,7 @@ def test_the_comparison_is_what_the_benchmark_wrote():
 
 
 def test_the_batch_table_is_what_the_benchmark_wrote():
-    path = ROOT / "benchmarks/results/batch_inference_h100_7b.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = recorded("batch_inference_h100_7b")
     assert f"`{result['command']}`" in README
     rows = re.findall(r"^\| (.*?) \| (\d+) \| ([\d.]+) \| ([\d.]+) GB \|$", README, re.M)
     assert len(rows) == 6
@@ -110,14 +113,12 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
         recipe = result["recipes"][name]
         measured = (recipe["rows"], recipe["tokens_per_second"], recipe["peak_gb"])
         assert (int(count), float(tokens), float(peak)) == measured, name
-    path = ROOT / "benchmarks/results/batch_processes_2x_h200_2b.json"
-    spread = json.loads(path.read_text(encoding="utf-8"))
+    spread = recorded("batch_processes_2x_h200_2b")
     fast = spread["runs"]["2 processes"]["tokens_per_second"]
     assert f"`{spread['command']}`" in README and spread["same_answers"] == 1
     assert f"{fast:,.0f} tokens/s" in README
     assert f"{spread['times_as_fast']} times as many as one process" in README
-    path = ROOT / "benchmarks/results/batch_inference_cpu.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = recorded("batch_inference_cpu")
     loop, ours = (
         result["recipes"][name]["rows_per_second"]
         for name in ("quickstart loop", "vlkit.generate_batch, 64 rows")
@@ -128,18 +129,14 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
 
 
 def test_the_training_table_is_what_the_benchmark_wrote():
-    def result(name):
-        path = ROOT / f"benchmarks/results/{name}.json"
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    gpu = result("lora_training_h100_7b")
+    gpu = recorded("lora_training_h100_7b")
     assert f"`{gpu['command'].partition(' --output')[0]}`" in README
     rows = re.findall(r"^\| ((?:plain|vlkit), .*?) \| ([\d.]+) \| ([\d.]+) GB \|$", README, re.M)
     assert [name for name, *_ in rows] == list(gpu["recipes"])
     for name, speed, peak in rows:
         recipe = gpu["recipes"][name]
         assert (float(speed), float(peak)) == (recipe["samples_per_second"], recipe["peak_gb"])
-    small = result("lora_training_h100_7b_4bit")
+    small = recorded("lora_training_h100_7b_4bit")
     assert small["quantize"] == "4bit" and small["device"] == gpu["device"]
     plain, many, least = (
         small["recipes"][name] for name in ("plain, 2 at a time", *list(small["recipes"])[-2:])
@@ -149,11 +146,18 @@ def test_the_training_table_is_what_the_benchmark_wrote():
         f"{many['samples_per_second']}, and checkpointed {least['samples_per_second']} in "
         f"{least['peak_gb']} GB" in README
     )
-    learnt, before = result("lora_easy_vqa"), result("lora_easy_vqa_zero_shot")
+    learnt, before = recorded("lora_easy_vqa"), recorded("lora_easy_vqa_zero_shot")
     assert f"`{learnt['command']}`" in README and f"in {learnt['minutes']} minutes" in README
     for accuracy in (learnt["after_lora"]["accuracy"], before["zero_shot"]["accuracy"]):
-        assert f"{100 * accuracy:.1f} %" in README
-    served = result("serving_cpu")
+        assert f"{100 * accuracy:.2f} %" in README
+
+
+def test_the_serving_figures_are_what_the_benchmark_wrote():
+    served = recorded("serving_cpu")
     assert f"{served['all at once']['requests_per_second']} answers a second, " in README
     assert f"{served['times_one_at_a_time']} times as many as one after the other" in README
     assert served["same_answers"] == 1
+    gpu = recorded("serving_h100_7b")
+    assert f"gets {gpu['all at once']['requests_per_second']} such requests a second" in README
+    assert f"{gpu['times_one_at_a_time']} times as many as one after the other" in README
+    assert f"`{gpu['command']}`" in README
