@@ -136,8 +136,9 @@ def make_inputs(
         options["videos_kwargs"] = {"video_metadata": metadata, **_AS_IT_IS}
     with tokenizing, each_once(vlm.processor, _picture_keys(vlm, loaded, digests or ())):
         tensors = vlm.processor(
-            text=prompts, images=resized or None, padding=True, return_tensors="pt", **options
-        )
+            text=prompts, images=resized or None, padding=True, return_tensors="pt",
+            verbose=False, **options,  # what is too long is an error of ours
+        )  # fmt: skip
     sizes = iter(_input_sizes(vlm, tensors))
     input_sizes = [[next(sizes) for _ in row] for row in images]
     return ModelInputs(tensors, images, input_sizes, [row.clips for row in loaded], prompts)

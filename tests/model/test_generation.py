@@ -1,5 +1,6 @@
 """Answers of the bundled model, held against drawn scenes and against bare transformers."""
 
+import logging
 import threading
 
 import pytest
@@ -259,6 +260,15 @@ def test_temperature_is_not_undone_by_the_models_own_top_k(vlm, monkeypatch):
 def test_options_out_of_range(vlm, options, match):
     with pytest.raises(VlkitError, match=match):
         vlkit.generate(vlm, "Hello!", **options)
+
+
+def test_a_prompt_beyond_the_context_is_one_error_without_warnings_of_others(vlm, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: said.append(record))
+    monkeypatch.setattr(vlm.processor.tokenizer, "deprecation_warnings", {})
+    with pytest.raises(VlkitError, match="context of"):
+        vlkit.generate(vlm, "word " * 9000)
+    assert said == []
 
 
 # --- control tokens ------------------------------------------------------------------------------

@@ -357,7 +357,26 @@ def test_a_question_whose_models_line_is_lost_cannot_be_asked_again(tmp_path):
     assert records.replay(run.path).rows["reason"].item() == (
         "model 1's line is lost, so what it was is not known"
     )
-    assert read_run(run).gap == "" and str(records.replay(run.path)).startswith("r: 1 answer, 1 c")
+    assert read_run(run).gap == "1 line of records.jsonl gone since the run ended"
+    assert str(records.replay(run.path)).startswith("r: 1 answer, 1 cannot; 1 line of")
+
+
+def test_lines_that_are_gone_are_missed_and_later_ones_are_none_too_many(tmp_path):
+    with Run("r", directory=tmp_path) as run:
+        for number in range(4):
+            run.log(number=number)
+    path = run.path / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]))
+    assert read_run(run).gap == "2 lines of records.jsonl gone since the run ended"
+    page = records.report(run, tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "Incomplete: 2 lines of records.jsonl gone" in page
+    path.write_bytes(b"".join(lines))
+    run.log(number=5)
+    assert read_run(run).gap == ""
+    with Run("empty", directory=tmp_path) as run:
+        pass
+    assert read_run(run).gap == ""
 
 
 def test_a_broken_manifest_is_not_called_missing(tmp_path):

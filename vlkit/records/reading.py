@@ -86,8 +86,11 @@ class Record:
     @property
     def gap(self) -> str:
         """What is missing, in words; "" where nothing is known to be."""
-        lines = f"{counted(self.torn, 'line')} of {LINES}"
-        return f"{lines} cut off or broken, and left out" if self.torn else ""
+        whole = self.manifest.get("lines")  # when it ended; what is logged later comes on top
+        lost = (whole if isinstance(whole, int) else 0) - len(self.lines) - self.torn
+        torn = f"{counted(self.torn, 'line')} of {LINES} cut off or broken, and left out"
+        gone = f"{counted(lost, 'line')} of {LINES} gone since the run ended"
+        return "; ".join([*([torn] if self.torn else []), *([gone] if lost > 0 else [])])
 
     def model_of(self, answer: dict[str, Any]) -> dict[str, Any]:
         """The facts of the model that an answer is of; only a name where its line was lost."""
@@ -176,6 +179,14 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     known = isinstance(manifest, dict) and isinstance(manifest.get("vlkit_run"), int)
     return manifest if known else None
+
+
+def count_lines(path: Path) -> int:
+    """Of a run's file, torn ones too."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -29,7 +29,7 @@ from vlkit.records.lines import (
     training_facts,
 )
 from vlkit.records.media import MediaStore
-from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, read_run
+from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, count_lines, read_run
 from vlkit.records.secrets import SHORTEST, without_secrets
 from vlkit.replies import Reply
 
@@ -123,6 +123,7 @@ class Run:
         self.closed = True
         recording.leave(self)
         self._manifest |= {"ended": _now(), "seconds": round(time.time() - self._started, 3)}
+        self._manifest["lines"] = count_lines(self.path / LINES)
         if error is not None:
             self._manifest["error"] = line_of(error)
         write_whole(self.path / MANIFEST, self._manifest_text())
