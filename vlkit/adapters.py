@@ -7,7 +7,9 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
+from vlkit.base_weights import check_base
 from vlkit.errors import ModelError
 from vlkit.families import family_of
 from vlkit.folders import check_shard, read_config, read_json
@@ -16,6 +18,12 @@ from vlkit.hubs import HUB_ID, HUBS, ModelFolder, cached_folder, download_model,
 WEIGHTS = "adapter_model.safetensors"
 # peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that it has none
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def check_name(name: Any, argument: str) -> None:
+    """Raises ModelError where what is to name a folder or a model is empty, or no path or text."""
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise ModelError(f"{argument}={name!r} must name a folder or a model, as text or Path")
 
 
 def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -> Path:
@@ -28,6 +36,7 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
         import peft  # noqa: F401
     except ImportError as error:
         raise ModelError('adapter= needs peft: pip install "vlkit[lora]"') from error
+    check_name(adapter, "adapter")
     path = Path(adapter).expanduser()
     if not path.is_dir():
         if isinstance(adapter, os.PathLike) or not HUB_ID.fullmatch(adapter):
@@ -53,10 +62,12 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
         name: of the adapter in the network.
 
     Raises:
-        ModelError: the weights do not belong to this network's layers, or not in these shapes.
+        ModelError: the weights do not belong to this network's layers, or not in these shapes, or
+            were trained beside other weights than the network's.
     """
     from peft import PeftModel
 
+    check_base(path, network, folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of is refused below
@@ -91,11 +102,9 @@ def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: st
 def family_of_adapter(config: dict) -> str | None:
     """The family that an adapter was made for, as far as its ``adapter_config.json`` tells."""
     base = str(config.get("base_model_name_or_path") or "")
-    return (
-        _family_of_folder(Path(base))
-        or _family_named(str((config.get("auto_mapping") or {}).get("base_model_class")))
-        or _family_named(base)
-    )
+    mapping = config.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return _family_of_folder(Path(base)) or _family_named(str(trained)) or _family_named(base)
 
 
 def _family_of_folder(path: Path) -> str | None:

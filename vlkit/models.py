@@ -155,12 +155,12 @@ def load_here(
     folder = find_model(model, hub=hub, revision=revision)
     family = family_of(folder.config, folder.name)
     options = network_options(folder, device, dtype, attn, quantize)
-    adapter_path = find_adapter(adapter, folder, family) if adapter else None
+    adapter_path = None if adapter is None else find_adapter(adapter, folder, family)
     processor = load_processor(folder)
     network = _load_network(folder, options)
-    if adapter_path:
+    if adapter_path is not None:
         network = attach_adapter(network, adapter_path, folder)
-    name = os.fspath(adapter) if adapter else None
+    name = None if adapter is None else os.fspath(adapter)
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
 
 

@@ -196,7 +196,9 @@ def test_adapter_with_cut_off_weights(tiny_folder, changed):
     assert "download it again" in refusal(tiny_folder("qwen2_vl"), adapter=changed)
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"peft_type": "MAGIC"}', "{}"])
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", '{"peft_type": "MAGIC"}', "{}", '{"auto_mapping": [1]}']
+)
 def test_adapter_with_a_broken_config(tiny_folder, changed, text):
     path = changed / "adapter_config.json"
     path.unlink() if text is None else path.write_text(text)

@@ -15,15 +15,18 @@ from transformers import AutoModelForImageTextToText
 import vlkit
 from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import prepare_inputs
-from vlkit.lora import compare, export_adapter, inspect, train, use_adapter
+from vlkit.lora import compare, export_adapter, inspect, merge, train, use_adapter
+from vlkit.lora.proving import _refusal
 
 PICTURE = noise(120, 90)
 QUESTION = vlkit.user("What is this?", PICTURE)
+ROWS = [[QUESTION, vlkit.assistant("x")]]
+NORM = "model.language_model.norm.weight"
 
 
 def save(folder, base, seed, target="language"):
     """An adapter whose both halves are random, so that it changes every answer."""
-    run = train(base, [[QUESTION, vlkit.assistant("x")]], output_dir=folder, rank=4, target=target)
+    run = train(base, ROWS, output_dir=folder, rank=4, target=target)
     path = run.output_dir / "adapter_model.safetensors"
     torch.manual_seed(seed)
     weights = {name: 0.3 * torch.randn_like(value) for name, value in load_file(path).items()}
@@ -58,7 +61,7 @@ def test_as_if_loaded_with_it(base, adapters):
             assert torch.equal(logits(tuned), expected(base, adapter))
             assert tuned.adapter == str(adapter) and not tuned.model.training
     assert torch.equal(logits(base), before)
-    assert inspect(base, [[QUESTION, vlkit.assistant("x")]]).trained  # it has no adapter left
+    assert inspect(base, ROWS).trained  # it has no adapter left
 
 
 def test_in_place_of_the_adapter_that_it_was_loaded_with(base, adapters):
@@ -85,9 +88,82 @@ def test_wrong_ones_leave_the_model_as_it_was(base, adapters, tmp_path, damage):
         weights = {k.replace("layers.1.", "layers.9."): v for k, v in weights.items()}
     save_file(weights, wrong / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="load the model that it was made for"):
-        compare(base, [[QUESTION, vlkit.assistant("x")]], [adapters["b"], wrong], progress=False)
+        compare(base, ROWS, [adapters["b"], wrong], progress=False)
     assert torch.equal(logits(base), before)
     assert not hasattr(base.model, "peft_config")
+
+
+# --- bases of the same shape ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(base, tmp_path_factory):
+    """The base with noise of 1 % on every weight."""
+    vlm = vlkit.load(base.folder.path)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in vlm.model.parameters():
+            weight.mul_(1 + 0.01 * torch.randn_like(weight))
+    folder = tmp_path_factory.mktemp("other")
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return vlkit.load(folder)
+
+
+@pytest.mark.parametrize(
+    "use",
+    {
+        "load": lambda vlm, adapter, out: vlkit.load(vlm.folder.path, adapter=adapter),
+        "load in 4 bits": lambda vlm, adapter, out: vlkit.load(
+            vlm.folder.path, adapter=adapter, quantize="4bit", device="cpu"
+        ),
+        "load a checkpoint": lambda vlm, adapter, out: vlkit.load(
+            vlm.folder.path, adapter=next(adapter.glob("checkpoint-*"))
+        ),
+        "load what was handed on": lambda vlm, adapter, out: vlkit.load(
+            vlm.folder.path,
+            adapter=export_adapter(adapter, out / "x", model="Qwen/Qwen2-VL-2B-Instruct"),
+        ),
+        "merge": lambda vlm, adapter, out: merge(adapter, out / "merged", model=vlm.folder.path),
+        "use_adapter": lambda vlm, adapter, out: use_adapter(vlm, adapter).__enter__(),
+        "compare": lambda vlm, adapter, out: compare(vlm, ROWS, [adapter], progress=False),
+    }.values(),
+)
+def test_other_weights_refuse_the_adapter(other, adapters, tmp_path, use):
+    with pytest.raises(ModelError, match=r"made for .*, whose weights were not those of .*; load"):
+        use(other, adapters["a"], tmp_path)
+    assert not (tmp_path / "merged").exists()
+    assert not hasattr(other.model, "peft_config")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"quantize": "4bit"}, {"quantize": "8bit"}],
+)
+def test_the_base_in_another_type_takes_it(base, adapters, options):
+    vlm = vlkit.load(base.folder.path, adapter=adapters["b"], device="cpu", **options)
+    with use_adapter(vlm, adapters["a"]):  # beneath an adapter weights have other names
+        pass
+
+
+def test_a_run_proves_that_other_weights_refuse_it(base, adapters, tmp_path):
+    assert "a model with other weights" in _refusal(base, adapters["a"])
+    copied = shutil.copytree(adapters["a"], tmp_path / "copy")
+    (copied / "adapter_base.json").write_text('{"model.language_model.norm.weight": [3, 4]}')
+    assert _refusal(base, copied) is None  # its own base refuses it
+    (copied / "adapter_base.json").unlink()
+    assert _refusal(base, copied) is None
+    assert vlkit.load(base.folder.path, adapter=copied)  # made by others
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", *(f'{{"{NORM}": {x}}}' for x in ("5", '["a"]', "[1]"))]
+)
+def test_broken_marks(base, adapters, tmp_path, text):
+    copied = shutil.copytree(adapters["a"], tmp_path / "copy")
+    (copied / "adapter_base.json").write_text(text)
+    with pytest.raises(ModelError, match=r"adapter_base\.json is "):
+        use_adapter(base, copied).__enter__()
 
 
 def test_answers_side_by_side(base, adapters):
@@ -106,22 +182,22 @@ def test_answers_side_by_side(base, adapters):
 @pytest.mark.parametrize("adapters", [["x/a", "y/a"], {"base": "x"}, {"truth": "x"}])
 def test_two_columns_of_one_name(base, adapters):
     with pytest.raises(VlkitError, match="two columns would be called"):
-        compare(base, [[QUESTION, vlkit.assistant("x")]], adapters)
+        compare(base, ROWS, adapters)
 
 
 # --- handed on to other programs -----------------------------------------------------------------
 
 
 def test_peft_reads_what_is_handed_on(base, adapters, tmp_path):
-    model = str(base.folder.path)
+    model = base.folder.path
     folder = export_adapter(adapters["b"], tmp_path / "mine", model=model)
     network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     reference = PeftModel.from_pretrained(network, folder).eval()
     with torch.inference_mode():
         theirs = reference(**prepare_inputs(base, [QUESTION]).tensors).logits
     assert torch.equal(theirs, expected(base, adapters["b"]))
-    files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "args.json"}
-    assert {path.name for path in folder.iterdir()} == files
+    files = ["README.md", "adapter_base.json", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, "args.json"]
 
 
 def test_what_vllm_and_swift_need(base, adapters, tmp_path):
@@ -152,3 +228,61 @@ def test_adapters_that_cannot_be_handed_on(base, adapters, tmp_path):
     with pytest.raises(ModelError, match="pass model="):
         export_adapter(copied, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (5, "model=5 must name"),
+        ("", "model='' must name"),
+        ("Qwen/Qwen3-VL-8B-Instruct", r"\(qwen2_vl\), not for 'Qwen/Qwen3-VL-8B-Instruct'"),
+    ],
+)
+def test_models_that_an_adapter_cannot_be_for(adapters, tmp_path, model, message):
+    with pytest.raises(ModelError, match=message):
+        export_adapter(adapters["a"], tmp_path / "out", model=model)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [("[]", "is not a JSON object"), ("{}", "r is None"), ('{"r": 8}', "lora_alpha is None")],
+)
+def test_broken_adapters_are_not_handed_on(base, adapters, tmp_path, config, message):
+    copied = shutil.copytree(adapters["a"], tmp_path / "copy")
+    (copied / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=message):
+        export_adapter(copied, tmp_path / "out", model=base.folder.path)
+    (copied / "adapter_model.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match="no whole safetensors file"):
+        export_adapter(copied, tmp_path / "out", model=base.folder.path)
+    assert not (tmp_path / "out").exists()
+
+
+# --- arguments of a wrong type -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, 5, ""])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vlm, name: merge(name, "merged"),
+        lambda vlm, name: merge("adapter", name),
+        lambda vlm, name: merge("adapter", "merged", model=name),
+        lambda vlm, name: export_adapter(name, "exported"),
+        lambda vlm, name: export_adapter("adapter", name),
+        lambda vlm, name: compare(vlm, ROWS, [name]),
+        lambda vlm, name: compare(vlm, ROWS, {"a": name}),
+        lambda vlm, name: use_adapter(vlm, 0 if name is None else name).__enter__(),
+        lambda vlm, name: vlkit.load(adapter=0 if name is None else name),
+    ],
+)
+def test_names_of_a_wrong_type(base, call, name):
+    with pytest.raises(ModelError, match="must name a folder or a model"):
+        call(base, name)
+
+
+@pytest.mark.parametrize("adapters", [None, 5])
+def test_adapters_that_are_no_list(base, adapters):
+    with pytest.raises(VlkitError, match="must be a list or dict"):
+        compare(base, ROWS, adapters)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.adapters import attach_adapter, find_adapter
+from vlkit.adapters import attach_adapter, check_name, find_adapter
+from vlkit.base_weights import check_base
 from vlkit.errors import VlkitError
 from vlkit.lora.data import as_data
 from vlkit.lora.scoring import Scores, evaluate
@@ -107,7 +108,7 @@ def compare(
     """
     data, named = as_data(data), _name_adapters(adapters)
     for adapter in named.values():
-        find_adapter(adapter, vlm.folder, vlm.family)
+        check_base(find_adapter(adapter, vlm.folder, vlm.family), vlm.model, vlm.folder)
     scores: dict[str, Scores] = {}
     for name in (BASE, *named):
         with use_adapter(vlm, named.get(name)) as asked:
@@ -127,10 +128,13 @@ def compare(
 def _name_adapters(adapters: Any) -> dict[str, str | os.PathLike]:
     if isinstance(adapters, str | os.PathLike):
         adapters = [adapters]
-    if isinstance(adapters, Mapping):
-        named = [(str(name), adapter) for name, adapter in adapters.items()]
-    else:
-        named = [(Path(adapter).name, adapter) for adapter in adapters]
+    if not isinstance(adapters, Iterable):
+        raise VlkitError(f"adapters={adapters!r:.80} must be a list or dict of folders or hub ids")
+    is_named = isinstance(adapters, Mapping)
+    pairs = list(adapters.items()) if is_named else [(None, each) for each in adapters]
+    for _, adapter in pairs:
+        check_name(adapter, "adapter")
+    named = [(str(name) if is_named else Path(each).name, each) for name, each in pairs]
     names = [BASE, "row", "question", "truth", *(name for name, _ in named)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VlkitError(f"two columns would be called {twice[0]!r}; pass a dict with other names")

@@ -10,9 +10,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vlkit.adapters import WEIGHTS, family_of_adapter
-from vlkit.datasets.files import read_json, whole_folder
+from vlkit.adapters import WEIGHTS, check_name, family_of_adapter
+from vlkit.base_weights import find_marks
+from vlkit.datasets.files import whole_folder
 from vlkit.errors import ModelError
+from vlkit.folders import check_shard, read_json
 
 CONFIG = "adapter_config.json"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank may have
@@ -53,12 +55,17 @@ vlkit.lora.merge("{name}", "merged", model="{base}")
 
 
 def export_adapter(
-    adapter: str | os.PathLike, folder: str | os.PathLike, *, model: str | None = None
+    adapter: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    model: str | os.PathLike | None = None,
 ) -> Path:
     """Write an adapter alone, as PEFT, vLLM and ms-swift read it, with the commands for it.
 
-    Beside PEFT's two files there are ``args.json``, which tells ms-swift the base model, and
-    ``README.md`` with the commands. Checkpoints and the state of the training stay behind.
+    Beside PEFT's two files there are ``args.json``, which tells ms-swift the base model,
+    ``README.md`` with the commands and, from a run of :func:`vlkit.lora.train`,
+    ``adapter_base.json``, by which ``load`` knows the base again. Checkpoints and the state of the
+    training stay behind.
 
     Args:
         adapter: the folder of an adapter, such as the ``output_dir`` of a run.
@@ -70,29 +77,60 @@ def export_adapter(
         The folder.
 
     Raises:
-        ModelError: there is no adapter, or nothing tells what it was made for.
+        ModelError: there is no whole adapter, nothing tells what it was made for, or ``model`` is
+            of another generation.
         VlkitError: the folder is in use.
     """
+    named = {"adapter": adapter, "folder": folder}
+    for argument, name in (named if model is None else named | {"model": model}).items():
+        check_name(name, argument)
     source, target = Path(adapter).expanduser(), Path(folder).expanduser()
-    if not (source / CONFIG).is_file() or not (source / WEIGHTS).is_file():
-        raise ModelError(f"{source} holds no adapter: {CONFIG} and {WEIGHTS} are needed")
-    config = read_json(source / CONFIG)
-    base = model or config.get("base_model_name_or_path")
-    family = family_of_adapter(config) or family_of_adapter({"base_model_name_or_path": base})
-    if base in (None, "", "tiny") or family is None:
-        raise ModelError(
-            f"{source} was made for {base!r}, which other programs do not know by that name; pass "
-            "model=, a folder or hub id"
-        )
+    config = _read_config(source)
+    base, family = _base_of(source, config, model)
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     with whole_folder(target) as written:
-        shutil.copyfile(source / WEIGHTS, written / WEIGHTS)
+        for file in (source / WEIGHTS, find_marks(source)):
+            if file is not None:
+                shutil.copyfile(file, written / file.name)
         _write(written / CONFIG, config)
         _write(written / "args.json", _swift_arguments(base, family))
         with safe_open(source / WEIGHTS, "np") as weights:
             text = _readme(config, list(weights.keys()), base, target.name)
         (written / "README.md").write_text(text, encoding="utf-8")
     return target
+
+
+def _read_config(source: Path) -> dict:
+    if not (source / CONFIG).is_file() or not (source / WEIGHTS).is_file():
+        raise ModelError(f"{source} holds no adapter: {CONFIG} and {WEIGHTS} are needed")
+    check_shard(source / WEIGHTS)
+    config = read_json(source / CONFIG)
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float):
+            raise ModelError(
+                f"{source / CONFIG} is no LoRA adapter's: {name} is {config.get(name)!r}"
+            )
+    return config
+
+
+def _base_of(source: Path, config: dict, model: str | os.PathLike | None) -> tuple[str, str]:
+    """What others call the base, and its family. Raises ModelError."""
+    own = str(config.get("base_model_name_or_path") or "")
+    base = own if model is None else os.fspath(model)
+    made_for = family_of_adapter(config)
+    named = family_of_adapter({"base_model_name_or_path": base})
+    family = made_for or named
+    if base in ("", "tiny") or family is None:
+        raise ModelError(
+            f"{source} was made for {base!r}, which other programs do not know by that name; pass "
+            "model=, a folder or hub id"
+        )
+    if named not in (None, family):
+        raise ModelError(
+            f"{source} was made for {own!r} ({family}), not for {base!r} ({named}); pass another "
+            "name of the same model"
+        )
+    return base, family
 
 
 def _write(path: Path, content: dict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vlkit.adapters import check_name
 from vlkit.datasets.files import whole_folder
 from vlkit.models import load_here
 
@@ -33,6 +34,8 @@ def merge(
         ModelError: the adapter was made for another model.
         VlkitError: the folder is in use.
     """
+    for argument, name in {"adapter": adapter, "folder": folder, "model": model}.items():
+        check_name(name, argument)
     target = Path(folder).expanduser()
     with whole_folder(target) as written:
         vlm = load_here(model, adapter=adapter, dtype=dtype, device=device)

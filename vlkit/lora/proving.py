@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.adapters import find_adapter
+from vlkit.base_weights import Values, base_values, check_values
 from vlkit.batching.settings import base_model
 from vlkit.errors import ModelError
-from vlkit.families import FAMILIES
+from vlkit.hubs import ModelFolder
 from vlkit.models import VLM
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class Checks:
         merged_difference: how far merging the adapter moves them; None without one, or where the
             weights are quantized.
         rounding: how far the rounding of the model's own type may move them.
-        refusal: the error of a model of another generation that was given the adapter.
+        refusal: the error of a model of the same shape, each weight a tenth larger, that was given
+            the adapter.
         adapter: whether one was trained.
     """
 
@@ -131,11 +132,16 @@ def _compare(before: list, after: list) -> Any:
 
 
 def _refusal(vlm: VLM, folder: Path) -> str | None:
-    """What a model of another generation says to the adapter."""
-    names = list(FAMILIES)
-    other = names[names.index(vlm.family) - 1]
+    """What a model of the same shape says to the adapter; None where the adapter's own objects."""
+    own = base_values(vlm.model)
+    others = {name: [1.1 * value for value in values] for name, values in own.items()}
+    other = replace(vlm.folder, name="a model with other weights")
+    return _said(folder, others, other) if _said(folder, own, vlm.folder) is None else None
+
+
+def _said(adapter: Path, values: Values, folder: ModelFolder) -> str | None:
     try:
-        find_adapter(folder, replace(vlm.folder, name=f"a model of {other}"), other)
+        check_values(adapter, values, folder)
     except ModelError as error:
         return str(error)
     return None

@@ -69,7 +69,7 @@ def _checks(run: LoraRun) -> str:
     if checks.merged_difference is not None:
         lines.append(f"merging the adapter moves them by {checks.merged_difference:.2g}")
     if checks.refusal is not None:
-        lines.append("a model of another generation refuses the adapter")
+        lines.append("a model of the same shape with other weights refuses the adapter")
     mark = "passed" if checks.passed else "<b>failed</b>"
     listed = "".join(f"<li>{line}</li>" for line in lines)
     listed = f'<ul style="margin:0;{_FAINT}">{listed}</ul>'

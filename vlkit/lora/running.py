@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
+from vlkit.base_weights import write_marks
 from vlkit.batching.settings import base_model
 from vlkit.datasets.files import write_whole
 from vlkit.errors import ModelError
@@ -22,21 +22,19 @@ from vlkit.lora.batches import Collator, Examples, LengthSampler
 from vlkit.lora.data import TrainingData
 from vlkit.lora.examining import Examiner
 from vlkit.lora.features import FrozenTower
-from vlkit.lora.inspection import count_steps
 from vlkit.lora.labels import label_example
 from vlkit.lora.layers import lean_layers
 from vlkit.lora.modules import Part
 from vlkit.lora.networks import trainable
 from vlkit.lora.preparing import Preparer
 from vlkit.lora.proving import Prover
-from vlkit.lora.runs import ARGUMENTS, LoraRun, last_checkpoint, summarize
-from vlkit.lora.sizing import BatchSize
+from vlkit.lora.runs import ARGUMENTS, LoraRun, last_checkpoint, only_writer, summarize
+from vlkit.lora.sizing import BatchSize, checkpoint_every, count_steps
 from vlkit.lora.spread import is_spread, write_spread
 from vlkit.lora.trainer import VisionTrainer
 from vlkit.models import VLM
 
 LOGGED = 500  # points of the loss curve
-CHECKPOINTS = 10  # of a run, or as many as it has epochs
 WORKERS = 4  # threads that read pictures ahead for a GPU
 
 
@@ -78,7 +76,14 @@ def run(task: Task, last: Path | None) -> LoraRun:
 
     Raises:
         ModelError: the GPU's memory does not suffice.
+        VlkitError: another process trains into the folder, or it cannot be written.
     """
+    first = os.environ.get("RANK", "0") == "0"
+    with only_writer(task.folder) if first else nullcontext():
+        return _run_in_parts(task, last)
+
+
+def _run_in_parts(task: Task, last: Path | None) -> LoraRun:
     while True:
         try:
             return _run_once(task, last)
@@ -102,6 +107,8 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
     arguments.distributed_state.wait_for_everyone()  # nobody has looked at the folder after this
     if arguments.process_index == 0:
         write_whole(task.folder / ARGUMENTS, json.dumps(asked, indent=1) + "\n")
+        if asked["rank"] is not None:
+            write_marks(vlm.model, task.folder)
     set_seed(asked["seed"])
     names = [name for part in task.parts for name in part.modules]
     with ExitStack() as stack:
@@ -174,7 +181,7 @@ def _arguments(task: Task) -> TrainingArguments:
     asked, size = task.asked, task.size
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = count_steps(len(task.data), size.batch * world, size.accumulation, asked["epochs"])
-    every = min(math.ceil(steps / CHECKPOINTS), math.ceil(steps / max(asked["epochs"], 1)))
+    every = checkpoint_every(steps, asked["epochs"])
     names = ("activation_checkpointing", "gradient_checkpointing")  # of newer and older versions
     checkpointing = next(name for name in names if hasattr(TrainingArguments, name))
     arguments = TrainingArguments(
