@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -143,6 +144,14 @@ def test_other_weights_refuse_the_adapter(other, adapters, tmp_path, use):
 def test_the_base_in_another_type_takes_it(base, adapters, options):
     vlm = vlkit.load(base.folder.path, adapter=adapters["b"], device="cpu", **options)
     with use_adapter(vlm, adapters["a"]):  # beneath an adapter weights have other names
+        pass
+
+
+def test_other_weights_of_the_same_name_do_not_go_on_with_a_run(base, other, adapters):
+    changed = replace(other, folder=base.folder)
+    with pytest.raises(ModelError, match="whose weights were not those of"):
+        train(changed, ROWS, output_dir=adapters["a"], rank=4, resume=True)
+    with use_adapter(base, adapters["a"]):
         pass
 
 

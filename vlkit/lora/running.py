@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from vlkit.base_weights import write_marks
+from vlkit.base_weights import check_base, write_marks
 from vlkit.batching.settings import base_model
 from vlkit.datasets.files import write_whole
 from vlkit.errors import ModelError
@@ -108,6 +108,8 @@ def _run_once(task: Task, last: Path | None) -> LoraRun:
     if arguments.process_index == 0:
         write_whole(task.folder / ARGUMENTS, json.dumps(asked, indent=1) + "\n")
         if asked["rank"] is not None:
+            if last is not None:
+                check_base(last, vlm.model, vlm.folder)
             write_marks(vlm.model, task.folder)
     set_seed(asked["seed"])
     names = [name for part in task.parts for name in part.modules]
