@@ -12,12 +12,13 @@ from lora_talks import CLIP, KINDS, noise, talk
 
 import vlkit
 from vlkit.errors import VlkitError
-from vlkit.lora import inspect, label_example, load_conversations
+from vlkit.lora import costs, inspect, label_example, load_conversations
 from vlkit.lora.costs import estimate_training
 from vlkit.lora.labels import truncate
 from vlkit.lora.layers import lean_layers
 from vlkit.lora.lengths import measure_length
 from vlkit.lora.modules import PARTS, find_modules, part_of, plan_parts
+from vlkit.lora.networks import quantized
 
 ODD = vlkit.Video([noise(96, 64, i) for i in range(9)], frames=6, source_fps=3)
 ROWS = [
@@ -178,10 +179,17 @@ def test_activations_are_those_that_autograd_keeps(tiny_folder, kind, target, dt
     assert guess.activations == pytest.approx(kept, rel=more)
 
 
-@pytest.mark.parametrize(("rows", "checkpointing"), [(2, False), (4, False), (8, False), (8, True)])
-def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing):
+@pytest.mark.parametrize(
+    ("rows", "checkpointing", "bits"),
+    [
+        (2, False, None), (4, False, None), (8, False, None), (8, True, None),
+        (2, False, "4bit"), (8, False, "4bit"), (8, True, "4bit"),
+    ],
+)  # fmt: skip
+def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing, bits):
     """The benchmark's longest batch: 638 tokens of a picture and 75 of text in each row."""
-    path = Path(__file__).parents[2] / "benchmarks/results/lora_training_h100_7b.json"
+    file = f"lora_training_h100_7b{'_4bit' if bits else ''}.json"
+    path = Path(__file__).parents[2] / "benchmarks/results" / file
     name = f"vlkit, {rows} at a time" + (", checkpointed" if checkpointing else "")
     measured = json.loads(path.read_text())["recipes"][name]["peak_gb"] * 1e9
     from types import SimpleNamespace
@@ -197,7 +205,8 @@ def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing):
     vlm = SimpleNamespace(model=network, family="qwen2_vl", name="7B", processor=None)
     sizes = {"tokens": 713 * rows, "learnt": 50 * rows, "patches": 4 * 638 * rows, "rank": 8}
     parts = plan_parts(vlm, "language", 8)
-    guess = estimate_training(vlm, parts, gradient_checkpointing=checkpointing, **sizes)
+    more = {"gradient_checkpointing": checkpointing, "quantize": bits}
+    guess = estimate_training(vlm, parts, **more, **sizes)
     assert guess.total == pytest.approx(measured, rel=0.1)
 
 
@@ -229,6 +238,27 @@ def test_steps_are_counted_as_the_trainer_counts_them(vlm, data):
         )
         assert xray.steps == steps
     assert 0 < xray.seconds < 600
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantized_weights_are_counted_as_they_are_loaded(vlm, data, bits, monkeypatch):
+    """And beside the model that is there; blocks' scales are a ninth of 4-bit weights."""
+    loaded = quantized(vlm, bits, 8).model.get_memory_footprint()
+    xray = inspect(vlm, data, quantize=bits)
+    assert loaded <= xray.memory.weights <= loaded * 1.1
+    monkeypatch.setattr(costs, "available_memory", lambda: (10**9, "RAM"))
+    whole, packed = (inspect(vlm, data, quantize=each).memory for each in (None, bits))
+    assert (packed.available, whole.available) == (10**9, 10**9 + whole.weights)
+
+
+def test_looks_at_held_out_rows_take_time_and_few_rows_no_more_than_their_memory(vlm, data):
+    plain = inspect(vlm, data[:2], batch_size=1)
+    watched = inspect(vlm, data[:2], eval_data=data, batch_size=1)
+    unasked = inspect(vlm, data[:2], eval_data=data, batch_size=1, metric=None, samples=0)
+    assert plain.seconds < unasked.seconds < watched.seconds
+    assert inspect(vlm, data[:1]).memory.activations == (
+        inspect(vlm, data[:1], batch_size=1).memory.activations
+    )
 
 
 # --- the X-ray -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import prepare_inputs
 from vlkit.lora import label_example, load_conversations, merge, train
 from vlkit.lora.batches import Collator
+from vlkit.lora.runs import last_checkpoint, only_writer
 
 ROWS = [
     talk(("What is this?", noise(120, 90)), "A red square."),
@@ -172,13 +174,112 @@ def test_adapter_names_its_base_and_is_refused_by_others(small, tiny_folder, tmp
         {"batch_size": 0},
         {"gradient_accumulation": 1.5},
         {"rank": 0},
+        {"epochs": True},
+        {"alpha": 0},
+        {"alpha": float("nan")},
+        {"alpha": "x"},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"quantize": "2bit"},
+        {"target": ["q_proj"]},
+        {"gradient_checkpointing": "yes"},
+        {"resume": "yes"},
+        {"callbacks": [5]},
+        {"callbacks": None},
+        {"report_to": 5},
+        {"output_dir": None},
+        {"output_dir": "a\0b"},
+        {"output_dir": __file__},
     ],
 )
 def test_wrong_arguments(small, tmp_path, argument):
     (name,) = argument
     with pytest.raises(VlkitError, match=f"{name}="):
-        train(small, ROWS, output_dir=tmp_path / "run", **argument)
+        train(small, ROWS, **{"output_dir": tmp_path / "run"} | argument)
     assert not (tmp_path / "run").exists()
+
+
+def test_no_rows_and_no_model(small, tmp_path):
+    data = load_conversations(ROWS[:1])
+    with pytest.raises(VlkitError, match=r"^data holds no rows"):
+        train(small, data[:0], output_dir=tmp_path / "run")
+    with pytest.raises(VlkitError, match="eval_data holds no rows"):
+        train(small, data, eval_data=data[:0], output_dir=tmp_path / "run")
+    with pytest.raises(VlkitError, match="vlm='tiny' is no loaded model"):
+        train("tiny", data, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Breaks(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise ZeroDivisionError
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(small, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        train(small, ROWS, output_dir=run, callbacks=[Breaks()], **OPTIONS)
+    (run / "checkpoint-1").mkdir()  # that was being written
+    with pytest.raises(VlkitError, match="holds no checkpoint to resume from; pass resume=False"):
+        train(small, ROWS, output_dir=run, resume=True, **OPTIONS)
+    assert train(small, ROWS[:1], output_dir=run, **OPTIONS | {"epochs": 1}).finished
+
+
+@pytest.mark.parametrize(
+    "file", ["trainer_state.json", "adapter_model.safetensors", "rng_state.pth"]
+)
+def test_a_checkpoint_that_was_cut_off_is_passed_over(small, tmp_path, file):
+    whole = train(small, ROWS, output_dir=tmp_path / "whole", **OPTIONS)
+    half = tmp_path / "half"
+    train(small, ROWS, output_dir=half, callbacks=[StopAt(6)], **OPTIONS)
+    assert last_checkpoint(half, True) == half / "checkpoint-6"
+    cut = half / "checkpoint-6" / file
+    os.truncate(cut, cut.stat().st_size // 2)
+    assert last_checkpoint(half, True) == half / "checkpoint-4"
+    rest = train(small, ROWS, output_dir=half, resume=True, **OPTIONS)
+    assert rest.losses == whole.losses
+
+
+def test_stopped_and_resumed_the_best_of_all_is_kept(small, tmp_path):
+    options = OPTIONS | {"eval_data": ROWS[1:2], "learning_rate": 3e-2}
+    whole = train(small, ROWS[:1], output_dir=tmp_path / "whole", **options)
+    train(small, ROWS[:1], output_dir=tmp_path / "half", callbacks=[StopAt(2)], **options)
+    with pytest.raises(VlkitError, match="was begun with other eval_data; resume with the same"):
+        other = options | {"eval_data": ROWS[2:3]}
+        train(small, ROWS[:1], output_dir=tmp_path / "half", resume=True, **other)
+    rest = train(small, ROWS[:1], output_dir=tmp_path / "half", resume=True, **options)
+    assert (rest.losses, rest.evaluations) == (whole.losses, whole.evaluations)
+    adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "half")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_a_run_is_not_gone_on_with_on_other_data(small, tmp_path):
+    run = tmp_path / "run"
+    train(small, ROWS, output_dir=run, callbacks=[StopAt(2)], **OPTIONS)
+    other = [[*ROWS[0][:-1], vlkit.assistant("A blue square.")], *ROWS[1:]]
+    drawn = [talk(("What is this?", noise(120, 90, 7)), "A red square."), *ROWS[1:]]
+    for rows in (other, drawn):
+        with pytest.raises(VlkitError, match="was begun with other data; resume with the same"):
+            train(small, rows, output_dir=run, resume=True, **OPTIONS)
+    (run / "training.json").write_text("[]")
+    with pytest.raises(VlkitError, match=r"training\.json is missing or broken"):
+        train(small, ROWS, output_dir=run, resume=True, **OPTIONS)
+
+
+def test_two_processes_do_not_train_into_one_folder(small, tmp_path):
+    with only_writer(tmp_path), pytest.raises(VlkitError, match="trained into by another process"):
+        train(small, ROWS[:1], output_dir=tmp_path, epochs=1)
+    assert train(small, ROWS[:1], output_dir=tmp_path, epochs=1).finished
+
+
+def test_a_picture_that_is_gone_is_named_with_its_row(small, tmp_path):
+    noise(60, 60).save(tmp_path / "a.png")
+    data = load_conversations([ROWS[1], talk(("What?", str(tmp_path / "a.png")), "Noise.")])
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(VlkitError, match=r"row 2: .*a\.png"):
+        train(small, data, output_dir=tmp_path / "run")
+    with pytest.raises(VlkitError, match=r"row 2: .*a\.png"):
+        label_example(small, data[1])
 
 
 def test_wrong_folders(small, tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from accelerate.state import DistributedType
 from lora_talks import noise
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vlkit
@@ -138,10 +139,34 @@ WHOLE = ("trainer_state.json", "scheduler.pt")
     ],
 )
 def test_checkpoints_are_gone_on_from_if_they_are_whole(tmp_path, files, whole):
-    (tmp_path / "checkpoint-3").mkdir()
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
     for name in files:
-        (tmp_path / "checkpoint-3" / name).write_text("")
+        if name.endswith(".safetensors"):
+            save_file({"weight": torch.zeros(2)}, checkpoint / name)
+        elif name.endswith((".pt", ".bin")):
+            torch.save({}, checkpoint / name)
+        else:
+            (checkpoint / name).write_text("{}")
     assert last_checkpoint(tmp_path, None) == (tmp_path / "checkpoint-3" if whole else None)
+
+
+def test_killed_and_gone_on_with_it_loses_nothing(write, tmp_path):
+    """Killed as soon as a checkpoint appears, which is maybe half written then."""
+    few = {"batch_size": 1, "epochs": 3}
+    learnt = CliRunner().invoke(app, ["train", str(write("whole", **few))])
+    assert learnt.exit_code == 0
+    killed, config = tmp_path / "killed", str(write("killed", **few))
+    process = subprocess.Popen([sys.executable, "-m", "vlkit", "train", config])
+    while len(list(killed.glob("checkpoint-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    before = last_checkpoint(killed, True)
+    resumed = CliRunner().invoke(app, ["train", config, "--resume"])
+    assert resumed.exit_code == 0 and 0 < int(before.name[11:]) < 24
+    assert losses(killed) == losses(tmp_path / "whole")
 
 
 def test_a_share_is_held_out_and_a_run_is_gone_on_with(write, tmp_path):

@@ -16,6 +16,7 @@ from vlkit.models import VLM
 
 # a row's step in forward passes of what is trained: the language model, or the whole model
 STEP, STEP_WITH_VISION, RECOMPUTED = 1.4, 2.4, 0.9
+PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight, its block's scale included
 _GELUS = {"qwen2_vl": 2, "qwen2_5_vl": 3}  # values of the vision MLP kept for the backward pass
 
 
@@ -28,7 +29,7 @@ class TrainingMemory:
         state: trained parameters in float32 with their gradients and AdamW's two moments.
         activations: what the layers keep for the backward pass.
         logits: of the learnt tokens, in the model's type and in float32, with their gradient.
-        available: free on this machine, what the model holds included.
+        available: free on this machine, what the model holds included, unless another is loaded.
         place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
     """
 
@@ -59,6 +60,7 @@ def estimate_training(
     learnt: int,
     patches: int,
     gradient_checkpointing: bool = False,
+    quantize: str | None = None,
 ) -> TrainingMemory:
     """The memory of a step, from what each layer keeps for its backward pass.
 
@@ -74,18 +76,22 @@ def estimate_training(
         learnt: of these, the ones that have labels.
         patches: of its pictures and clips.
         gradient_checkpointing: only each layer's input is kept, and one layer at a time whole.
+        quantize: in ``"4bit"`` or ``"8bit"`` the model is loaded anew, beside the one in memory.
     """
     config, value = vlm.model.config, vlm.model.dtype.itemsize
     text, vision = config.get_text_config(), config.vision_config
     language, tower, merger = (bool(part.modules) for part in parts)
     layer = _language_layer(vlm.family, text, value, language, rank or 0)
-    if language and getattr(vlm.model, "is_quantized", False):  # PEFT's own layers, in float32
+    anew = quantize is not None and not getattr(vlm.model, "is_quantized", False)
+    if language and (anew or getattr(vlm.model, "is_quantized", False)):  # PEFT's own, in float32
         layer += 4 * (5 * text.hidden_size + 2 * mlp_width(text))
     block = _vision_block(vlm.family, vision, value, rank or 0) if tower else 0
     held = _layers(text.num_hidden_layers, layer, text.hidden_size * value, gradient_checkpointing)
     seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)
     joined = 3 * 4 * _width(vision) if tower or merger else 0  # of the merger
-    weights = vlm.model.get_memory_footprint()
+    weights = (
+        _packed(vlm.model, PACKED[str(quantize)]) if anew else vlm.model.get_memory_footprint()
+    )
     free, place = available_memory()
     trained = sum(part.trained for part in parts)
     return TrainingMemory(
@@ -93,9 +99,22 @@ def estimate_training(
         state=trained * (16 if rank else 3 * value),
         activations=held * tokens + (seen * tower + joined) * patches,
         logits=learnt * text.vocab_size * (12 + (value if value < 4 else 0)),
-        available=free + weights,
+        available=free + (0 if anew else weights),
         place=place,
     )
+
+
+def _packed(model: Any, value: float) -> int:
+    """Bytes of the weights where linear layers but the last take ``value`` bytes a weight."""
+    import torch
+
+    packed = [
+        layer.weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
+    ]
+    spared = sum(weight.numel() * (weight.itemsize - value) for weight in packed)
+    return int(model.get_memory_footprint() - spared)
 
 
 def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:

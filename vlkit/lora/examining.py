@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from vlkit.errors import VlkitError
 from vlkit.lora.data import TrainingData
+from vlkit.lora.examples import Example
 from vlkit.lora.scoring import Scores, evaluate
 from vlkit.models import VLM
 
 METRICS = ("auto", "exact", "iou")
+TOGETHER = 8  # rows that are asked at a time
 SCORED = 64  # rows, spread over the held-out data
 _TOKENS = 128  # the longest answer
 
@@ -35,15 +38,26 @@ class Examiner:
         """``eval_accuracy`` and ``samples``, as far as they are asked for."""
         if not self.rows:
             return {}
-        scores = evaluate(
-            self.vlm, TrainingData("held-out", self.rows), progress=False, batch_size=8,
-            max_new_tokens=_TOKENS,
-        )  # fmt: skip
+        scores = self._ask(self.rows)
         table = scores.table.iloc[self.shown]
         told = table[["question", "truth", "answer"]].astype(object)
         found: dict[str, Any] = {"samples": told.where(told.notna(), "").values.tolist()}
         value = score_answers(scores, self.metric)
         return found | ({} if value is None else {"eval_accuracy": value})
+
+    def estimate_seconds(self) -> float:
+        """Of a call, measured on its first few rows."""
+        few = self.rows[:TOGETHER]
+        start = time.perf_counter()
+        if few:
+            self._ask(few)
+        return (time.perf_counter() - start) * len(self.rows) / max(len(few), 1)
+
+    def _ask(self, rows: list[Example]) -> Scores:
+        return evaluate(
+            self.vlm, TrainingData("held-out", rows), progress=False, batch_size=TOGETHER,
+            max_new_tokens=_TOKENS,
+        )  # fmt: skip
 
 
 def check_examined(metric: str | None, samples: int) -> None:

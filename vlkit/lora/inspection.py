@@ -6,11 +6,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import PIL.Image
 
 from vlkit.errors import VlkitError
+from vlkit.lora.arguments import check_bits, check_counts, check_rows, check_switches
 from vlkit.lora.costs import (
     TrainingMemory,
     estimate_seconds,
@@ -18,12 +19,14 @@ from vlkit.lora.costs import (
     time_forward,
 )
 from vlkit.lora.data import as_data
+from vlkit.lora.examining import Examiner, check_examined
 from vlkit.lora.examples import Example
 from vlkit.lora.labels import IGNORED, Labelled, label_example, media_ids
 from vlkit.lora.lengths import Length, measure_length
 from vlkit.lora.modules import Part, plan_parts
+from vlkit.lora.networks import check_quantized
 from vlkit.lora.problems import Problem, list_problems
-from vlkit.lora.sizing import choose_batch
+from vlkit.lora.sizing import checkpoint_every, choose_batch, count_steps
 from vlkit.media import load_image
 from vlkit.models import VLM
 from vlkit.phrases import counted
@@ -62,7 +65,8 @@ class XRay:
         parts: what is trained in language model, vision tower and merger.
         memory: an estimate for the longest batch.
         steps: updates of the weights.
-        seconds: estimated time of all of them, by one forward pass on this machine.
+        seconds: estimated time of all of them and of the answers on the way, by one forward pass
+            and a few answers on this machine.
     """
 
     model: str
@@ -108,6 +112,7 @@ def inspect(
     vlm: VLM,
     data: Any,
     *,
+    eval_data: Any = None,
     example: int = 0,
     target: str = "language",
     rank: int | None = 8,
@@ -115,7 +120,10 @@ def inspect(
     batch_size: int | str = "auto",
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
+    quantize: Literal["4bit", "8bit"] | None = None,
     max_length: int | None = None,
+    metric: str | None = "auto",
+    samples: int = 3,
 ) -> XRay:
     """What training would learn, where, and at which cost. Nothing is trained or changed.
 
@@ -125,6 +133,7 @@ def inspect(
     Args:
         vlm: from :func:`vlkit.load`, without an adapter.
         data: from :func:`vlkit.lora.load_conversations`, or what that reads.
+        eval_data: held-out data, as ``data``; looking at them takes time, too.
         example: the number of the row to show.
         target: ``language``, ``vision`` (tower and merger), ``all``, or a regular expression that
             matches whole names of layers.
@@ -133,17 +142,24 @@ def inspect(
         batch_size: rows at a time, or ``auto``; the memory is that of the longest ones.
         gradient_accumulation: batches for one update of the weights.
         gradient_checkpointing: layers are computed again in the backward pass, not kept.
+        quantize: the model is loaded anew with its weights in ``"4bit"`` or ``"8bit"``.
         max_length: the most tokens of a row, of which the end is cut.
+        metric, samples: as in :func:`vlkit.lora.train`.
 
     Raises:
         VlkitError: a cut that goes through a picture or leaves no answer, with its row; a target
             that matches nothing.
     """
     check_counts(batch_size, gradient_accumulation, epochs, max_length)
-    data = as_data(data)
-    if not -len(data) <= example < len(data):
-        raise VlkitError(f"example={example} is not there; the data has {len(data)} rows")
+    check_bits(quantize)
+    check_switches(gradient_checkpointing=gradient_checkpointing)
+    check_examined(metric, samples)
+    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
+    check_rows(data=data, eval_data=held_out)
+    if not isinstance(example, int) or not -len(data) <= example < len(data):
+        raise VlkitError(f"example={example!r} is not there; the data has {len(data)} rows")
     parts = plan_parts(vlm, target, rank)
+    check_quantized(vlm, quantize, rank)
     lengths = measure_lengths(vlm, data, max_length)
     labelled = label_example(vlm, data[example], max_length=max_length)
     longest = max(each.total for each in lengths)
@@ -151,15 +167,18 @@ def inspect(
     size = choose_batch(
         vlm, parts, [cut], rank=rank, batch_size=batch_size,
         accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
+        quantize=quantize,
     )  # fmt: skip
+    together = min(size.batch, len(data))
     memory = estimate_training(
         vlm,
         parts,
         rank=rank,
-        tokens=cut * size.batch,
-        learnt=max(each.trained for each in lengths) * size.batch,
-        patches=4 * max(each.media for each in lengths) * size.batch,
+        tokens=cut * together,
+        learnt=max(each.trained for each in lengths) * together,
+        patches=4 * max(each.media for each in lengths) * together,
         gradient_checkpointing=gradient_checkpointing,
+        quantize=quantize,
     )
     mean = statistics.fmean(min(each.total, max_length or each.total) for each in lengths)
     share = mean / labelled.length
@@ -171,6 +190,11 @@ def inspect(
         pictured=count_pictured(data),
         gradient_checkpointing=gradient_checkpointing,
     )
+    steps = count_steps(len(data), size.batch, size.accumulation, epochs)
+    if held_out is not None:
+        looks = 1 + math.ceil(steps / checkpoint_every(steps, epochs))  # before the first step, too
+        answers = Examiner(vlm, held_out, metric, samples).estimate_seconds()
+        seconds += looks * len(held_out) * whole * share + (looks + 1) * answers
     return XRay(
         model=vlm.name,
         data=data.name,
@@ -182,29 +206,9 @@ def inspect(
         max_length=max_length,
         parts=parts,
         memory=memory,
-        steps=count_steps(len(data), size.batch, size.accumulation, epochs),
+        steps=steps,
         seconds=seconds,
     )
-
-
-def check_counts(
-    batch_size: int | str, gradient_accumulation: int, epochs: float, max_length: int | None
-) -> None:
-    """Raises VlkitError for a number of rows, passes or tokens that makes no sense."""
-    counts: dict[str, Any] = {"gradient_accumulation": gradient_accumulation}
-    counts |= {} if batch_size == "auto" else {"batch_size": batch_size}
-    counts |= {} if max_length is None else {"max_length": max_length}
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise VlkitError(f"{name}={value!r} must be a whole number, 1 or more")
-    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
-        raise VlkitError(f"epochs={epochs!r} must be a number above 0")
-
-
-def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: float) -> int:
-    """Updates of the weights, as the Trainer counts them."""
-    batches = math.ceil(rows / batch_size)
-    return math.ceil(math.ceil(batches / gradient_accumulation) * epochs)
 
 
 def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Length]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +49,18 @@ class Labelled:
         return int((self.labels != IGNORED).sum())
 
 
+@contextmanager
+def naming_row(example: Any) -> Iterator[None]:
+    """Errors say which row of its source an example is."""
+    try:
+        yield
+    except VlkitError as error:
+        row = getattr(example, "row", None)
+        if row is None or str(error).startswith(f"row {row}: "):
+            raise
+        raise type(error)(f"row {row}: {error}") from error
+
+
 def label_example(
     vlm: VLM, example: Example | list[dict], *, max_length: int | None = None
 ) -> Labelled:
@@ -65,6 +78,11 @@ def label_example(
         MediaError: a picture or clip that cannot be read.
         VlkitError: the cut would go through a picture or leave no answer.
     """
+    with naming_row(example):
+        return truncate(vlm, _label(vlm, example), max_length)
+
+
+def _label(vlm: VLM, example: Example | list[dict]) -> Labelled:
     messages = example.messages_for(vlm) if isinstance(example, Example) else as_messages(example)
     pieces = cut_turns(vlm.processor, messages)
     loaded = load_messages(vlm, messages[:-1])
@@ -75,7 +93,7 @@ def label_example(
         if name in tensors:
             tensors[name] = tensors[name][mask][None]
     labels = tensors["input_ids"].masked_fill(~trained[None], IGNORED)
-    return truncate(vlm, Labelled(tensors, labels), max_length)
+    return Labelled(tensors, labels)
 
 
 def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:

@@ -10,7 +10,7 @@ from vlkit.flight import ClipView, View, view_media
 from vlkit.inputs import tokenizing
 from vlkit.lora.coordinates import Text
 from vlkit.lora.examples import Example
-from vlkit.lora.labels import PADS, cut_problem
+from vlkit.lora.labels import PADS, cut_problem, naming_row
 from vlkit.lora.turns import cut_turns
 from vlkit.messages import iterate_media, read_media_item
 from vlkit.models import VLM
@@ -62,11 +62,12 @@ def measure_length(vlm: VLM, example: Example) -> Length:
     Raises:
         MediaError: a picture or clip that cannot be read.
     """
-    messages = example.messages_for(vlm)
     target = find_target(vlm)
-    views: list[View] = [
-        view_media(target, read_media_item(item)) for item in iterate_media(messages)
-    ]
+    with naming_row(example):
+        messages = example.messages_for(vlm)
+        views: list[View] = [
+            view_media(target, read_media_item(item)) for item in iterate_media(messages)
+        ]
     images = iter([view for view in views if not isinstance(view, ClipView)])
     clips = iter([view for view in views if isinstance(view, ClipView)])
     place = media_end = 0
@@ -88,7 +89,8 @@ def guess_length(vlm: VLM, example: Example) -> float:
         MediaError: a picture or clip that cannot be read.
     """
     target = find_target(vlm)
-    media = sum(view_media(target, read_media_item(item)).tokens for item in example.media)
+    with naming_row(example):
+        media = sum(view_media(target, read_media_item(item)).tokens for item in example.media)
     texts = [part for _, parts in example.turns for part in parts if isinstance(part, Text)]
     return media + sum(len(text.raw) for text in texts) / CHARACTERS
 

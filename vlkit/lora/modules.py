@@ -73,7 +73,7 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
     }
-    if target in TARGETS:
+    if isinstance(target, str) and target in TARGETS:
         return {n: layer for n, layer in layers.items() if part_of(n) in TARGETS[target]}
     try:
         pattern = re.compile(target)

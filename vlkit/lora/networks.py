@@ -20,12 +20,8 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
         VlkitError: layers are to be trained themselves, which whole numbers cannot be.
         ModelError: bitsandbytes is missing.
     """
+    check_quantized(vlm, quantize, rank)
     packed = getattr(vlm.model, "is_quantized", False)
-    if rank is None and (quantize or packed):
-        raise VlkitError(
-            f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
-            "give a rank, or load and train it without quantize="
-        )
     if packed and getattr(vlm.model, "is_loaded_in_4bit", False):
         quantize = "4bit"
     anew = quantize == "4bit" and vlm.model.device.type == "cpu"
@@ -44,6 +40,15 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
                 # else bitsandbytes lays the weights out anew for answers, and nothing is learnt
                 module.support_avx512bf16_for_cpu = False
     return replace(loaded, folder=vlm.folder)
+
+
+def check_quantized(vlm: VLM, quantize: str | None, rank: int | None) -> None:
+    """Raises VlkitError where layers are to be trained themselves that are quantized."""
+    if rank is None and (quantize or getattr(vlm.model, "is_quantized", False)):
+        raise VlkitError(
+            f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
+            "give a rank, or load and train it without quantize="
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from vlkit.lora.modules import Part
 from vlkit.models import VLM
 
 AUTO = 8  # rows of an update
+CHECKPOINTS = 10  # of a run, or as many as it has epochs
 _USED = 0.9  # of the free memory
 
 
@@ -48,6 +50,7 @@ def choose_batch(
     batch_size: int | str,
     accumulation: int,
     gradient_checkpointing: bool,
+    quantize: str | None = None,
 ) -> BatchSize:
     """The rows at a time; ``auto`` takes eight an update, in batches that a GPU's memory holds."""
     if batch_size != "auto":
@@ -58,9 +61,20 @@ def choose_batch(
         tokens = int(longest[-1] * size.batch)
         memory = estimate_training(
             vlm, parts, rank=rank, tokens=tokens, learnt=tokens // 4, patches=4 * tokens,
-            gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing=gradient_checkpointing, quantize=quantize,
         )  # fmt: skip
         if memory.total <= _USED * memory.available:
             break
         size = smaller
     return size
+
+
+def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: float) -> int:
+    """Updates of the weights, as the Trainer counts them."""
+    batches = math.ceil(rows / batch_size)
+    return math.ceil(math.ceil(batches / gradient_accumulation) * epochs)
+
+
+def checkpoint_every(steps: int, epochs: float) -> int:
+    """Steps from one checkpoint, and from one look at the held-out rows, to the next."""
+    return min(math.ceil(steps / CHECKPOINTS), math.ceil(steps / max(epochs, 1)))

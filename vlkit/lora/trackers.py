@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from vlkit.errors import VlkitError
 
 
-def check_trackers(report_to: str | Sequence[str]) -> list[str]:
+def check_trackers(report_to: str | Sequence[str] | None) -> list[str]:
     """The trackers' names. Raises VlkitError where one is unknown or not installed."""
-    names = [report_to] if isinstance(report_to, str) else list(report_to)
+    if report_to is not None and not isinstance(report_to, str | list | tuple):
+        raise VlkitError(f"report_to={report_to!r:.60} must be a tracker's name, or a list of them")
+    names = [report_to] if isinstance(report_to, str) else list(report_to or ())
     if not names or names in (["none"], ["all"]):
         return names or ["none"]
     from transformers.integrations import integration_utils

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from vlkit.errors import VlkitError
+from vlkit.inputs import check_loaded
+from vlkit.lora.arguments import (
+    as_folder,
+    check_bits,
+    check_counts,
+    check_recipe,
+    check_rows,
+    check_switches,
+)
 from vlkit.lora.data import as_data
 from vlkit.lora.examining import check_examined
-from vlkit.lora.inspection import check_counts, measure_lengths
+from vlkit.lora.inspection import measure_lengths
 from vlkit.lora.lengths import guess_length
 from vlkit.lora.modules import plan_parts
 from vlkit.lora.networks import quantized
-from vlkit.lora.runs import ARGUMENTS, LoraRun, check_same, last_checkpoint
+from vlkit.lora.runs import ARGUMENTS, LoraRun, check_same, digest_rows, last_checkpoint
 from vlkit.lora.sizing import choose_batch
 from vlkit.lora.trackers import check_trackers
 from vlkit.models import VLM
@@ -81,18 +88,21 @@ def train(
             other arguments than those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
+    check_loaded(vlm)
     check_counts(batch_size, gradient_accumulation, epochs, max_length)
+    check_recipe(learning_rate, alpha, seed, callbacks)
+    check_bits(quantize)
+    check_switches(gradient_checkpointing=gradient_checkpointing, resume=resume)
     check_examined(metric, samples)
-    if not isinstance(learning_rate, float | int) or not 0 < learning_rate < 1:
-        raise VlkitError(f"learning_rate={learning_rate!r} must be a number between 0 and 1")
-    trackers = check_trackers(report_to)
-    folder = Path(output_dir).expanduser()
+    trackers, folder = check_trackers(report_to), as_folder(output_dir)
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
+    check_rows(data=data, eval_data=held_out)
     asked = {
         "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
         "rank": rank, "alpha": 2 * rank if rank and alpha is None else alpha, "target": target,
         "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
         "quantize": quantize, "max_length": max_length, "seed": seed,
+        "data": digest_rows(data), "eval_data": digest_rows(held_out),
     }  # fmt: skip
     parts = plan_parts(vlm, target, rank)
     last = last_checkpoint(folder, resume)

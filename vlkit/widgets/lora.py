@@ -163,6 +163,7 @@ class LoraPanel(PanelBox):
         for control in (self.source, self.held_out):
             control.observe(lambda _: self._change(), names="value")
         self.saved.observe(self._show_saved, names="value")
+        self.knobs["output_dir"].observe(lambda _: self._list_saved(), names="value")
         self._show_pause()
         self._list_saved()
         self._take(Curves())
@@ -207,11 +208,11 @@ class LoraPanel(PanelBox):
     def _reckon(self) -> None:
         self.xray, self.cost.value = None, ""
         with self.status.catching():
-            learnt, _ = self._data()
+            learnt, held_out = self._data()
             if self.start_button.disabled:  # a run has begun; the model is not to be asked
                 return
             chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
-            self.xray = lora.inspect(self.vlm, learnt, **chosen)
+            self.xray = lora.inspect(self.vlm, learnt, eval_data=held_out, **chosen)
             self.cost.value = _cost_html(self.xray)
             self.status.say("")
 

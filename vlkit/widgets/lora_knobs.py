@@ -15,7 +15,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 MAIN = ("epochs", "learning_rate", "rank", "target", "batch_size", "output_dir", "resume")
 COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
     "epochs", "rank", "target", "batch_size", "gradient_accumulation", "gradient_checkpointing",
-    "max_length",
+    "quantize", "max_length", "metric", "samples",
 )  # fmt: skip
 OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments that are no knobs
 DEFAULTS = {name: each.default for name, each in inspect.signature(train).parameters.items()}
