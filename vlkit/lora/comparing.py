@@ -130,11 +130,10 @@ def _name_adapters(adapters: Any) -> dict[str, str | os.PathLike]:
         adapters = [adapters]
     if not isinstance(adapters, Iterable):
         raise VlkitError(f"adapters={adapters!r:.80} must be a list or dict of folders or hub ids")
-    is_named = isinstance(adapters, Mapping)
-    pairs = list(adapters.items()) if is_named else [(None, each) for each in adapters]
+    pairs = adapters.items() if isinstance(adapters, Mapping) else [(None, a) for a in adapters]
     for _, adapter in pairs:
         check_name(adapter, "adapter")
-    named = [(str(name) if is_named else Path(each).name, each) for name, each in pairs]
+    named = [(Path(a).name if name is None else str(name), a) for name, a in pairs]
     names = [BASE, "row", "question", "truth", *(name for name, _ in named)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VlkitError(f"two columns would be called {twice[0]!r}; pass a dict with other names")
