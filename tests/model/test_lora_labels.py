@@ -123,7 +123,7 @@ def test_no_media_token_is_learnt(model, messages):
     assert not media & set(labels)
 
 
-def test_template_with_generation_tags_or_without_gives_the_same(tiny_vlm, vlm):
+def test_template_with_generation_tags_or_without_gives_the_same(vlm, monkeypatch):
     """And where transformers' own mask can be had, it is the same one."""
     messages = TALKS["two turns"]
     plain = vlm.processor.chat_template
@@ -145,6 +145,8 @@ def test_template_with_generation_tags_or_without_gives_the_same(tiny_vlm, vlm):
     assert torch.equal(ours.tensors["input_ids"], theirs["input_ids"])
     mask = torch.as_tensor(theirs["assistant_masks"])
     assert torch.equal(ours.labels != IGNORED, mask.bool())
+    monkeypatch.setattr(vlm.processor, "chat_template", tagged)
+    assert torch.equal(label_example(vlm, messages).labels, ours.labels)
 
 
 def test_loss_is_that_of_the_answer_alone(model):

@@ -104,6 +104,16 @@ def test_each_picture_is_seen_once(tiny_folder, tmp_path):
     assert sum(seen) == sum(expected.values()) + proof
 
 
+@pytest.mark.parametrize(("target", "batches"), [("vision", 6), ("language", 2)])
+def test_a_batch_takes_one_call_of_the_tower(tiny_folder, tmp_path, target, batches):
+    """Of a frozen one in the first epoch alone."""
+    vlm, calls = vlkit.load(tiny_folder("qwen2_vl")), []
+    data = load_conversations([talk(("What?", noise(84, 84, i)), "Noise.") for i in range(8)])
+    vlm.model.model.visual.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    train(vlm, data, output_dir=tmp_path / "run", batch_size=4, epochs=3, target=target)
+    assert len(calls) == batches + 3  # the proof asks before, after and merged
+
+
 def test_features_beyond_the_budget_are_computed_again(tiny_folder, tmp_path, monkeypatch):
     vlm, data = vlkit.load(tiny_folder("qwen3_vl")), load_conversations(ROWS)
     plenty = train(vlm, data, output_dir=tmp_path / "a", batch_size=UPDATE, **OPTIONS)

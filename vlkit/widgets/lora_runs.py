@@ -10,7 +10,7 @@ from typing import Any
 from vlkit.datasets.files import read_json
 from vlkit.errors import VlkitError
 from vlkit.lora.curves import Curves, curves_html, read_history
-from vlkit.lora.runs import ARGUMENTS
+from vlkit.lora.runs import ARGUMENTS, DATA
 
 _STATE = "trainer_state.json"
 _CELL = "padding:2px 14px 2px 0;text-align:left;border:none;white-space:nowrap"
@@ -43,7 +43,7 @@ def runs_html(folders: Sequence[Path]) -> str:
     runs = {folder.name: read_run(folder) for folder in folders}
     curves = curves_html({name: each for name, (_, each) in runs.items()})
     asked = {name: arguments for name, (arguments, _) in runs.items()}
-    names = dict.fromkeys(key for arguments in asked.values() for key in arguments)
+    names = dict.fromkeys(key for told in asked.values() for key in told if key not in DATA)
     told = [n for n in names if len({repr(a.get(n)) for a in asked.values()}) > 1]
     heads = ["run", *told, "last loss", "held out", "right"]
     rows = [
