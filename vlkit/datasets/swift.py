@@ -27,14 +27,19 @@ class SwiftObjects:
 
     def __init__(self, row: dict, size: Size):
         objects, self.size, self.label = row.get("objects") or {}, size, ""
-        numbers = objects.get("image_id") or [] if isinstance(objects, dict) else [1]
+        if not isinstance(objects, dict):
+            raise VlkitError(f"its objects are {objects!r:.40}; expected a dict of ref and bbox")
+        numbers = objects.get("image_id") or []
         if not isinstance(numbers, list) or any(numbers):
             raise VlkitError("it has boxes on other pictures than its first (image_id)")
         for key in ("ref", "bbox"):
             if not isinstance(objects.get(key) or [], list):
                 raise VlkitError(f"its objects have {key}={objects[key]!r:.40}; expected a list")
         self.refs = [str(ref) for ref in objects.get("ref") or []]
-        scale = size if objects.get("bbox_type", "real") == "norm1" else (1, 1)
+        kind = objects.get("bbox_type") or "real"
+        if kind not in ("real", "norm1"):
+            raise VlkitError(f"its objects have bbox_type={kind!r:.40}; expected 'real' or 'norm1'")
+        scale = size if kind == "norm1" else (1, 1)
         self.boxes = [_numbers(box, scale) for box in objects.get("bbox") or []]
 
     def segments(self, text: str) -> Iterator[Segment]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vlkit.datasets.chats import SWIFT, Writer, input_size_for, rename_segment, row_segments
 from vlkit.datasets.swift import Segment, SwiftObjects
@@ -76,7 +75,7 @@ def detect_convention(row: Mapping, texts: Sequence[str]) -> str:
     """
     objects = row.get("objects")
     boxes = objects.get("bbox") if isinstance(objects, Mapping) else objects
-    if boxes or any("<bbox>" in text or "<ref-object>" in text for text in texts):
+    if boxes or _has_swift_tags(texts):
         return SWIFT
     for name, form in FORMATS.items():
         if form.style == "tags" and any(form.box_tags[0] in text for text in texts):
@@ -88,6 +87,10 @@ def detect_convention(row: Mapping, texts: Sequence[str]) -> str:
             "boxes=None to leave the texts as they are)"
         )
     return ""
+
+
+def _has_swift_tags(texts: Sequence[str]) -> bool:
+    return any("<bbox>" in text or "<ref-object>" in text for text in texts)
 
 
 def place_coordinates(
@@ -103,8 +106,14 @@ def place_coordinates(
         limit: the most image tokens to which the source's own model was limited.
 
     Raises:
-        VlkitError: unbalanced tags, boxes that cannot be read or lie outside the picture.
+        VlkitError: unbalanced tags; boxes that cannot be read, lie outside the picture, have no
+            area or their corners swapped; ms-swift's tags under another convention.
     """
+    if convention != SWIFT and _has_swift_tags(texts):
+        raise VlkitError(
+            f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; pass "
+            f'boxes="{SWIFT}" or "auto"'
+        )
     size = next(iter(sizes)) if len(sizes) == 1 else None
     if size is None and _needs_size(row, convention):
         raise VlkitError(
@@ -126,7 +135,7 @@ def _needs_size(row: Mapping, convention: str) -> bool:
     if convention != SWIFT:
         return FORMATS[convention].space == "resized"
     objects = row.get("objects")
-    return not isinstance(objects, Mapping) or objects.get("bbox_type", "real") != "norm1"
+    return not isinstance(objects, Mapping) or objects.get("bbox_type") != "norm1"
 
 
 def _problems(
@@ -134,7 +143,7 @@ def _problems(
 ) -> Iterator[str]:
     if convention == SWIFT:
         boxes = SwiftObjects(dict(row), size).boxes
-        yield from filter(None, (_outside(numbers, size) for numbers in boxes))
+        yield from filter(None, (_misplaced(numbers, size) for numbers in boxes))
         return
     form = FORMATS[convention]
     span = span_of(form.space, size, input_size)
@@ -144,10 +153,15 @@ def _problems(
                 yield f"unbalanced tags: {tags[0]} and {tags[1]} in {text!r:.60}"
         found, unread = read_answer(text, form)
         yield from unread
-        yield from filter(None, (_outside(each.numbers, span) for each in found))
+        yield from filter(None, (_misplaced(each.numbers, span) for each in found))
 
 
-def _outside(numbers: Sequence[Any], span: Size) -> str:
-    inside = all(-_SLACK <= n <= span[i % 2] + _SLACK for i, n in enumerate(numbers))
-    shown = [f"{n:g}" for n in numbers]
-    return "" if inside else f"box [{', '.join(shown)}] lies outside its picture's {span}"
+def _misplaced(numbers: Sequence[float], span: Size) -> str:
+    shown = f"box [{', '.join(f'{n:g}' for n in numbers)}]"
+    if not all(-_SLACK <= n <= span[i % 2] + _SLACK for i, n in enumerate(numbers)):
+        return f"{shown} lies outside its picture's {span}"
+    if len(numbers) != 4 or (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+        return ""
+    if numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+        return f"{shown} has its corners swapped; give the top left one, then the bottom right one"
+    return f"{shown} has no area"
