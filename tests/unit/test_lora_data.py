@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import vlkit
-from vlkit.lora import DataError, load_conversations
+from vlkit.lora import DataError, load_conversations, media_check
 
 SIZE = (200, 100)
 QUESTION, ANSWER = "What is this?", "A red square."
@@ -19,9 +19,15 @@ QUESTION, ANSWER = "What is this?", "A red square."
 
 @pytest.fixture
 def folder(tmp_path):
-    """a.png, b.png and c.png: three pictures of 200 × 100 that differ, and clip/ of two frames."""
+    """Three pictures of 200 × 100 that differ, clip/ of four frames, and media that are damaged."""
     for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
         PIL.Image.new("RGB", SIZE, colour).save(tmp_path / f"{name}.png")
+    PIL.Image.effect_noise(SIZE, 90).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    (tmp_path / "bad.mp4").write_text("xx")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "clip").mkdir()
     for i in range(4):
         PIL.Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(tmp_path / "clip" / f"{i}.png")
@@ -238,7 +244,48 @@ def test_dataset_pictures_stay_files(folder, several):
 
 # --- problems ------------------------------------------------------------------------------------
 
+SWAPPED = "<ref>it</ref><box>(500,500),(10,10)</box>"
 PROBLEMS = {
+    "half a JPEG": (qwen("<img>half.jpg</img>?", "A"), r"half\.jpg is truncated after"),
+    "PNG cut off": (qwen("<img>cut.png</img>?", "A"), r"cut\.png is truncated after 60 bytes"),
+    "bad data URL": (
+        qwen("<img>data:image/png;base64,xxx</img>?", "A"), "data URL of 25 characters cannot be"
+    ),
+    "clip that is none": (qwen("<video>bad.mp4</video>?", "A"), r"bad\.mp4 is not a clip"),
+    "clip without frames": (qwen("<video>empty</video>?", "A"), "a folder without pictures"),
+    "picture as a clip": (qwen("<video>a.png</video>?", "A"), r"a\.png is not a clip"),
+    "part that a clip has not": (
+        chat([{"type": "video", "video": "clip", "video_start": 9.0}, TEXT], "A"),
+        "start=9 lies behind the end",
+    ),
+    "picture of another folder": (qwen("<img>sub/b.png</img>?", "A"), r"sub/b\.png is missing"),
+    "name on two lines": (qwen("<img>no\npe.png</img>?", "A"), r"image 'no\\npe\.png' is missing"),
+    "bare base64": (qwen("<image>?", "A", image="iVBORw0KGgo" * 400), "base64 needs data:image"),
+    "tag without a name": (qwen("<img> </img>?", "A"), "an image without a file"),
+    "unbalanced video": (qwen("<img>a.png</img><video>b?", "A"), "unbalanced tags: <video>"),
+    "corners swapped": (qwen("<img>a.png</img>?", SWAPPED), r"\[500, 500, 10, 10\] has its"),
+    "no area": (
+        qwen("<img>a.png</img>?", SWAPPED.replace("10,10", "500,900")), "has no area"
+    ),
+    "swift box swapped": (
+        chat("<image>?", "<bbox>", images=["a.png"], objects={"bbox": [[50, 50, 10, 10]]}),
+        "corners swapped",
+    ),
+    "swift type of box": (
+        chat("<image>?", "<bbox>", images=["a.png"],
+             objects={"bbox": [[1, 2, 3, 4]], "bbox_type": "zz"}),
+        "bbox_type='zz'; expected 'real' or 'norm1'",
+    ),
+    "swift objects of no dict": (
+        chat("<image>?", "<bbox>", images=["a.png"], objects=[1]), r"its objects are \[1\]"
+    ),
+    "table without an answer": (
+        {"image": "a.png", "question": "?", "answer": ""}, "turn 2: the answer is empty"
+    ),
+    "table without a question": (
+        {"question": None, "answer": "A"}, "turn 1: the question is empty"
+    ),
+    "turns of no list": ({"conversations": "Hello"}, "under \"conversations\", but 'Hello'"),
     "missing picture": (qwen("<img>no.png</img>?", "A"), r"image no\.png is missing"),
     "unbalanced img": (qwen("<img>a.png?", "A"), "unbalanced tags: <img>"),
     "img closed twice": (qwen("<img>a.png</img></img>?", "A"), "unbalanced tags: </img>"),
@@ -326,6 +373,108 @@ def test_one_row_may_have_several(folder):
     assert len(raised.value.problems) == 3
 
 
+def test_an_unknown_role_is_one_problem(folder):
+    row = chat("What?", "A")
+    row["messages"][1]["role"] = "tool"
+    with pytest.raises(DataError) as raised:
+        load_conversations([row])
+    assert len(raised.value.problems) == 1
+
+
+JSON = '[{"bbox_2d": [500, 500, 10, 10], "label": "it"}]'
+
+
+@pytest.mark.parametrize(
+    ("row", "arguments", "problem"),
+    [
+        (qwen("<img>a.png</img>?", "A"), {"format": "llava"}, "'<img>a.png</img>' is PAI's"),
+        (qwen("What?", "A"), {"format": "ms-swift"}, 'no list of turns under "messages"'),
+        (chat("<image>?", JSON, images=["a.png"]), {"boxes": "qwen3_vl"}, "corners swapped"),
+        (
+            chat("<image>?", "<bbox>", images=["a.png"], objects={"bbox": [[1, 2, 3, 4]]}),
+            {"boxes": "qwen2_vl"},
+            "are ms-swift's, not qwen2_vl's",
+        ),
+    ],
+)
+def test_problems_of_what_was_named(folder, row, arguments, problem):
+    with pytest.raises(DataError, match=problem):
+        load_conversations(write(folder, [row]), **arguments)
+
+
+def test_each_picture_is_decoded_once_and_urls_are_not_fetched(folder, monkeypatch):
+    tried = []
+    monkeypatch.setattr(media_check, "_is_whole_file", lambda source: not tried.append(source))
+    monkeypatch.setattr(media_check, "load_image", lambda media: pytest.fail("read"))
+    names = ["a.png", "a.png", "b.png", "https://nowhere.invalid/a.png"]
+    rows = [qwen(f"<img>{name}</img>?", "A") for name in names]
+    assert len(load_conversations(write(folder, rows))) == 4
+    assert sorted(tried) == [str(folder / name) for name in ("a.png", "b.png")]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, 400])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_is_read_to_its_end(folder, options, cut):
+    path = folder / "noise.jpg"
+    PIL.Image.effect_noise((320, 240), 90).save(path, **options)
+    item = {"type": "image", "image": str(path)}
+    assert media_check.find_damaged([item]) == [None]
+    path.write_bytes(path.read_bytes()[:-cut])
+    (damage,) = media_check.find_damaged([item])
+    try:
+        vlkit.load_image(path)
+    except vlkit.errors.MediaError as error:
+        assert damage == str(error)
+    else:
+        assert damage is None
+
+
+def test_two_absolute_paths_are_not_one_file(folder):
+    names = ("/mnt/cats/a.png", "C:\\dogs\\a.png", "/mnt/cats/b.png", "/mnt/cats/b.png")
+    rows = [qwen(f"<img>{name}</img>?", "A") for name in names]
+    with pytest.raises(DataError, match=r"would both be read from .*a\.png") as raised:
+        load_conversations(write(folder, rows))
+    assert [problem.row for problem in raised.value.problems] == [1, 2]
+
+
+TALK = json.dumps(chat("Hello", "Hi")["messages"])
+ROW = json.dumps(chat("Hello", "Hi"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "count"),
+    [
+        ("x.jsonl", f"{TALK}\n{TALK}\n", 2),
+        ("x.jsonl", TALK, 1),
+        ("x.jsonl", f"[{ROW}, {ROW}]", 2),
+        ("x.json", f"[\n{ROW},\n{ROW}\n]", 2),
+        ("x.json", f"{ROW}\n\n{ROW}\n", 2),
+        ("x.json", json.dumps(chat("Hello", "Hi"), indent=1), 1),
+    ],
+)
+def test_json_of_any_shape(tmp_path, name, text, count):
+    (tmp_path / name).write_text(text)
+    data = load_conversations(tmp_path / name)
+    assert [shape(e) for e in data] == [[("user", ["Hello"]), ("assistant", ["Hi"])]] * count
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f'{{"data":\n[{ROW}]}}', r"x\.json is one object, not a list .* columns: \['data'\]"),
+        (f"[{ROW[:-5]}", "neither a list of rows nor a row a line"),
+        (f"[\n{ROW},\n]", "neither a list of rows nor a row a line"),
+        ("", "no conversation that can be learnt from"),
+        (b"\xff\xfe", r"x\.json is not UTF-8 text"),
+    ],
+)
+def test_json_that_is_none(tmp_path, text, problem):
+    (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(vlkit.errors.VlkitError, match=problem) as raised:
+        load_conversations(tmp_path / "x.json")
+    assert str(raised.value).count("no JSON") <= 1
+
+
 def test_a_spoilt_line_is_a_row_too(folder):
     path = write(folder, [FORMATS["PAI"][0]], "meta.jsonl")
     path.write_text(path.read_text() + "\n{oops\n")
@@ -338,6 +487,16 @@ def test_a_spoilt_line_is_a_row_too(folder):
     [
         ({"format": "coco"}, "format='coco' is unknown"),
         ({"boxes": "pixels"}, "boxes='pixels' is unknown"),
+        ({"boxes": ["qwen2_vl"]}, r"boxes=\['qwen2_vl'\] is unknown"),
+        ({"strict": "no"}, "strict='no' is unknown"),
+        ({"image_dir": 5}, "image_dir=5 is no folder"),
+        ({"image_dir": "nowhere"}, "image_dir='nowhere' is no folder"),
+        ({"max_image_tokens": "x"}, "max_image_tokens='x' must be a whole number"),
+        ({"max_image_tokens": -1}, "max_image_tokens=-1 must be a whole number"),
+        ({"meta": ""}, "'' is no file"),
+        ({"meta": "."}, "'.' is no file"),
+        ({"meta": b"x"}, "expected a file, a table or rows, not bytes"),
+        ({"meta": "no\0.json"}, r"'no\\x00.json' cannot be read"),
         ({"meta": 5}, "expected a file, a table or rows, not int"),
         ({"meta": []}, "no conversation that can be learnt from"),
         ({"meta": "nowhere.json"}, r"nowhere\.json cannot be read"),
@@ -460,10 +619,16 @@ def test_chains_of_pictures_stay_together(folder):
         data[:2].split(0.5)
 
 
-@pytest.mark.parametrize("share", [0, -1, 1.0, 40, "all", True])
+@pytest.mark.parametrize("share", [0, -1, 1.0, 40, "all", True, float("nan")])
 def test_split_refuses(many, share):
     with pytest.raises(vlkit.errors.VlkitError, match="evaluation="):
         many.split(share)
+
+
+@pytest.mark.parametrize("seed", [[1], "x", None, 0.5, True])
+def test_split_refuses_a_seed(many, seed):
+    with pytest.raises(vlkit.errors.VlkitError, match=r"seed=.* must be a whole number"):
+        many.split(0.25, seed=seed)
 
 
 def test_repr_counts(many):

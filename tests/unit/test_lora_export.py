@@ -162,7 +162,12 @@ def test_ms_swift_gets_objects(pictures, tmp_path, answer, boxes):
 
 @pytest.mark.parametrize(
     ("format", "text"),
-    [("pai", "see <img>x</img>"), ("llava", "write <image>"), ("ms-swift", "an <audio> tag")],
+    [
+        ("pai", "see <img>x</img>"),
+        ("llava", "write <image>"),
+        ("llava", "see <img>x</img>"),
+        ("ms-swift", "an <audio> tag"),
+    ],
 )
 def test_a_text_that_would_be_read_as_a_picture(tmp_path, format, text):
     rows = [[vlkit.user(text), vlkit.assistant("Yes.")]]
@@ -182,11 +187,30 @@ def test_limits_of_a_picture_are_kept_or_refused(pictures, tmp_path):
     assert load_conversations(path)[0].media[0]["max_tokens"] == 9
 
 
-@pytest.mark.parametrize("argument", [{"format": "csv"}, {"family": "qwen9"}])
-def test_unknown_names(tmp_path, argument):
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"format": "csv"},
+        {"format": ["pai"]},
+        {"family": "qwen9"},
+        {"family": ["qwen2_vl"]},
+        {"max_image_tokens": "x"},
+        {"folder": None},
+        {"folder": ""},
+    ],
+)
+def test_wrong_arguments(tmp_path, argument):
     (name,) = argument
-    with pytest.raises(VlkitError, match=f"{name}=.*is unknown; choose one of"):
-        export([[vlkit.user("a"), vlkit.assistant("b")]], tmp_path / "out", **argument)
+    data = [[vlkit.user("a"), vlkit.assistant("b")]]
+    with pytest.raises(VlkitError, match=f"{name}=.* (is unknown; choose one of|must be )"):
+        export(data, **{"folder": tmp_path / "out", **argument})
+
+
+def test_no_rows(tmp_path):
+    data = load_conversations([[vlkit.user("a"), vlkit.assistant("b")]])
+    with pytest.raises(VlkitError, match="nothing to export"):
+        export(data[:0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_boxes_of_ms_swift_need_a_family_elsewhere(pictures, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 from vlkit.errors import VlkitError
 from vlkit.grounding import Box, Item, Size
 from vlkit.headers import picture_size
+from vlkit.media import describe_source
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -23,8 +24,11 @@ def read_text(path: Path) -> str:
     """A UTF-8 file. Raises VlkitError."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VlkitError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    except UnicodeDecodeError as error:
+        why = f"is not UTF-8 text ({error.reason}); save it as UTF-8"
+    except (OSError, ValueError) as error:  # the latter of a NUL in the path
+        why = f"cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
+    raise VlkitError(f"{describe_source(path)} {why}")
 
 
 def read_json(path: Path) -> Any:
@@ -147,7 +151,7 @@ def picture_folder(images: str | os.PathLike | None) -> Path | None:
 def find_picture(name: str, places: Iterable[Path]) -> Path:
     """Where a picture that a data set names lies; the first place where it is nowhere."""
     paths = [place / part for place in places for part in dict.fromkeys((name, Path(name).name))]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
 def upright_size(path: Path, stated: tuple[Any, Any] | None = None) -> Size:
@@ -157,7 +161,7 @@ def upright_size(path: Path, stated: tuple[Any, Any] | None = None) -> Size:
         VlkitError: neither is there, or they contradict each other.
     """
     known = _as_size(path, stated) if stated and None not in stated else None
-    if not path.is_file():
+    if not os.path.isfile(path):
         if known is None:
             raise VlkitError(f"{path} is missing, and the data set states no size; pass images=")
         return known

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
-from vlkit.datasets.files import find_picture
 from vlkit.errors import VlkitError
 from vlkit.grounding import Size
 from vlkit.headers import picture_size
 from vlkit.lora.coordinates import Coordinates, Text, detect_convention, place_coordinates
 from vlkit.lora.examples import Example
+from vlkit.lora.media_check import find_damaged, is_remote
 from vlkit.lora.problems import Problem
 from vlkit.lora.readers import Turn, detect_format, read_turns
-from vlkit.media import Image
+from vlkit.media import Image, describe_source
 from vlkit.messages import as_messages, read_media_item
 from vlkit.sources import is_url, local_path
 from vlkit.table_files import is_missing
+from vlkit.video import Video
 
+_ENCODED = (str, bytes, bytearray, memoryview)  # of these picture_size reads the header alone
 _ROLES = ("system", "user", "assistant")
 
 
@@ -27,37 +29,52 @@ class RowReader:
     """Turns rows into examples; ``problems`` gathers what is wrong with any of them."""
 
     def __init__(self, format: str, boxes: str | None, limit: int | None, places: list[Path]):
-        self.format, self.boxes, self.limit, self.places = format, boxes, limit, places
+        self.format, self.boxes, self.limit = format, boxes, limit
+        self.places = places or [Path()]
         self.problems: list[Problem] = []
+        self._media: list[tuple[int, dict]] = []
+        self._renamed: dict[str, dict[str, list[int]]] = {}  # file → absolute paths → rows
 
-    def read(self, number: int, row: Any) -> Example | None:
-        """A row as an example; None, and its problems noted, where it is not sound."""
-        before = len(self.problems)
-        try:
-            example = self._read(number, row)
-        except VlkitError as error:
-            self._note(number, str(error))
-        return example if len(self.problems) == before else None
+    def read(self, rows: Iterable[tuple[int, Any]]) -> list[Example]:
+        """The rows as examples, save those that are not sound; their problems are noted."""
+        examples = [each for number, row in rows if (each := self._try(number, row))]
+        damaged = find_damaged(item for _, item in self._media)
+        for (number, _), problem in zip(self._media, damaged, strict=True):
+            if problem:
+                self._note(number, problem)
+        self._note_mixed_up()
+        self.problems.sort(key=lambda problem: problem.row)
+        unsound = {problem.row for problem in self.problems}
+        return [example for example in examples if example.row not in unsound]
 
     def _note(self, number: int, text: str) -> None:
         self.problems.append(Problem(number, text))
 
-    def _read(self, number: int, row: Any) -> Example:
+    def _try(self, number: int, row: Any) -> Example | None:
+        try:
+            return self._read(number, row)
+        except VlkitError as error:
+            self._note(number, str(error))
+        return None
+
+    def _read(self, number: int, row: Any) -> Example | None:
         if isinstance(row, VlkitError):
             raise row
         row = {"messages": row} if isinstance(row, list | tuple) else row
         if not isinstance(row, Mapping):
             raise VlkitError(f"expected an object, not {row!r:.40}")
-        row = {key: value for key, value in row.items() if not is_missing(value)}
+        row = {key: None if is_missing(value) else value for key, value in row.items()}
         turns = read_turns(row, detect_format(row) if self.format == "auto" else self.format)
+        before = len(self.problems)
         for problem in _order_problems(turns):
             self._note(number, problem)
-        before = len(self.problems)
+        ordered, found = len(self.problems) == before, len(self.problems)
         sizes = {size for turn in turns for size in self._find_media(number, turn)}
-        if len(self.problems) > before:  # without its pictures its boxes cannot be placed
-            return Example(number, (), Coordinates())
+        if len(self.problems) > found:  # without its pictures its boxes cannot be placed
+            return None
         example = self._place(number, row, turns, sizes)
-        as_messages(example.messages)
+        if ordered:
+            as_messages(example.messages)
         return example
 
     def _find_media(self, number: int, turn: Turn) -> Iterator[Size]:
@@ -65,21 +82,43 @@ class RowReader:
         for item in (part for part in turn.parts if isinstance(part, dict)):
             kind = item["type"]
             try:
-                item[kind] = self._find(item[kind], kind)
+                item[kind] = self._find(number, item[kind], kind)
                 media = read_media_item(item)
-                if isinstance(media, Image) and not is_url(media.source):
+                if isinstance(media, Image) and not is_remote(media.source):
                     yield picture_size(media)
+                if isinstance(media, Video) or isinstance(media.source, _ENCODED):
+                    self._media.append((number, item))
             except (VlkitError, TypeError) as error:
                 self._note(number, str(error))
 
-    def _find(self, source: Any, kind: str) -> Any:
+    def _find(self, number: int, source: Any, kind: str) -> Any:
         if not isinstance(source, str) or is_url(source):
             return source
+        is_there = os.path.isfile if kind == "image" else os.path.exists
         name = local_path(source)
-        path = find_picture(name, self.places or [Path()])
-        if path.is_file() or (kind == "video" and path.is_dir()):
-            return os.fspath(path)
-        raise VlkitError(f"{kind} {source} is missing (looked for {path})")
+        paths = [os.fspath(place / name) for place in self.places]
+        if path := next(filter(is_there, paths), None):
+            return path
+        if base := _base_of_absolute(name):
+            for path in (os.fspath(place / base) for place in self.places):
+                if is_there(path):
+                    self._renamed.setdefault(path, {}).setdefault(name, []).append(number)
+                    return path
+        advice = "; base64 needs data:image/png;base64,… before it" if len(name) > 255 else ""
+        shown = describe_source(source), describe_source(paths[0])
+        raise VlkitError(f"{kind} {shown[0]} is missing (looked for {shown[1]}{advice})")
+
+    def _note_mixed_up(self) -> None:
+        """Two files of another machine that only share their base name are not one here."""
+        for path, names in self._renamed.items():
+            for name, numbers in names.items() if len(names) > 1 else ():
+                other = next(each for each in names if each != name)
+                for number in dict.fromkeys(numbers):
+                    self._note(
+                        number,
+                        f"{describe_source(name)} and {describe_source(other)} would both be read "
+                        f"from {describe_source(path)}; give paths with their folders",
+                    )
 
     def _place(self, number: int, row: Mapping, turns: list[Turn], sizes: set[Size]) -> Example:
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
@@ -94,6 +133,12 @@ class RowReader:
             for turn in turns
         )
         return Example(number, told, coordinates)
+
+
+def _base_of_absolute(name: str) -> str:
+    """The base name of an absolute path, as of another machine; of a relative one nothing."""
+    paths = PurePath(name), PureWindowsPath(name)
+    return next((path.name for path in paths if path.is_absolute()), "")
 
 
 def _order_problems(turns: list[Turn]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from vlkit.datasets.files import dump_lines, whole_folder
 from vlkit.errors import VlkitError
 from vlkit.formats import FORMATS as FAMILIES
 from vlkit.lora.coordinates import Text
-from vlkit.lora.data import as_data
+from vlkit.lora.data import as_data, check_choice, check_limit
 from vlkit.lora.examples import Example
 from vlkit.lora.media_folder import MediaFolder
 
@@ -29,7 +29,7 @@ _SPEAKERS = {
 }
 _TAGS = {  # what would be read as a picture or box where a text spells it
     "pai": ("<img>", "</img>", "<video>", "</video>"),
-    "llava": ("<image>", "<video>"),
+    "llava": ("<image>", "<video>", "<img>", "</img>", "</video>"),
     "ms-swift": ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>"),
     "messages": (),
 }
@@ -71,10 +71,14 @@ def export(
         VlkitError: what the format cannot hold, with its row; the folder is in use.
         MediaError: a picture that cannot be read.
     """
-    for name, value, choices in (("format", format, FILES), ("family", family, FAMILIES)):
-        if value not in choices and (name, value) != ("family", None):
-            raise VlkitError(f"{name}={value!r} is unknown; choose one of {list(choices)}")
+    check_choice("format", format, FILES)
+    check_choice("family", family, (None, *FAMILIES))
+    check_limit(max_image_tokens)
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise VlkitError(f"folder={folder!r:.60} must be the path of a new or empty folder")
     data, target = as_data(data), Path(folder).expanduser()
+    if not len(data):
+        raise VlkitError("data holds no rows, so there is nothing to export")
     with whole_folder(target) as written:
         media = MediaFolder(written / "media")
         rows = []

@@ -10,9 +10,10 @@ from typing import Any
 import PIL.Image
 
 from vlkit.errors import MediaError
+from vlkit.lora.media_check import is_remote
 from vlkit.media import load_image
 from vlkit.messages import read_media_item
-from vlkit.sources import is_url, local_path
+from vlkit.sources import local_path
 from vlkit.video import Video
 
 _ORIENTATION = 0x0112
@@ -37,7 +38,7 @@ class MediaFolder:
             MediaError: it cannot be read.
         """
         source = item[item["type"]]
-        if isinstance(source, str) and is_url(source) and not source.startswith("data:"):
+        if is_remote(source):
             return source
         key = source if isinstance(source, str) else id(source)
         if key not in self._names:

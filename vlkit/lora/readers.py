@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,12 @@ FORMATS = ("pai", "llava", "ms-swift", "messages", "table")
 ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
-_STRAY = re.compile(r"</?img>|</video>")
+_STRAY = re.compile(r"</?(?:img|video)>")
+_PAI = re.compile(r"</?img>|</video>")  # a lone <video> is LLaVA's placeholder
 _PLACE = re.compile(r"<(image|video)>")
 _BESIDE = ("image", "images", "video", "videos")  # where conversations have their media
 _KEYS = ("image", "image_url", "video", "video_url", "url", "path", "bytes")
+_PROMPTS, _SYSTEM = COLUMNS["prompt"], COLUMNS["system"]
 
 
 @dataclass
@@ -36,15 +38,18 @@ def detect_format(row: Mapping) -> str:
     """The format of one row. Raises VlkitError where it has none."""
     if isinstance(turns := row.get("conversations"), list):
         said = [str(_said(turn)[1]) for turn in turns]
-        return "pai" if any(_STRAY.search(text) for text in said) else "llava"
+        return "pai" if any(_PAI.search(text) for text in said) else "llava"
     if isinstance(messages := row.get("messages"), list):
         texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
         placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
         return "ms-swift" if placed or row.get("objects") else "messages"
-    if {"query", "response"} <= row.keys():
+    if row.get("query") is not None and row.get("response") is not None:
         return "ms-swift"
-    if _column(row, "prompt") and _answer_column(row):
+    if _column(row, _PROMPTS) and _column(row, ANSWERS):
         return "table"
+    for key in ("conversations", "messages"):
+        if key in row:
+            raise VlkitError(f'no list of turns under "{key}", but {row[key]!r:.40}')
     raise VlkitError(
         'no "conversations", no "messages", and no columns for question and answer; its columns: '
         f"{list(row)!s:.100}"
@@ -60,9 +65,11 @@ def read_turns(row: Mapping, name: str) -> list[Turn]:
     if name == "table":
         return list(_table_turns(row))
     key = "messages" if name in ("ms-swift", "messages") else "conversations"
-    said = row.get(key) or (_swift_messages(row) if name == "ms-swift" else None)
+    said = row.get(key)
+    if not said and name == "ms-swift" and {"query", "response"} & row.keys():
+        said = _swift_messages(row)
     if not isinstance(said, list | tuple) or not len(said):
-        raise VlkitError(f'no list of turns under "{key}"')
+        raise VlkitError(f'no list of turns under "{key}"; its columns: {list(row)!s:.100}')
     media = _Media(row)
     turns = [Turn(role, list(_parts(text, name, media))) for role, text in map(_said, said)]
     media.place_rest(turns)
@@ -95,6 +102,8 @@ def _parts(content: Any, name: str, media: _Media) -> Iterator[str | dict]:
         if name == "pai":
             yield from _inline_parts(content)
         elif name in ("llava", "ms-swift"):
+            if name == "llava" and (inline := _INLINE.search(content)):
+                raise VlkitError(f'{inline[0]!r:.60} is PAI\'s; pass format="pai" or "auto"')
             yield from _placed_parts(content, media)
         else:
             yield content
@@ -153,7 +162,7 @@ def media_item(source: Any, kind: str) -> dict:
         source = os.fspath(source)
         kind = "video" if looks_like_clip(source) else kind
     if source is None or (isinstance(source, str) and not source):
-        raise VlkitError(f"a {kind} without a file")
+        raise VlkitError(f"{'an image' if kind == 'image' else 'a video'} without a file")
     kind = "video" if isinstance(source, Video) else kind
     return {"type": kind, kind: source}
 
@@ -191,7 +200,7 @@ def _named(source: Any, inline: list) -> bool:
 
 
 def _cells(row: Mapping, kind: str) -> Iterator[dict]:
-    column = _column(row, kind)
+    column = _column(row, COLUMNS[kind])
     cell: Any = row[column] if column else None
     several = isinstance(cell, list | tuple)
     for each in cell if several else [cell]:
@@ -199,25 +208,23 @@ def _cells(row: Mapping, kind: str) -> Iterator[dict]:
             yield media_item(each, kind)
 
 
-def _column(row: Mapping, kind: str) -> str | None:
-    lower = {str(name).lower(): name for name in row if not is_missing(row[name])}
-    return next((lower[name] for name in COLUMNS[kind] if name in lower), None)
-
-
-def _answer_column(row: Mapping) -> str | None:
+def _column(row: Mapping, names: Sequence[str]) -> str | None:
+    """The first of these columns that a row has, an empty one only where all are."""
     lower = {str(name).lower(): name for name in row}
-    return next((lower[name] for name in ANSWERS if name in lower), None)
+    found = [lower[name] for name in names if name in lower]
+    return next((name for name in found if not is_missing(row[name])), next(iter(found), None))
 
 
 def _table_turns(row: Mapping) -> Iterator[Turn]:
-    question, answer = _column(row, "prompt"), _answer_column(row)
+    question, answer = _column(row, _PROMPTS), _column(row, ANSWERS)
     if not question or not answer:
         raise VlkitError(f"no question and answer among its columns {list(row)!s:.100}")
-    if system := _column(row, "system"):
+    system = _column(row, _SYSTEM)
+    if system and not is_missing(row[system]):
         yield Turn("system", [str(row[system])])
     media = [item for kind in ("image", "video") for item in _cells(row, kind)]
-    yield Turn("user", [*media, str(row[question])])
-    yield Turn("assistant", ["" if is_missing(row[answer]) else str(row[answer])])
+    for role, name, before in (("user", question, media), ("assistant", answer, [])):
+        yield Turn(role, [*before, "" if is_missing(row[name]) else str(row[name])])
 
 
 def _tidy(parts: list[str | dict]) -> list[str | dict]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlkit.decoding import pictures_of
 from vlkit.errors import VlkitError
+from vlkit.lora.media_check import is_remote
 from vlkit.media import Image, load_image
 from vlkit.messages import read_media_item
 from vlkit.sources import is_url, local_path
@@ -37,6 +38,8 @@ def split_rows(
     """
     count = len(media)
     wanted = _wanted(evaluation, count)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise VlkitError(f"seed={seed!r:.60} must be a whole number")
     groups = _groups([list(row) for row in media], texts)
     random.Random(seed).shuffle(groups)
     chosen: list[int] = []
@@ -55,12 +58,15 @@ def split_rows(
 def _wanted(evaluation: float | int, count: int) -> int:
     share = isinstance(evaluation, float)
     sound = isinstance(evaluation, int | float) and not isinstance(evaluation, bool)
-    wanted = round(evaluation * count) if share else int(evaluation) if sound else 0
-    if not sound or not 0 < evaluation or wanted >= count or (share and evaluation >= 1):
+    wanted: float = 0
+    if sound and 0 < evaluation < (1 if share else count):  # also refuses NaN
+        wanted = max(1, round(evaluation * count)) if share else evaluation
+    if not 0 < wanted < count:
         raise VlkitError(
-            f"evaluation={evaluation!r} must be a share below 1 or a number below the {count} rows"
+            f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the "
+            f"{count} rows"
         )
-    return max(1, wanted)
+    return int(wanted)
 
 
 def _groups(media: list[list[dict]], texts: Sequence[str]) -> list[list[int]]:
@@ -90,7 +96,7 @@ def _content_key(item: dict) -> str:
     media = read_media_item(item)
     if isinstance(media, Video):
         return _hash("clip", *_clip_bytes(media.source))
-    if is_url(media.source) and not media.source.startswith("data:"):
+    if is_remote(media.source):
         return _hash("url", media.source.encode())
     return _picture_key(media)
 
