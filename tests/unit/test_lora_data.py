@@ -209,6 +209,10 @@ class Image:  # as `datasets.Image`
         self.decode = decode
 
 
+class Video(Image):  # as `datasets.Video`
+    pass
+
+
 class List:  # as `datasets.List`
     def __init__(self, feature):
         self.feature = feature
@@ -227,7 +231,7 @@ class Dataset:
         for row in self.rows:
             decoded = [
                 name
-                for name, feature in self.features.items()
+                for name, feature in (self.features or {}).items()
                 if getattr(getattr(feature, "feature", feature), "decode", False)
             ]
             yield row | {name: PIL.Image.new("RGB", SIZE) for name in decoded}
@@ -240,6 +244,16 @@ def test_dataset_pictures_stay_files(folder, several):
     features = {"image": List(Image()) if several else Image(), "question": "string"}
     data = load_conversations(Dataset([row], features))
     assert shape(data[0]) == [("user", ["image:bytes", QUESTION]), ("assistant", [ANSWER])]
+
+
+def test_dataset_clips_stay_files_and_a_stream_has_no_features(folder):
+    stored = {"bytes": None, "path": str(folder / "clip")}
+    row = {"video": stored, "question": QUESTION, "answer": ANSWER}
+    for features in ({"video": Video()}, None):
+        assert shape(load_conversations(Dataset([row], features))[0])[0] == (
+            "user",
+            ["video:clip", QUESTION],
+        )
 
 
 # --- problems ------------------------------------------------------------------------------------

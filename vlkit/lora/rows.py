@@ -95,10 +95,10 @@ def _lists(value: Any) -> Any:
 
 
 def _undecoded(dataset: Any) -> Iterator[dict]:
-    """A ``datasets.Dataset`` whose pictures stay files or bytes: they are decoded when needed."""
-    for name, feature in dataset.features.items():
+    """A ``datasets.Dataset`` whose media stay files or bytes: they are decoded when needed."""
+    for name, feature in (dataset.features or {}).items():  # of a stream they may be unknown
         inner = getattr(feature, "feature", feature)
-        if type(inner).__name__ == "Image":
+        if type(inner).__name__ in ("Image", "Video"):
             raw = type(inner)(decode=False)
             dataset = dataset.cast_column(name, raw if inner is feature else type(feature)(raw))
     yield from dataset
