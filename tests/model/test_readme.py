@@ -136,20 +136,72 @@ def test_the_training_table_is_what_the_benchmark_wrote():
     for name, speed, peak in rows:
         recipe = gpu["recipes"][name]
         assert (float(speed), float(peak)) == (recipe["samples_per_second"], recipe["peak_gb"])
-    small = recorded("lora_training_h100_7b_4bit")
-    assert small["quantize"] == "4bit" and small["device"] == gpu["device"]
-    plain, many, least = (
-        small["recipes"][name] for name in ("plain, 2 at a time", *list(small["recipes"])[-2:])
-    )
-    assert (
-        f"{plain['samples_per_second']} samples/s in {plain['peak_gb']} GB, vlkit 8 at a time "
-        f"{many['samples_per_second']}, and checkpointed {least['samples_per_second']} in "
-        f"{least['peak_gb']} GB" in README
-    )
     learnt, before = recorded("lora_easy_vqa"), recorded("lora_easy_vqa_zero_shot")
     assert f"`{learnt['command']}`" in README and f"in {learnt['minutes']} minutes" in README
     for accuracy in (learnt["after_lora"]["accuracy"], before["zero_shot"]["accuracy"]):
         assert f"{100 * accuracy:.2f} %" in README
+
+
+def figures(name):
+    """Samples/s and GB of the plain recipe and of eight rows at a time, without and with
+    checkpoints; and the recording.
+    """
+    result = recorded(name)
+    names = ("plain, 2 at a time", "vlkit, 8 at a time", "vlkit, 8 at a time, checkpointed")
+    recipes = [result["recipes"][each] for each in names]
+    return [(r["samples_per_second"], r["peak_gb"]) for r in recipes], result
+
+
+def test_training_within_the_plain_recipes_memory_is_what_the_benchmark_wrote():
+    recipes = recorded("lora_training_h100_7b")["recipes"]
+    plain = recipes["plain, same order"]
+    fit = [recipe for recipe in recipes.values() if recipe["peak_gb"] <= plain["peak_gb"]]
+    best = max(fit, key=lambda recipe: recipe["samples_per_second"])
+    times = best["samples_per_second"] / plain["samples_per_second"]
+    first = best["samples_per_second_by_epoch"][0] / plain["samples_per_second_by_epoch"][0]
+    assert f"{times:.2f} times its samples/s in the same order of rows ({first:.2f} times" in README
+
+
+def test_training_a_4_bit_base_is_what_the_benchmark_wrote():
+    (_, gpu), (speeds, small) = (figures(f"lora_training_h100_7b{bits}") for bits in ("", "_4bit"))
+    assert small["quantize"] == "4bit" and small["device"] == gpu["device"]
+    (plain, least), (many, most), (kept, lowest) = speeds
+    assert f"`{small['command']}`" in README
+    assert (
+        f"{plain} samples/s in {least} GB, vlkit 8 at a time {many} in {most} GB, and "
+        f"checkpointed {kept} in {lowest} GB" in README
+    )
+    for result, text in ((gpu, "and losses differ by"), (small, "with losses that differ by")):
+        largest = max(result["largest_relative_difference_of_losses"].values())
+        assert f"{text} {largest:.1%}".replace("%", " %") in README
+
+
+def test_the_notebooks_training_table_is_what_the_benchmark_wrote():
+    (whole, _), (packed, small) = (figures(f"lora_training_h100_7b{b}") for b in ("", "_4bit"))
+    text = (ROOT / "notebooks/05_lora_finetuning.ipynb").read_text(encoding="utf-8")
+    rows = re.findall(r"\| ([\d.]+) \| ([\d.]+) GB \| ([\d.]+) \| ([\d.]+) GB \|", text)
+    assert [tuple(map(float, row)) for row in rows] == [
+        a + b for a, b in zip(whole, packed, strict=True)
+    ]
+    assert f"`{small['command']}`" in text
+
+
+def test_the_new_concept_is_what_the_benchmark_wrote():
+    result = recorded("lora_new_concept")
+    low, high = (result["right_by_learning_rate"][rate] for rate in ("0.001", "0.02"))
+    boxed, named = ("locate the new shape", "name the new shape")
+    asked = result["pictures_asked"]
+    assert f"`{result['command']}`" in README and high[named] == high[boxed]
+    for said in (
+        f"in {low[boxed]:.0%} of {asked['new shape']} new pictures after LoRA on "
+        f"{result['pictures']} at a rate of 1e-3, and named in {low[named]:.0%}; seven old skills, "
+        f"each asked of {asked['old skills']} other pictures, keep their {low['old skills']:.0%}.",
+        f"At 2e-2, with all else the same, {high['old skills']:.0%} of the old is left and "
+        f"{high[boxed]:.0%} of the new is learnt",
+    ):
+        assert said.replace("%", " %") in README
+    before = result["right_by_learning_rate"]["before"]
+    assert len(before) == 7 + 3 and before["old skills"] == low["old skills"]
 
 
 def test_the_serving_figures_are_what_the_benchmark_wrote():
