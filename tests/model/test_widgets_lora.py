@@ -108,6 +108,10 @@ def test_saved_runs_beside_each_other(panel):
     runs = list_runs(panel.run.output_dir.parent)
     assert [read_run(run)[0]["rank"] for run in runs] == [2, 4]
     assert read_run(runs[1])[1].losses == panel.run.losses
+    panel.knobs["output_dir"].value = "elsewhere/lora-1"
+    assert panel.saved.options == ()
+    panel.knobs["output_dir"].value = "runs/lora-9"
+    assert [run for _, run in panel.saved.options] == runs
 
 
 def test_pause_stop_and_resume(panel, monkeypatch):

@@ -92,8 +92,12 @@ CASES = {
         assert set(results) == set(tries) and results["rank 64"][0].effect > 0
         assert compared.scores["base"].grounding.accuracy > 0.9
         assert list(same) == list(after.table["answer"])
-        assert (folder / "args.json").is_file() and file.read_text().count("<image>") == 50
-        assert panel.run is None and "learnt" in panel.code
+        pictures = [{e.media[0]["image"] for e in side} for side in (learnt, held_out, test)]
+        assert pictures[0].isdisjoint(pictures[1]) and pictures[2].isdisjoint(pictures[0])
+        written = {*run.output_dir.parent.iterdir(), merged, exported, file.parent}
+        assert {str(path.parent) for path in written} == {folder}
+        assert (exported / "args.json").is_file() and file.read_text().count("<image>") == 50
+        assert panel.run is None and "learnt" in panel.code and len(panel.saved.options) == 8
         """,
     ),
     "06_hosted_and_serving": (
