@@ -95,8 +95,9 @@ def load_conversations(
     | ``table`` | columns for picture, question and answer |
 
     Every file of a picture is decoded once, and of each clip the first frame, so that a damaged one
-    is a problem here and not in the middle of training. On two cores this takes some 5 s for 20,000
-    pictures of 64 × 64, and of 640 × 480 about 2 ms a JPEG and 10 ms a PNG. URLs are not fetched.
+    is a problem here and not in the middle of training. On two shared cores this took 6 to 9 s for
+    20,000 PNGs of 64 × 64; of 640 × 480, 1 to 2 ms a JPEG and 10 to 17 a PNG of noise. URLs are not
+    fetched.
 
     Newlines that set a picture's tag off are left out: :func:`vlkit.user` has none. Pictures that
     no tag places stand before the first question.
@@ -104,7 +105,8 @@ def load_conversations(
     Args:
         meta: a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, a DataFrame, a
             ``datasets.Dataset``, or any rows (dicts, or lists of messages).
-        image_dir: the folder with the pictures, by default that of the file.
+        image_dir: the folder with the pictures, by default that of the file. An absolute path that
+            is not here, as of another machine, is looked for in it by its base name.
         format: of the table above; ``auto`` tells it row by row.
         boxes: whose convention coordinates in the texts follow: a family, ``ms-swift``, or
             ``auto``, which knows tags and ``objects`` (JSON has to be named, since it may be of
@@ -117,7 +119,8 @@ def load_conversations(
 
     Raises:
         DataError: every problem with its row: a picture that is missing, unbalanced tags, roles
-            out of order, an empty answer, a box outside its picture …
+            out of order, an empty answer, a box without area or outside its picture …
+        VlkitError: a wrong argument, or a file that cannot be read.
     """
     check_choice("format", format, ("auto", *FORMATS))
     check_choice("boxes", boxes, ("auto", None, *CONVENTIONS))
