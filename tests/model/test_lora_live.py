@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -41,6 +42,15 @@ def test_a_run_is_shown_as_it_grows(small, tmp_path):
     page = curves_html({"run": last})
     assert HOSTILE not in page and "&lt;script&gt;" in page
     assert page.count("<svg") == 2 and page.count("<circle") == 2 * len(run.evaluations)
+
+
+def test_checkpoints_within_a_second_are_no_fault_of_the_filesystem(small, tmp_path, caplog):
+    logger = logging.getLogger("transformers.trainer_utils")
+    logger.warning_once.__func__.cache_clear()
+    logger.addHandler(caplog.handler)
+    run = train(small, ROWS[:3], output_dir=tmp_path / "run", batch_size=1)
+    logger.removeHandler(caplog.handler)
+    assert run.steps == 3 and caplog.text == ""
 
 
 def heights(page):

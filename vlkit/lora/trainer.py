@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +12,11 @@ from transformers import Trainer
 from vlkit.lora.batches import LengthSampler
 from vlkit.lora.features import FrozenTower
 from vlkit.lora.live import show_progress
+
+# it takes checkpoints within a second of each other for a fault of the filesystem
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "mtime" not in str(record.msg)
+)
 
 
 class VisionTrainer(Trainer):
