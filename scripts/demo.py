@@ -54,7 +54,7 @@ def run_notebook(path: Path) -> tuple[Path, float, str]:
     start, error = time.perf_counter(), ""
     client = NotebookClient(
         notebook,
-        timeout=900,
+        timeout=3600,
         resources={"metadata": {"path": str(REPORTS)}},
         extra_arguments=["--log-level=ERROR"],
     )

@@ -1,6 +1,7 @@
 """The LoraPanel under a real mouse, in JupyterLab: a model learns while one looks on."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def _train_with_a_pause(notebook, panel):
     panel.locator(".vlkit-pause-button").click()
     expect(status).to_contain_text("Paused.")
     notebook.page.evaluate(RUN_LAST)
-    expect(notebook.page.locator(".jp-OutputArea-output", has_text="42")).to_be_visible()
+    answer = notebook.page.locator(".jp-OutputArea-output", has_text=re.compile("^42$"))
+    expect(answer).to_be_visible()
     panel.locator(".vlkit-pause-button").click()
     expect(status).to_contain_text("Done: 27 steps", timeout=LONG)
     expect(panel.locator(".vlkit-curves svg")).to_have_count(2)
