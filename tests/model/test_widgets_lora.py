@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from lora_talks import noise
@@ -145,3 +146,31 @@ def test_pause_stop_and_resume(panel, monkeypatch):
     assert panel.wait(LONG)
     assert panel.run.steps > stopped.steps
     assert panel.run.losses[: len(stopped.losses)] == stopped.losses
+
+
+def test_the_cost_is_never_reckoned_while_the_model_is_trained(panel, monkeypatch):
+    """A knob was turned just before Train was clicked."""
+    assert panel.wait(LONG)
+    busy, together, xray = [], [], panel.xray
+
+    def work(result):
+        def done(*_, **__):
+            busy.append(1)
+            time.sleep(0.4)
+            together.append(len(busy))
+            busy.pop()
+            return result
+
+        return done
+
+    monkeypatch.setattr("vlkit.lora.inspect", work(xray))
+    run = SimpleNamespace(
+        finished=False, metrics=(), steps=1, seconds=1.0, output_dir="runs/lora-1"
+    )
+    monkeypatch.setattr("vlkit.lora.train", work(run))
+    panel.knobs["rank"].value = 32
+    while not busy:
+        time.sleep(0.01)
+    panel.start()
+    assert panel.wait(LONG)
+    assert together == [1, 1] and panel.run is run and "Stopped" in panel.status.value

@@ -73,6 +73,7 @@ class LoraPanel(PanelBox):
         self.xray: lora.XRay | None = None
         self._steering: Steering | None = None
         self._thread: threading.Thread | None = None
+        self._model_in_use = threading.Lock()
         self._cost_later = Debounce(self._reckon, _QUIET)
         self.knobs = Knobs(self._change)
         self._make_controls()
@@ -206,15 +207,16 @@ class LoraPanel(PanelBox):
         return self._split[3]
 
     def _reckon(self) -> None:
-        self.xray, self.cost.value = None, ""
-        with self.status.catching():
-            learnt, held_out = self._data()
-            if self.start_button.disabled:  # a run has begun; the model is not to be asked
+        with self._model_in_use, self.status.catching():
+            if self.start_button.disabled:  # a run is about to begin
                 return
+            self.xray, self.cost.value = None, ""
+            learnt, held_out = self._data()
             chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
             self.xray = lora.inspect(self.vlm, learnt, eval_data=held_out, **chosen)
             self.cost.value = _cost_html(self.xray)
-            self.status.say("")
+            if not self.start_button.disabled:
+                self.status.say("")
 
     # --- the run ---------------------------------------------------------------------------------
 
@@ -223,7 +225,7 @@ class LoraPanel(PanelBox):
 
         finished = False
         try:
-            with self.status.catching():
+            with self._model_in_use, self.status.catching():
                 self._take(Curves())
                 learnt, held_out = self._data()
                 run = lora.train(
