@@ -27,6 +27,11 @@ def is_url(source: Any) -> bool:
     return isinstance(source, str) and source[:8].lower().startswith(schemes)
 
 
+def is_remote(source: Any) -> bool:
+    """Whether a source has to be fetched: an http(s) URL, not a data URL."""
+    return is_url(source) and source[:5].lower() != "data:"
+
+
 def local_path(source: str | os.PathLike) -> str:
     """A path as a plain string; ``~`` is expanded and ``file://`` with its %20s undone."""
     path = os.fsdecode(source)

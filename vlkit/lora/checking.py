@@ -12,12 +12,12 @@ from vlkit.grounding import Size
 from vlkit.headers import picture_size
 from vlkit.lora.coordinates import Coordinates, Text, detect_convention, place_coordinates
 from vlkit.lora.examples import Example
-from vlkit.lora.media_check import find_damaged, is_remote
+from vlkit.lora.media_check import find_damaged
 from vlkit.lora.problems import Problem
 from vlkit.lora.readers import Turn, detect_format, read_turns
 from vlkit.media import Image, describe_source
 from vlkit.messages import as_messages, read_media_item
-from vlkit.sources import is_url, local_path
+from vlkit.sources import is_remote, is_url, local_path
 from vlkit.table_files import is_missing
 from vlkit.video import Video
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,18 @@ from vlkit.grounding import Size
 from vlkit.lora.coordinates import Coordinates, Text
 from vlkit.media import Image
 from vlkit.messages import as_messages, read_media_item
+
+
+@contextmanager
+def naming_row(example: Any) -> Iterator[None]:
+    """Errors say which row of its source an example is."""
+    try:
+        yield
+    except VlkitError as error:
+        row = getattr(example, "row", None)
+        if row is None or str(error).startswith(f"row {row}: "):
+            raise
+        raise type(error)(f"row {row}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +59,9 @@ class Example:
         Raises:
             VlkitError: the model's convention cannot hold these boxes.
         """
-        try:
+        with naming_row(self):
             writer = self.coordinates.writer(vlm.family, self._input_size(vlm))
             return as_messages([self._message(role, parts, writer) for role, parts in self.turns])
-        except VlkitError as error:
-            raise type(error)(f"row {self.row}: {error}") from error
 
     def _message(self, role: str, parts: Iterable[Text | dict], writer: Any) -> dict:
         content: list[dict] = []

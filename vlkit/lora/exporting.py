@@ -14,7 +14,7 @@ from vlkit.errors import VlkitError
 from vlkit.formats import FORMATS as FAMILIES
 from vlkit.lora.coordinates import Text
 from vlkit.lora.data import as_data, check_choice, check_limit
-from vlkit.lora.examples import Example
+from vlkit.lora.examples import Example, naming_row
 from vlkit.lora.media_folder import MediaFolder
 
 FILES = {
@@ -83,10 +83,8 @@ def export(
         media = MediaFolder(written / "media")
         rows = []
         for example in data:
-            try:
+            with naming_row(example):
                 rows.append(_Row(example, format, family, max_image_tokens, media).as_dict())
-            except VlkitError as error:
-                raise type(error)(f"row {example.row}: {error}") from error
         text = dump_lines(rows) if FILES[format].endswith("l") else _dump_list(rows)
         (written / FILES[format]).write_text(text, encoding="utf-8")
     return target / FILES[format]

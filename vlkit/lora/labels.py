@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from vlkit.batching.encoding import Medium
 from vlkit.batching.settings import base_model
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, load_messages, make_inputs
-from vlkit.lora.examples import Example
+from vlkit.lora.examples import Example, naming_row
 from vlkit.lora.turns import Piece, cut_turns
 from vlkit.messages import as_messages
 from vlkit.models import VLM
@@ -47,18 +46,6 @@ class Labelled:
     def trained(self) -> int:
         """Tokens that the model learns."""
         return int((self.labels != IGNORED).sum())
-
-
-@contextmanager
-def naming_row(example: Any) -> Iterator[None]:
-    """Errors say which row of its source an example is."""
-    try:
-        yield
-    except VlkitError as error:
-        row = getattr(example, "row", None)
-        if row is None or str(error).startswith(f"row {row}: "):
-            raise
-        raise type(error)(f"row {row}: {error}") from error
 
 
 def label_example(

@@ -9,8 +9,8 @@ from vlkit.errors import VlkitError
 from vlkit.flight import ClipView, View, view_media
 from vlkit.inputs import tokenizing
 from vlkit.lora.coordinates import Text
-from vlkit.lora.examples import Example
-from vlkit.lora.labels import PADS, cut_problem, naming_row
+from vlkit.lora.examples import Example, naming_row
+from vlkit.lora.labels import PADS, cut_problem
 from vlkit.lora.turns import cut_turns
 from vlkit.messages import iterate_media, read_media_item
 from vlkit.models import VLM

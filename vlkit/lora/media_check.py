@@ -12,7 +12,7 @@ import PIL.Image
 from vlkit.errors import VlkitError
 from vlkit.media import Image, load_image
 from vlkit.messages import read_media_item
-from vlkit.sources import is_url, local_path
+from vlkit.sources import is_remote, is_url, local_path
 from vlkit.video import Video, clip_name, probe_clip, sample_indices
 
 _COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -34,11 +34,6 @@ def find_damaged(items: Iterable[dict]) -> list[str | None]:
 def _key(media: Image | Video) -> tuple:
     source, *options = vars(media).values()
     return type(media), source if isinstance(source, str) else id(source), repr(options)
-
-
-def is_remote(source: Any) -> bool:
-    """Whether a source has to be fetched: an http(s) URL, not a data URL."""
-    return is_url(source) and source[:5].lower() != "data:"
 
 
 def _damage(media: Image | Video) -> str | None:

@@ -10,10 +10,9 @@ from typing import Any
 import PIL.Image
 
 from vlkit.errors import MediaError
-from vlkit.lora.media_check import is_remote
 from vlkit.media import load_image
 from vlkit.messages import read_media_item
-from vlkit.sources import local_path
+from vlkit.sources import is_remote, local_path
 from vlkit.video import Video
 
 _ORIENTATION = 0x0112

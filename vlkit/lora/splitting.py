@@ -14,10 +14,9 @@ import numpy as np
 
 from vlkit.decoding import pictures_of
 from vlkit.errors import VlkitError
-from vlkit.lora.media_check import is_remote
 from vlkit.media import Image, load_image
 from vlkit.messages import read_media_item
-from vlkit.sources import is_url, local_path
+from vlkit.sources import is_remote, is_url, local_path
 from vlkit.video import Video
 
 
