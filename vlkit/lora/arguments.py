@@ -63,12 +63,12 @@ def check_rows(**data: Sized | None) -> None:
             raise VlkitError(f"{name} holds no rows; give it at least one conversation")
 
 
-def as_folder(output_dir: Any) -> Path:
-    """A path to write to. Raises VlkitError for what cannot be one."""
-    fits = isinstance(output_dir, str | os.PathLike) and os.fspath(output_dir)
-    if not fits or "\0" in os.fspath(output_dir) or Path(output_dir).expanduser().is_file():
-        raise VlkitError(f"output_dir={output_dir!r} must be the path of a folder")
-    return Path(output_dir).expanduser()
+def as_folder(name: str, path: Any) -> Path:
+    """An argument that names a folder to write to. Raises VlkitError for what cannot be one."""
+    fits = isinstance(path, str | os.PathLike) and os.fspath(path)
+    if not fits or "\0" in os.fspath(path) or Path(path).expanduser().is_file():
+        raise VlkitError(f"{name}={path!r} must be the path of a folder")
+    return Path(path).expanduser()
 
 
 def _is_number(value: Any, kind: Any = int | float) -> bool:

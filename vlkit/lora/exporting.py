@@ -12,6 +12,7 @@ from vlkit.datasets.chats import SWIFT, Writer, input_size_for
 from vlkit.datasets.files import dump_lines, whole_folder
 from vlkit.errors import VlkitError
 from vlkit.formats import FORMATS as FAMILIES
+from vlkit.lora.arguments import as_folder
 from vlkit.lora.coordinates import Text
 from vlkit.lora.data import as_data, check_choice, check_limit
 from vlkit.lora.examples import Example, naming_row
@@ -74,9 +75,7 @@ def export(
     check_choice("format", format, FILES)
     check_choice("family", family, (None, *FAMILIES))
     check_limit(max_image_tokens)
-    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise VlkitError(f"folder={folder!r:.60} must be the path of a new or empty folder")
-    data, target = as_data(data), Path(folder).expanduser()
+    data, target = as_data(data), as_folder("folder", folder)
     if not len(data):
         raise VlkitError("data holds no rows, so there is nothing to export")
     with whole_folder(target) as written:

@@ -94,7 +94,7 @@ def train(
     check_bits(quantize)
     check_switches(gradient_checkpointing=gradient_checkpointing, resume=resume)
     check_examined(metric, samples)
-    trackers, folder = check_trackers(report_to), as_folder(output_dir)
+    trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     check_rows(data=data, eval_data=held_out)
     asked = {
