@@ -28,9 +28,9 @@ from reporting import report
 
 import vlkit
 from vlkit.bundled import bundled_path
-from vlkit.hubs import ModelFolder
-from vlkit.models import VLM, load_processor
-from vlkit.shapes import build_config
+from vlkit.models.hub import ModelFolder
+from vlkit.models.load import VLM, load_processor
+from vlkit.models.memory import build_config
 
 SHAPES = {
     "2b": "Qwen/Qwen2-VL-2B-Instruct",

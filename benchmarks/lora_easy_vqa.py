@@ -33,7 +33,7 @@ from reporting import report
 
 import vlkit
 from vlkit.lora import evaluate, load_conversations, train, use_adapter
-from vlkit.models import VLM
+from vlkit.models.load import VLM
 
 NEW_TOKENS = 12
 SHAPES = ("circle", "rectangle", "triangle")

@@ -36,7 +36,7 @@ from reporting import report
 
 import vlkit
 from vlkit.lora import evaluate, load_conversations, train
-from vlkit.models import VLM
+from vlkit.models.load import VLM
 
 NEW = "drop"
 SIZE = (280, 224)

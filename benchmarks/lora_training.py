@@ -37,11 +37,10 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import vlkit
-from vlkit.lora.batches import Examples, LengthSampler
-from vlkit.lora.lengths import guess_length
-from vlkit.lora.modules import find_modules
-from vlkit.lora.preparing import Preparer
-from vlkit.models import VLM
+from vlkit.lora.batches import Examples, LengthSampler, Preparer
+from vlkit.lora.networks import find_modules
+from vlkit.lora.token_labels import guess_length
+from vlkit.models.load import VLM
 
 SIZES = [(640, 480), (480, 640), (336, 448), (728, 560), (560, 420), (812, 616), (448, 448)]
 COLORS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")

@@ -38,7 +38,7 @@ print(json.dumps([seconds, peak / 1024, (peak - before) / 1024, list(frames.shap
 """
 READERS = {
     "vlkit": (
-        "import vlkit; from vlkit.video import load_clip; import av",
+        "import vlkit; from vlkit.media.video import load_clip; import av",
         "video = vlkit.Video(path, frames=len(indices), max_frames=len(indices))\n"
         "clip = load_clip(video, lambda size, count: (width, height))\n"
         "frames = clip.frames; assert list(clip.indices) == indices, clip.indices",

@@ -130,7 +130,7 @@ def directive(name: str) -> str:
 def command_pages() -> list[str]:
     from typer.testing import CliRunner
 
-    from vlkit.cli import app
+    from vlkit.cli.app import app
 
     def help_of(*names: str) -> str:
         said = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "88", "TERM": "dumb"})

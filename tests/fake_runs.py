@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import PIL.Image
 
-from vlkit import recording
-from vlkit.replies import Reply, Usage
+from vlkit import hooks
+from vlkit.generation.reply import Reply, Usage
 
 SIZE = (200, 100)
 
@@ -60,7 +60,7 @@ def saved(folder: Path, name: str = "a.png", color: str = "gray") -> Path:
     return folder / name
 
 
-@recording.answered
+@hooks.answered
 def ask(vlm, messages, *, reply=None, max_new_tokens=256, temperature=0.0, top_p=1.0, seed=None):
     """Stands for ``vlkit.generate``; gives or raises ``reply``."""
     if isinstance(reply, BaseException):

@@ -1,55 +1,48 @@
 """vlkit: a workbench for the Qwen-VL family. Start with ``vlm = vlkit.load()``."""
 
-from importlib import import_module
+from vlkit.lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "media": ["Image", "load_image"],
-    "grounding": ["Box", "Point", "Quad", "parse_grounding", "format_grounding"],
-    "metrics": ["iou", "evaluate_grounding"],
-    "conventions": ["diagnose_boxes"],
-    "gallery": ["failure_gallery"],
-    "plotting": ["draw_boxes", "plot_boxes", "draw_frames"],
-    "comparison": ["draw_comparison", "save_boxes"],
-    "conversion": ["convert"],
-    "datasets.detections": ["to_detections", "from_detections"],
+_HOMES = {
+    # the core
+    "models.load": ["VLM", "load"],
+    "models.hub": ["available_models"],
+    "models.memory": ["memory_table"],
     "messages": ["system", "user", "assistant"],
-    "hubs": ["available_models"],
-    "models": ["VLM", "load"],
-    "remote.models": ["RemoteVLM"],
+    "media.image": ["Image", "load_image"],
+    "media.video": ["Video"],
+    "generation.generate": ["generate", "stream", "Chat"],
+    "generation.reply": ["Reply", "Failure"],
+    "grounding.boxes": ["Box", "Point", "Quad"],
+    "grounding.parse": ["parse_grounding", "format_grounding"],
+    "plotting.draw": ["draw_boxes", "plot_boxes", "draw_frames"],
+    "plotting.comparing": ["draw_comparison", "save_boxes"],
     "bundled": ["Sample", "SampleClip", "clips", "sample", "samples"],
-    "video": ["Video"],
-    "replies": ["Reply", "Failure"],
-    "generation": ["generate", "stream"],
-    "chat": ["Chat"],
-    "attention": ["attention_map", "AttentionMap"],
-    "logprobs": ["token_logprobs", "AnswerLogprobs"],
-    "batch": ["generate_batch"],
-    "records.seeding": ["seed_everything"],
-    "tables": ["read_conversations", "to_frame", "write_table"],
-    "shapes": ["memory_table"],
-    "flight": ["preflight", "Preflight"],
-    "parity": ["compare_paths"],
+    # the workbench
+    "remote.model": ["RemoteVLM"],
+    "batch.run": ["generate_batch"],
+    "datasets.questions": ["read_conversations", "to_frame"],
+    "datasets.tables": ["write_table"],
+    "datasets.conversion": ["convert"],
+    "datasets.supervision": ["to_detections", "from_detections"],
+    "analysis.preflight": ["preflight", "Preflight"],
+    "analysis.attention": ["attention_map", "AttentionMap"],
+    "analysis.logprobs": ["token_logprobs", "AnswerLogprobs"],
+    "analysis.input_paths": ["compare_paths"],
+    "evaluation.metrics": ["iou", "evaluate_grounding"],
+    "evaluation.conventions": ["diagnose_boxes"],
+    "evaluation.gallery": ["failure_gallery"],
+    "records.run": ["seed_everything"],
     "diagnosis": ["doctor"],
+    # rooms that are used by their own names
+    "datasets": [],
+    "errors": [],
+    "lora": [],
+    "records": [],
+    "serving": [],
+    "settings": [],
+    "widgets": [],
 }
-_MODULES = ["datasets", "errors", "lora", "records", "serving", "settings", "widgets"]
-_WHERE = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = ["__version__", *_WHERE, *_MODULES]
-
-
-def __getattr__(name: str):
-    """Import a public name when it is first used, so that ``import vlkit`` stays fast."""
-    if name in _WHERE:
-        value = getattr(import_module(f"vlkit.{_WHERE[name]}"), name)
-    elif name in _MODULES:
-        value = import_module(f"vlkit.{name}")
-    else:
-        raise AttributeError(f"module 'vlkit' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)
+__all__ += ["__version__"]

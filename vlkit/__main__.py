@@ -1,5 +1,5 @@
 """`python -m vlkit` is the `vlkit` command."""
 
-from vlkit.cli import main
+from vlkit.cli.app import main
 
 main()

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlkit.errors import MediaError, ModelError
-from vlkit.grounding import Box
+from vlkit.grounding.boxes import Box
 
 
 @dataclass(frozen=True)

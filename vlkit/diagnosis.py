@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vlkit.errors import VlkitError
-from vlkit.phrases import counted
+from vlkit.errors import VlkitError, counted
 
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
@@ -217,7 +216,7 @@ def _check_video() -> list[Finding]:
 
 
 def _check_models() -> list[Finding]:
-    from vlkit.hubs import available_models
+    from vlkit.models.hub import available_models
 
     try:
         models = available_models()

@@ -1,25 +1,74 @@
-"""From messages to tensors: media read, limits kept, chat template rendered, tokens made."""
+"""Pictures that several rows ask about are resized and cut into patches once."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+import re
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import PIL.Image
 
-from vlkit.errors import VlkitError
-from vlkit.grounding import Size
-from vlkit.hubs import first_line
-from vlkit.media import Image
+from vlkit.errors import ModelError, VlkitError, one_line
+from vlkit.grounding.boxes import Size
+from vlkit.media.image import Image
+from vlkit.media.video import Clip, Video, load_clip
 from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
-from vlkit.models import VLM
-from vlkit.remote.models import RemoteVLM
-from vlkit.repeats import each_once
-from vlkit.sizes import Limits, SizeRules, fit_size, rules_of_processor
-from vlkit.video import Clip, Video, load_clip
+from vlkit.models.families import (
+    FAMILIES,
+    Limits,
+    SizeRules,
+    fit_size,
+    rules_of_processor,
+)
+from vlkit.models.load import VLM
+from vlkit.remote.model import RemoteVLM
+
+
+@contextmanager
+def each_once(processor: Any, keys: Sequence[Hashable]) -> Iterator[None]:
+    """A processor that works on pictures of one key once; as it was afterwards.
+
+    Args:
+        processor: a Qwen-VL processor, used by one thread at a time.
+        keys: of the pictures of the next call, in order; equal only where the result will be.
+    """
+    whole = processor.image_processor
+    if len(set(keys)) < len(keys):
+        processor.image_processor = _EachOnce(whole, keys)
+    try:
+        yield
+    finally:
+        processor.image_processor = whole
+
+
+class _EachOnce:
+    """An image processor that repeats what it made of a picture that comes again."""
+
+    def __init__(self, whole: Any, keys: Sequence[Hashable]):
+        self._whole = whole
+        self._first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        self._keys = keys
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def __call__(self, images: Sequence[Any], **options: Any) -> Any:
+        import torch
+
+        first = sorted(self._first.values())
+        output = self._whole([images[index] for index in first], **options)
+        grid = torch.as_tensor(output["image_grid_thw"])
+        parts = torch.as_tensor(output["pixel_values"]).split(grid.prod(-1).tolist())
+        places = [first.index(self._first[key]) for key in self._keys]
+        output["image_grid_thw"] = grid[places]
+        output["pixel_values"] = torch.cat([parts[place] for place in places])
+        return output
+
 
 tokenizing = Lock()  # a fast tokenizer changes its padding in place: one thread at a time
 
@@ -183,12 +232,12 @@ def size_rules(vlm: VLM | RemoteVLM) -> SizeRules:
 
 
 def frame_size(vlm: VLM, size: Size, count: int, video: Video | None = None) -> Size:
-    """The (width, height) of a clip's frames; see :meth:`vlkit.sizes.SizeRules.frame_size`."""
+    """The (width, height) of a clip's frames; see ``SizeRules.frame_size``."""
     return size_rules(vlm).frame_size(size, count, video)
 
 
 def image_limits(vlm: VLM, image: Image | None = None) -> Limits:
-    """A picture's fewest and most pixels; see :meth:`vlkit.sizes.SizeRules.image_limits`."""
+    """A picture's fewest and most pixels; see ``SizeRules.image_limits``."""
     return size_rules(vlm).image_limits(image)
 
 
@@ -208,7 +257,7 @@ def render_prompt(processor: Any, messages: list[dict], *, finished: bool = Fals
         prompt = processor.apply_chat_template(plain, tokenize=False, **ending)
     except Exception as error:  # templates raise what they like
         raise VlkitError(
-            f"the model's chat template refuses these messages ({first_line(error)}); check their "
+            f"the model's chat template refuses these messages ({one_line(error)}); check their "
             "roles and their order"
         ) from error
     if hasattr(processor, "vision_start_token"):  # from Qwen3-VL on every step of a clip has its
@@ -283,3 +332,39 @@ def _input_sizes(vlm: VLM, tensors) -> list[Size]:
     patch = vlm.processor.image_processor.patch_size
     grid = tensors.get("image_grid_thw")
     return [] if grid is None else [(w * patch, h * patch) for _, h, w in grid.tolist()]
+
+
+_EAST_ASIAN = re.compile(r"[぀-ヿ㐀-鿿가-힯＀-￯]")
+
+
+def estimate_text(messages: list[dict], family: str, clip_times: Sequence[Sequence[float]]) -> int:
+    """About how many tokens a prompt's text has: 4 letters each, 1.5 of East Asian scripts.
+
+    A turn costs 5 beside its text, a picture or clip 2, the default system message of the first
+    two generations 11, a time of the later ones 9.
+    """
+    text = "".join(item.get("text", "") for m in messages for item in m["content"])
+    wide = len(_EAST_ASIAN.findall(text))
+    tokens = math.ceil((len(text) - wide) / 4 + wide / 1.5) + 5 * len(messages)
+    tokens += 2 * sum(item["type"] != "text" for m in messages for item in m["content"])
+    if messages[-1]["role"] != "assistant":
+        tokens += 3
+    if family in FAMILIES and FAMILIES[family].patch_size == 16:
+        return tokens + 9 * sum(map(len, clip_times))
+    return tokens + (0 if messages[0]["role"] == "system" else 11)
+
+
+def check_context(vlm: VLM, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Raises ModelError where prompt and answer do not fit the context."""
+    if prompt_tokens + max_new_tokens > vlm.context_length:
+        raise ModelError(
+            f"{prompt_tokens:,} prompt tokens and max_new_tokens={max_new_tokens:,} exceed "
+            f"{vlm.name}'s context of {vlm.context_length:,}; use fewer or smaller pictures "
+            "(vlkit.Image(…, max_tokens=…)), less text or a smaller max_new_tokens"
+        )
+
+
+def ending_tokens(vlm: VLM) -> set[int]:
+    """The ids that end an answer."""
+    ending = vlm.model.generation_config.eos_token_id
+    return {ending} if isinstance(ending, int) else set(ending or ())

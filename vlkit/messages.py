@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlkit.errors import VlkitError
-from vlkit.media import Image, load_image
-from vlkit.sources import is_url, local_path
-from vlkit.video import Video
+from vlkit.media.image import Image, load_image
+from vlkit.media.sources import is_url, local_path
+from vlkit.media.video import Video
 
 ROLES = ("system", "user", "assistant")
 _LIMITS = ("max_tokens", "min_tokens", "max_pixels", "min_pixels", "strict")

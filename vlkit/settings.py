@@ -140,8 +140,8 @@ def _checked(content: Any, source: str) -> Choice:
 
 
 def _option_names() -> list[str]:
-    from vlkit.models import load
-    from vlkit.remote.models import HostedOptions
+    from vlkit.models.load import load
+    from vlkit.remote.model import HostedOptions
 
     own = [each.name for each in inspect.signature(load).parameters.values()]
     return [name for name in (*own[1:-1], *HostedOptions.__annotations__) if name != _SECRET]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vlkit
-from vlkit.batching import kernels
+from vlkit.engine import kernels
 
 pytestmark = pytest.mark.gpu
 

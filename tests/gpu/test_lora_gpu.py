@@ -10,7 +10,7 @@ import torch
 
 import vlkit
 from vlkit.lora import load_conversations, merge, train
-from vlkit.lora.sizing import AUTO
+from vlkit.lora.costs import AUTO
 
 pytestmark = pytest.mark.gpu
 COLORS = ("red", "green", "blue", "black", "teal", "brown")

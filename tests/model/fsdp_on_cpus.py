@@ -5,7 +5,7 @@ from functools import wraps
 from accelerate.state import DistributedType, PartialState
 
 import vlkit
-from vlkit.cli import main
+from vlkit.cli.app import main
 
 begin, train = PartialState.__init__, vlkit.lora.train
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 import vlkit
-from vlkit.adapters import _family_named
 from vlkit.errors import ModelError
 from vlkit.inputs import prepare_inputs
+from vlkit.models.adapters import _family_named
 
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)"
 PICTURE = PIL.Image.new("RGB", (120, 90), "orange")

@@ -138,7 +138,7 @@ def test_the_implementation_is_restored_also_on_errors(vlm, monkeypatch, before)
     try:
         expected = vlkit.generate(vlm, message).raw
         vlkit.attention_map(vlm, message, token="circle")
-        monkeypatch.setattr("vlkit.attention._Watch.note", lambda *args: 1 / 0)
+        monkeypatch.setattr("vlkit.analysis.attention._Watch.note", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             vlkit.attention_map(vlm, message, token="circle")
         config = vlm.model.config

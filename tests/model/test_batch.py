@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import vlkit
-from vlkit.batching.engine import Engine
+from vlkit.engine.slots import Engine
 from vlkit.errors import VlkitError
-from vlkit.replies import Failure
+from vlkit.generation.reply import Failure
 
 FAST = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LIBRARY = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")

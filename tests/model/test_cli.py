@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vlkit
-from vlkit.cli import app
+from vlkit.cli.app import app
 
 RED_CIRCLE = str(vlkit.sample("red_circle"))
 

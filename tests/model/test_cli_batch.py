@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vlkit
-from vlkit.cli import app
+from vlkit.cli.app import app
 
 PICTURES = ("red_circle", "three_shapes", "diamonds", "circles", "hello")
 SHORT = ("--max-new-tokens", "12")

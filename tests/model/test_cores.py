@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import vlkit
-from vlkit.batching import encoding
-from vlkit.cores import Cores, compute_each
+from vlkit.engine import vision
+from vlkit.engine.vision import Cores, compute_each
 
 
 @pytest.fixture
@@ -90,13 +90,13 @@ def test_after_an_error_nothing_more_is_begun_and_the_threads_are_as_before(four
 def test_pictures_of_a_batch_are_encoded_ahead_of_their_rows(vlm, monkeypatch):
     names = ["red_circle", "three_shapes", "six_shapes", "portrait", "taxi", "red_circle"]
     rows = [vlkit.user("Describe this image.", vlkit.sample(name)) for name in names]
-    calls, whole = [], encoding.Encoder._run_all
+    calls, whole = [], vision.Encoder._run_all
 
     def run_all(self, groups):
         calls.append(sum(map(len, groups)))
         return whole(self, groups)
 
-    monkeypatch.setattr(encoding.Encoder, "_run_all", run_all)
+    monkeypatch.setattr(vision.Encoder, "_run_all", run_all)
     answers = vlkit.generate_batch(vlm, rows, max_new_tokens=20, progress=False)
     assert calls[0] > 1 and sum(calls) == 5  # several at once, none twice
     alone = [vlkit.generate(vlm, row, max_new_tokens=20).text for row in rows]
@@ -107,7 +107,7 @@ def test_a_picture_that_the_tower_cannot_take_fails_its_row_alone(vlm, monkeypat
     names = ["red_circle", "three_shapes", "six_shapes"]
     rows = [vlkit.user("How many objects are there?", vlkit.sample(name)) for name in names]
     expected = [vlkit.generate(vlm, row, max_new_tokens=20).text for row in rows]
-    whole = encoding.Encoder._run
+    whole = vision.Encoder._run
 
     def run(self, media):
         if any(len(each.pixels) == most for each in media):
@@ -115,7 +115,7 @@ def test_a_picture_that_the_tower_cannot_take_fails_its_row_alone(vlm, monkeypat
         return whole(self, media)
 
     most = max(len(each) for each in pixels_of(vlm, rows))
-    monkeypatch.setattr(encoding.Encoder, "_run", run)
+    monkeypatch.setattr(vision.Encoder, "_run", run)
     answers = vlkit.generate_batch(vlm, rows, max_new_tokens=20, progress=False)
     texts = [getattr(answer, "text", None) for answer in answers]
     failed = [index for index, text in enumerate(texts) if text is None]

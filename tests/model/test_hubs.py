@@ -13,8 +13,8 @@ import pytest
 from hub_server import COMMIT, serve
 
 import vlkit
-from vlkit import hubs
 from vlkit.errors import ModelError
+from vlkit.models import hub as hubs
 
 REPOSITORY = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("hub", ["huggingface", "modelscope"])

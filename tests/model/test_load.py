@@ -21,8 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlkit
 from vlkit.errors import ModelError
-from vlkit.hubs import ModelFolder
-from vlkit.placement import choose_attention, choose_dtype, network_options
+from vlkit.models.hub import ModelFolder
+from vlkit.models.load import choose_attention, choose_dtype, network_options
 
 SHARD = "model.safetensors"
 
@@ -205,7 +205,7 @@ def test_refused_weights_are_told_in_one_line_alone(broken_folder, capfd):
 
 
 def test_a_large_model_shows_its_progress(tiny_folder, capfd, monkeypatch):
-    monkeypatch.setattr("vlkit.models.QUIET_BYTES", 0)
+    monkeypatch.setattr("vlkit.models.load.QUIET_BYTES", 0)
     vlkit.load(tiny_folder("qwen2_vl"))
     assert "Loading weights" in capfd.readouterr().err
 

@@ -8,9 +8,9 @@ import PIL.Image
 import pytest
 
 import vlkit
-from vlkit.answer_tokens import coordinate_spans
+from vlkit.analysis.logprobs import coordinate_spans
 from vlkit.errors import VlkitError
-from vlkit.grounding import format_of, locate_grounding
+from vlkit.grounding.parse import format_of, locate_grounding
 
 SIZE = (1000, 1000)  # so that numbers over 1000 are pixels
 

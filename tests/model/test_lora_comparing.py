@@ -17,7 +17,7 @@ import vlkit
 from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import prepare_inputs
 from vlkit.lora import compare, export_adapter, inspect, merge, train, use_adapter
-from vlkit.lora.proving import _refusal
+from vlkit.lora.proof import _refusal
 
 PICTURE = noise(120, 90)
 QUESTION = vlkit.user("What is this?", PICTURE)

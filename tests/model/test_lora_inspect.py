@@ -14,11 +14,9 @@ import vlkit
 from vlkit.errors import VlkitError
 from vlkit.lora import costs, inspect, label_example, load_conversations
 from vlkit.lora.costs import estimate_training
-from vlkit.lora.labels import truncate
-from vlkit.lora.layers import lean_layers
-from vlkit.lora.lengths import measure_length
-from vlkit.lora.modules import PARTS, find_modules, part_of, plan_parts
-from vlkit.lora.networks import quantized
+from vlkit.lora.fast_layers import lean_layers
+from vlkit.lora.networks import PARTS, find_modules, part_of, plan_parts, quantized
+from vlkit.lora.token_labels import measure_length, truncate
 
 ODD = vlkit.Video([noise(96, 64, i) for i in range(9)], frames=6, source_fps=3)
 ROWS = [
@@ -196,7 +194,7 @@ def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing, bits):
 
     from transformers import AutoModelForImageTextToText
 
-    from vlkit.shapes import build_config
+    from vlkit.models.memory import build_config
 
     with torch.device("meta"):
         network = AutoModelForImageTextToText.from_config(

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 import vlkit
 from vlkit.lora import LiveCurve, train
 from vlkit.lora.curves import Curves, curves_html
-from vlkit.lora.live import Steering
+from vlkit.lora.trainer import Steering
 
 HOSTILE = "<script>alert(1)</script>"
 ROWS = [

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vlkit
-from vlkit.cli import app
+from vlkit.cli.app import app
 from vlkit.errors import VlkitError
 from vlkit.lora.runs import last_checkpoint
-from vlkit.lora.spread import is_spread
+from vlkit.lora.trainer import is_spread
 
 LINES = {"batch_size": 4, "epochs": 2, "learning_rate": "1e-2", "seed": 1, "max_image_tokens": 9}
 

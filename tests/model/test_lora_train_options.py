@@ -12,13 +12,12 @@ from transformers.integrations import integration_utils
 
 import vlkit
 from vlkit.errors import ModelError, VlkitError
-from vlkit.grounding import Box
+from vlkit.evaluation.metrics import evaluate_grounding
+from vlkit.grounding.boxes import Box
 from vlkit.inputs import prepare_inputs
 from vlkit.lora import label_example, load_conversations, train, trainer
 from vlkit.lora.batches import Collator
-from vlkit.lora.examining import score_answers
-from vlkit.lora.scoring import Scores
-from vlkit.metrics import evaluate_grounding
+from vlkit.lora.evaluating import Scores, score_answers
 
 ROWS = [
     talk(("What is this?", noise(120, 90)), "A red square."),

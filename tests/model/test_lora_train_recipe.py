@@ -12,12 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
 import vlkit
-from vlkit.lora import features, label_example, load_conversations, train
-from vlkit.lora.batches import AHEAD, Examples, LengthSampler
-from vlkit.lora.features import FrozenTower
-from vlkit.lora.lengths import guess_length
-from vlkit.lora.modules import find_modules
-from vlkit.lora.preparing import Preparer
+from vlkit.lora import batches as lora_batches
+from vlkit.lora import label_example, load_conversations, train
+from vlkit.lora.batches import AHEAD, Examples, FrozenTower, LengthSampler, Preparer
+from vlkit.lora.networks import find_modules
+from vlkit.lora.token_labels import guess_length
 
 SHARED, OTHER = noise(120, 90), noise(60, 90)
 ROWS = [
@@ -117,7 +116,7 @@ def test_a_batch_takes_one_call_of_the_tower(tiny_folder, tmp_path, target, batc
 def test_features_beyond_the_budget_are_computed_again(tiny_folder, tmp_path, monkeypatch):
     vlm, data = vlkit.load(tiny_folder("qwen3_vl")), load_conversations(ROWS)
     plenty = train(vlm, data, output_dir=tmp_path / "a", batch_size=UPDATE, **OPTIONS)
-    monkeypatch.setattr(features, "SHARE", 0)
+    monkeypatch.setattr(lora_batches, "SHARE", 0)
     none = train(vlm, data, output_dir=tmp_path / "b", batch_size=UPDATE, **OPTIONS)
     assert [loss for _, loss in none.losses] == pytest.approx([loss for _, loss in plenty.losses])
 

@@ -9,9 +9,8 @@ import torch
 from clips import write_clip
 
 import vlkit
+from vlkit.analysis.input_paths import PATHS, PathComparison, compare_paths
 from vlkit.inputs import prepare_inputs
-from vlkit.parity import PathComparison, compare_paths
-from vlkit.parity_table import PATHS
 
 TEMPLATE, UTILITIES, OURS = PATHS
 

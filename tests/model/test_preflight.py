@@ -23,11 +23,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize 
 
 import vlkit
 from vlkit.errors import MediaError, ModelError, VlkitError
-from vlkit.families import FAMILIES
 from vlkit.inputs import prepare_inputs
-from vlkit.memory import count_cost
-from vlkit.shapes import build_config, count_memory
-from vlkit.sizes import published_rules, smart_resize
+from vlkit.models.families import FAMILIES, published_rules, smart_resize
+from vlkit.models.memory import build_config, count_cost, count_memory
 
 FAMILY_KINDS = [kind for kind in KINDS if not kind.endswith("moe")]
 IDS = {
@@ -355,10 +353,10 @@ def test_a_download_under_way_counts_whole(tiny_folder, tmp_path):
 
 
 def test_a_72b_model_does_not_fit_a_laptop(monkeypatch):
-    monkeypatch.setattr("vlkit.memory.available_memory", lambda: (24 * 10**9, "GPU"))
+    monkeypatch.setattr("vlkit.models.memory.available_memory", lambda: (24 * 10**9, "GPU"))
     assert vlkit.preflight(IDS["qwen2_5_vl"], "Hi").fits is True  # 16.6 GB of weights
     assert vlkit.preflight("Qwen/Qwen2.5-VL-72B-Instruct", "Hi").fits is False
-    monkeypatch.setattr("vlkit.memory.available_memory", lambda: (24 * 10**9, "RAM"))
+    monkeypatch.setattr("vlkit.models.memory.available_memory", lambda: (24 * 10**9, "RAM"))
     assert vlkit.preflight(IDS["qwen2_5_vl"], "Hi").fits is False  # float32 on a CPU
 
 

@@ -27,7 +27,7 @@ def test_the_ten_lines_run_and_are_right(tmp_path, monkeypatch, capsys):
 def test_the_batch_runs_in_python_and_in_a_shell(vlm, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from vlkit.cli import app
+    from vlkit.cli.app import app
 
     section = README.partition("## Many questions")[2].partition("\n## ")[0]
     (tmp_path / "data").symlink_to(ROOT / "data")
@@ -78,7 +78,7 @@ def test_links_inside_the_repository_resolve():
 def test_every_command_shown_exists():
     from typer.testing import CliRunner
 
-    from vlkit.cli import app
+    from vlkit.cli.app import app
 
     for command in set(re.findall(r"^vlkit ([\w-]+)|`vlkit ([\w-]+)", README, re.MULTILINE)):
         name = "".join(command)

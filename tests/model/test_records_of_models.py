@@ -81,17 +81,17 @@ def test_a_stopped_answer_of_which_no_tokens_were_counted_is_asked_far_enough(vl
 
 
 def test_a_service_that_is_gone_is_given_up_once(vlm, tmp_path, monkeypatch):
-    from vlkit.remote import calls
+    from vlkit.remote import client
 
     with vlkit.serving.start(vlm) as server:
         hosted = vlkit.load("openai:tiny", base_url=server.url)
         with Run("hosted", directory=tmp_path) as run:
             for number in range(4):
                 vlkit.generate(hosted, f"Hello, number {number}.", **OPTIONS)
-    tried, once = [], calls._try
-    monkeypatch.setattr(calls, "_try", lambda *given: tried.append(1) or once(*given))
-    monkeypatch.setattr(calls, "PATIENCE", 0.0)
-    monkeypatch.setattr(calls.ask, "__defaults__", (None, 0.0, 0))
+    tried, once = [], client._try
+    monkeypatch.setattr(client, "_try", lambda *given: tried.append(1) or once(*given))
+    monkeypatch.setattr(client, "PATIENCE", 0.0)
+    monkeypatch.setattr(client.ask, "__defaults__", (None, 0.0, 0))
     again = replay(run.path, hosted)
     assert again.rows["reason"].str.contains("no connection").all() and len(tried) == 1
 

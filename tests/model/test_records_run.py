@@ -11,8 +11,8 @@ import pytest
 from served import wait_until
 from typer.testing import CliRunner
 
-from vlkit.cli import app
-from vlkit.commands.run import run_notebook
+from vlkit.cli.app import app
+from vlkit.cli.notebooks import run_notebook
 from vlkit.errors import VlkitError
 from vlkit.records import read_run, runs
 

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 import vlkit
 from vlkit import serving
-from vlkit.cli import app
+from vlkit.cli.app import app
 from vlkit.errors import VlkitError
 from vlkit.records import Run
-from vlkit.remote.requests import _seen_size
-from vlkit.widgets import AskPanel, BatchPanel, GroundingPanel, VideoPanel
+from vlkit.remote.request import _seen_size
+from vlkit.widgets import AskPanel, GroundingPanel, VideoPanel
+from vlkit.widgets.batch import BatchPanel
 
 SAMPLES = ["three_shapes", "rotated", "transparent", "gray16", "large", "hello", "cat", "banner"]
 LOCATE = "Detect all objects."

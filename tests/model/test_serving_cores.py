@@ -11,9 +11,9 @@ from served import ask, send, text_of, user
 
 import vlkit
 from vlkit import serving
-from vlkit.batching.encoding import Encoder, fast_tower
-from vlkit.batching.feeding import Waiting
-from vlkit.serving import engines, worker
+from vlkit.engine.scheduler import Waiting
+from vlkit.engine.vision import Encoder, fast_tower
+from vlkit.serving import worker
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 
@@ -51,14 +51,14 @@ def test_a_tower_is_fast_until_the_last_thread_leaves_it(vlm):
 def test_pictures_reach_the_engine_as_features_and_a_second_time_cost_nothing(
     vlm, server, monkeypatch
 ):
-    admit, run, seen, runs = engines.Joined.admit, Encoder._run, [], []
+    admit, run, seen, runs = worker.Joined.admit, Encoder._run, [], []
 
     def watch(self, rows):
         seen.extend(medium for row in rows for medium in row.media)
         time.sleep(0.5)  # so that the second question comes while the first is under way
         return admit(self, rows)
 
-    monkeypatch.setattr(engines.Joined, "admit", watch)
+    monkeypatch.setattr(worker.Joined, "admit", watch)
     monkeypatch.setattr(Encoder, "_run", lambda self, media: runs.append(media) or run(self, media))
     message = user("Describe this image.", SAMPLES["circles"])
     with ThreadPoolExecutor(2) as pool:
@@ -75,14 +75,14 @@ def test_pictures_reach_the_engine_as_features_and_a_second_time_cost_nothing(
 
 
 def test_a_picture_that_the_tower_cannot_take_fails_alone(server, monkeypatch):
-    look = engines.Joined.look
+    look = worker.Joined.look
 
     def fail(self, row):
         if row.media:
             raise RuntimeError("no such tower")
         look(self, row)
 
-    monkeypatch.setattr(engines.Joined, "look", fail)
+    monkeypatch.setattr(worker.Joined, "look", fail)
     body = {"model": server.name, "messages": [user("What is it?", SAMPLES["circles"])]}
     status, _, answer = send(server, body)
     assert status == 500 and "RuntimeError: no such tower" in answer["error"]["message"]

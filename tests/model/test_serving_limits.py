@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 import vlkit
 from vlkit import serving
-from vlkit.cli import app
-from vlkit.memory import return_freed_memory
-from vlkit.serving import engines, worker
+from vlkit.cli.app import app
+from vlkit.models.memory import return_freed_memory
+from vlkit.serving import worker
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 CIRCLES = user("Describe this image.", SAMPLES["circles"])
@@ -41,7 +41,7 @@ def server(vlm):
 @pytest.fixture
 def endless(tiny_vlm, monkeypatch):
     """A random model that hardly ever stops by itself, with one slot and a queue of one."""
-    monkeypatch.setitem(engines.SLOTS, "cpu", 1)
+    monkeypatch.setitem(worker.SLOTS, "cpu", 1)
     vlm = tiny_vlm("qwen2_vl")
     monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", None)
     with serving.start(vlm, new_tokens=4000, waiting=1) as server:
@@ -318,14 +318,14 @@ def test_memory_that_was_freed_goes_back_to_the_system():
 
 def test_a_row_that_the_model_cannot_take_fails_alone(vlm, server, monkeypatch):
     """Of a group that fails, the others are answered."""
-    admit = engines.Joined.admit
+    admit = worker.Joined.admit
 
     def fail(self, rows):
         if any(row.length > 100 for row in rows):
             raise RuntimeError("no such tensor")
         return admit(self, rows)
 
-    monkeypatch.setattr(engines.Joined, "admit", fail)
+    monkeypatch.setattr(worker.Joined, "admit", fail)
     good, bad = GOOD, GOOD | {"messages": [{"role": "user", "content": "a b c d " * 60}]}
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda body: send(server, body), [good, bad, good, good, bad, good]))
@@ -335,14 +335,14 @@ def test_a_row_that_the_model_cannot_take_fails_alone(vlm, server, monkeypatch):
 
 def test_after_a_broken_step_the_next_request_is_answered(server, monkeypatch):
     expected = text_of(ask(server, CIRCLES))
-    advance, broken = engines.Joined.advance, [True]
+    advance, broken = worker.Joined.advance, [True]
 
     def fail(self):
         if broken.pop() if broken else False:
             raise RuntimeError("a step broke")
         return advance(self)
 
-    monkeypatch.setattr(engines.Joined, "advance", fail)
+    monkeypatch.setattr(worker.Joined, "advance", fail)
     status, _, answer = send(server, {"model": "tiny", "messages": [CIRCLES]})
     assert status == 500 and "a step broke" in answer["error"]["message"]
     assert text_of(ask(server, CIRCLES)) == expected

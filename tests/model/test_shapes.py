@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vlkit
-from vlkit.shapes import build_config, count_memory
+from vlkit.models.memory import build_config, count_memory
 
 CARD = {  # billions of parameters in the hubs' safetensors metadata
     "Qwen/Qwen2-VL-2B-Instruct": 2.21,

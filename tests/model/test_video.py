@@ -7,7 +7,7 @@ from clips import HEIGHT, WIDTH, frame_of, number_of, write_clip, write_sound
 
 import vlkit
 from vlkit.errors import MediaError
-from vlkit.video import ClipInfo, load_clip, probe_clip, sample_indices
+from vlkit.media.video import ClipInfo, load_clip, probe_clip, sample_indices
 
 
 def numbers(clip):

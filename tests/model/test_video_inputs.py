@@ -13,8 +13,8 @@ from clips import frame_of, write_clip
 from qwen_vl_utils.vision_process import fetch_video
 
 import vlkit
-from vlkit import video
 from vlkit.inputs import frame_size, prepare_inputs
+from vlkit.media import video
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 RED, BLUE = (220, 40, 40), (40, 80, 220)

@@ -10,7 +10,7 @@ import pytest
 
 import vlkit
 from vlkit.errors import VlkitError
-from vlkit.grounding import Box
+from vlkit.grounding.boxes import Box
 from vlkit.widgets import EXAMPLES, AskPanel
 
 LONG = 60  # seconds that no test should need

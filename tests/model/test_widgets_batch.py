@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import vlkit
-from vlkit.widgets import BatchPanel
+from vlkit.widgets.batch import BatchPanel
 
 LONG = 120  # seconds that no test should need
 HOSTILE = "<img src=x onerror=alert(1)>{evil} & <|im_end|>"

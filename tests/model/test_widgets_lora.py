@@ -12,10 +12,8 @@ from lora_talks import noise
 
 import vlkit
 from vlkit.lora import train
-from vlkit.lora.live import Steering
-from vlkit.widgets import LoraPanel
-from vlkit.widgets.lora_knobs import DEFAULTS, OTHERS, Knobs
-from vlkit.widgets.lora_runs import list_runs, read_run
+from vlkit.lora.trainer import Steering
+from vlkit.widgets.lora import DEFAULTS, OTHERS, Knobs, LoraPanel, list_runs, read_run
 
 LONG = 240  # seconds that no test should need
 HOSTILE = "<b>&evil</b>"

@@ -7,9 +7,9 @@ import pytest
 from panels import LONG, ask, upload
 
 import vlkit
-from vlkit import video as video_module
+from vlkit.media import video as video_module
 from vlkit.widgets import VideoPanel
-from vlkit.widgets.shared import Debounce
+from vlkit.widgets.panel import Debounce
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import vlkit
 from vlkit import bundled
 from vlkit.errors import MediaError, ModelError
-from vlkit.video import probe_clip
+from vlkit.media.video import probe_clip
 
 
 def test_samples_are_found_from_any_directory(tmp_path, monkeypatch):

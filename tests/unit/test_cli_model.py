@@ -7,7 +7,7 @@ from openai_server import KEY, serve
 from typer.testing import CliRunner
 
 import vlkit
-from vlkit.cli import app
+from vlkit.cli.app import app
 from vlkit.errors import VlkitError
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"

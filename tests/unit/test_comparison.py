@@ -12,9 +12,9 @@ from matplotlib.patches import Polygon
 
 import vlkit
 from vlkit import Box, Point, Quad, draw_boxes, draw_comparison, save_boxes
-from vlkit.comparison import ANSWER, TRUTH, svg_boxes
 from vlkit.errors import VlkitError
-from vlkit.labels import PALETTE, font_for, label_colors, place_labels
+from vlkit.plotting.comparing import ANSWER, TRUTH, svg_boxes
+from vlkit.plotting.labels import PALETTE, font_for, label_colors, place_labels
 
 GRAY = (128, 128, 128)
 QUAD = Quad("sign", 60, 40, 160, 60, 150, 130, 50, 110)

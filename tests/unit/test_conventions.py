@@ -6,7 +6,7 @@ import pytest
 
 from vlkit import Box, diagnose_boxes
 from vlkit.errors import VlkitError
-from vlkit.sizes import published_rules
+from vlkit.models.families import published_rules
 
 SIZES = [(640, 480), (480, 640), (1600, 900), (333, 500)]
 LOW, HIGH = [0, 0, 0.1, 0.1], [0.6, 0.6, 0.4, 0.4]
@@ -131,7 +131,7 @@ def test_the_models_own_sizes_go_before_the_published_ones():
 
 
 def test_answers_that_were_read_already_are_read_back():
-    from vlkit.grounding import to_pixels
+    from vlkit.grounding.parse import to_pixels
 
     wrong = [  # 0-1000 numbers, read as pixels of the resized picture
         [to_pixels(b.label, b.xyxy, RESIZED[28](s), s) for b in own]

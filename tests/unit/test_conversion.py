@@ -7,7 +7,7 @@ import pytest
 
 import vlkit
 from vlkit import Box
-from vlkit.datasets import read_scenes
+from vlkit.datasets.scenes import read_scenes
 from vlkit.errors import VlkitError
 
 SIZE = (1000, 500)  # a unit of 1000 is one pixel across, half a pixel down
@@ -197,7 +197,8 @@ def test_the_limit_of_the_training_counts_on_both_ways(folder):
 
 def test_the_samples_boxes_survive_every_convention(folder):
     """Every sample picture through every family and back: within half a unit of each."""
-    from vlkit.datasets import Scene, write_scenes
+    from vlkit.datasets.scene import Scene
+    from vlkit.datasets.scenes import write_scenes
 
     samples = [sample for sample in vlkit.samples().values() if sample.boxes]
     scenes = [Scene(s.path, PIL.Image.open(s.path).size, s.boxes) for s in samples]

@@ -11,7 +11,8 @@ import pytest
 
 import vlkit
 from vlkit import Box, Point, Quad
-from vlkit.datasets import Scene, read_scenes, write_scenes
+from vlkit.datasets.scene import Scene
+from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
 
 SIZE = (200, 100)

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import typer
 
-from vlkit.cli import app
+from vlkit.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ["data/README.md", "data/tiny-qwen2-vl/README.md", "pretraining/README.md"]

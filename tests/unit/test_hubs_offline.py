@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vlkit import hubs
 from vlkit.errors import ModelError
+from vlkit.models import hub as hubs
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
@@ -104,7 +104,7 @@ def test_looking_into_the_caches_imports_no_hub_library(caches):
     in_modelscope(caches, "a/b")
     script = """
         import sys
-        from vlkit import hubs
+        from vlkit.models import hub as hubs
         assert hubs.find_model("a/b").hub == "modelscope"
         assert set(hubs.available_models()) == {"tiny", "a/b"}
         slow = {"modelscope", "modelscope_hub", "torch", "transformers", "requests"}
@@ -263,7 +263,7 @@ def test_a_name_server_that_never_answers_holds_up_neither_call_nor_exit(caches)
     script = """
         import socket, time
         socket.getaddrinfo = lambda *a, **k: time.sleep(300)
-        from vlkit import hubs
+        from vlkit.models import hub as hubs
         hubs.PROBE_SECONDS = 0.3
         try:
             hubs.find_model("a/b")

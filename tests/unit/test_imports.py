@@ -22,20 +22,16 @@ HEAVY = {
 }
 LIGHT = [
     "errors",
-    "sources",
     "media",
-    "formats",
     "grounding",
-    "labels",
     "plotting",
-    "comparison",
-    "metrics",
-    "conventions",
+    "evaluation.metrics",
+    "evaluation.conventions",
     "datasets",
-    "conversion",
-    "gallery",
+    "datasets.conversion",
+    "evaluation.gallery",
     "messages",
-    "replies",
+    "generation.reply",
     "bundled",
 ]
 
@@ -74,7 +70,7 @@ picture = vlkit.load_image(vlkit.sample("cat"))
 boxes = vlkit.parse_grounding(
     "<|box_start|>(1,2),(300,400)<|box_end|>", family="qwen2_vl", image_size=picture.size
 )
-from vlkit.replies import Reply, Usage
+from vlkit.generation.reply import Reply, Usage
 vlkit.draw_boxes(picture, boxes)
 usage = Usage(1, 0, 2, 3)
 shown = Reply("a", "a", usage, 1.0, "qwen2_vl", (picture,))._repr_html_()

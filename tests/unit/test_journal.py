@@ -13,9 +13,10 @@ import PIL.Image
 import pytest
 
 from vlkit import Box, Failure, Image, Point, Reply, Video, sample, user
+from vlkit.batch.journal import Journal
+from vlkit.batch.keys import row_key, row_keys
 from vlkit.errors import VlkitError
-from vlkit.journal import Journal, record_of, result_of, row_key, row_keys
-from vlkit.replies import Usage
+from vlkit.generation.reply import Usage, record_of, result_of
 
 RAW = (
     "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>"
@@ -168,7 +169,7 @@ def test_places_that_cannot_be_written(tmp_path, name, message):
 
 def test_one_writer_at_a_time_also_in_another_process(tmp_path):
     path = tmp_path / "run.jsonl"
-    code = f"from vlkit.journal import Journal\nJournal({str(path)!r})"
+    code = f"from vlkit.batch.journal import Journal\nJournal({str(path)!r})"
     with Journal(path):
         with pytest.raises(VlkitError, match="is being written by another process"):
             Journal(path)
@@ -183,8 +184,8 @@ def test_a_killed_writer_leaves_no_lock_and_no_torn_row(tmp_path):
     code = f"""
 from pathlib import Path
 import PIL.Image
-from vlkit.journal import Journal
-from vlkit.replies import Reply, Usage
+from vlkit.batch.journal import Journal
+from vlkit.generation.reply import Reply, Usage
 journal = Journal({str(path)!r})
 print(len(journal.finished), flush=True)
 for i in range(len(journal.finished), 10**6):

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from vlkit.commands.lab import find_notebooks, write_pages
+from vlkit.cli.notebooks import find_notebooks, write_pages
 from vlkit.errors import VlkitError
 
 

@@ -11,10 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import ImageDraw, ImageFont
 
-from vlkit import Box, Point, draw_boxes, lettering, plot_boxes
-from vlkit.comparison import svg_boxes
-from vlkit.labels import PALETTE, PATTERNS, label_styles
-from vlkit.lettering import draw_text, load_font, text_width
+from vlkit import Box, Point, draw_boxes, plot_boxes
+from vlkit.plotting import fonts
+from vlkit.plotting.comparing import svg_boxes
+from vlkit.plotting.fonts import draw_text, load_font, text_width
+from vlkit.plotting.labels import PALETTE, PATTERNS, label_styles
 
 DEJAVU = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 NAMES = [f"thing {i}" for i in range(60)]
@@ -23,11 +24,11 @@ NAMES = [f"thing {i}" for i in range(60)]
 @pytest.fixture
 def only_dejavu(monkeypatch):
     """A machine with no other font than matplotlib's: Arabic and Hebrew, no Korean, no Thai."""
-    monkeypatch.setattr(lettering, "_system_fonts", lambda: [DEJAVU])
-    monkeypatch.setattr(lettering, "_told", set())
-    lettering._path.cache_clear()
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: [DEJAVU])
+    monkeypatch.setattr(fonts, "_told", set())
+    fonts._path.cache_clear()
     yield
-    lettering._path.cache_clear()
+    fonts._path.cache_clear()
 
 
 def blank(width=300, height=200, color="white"):
@@ -76,6 +77,7 @@ def test_what_no_font_has_is_told_once(only_dejavu):
         for _ in range(2):
             draw_boxes(blank(), boxes, legend=True)
             plot_boxes(axes(), blank(), boxes, legend=True).figure.canvas.draw()
+    caught = [each for each in caught if each.category is UserWarning]  # not other tests' files
     said = [str(each.message) for each in caught]
     assert len(said) == 2 and {each.filename for each in caught} == {__file__}
     assert "no font on this machine has Hangul letters such as 안: pictures show empty" in said[0]

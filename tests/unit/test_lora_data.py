@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import vlkit
-from vlkit.lora import DataError, load_conversations, media_check
+from vlkit.lora import DataError, checking, load_conversations
 
 SIZE = (200, 100)
 QUESTION, ANSWER = "What is this?", "A red square."
@@ -418,8 +418,8 @@ def test_problems_of_what_was_named(folder, row, arguments, problem):
 
 def test_each_picture_is_decoded_once_and_urls_are_not_fetched(folder, monkeypatch):
     tried = []
-    monkeypatch.setattr(media_check, "_is_whole_file", lambda source: not tried.append(source))
-    monkeypatch.setattr(media_check, "load_image", lambda media: pytest.fail("read"))
+    monkeypatch.setattr(checking, "_is_whole_file", lambda source: not tried.append(source))
+    monkeypatch.setattr(checking, "load_image", lambda media: pytest.fail("read"))
     names = ["a.png", "a.png", "b.png", "https://nowhere.invalid/a.png"]
     rows = [qwen(f"<img>{name}</img>?", "A") for name in names]
     assert len(load_conversations(write(folder, rows))) == 4
@@ -432,9 +432,9 @@ def test_a_jpeg_is_read_to_its_end(folder, options, cut):
     path = folder / "noise.jpg"
     PIL.Image.effect_noise((320, 240), 90).save(path, **options)
     item = {"type": "image", "image": str(path)}
-    assert media_check.find_damaged([item]) == [None]
+    assert checking.find_damaged([item]) == [None]
     path.write_bytes(path.read_bytes()[:-cut])
-    (damage,) = media_check.find_damaged([item])
+    (damage,) = checking.find_damaged([item])
     try:
         vlkit.load_image(path)
     except vlkit.errors.MediaError as error:

@@ -16,9 +16,9 @@ import PIL.Image
 import pytest
 
 import vlkit
-from vlkit import sources
 from vlkit.errors import MediaError
-from vlkit.media import describe_source, load_image
+from vlkit.media import sources
+from vlkit.media.image import describe_source, load_image
 
 RED, GREEN, BLUE, YELLOW = (230, 30, 30), (30, 160, 60), (30, 60, 220), (240, 220, 40)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)

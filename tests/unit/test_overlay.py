@@ -6,7 +6,7 @@ import pytest
 
 import vlkit
 from vlkit.errors import VlkitError
-from vlkit.overlay import draw_heat
+from vlkit.plotting.heatmap import draw_heat
 
 
 def is_coloured(pixel):

@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 import vlkit
 from vlkit import Box, Point, draw_boxes, plot_boxes
 from vlkit.errors import MediaError, VlkitError
-from vlkit.plotting import PALETTE, label_colors, load_font
+from vlkit.plotting.fonts import load_font
+from vlkit.plotting.labels import PALETTE, label_colors
 
 GRAY = (128, 128, 128)
 

@@ -16,10 +16,9 @@ from PIL.ImageFile import ImageFile
 
 import vlkit
 from vlkit.errors import MediaError, ModelError
-from vlkit.families import family_of_name
-from vlkit.headers import picture_size
-from vlkit.media import load_image
-from vlkit.memory import Memory
+from vlkit.media.image import load_image, picture_size
+from vlkit.models.families import family_of_name
+from vlkit.models.memory import Memory
 
 SIZE = (60, 40)
 UPRIGHT = {turn: SIZE if turn < 5 else SIZE[::-1] for turn in range(1, 9)}  # by EXIF's definition

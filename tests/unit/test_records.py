@@ -16,9 +16,9 @@ import vlkit
 from vlkit import records
 from vlkit.errors import VlkitError
 from vlkit.records import Run, diff, read_run, runs
+from vlkit.records.facts import weights_hash
 from vlkit.records.media import MediaStore
 from vlkit.records.secrets import LEFT_OUT, without_secrets
-from vlkit.records.weights import weights_hash
 
 SECRET = "kd83-Jw9x-secret-0192"
 
@@ -279,7 +279,7 @@ def shard(path: Path, value: int) -> None:
 
 @pytest.mark.parametrize("limit, of", [(10**9, "files"), (10, "headers")])
 def test_other_weights_have_another_hash(tmp_path, monkeypatch, limit, of):
-    monkeypatch.setattr("vlkit.records.weights.WHOLE_BYTES", limit)
+    monkeypatch.setattr("vlkit.records.facts.WHOLE_BYTES", limit)
     shard(tmp_path / "model.safetensors", 1)
     first = weights_hash(tmp_path)
     os.utime(tmp_path / "model.safetensors", (1, 1))

@@ -7,7 +7,7 @@ import pytest
 from fake_runs import answer, ask, boxed, model, picture, saved
 
 import vlkit
-from vlkit.commands.run import _sort_out
+from vlkit.cli.notebooks import _sort_out
 from vlkit.errors import VlkitError
 from vlkit.records import Run, bibtex, report
 
@@ -134,7 +134,7 @@ def test_bibtex_of_the_models_used(tmp_path, family):
 
 
 def test_bibtex_of_a_model_on_a_hub():
-    from vlkit.records.citations import _pages
+    from vlkit.records.reports.citations import _pages
 
     facts = {"name": "Qwen/Qwen3.5-27B", "hub": "huggingface", "commit": "c" * 40}
     (entry,) = _pages([facts, {"name": "tiny", "hub": "bundled"}])

@@ -11,8 +11,8 @@ import pytest
 from openai_server import USAGE, Said, serve
 
 import vlkit
+from vlkit.batch.keys import row_keys
 from vlkit.errors import VlkitError
-from vlkit.keys import row_keys
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 
@@ -196,7 +196,7 @@ def compared(vlm, path):
 
 
 def evaluated(vlm, path):
-    from vlkit.evaluation import Question, ask_grounding
+    from vlkit.evaluation.run import Question, ask_grounding
 
     picture, box = vlkit.sample("taxi"), vlkit.Box("taxi", 1, 2, 30, 40)
     return ask_grounding(vlm, [Question(picture, f"number {i}", (box,)) for i in range(12)])

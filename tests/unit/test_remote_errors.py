@@ -20,7 +20,7 @@ from openai_server import KEY, Said, serve
 
 import vlkit
 from vlkit.errors import RemoteError
-from vlkit.remote.problems import retry_after
+from vlkit.remote.client import retry_after
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 
@@ -100,7 +100,7 @@ def test_refusals_are_one_line_in_time(server, load, case, monkeypatch):
     vlm = load()
     line = refusal(lambda: vlkit.generate(vlm, "?"))
     assert re.search(told, line) and line.startswith(f"{MODEL} at {server.url}: ")
-    monkeypatch.setattr("vlkit.remote.calls.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
     line = refusal(lambda: list(vlkit.stream(vlm, "?")))
     assert line.startswith((f"{MODEL} at {server.url}: ", "the answer broke off"))
 
@@ -158,9 +158,9 @@ def test_nothing_is_asked_again_without_retries(server, load):
 
 
 def test_a_minutes_quota_at_dashscope_is_waited_for(server, monkeypatch):
-    monkeypatch.setattr("vlkit.remote.models.region_url", lambda region: server.url)
+    monkeypatch.setattr("vlkit.remote.model.region_url", lambda region: server.url)
     monkeypatch.setattr(
-        "vlkit.remote.models.service_at", lambda url: vlkit.remote.services.DASHSCOPE
+        "vlkit.remote.model.service_at", lambda url: vlkit.remote.services.DASHSCOPE
     )
     vlm = vlkit.load("dashscope:qwen-vl-max", api_key=KEY)
     quota = Said(status=429, message="exceeded your current quota", code="insufficient_quota")

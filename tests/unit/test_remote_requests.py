@@ -10,9 +10,9 @@ from openai_server import USAGE, Said, decode, pictures_of, serve
 
 import vlkit
 from vlkit.errors import ModelError, RemoteError
-from vlkit.options import generation_options
-from vlkit.remote.answering import TextPieces
-from vlkit.remote.requests import make_request
+from vlkit.generation.generate import generation_options
+from vlkit.remote.answer import TextPieces
+from vlkit.remote.request import make_request
 from vlkit.remote.services import family_and_rules, service_at
 
 GREEDY = generation_options(64, 0.0, 1.0, None)

@@ -10,7 +10,8 @@ import pytest
 
 from vlkit import Box, Point
 from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.replies import Reply, Usage, image_html
+from vlkit.generation.reply import Reply, Usage
+from vlkit.plotting.html import image_html
 
 USAGE = Usage(image_tokens=1024, video_tokens=0, prompt_tokens=2048, new_tokens=17)
 CAT = (

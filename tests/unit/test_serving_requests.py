@@ -13,10 +13,8 @@ from pydantic import ValidationError
 
 import vlkit
 from vlkit.errors import VlkitError
-from vlkit.serving.content import read_messages
-from vlkit.serving.limits import Limits, RequestError
-from vlkit.serving.schema import ChatRequest, describe_errors
-from vlkit.serving.server import check_key, is_loopback, model_name, open_socket
+from vlkit.serving.app import check_key, is_loopback, model_name, open_socket
+from vlkit.serving.request import ChatRequest, Limits, RequestError, describe_errors, read_messages
 
 TEXT = [{"role": "user", "content": "hi"}]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.bundled import bundled_path
-from vlkit.serving.jobs import Text
 from vlkit.serving.service import Share
+from vlkit.serving.worker import AnswerText
 
 
 @functools.cache
@@ -24,7 +24,7 @@ END = 3988
 
 def pieces_of(tokens, stops=(), skip=True, groups=1):
     """What is given for each group of tokens, and at the end."""
-    text = Text(tokenizer(), frozenset([END]), stops, skip)
+    text = AnswerText(tokenizer(), frozenset([END]), stops, skip)
     starts = range(0, len(tokens), groups)
     given = [text.push(tokens[start : start + groups]) for start in starts]
     return [*given, text.finish()], text
@@ -60,7 +60,7 @@ def test_an_answer_ends_before_the_stop_text_that_is_complete_first(whole, stops
 
 
 def test_what_may_become_a_stop_text_is_held_back_and_nothing_else():
-    text = Text(tokenizer(), frozenset([END]), ["STOP"], True)
+    text = AnswerText(tokenizer(), frozenset([END]), ["STOP"], True)
     tokens = [tokenizer().encode(part).ids for part in ("abc ", "ST", "x ", "S", "TOP more")]
     assert [text.push(each) for each in tokens] == ["abc ", "", "STx ", "", ""]
     assert text.finish() == "" and text.stopped
@@ -99,4 +99,4 @@ def test_bytes_that_wait_are_shared_in_the_order_of_asking():
 
 @pytest.mark.parametrize("stops", [(), ("x",)])
 def test_only_stop_texts_have_to_be_watched_for(stops):
-    assert Text(tokenizer(), frozenset(), stops, True).watches == bool(stops)
+    assert AnswerText(tokenizer(), frozenset(), stops, True).watches == bool(stops)

@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 import vlkit
-from vlkit import sources
 from vlkit.errors import MediaError
+from vlkit.media import sources
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,8 +13,8 @@ import pytest
 
 from vlkit import Box, Failure, Reply, Video, read_conversations, sample, to_frame, write_table
 from vlkit.errors import VlkitError
+from vlkit.generation.reply import Usage
 from vlkit.messages import as_messages
-from vlkit.replies import Usage
 
 RAW = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>"
 REPLY = Reply(

@@ -4,43 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlkit.datasets.files import first_json, picture_folder, read_text, whole_folder
+from vlkit.datasets.pictures import picture_folder
+from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
-from vlkit.formats import FORMATS
-from vlkit.grounding import Item, Size
+from vlkit.files import first_json, read_text, whole_folder
+from vlkit.grounding.formats import FORMATS
 
 _HOME = {
-    "coco": "json_files",
-    "label-studio": "json_files",
-    "refcoco": "json_files",
-    "samples": "json_files",
-    "yolo": "folders",
-    "voc": "folders",
+    "coco": "coco",
+    "label-studio": "label_studio",
+    "refcoco": "coco",
+    "samples": "samples",
+    "yolo": "yolo",
+    "voc": "voc",
 }
+
+
 CHATS = (*FORMATS, "ms-swift")
+
+
+_FOLDERS = ("yolo", "voc")
 NAMES = (*_HOME, *CHATS)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One picture and what is in it.
-
-    Attributes:
-        image: its file, which need not be there where ``size`` is known.
-        size: (width, height) of the upright picture.
-        items: boxes, points and quads in its pixels.
-        prompt: the question to which the items are the answer, or "".
-    """
-
-    image: Path
-    size: Size
-    items: tuple[Item, ...] = ()
-    prompt: str = ""
 
 
 def read_scenes(
@@ -66,7 +54,7 @@ def read_scenes(
     name = detect_format(path) if format == "auto" else check_format(format)
     folder = picture_folder(images)
     if name in CHATS:
-        from vlkit.datasets.chats import read_chats
+        from vlkit.datasets.formats.chats import read_chats
 
         return read_chats(path, name, folder, max_image_tokens)
     return _functions(name)[0](path, folder)
@@ -96,10 +84,10 @@ def write_scenes(
     if name == "samples":
         raise VlkitError("samples is read only; write another format")
     if name in CHATS:
-        from vlkit.datasets.chats import write_chats
+        from vlkit.datasets.formats.chats import write_chats
 
         write_chats(list(scenes), Path(path), name, max_image_tokens)
-    elif _HOME[name] == "folders":
+    elif name in _FOLDERS:
         with whole_folder(Path(path)) as folder:
             _functions(name)[1](list(scenes), folder)
     else:
@@ -161,6 +149,6 @@ def _detect_family(path: Path) -> str:
 
 
 def _functions(name: str) -> tuple[Any, Any]:
-    module = import_module(f"vlkit.datasets.{_HOME[name]}")
+    module = import_module(f"vlkit.datasets.formats.{_HOME[name]}")
     name = name.replace("-", "_")
     return getattr(module, f"read_{name}"), getattr(module, f"write_{name}", None)

@@ -1,20 +1,240 @@
-"""Examples as the Trainer takes them: read ahead, of like lengths together, padded on the left."""
+"""A frozen vision tower looks at each picture once; its features are kept and given again."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
-from vlkit.batching.encoding import Medium
-from vlkit.lora.features import FrozenTower
-from vlkit.lora.labels import IGNORED, PER_TOKEN, Labelled
-from vlkit.lora.preparing import PIXELS, Preparer
+from vlkit.engine.vision import Encoder, Medium
+from vlkit.inputs import tokenizing
+from vlkit.lora.example import Example
+from vlkit.lora.token_labels import (
+    IGNORED,
+    PADS,
+    PER_TOKEN,
+    Labelled,
+    Piece,
+    cut_turns,
+    label_example,
+    truncate,
+)
+from vlkit.media.image import Image
+from vlkit.messages import read_media_item
+from vlkit.models.load import VLM, base_model
+
+SHARE = 0.25  # of the free main memory, that features may take
+
+
+class FrozenTower:
+    """Features of pictures and clips, each computed once, without gradients, all new ones at once.
+
+    They are kept in main memory. What its share of it does not hold is computed anew each time.
+
+    Args:
+        model: the transformers model, out of an adapter's wrapper.
+        budget: bytes that features may take; by default a quarter of the free main memory.
+    """
+
+    def __init__(self, model: Any, budget: int | None = None):
+        import psutil
+
+        self.visual = model.model.visual
+        self.width = model.config.get_text_config().hidden_size
+        self.encoder = Encoder(model)
+        self.left = int(SHARE * psutil.virtual_memory().available) if budget is None else budget
+        self._kept: dict[Hashable, Any] = {}
+
+    def holds(self, key: Hashable) -> bool:
+        """Whether this content's features need no pixels any more."""
+        return key in self._kept
+
+    def encode(self, media: Sequence[Medium]) -> list[Any]:
+        """For each medium (tokens, width × (1 + deeper layers)) on the tower's device.
+
+        Args:
+            media: those that are not held need their pixels.
+        """
+        import torch
+
+        new = {medium.key: medium for medium in media if medium.key not in self._kept}
+        found = {}
+        with torch.no_grad():
+            for key, layers in zip(new, self.encoder.encode(list(new.values())), strict=True):
+                found[key] = torch.cat(layers, -1)
+                self._keep(key, found[key])
+        self.encoder.forget()
+        for medium in media:
+            if medium.key not in found:
+                found[medium.key] = self._kept[medium.key].to(self.visual.device, non_blocking=True)
+        return [found[medium.key] for medium in media]
+
+    def _keep(self, key: Hashable, features: Any) -> None:
+        import torch
+
+        if features.nbytes > self.left:
+            return
+        self.left -= features.nbytes
+        pinned = features.is_cuda  # the copy does not wait for the GPU, and its reader is the GPU
+        held = torch.empty(features.shape, dtype=features.dtype, pin_memory=pinned)
+        self._kept[key] = held.copy_(features, non_blocking=pinned)
+
+    @contextmanager
+    def replaced(self) -> Iterator[None]:
+        """Within it the model takes features for ``pixel_values``, and no tower runs."""
+        own = vars(self.visual).get("forward")  # accelerate's, where a model is spread out
+        self.visual.forward = partial(_split_layers, self.width)
+        try:
+            yield
+        finally:
+            del self.visual.forward
+            if own is not None:
+                self.visual.forward = own
+
+
+def _split_layers(width: int, features: Any, grid_thw: Any, **_) -> Any:
+    """The tower's output, of features with those of deeper layers behind them."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    first, *deeper = features.split(width, -1)
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=deeper)
+
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+class Preparer:
+    """Makes rows of a data set ready.
+
+    Args:
+        vlm: the model that is trained.
+        data: its rows.
+        max_length: the most tokens of a row, of which the end is cut.
+        tower: whose features stand for pixels, or None where the tower itself is trained.
+        keep: whether rows will be asked for again.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        data: Sequence[Example],
+        max_length: int | None = None,
+        tower: FrozenTower | None = None,
+        *,
+        keep: bool = True,
+    ):
+        self.vlm, self.data, self.max_length = vlm, data, max_length
+        self.tower, self.keep = tower, keep
+        self._rows: dict[int, Labelled] = {}
+        self._known: dict[Hashable, Medium] = {}  # pictures by their source
+
+    def prepare(self, index: int) -> Labelled:
+        """A row, with the pixels that are needed. Raises what :func:`label_example` raises."""
+        if self.tower is None:
+            return label_example(self.vlm, self.data[index], max_length=self.max_length)
+        row = self._rows.get(index)
+        if row is None or not self.is_ready(row):
+            row = self._from_known(self.data[index]) or self._read(self.data[index])
+            if self.keep:
+                self._rows[index] = replace(row, media=tuple(map(_without_pixels, row.media)))
+        return row
+
+    def is_ready(self, row: Labelled) -> bool:
+        """Whether of each of its media the pixels are there, or features held."""
+        return all(medium.pixels is not None or self._holds(medium) for medium in row.media)
+
+    def _holds(self, medium: Medium | None) -> bool:
+        return medium is not None and self.tower is not None and self.tower.holds(medium.key)
+
+    def _read(self, example: Example) -> Labelled:
+        labelled = label_example(self.vlm, example, max_length=self.max_length)
+        media = tuple(_take_media(labelled.tensors))
+        images = [medium for medium in media if medium.kind == "image"]
+        for source, medium in zip(filter(None, _sources(example)), images, strict=True):
+            self._known[source] = _without_pixels(medium)
+        tensors = {n: t for n, t in labelled.tensors.items() if n not in PIXELS.values()}
+        return replace(labelled, tensors=tensors, media=media)
+
+    def _from_known(self, example: Example) -> Labelled | None:
+        """A row of which all pictures' features are held: its texts are all that is read."""
+        found = [self._known.get(source) if source else None for source in _sources(example)]
+        media = [medium for medium in found if medium is not None]
+        if len(media) < len(found) or not all(map(self._holds, media)):
+            return None
+        return self._tokenize(cut_turns(self.vlm.processor, example.messages_for(self.vlm)), media)
+
+    def _tokenize(self, pieces: Sequence[Piece], media: Sequence[Medium]) -> Labelled:
+        import torch
+
+        merged = self.vlm.processor.image_processor.merge_size**2
+        counts = iter([int(medium.grid.prod()) // merged for medium in media])
+        texts = [_expand(piece.text, counts) for piece in pieces]
+        encode = self.vlm.processor.tokenizer.backend_tokenizer.encode
+        with tokenizing:  # one by one: a few short texts are not worth threads
+            tokens = [encode(text, add_special_tokens=False).ids for text in texts]
+        ids = torch.tensor([[token for each in tokens for token in each]])
+        trained = [piece.trained for piece, its in zip(pieces, tokens, strict=True) for _ in its]
+        tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        pad = base_model(self.vlm).config.image_token_id
+        tensors["mm_token_type_ids"] = (ids == pad).to(ids.dtype)
+        if media:
+            tensors["image_grid_thw"] = torch.cat([medium.grid for medium in media])
+        labels = ids.masked_fill(~torch.tensor([trained]), IGNORED)
+        labelled = Labelled(tensors, labels, media=tuple(media))
+        return truncate(self.vlm, labelled, self.max_length)
+
+
+def _take_media(tensors: dict[str, Any]) -> Iterator[Medium]:
+    """A row's pictures, then its clips, each by its content."""
+    for kind, name in PIXELS.items():
+        if name in tensors:
+            grids = tensors[f"{kind}_grid_thw"]
+            parts = tensors[name].split(grids.prod(-1).tolist())
+            for pixels, grid in zip(parts, grids.split(1), strict=True):
+                digest = hashlib.sha256(pixels.numpy()).digest()
+                yield Medium(kind, (kind, digest, *grid[0].tolist()), pixels, grid)
+
+
+def _without_pixels(medium: Medium) -> Medium:
+    return replace(medium, pixels=None)
+
+
+def _sources(example: Example) -> Iterable[Hashable]:
+    """Of each picture what tells it from others; a file is not read for that. None of clips."""
+    for item in example.media:
+        media = read_media_item(item)
+        yield _identify(media) if isinstance(media, Image) else None
+
+
+def _identify(image: Image) -> Hashable:
+    source = image.source
+    limits = (image.max_tokens, image.min_tokens, image.max_pixels, image.min_pixels, image.strict)
+    if not isinstance(source, str | os.PathLike):
+        picture = image.load()
+        return (hashlib.sha256(picture.tobytes()).digest(), picture.size, *limits)
+    try:
+        status = os.stat(source)
+        return (os.fspath(source), status.st_mtime_ns, status.st_size, *limits)
+    except (OSError, ValueError):  # a URL
+        return (os.fspath(source), *limits)
+
+
+def _expand(text: str, counts: Iterator[int]) -> str:
+    """A text with as many placeholders for each picture as it has tokens."""
+    first, *rest = text.split(PADS["image"])
+    return first + "".join(PADS["image"] * next(counts) + each for each in rest)
+
 
 AHEAD = 32  # rows that are read while the model is busy
+
+
 SORTED = 32  # batches whose rows are sorted by length together
 
 

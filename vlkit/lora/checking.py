@@ -1,27 +1,113 @@
-"""A row as an example, or all that is wrong with it."""
+"""Whether pictures and clips can be decoded, each distinct one tried once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
+import PIL.Image
+
+from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
-from vlkit.grounding import Size
-from vlkit.headers import picture_size
-from vlkit.lora.coordinates import Coordinates, Text, detect_convention, place_coordinates
-from vlkit.lora.examples import Example
-from vlkit.lora.media_check import find_damaged
-from vlkit.lora.problems import Problem
+from vlkit.grounding.boxes import Size
+from vlkit.lora.example import Coordinates, Example, Text, detect_convention, place_coordinates
 from vlkit.lora.readers import Turn, detect_format, read_turns
-from vlkit.media import Image, describe_source
+from vlkit.media.image import Image, describe_source, load_image, picture_size
+from vlkit.media.sources import is_remote, is_url, local_path
+from vlkit.media.video import Video, clip_name, probe_clip, sample_indices
 from vlkit.messages import as_messages, read_media_item
-from vlkit.sources import is_remote, is_url, local_path
-from vlkit.table_files import is_missing
-from vlkit.video import Video
+
+_COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+
+def find_damaged(items: Iterable[dict]) -> list[str | None]:
+    """What keeps each content item from being decoded, or None.
+
+    Pictures are decoded to their end, clips to their first frame; http(s) URLs are not fetched.
+    """
+    media = [read_media_item(item) for item in items]
+    keys = [_key(each) for each in media]
+    distinct = dict(zip(keys, media, strict=True))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = dict(zip(distinct, pool.map(_damage, distinct.values()), strict=True))
+    return [found[key] for key in keys]
+
+
+def _key(media: Image | Video) -> tuple:
+    source, *options = vars(media).values()
+    return type(media), source if isinstance(source, str) else id(source), repr(options)
+
+
+def _damage(media: Image | Video) -> str | None:
+    source = media.source
+    if is_remote(source):
+        return None
+    try:
+        if isinstance(media, Video):
+            sample_indices(media, probe_clip(media), clip_name(source))
+        elif not _is_whole_file(source):
+            load_image(media)
+    except (VlkitError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _is_whole_file(source: Any) -> bool:
+    """Whether it is a file that decodes to its end; of a JPEG an eighth of the size shows that."""
+    if not isinstance(source, str | os.PathLike) or is_url(source):
+        return False
+    try:
+        with PIL.Image.open(local_path(source), formats=_COMMON) as picture:
+            picture.draft(None, (1, 1))
+            picture.load()
+    except Exception:  # a decoder may raise anything; load_image then says what is wrong
+        return False
+    return True
+
+
+SHOWN = 20  # problems that an error spells out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one row; a ``.jsonl`` counts its lines, from 1."""
+
+    row: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.text}"
+
+
+class DataError(VlkitError):
+    """Training data with rows that cannot be learnt from.
+
+    Attributes:
+        problems: all of them, in order.
+    """
+
+    def __init__(self, name: str, problems: Sequence[Problem]):
+        advice = "mend them, or pass strict=False to leave these rows out"
+        super().__init__(f"{list_problems(name, problems)}; {advice}")
+        self.problems = tuple(problems)
+
+
+def list_problems(name: str, problems: Sequence[Problem]) -> str:
+    """All problems of a source in one line."""
+    rows = len({problem.row for problem in problems})
+    more = len(problems) - SHOWN
+    listed = "; ".join(map(str, problems[:SHOWN]))
+    listed += f"; and {more:,} more (in .problems)" if more > 0 else ""
+    return f"{name}: {rows:,} {'row has' if rows == 1 else 'rows have'} problems: {listed}"
+
 
 _ENCODED = (str, bytes, bytearray, memoryview)  # of these picture_size reads the header alone
+
+
 _ROLES = ("system", "user", "assistant")
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vlkit.batching.settings import base_model
-from vlkit.families import FAMILIES
-from vlkit.lora.labels import Labelled
-from vlkit.lora.modules import Part
-from vlkit.memory import available_memory, mlp_width
-from vlkit.models import VLM
+from vlkit.lora.networks import Part
+from vlkit.lora.token_labels import Labelled
+from vlkit.models.families import FAMILIES
+from vlkit.models.load import VLM, base_model
+from vlkit.models.memory import available_memory, mlp_width
 
 # a row's step in forward passes of what is trained: the language model, or the whole model
 STEP, STEP_WITH_VISION, RECOMPUTED = 1.4, 2.4, 0.9
+
+
 PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight, its block's scale included
+
+
 _GELUS = {"qwen2_vl": 2, "qwen2_5_vl": 3}  # values of the vision MLP kept for the backward pass
 
 
@@ -70,7 +74,7 @@ def estimate_training(
 
     Args:
         vlm: the model that is trained.
-        parts: from :func:`vlkit.lora.modules.plan_parts`.
+        parts: from :func:`vlkit.lora.networks.plan_parts`.
         rank: of the adapters, or None for full training.
         tokens: of the longest batch, its padding included.
         learnt: of these, the ones that have labels.
@@ -122,7 +126,7 @@ def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
 
 
 def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int) -> int:
-    """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.layers`."""
+    """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.fast_layers`."""
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     hidden, query, key, inner = (
@@ -204,7 +208,7 @@ def estimate_seconds(
     """Seconds of training.
 
     Args:
-        parts: from :func:`vlkit.lora.modules.plan_parts`.
+        parts: from :func:`vlkit.lora.networks.plan_parts`.
         forward: from :func:`time_forward`, of a row of mean length.
         rows: that are learnt, those of every epoch counted.
         pictured: rows whose pictures are seen, if the tower is not trained: each once.
@@ -215,3 +219,77 @@ def estimate_seconds(
     if any(part.modules for part in parts[1:]):
         return rows * whole * (STEP_WITH_VISION + again)
     return rows * (whole - tower) * (STEP + again) + pictured * tower
+
+
+AUTO = 8  # rows of an update
+
+
+CHECKPOINTS = 10  # of a run, or as many as it has epochs
+
+
+_USED = 0.9  # of the free memory
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """Rows at a time.
+
+    Attributes:
+        batch: rows of a batch.
+        accumulation: batches of an update of the weights.
+        auto: whether it may be divided otherwise.
+    """
+
+    batch: int
+    accumulation: int
+    auto: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Of an update."""
+        return self.batch * self.accumulation
+
+    def smaller(self) -> BatchSize | None:
+        """As many rows in batches half the size; None where that cannot be."""
+        if not self.auto or self.batch % 2:
+            return None
+        return replace(self, batch=self.batch // 2, accumulation=2 * self.accumulation)
+
+
+def choose_batch(
+    vlm: VLM,
+    parts: Sequence[Part],
+    lengths: Sequence[float],
+    *,
+    rank: int | None,
+    batch_size: int | str,
+    accumulation: int,
+    gradient_checkpointing: bool,
+    quantize: str | None = None,
+) -> BatchSize:
+    """The rows at a time; ``auto`` takes eight an update, in batches that a GPU's memory holds."""
+    if batch_size != "auto":
+        return BatchSize(int(batch_size), accumulation)
+    size = BatchSize(AUTO, accumulation, auto=True)
+    longest = sorted(lengths)[-AUTO:]
+    while vlm.model.device.type == "cuda" and (smaller := size.smaller()):
+        tokens = int(longest[-1] * size.batch)
+        memory = estimate_training(
+            vlm, parts, rank=rank, tokens=tokens, learnt=tokens // 4, patches=4 * tokens,
+            gradient_checkpointing=gradient_checkpointing, quantize=quantize,
+        )  # fmt: skip
+        if memory.total <= _USED * memory.available:
+            break
+        size = smaller
+    return size
+
+
+def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: float) -> int:
+    """Updates of the weights, as the Trainer counts them."""
+    batches = math.ceil(rows / batch_size)
+    return math.ceil(math.ceil(batches / gradient_accumulation) * epochs)
+
+
+def checkpoint_every(steps: int, epochs: float) -> int:
+    """Steps from one checkpoint, and from one look at the held-out rows, to the next."""
+    return min(math.ceil(steps / CHECKPOINTS), math.ceil(steps / max(epochs, 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import statistics
 from collections.abc import Sequence
@@ -10,28 +11,32 @@ from typing import Any, Literal
 
 import PIL.Image
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, counted
 from vlkit.lora.arguments import check_bits, check_counts, check_rows, check_switches
 from vlkit.lora.costs import (
     TrainingMemory,
+    checkpoint_every,
+    choose_batch,
+    count_steps,
     estimate_seconds,
     estimate_training,
     time_forward,
 )
 from vlkit.lora.data import as_data
-from vlkit.lora.examining import Examiner, check_examined
-from vlkit.lora.examples import Example
-from vlkit.lora.labels import IGNORED, Labelled, label_example, media_ids
-from vlkit.lora.lengths import Length, measure_length
-from vlkit.lora.modules import Part, plan_parts
-from vlkit.lora.networks import check_quantized
-from vlkit.lora.problems import Problem, list_problems
-from vlkit.lora.sizing import checkpoint_every, choose_batch, count_steps
-from vlkit.media import load_image
-from vlkit.models import VLM
-from vlkit.phrases import counted
-
-MEASURED = 2000  # rows whose lengths are measured where none has to be cut
+from vlkit.lora.evaluating import Examiner, check_examined
+from vlkit.lora.example import Example
+from vlkit.lora.networks import Part, check_quantized, plan_parts
+from vlkit.lora.token_labels import (
+    IGNORED,
+    Labelled,
+    Length,
+    label_example,
+    measure_lengths,
+    media_ids,
+)
+from vlkit.media.image import load_image
+from vlkit.models.load import VLM
+from vlkit.plotting.html import image_html
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,6 @@ class XRay:
         )
 
     def _repr_html_(self) -> str:
-        from vlkit.lora.cards import xray_card
 
         return xray_card(self)
 
@@ -211,25 +215,6 @@ def inspect(
     )
 
 
-def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Length]:
-    """The lengths of rows: of all where some may have to be cut.
-
-    Raises:
-        VlkitError: every row that cannot be cut so.
-    """
-    step = 1 if max_length is not None else math.ceil(len(data) / MEASURED)
-    lengths = [measure_length(vlm, data[i]) for i in range(0, len(data), step)]
-    problems = []
-    for length in lengths:
-        try:
-            length.lost(max_length)
-        except VlkitError as error:
-            problems.append(Problem(length.row, str(error).partition(": ")[2]))
-    if problems:
-        raise VlkitError(list_problems(getattr(data, "name", "data"), problems))
-    return lengths
-
-
 def count_pictured(data: Sequence[Example]) -> int:
     """Rows with pictures or clips; several about the same ones, by their names, count once."""
     shown = [tuple(_name(item[item["type"]]) for item in example.media) for example in data]
@@ -263,3 +248,209 @@ def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
             runs.append(TokenRun(text, kind, len(held)))
             held = []
     return runs
+
+
+SHOWN = 1500  # runs of tokens that are spelt out
+
+
+_BINS = 24
+
+
+_FAINT = "opacity:.65;font-size:.85em"
+
+
+_CELL = "padding:2px 14px 2px 0;text-align:left;border:none"
+
+
+_COLOURS = {
+    "learnt": "background:rgba(22,163,74,.28);border-bottom:2px solid #16a34a",
+    "prompt": "background:rgba(128,128,128,.13)",
+    "image": "background:rgba(37,99,235,.25);border-radius:4px;padding:0 6px",
+    "video": "background:rgba(147,51,234,.25);border-radius:4px;padding:0 6px",
+}
+
+
+_NAMES = {
+    "learnt": "learnt: answers and their end token",
+    "prompt": "read, not learnt",
+    "image": "picture",
+    "video": "clip",
+}
+
+
+_MEMORY = {
+    "weights": "#64748b",
+    "state": "#16a34a",
+    "activations": "#2563eb",
+    "logits": "#d97706",
+}
+
+
+_STATE = {"state": "trained parameters, gradients, AdamW"}
+
+
+def xray_card(xray: XRay) -> str:
+    """HTML that takes its colours from the page, so that it reads on dark and light."""
+    rows = "row" if xray.rows == 1 else "rows"
+    title = f"<b>{html.escape(xray.model)}</b>: {xray.rows:,} {rows} of {html.escape(xray.data)}"
+    sections = (_tokens(xray), _lengths(xray), _layers(xray.parts), _cost(xray))
+    return (
+        f'<div style="max-width:900px;line-height:1.5"><p style="font-size:1.05em;margin:4px 0">'
+        f"{title}</p>{''.join(sections)}</div>"
+    )
+
+
+def _section(title: str, note: str, body: str) -> str:
+    return (
+        f'<div style="margin:14px 0"><div style="margin-bottom:4px"><b>{title}</b> '
+        f'<span style="{_FAINT}">{note}</span></div>{body}</div>'
+    )
+
+
+def _tokens(xray: XRay) -> str:
+    example = xray.example
+    note = f"{example.trained:,} of {example.length:,} tokens are learnt"
+    note += f"; the cut takes {example.lost:,} of the answer's" if example.lost else ""
+    kinds = dict.fromkeys(run.kind for run in xray.runs)
+    legend = " ".join(
+        f'<span style="{_COLOURS[kind]};margin-right:10px;padding:0 6px">{_NAMES[kind]}</span>'
+        for kind in _NAMES
+        if kind in kinds
+    )
+    shown = "".join(map(_run, xray.runs[:SHOWN]))
+    more = len(xray.runs) - SHOWN
+    shown += f"<span> … and {more:,} tokens more</span>" if more > 0 else ""
+    box = (
+        "font-family:ui-monospace,monospace;font-size:.85em;line-height:1.75;padding:8px 10px;"
+        "border:1px solid rgba(128,128,128,.35);border-radius:6px;white-space:pre-wrap;"
+        "overflow-wrap:anywhere;max-height:420px;overflow-y:auto"
+    )
+    pictures = "".join(
+        f'<span style="margin-right:8px">{image_html(image, width=160, alt="picture")}</span>'
+        for image in xray.images[:6]
+    )
+    return _section(
+        "One example", note, f'<div style="margin:6px 0">{pictures}</div><div style="{box}">{shown}'
+        f'</div><p style="font-size:.85em;margin:6px 0">{legend}</p>'
+    )  # fmt: skip
+
+
+def _run(run: TokenRun) -> str:
+    if run.kind in ("image", "video"):
+        name = "picture" if run.kind == "image" else "clip"
+        return f'<span style="{_COLOURS[run.kind]}">{name}, {run.count:,} tokens</span>'
+    text = html.escape(run.text).replace("\n", '<span style="opacity:.5">⏎</span>\n')
+    title = f' title="{run.count} tokens"' if run.count > 1 else ""
+    return f'<span{title} style="{_COLOURS[run.kind]};margin-right:1px">{text}</span>'
+
+
+def _lengths(xray: XRay) -> str:
+    totals = sorted(length.total for length in xray.lengths)
+    note = (
+        f"tokens of a row: {totals[0]:,} to {totals[-1]:,}, median "
+        f"{statistics.median(totals):,.0f}; "
+        f"{sum(length.trained for length in xray.lengths) / sum(totals):.1%} learnt"
+    )
+    if len(totals) < xray.rows:
+        note += f" (of {len(totals):,} rows spread over the data)"
+    lines = f'<p style="margin:4px 0">{_cut(xray)}</p>' if xray.max_length else ""
+    return _section("Lengths", note, (_histogram(totals) if totals[0] < totals[-1] else "") + lines)
+
+
+def _cut(xray: XRay) -> str:
+    cut = xray.cut
+    if not cut:
+        return f"max_length={xray.max_length:,} cuts no row"
+    lost = sum(tokens for _, tokens in cut)
+    rows = ", ".join(str(row) for row, _ in cut[:8]) + (" …" if len(cut) > 8 else "")
+    return (
+        f"max_length={xray.max_length:,} cuts <b>{len(cut):,} {'row' if len(cut) == 1 else 'rows'}"
+        f"</b> ({rows}): {lost:,} tokens of answers are lost, and none of a picture"
+    )
+
+
+def _histogram(totals: list[int]) -> str:
+    low, high = totals[0], totals[-1]
+    width = (high - low + 1) / _BINS
+    counts = [0] * _BINS
+    for total in totals:
+        counts[min(int((total - low) / width), _BINS - 1)] += 1
+    bars = "".join(
+        f'<div title="{low + i * width:,.0f} to {low + (i + 1) * width:,.0f} tokens: '
+        f'{count:,} rows" '
+        f'style="flex:1;background:#2563eb;opacity:.75;height:{56 * count / max(counts):.0f}px;'
+        f'min-height:{2 if count else 0}px"></div>'
+        for i, count in enumerate(counts)
+    )
+    return (
+        f'<div style="display:flex;align-items:flex-end;gap:2px;height:58px;max-width:480px;'
+        f'border-bottom:1px solid rgba(128,128,128,.5)">{bars}</div><div style="display:flex;'
+        f'justify-content:space-between;max-width:480px;{_FAINT}"><span>{low:,}</span>'
+        f"<span>{high:,} tokens</span></div>"
+    )
+
+
+def _layers(parts: tuple[Part, ...]) -> str:
+    total, trained = (sum(getattr(p, name) for p in parts) for name in ("parameters", "trained"))
+    heads = ("part", "layers", "trained parameters", "compared with its own")
+    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in heads)
+    rows = "".join(map(_layer_row, parts))
+    style = "border-collapse:collapse;font-size:inherit;color:inherit"
+    table = f'<table style="{style}"><tr>{head}</tr>{rows}</table>'
+    note = f"{trained:,} parameters, {trained / total:.2%} of the model's {total:,}"
+    return _section("What is trained", note, table)
+
+
+def _layer_row(part: Part) -> str:
+    kinds = dict.fromkeys(name.rpartition(".")[2] for name in part.modules)
+    named = [kind for kind in kinds if not kind.isdigit()]
+    layers = f"{len(part.modules):,}" + (f" ({', '.join(named)})" if named else "")
+    share = f"{part.trained / part.parameters:.2%} of " if part.modules else "none of "
+    cells = (
+        part.name,
+        html.escape(layers) if part.modules else "none",
+        f"{part.trained:,}",
+        f"{share}{part.parameters:,}",
+    )
+    faint = "" if part.modules else ";opacity:.6"
+    return "<tr>" + "".join(f'<td style="{_CELL}{faint}">{cell}</td>' for cell in cells) + "</tr>"
+
+
+def _cost(xray: XRay) -> str:
+    memory = xray.memory
+    verdict = "fits" if memory.fits else "<b>does not fit</b>"
+    place = "GPU memory" if memory.place == "GPU" else "RAM"
+    steps = f"{xray.steps:,} {'step' if xray.steps == 1 else 'steps'}"
+    lines = (
+        f'<p style="margin:4px 0">about {_bytes(memory.total)} for the longest batch: {verdict} '
+        f"the {_bytes(memory.available)} of free {place}</p>{_bar(memory)}"
+        f'<p style="margin:8px 0 0">{steps}, about {_duration(xray.seconds)} on this machine</p>'
+    )
+    return _section("Cost", "memory estimated, time by one forward pass", lines)
+
+
+def _bar(memory: TrainingMemory) -> str:
+    pieces, names = "", ""
+    for name, colour in _MEMORY.items():
+        value = getattr(memory, name)
+        pieces += f'<div style="background:{colour};width:{100 * value / memory.total:.2f}%"></div>'
+        names += (
+            f'<span style="margin-right:14px;white-space:nowrap"><span style="display:inline-block;'
+            f'width:.8em;height:.8em;border-radius:2px;background:{colour}"></span> '
+            f"{_STATE.get(name, name)} {_bytes(value)}</span>"
+        )
+    return (
+        f'<div style="display:flex;height:14px;max-width:480px;border-radius:4px;overflow:hidden">'
+        f'{pieces}</div><div style="{_FAINT};margin-top:4px">{names}</div>'
+    )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlkit.datasets.questions import COLUMNS
+from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
+from vlkit.media.video import Video
 from vlkit.messages import looks_like_clip
-from vlkit.table_files import is_missing
-from vlkit.tables import COLUMNS
-from vlkit.video import Video
 
 FORMATS = ("pai", "llava", "ms-swift", "messages", "table")
 ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")

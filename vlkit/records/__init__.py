@@ -3,31 +3,14 @@
 ``with vlkit.records.Run("name") as run:`` records whatever is asked and trained inside it.
 """
 
-from importlib import import_module
+from vlkit.lazy import lazy_names
 
-_HOME = {
-    "run": ["Run"],
-    "reading": ["Record", "read_run", "runs"],
-    "seeding": ["seed_everything"],
+_HOMES = {
+    "run": ["Run", "seed_everything"],
+    "record": ["Record", "read_run", "runs"],
     "replaying": ["Replay", "replay"],
-    "differences": ["RunDiff", "diff"],
-    "comparing": ["ModelComparison", "compare"],
-    "pages": ["report"],
-    "citations": ["bibtex"],
+    "comparing": ["ModelComparison", "RunDiff", "compare", "diff"],
+    "reports.page": ["report"],
+    "reports.citations": ["bibtex"],
 }
-_WHERE = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = [*_WHERE]
-
-
-def __getattr__(name: str):
-    """Import a public name when it is first used."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'vlkit.records' has no attribute {name!r}")
-    value = getattr(import_module(f"vlkit.records.{_WHERE[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

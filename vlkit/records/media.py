@@ -14,13 +14,13 @@ from typing import Any
 
 import PIL.Image
 
+from vlkit.batch.keys import hash_medium
 from vlkit.bundled import bundled_path
-from vlkit.decoding import pictures_of
 from vlkit.errors import VlkitError
-from vlkit.keys import hash_medium
-from vlkit.media import describe_source, load_image
+from vlkit.media.image import describe_source, load_image
+from vlkit.media.sources import is_url, local_path
+from vlkit.media.video import pictures_of
 from vlkit.records.secrets import clean_url
-from vlkit.sources import is_url, local_path
 
 THUMBNAILS, KEPT = "thumbnails", "media"
 SIDE = 400  # pixels of a thumbnail

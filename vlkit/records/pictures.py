@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import PIL.Image
 
-from vlkit.comparison import ANSWER, TRUTH
 from vlkit.errors import VlkitError
-from vlkit.grounding import Item, list_items, scale_item
-from vlkit.media import load_image
-from vlkit.plotting import add_legend, draw_boxes, draw_strokes
+from vlkit.grounding.boxes import Item, list_items, scale_item
+from vlkit.media.image import load_image
+from vlkit.plotting.comparing import ANSWER, TRUTH
+from vlkit.plotting.draw import add_legend, draw_boxes, draw_strokes
+from vlkit.plotting.html import image_html
 from vlkit.records.media import MediaStore
-from vlkit.records.reading import Record
-from vlkit.replies import image_html
+from vlkit.records.record import Record
 
 WIDTH = 840  # of a picture on a page
 

@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlkit.batch import answer_all
-from vlkit.errors import RemoteError, VlkitError
+from vlkit.batch.run import answer_all
+from vlkit.errors import RemoteError, VlkitError, counted
+from vlkit.generation.reply import Reply
 from vlkit.inputs import check_model
-from vlkit.phrases import counted
 from vlkit.records.facts import environment, git_state, model_facts
-from vlkit.records.reading import Record, read_run
-from vlkit.records.rebuilding import answer_of, first_difference, messages_of, question_of
-from vlkit.replies import Reply
+from vlkit.records.record import (
+    Record,
+    answer_of,
+    first_difference,
+    messages_of,
+    question_of,
+    read_run,
+)
 
 if TYPE_CHECKING:
     import pandas

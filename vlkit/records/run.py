@@ -1,9 +1,12 @@
-"""A run under way: what is asked inside it is written down as it is answered."""
+"""What a user adds to a run: figures, tables, pictures, texts."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
+import random
 import re
 import threading
 import time
@@ -15,23 +18,156 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from vlkit import recording
-from vlkit.datasets.files import whole_folder, write_whole
+import PIL.Image
+
+from vlkit import hooks
 from vlkit.errors import VlkitError
+from vlkit.files import whole_folder, write_whole
+from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
-from vlkit.records.facts import environment, git_state, memory_facts, model_facts
-from vlkit.records.lines import (
-    answer_facts,
-    digest,
-    line_of,
-    plain,
-    plain_value,
-    training_facts,
-)
+from vlkit.records.facts import adapter_facts, environment, git_state, memory_facts, model_facts
 from vlkit.records.media import MediaStore
-from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, count_lines, read_run
+from vlkit.records.record import LINES, MANIFEST, VERSION, Record, count_lines, read_run
 from vlkit.records.secrets import SHORTEST, without_secrets
-from vlkit.replies import Reply
+
+FIGURES = "figures"
+
+
+MOST_ROWS = 500  # of a table that is kept
+
+
+def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
+    """What the run writes of it; pictures go into a file.
+
+    Raises:
+        VlkitError: something that cannot be shown on a page.
+    """
+    if isinstance(exhibit, str):
+        return {"exhibit": "text", "text": exhibit}
+    if hasattr(exhibit, "savefig"):
+        return {
+            "exhibit": "figure",
+            "file": _save(folder, lambda path: _save_figure(exhibit, path)),
+        }
+    if isinstance(exhibit, PIL.Image.Image):
+        return {"exhibit": "figure", "file": _save(folder, lambda path: exhibit.save(path, "PNG"))}
+    if hasattr(exhibit, "to_frame") and hasattr(exhibit, "index"):
+        exhibit = exhibit.to_frame()
+    if hasattr(exhibit, "columns") and hasattr(exhibit, "itertuples"):
+        return {"exhibit": "table", **_table_facts(exhibit)}
+    raise VlkitError(
+        f"a {type(exhibit).__name__} cannot be added; pass a figure of matplotlib, a DataFrame, a "
+        "PIL image or a text"
+    )
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    figure.savefig(path, format="png", dpi=160, bbox_inches="tight", facecolor="white")
+
+
+def _save(folder: Path, write: Any) -> str:
+    (folder / FIGURES).mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        name = f"{FIGURES}/{number:03d}.png"
+        if not (folder / name).exists():
+            write(folder / name)
+            return name
+    raise AssertionError  # there is always a next number
+
+
+def _table_facts(frame: Any) -> dict[str, Any]:
+    index = frame.index
+    numbered = index.name is None and list(index[:3]) == list(range(min(3, len(index))))
+    shown = frame if numbered else frame.reset_index()
+    rows = shown.head(MOST_ROWS).astype(object).where(shown.head(MOST_ROWS).notna(), None)
+    columns = ["" if str(name) == "index" and not numbered else str(name) for name in shown.columns]
+    return {"columns": columns, "rows": rows.values.tolist(), "of_rows": len(frame)}
+
+
+_CURVES = ("losses", "evaluations", "metrics", "samples")
+
+
+def answer_facts(result: Any) -> dict[str, Any]:
+    """What the line of an answer holds of a Reply, a Failure or an error."""
+    if isinstance(result, BaseException):
+        text = str(result) or "it was interrupted"
+        result = Failure(text.splitlines()[0], type(result).__name__)
+    facts = {k: v for k, v in record_of(result, 0, "").items() if k not in ("key", "index")}
+    if isinstance(result, Failure):
+        return {"error": facts["error"], "error_kind": facts["kind"]}
+    cost = getattr(result, "cost", None)
+    tokens = list(result.tokens) or None
+    return facts | {"tokens": tokens} | ({} if cost is None else {"cost": cost})
+
+
+def training_facts(run: Any) -> dict[str, Any]:
+    """What came of a training: its curves, and the adapter with the hash of its weights."""
+    facts = {name: getattr(run, name, None) for name in ("steps", "finished", "effect", "seconds")}
+    curves = {name: getattr(run, name, ()) for name in _CURVES}
+    return facts | curves | {"adapter": adapter_facts(str(run.output_dir))}
+
+
+def plain_value(value: Any) -> Any:
+    """An argument as it can be read again; of what cannot, what it is."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not hasattr(value, "__len__"):
+        return type(value).__name__
+    return f"{type(value).__name__} of {len(value):,} rows" if len(value) else None
+
+
+def plain(value: Any) -> Any:
+    """Values for JSON: what is no number is None, what is of another type its text."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(each) for each in value]
+    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def digest(content: Any) -> str:
+    """A short hash of plain values."""
+    text = json.dumps(content, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def line_of(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def seed_everything(seed: int) -> int:
+    """Seed Python, numpy and torch on all devices; an open run takes note of it.
+
+    With a ``seed`` of its own an answer needs no call of this. Same seed and same machine give
+    the same answers, sampled ones and those of a batch included. What nobody can promise: other
+    GPUs, drivers, versions of torch or numbers of threads round sums in another order, so a token
+    that was nearly tied may turn out the other way, and everything after it differs; on a GPU in
+    bfloat16 another batch size does the same, and torch draws other random numbers on a GPU than
+    on a CPU. :func:`vlkit.records.replay` says which answers are the same here.
+
+    Returns:
+        The seed.
+
+    Raises:
+        VlkitError: no whole number from 0 to 2³² - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise VlkitError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1:,}")
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    hooks.tell(hooks.open_runs(), "log", seed_everything=seed)
+    return seed
 
 
 class Run:
@@ -113,7 +249,7 @@ class Run:
         with whole_folder(self.path) as made:
             (made / MANIFEST).write_text(self._manifest_text(), encoding="utf-8")
         self._store, self.closed = MediaStore(self.path, self.keep_media), False
-        recording.enter(self)
+        hooks.enter(self)
         return self
 
     def close(self, error: BaseException | None = None) -> None:
@@ -121,7 +257,7 @@ class Run:
         if self.closed:
             return
         self.closed = True
-        recording.leave(self)
+        hooks.leave(self)
         self._manifest |= {"ended": _now(), "seconds": round(time.time() - self._started, 3)}
         self._manifest["lines"] = count_lines(self.path / LINES)
         if error is not None:
@@ -152,7 +288,6 @@ class Run:
         Raises:
             VlkitError: something that cannot be shown on a page.
         """
-        from vlkit.records.exhibits import exhibit_facts
 
         with self._lock:
             self._write("exhibit", caption=caption, **exhibit_facts(exhibit, self.path))
@@ -258,7 +393,7 @@ class Run:
 
 def process_run() -> tuple[Run, ...]:
     """The run that ``VLKIT_RUN`` names for this process."""
-    return _attached(os.environ[recording.RUN_VARIABLE])
+    return _attached(os.environ[hooks.RUN_VARIABLE])
 
 
 @lru_cache(maxsize=8)

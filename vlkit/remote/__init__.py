@@ -1,6 +1,6 @@
 """Hosted and served models behind the same calls, through OpenAI-compatible endpoints."""
 
-from vlkit.remote.models import HostedOptions, RemoteVLM, load_remote
+from vlkit.remote.model import HostedOptions, RemoteVLM, load_remote
 from vlkit.remote.services import is_remote_name
 
 __all__ = ["HostedOptions", "RemoteVLM", "is_remote_name", "load_remote"]

@@ -13,8 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vlkit.errors import ModelError, RemoteError
-from vlkit.families import FAMILIES, family_of_name
-from vlkit.sizes import SizeRules, published_rules
+from vlkit.models.families import FAMILIES, SizeRules, family_of_name, published_rules
 
 PREFIXES = ("openai:", "dashscope:")
 OPENAI_URL = "https://api.openai.com/v1"

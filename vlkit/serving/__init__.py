@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.errors import VlkitError
 from vlkit.inputs import check_loaded
-from vlkit.models import VLM
+from vlkit.models.load import VLM
 
 if TYPE_CHECKING:
-    from vlkit.serving.server import Server
+    from vlkit.serving.app import Server
 
 
 def start(
@@ -30,15 +30,15 @@ def start(
         port: 0 takes a free one; ``server.url`` tells which.
         api_key: what clients must send.
         name: what clients call the model; by default the name it was loaded by.
-        **limits: fields of :class:`vlkit.serving.limits.Limits`.
+        **limits: fields of :class:`vlkit.serving.request.Limits`.
 
     Raises:
         VlkitError: the address cannot be had, or FastAPI and uvicorn are not installed.
     """
     check_installed()
     check_loaded(vlm)
-    from vlkit.serving.limits import Limits
-    from vlkit.serving.server import Server, model_name, open_socket
+    from vlkit.serving.app import Server, model_name, open_socket
+    from vlkit.serving.request import Limits
 
     listener = open_socket(host, port, api_key)
     name = name or model_name(vlm.name)

@@ -1,29 +1,130 @@
-"""Between HTTP and the model: requests are read in threads, answers come back as events."""
+"""From a request to a row for the engine: media decoded, prompt rendered, limits kept."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from vlkit.engine.scheduler import Waiting
+from vlkit.engine.slots import Row, describe_row, split_media, split_rows
 from vlkit.errors import VlkitError
-from vlkit.generation import ending_tokens
-from vlkit.inputs import size_rules
-from vlkit.memory import available_memory
-from vlkit.models import VLM
-from vlkit.serving.content import read_messages
-from vlkit.serving.engines import Joined, make_engine
-from vlkit.serving.jobs import Ended, Event, Job, Text
-from vlkit.serving.limits import Limits, RequestError
-from vlkit.serving.preparing import Prepared, check_texts, prepare
-from vlkit.serving.schema import ChatRequest
-from vlkit.serving.worker import Worker, refusal
+from vlkit.generation.reply import Usage, count_usage
+from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inputs, size_rules
+from vlkit.media.video import Clip, ClipInfo
+from vlkit.models.load import VLM
+from vlkit.models.memory import available_memory
+from vlkit.serving.request import ChatRequest, ClipTimes, Limits, RequestError, read_messages
+from vlkit.serving.worker import AnswerText, Ended, Event, Job, Joined, Worker, make_engine, refusal
+
+_TOKEN_LETTERS = 16  # a text of more letters a token is not even looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A request, ready for the engine.
+
+    Attributes:
+        waiting: its media and how many tokens it has.
+        row: for the engine.
+        usage: of its prompt.
+    """
+
+    waiting: Waiting
+    row: Row
+    usage: Usage
+
+
+def check_texts(messages: list[dict], context: int) -> None:
+    """Refuse texts that cannot fit, before they are tokenized."""
+    items = [item for message in messages for item in message["content"]]
+    letters = sum(len(item["text"]) for item in items if item["type"] == "text")
+    if letters > _TOKEN_LETTERS * context:
+        raise _too_long(f"{letters:,} letters", context)
+
+
+def prepare(
+    vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int, fast: bool
+) -> Prepared:
+    """Decode media, render the prompt and make its tensors.
+
+    Args:
+        vlm: whose processor it is.
+        chat: the request.
+        messages: its messages, from :func:`vlkit.serving.request.read_messages`.
+        limits: of the server.
+        context: the most tokens of prompt and answer.
+        fast: for the batch engine.
+
+    Raises:
+        VlkitError: for what is wrong with it.
+    """
+    loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
+    inputs = make_inputs(vlm, [loaded], device=_device(vlm) if fast else None)
+    (tensors,), (sizes,) = split_rows(inputs), inputs.input_sizes
+    digests = tuple(hashlib.sha256(each).digest() for each in _contents(loaded))
+    (media,) = split_media(inputs, [digests]) if fast else ([],)
+    length = tensors["input_ids"].shape[1]
+    limit = _answer_limit(chat, limits, context, length)
+    sampling = (chat.temperature, chat.top_p)
+    row = Row(0, tensors, media, limit, chat.seed, sampling=sampling)
+    usage = count_usage(vlm, describe_row(loaded, tensors, sizes), 0)
+    return Prepared(Waiting(0, None, None if fast else inputs, length, digests), row, usage)
+
+
+def _contents(loaded: LoadedMessages) -> list[Any]:
+    return [*(image.tobytes() for image in loaded.images), *(clip.frames for clip in loaded.clips)]
+
+
+def _device(vlm: VLM) -> Any:
+    """Where pictures are cut into patches; as in a batch, so that answers are the same."""
+    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
+    return vlm.model.device if half else None
+
+
+def _answer_limit(chat: ChatRequest, limits: Limits, context: int, length: int) -> int:
+    asked, room = chat.new_tokens, context - length
+    if asked is not None and asked > limits.new_tokens:
+        text = f"max_tokens={asked:,}: this server writes at most {limits.new_tokens:,}"
+        raise RequestError(text, param="max_tokens")
+    if room < (asked or 1):
+        raise _too_long(f"{length:,} prompt tokens and {asked or 1:,} of the answer", context)
+    return asked or min(limits.new_tokens, room)
+
+
+def _too_long(what: str, context: int) -> RequestError:
+    text = f"{what} exceed the context of {context:,} tokens; send less, or smaller pictures"
+    return RequestError(text, param="messages", code="context_length_exceeded")
+
+
+def _with_times(loaded: LoadedMessages, times: ClipTimes | None) -> LoadedMessages:
+    """The times that a client says of its frames, as vLLM's clients do of a request's one clip."""
+    if times is None:
+        return loaded
+    if len(loaded.clips) != 1 or len(loaded.clips[0].indices) != len(times.frames_indices):
+        counts = [len(clip.indices) for clip in loaded.clips]
+        raise VlkitError(
+            f"media_io_kwargs.video: {len(times.frames_indices)} frames_indices for clips of "
+            f"{counts} frames; they are told of one clip with an even number of frames"
+        )
+    clip = _retimed(loaded.clips[0], times)
+    return replace(loaded, clips=[clip])
+
+
+def _retimed(clip: Clip, times: ClipTimes) -> Clip:
+    total = times.total_num_frames or max(times.frames_indices) + 1
+    info = ClipInfo(clip.info.size, times.fps, total)
+    return replace(clip, indices=tuple(times.frames_indices), range_frames=total, info=info)
+
 
 MOST_CONTEXT = 32_768  # unless more is asked for
+
+
 PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
 
 
@@ -53,7 +154,7 @@ class Share:
                 self._changed.notify_all()
 
 
-class Answer:
+class ServedAnswer:
     """Events of one request, in order; the last is Ended, or a RequestError is raised."""
 
     def __init__(self) -> None:
@@ -78,7 +179,7 @@ class Answer:
             self.job.cancel()
 
 
-class Service:
+class ChatService:
     """A model that answers requests; to be made inside of a running event loop.
 
     Args:
@@ -119,7 +220,7 @@ class Service:
             "finished": worker.finished, "most_at_once": worker.most_at_once,
         }  # fmt: skip
 
-    async def ask(self, chat: ChatRequest) -> Answer:
+    async def ask(self, chat: ChatRequest) -> ServedAnswer:
         """Read a request's media and hand it to the model.
 
         Raises:
@@ -128,7 +229,7 @@ class Service:
         if chat.model != self.name:
             text = f"model {chat.model!r:.80} is not served here; this is {self.name!r}"
             raise RequestError(text, status=404, param="model", code="model_not_found")
-        answer = Answer()
+        answer = ServedAnswer()
         self.worker.arriving += 1
         try:
             answer.job = await self._make_job(chat, answer)
@@ -141,7 +242,7 @@ class Service:
         self.worker.submit(answer.job)
         return answer
 
-    async def _make_job(self, chat: ChatRequest, answer: Answer) -> Job:
+    async def _make_job(self, chat: ChatRequest, answer: ServedAnswer) -> Job:
         messages, pixels = await self._run(read_messages, chat.messages, self.limits)
         check_texts(messages, self.context)
         let_go = await self._share.take(PIXEL_BYTES * pixels)
@@ -150,7 +251,7 @@ class Service:
         except BaseException:
             let_go()
             raise
-        text = Text(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
+        text = AnswerText(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
         return Job(
             prepared.waiting, prepared.row, prepared.usage, text,
             streams=chat.stream, send=answer.send, let_go=let_go,

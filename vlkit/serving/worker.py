@@ -1,22 +1,365 @@
-"""The thread that owns the model: requests join the rows under way as slots get free."""
+"""How rows are run: many joined in the batch engine, or one by one through transformers."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
-from vlkit.batching.feeding import choose_group
-from vlkit.batching.group import Row
-from vlkit.memory import return_freed_memory
-from vlkit.serving.engines import Joined, OneByOne
-from vlkit.serving.jobs import Job
-from vlkit.serving.limits import RequestError
+from vlkit.batch.run import choose_path
+from vlkit.engine.scheduler import PREFILL_TOKENS, Waiting, choose_group, launched_on
+from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
+from vlkit.engine.vision import Cores, Encoder
+from vlkit.generation.generate import all_rows, generation_options, seeded
+from vlkit.generation.reply import Usage
+from vlkit.inputs import ending_tokens
+from vlkit.models.load import VLM, base_model
+from vlkit.models.memory import available_memory, count_cost, return_freed_memory
+from vlkit.serving.request import RequestError
+
+SLOTS = {"cuda": 128, "cpu": 32}
+
+
+def make_engine(vlm: VLM, context: int) -> Joined | OneByOne:
+    """The engine for a model; ``note`` says what is lost with it.
+
+    Args:
+        vlm: the model; nobody else uses it meanwhile.
+        context: the most tokens of a row, prompt and answer.
+    """
+    path, note = choose_path(vlm)
+    return Joined(vlm, context) if path == "fast" else OneByOne(vlm, note)
+
+
+class Joined:
+    """Rows join those under way; the cache grows as they do."""
+
+    note = ""
+
+    def __init__(self, vlm: VLM, context: int):
+        penalty = getattr(vlm.model.generation_config, "repetition_penalty", None) or 1.0
+        self._choice = Sampling(frozenset(ending_tokens(vlm)), repetition_penalty=penalty)
+        self._model, self._device = base_model(vlm), vlm.model.device
+        self._cost = count_cost(vlm.model.config, 0, value_bytes=vlm.model.dtype.itemsize)
+        self._most = -(-(context + STEPS) // ROOM) * ROOM
+        self.slots = self._count_slots()
+        self._engine: Engine | None = None
+        self._encoder = Encoder(self._model)
+        self._cores = Cores() if self._device.type == "cpu" else None
+
+    def _count_slots(self) -> int:
+        """As many rows of the longest kind as two thirds of the free memory hold."""
+        fitting = int(available_memory()[0] * 2 / 3 / (self._cost.cache_per_token * self._most))
+        return max(1, min(SLOTS.get(self._device.type, SLOTS["cpu"]), fitting))
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those under way."""
+        return self._engine.rows if self._engine else []
+
+    @property
+    def prefill_tokens(self) -> int:
+        """How many tokens may be read at once."""
+        if self._device.type != "cuda":
+            return PREFILL_TOKENS["cpu"]
+        fitting = available_memory()[0] // (4 * self._cost.language_per_token)
+        return max(1, min(PREFILL_TOKENS["cuda"], fitting))
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Compute beside other threads; on a CPU each has its share of the cores."""
+        return self._cores.share() if self._cores else nullcontext()
+
+    @property
+    def seeing(self) -> bool:
+        """Whether other threads see pictures ahead."""
+        return bool(self._cores and self._cores.busy)
+
+    def look(self, row: Row) -> None:
+        """On a CPU, see a row's pictures ahead of its turn, in the caller's thread.
+
+        A picture a core is faster than all cores for one picture after the other.
+        """
+        if self._cores is not None:
+            self._encoder.encode_ahead([row])
+
+    def admit(self, rows: list[Row]) -> list[Row]:
+        """Read prompts and write the first tokens; rows that this finishes are returned."""
+        limits = [row.limit for row in rows]
+        engine = self._make_room(max(row.length for row in rows) + STEPS)
+        try:
+            for row in rows:
+                row.limit = min(row.limit, STEPS)  # room is made as it is needed
+            with launched_on(self._device), self.sharing():
+                return engine.admit(rows)
+        finally:
+            engine.computed.clear()
+            for row, limit in zip(rows, limits, strict=True):
+                row.limit = limit
+
+    def advance(self) -> list[Row]:
+        """Write a token of each row (a few on a GPU); those that are done are returned."""
+        longest = max(row.length + len(row.tokens) for row in self.rows)
+        with launched_on(self._device), self.sharing():
+            return self._make_room(longest + STEPS).advance()
+
+    def forget(self) -> None:
+        """Let go the pictures seen."""
+        self._encoder.forget()
+
+    def reset(self) -> None:
+        """After an error: whatever was under way is lost."""
+        self._engine = None
+
+    def _make_room(self, length: int) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(self._model, self._choice, self.slots, length)
+            self._engine.encoder = self._encoder
+        decoder = self._engine.decoder
+        if length > decoder.length:
+            self._engine.graphs.clear()
+            wanted = max(length, decoder.length * 3 // 2)
+            decoder.grow(min(self._most, -(-wanted // ROOM) * ROOM))
+        return self._engine
+
+
+class OneByOne:
+    """One row at a time through ``model.generate``, for models that the batch engine lacks."""
+
+    slots, prefill_tokens, seeing = 1, 2**31, False
+
+    def __init__(self, vlm: VLM, note: str):
+        self._vlm, self.note = vlm, note
+        self.rows: list[Row] = []
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Nobody computes beside."""
+        return nullcontext()
+
+    def look(self, row: Row) -> None:
+        """Pictures are seen in their turn."""
+
+    def admit(self, rows: list[Row]) -> list[Row]:
+        """Write the whole answer of the one row; its job follows."""
+        from transformers import StoppingCriteriaList
+
+        (row,) = rows
+        job, device = row.payload, self._vlm.model.device
+        options = generation_options(row.limit, *(row.sampling or (0.0, 1.0)), row.seed)
+        tensors = job.waiting.loaded.tensors.to(device, dtype=self._vlm.model.dtype)
+        done = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, job.over)])
+        with seeded(row.seed, options["do_sample"]):
+            self._vlm.model.generate(
+                **tensors, **options, streamer=_Follower(row), stopping_criteria=done
+            )
+        return rows
+
+    def advance(self) -> list[Row]:
+        """Nothing is under way between two rows."""
+        return []
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def reset(self) -> None:
+        """Nothing is under way."""
+
+
+class _Follower:
+    """transformers' streamer: the prompt comes first, then token by token."""
+
+    def __init__(self, row: Row):
+        self._row, self._prompt = row, True
+
+    def put(self, value: Any) -> None:
+        if self._prompt:
+            self._prompt = False
+            return
+        self._row.tokens += value.flatten().tolist()
+        self._row.payload.follow()
+
+    def end(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last word on a request.
+
+    Attributes:
+        text: what was not given out as a piece.
+        reason: ``"stop"``, or ``"length"`` where the answer was cut off.
+        usage: token counts.
+    """
+
+    text: str
+    reason: str
+    usage: Usage
+
+
+Event = str | Ended | RequestError  # a piece of text, or the last word
+
+
+class AnswerText:
+    """An answer's text as its tokens come; what may yet become a stop text is held back.
+
+    Args:
+        tokenizer: of the ``tokenizers`` library.
+        endings: tokens that end an answer and are never text.
+        stops: texts that end it; they are not part of it.
+        skip_special: leave out special tokens.
+    """
+
+    def __init__(
+        self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool
+    ):
+        self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
+        self._skip = skip_special
+        self._tail: list[int] = []  # tokens whose bytes are no whole character yet
+        self._text, self._given = "", 0
+        self._longest = max(map(len, stops), default=1)
+        self.stopped = self.ended = False
+
+    @property
+    def watches(self) -> bool:
+        """Whether a stop text may end it."""
+        return bool(self._stops)
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """The text that is certain now and was not given before."""
+        for token in tokens:
+            self.ended = self.ended or token in self._endings
+            if self.ended:
+                break
+            self._tail.append(token)
+            piece = self._decode_tail()
+            if not piece.endswith("\ufffd"):
+                self._add(piece)
+        return self._give(len(self._text) if self.stopped else len(self._text) - self._held())
+
+    def finish(self) -> str:
+        """The rest: what was held back, and bytes that are no whole character."""
+        if not self.stopped:
+            self._add(self._decode_tail())
+        return self._give(len(self._text))
+
+    def _decode_tail(self) -> str:
+        return self._tokenizer.decode(self._tail, skip_special_tokens=self._skip)
+
+    def _add(self, piece: str) -> None:
+        self._tail.clear()
+        start = max(0, len(self._text) - self._longest + 1)
+        self._text += piece
+        places = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
+        whole = [(place + length, place) for place, length in places if place >= 0]
+        if whole:  # the one that is complete first counts, however the tokens cut it
+            self._text, self.stopped, self.ended = self._text[: min(whole)[1]], True, True
+
+    def _held(self) -> int:
+        """Length of the longest end that a stop text begins with."""
+        sizes = range(min(self._longest - 1, len(self._text) - self._given), 0, -1)
+        tails = (self._text[-size:] for size in sizes)
+        return next((len(t) for t in tails if any(s.startswith(t) for s in self._stops)), 0)
+
+    def _give(self, end: int) -> str:
+        piece, self._given = self._text[self._given : end], max(self._given, end)
+        return piece
+
+
+class Job:
+    """One request on its way through the model; belongs to the worker once it is handed over.
+
+    Args:
+        waiting: for choosing whom to read together.
+        row: for the engine; its payload is the job.
+        usage: counts the prompt.
+        text: gathers the answer.
+        streams: pieces are wanted as they come.
+        send: takes events, from any thread.
+        let_go: called when the media are not needed any more, maybe more than once.
+    """
+
+    def __init__(
+        self,
+        waiting: Waiting,
+        row: Row,
+        usage: Usage,
+        text: AnswerText,
+        *,
+        streams: bool,
+        send: Callable[[Event], None],
+        let_go: Callable[[], None],
+    ):
+        self.waiting, self.row, self._usage, self._text = waiting, row, usage, text
+        self._send, self._let_go, self._streams = send, let_go, streams
+        self.live = streams or text.watches  # has to be looked at while it is written
+        self.since = time.monotonic()
+        self.cancelled = self._ended = False
+        self._read, self._kept = 0, ""
+        row.payload = self
+
+    @property
+    def over(self) -> bool:
+        """Whether its row need not go on."""
+        return self.cancelled or self._ended
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more; its slot is free within a step. From any thread."""
+        self.cancelled = True
+        self._let_go()
+
+    def let_media_go(self) -> None:
+        """The model has read them."""
+        self.waiting.loaded = None
+        self.row.media = []
+        self._let_go()
+
+    def follow(self) -> None:
+        """Give out what the engine has written since."""
+        self._push()
+        if self._text.stopped:
+            self.end()
+        elif self._kept and self._streams:
+            self._send(self._kept)
+            self._kept = ""
+
+    def end(self) -> None:
+        """The last event."""
+        if self._ended:
+            return
+        self._ended = True
+        self._push()
+        rest = self._kept + self._text.finish()
+        reason = "stop" if self._text.ended else "length"
+        self._send(Ended(rest, reason, replace(self._usage, new_tokens=self._read)))
+
+    def fail(self, error: RequestError) -> None:
+        """The last event of a request that has no answer."""
+        if not self._ended:
+            self._ended = True
+            self._let_go()
+            self._send(error)
+
+    def _push(self) -> None:
+        tokens, self._read = self.row.tokens[self._read :], len(self.row.tokens)
+        self._kept += self._text.push(tokens)
+
 
 GATHER = 0.02  # seconds that an idle model waits for requests whose media are being read
+
+
 PACE = 0.1  # between two tokens of each row while pictures of the next requests are seen
+
+
 PATIENCE = 0.25  # seconds that a request waits for others to be read together with
+
+
 TIDY = 64  # answers after which freed memory goes back to the system,
+
+
 REST = 2.0  # or seconds without a request
 
 

@@ -5,9 +5,8 @@ from vlkit.widgets.batch import BatchPanel
 from vlkit.widgets.canvas import BoxCanvas
 from vlkit.widgets.chooser import ModelChooser
 from vlkit.widgets.grounding import GroundingPanel
-from vlkit.widgets.look import StatusLine
 from vlkit.widgets.lora import LoraPanel
-from vlkit.widgets.shared import Panel
+from vlkit.widgets.panel import Panel, StatusLine
 from vlkit.widgets.video import ClipPicker, VideoPanel
 
 __all__ = [

@@ -8,11 +8,11 @@ from typing import Any
 import ipywidgets as widgets
 import PIL.Image
 
-from vlkit import bundled, media, messages
+from vlkit import bundled, messages
 from vlkit.errors import MediaError
-from vlkit.replies import image_html
-from vlkit.widgets.look import StatusLine, add_classes
-from vlkit.widgets.shared import Panel, Picker
+from vlkit.media.image import Image, load_image
+from vlkit.plotting.html import image_html
+from vlkit.widgets.panel import Panel, Picker, StatusLine, add_classes
 
 EXAMPLES = (
     "Describe this image.",
@@ -59,7 +59,7 @@ class AskPanel(Panel):
 
     def _message(self) -> dict:
         limit = self.image_tokens.value or None
-        pictures = [media.Image(picture, max_tokens=limit) for _, picture in self.picker.pictures()]
+        pictures = [Image(picture, max_tokens=limit) for _, picture in self.picker.pictures()]
         return messages.user(self.prompt.value, *pictures)
 
 
@@ -83,7 +83,7 @@ class PicturePicker(Picker):
         if self.upload.value:
             return [(file["name"], _read_upload(file)) for file in self.upload.value]
         name = self.sample.value
-        return [(name, media.load_image(bundled.sample(name)))] if name else []
+        return [(name, load_image(bundled.sample(name)))] if name else []
 
     def _show(self) -> None:
         self.view.value = ""
@@ -94,7 +94,7 @@ class PicturePicker(Picker):
 
 def _read_upload(file: dict) -> PIL.Image.Image:
     try:
-        return media.load_image(bytes(file["content"]))
+        return load_image(bytes(file["content"]))
     except MediaError as error:
         raise MediaError(f"{file['name']}: {error}") from error
 

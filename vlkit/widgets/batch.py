@@ -1,4 +1,4 @@
-"""A panel to ask the same question of many pictures, or of the rows of a table."""
+"""A row of a batch as HTML: its picture with the boxes, what was asked, what was answered."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import html
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
+import PIL.Image
 
-from vlkit import batch, bundled, tables
-from vlkit.errors import VlkitError
+from vlkit import bundled
+from vlkit.batch import run
+from vlkit.datasets import questions, tables
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.generation.reply import Failure, Reply
+from vlkit.grounding.boxes import scale_item
 from vlkit.inputs import check_model
-from vlkit.replies import Failure, Reply
-from vlkit.widgets.batch_rows import ROW_CSS, row_html
-from vlkit.widgets.look import (
+from vlkit.media.image import Image, describe_source
+from vlkit.media.sources import is_url
+from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.plotting.draw import draw_boxes
+from vlkit.plotting.html import image_html
+from vlkit.widgets.panel import (
+    Debounce,
     PanelBox,
     StatusLine,
     add_classes,
@@ -27,21 +37,111 @@ from vlkit.widgets.look import (
     show_code,
     style,
 )
-from vlkit.widgets.shared import Debounce
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
+THUMBNAIL = 264  # pixels, twice of what is shown
+
+
+MOST_TEXT = 2000  # characters of an answer
+
+
+ROW_CSS = """
+.vlkit-row .widget-html-content { line-height: 1.4; width: 100%; }
+.vlkit-row-grid { display: grid; grid-template-columns: 30px 132px 1fr; gap: 10px; padding: 6px 0;
+  border-top: 1px solid var(--jp-border-color2, #ddd); align-items: start; }
+.vlkit-row-grid > * { min-width: 0; overflow-wrap: anywhere; }
+.vlkit-row-grid img { width: 132px; max-height: 110px !important; object-fit: contain; }
+.vlkit-row-number, .vlkit-row-asked, .vlkit-row-waiting { opacity: .65; font-size: .9em; }
+.vlkit-row-number { text-align: right; }
+.vlkit-row-answer { white-space: pre-wrap; max-height: 7em; overflow-y: auto; }
+.vlkit-batch .widget-label { max-width: none; }
+.vlkit-panel .vlkit-columns-line { margin-left: 114px; width: auto; font-size: .9em; opacity: .8; }
+"""
+
+
+def row_html(index: int, messages: Any, result: Reply | Failure | None) -> str:
+    """A row; what it holds is data, so escaped. A picture that cannot be read is left out."""
+    media, asked = _read(messages)
+    names = ", ".join(PurePath(describe_source(each.source)).name for each in media)
+    asked = " · ".join(part for part in (names, asked) if part)
+    return (
+        f'<div class="vlkit-row-grid"><div class="vlkit-row-number">{index}</div>'
+        f"<div>{_thumbnail(media, result)}</div>"
+        f'<div><div class="vlkit-row-asked">{html.escape(asked[:300])}</div>{_answer(result)}</div>'
+        "</div>"
+    )
+
+
+def _answer(result: Reply | Failure | None) -> str:
+    if result is None:
+        return '<div class="vlkit-row-waiting">…</div>'
+    text = html.escape(str(result)[:MOST_TEXT])
+    if isinstance(result, Failure):
+        return f'<div class="vlkit-error">{text}</div>'
+    return f'<div class="vlkit-row-answer">{text}</div>'
+
+
+def _read(messages: Any) -> tuple[list, str]:
+    """A row's media, and the last text in it."""
+    try:
+        checked = as_messages(messages)
+        media = [read_media_item(item) for item in iterate_media(checked)]
+    except VlkitError:
+        return [], ""
+    texts = [item["text"] for item in checked[-1]["content"] if item["type"] == "text"]
+    return media, texts[-1] if texts else ""
+
+
+def _thumbnail(media: list, result: Reply | Failure | None) -> str:
+    images = [each for each in media if isinstance(each, Image)]
+    if not media or (result is None and is_url(media[-1].source)):  # not fetched twice
+        return ""
+    try:
+        picture = images[-1].load() if images else _first_frame(media[-1])
+    except VlkitError:
+        return ""  # the failure tells why
+    scale = min(1.0, THUMBNAIL / max(picture.size))
+    small = picture.resize([max(1, round(side * scale)) for side in picture.size])
+    boxes = _boxes(result) if images and isinstance(result, Reply) else []
+    drawn = draw_boxes(
+        small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
+    )
+    return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
+
+
+def _first_frame(video: Any) -> PIL.Image.Image:
+    return replace(video, frames=None, max_frames=2).load().pictures[0]
+
+
+def _boxes(reply: Reply) -> list:
+    try:
+        return reply.read_grounding()[0]
+    except GroundingParseError:
+        return []
+
+
 SAMPLES = "samples"  # typed as a source, it is the folder of sample pictures
+
+
 PAGE = 8  # rows in view
+
+
 _QUIET = 0.2  # seconds without a change before rows are drawn
+
+
 _TICK = 0.4  # seconds between two views of a run
+
+
 _CODE = """import vlkit
 
 # vlm = {load}
 conversations = vlkit.read_conversations({source}, {prompt!r})
 results = vlkit.generate_batch(vlm, conversations, {options})
 vlkit.to_frame(results, conversations)"""
+
 
 Row = Reply | Failure | None
 
@@ -69,7 +169,7 @@ class BatchPanel(PanelBox):
     def __init__(self, vlm: Any, source: str = SAMPLES, prompt: str = "Describe this image."):
         check_model(vlm)
         self.vlm, self.status = vlm, StatusLine()
-        self.conversations: tables.Conversations | None = None
+        self.conversations: questions.Conversations | None = None
         self.results: list[Row] = []
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -124,7 +224,7 @@ class BatchPanel(PanelBox):
         if not self.results:
             raise VlkitError("there are no answers yet; press Start")
         waiting = Failure("not answered yet", "Waiting")
-        return tables.to_frame([each or waiting for each in self.results], self.conversations)
+        return questions.to_frame([each or waiting for each in self.results], self.conversations)
 
     @property
     def code(self) -> str:
@@ -202,7 +302,9 @@ class BatchPanel(PanelBox):
             if not source:
                 raise VlkitError("no source; name a folder of pictures or a table")
             path = bundled.bundled_path("samples") if source == SAMPLES else Path(source)
-            self.conversations = tables.read_conversations(path, self.prompt.value.strip() or None)
+            self.conversations = questions.read_conversations(
+                path, self.prompt.value.strip() or None
+            )
             self.columns_line.value = html.escape(_columns_line(self.conversations))
             self.status.say("")
         self._draw_later.call()
@@ -224,7 +326,7 @@ class BatchPanel(PanelBox):
         view.start()
         try:
             with self.status.catching():
-                results = batch.generate_batch(
+                results = run.generate_batch(
                     self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
                     on_result=self._take, **self._options(),
                 )  # fmt: skip
@@ -280,7 +382,7 @@ class BatchPanel(PanelBox):
         self.counts.value = text
 
 
-def _outcome(report: batch.BatchReport) -> str:
+def _outcome(report: run.BatchReport) -> str:
     if report.stopped:
         return "Stopped."
     speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.new_tokens else ""
@@ -288,6 +390,6 @@ def _outcome(report: batch.BatchReport) -> str:
     return f"Done in {report.seconds:.1f} s{speed}{cost}."
 
 
-def _columns_line(conversations: tables.Conversations) -> str:
+def _columns_line(conversations: questions.Conversations) -> str:
     names = " ".join(f"{{{name}}}" for name in conversations.table.columns)
     return f"{len(conversations):,} rows; columns {names}"

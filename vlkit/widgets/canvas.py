@@ -10,9 +10,10 @@ import anywidget
 import PIL.Image
 import traitlets
 
-from vlkit.comparison import TRUTH, data_url
-from vlkit.grounding import Box, Item, Point
-from vlkit.labels import label_colors, text_color
+from vlkit.grounding.boxes import Box, Item, Point
+from vlkit.plotting.comparing import TRUTH
+from vlkit.plotting.html import data_url
+from vlkit.plotting.labels import label_colors, text_color
 
 _HERE = Path(__file__).parent
 _LARGEST = 1600  # pixels of the longer side that go to the browser

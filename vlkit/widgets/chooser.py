@@ -11,14 +11,15 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from vlkit import bundled, media, settings
+from vlkit import bundled, settings
 from vlkit.errors import ModelError, VlkitError
-from vlkit.grounding import Box
-from vlkit.hubs import HUBS, available_models
-from vlkit.placement import DTYPES
-from vlkit.plotting import draw_boxes
-from vlkit.replies import image_html
-from vlkit.widgets.look import (
+from vlkit.grounding.boxes import Box
+from vlkit.media import image
+from vlkit.models.hub import HUBS, available_models
+from vlkit.models.load import DTYPES
+from vlkit.plotting.draw import draw_boxes
+from vlkit.plotting.html import image_html
+from vlkit.widgets.panel import (
     PanelBox,
     StatusLine,
     add_classes,
@@ -237,7 +238,7 @@ def _last_line(text: str) -> str:
 
 def _answer_html(answer: dict[str, Any]) -> str:
     boxes = [Box(**box) for box in answer["boxes"]]
-    picture = draw_boxes(media.load_image(bundled.sample(SAMPLE)), boxes)
+    picture = draw_boxes(image.load_image(bundled.sample(SAMPLE)), boxes)
     said, question = html.escape(answer["text"]), html.escape(QUESTION)
     return (
         f"<div><div style='opacity:.7'>{question}</div><div>{said}</div>"

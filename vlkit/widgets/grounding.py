@@ -10,16 +10,16 @@ import ipywidgets as widgets
 import PIL.Image
 
 from vlkit import bundled, messages
+from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
 from vlkit.errors import GroundingParseError, MediaError, VlkitError
-from vlkit.grounding import Box, Item, format_grounding
+from vlkit.generation.reply import Reply
+from vlkit.grounding.boxes import Box, Item
+from vlkit.grounding.parse import format_grounding
 from vlkit.inputs import size_rules
-from vlkit.logprobs import AnswerLogprobs, token_logprobs
-from vlkit.remote.models import RemoteVLM
-from vlkit.replies import Reply
+from vlkit.remote.model import RemoteVLM
 from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.canvas import BoxCanvas
-from vlkit.widgets.look import StatusLine, add_classes
-from vlkit.widgets.shared import Panel
+from vlkit.widgets.panel import Panel, StatusLine, add_classes
 
 GROUNDING_EXAMPLES = (
     "Locate the red circle.",

@@ -1,21 +1,26 @@
-"""A panel to fine-tune a model: data, knobs with their cost, a run that can be watched."""
+"""Controls for what ``vlkit.lora.train`` takes, each by its argument's name."""
 
 from __future__ import annotations
 
 import html
+import inspect
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from vlkit import lora
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, counted
+from vlkit.files import read_json
 from vlkit.inputs import check_loaded
-from vlkit.lora.curves import Curves, curves_html
+from vlkit.lora import train
+from vlkit.lora.curves import Curves, curves_html, read_history
 from vlkit.lora.data import as_data
-from vlkit.phrases import counted
-from vlkit.widgets.look import (
+from vlkit.lora.runs import ARGUMENTS, DATA
+from vlkit.widgets.panel import (
+    Debounce,
     PanelBox,
     StatusLine,
     add_classes,
@@ -25,15 +30,200 @@ from vlkit.widgets.look import (
     load_code,
     show_code,
 )
-from vlkit.widgets.lora_knobs import COSTLY, Knobs
-from vlkit.widgets.lora_runs import list_runs, next_name, runs_html
-from vlkit.widgets.shared import Debounce
 
 if TYPE_CHECKING:
-    from vlkit.lora.live import Steering
+    from vlkit.lora.trainer import Steering
+
+
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+MAIN = ("epochs", "learning_rate", "rank", "target", "batch_size", "output_dir", "resume")
+
+
+COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
+    "epochs", "rank", "target", "batch_size", "gradient_accumulation", "gradient_checkpointing",
+    "quantize", "max_length", "metric", "samples",
+)  # fmt: skip
+
+
+OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments that are no knobs
+
+
+DEFAULTS = {name: each.default for name, each in inspect.signature(train).parameters.items()}
+
+
+class Knobs:
+    """The controls; ``knobs[name]`` is the widget of an argument of ``train``.
+
+    Args:
+        changed: called after each change of a value.
+    """
+
+    def __init__(self, changed: Callable[[], None]):
+        self.widgets = _make()
+        for name, widget in self.widgets.items():
+            widget.add_class(f"vlkit-{name.replace('_', '-')}")
+            widget.observe(lambda _: changed(), names="value")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.widgets[name]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What ``train`` is called with."""
+        found = {name: widget.value for name, widget in self.widgets.items()}
+        found["max_length"] = found["max_length"] or None
+        found["output_dir"], found["target"] = (
+            found[name].strip() for name in ("output_dir", "target")
+        )
+        return found
+
+    @property
+    def code(self) -> str:
+        """The arguments that stand in a call: the main ones, and those that were changed."""
+        told = {n: v for n, v in self.values.items() if n in MAIN[:-1] or v != DEFAULTS[n]}
+        return "".join(f"    {name}={value!r},\n" for name, value in told.items())
+
+    def lock(self, locked: bool) -> None:
+        """Let nothing be changed, or all."""
+        for widget in self.widgets.values():
+            widget.disabled = locked
+
+    @property
+    def rows(self) -> list[widgets.Widget]:
+        """The main ones, and the others folded."""
+        rest = [widget for name, widget in self.widgets.items() if name not in MAIN]
+        fold = widgets.Accordion([widgets.VBox(rest)], titles=["More arguments"])
+        return [*(self.widgets[name] for name in MAIN), fold]
+
+
+def _make() -> dict[str, widgets.Widget]:
+    wide = {"continuous_update": False}
+    choose, slide = widgets.Dropdown, widgets.SelectionSlider
+    whole = widgets.BoundedIntText
+    return {
+        "epochs": widgets.BoundedFloatText(1, min=0.01, max=1000, step=0.5, description="epochs"),
+        "learning_rate": slide(
+            options=[(f"{rate:g}", rate) for rate in RATES], value=2e-4, description="rate", **wide
+        ),
+        "rank": slide(
+            options=[*((str(r), r) for r in RANKS), ("all weights", None)], value=8,
+            description="rank", **wide,
+        ),
+        "alpha": choose(
+            options=[("twice the rank", None), *((str(r), r) for r in (*RANKS, 256))],
+            description="alpha",
+        ),
+        "target": widgets.Combobox(
+            value="language", options=["language", "vision", "all"], description="target", **wide
+        ),
+        "batch_size": choose(
+            options=["auto", 1, 2, 4, 8, 16, 32, 64], description="batch size"
+        ),
+        "gradient_accumulation": slide(
+            options=[1, 2, 4, 8, 16, 32], description="accumulate", **wide
+        ),
+        "gradient_checkpointing": widgets.Checkbox(description="gradient checkpointing"),
+        "quantize": choose(
+            options=[("no", None), ("4 bit (QLoRA)", "4bit"), ("8 bit", "8bit")],
+            description="quantize",
+        ),
+        "max_length": whole(0, min=0, max=2**17, description="max length"),
+        "metric": choose(
+            options=["auto", ("exact answer", "exact"), ("boxes at IoU", "iou"), ("none", None)],
+            description="metric",
+        ),
+        "samples": widgets.IntSlider(3, 0, 10, description="samples", **wide),
+        "seed": whole(0, min=0, max=2**31 - 1, description="seed"),
+        "output_dir": widgets.Text("runs/lora-1", description="output", **wide),
+        "resume": widgets.Checkbox(description="resume the run that is there"),
+    }  # fmt: skip
+
+
+_STATE = "trainer_state.json"
+
+
+_CELL = "padding:2px 14px 2px 0;text-align:left;border:none;white-space:nowrap"
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """The folders in a folder that hold a run with something to show, the newest last."""
+    found = [path.parent for path in folder.glob(f"*/{ARGUMENTS}") if _states(path.parent)]
+    return sorted(found, key=lambda run: (run / ARGUMENTS).stat().st_mtime)
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], Curves]:
+    """What a run was asked for, and its curves as its newest checkpoint has them.
+
+    Raises:
+        VlkitError: there is no run, or its files are damaged.
+    """
+    states = _states(folder)
+    if not states:
+        raise VlkitError(f"{folder} holds no run with a checkpoint")
+    state = read_json(states[-1])
+    history = state.get("log_history", [])
+    return read_json(folder / ARGUMENTS), read_history(history, state.get("max_steps", 0))
+
+
+def runs_html(folders: Sequence[Path]) -> str:
+    """Curves of runs over each other, and a table of what they do not have in common."""
+    if not folders:
+        return ""
+    runs = {folder.name: read_run(folder) for folder in folders}
+    curves = curves_html({name: each for name, (_, each) in runs.items()})
+    asked = {name: arguments for name, (arguments, _) in runs.items()}
+    names = dict.fromkeys(key for told in asked.values() for key in told if key not in DATA)
+    told = [n for n in names if len({repr(a.get(n)) for a in asked.values()}) > 1]
+    heads = ["run", *told, "last loss", "held out", "right"]
+    rows = [
+        [name, *(arguments.get(n) for n in told), *_last(runs[name][1])]
+        for name, arguments in asked.items()
+    ]
+    return curves + _table(heads, rows)
+
+
+def _last(curves: Curves) -> list[str]:
+    series = (curves.losses, curves.evaluations, curves.metrics)
+    return [f"{each[-1][1]:.3g}" if each else "" for each in series]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(tag: str, cells: Sequence[Any]) -> str:
+        return "".join(f'<{tag} style="{_CELL}">{html.escape(str(c))}</{tag}>' for c in cells)
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    style = "border-collapse:collapse;font-size:.9em;color:inherit;margin-top:6px"
+    table = f'<table style="{style}"><tr>{line("th", heads)}</tr>{body}</table>'
+    return f'<div style="overflow-x:auto">{table}</div>'
+
+
+def _states(folder: Path) -> list[Path]:
+    found = [
+        path for path in folder.glob(f"checkpoint-*/{_STATE}") if path.parent.name[11:].isdigit()
+    ]
+    return sorted(found, key=lambda path: int(path.parent.name[11:]))
+
+
+def next_name(output_dir: str, taken: Mapping[str, Any] | Sequence[str] = ()) -> str:
+    """The folder's name with the next number at its end that is free."""
+    stem = output_dir.rstrip("0123456789")
+    number = int(output_dir[len(stem) :] or 1)
+    while Path(f"{stem}{number}").exists():
+        number += 1
+    return f"{stem}{number}" if output_dir != stem else f"{stem}-{number}"
+
 
 _QUIET = 0.4  # seconds without a change before the cost is reckoned
+
+
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)
+
+
 _CODE = """import vlkit
 
 # vlm = {load}
@@ -90,7 +280,7 @@ class LoraPanel(PanelBox):
         """Train with the present knobs and return at once; does nothing during a run."""
         if self.start_button.disabled:
             return
-        from vlkit.lora.live import Steering
+        from vlkit.lora.trainer import Steering
 
         self._steering = Steering()
         self._set_running(True)
@@ -221,7 +411,7 @@ class LoraPanel(PanelBox):
     # --- the run ---------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        from vlkit.lora.live import LiveCurve
+        from vlkit.lora.trainer import LiveCurve
 
         finished = False
         try:

@@ -9,16 +9,15 @@ from typing import Any
 import ipywidgets as widgets
 
 from vlkit import bundled, messages
+from vlkit.analysis.preflight import ClipView, view_clip
+from vlkit.analysis.target import find_target
 from vlkit.errors import MediaError, VlkitError
-from vlkit.flight import ClipView, view_clip
-from vlkit.grounding import Size
+from vlkit.grounding.boxes import Size
 from vlkit.inputs import check_model
-from vlkit.plotting import draw_frames
-from vlkit.replies import image_html
-from vlkit.targets import find_target
-from vlkit.video import ClipInfo, Video, load_clip, probe_clip
-from vlkit.widgets.look import StatusLine, add_classes
-from vlkit.widgets.shared import Debounce, Panel, Picker
+from vlkit.media.video import ClipInfo, Video, load_clip, probe_clip
+from vlkit.plotting.draw import draw_frames
+from vlkit.plotting.html import image_html
+from vlkit.widgets.panel import Debounce, Panel, Picker, StatusLine, add_classes
 
 CLIP_EXAMPLES = (
     "Describe this video.",

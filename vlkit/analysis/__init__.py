@@ -1,0 +1,12 @@
+"""What a model sees, what it costs, where it looks and how sure it is."""
+
+from vlkit.lazy import lazy_names
+
+_HOMES = {
+    "preflight": [],
+    "target": [],
+    "attention": ["AttentionMap", "attention_map"],
+    "logprobs": ["AnswerLogprobs", "token_logprobs"],
+    "input_paths": ["compare_paths"],
+}
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

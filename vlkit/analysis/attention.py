@@ -1,0 +1,275 @@
+"""Where on a picture the model looked as it wrote a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+
+from vlkit.analysis.logprobs import AnswerTokens, answer_tokens, replay
+from vlkit.errors import VlkitError
+from vlkit.generation.reply import Reply
+from vlkit.grounding.boxes import Box, Item, Items
+from vlkit.inputs import check_loaded
+from vlkit.models.load import VLM, base_model
+from vlkit.plotting.heatmap import draw_heat
+from vlkit.plotting.html import image_html
+
+_NAME = "vlkit_watched"  # under which transformers knows the attention function
+
+
+Numbers = int | Sequence[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMap:
+    """Where on a picture the model looked as it wrote a token; it shows itself in a notebook.
+
+    Attributes:
+        values: (rows, columns) shares of all its attention, one for each image token, which covers
+            2×2 patches; together they are the share that this picture got.
+        picture: the upright original, or the frame as the model saw it.
+        token: the text of the token or tokens.
+        layers, heads: whose attention this is.
+        frame: the number of the sampled frame, or None of a picture.
+    """
+
+    values: np.ndarray = field(repr=False)
+    picture: PIL.Image.Image = field(repr=False)
+    token: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    frame: int | None = None
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        """The middle of the strongest cell, (x, y) in pixels of ``picture``."""
+        row, column = np.unravel_index(np.argmax(self.values), self.values.shape)
+        width, height = self._cell
+        return (float(column) + 0.5) * width, (float(row) + 0.5) * height
+
+    def inside(self, box: Box) -> float:
+        """Of the attention that the picture got, the share within a box, 0 to 1."""
+        width, height = self._cell
+        x = _cover(box.x1 / width, box.x2 / width, self.values.shape[1])
+        y = _cover(box.y1 / height, box.y2 / height, self.values.shape[0])
+        total = float(self.values.sum())
+        return float(y @ self.values @ x) / total if total else 0.0
+
+    def plot(self, boxes: Items = ()) -> PIL.Image.Image:
+        """The picture in grey under the heat map, with boxes if there are any to compare."""
+        return draw_heat(self.picture, self.values, boxes)
+
+    @property
+    def _cell(self) -> tuple[float, float]:
+        rows, columns = self.values.shape
+        return self.picture.width / columns, self.picture.height / rows
+
+    def _repr_html_(self) -> str:
+        return image_html(self.plot(), alt=f"attention at {self.token}")
+
+
+def attention_map(
+    vlm: VLM,
+    messages: str | Mapping | list,
+    *,
+    token: int | str | Item,
+    layers: Numbers = None,
+    heads: Numbers = None,
+    reduce: Literal["mean", "max"] = "mean",
+    mask_border: bool = False,
+    image: int = -1,
+    clip: int | None = None,
+    frame: int | None = None,
+    answer: Reply | str | None = None,
+    max_new_tokens: int = 256,
+) -> AttentionMap:
+    """See where on a picture the model looked as it wrote a token of its answer.
+
+    It answers as always; then one pass over prompt and answer keeps of the chosen layers the
+    attention of the chosen step to the chosen picture, and nothing else. That step is the one in
+    which the token was decided, so it looks from the token before.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        messages: as for :func:`vlkit.generate`.
+        token: its number in the answer, its text (the first place where it occurs), or one of the
+            answer's boxes, which stands for the tokens of its coordinates. Several are averaged.
+        layers, heads: numbers, from the end if negative; None is all that have attention.
+        reduce: the ``"mean"`` or the ``"max"`` over layers and heads.
+        mask_border: leave out the outermost cells, where models park attention that they have no
+            use for.
+        image: the number of the picture, by default the last.
+        clip: the number of a clip instead, by default the last where there is no picture.
+        frame: the number of the clip's sampled frame; two share their tokens. By default the one
+            that is looked at most.
+        answer: the Reply to these messages, or its raw text; None asks, greedily.
+        max_new_tokens: the longest answer.
+
+    Raises:
+        VlkitError: no such token, layer, head, picture or frame.
+    """
+    if reduce not in ("mean", "max"):
+        raise VlkitError(f'reduce={reduce!r} is unknown; choose "mean" or "max"')
+    check_loaded(vlm)
+    config = base_model(vlm).config.get_text_config()
+    chosen = _choose_layers(config, layers)
+    of_heads = _choose("heads", heads, config.num_attention_heads)
+    answered = answer_tokens(vlm, messages, answer, max_new_tokens, image, clip)
+    steps = answered.find(token)
+    view = _find_view(vlm, answered, image, clip, frame)
+    start = answered.inputs.tensors["input_ids"].shape[1]
+    watch = _Watch(chosen, of_heads, [start + step - 1 for step in steps], view.places)
+    with _watching(vlm, watch):
+        replay(vlm, answered, max(steps))
+    kept = np.stack([watch.kept[layer] for layer in chosen])  # (layers, heads, tokens)
+    values = (kept.mean((0, 1)) if reduce == "mean" else kept.max((0, 1))).reshape(view.shape)
+    if mask_border:
+        values[:, [0, -1], :] = values[:, :, [0, -1]] = 0.0
+    text = "".join(answered.text[slice(*answered.spans[step])] for step in steps)
+    return AttentionMap(*view.pick(values), text, chosen, of_heads, view.frame_of(values))
+
+
+# --- which layers, heads and tokens -------------------------------------------------------------
+
+
+def _choose_layers(config: Any, layers: Numbers) -> tuple[int, ...]:
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    able = [number for number, kind in enumerate(kinds) if "linear" not in kind]
+    chosen = _choose("layers", layers, len(kinds)) if layers is not None else tuple(able)
+    if without := sorted(set(chosen) - set(able)):
+        raise VlkitError(f"layers {without} have no attention to look at; those with it = {able}")
+    return chosen
+
+
+def _choose(name: str, numbers: Numbers, count: int) -> tuple[int, ...]:
+    if numbers is None:
+        return tuple(range(count))
+    given: list[Any] = list(numbers) if isinstance(numbers, Iterable) else [numbers]
+    if not given or not all(isinstance(n, Integral) and -count <= int(n) < count for n in given):
+        raise VlkitError(f"{name}={numbers!r} must be numbers from 0 to {count - 1}")
+    return tuple(sorted({int(n) % count for n in given}))
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """The tokens of a picture or clip: their places in the prompt and (steps, rows, columns)."""
+
+    places: list[int]
+    shape: tuple[int, int, int]
+    pictures: Sequence[PIL.Image.Image]
+    is_clip: bool
+    frame: int | None = None  # that was asked for
+
+    def frame_of(self, values: np.ndarray) -> int | None:
+        """Two frames are one step: the first of the step that is looked at most."""
+        if not self.is_clip:
+            return None
+        return self.frame if self.frame is not None else 2 * int(np.argmax(values.sum((1, 2))))
+
+    def pick(self, values: np.ndarray) -> tuple[np.ndarray, PIL.Image.Image]:
+        frame = self.frame_of(values) or 0
+        return values[frame // 2], self.pictures[frame]
+
+
+def _find_view(vlm: VLM, answered: AnswerTokens, image: int, clip, frame) -> _View:
+    pictures, clips = answered.inputs.images[0], answered.inputs.clips[0]
+    if clip is None and pictures:
+        places, shape = _tokens(vlm, answered, "image", _check("image", image, len(pictures)))
+        return _View(places, shape, [pictures[image]], False)
+    if not clips:
+        raise VlkitError("these messages hold no picture to look at; pass one to vlkit.user")
+    number = _check("clip", -1 if clip is None else clip, len(clips))
+    places, shape = _tokens(vlm, answered, "video", number)
+    frames = clips[number].pictures
+    return _View(places, shape, frames, True, frame and _check("frame", frame, len(frames)))
+
+
+def _check(name: str, number: int, count: int) -> int:
+    if not -count <= number < count:
+        raise VlkitError(f"{name}={number} is not there; there are {count}")
+    return number % count
+
+
+def _tokens(vlm: VLM, answered: AnswerTokens, kind: str, number: int):
+    tensors, config = answered.inputs.tensors, base_model(vlm).config
+    side = config.vision_config.spatial_merge_size
+    grids = [(t, h // side, w // side) for t, h, w in tensors[f"{kind}_grid_thw"].tolist()]
+    counts = [t * h * w for t, h, w in grids]
+    ids = tensors["input_ids"][0]
+    places = (ids == getattr(config, f"{kind}_token_id")).nonzero()[:, 0].tolist()
+    start = sum(counts[:number])
+    return places[start : start + counts[number]], grids[number]
+
+
+def _cover(low: float, high: float, count: int) -> np.ndarray:
+    """How much of each of ``count`` cells lies between two places, 0 to 1."""
+    cells = np.arange(count)
+    return np.clip(np.minimum(cells + 1, high) - np.maximum(cells, low), 0, 1)
+
+
+# --- the pass that keeps it ---------------------------------------------------------------------
+
+
+class _Watch:
+    """Keeps the attention of some rows to some places; (heads, places) for each layer."""
+
+    def __init__(self, layers: Sequence[int], heads: Sequence[int], rows: list[int], places: list):
+        self.layers, self.heads, self.rows, self.places = set(layers), list(heads), rows, places
+        self.kept: dict[int, np.ndarray] = {}
+
+    def note(self, layer: int, query, key, mask, scaling: float) -> None:
+        import torch
+
+        groups, size = key.shape[1], query.shape[-1]
+        asked = query[0][:, self.rows].float()  # (heads, rows, size)
+        keys = key[0].float().transpose(1, 2)  # those of several heads are common to them
+        scores = (asked.reshape(groups, -1, size) @ keys).view(*asked.shape[:2], -1) * scaling
+        if mask is None:
+            rows = torch.tensor(self.rows, device=key.device)
+            unseen = torch.arange(key.shape[2], device=key.device) > rows[:, None]
+            scores = scores.masked_fill(unseen, float("-inf"))
+        elif mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask[0][:, self.rows], float("-inf"))
+        else:
+            scores = scores + mask[0][:, self.rows].float()
+        shares = scores.softmax(-1)[self.heads][..., self.places].mean(1)
+        self.kept[layer] = shares.cpu().numpy()
+
+
+_watch: ContextVar[_Watch | None] = ContextVar("vlkit_watch", default=None)
+
+
+def _attend(module, query, key, value, attention_mask, **options):
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    watch = _watch.get()
+    if watch is not None and module.layer_idx in watch.layers:
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
+        watch.note(module.layer_idx, query, key, attention_mask, scaling)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+@contextmanager
+def _watching(vlm: VLM, watch: _Watch) -> Iterator[None]:
+    """The language model attends through ``_attend``; afterwards as it did before."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    model = base_model(vlm)
+    before = model.config.get_text_config()._attn_implementation
+    mark = _watch.set(watch)
+    try:
+        model.set_attn_implementation({"text_config": _NAME})
+        yield
+    finally:
+        _watch.reset(mark)
+        model.set_attn_implementation({"text_config": before})

@@ -1,0 +1,334 @@
+"""The table of :func:`vlkit.compare_paths`: what each path made of the same messages."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlkit.errors import one_line
+from vlkit.grounding.boxes import Size
+from vlkit.inputs import check_loaded, prepare_inputs
+from vlkit.models.families import FAMILIES
+from vlkit.models.hub import ModelFolder
+from vlkit.models.load import VLM
+from vlkit.remote.model import RemoteVLM
+
+if TYPE_CHECKING:
+    import pandas
+
+
+PATHS = ("apply_chat_template", "qwen_vl_utils", "vlkit")
+
+
+RESAMPLING = 16  # steps of 255; two libraries' bicubic resizing differs by less
+
+
+_NOTES = {
+    "error": "a path that fails says so here; vlkit reads every source that vlkit.Image lists",
+    "orientation": "the camera's EXIF rotation is ignored: the model sees the picture lying down, "
+    "and its boxes are for that",
+    "size": "not the size that was asked for: limits in the item are ignored, or the size rules "
+    "are others (process_vision_info rounds a list of frames with the wrong factor and bends them)",
+    "resizes": "resized twice, so blurred, and bent where the two sizes have other proportions",
+    "tokens": "another cost for the same picture or clip",
+    "frames": "another number of frames sampled: the item's fps, nframes or range is ignored",
+    "times": "the model is told other times than those of the frames, so it answers with wrong "
+    "seconds",
+    "ids": "the prompts differ, in words or in the number of placeholders",
+    "pixels": "the same size, but other pixels: transparency or 16 bits lost, or a double resize",
+    "padding": "right padding breaks every shorter row of a batch; load with padding_side='left'",
+    "patch": "process_vision_info takes 14 unless told; the model's patches have 16 pixels",
+}
+
+
+@dataclass
+class Seen:
+    """What one path made of the messages."""
+
+    tensors: Any = None
+    error: str = ""
+    fetched: dict[str, list[Size]] = field(default_factory=dict)  # sizes before the processor
+    times: list[str] = field(default_factory=list)  # of all clips' steps, as written in the prompt
+    padding: str = ""
+
+
+Row = tuple[str, str, list]  # what is compared, the key of its note, each path's value
+
+
+def make_table(vlm: VLM, seen: dict[str, Seen]) -> pandas.DataFrame:
+    """A row for each thing compared; see :class:`vlkit.analysis.input_paths.PathComparison`."""
+    import pandas
+
+    rows = {}
+    for name, note, values in _rows(vlm, [seen[path] for path in PATHS]):
+        differs = _differs(note, values)
+        shown = dict(zip(PATHS, ("–" if v is None else v for v in values), strict=True))
+        rows[name] = {**shown, "differs": differs, "note": _NOTES[note] if differs else ""}
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=[*PATHS, "differs", "note"])
+
+
+def _differs(note: str, values: list) -> bool:
+    if note == "error":
+        return any(values)
+    if note == "pixels":
+        return any(value is not None and value > RESAMPLING for value in values[:2])
+    if note == "resizes":
+        return any(value is not None and value.count("→") > 0 for value in values)
+    if note == "orientation":
+        return any(value == "lying" for value in values)
+    return any(value is not None and value != values[2] for value in values[:2])
+
+
+def _rows(vlm: VLM, seen: list[Seen]) -> Iterator[Row]:
+    yield "error", "error", [each.error for each in seen]
+    yield "padding side", "padding", [each.padding for each in seen]
+    if FAMILIES[vlm.family].patch_size == 16:
+        yield "patch size by default", "patch", [16, 14, 16]
+    yield "prompt tokens", "ids", [_length(each) for each in seen]
+    yield "token ids as vlkit's", "ids", [_same_ids(each, seen[2]) for each in seen]
+    for kind, grid in (("picture", "image_grid_thw"), ("clip", "video_grid_thw")):
+        grids = [_grids(each, grid) for each in seen]
+        for i in range(max(map(len, grids))):
+            each = [g[i] if i < len(g) else None for g in grids]
+            yield from _media_rows(vlm, seen, kind, i, each)
+
+
+def _media_rows(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> Iterator[Row]:
+    patch, name = FAMILIES[vlm.family].patch_size, f"{kind} {i + 1}"
+    sizes = [g and f"{g[2] * patch}×{g[1] * patch}" for g in grids]
+    if kind == "picture":
+        turned = ["upright" if not _lies(g, grids[2]) else "lying" for g in grids]
+        shown = [t if g else None for t, g in zip(turned, grids, strict=True)]
+        yield f"{name}: orientation", "orientation", shown
+    yield f"{name}: size", "size", sizes
+    yield f"{name}: tokens", "tokens", [g and g[0] * g[1] * g[2] // 4 for g in grids]
+    chains = [_chain(each, kind, i, size) for each, size in zip(seen, sizes, strict=True)]
+    yield f"{name}: sizes on the way", "resizes", chains
+    if kind == "clip":
+        yield f"{name}: frames, by two", "frames", [g and g[0] for g in grids]
+        times = [_times(each, g, i) for each, g in zip(seen, grids, strict=True)]
+        yield f"{name}: times", "times", times
+    yield f"{name}: largest pixel difference of 255", "pixels", _pixels(vlm, seen, kind, i, grids)
+
+
+def _length(seen: Seen) -> int | None:
+    return None if seen.error else seen.tensors["input_ids"].shape[1]
+
+
+def _same_ids(seen: Seen, ours: Seen) -> bool | None:
+    if seen.error or ours.error:
+        return None
+    return seen.tensors["input_ids"].tolist() == ours.tensors["input_ids"].tolist()
+
+
+def _grids(seen: Seen, name: str) -> list[tuple[int, int, int]]:
+    grid = None if seen.error else seen.tensors.get(name)
+    return [] if grid is None else [tuple(row) for row in grid.tolist()]
+
+
+def _lies(grid: tuple | None, ours: tuple | None) -> bool:
+    """Whether a picture is wider than tall here and taller than wide there."""
+    return bool(grid and ours and (grid[2] - grid[1]) * (ours[2] - ours[1]) < 0)
+
+
+def _chain(seen: Seen, kind: str, i: int, size: str | None) -> str | None:
+    """The sizes to which a path resizes one after the other."""
+    before = seen.fetched.get(kind, [])
+    first = "{}×{}".format(*before[i]) if i < len(before) else size
+    return size if size is None or first == size else f"{first} → {size}"
+
+
+def _times(seen: Seen, grid: tuple | None, i: int) -> str | None:
+    """What the model is told of a clip's times: seconds a step (Qwen2.5), or each (Qwen3 on)."""
+    if grid is None:
+        return None
+    steps = seen.tensors.get("second_per_grid_ts")
+    if steps is not None:
+        return f"{float(steps[i]):.2f} s a step"
+    before = sum(t for t, _, _ in _grids(seen, "video_grid_thw")[:i])
+    return " ".join(seen.times[before : before + grid[0]]) or None
+
+
+def _pixels(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> list[float | None]:
+    clip = kind == "clip"
+    name, grid = f"pixel_values{'_videos' * clip}", f"{'video' if clip else 'image'}_grid_thw"
+    processor = vlm.processor.video_processor if clip else vlm.processor.image_processor
+    parts = [_part(each, name, grid, i) for each in seen]
+    return [
+        None
+        if part is None or g != grids[2]
+        else round(255 * max(processor.image_std) * float(abs(part - parts[2]).max()), 1)
+        for part, g in zip(parts, grids, strict=True)
+    ]
+
+
+def _part(seen: Seen, name: str, grid: str, i: int) -> np.ndarray | None:
+    grids = _grids(seen, grid)
+    if i >= len(grids):
+        return None
+    counts = [t * h * w for t, h, w in grids]
+    start = sum(counts[:i])
+    return seen.tensors[name][start : start + counts[i]].float().numpy()
+
+
+_LIMITS = {"max_tokens": "max_pixels", "min_tokens": "min_pixels", "max_frame_tokens": "max_pixels"}
+
+
+@dataclass(frozen=True, eq=False)
+class PathComparison:
+    """What three paths make of the same messages. Made by :func:`vlkit.compare_paths`.
+
+    Attributes:
+        table: a row for each thing compared, a column for each path, ``differs`` (whether a path
+            departs from vlkit) and ``note``, which says what that means.
+        errors: the paths that failed, each with its error in one line.
+        tensors: the processor's output of each path that did not.
+    """
+
+    table: pandas.DataFrame
+    errors: dict[str, str]
+    tensors: dict[str, Any] = field(repr=False)
+
+    @property
+    def differences(self) -> pandas.DataFrame:
+        """The rows that differ."""
+        return self.table[self.table["differs"]]
+
+    def _repr_html_(self) -> str:
+        cell = "padding:3px 12px 3px 0;text-align:left;vertical-align:top;border:none"
+        heads = "".join(f'<th style="{cell}">{name}</th>' for name in ("", *PATHS, "what it means"))
+        rows = ""
+        for name, row in self.table.iterrows():
+            values = [name, *(row[path] for path in PATHS), row["note"]]
+            faint = "" if row["differs"] else "opacity:.65"
+            cells = "".join(f'<td style="{cell}">{html.escape(str(v))}</td>' for v in values)
+            rows += f'<tr style="{faint}">{cells}</tr>'
+        return f'<table style="border-collapse:collapse"><tr>{heads}</tr>{rows}</table>'
+
+
+def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
+    """Run the two usual input paths beside vlkit's and say where they differ.
+
+    The paths are ``processor.apply_chat_template(tokenize=True)``, and
+    ``qwen_vl_utils.process_vision_info`` with the processor as the model cards write it. Items may
+    hold limits in either spelling (``max_pixels`` or ``max_tokens``); each path gets its own.
+
+    Args:
+        model: a transformers processor of the family, or a VLM.
+        messages: text, one message or a list of messages; each path gets them as they are.
+    """
+    if isinstance(model, RemoteVLM):
+        check_loaded(model)
+    vlm = model if isinstance(model, VLM) else _wrap(model)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
+    given = [messages] if isinstance(messages, Mapping) else list(messages)
+    runs: dict[str, Callable] = dict(zip(PATHS, (_template, _utilities, _own), strict=True))
+    seen = {name: _attempt(run, vlm, given) for name, run in runs.items()}
+    return PathComparison(
+        make_table(vlm, seen),
+        {name: each.error for name, each in seen.items() if each.error},
+        {name: each.tensors for name, each in seen.items() if not each.error},
+    )
+
+
+def _wrap(processor: Any) -> VLM:
+    """A VLM without a model: what makes inputs needs its processor alone."""
+    older = "qwen2_5_vl" if "2_5" in type(processor).__name__ else "qwen2_vl"
+    family = older if processor.image_processor.patch_size == 14 else "qwen3_vl"
+    folder: Any = ModelFolder
+    return VLM(None, processor, family, folder)
+
+
+def _attempt(run: Callable, vlm: VLM, messages: list) -> Seen:
+    seen = Seen(padding=vlm.processor.tokenizer.padding_side)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            run(vlm, messages, seen)
+            text = vlm.processor.tokenizer.decode(seen.tensors["input_ids"][0])
+            seen.times = re.findall(r"<([\d.]+) seconds>", text)
+        except Exception as error:  # whatever a path does wrong is what we want to know
+            seen.error = f"{type(error).__name__}: {one_line(error)}"
+    return seen
+
+
+# --- the paths -----------------------------------------------------------------------------------
+
+
+def _template(vlm: VLM, messages: list, seen: Seen) -> None:
+    seen.tensors = vlm.processor.apply_chat_template(
+        _spell(vlm, messages, theirs=True),
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def _utilities(vlm: VLM, messages: list, seen: Seen) -> None:
+    """As on the cards of Qwen2-VL and 2.5; and on that of Qwen3-VL, with metadata."""
+    from qwen_vl_utils import process_vision_info
+
+    messages = _spell(vlm, messages, theirs=True)
+    text = vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    options: dict[str, Any] = {"return_video_kwargs": True}
+    later = FAMILIES[vlm.family].patch_size == 16
+    if later:
+        options |= {"image_patch_size": 16, "return_video_metadata": True}
+    images, videos, arguments = process_vision_info(messages, **options)
+    if later:
+        arguments["do_resize"] = False
+        if videos:
+            videos, arguments["video_metadata"] = map(list, zip(*videos, strict=True))
+    elif not videos:
+        arguments = {}
+    seen.fetched = {
+        "picture": [image.size for image in images or []],
+        "clip": [tuple(video.shape[:-3:-1]) for video in videos or []],
+    }
+    seen.tensors = vlm.processor(
+        text=[text], images=images, videos=videos, padding=True, return_tensors="pt", **arguments
+    )
+
+
+def _own(vlm: VLM, messages: list, seen: Seen) -> None:
+    seen.padding = "left"
+    seen.tensors = prepare_inputs(vlm, [_spell(vlm, messages, theirs=False)]).tensors
+
+
+def _spell(vlm: VLM, messages: list, *, theirs: bool) -> list:
+    """A copy of the messages with limits as pixels (theirs) or as tokens (ours)."""
+    token = (2 * FAMILIES[vlm.family].patch_size) ** 2
+    plain = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [_spell_item(item, token, theirs) for item in content]
+        elif theirs:  # the templates take both, process_vision_info only a list
+            content = [{"type": "text", "text": content}]
+        plain.append({**message, "content": content})
+    return plain
+
+
+def _spell_item(item: Any, token: int, theirs: bool) -> Any:
+    if not isinstance(item, Mapping):
+        return item
+    item = copy.copy(dict(item))
+    for ours, pixels in _LIMITS.items():
+        if theirs and ours in item:
+            item[pixels] = item.pop(ours) * token
+        elif not theirs and pixels in item and ("video" in item) == (ours == "max_frame_tokens"):
+            item[ours] = max(1, item.pop(pixels) // token)
+    if not theirs and "video" in item:
+        item.pop("min_pixels", None)  # a frame has no fewest tokens of its own here
+    return item

@@ -1,0 +1,511 @@
+"""What the model will see and what it will cost, before a weight is loaded."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import PIL.Image
+
+from vlkit.analysis.target import Target, find_target
+from vlkit.errors import VlkitError
+from vlkit.generation.reply import Usage
+from vlkit.grounding.boxes import Size
+from vlkit.media.image import Image, describe_source, picture_size
+from vlkit.media.video import ClipInfo, Video, clip_name, load_clip, probe_clip, sample_indices
+from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.models.load import VLM
+from vlkit.models.memory import Memory, estimate_memory
+from vlkit.plotting.html import image_html
+from vlkit.remote.model import RemoteVLM
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """How the model will see a picture.
+
+    Attributes:
+        image: the picture with its own limits.
+        size: (width, height) of the upright original.
+        input_size: (width, height) at which the model sees it.
+        patch_size: side of a patch in pixels; a token covers two by two.
+    """
+
+    image: Image = field(repr=False)
+    size: Size
+    input_size: Size
+    patch_size: int
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return describe_source(self.image.source)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Steps in time, patches down, patches across, as in ``image_grid_thw``."""
+        width, height = self.input_size
+        return 1, height // self.patch_size, width // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens."""
+        return self.grid[1] * self.grid[2] // 4
+
+    def draw(self) -> PIL.Image.Image:
+        """The picture as the model sees it, its tokens and patches drawn. Decodes it."""
+        from vlkit.plotting.draw import draw_patch_grid
+
+        return draw_patch_grid(self.image.load().resize(self.input_size), self.patch_size)
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """How the model will see a clip.
+
+    Attributes:
+        video: the clip with its own options.
+        info: the whole clip's size, rate and length.
+        indices: the frames that will be sampled.
+        input_size: (width, height) at which the model sees each.
+        patch_size: side of a patch in pixels.
+    """
+
+    video: Video = field(repr=False)
+    info: ClipInfo
+    indices: tuple[int, ...]
+    input_size: Size
+    patch_size: int
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return clip_name(self.video.source)
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of the upright original."""
+        return self.info.size
+
+    @property
+    def timestamps(self) -> tuple[float, ...]:
+        """Seconds from the beginning of the clip at which each frame is on screen."""
+        return tuple(index / self.info.fps for index in self.indices)
+
+    @property
+    def step_times(self) -> tuple[float, ...]:
+        """Seconds of each step: two frames make one, an odd last one is shown twice."""
+        times = self.timestamps + self.timestamps[-1:] * (len(self.indices) % 2)
+        return tuple((a + b) / 2 for a, b in zip(times[::2], times[1::2], strict=True))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Steps in time, patches down, patches across, as in ``video_grid_thw``."""
+        width, height = self.input_size
+        return len(self.step_times), height // self.patch_size, width // self.patch_size
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one step."""
+        return self.grid[1] * self.grid[2] // 4
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens."""
+        return self.grid[0] * self.frame_tokens
+
+    def draw(self) -> PIL.Image.Image:
+        """The first sampled frame as the model sees it, its patches drawn. Decodes two frames."""
+        from vlkit.plotting.draw import draw_patch_grid
+
+        start = replace(self.video, frames=None, max_frames=2)
+        clip = load_clip(start, lambda size, count: self.input_size)
+        return draw_patch_grid(clip.pictures[0], self.patch_size)
+
+
+View = PictureView | ClipView
+
+
+@dataclass(frozen=True, eq=False)
+class Preflight:
+    """What a model will see of messages, and what that costs. Made by :func:`vlkit.preflight`.
+
+    Attributes:
+        target: what is known of the model.
+        messages: checked.
+        views: pictures and clips in the order in which the model meets them.
+        usage: tokens, as ``reply.usage`` will have them; ``new_tokens`` is ``max_new_tokens``.
+        prompt_tokens_exact: False where the text's share is estimated, for want of a tokenizer;
+            those of pictures and clips are exact always.
+    """
+
+    target: Target = field(repr=False)
+    messages: list[dict] = field(repr=False)
+    views: tuple[View, ...]
+    usage: Usage
+    prompt_tokens_exact: bool
+
+    @property
+    def model(self) -> str:
+        """What the model was called."""
+        return self.target.name
+
+    @property
+    def family(self) -> str:
+        """A key of ``FAMILIES``."""
+        return self.target.family
+
+    @property
+    def pictures(self) -> tuple[PictureView, ...]:
+        """The pictures alone."""
+        return tuple(view for view in self.views if isinstance(view, PictureView))
+
+    @property
+    def clips(self) -> tuple[ClipView, ...]:
+        """The clips alone."""
+        return tuple(view for view in self.views if isinstance(view, ClipView))
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that prompt and answer may have together."""
+        return self.target.context_length
+
+    @property
+    def total_tokens(self) -> int:
+        """Of prompt and answer."""
+        return self.usage.prompt_tokens + self.usage.new_tokens
+
+    @property
+    def fits_context(self) -> bool:
+        """Whether prompt and answer fit the context."""
+        return self.total_tokens <= self.context_length
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The estimated memory in bytes (``vlkit.models.memory``); None for an unknown shape."""
+        if self.target.cost is None:
+            return None
+        t_h_w = [view.grid for view in self.views]
+        return estimate_memory(
+            self.target.cost,
+            patches=sum(t * h * w for t, h, w in t_h_w),
+            prompt_tokens=self.usage.prompt_tokens,
+            new_tokens=self.usage.new_tokens,
+        )
+
+    @property
+    def cost(self) -> float | None:
+        """By a hosted model's ``prices``; None without."""
+        if not isinstance(self.target.source, RemoteVLM):
+            return None
+        return self.target.source.cost(self.usage.prompt_tokens, self.usage.new_tokens)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits this machine's free memory; None for a model of unknown shape."""
+        return None if self.memory is None else self.memory.fits
+
+    def fit(self, tokens: int | None = None, *, memory: float | None = None):
+        """Messages whose pictures and clips keep within a budget; see ``fit`` in this module.
+
+        Args:
+            tokens: the most that prompt and answer may have; the model's context by default.
+            memory: the most bytes for weights, cache and activations.
+
+        Returns:
+            A ``Fitted``: ``.messages`` are ready to be asked, ``.media`` holds
+            their pictures and clips, ``.preflight`` what they cost.
+
+        Raises:
+            VlkitError: it cannot be done.
+        """
+
+        return fit(self, tokens=tokens, memory=memory)
+
+    def _repr_html_(self) -> str:
+
+        return preflight_card(self)
+
+
+def preflight(
+    model: VLM | RemoteVLM | str | os.PathLike,
+    messages: str | Mapping | list,
+    *,
+    max_new_tokens: int = 0,
+) -> Preflight:
+    """What a model will see of messages and what it will cost, from size rules alone.
+
+    Args:
+        model: a loaded model, ``"tiny"``, a folder (only its JSON files are read), or an id such as
+            ``Qwen/Qwen2.5-VL-7B-Instruct``, whether it is on this machine or not.
+        messages: text, one message or a list of messages. Of picture files only the headers are
+            read.
+        max_new_tokens: the longest answer, counted with the context and the memory.
+
+    Raises:
+        MediaError: a picture or clip that cannot be read.
+        ModelError: no model of this family.
+    """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 0 or more")
+    target, messages = find_target(model), as_messages(messages)
+    views = [view_media(target, read_media_item(item)) for item in iterate_media(messages)]
+    return measure(target, messages, views, max_new_tokens)
+
+
+def measure(
+    target: Target, messages: list[dict], views: list[View], new_tokens: int, text: Any = None
+) -> Preflight:
+    """Count; ``text`` is the tokens of the text where they are known already."""
+    clips = [view for view in views if isinstance(view, ClipView)]
+    video = sum(view.tokens for view in clips)
+    image = sum(view.tokens for view in views) - video
+    if text is None:
+        text = target.count_text(messages, [clip.step_times for clip in clips])
+    usage = Usage(image, video, text + image + video, new_tokens)
+    return Preflight(target, messages, tuple(views), usage, target.processor is not None)
+
+
+def view_media(target: Target, media: Image | Video) -> View:
+    """How a model will see a picture or clip, from its header alone. Raises MediaError."""
+    rules = target.rules
+    if isinstance(media, Image):
+        size = picture_size(media)
+        return PictureView(media, size, rules.image_size(size, media), rules.patch_size)
+    return view_clip(target, media, probe_clip(media))
+
+
+def view_clip(target: Target, video: Video, info: ClipInfo) -> ClipView:
+    """How the model sees a clip whose header was read."""
+    indices, _ = sample_indices(video, info, clip_name(video.source))
+    size = target.rules.frame_size(info.size, len(indices), video)
+    return ClipView(video, info, tuple(indices), size, target.rules.patch_size)
+
+
+SHOWN = 6  # pictures and clips that are drawn
+
+
+_CELL = "padding:2px 12px 2px 0;text-align:left;border:none"
+
+
+_FAINT = "opacity:.65;font-size:.85em"
+
+
+def preflight_card(plan: Preflight) -> str:
+    """HTML that takes its colours from the page, so that it reads on dark and light."""
+    rows = "".join(map(_row, plan.views[: 4 * SHOWN]))
+    heads = ("picture or clip", "upright", "as seen", "patch grid", "tokens")
+    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in heads)
+    table = f'<table style="border-collapse:collapse"><tr>{head}</tr>{rows}</table>' if rows else ""
+    more = len(plan.views) - 4 * SHOWN
+    table += f'<p style="{_FAINT}">and {more:,} more</p>' if more > 0 else ""
+    pictures = "".join(map(_figure, plan.views[:SHOWN]))
+    lines = "".join(f'<p style="margin:4px 0">{line}</p>' for line in _lines(plan))
+    return (
+        f'<div style="max-width:900px"><p style="font-size:1.05em;margin:4px 0"><b>'
+        f"{html.escape(plan.model)}</b> ({plan.family})</p>{lines}{table}"
+        f'<div style="display:flex;flex-wrap:wrap;gap:10px">{pictures}</div></div>'
+    )
+
+
+def _lines(plan: Preflight) -> list[str]:
+    usage = plan.usage
+    about = "" if plan.prompt_tokens_exact else "about "
+    verdict = "fits" if plan.fits_context else "<b>does not fit</b>"
+    lines = [
+        f"{about}{usage.prompt_tokens:,} prompt tokens ({usage.image_tokens:,} image, "
+        f"{usage.video_tokens:,} video) and {usage.new_tokens:,} new: {verdict} the context of "
+        f"{plan.context_length:,}"
+    ]
+    memory = plan.memory
+    if plan.cost is not None:
+        lines.append(f"about {plan.cost:.2g} by the given prices")
+    if isinstance(plan.target.source, RemoteVLM):
+        return lines
+    if memory is None:
+        return [*lines, "memory: the shape of this model is not known here"]
+    verdict = "fits" if memory.fits else "<b>does not fit</b>"
+    lines.append(
+        f"about {_bytes(memory.total)}: weights {_bytes(memory.weights)}, cache "
+        f"{_bytes(memory.cache)}, activations {_bytes(memory.activations)}; {verdict} the "
+        f"{_bytes(memory.available)} of free {'GPU memory' if memory.place == 'GPU' else 'RAM'}"
+        + (f" (× {memory.factor:g} on a CPU)" if memory.factor != 1 else "")
+    )
+    return lines
+
+
+def _row(view: View) -> str:
+    steps, rows, columns = view.grid
+    grid = f"{rows} × {columns}"
+    if isinstance(view, ClipView):
+        times = view.timestamps
+        grid = f"{steps} × {grid}"
+        span = f", {len(times)} frames at {times[0]:.2f}–{times[-1]:.2f} s"
+    else:
+        span = ""
+    cells = (
+        _short_name(view) + span,
+        "{}×{}".format(*view.size),
+        "{}×{}".format(*view.input_size),
+        grid,
+        f"{view.tokens:,}",
+    )
+    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+
+
+def _figure(view: View) -> str:
+    try:
+        drawn = image_html(view.draw(), width=420, alt=_short_name(view))
+    except VlkitError as error:  # only its header was read before
+        drawn = f'<p style="color:#B45309">{html.escape(str(error))}</p>'
+    caption = f"{_short_name(view)}: {view.tokens:,} tokens"
+    return (
+        f'<figure style="margin:6px 0;max-width:420px">{drawn}<figcaption style="{_FAINT}">'
+        f"{caption}</figcaption></figure>"
+    )
+
+
+def _short_name(view: View) -> str:
+    """The file's name alone: a notebook that is handed on should not tell folders."""
+    return html.escape(view.name.rstrip("/").rpartition("/")[2])
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+GOOD_FRAME = 32  # tokens; a clip gives up frames before its frames get smaller
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Messages that keep within a budget.
+
+    Attributes:
+        messages: ready to be asked.
+        media: their pictures and clips, with the limits that keep them within the budget.
+        preflight: what they cost.
+    """
+
+    messages: list[dict] = field(repr=False)
+    media: tuple[Image | Video, ...] = field(repr=False)
+    preflight: Preflight
+
+    def _repr_html_(self) -> str:
+        return self.preflight._repr_html_()
+
+
+def fit(plan: Preflight, *, tokens: int | None = None, memory: float | None = None) -> Fitted:
+    """The largest pixel budget that all pictures and frames can have within the limits.
+
+    Every picture and frame gets the same limit; those that are smaller stay as they are, and a
+    picture's own ``min_tokens`` counts. Clips are sampled at half, a quarter … of their frames
+    where these would come below 32 tokens.
+
+    Raises:
+        VlkitError: the limits are malformed, or too small at any size.
+    """
+    most = plan.context_length if tokens is None else tokens
+    if not isinstance(most, int) or most < 1:
+        raise VlkitError(f"tokens={tokens!r} must be a whole number, 1 or more")
+    if memory is not None and (not isinstance(memory, int | float) or not memory > 0):
+        raise VlkitError(f"memory={memory!r} must be a number of bytes above 0")
+    if memory is not None and plan.memory is None:
+        raise VlkitError(f"the shape of {plan.model} is not known; pass tokens= instead of memory=")
+
+    def keeps(candidate: Preflight) -> bool:
+        needed = candidate.memory.total if memory and candidate.memory else 0
+        return candidate.total_tokens <= most and needed <= (memory or 0)
+
+    found = plan if keeps(plan) else _search(plan, keeps)
+    return _finish(found)
+
+
+def _search(plan: Preflight, keeps: Callable[[Preflight], bool]) -> Preflight:
+    share = 1
+    while True:
+        fewer = [_fewer_frames(plan, view, share) for view in plan.views]
+        base = measure(plan.target, plan.messages, fewer, plan.usage.new_tokens)
+        last = all(len(v.indices) <= 2 * share for v in plan.clips)
+        cap = _largest_cap(base, keeps)
+        if cap >= (1 if last else GOOD_FRAME):
+            return _capped(base, cap)
+        if last:
+            raise VlkitError(_too_small(base))
+        share *= 2
+
+
+def _largest_cap(base: Preflight, keeps: Callable[[Preflight], bool]) -> int:
+    """The largest limit on tokens a picture or frame that keeps within the budget, or 0."""
+    low, high = 0, max((_frame_tokens(view) for view in base.views), default=0)
+    if keeps(base):
+        return max(high, GOOD_FRAME)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if keeps(_capped(base, middle)) else (low, middle)
+    return low
+
+
+def _capped(base: Preflight, cap: int) -> Preflight:
+    views = [_cap_view(base, view, cap) for view in base.views]
+    usage = base.usage
+    text = usage.prompt_tokens - usage.image_tokens - usage.video_tokens
+    return measure(base.target, base.messages, views, usage.new_tokens, text)
+
+
+def _cap_view(base: Preflight, view: View, cap: int) -> View:
+    if _frame_tokens(view) <= cap:
+        return view
+    if isinstance(view, ClipView):
+        video = replace(view.video, max_frame_tokens=cap)
+        return view_clip(base.target, video, view.info)
+    image = replace(view.image, max_tokens=max(cap, view.image.min_tokens or 1))
+    return replace(view, image=image, input_size=base.target.rules.image_size(view.size, image))
+
+
+def _fewer_frames(plan: Preflight, view: View, share: int) -> View:
+    if share == 1 or not isinstance(view, ClipView) or len(view.indices) <= 2:
+        return view
+    count = max(2, len(view.indices) // share // 2 * 2)
+    return view_clip(plan.target, replace(view.video, frames=count), view.info)
+
+
+def _frame_tokens(view: View) -> int:
+    return view.frame_tokens if isinstance(view, ClipView) else view.tokens
+
+
+def _too_small(base: Preflight) -> str:
+    least = _capped(base, 1)
+    usage = least.usage
+    media = usage.image_tokens + usage.video_tokens
+    text = usage.prompt_tokens - media
+    needed = f"{text:,} tokens of text, {usage.new_tokens:,} new ones and at least {media:,} for "
+    needed += f"{len(base.views)} pictures and clips"
+    if least.memory is not None:
+        needed += f" ({least.memory.total / 1e9:.2f} GB in all)"
+    return f"the budget is too small: {needed}; raise it, or ask about fewer pictures"
+
+
+def _finish(found: Preflight) -> Fitted:
+    media = tuple(_media(view) for view in found.views)
+    limits = map(_item_limits, media)
+    messages: list[dict[str, Any]] = []
+    for message in found.messages:
+        content = [i if i["type"] == "text" else i | next(limits) for i in message["content"]]
+        messages.append({**message, "content": content})
+    return Fitted(messages, media, replace(found, messages=messages))
+
+
+def _media(view: View) -> Image | Video:
+    return view.video if isinstance(view, ClipView) else view.image
+
+
+def _item_limits(media: Image | Video) -> dict:
+    if isinstance(media, Image):
+        return {"max_tokens": media.max_tokens} if media.max_tokens else {}
+    limits = {"nframes": media.frames, "max_frame_tokens": media.max_frame_tokens}
+    return {key: value for key, value in limits.items() if value is not None}

@@ -1,0 +1,289 @@
+"""The file behind ``out=``: a line for each finished row, safe against a kill at any instant."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vlkit.errors import VlkitError
+from vlkit.generation.reply import Failure, Reply, record_of
+
+SYNC_SECONDS = 1.0  # what a power cut may cost; a killed process loses nothing that was written
+
+
+_BEGINNING = b'{"key": "'
+
+
+class Journal:
+    """Finished rows in a JSONL file that is only ever appended to, one writer at a time.
+
+    A line is written with a single call, so a reader sees whole rows. What a kill may have left
+    torn, the last line, is cut off at the next opening, and its row is computed anew. Parts that
+    processes of a sharded run left behind count, too; without ``part`` they are merged first.
+
+    Args:
+        path: the file; its folder must exist.
+        resume: with False, a file that holds rows is refused (and never deleted).
+        part: the number of a process of a sharded run, which writes ``path.part-…`` instead.
+
+    Attributes:
+        path: the file.
+        finished: the records of all rows that have an answer, by key; those of failures are not
+            among them, so that they are tried again.
+
+    Raises:
+        VlkitError: the file cannot be written, holds something else than results, or another
+            process is writing it.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, resume: bool = True, part: int | None = None):
+        self.path = Path(path).expanduser()
+        self._own = self.path if part is None else _part_path(self.path, part)
+        _check_place(self.path)
+        self._lock = _lock(self._own)
+        try:
+            if not resume:  # the other processes' parts may be under way already
+                _refuse_rows([self.path, self._own] if part is not None else self._files)
+            self.finished = _finished(self._files)
+            _cut_torn_line(self._own)
+            if part is None:
+                self._absorb()
+            self._file = _open_to_append(self._own)
+        except BaseException:
+            _unlock(self._lock)
+            raise
+        self._synced = time.monotonic()
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files of a sharded run's processes that are there."""
+        return sorted(self.path.parent.glob(glob.escape(self.path.name) + ".part-*[0-9]"))
+
+    @property
+    def _files(self) -> list[Path]:
+        return [self.path, *self.parts]
+
+    def append(
+        self, key: str, index: int, result: Reply | Failure, sources: Sequence[str] = ()
+    ) -> None:
+        """Write a row: it is in the file when this returns, whole or, on an error, not at all.
+
+        Args:
+            key: from :func:`row_key`.
+            index: the row's number.
+            result: the answer, or why there is none.
+            sources: the names of its media, for people who read the file.
+
+        Raises:
+            VlkitError: the disk is full, or the file cannot be written any more.
+        """
+        record = record_of(result, index, key) | ({"media": list(sources)} if sources else {})
+        _write_line(self._file, self._own, record)
+        if not isinstance(result, Failure):
+            self.finished[key] = record
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self._sync()
+
+    def close(self) -> None:
+        """Bring everything to the disk and let others write; a second call does nothing."""
+        if self._file >= 0:
+            self._sync()
+            os.close(self._file)
+            self._file = -1
+            _unlock(self._lock)
+
+    def merge(self) -> None:
+        """Close, and make one file of it and all parts: a line a row, in the order of the rows.
+
+        The parts are deleted when the new file is in its place, so a kill loses nothing.
+
+        Raises:
+            VlkitError: a process is still writing its part.
+        """
+        self.close()
+        lock = _lock(self.path)
+        try:
+            self._absorb()
+        finally:
+            _unlock(lock)
+
+    def _absorb(self) -> None:
+        parts, locks = self.parts, []
+        try:
+            for part in parts:
+                locks.append(_lock(part))
+            if parts:
+                _write_in_order(self.path, _latest([self.path, *parts]).values())
+            for part in parts:
+                part.unlink()
+        finally:
+            for lock in locks:
+                _unlock(lock)
+
+    def _sync(self) -> None:
+        os.fsync(self._file)
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _finished(files: Sequence[Path]) -> dict[str, dict]:
+    return {key: record for key, record in _latest(files).items() if "error" not in record}
+
+
+def _latest(files: Sequence[Path]) -> dict[str, dict]:
+    """The last record of each row; a failure never takes the place of an answer."""
+    records: dict[str, dict] = {}
+    for file in files:
+        for record in _records(file):
+            if "error" not in record or "error" in records.get(record["key"], record):
+                records[record["key"]] = record
+    return records
+
+
+def _records(file: Path) -> Iterator[dict]:
+    """The rows of whole lines; a process may be writing the last one."""
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.endswith(b"\n"):
+                yield _parse(line, file, number)
+
+
+def _parse(line: bytes, file: Path, number: int) -> dict:
+    try:
+        record = json.loads(line)
+        known = isinstance(record["key"], str) and isinstance(record["index"], int)
+        if known and ("error" in record or "raw" in record):
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise VlkitError(
+        f"{file} holds something else than results of vlkit (line {number}: {line[:40]!r}); "
+        "name another file for out="
+    )
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise VlkitError(f"out={str(path)!r}: the folder {path.parent} does not exist; create it")
+    try:
+        is_other = path.exists() and not path.is_file()
+    except OSError as error:  # a name that is too long
+        raise VlkitError(f"out={str(path)!r:.80}: {error.strerror}; name another file") from error
+    if is_other:
+        raise VlkitError(f"out={str(path)!r} is no file; name a .jsonl file")
+    if path.suffix.lower() in (".csv", ".tsv", ".json", ".parquet", ".xlsx"):
+        raise VlkitError(
+            f"out={str(path)!r} is written as JSON lines; name a .jsonl file, and write the table "
+            "with vlkit.write_table"
+        )
+
+
+def _refuse_rows(files: Iterable[Path]) -> None:
+    for file in files:
+        if file.exists() and file.stat().st_size:
+            raise VlkitError(
+                f"{file} exists and resume=False; delete it, name another file, or go on with "
+                "resume=True"
+            )
+
+
+def _part_path(path: Path, part: int) -> Path:
+    return path.with_name(f"{path.name}.part-{part:05d}")
+
+
+def _lock(file: Path) -> FileLock:
+    path = file.with_name(f".{file.name}.lock")
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        path.touch()  # where no file can be made, filelock waits as if somebody held it
+        lock.acquire()
+    except Timeout as error:
+        raise VlkitError(
+            f"{file} is being written by another process; wait for it, or name another file"
+        ) from error
+    except OSError as error:
+        raise VlkitError(
+            f"{file} cannot be written ({error.strerror or error}); name a file in a folder of "
+            "your own"
+        ) from error
+    return lock
+
+
+def _unlock(lock: FileLock) -> None:
+    with suppress(OSError):
+        os.unlink(lock.lock_file)  # before the release: nobody else holds it
+    lock.release()
+
+
+def _cut_torn_line(file: Path) -> None:
+    with suppress(FileNotFoundError), file.open("r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - (1 << 16))
+            stream.seek(start)
+            newline = stream.read(end - start).rfind(b"\n")
+            end = start + newline + 1 if newline >= 0 else start
+            if newline >= 0:
+                break
+        if not end:  # not one whole line: is it a row's beginning?
+            stream.seek(0)
+            torn = stream.read(len(_BEGINNING)).rstrip(b"\0")
+            if not torn.startswith(_BEGINNING[: len(torn)]):
+                _parse(torn, file, 1)
+        stream.truncate(end)
+
+
+def _open_to_append(file: Path) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(file, flags, 0o666)
+    except OSError as error:
+        raise VlkitError(
+            f"{file} cannot be written ({error.strerror}); check its permissions"
+        ) from error
+
+
+def _write_line(file: int, path: Path, record: dict) -> None:
+    line, size = _line(record), os.fstat(file).st_size
+    try:
+        if os.write(file, line) == len(line):
+            return
+        reason = "the disk is full"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    os.ftruncate(file, size)
+    raise VlkitError(f"{path} cannot be written ({reason}); make room and call again: it goes on")
+
+
+def _line(record: dict) -> bytes:
+    text = json.dumps(record, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"  # half a character, as JSON escapes it
+
+
+def _write_in_order(path: Path, records: Iterable[dict]) -> None:
+    temporary = path.with_name(f".{path.name}.merging")
+    with temporary.open("wb") as stream:
+        stream.writelines(map(_line, sorted(records, key=lambda record: record["index"])))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,396 @@
+"""How the rows of a batch are answered: by the fast engine, or by transformers' own generate."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from vlkit.batch.hosted import answer_rows_remotely
+from vlkit.engine.decoder import can_decode
+from vlkit.engine.scheduler import (
+    MOST_ROWS,
+    PREFILL_TOKENS,
+    Feed,
+    Settings,
+    Tally,
+    Waiting,
+    answer_fast,
+    choose_group,
+    feeding,
+)
+from vlkit.engine.slots import describe_row, split_rows
+from vlkit.errors import VlkitError, counted
+from vlkit.generation.generate import generate, generation_options, run_rows
+from vlkit.generation.reply import Failure, Reply, failure_of, make_reply
+from vlkit.hooks import batched
+from vlkit.inputs import check_loaded, make_inputs
+from vlkit.messages import as_messages, iterate_media
+from vlkit.models.load import VLM, base_model
+from vlkit.remote.model import RemoteVLM
+
+_HANDLED = {  # settings of generation that the engine knows, or that say nothing about the answer
+    "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k",
+    "repetition_penalty", "max_new_tokens", "max_length", "transformers_version", "use_cache",
+    "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
+    "_from_model_config",
+}  # fmt: skip
+
+
+def choose_path(vlm: VLM | RemoteVLM) -> tuple[str, str]:
+    """``"fast"`` or ``"library"``, and why; ``"remote"`` where a service answers."""
+    if isinstance(vlm, RemoteVLM):
+        return "remote", ""
+    reason = can_decode(base_model(vlm)) or _unknown_setting(vlm.model.generation_config)
+    if not reason:
+        return "fast", ""
+    return "library", f"transformers' own generate is used: {reason}"
+
+
+def _unknown_setting(config: Any) -> str:
+    given = config.to_diff_dict()
+    unknown = sorted(name for name in given if name not in _HANDLED and given[name] is not None)
+    return f"the model's generation config sets {', '.join(unknown)}" if unknown else ""
+
+
+def answer_rows(
+    vlm: VLM | RemoteVLM,
+    conversations: Sequence[Any],
+    indices: Sequence[int],
+    settings: Settings,
+    tally: Tally,
+) -> Generator[tuple[int, Reply | Failure], None, None]:
+    """(index, result) of each row as it finishes."""
+    if not indices:
+        return
+    if isinstance(vlm, RemoteVLM):
+        yield from answer_rows_remotely(vlm, conversations, indices, settings, tally)
+        return
+    way = answer_fast if settings.path == "fast" else _answer_slowly
+    kind = "cuda" if vlm.model.device.type == "cuda" else "cpu"
+    capacity = min(settings.batch_size or MOST_ROWS[kind], len(indices))
+    with feeding(vlm, conversations, indices, ahead=2 * capacity) as feed:
+        yield from way(vlm, feed, capacity, settings, tally)
+
+
+def _answer_slowly(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
+    """Groups padded on the left through ``model.generate``; sampled rows one by one."""
+    if settings.options["do_sample"]:
+        capacity = 1
+    tally.batch_size = capacity
+    waiting: list[Waiting] = []
+    while not feed.exhausted or waiting:
+        settings.check_stopped()
+        for row in feed.take(waiting, block=len(waiting) < capacity and not feed.exhausted):
+            if isinstance(row.loaded, Failure):
+                yield row.index, row.loaded
+            else:
+                waiting.append(row)
+        if waiting and (feed.exhausted or len(waiting) >= capacity):
+            group = choose_group(waiting, capacity, PREFILL_TOKENS["cuda"])
+            yield from _generate_group(vlm, group, settings, tally)
+
+
+def _generate_group(vlm: VLM, group: list[Waiting], settings: Settings, tally: Tally):
+    """The answers of a group; one that fails, as out of memory, is halved down to one row."""
+    start, limit = time.perf_counter(), settings.options["max_new_tokens"]
+    seed = None if settings.seed is None else settings.seed + group[0].index
+    try:
+        inputs = make_inputs(vlm, [row.loaded for row in group])
+        answers = run_rows(vlm, inputs, settings.options, seed)
+    except Exception as error:  # processors and models raise what they like
+        if len(group) == 1:
+            yield group[0].index, failure_of(error)
+            return
+        half = len(group) // 2
+        yield from _generate_group(vlm, group[:half], settings, tally)
+        yield from _generate_group(vlm, group[half:], settings, tally)
+        return
+    tally.count_group([int(mask.sum()) for mask in inputs.tensors["attention_mask"]])
+    parts = zip(group, split_rows(inputs), inputs.input_sizes, answers, strict=True)
+    for row, tensors, sizes, tokens in parts:
+        tally.new_tokens += len(tokens)
+        described = describe_row(row.loaded, tensors, sizes)
+        yield (
+            row.index,
+            make_reply(vlm, as_messages(row.messages), described, tokens, limit, start),
+        )
+
+
+Result = Reply | Failure
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """How a batch went.
+
+    Attributes:
+        rows: all of them; ``resumed`` of them were in ``out`` already.
+        failures: rows without an answer.
+        seconds: wall time.
+        new_tokens: generated in this call.
+        padding: share of the prompt tokens computed that were padding.
+        batch_size: the most rows at a time.
+        path: ``"fast"``, ``"library"`` where transformers' own generate was used, or ``"remote"``.
+        note: why, and what else there is to say.
+        agreement: of the rows asked again alone, the share with the same answer; None if none was.
+        disagreeing: the indices of the others.
+        stopped: whether it was stopped before its end.
+        cost: of the rows answered in this call, by a hosted model's ``prices``; else None.
+    """
+
+    rows: int
+    resumed: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    new_tokens: int = 0
+    padding: float = 0.0
+    batch_size: int = 0
+    path: str = "fast"
+    note: str = ""
+    agreement: float | None = None
+    disagreeing: tuple[int, ...] = ()
+    stopped: bool = False
+    cost: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens a second, end to end."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        parts = [counted(self.rows, "row"), f"{self.failures:,} failed"]
+        if self.resumed:
+            parts.append(f"{self.resumed:,} answered before")
+        parts.append(f"{self.seconds:.1f} s")
+        if self.new_tokens:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            parts.append(f"{self.batch_size} at a time")
+            parts += [f"{self.padding:.0%} padding"] * (self.path != "remote")
+        if self.cost is not None:
+            parts.append(f"cost {self.cost:.4g}")
+        if self.agreement is not None:
+            parts.append(f"{self.agreement:.0%} the same alone")
+        return ", ".join(parts + ["stopped"] * self.stopped + [self.note] * bool(self.note))
+
+
+class Results(list):
+    """The rows of a batch: Reply and Failure in the order given; ``.report`` tells more."""
+
+    report: BatchReport
+
+
+@batched
+def generate_batch(
+    vlm: VLM | RemoteVLM,
+    conversations: Sequence[Any],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    batch_size: int | str = "auto",
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    agreement: int = 0,
+    on_result: Callable[[int, Result], None] | None = None,
+    stopped: Event | None = None,
+    rows: Sequence[int] | None = None,
+    part: int | None = None,
+) -> Results:
+    """Ask many questions; a row that cannot be answered becomes a Failure, the others go on.
+
+    Greedy answers are those of :func:`vlkit.generate`, in float32 to the token.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        conversations: a list whose items are text, a message or a list of messages.
+        max_new_tokens, temperature, top_p: as for :func:`vlkit.generate`.
+        seed: row ``i`` is sampled as ``generate(…, seed=seed + i)`` does it.
+        batch_size: the most rows at a time; ``"auto"`` follows from the free memory. Of a hosted
+            model the most requests at a time; ``"auto"`` is its ``concurrency``.
+        out: a JSONL file to which each row is appended as it finishes; the same call goes on where
+            it was stopped or killed. What is in it is not computed again, failures are.
+        resume: with False, an ``out`` that holds rows is refused.
+        progress: show a bar.
+        agreement: so many rows, chosen at random, are asked again alone afterwards.
+        on_result: called with (index, result) as each row finishes.
+        stopped: set it to end cleanly with what is done, as Ctrl-C does.
+        rows: indices of the conversations to do, by default all; the others are not in the result.
+        part: of a run in several processes, the number of this one; see the ``batch`` command.
+
+    Returns:
+        Reply or Failure in the order given; ``.report`` is a :class:`BatchReport`.
+
+    Raises:
+        VlkitError: wrong options, or an ``out`` that cannot be written.
+    """
+    start = time.perf_counter()
+    if not isinstance(vlm, RemoteVLM):
+        check_loaded(vlm)
+    conversations = check_conversations(conversations)
+    indices = _check_rows(rows, len(conversations))
+    _check_agreement(agreement)
+    options = generation_options(max_new_tokens, temperature, top_p, seed)
+    settings = Settings(options, seed, _check_batch_size(batch_size), *choose_path(vlm), stopped)
+    tally, cut = Tally(), False
+    with ExitStack() as stack:
+        journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
+        done = stack.enter_context(closing(_Done(len(indices), progress, tally, on_result)))
+
+        def write(index: int, result: Result) -> None:
+            if journal:
+                journal.append(keys[index], index, result, _names(conversations[index]))
+
+        try:
+            todo = []
+            for index in indices:
+                record = journal.finished.get(keys[index]) if journal else None
+                if record is None:
+                    todo.append(index)
+                    continue
+                result = _restore(record, conversations[index])
+                if record["index"] != index:  # rows were moved: the file's last word is where
+                    write(index, result)
+                done.take(index, result)
+            answers = stack.enter_context(
+                closing(answer_rows(vlm, conversations, todo, settings, tally))
+            )
+            for index, result in answers:
+                write(index, result)
+                done.take(index, result)
+                settings.check_stopped()
+        except KeyboardInterrupt:
+            cut = True
+    missing = Failure("stopped before its turn; call again to go on", "Stopped")
+    results = Results(done.found.get(index, missing) for index in indices)
+    report = BatchReport(
+        rows=len(indices),
+        resumed=len(indices) - len(todo),
+        failures=done.failures,
+        seconds=time.perf_counter() - start,
+        new_tokens=tally.new_tokens,
+        padding=tally.padding,
+        batch_size=tally.batch_size,
+        path=settings.path,
+        note="; ".join([*filter(None, [settings.note]), *tally.notes]),
+        stopped=cut,
+        cost=tally.cost,
+    )
+    if agreement and not cut:
+        report = replace(report, **_agree(vlm, conversations, done.found, agreement, settings))
+    results.report = report
+    return results
+
+
+def answer_all(vlm: VLM | RemoteVLM, conversations: Sequence[Any], **options: Any) -> Results:
+    """:func:`generate_batch` for who needs all; raises KeyboardInterrupt where it was stopped."""
+    results = generate_batch(vlm, conversations, **options)
+    if results.report.stopped:
+        raise KeyboardInterrupt
+    return results
+
+
+class _Done:
+    """The rows that are finished, and the bar that tells of them."""
+
+    def __init__(self, total: int, progress: bool, tally: Tally, on_result):
+        from tqdm.auto import tqdm
+
+        self.found: dict[int, Result] = {}
+        self.failures, self._tally, self._on_result = 0, tally, on_result
+        self._bar = tqdm(total=total, unit="row", disable=not (progress and total))
+
+    def take(self, index: int, result: Result) -> None:
+        self.found[index] = result
+        self.failures += isinstance(result, Failure)
+        self._bar.update()
+        if not self._bar.disable and (seconds := self._bar.format_dict["elapsed"]):
+            speed = self._tally.new_tokens / seconds
+            self._bar.set_postfix_str(
+                f"{speed:,.0f} tokens/s, {self.failures} failed", refresh=False
+            )
+        if self._on_result:
+            self._on_result(index, result)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def check_conversations(conversations: Any) -> list:
+    """The rows as a list. Raises VlkitError where one conversation stands for many."""
+    if isinstance(conversations, str | dict) or not hasattr(conversations, "__len__"):
+        kind = type(conversations).__name__
+        raise VlkitError(
+            f"conversations is a {kind}; pass a list with one conversation for each row"
+        )
+    return [conversations[index] for index in range(len(conversations))]
+
+
+def _check_rows(rows: Sequence[int] | None, count: int) -> list[int]:
+    indices = list(range(count) if rows is None else rows)
+    for index in indices:
+        if index not in range(count):
+            raise VlkitError(f"rows: {index!r} is no row of {count:,}; they count from 0")
+    return indices
+
+
+def _check_agreement(agreement: Any) -> None:
+    if not isinstance(agreement, int) or agreement < 0:
+        raise VlkitError(f"agreement={agreement!r} must be a whole number, 0 or more")
+
+
+def _check_batch_size(batch_size: Any) -> int | None:
+    if batch_size == "auto":
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise VlkitError(f'batch_size={batch_size!r} must be "auto" or a whole number, 1 or more')
+    return batch_size
+
+
+def _open_journal(stack, vlm, conversations, options, seed, out, resume, part):
+    if out is None:
+        return None, []
+    from vlkit.batch.journal import Journal
+    from vlkit.batch.keys import row_keys
+
+    journal = stack.enter_context(Journal(out, resume=resume, part=part))
+    seed = seed if options["do_sample"] else None  # of a greedy answer it changes nothing
+    return journal, row_keys(vlm, conversations, options, seed=seed)
+
+
+def _restore(record: dict, messages: Any) -> Result:
+    from vlkit.generation.reply import result_of
+
+    return result_of(record, messages)
+
+
+def _names(messages: Any) -> list[str]:
+    from vlkit.media.image import describe_source
+
+    try:
+        items = list(iterate_media(as_messages(messages)))
+    except VlkitError:
+        return []
+    return [describe_source(item[item["type"]]) for item in items]
+
+
+def _agree(vlm, conversations, found: dict[int, Result], count: int, settings: Settings) -> dict:
+    answered = [index for index, result in found.items() if isinstance(result, Reply)]
+    chosen = random.Random(settings.seed or 0).sample(answered, min(count, len(answered)))
+    different = []
+    for index in chosen:
+        seed = None if settings.seed is None else settings.seed + index
+        options = {k: settings.options[k] for k in ("max_new_tokens", "temperature", "top_p")}
+        options = {k: v for k, v in options.items() if v is not None}
+        alone = generate(vlm, conversations[index], seed=seed, **options)
+        if alone.raw != getattr(found[index], "raw", None):
+            different.append(index)
+    share = 1 - len(different) / len(chosen) if chosen else None
+    return {"agreement": share, "disagreeing": tuple(sorted(different))}

@@ -1,0 +1,306 @@
+"""`vlkit …`: what belongs in a shell. Each command only calls the package's functions."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vlkit.cli.batch import batch
+from vlkit.cli.conversion import convert
+from vlkit.cli.grounding import evaluate_grounding
+from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
+from vlkit.cli.options import (
+    AdapterOption,
+    BaseUrlOption,
+    DeviceOption,
+    DtypeOption,
+    FamilyOption,
+    HubOption,
+    ImageTokensOption,
+    ModelOption,
+    QuantizeOption,
+    RegionOption,
+    RevisionOption,
+    SeedOption,
+    TemperatureOption,
+    TokensOption,
+    console,
+    errors,
+    load_options,
+)
+from vlkit.cli.reports import doctor, report
+from vlkit.cli.serve import serve
+from vlkit.cli.training import train
+from vlkit.errors import VlkitError
+
+app = typer.Typer(
+    help="A workbench for the Qwen-VL family.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # brackets in a help text are meant
+)
+
+
+app.command()(batch)
+
+
+app.command()(convert)
+
+
+app.command()(doctor)
+
+
+app.command()(evaluate_grounding)
+
+
+app.command()(train)
+
+
+app.command(context_settings=PASS_ON)(lab)
+
+
+app.command(context_settings=PASS_ON)(classroom)
+
+
+app.command()(report)
+
+
+app.command(context_settings={"ignore_unknown_options": True})(run)  # a value may be -1
+
+
+app.command()(serve)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlkit {version('vlkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say it, and end."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `vlkit` command: errors that a user can mend are one line, not a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
+    try:
+        app(standalone_mode=True)
+    except VlkitError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    image: Annotated[
+        list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
+    ] = None,
+    model: ModelOption = None,
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
+    adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
+    family: FamilyOption = None,
+    max_image_tokens: ImageTokensOption = None,
+    max_new_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write answer.json and the pictures with boxes here.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Ask one question about pictures, or none."""
+    import vlkit
+    from vlkit.files import check_writable
+
+    if output_dir is not None:
+        check_writable(output_dir)  # before a large model answers
+    if not prompt.strip():
+        raise VlkitError("the --prompt is empty; write a question")
+    media = [_read_media(each) for each in image or []]  # before a large model is loaded
+    vlm = vlkit.load(**load_options(context))
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    reply = vlkit.generate(vlm, vlkit.user(prompt, *media), **options)
+    record = _record(vlm, prompt, image or [], options, reply)
+    if output_dir is not None:
+        _write(output_dir, record, reply)
+    if json_output:
+        typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
+    else:
+        _show(reply, output_dir)
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Pictures or clips for the first turn.")
+    ] = None,
+    model: ModelOption = None,
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
+    adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
+    family: FamilyOption = None,
+    max_new_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+) -> None:
+    """Talk in turns. `/image PATH` adds a picture to the next turn, `/new` starts over."""
+    import vlkit
+
+    waiting = [_read_media(each) for each in image or []]
+    vlm = vlkit.load(**load_options(context))
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    talk = vlkit.Chat(vlm, **options)
+    console.print(f"{escape(vlm.name)} listens. /image PATH, /new, /quit; Ctrl-C stops an answer.")
+    while (line := _read_line()) is not None:
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "/image":
+                waiting.append(_read_media(rest.strip()))
+                console.print(f"{_describe(waiting[-1])} added")
+            elif command == "/new":
+                talk, waiting = vlkit.Chat(vlm, **options), []
+                console.print("a new conversation")
+            elif command == "/quit":
+                return
+            elif command.startswith("/"):
+                raise VlkitError(f"{command} is unknown; /image PATH, /new or /quit")
+            elif line.strip():
+                _answer(talk, line, waiting)
+                waiting = []
+        except VlkitError as error:
+            errors.print(f"[red]{escape(str(error))}[/]", highlight=False)
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.")],
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these files or globs.")
+    ] = None,
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    local_dir: Annotated[
+        Path | None, typer.Option(help="The folder to fill; else the hub's cache.")
+    ] = None,
+) -> None:
+    """Download a model, verify its shards and print the folder. Goes on where it stopped."""
+    from vlkit.models.hub import download_model
+
+    path = download_model(name, patterns or [], hub=hub, revision=revision, local_dir=local_dir)
+    typer.echo(path)
+
+
+def _read_media(source: str):
+    """A picture, or a clip by its ending, read as far as is needed to know that it can be."""
+    import vlkit
+    from vlkit.media.video import probe_clip
+    from vlkit.messages import looks_like_clip
+
+    if not source:
+        raise VlkitError("name a picture or clip: /image PATH")
+    if not looks_like_clip(source):
+        return vlkit.load_image(source)
+    video = vlkit.Video(source)
+    probe_clip(video)
+    return video
+
+
+def _describe(media) -> str:
+    size = getattr(media, "size", None)
+    return f"{size[0]}×{size[1]} picture" if size else "clip"
+
+
+def _read_line() -> str | None:
+    try:
+        return console.input("[bold cyan]you:[/] ")
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
+
+
+def _answer(talk, line: str, pictures: list) -> None:
+    pieces = talk.stream(line, *pictures)
+    try:
+        for piece in pieces:
+            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        console.print(" [dim](stopped)[/]", end="")
+    console.print()
+
+
+def _record(vlm, prompt: str, image: list[str], options: dict, reply) -> dict:
+    return {
+        "model": vlm.name,
+        "revision": vlm.revision,
+        "family": vlm.family,
+        "prompt": prompt,
+        "images": image,
+        **options,
+        "text": reply.text,
+        "raw": reply.raw,
+        "boxes": [asdict(box) for box in reply.boxes],
+        "points": [asdict(point) for point in reply.points],
+        "usage": asdict(reply.usage),
+        "seconds": round(reply.seconds, 3),
+        "finish_reason": reply.finish_reason,
+    }
+
+
+def _write(folder: Path, record: dict, reply) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(len(reply.images)):
+        last = index == len(reply.images) - 1
+        picture = reply.plot() if last else reply.images[index]
+        picture.save(folder / f"picture_{index + 1}.png")
+    for index in range(len(reply.clips)):
+        reply.plot(clip=index).save(folder / f"clip_{index + 1}.png")
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    (folder / "answer.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _show(reply, output_dir: Path | None) -> None:
+    console.print(reply.text, markup=False, highlight=False, soft_wrap=True)
+    if reply.boxes:
+        table = Table("label", "x1", "y1", "x2", "y2", box=None)
+        for box in reply.boxes:
+            table.add_row(escape(box.label), *(f"{value:.0f}" for value in box.xyxy))
+        console.print(table)
+    usage = reply.usage
+    console.print(
+        f"[dim]{usage.prompt_tokens:,} prompt tokens, {usage.new_tokens:,} new, "
+        f"{reply.seconds:.2f} s, {reply.finish_reason}[/]"
+    )
+    if output_dir is not None:
+        console.print(f"[dim]written to {escape(str(output_dir))}[/]")

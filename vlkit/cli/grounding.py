@@ -1,0 +1,90 @@
+"""`vlkit evaluate-grounding`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from vlkit.cli.options import (
+    AdapterOption,
+    BaseUrlOption,
+    DeviceOption,
+    DtypeOption,
+    FamilyOption,
+    HubOption,
+    ImageTokensOption,
+    QuantizeOption,
+    RegionOption,
+    RevisionOption,
+    TokensOption,
+    console,
+    load_options,
+)
+
+
+def evaluate_grounding(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help='"tiny" (bundled), a folder or a hub id.')],
+    data: Annotated[
+        str, typer.Argument(help='"samples" (bundled), or any file or folder that convert reads.')
+    ],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "--out", help="A new folder for what is written.")
+    ] = Path("evaluation"),
+    data_format: Annotated[
+        str, typer.Option("--format", help="Of the data, where their content does not tell.")
+    ] = "auto",
+    images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help='With "{label}"; by default as the family is used to.')
+    ] = None,
+    iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
+    adapter: AdapterOption = None,
+    base_url: BaseUrlOption = None,
+    region: RegionOption = None,
+    family: FamilyOption = None,
+    max_image_tokens: ImageTokensOption = None,
+    max_new_tokens: TokensOption = 256,
+    batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,
+) -> None:
+    """Ask a model where things are and measure its boxes.
+
+    Writes metrics.json, rows.csv and gallery.html (the worst answers against the truth), all of
+    them or none.
+    """
+    import vlkit
+    from vlkit.evaluation.metrics import check_thresholds
+    from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions
+    from vlkit.files import check_free, check_writable
+
+    check_free(output_dir)
+    check_writable(output_dir)
+    iou = list(check_thresholds(iou or (0.5, 0.75)))
+    ask = partial(read_questions, data, format=data_format, images=images)
+    ask(prompt=prompt or "{label}")  # before a large model is loaded
+    vlm = vlkit.load(**load_options(context))
+    questions = ask(prompt=prompt or default_prompt(vlm.family))
+    run = ask_grounding(
+        vlm, questions[:limit], data=Path(data).name, iou=iou,
+        max_new_tokens=max_new_tokens, batch_size=batch_size or "auto",
+    )  # fmt: skip
+    run.save(output_dir, worst=worst)
+    table = Table("", "value", "95 % interval", box=None)
+    for name, row in run.evaluation.overall.iterrows():
+        interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] == row["low"] else "–"
+        table.add_row(str(name), f"{row['value']:.3f}", interval)
+    console.print(table)
+    unread = run.to_dict()["unreadable"]
+    typer.echo(f"{len(run.questions):,} questions, {unread:,} answers unreadable.")
+    typer.echo(f"Written to {output_dir}: metrics.json, rows.csv, gallery.html")

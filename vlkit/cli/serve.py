@@ -1,0 +1,104 @@
+"""`vlkit serve`: an OpenAI-compatible endpoint over a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlkit.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    ImageTokensOption,
+    QuantizeOption,
+    RevisionOption,
+    console,
+    load_options,
+)
+from vlkit.errors import VlkitError
+
+_MEBIBYTE = 2**20
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help='"tiny" (bundled), a folder or a hub id. By default what VLKIT_MODEL or the '
+            'settings file names, else "tiny".',
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Any but this machine's own needs a key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="VLKIT_API_KEY", help="What clients must send.", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
+    adapter: AdapterOption = None,
+    hub: HubOption = "auto",
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
+    max_image_tokens: ImageTokensOption = None,
+    allow_local: Annotated[
+        Path | None, typer.Option(help="A folder whose files requests may name.")
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Requests may name http(s) URLs.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
+    max_context: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of prompt and answer.")
+    ] = None,
+    max_pictures: Annotated[int, typer.Option(min=1, help="Of one request.")] = 16,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one request's pictures.")] = 50,
+    max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of one request.")] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests beyond those being answered; more get a 429.")
+    ] = 256,
+) -> None:
+    """Serve a model to OpenAI's and any compatible client. Ctrl-C finishes what runs, then ends.
+
+    Requests that are under way together are answered as one batch. What they may hold are data
+    URLs; files and addresses only where they are allowed.
+    """
+    import vlkit
+    from vlkit.remote.services import is_remote_name
+    from vlkit.serving import check_installed
+    from vlkit.settings import chosen_model
+
+    check_installed()
+    wanted = model or getattr(chosen_model(), "model", None)
+    if is_remote_name(wanted):
+        raise VlkitError(f"{wanted} runs elsewhere; vlkit serve is for a model of this machine")
+    from vlkit.inputs import check_loaded
+    from vlkit.serving.app import Server, log_requests, model_name, open_socket
+    from vlkit.serving.request import Limits
+
+    limits = Limits(
+        body_bytes=max_body * _MEBIBYTE, pictures=max_pictures, pixels=max_megapixels * 1_000_000,
+        new_tokens=max_new_tokens, context=max_context, waiting=max_waiting,
+        local=allow_local, urls=allow_urls,
+    )  # fmt: skip
+    listener = open_socket(host, port, api_key)  # before a large model is loaded
+    vlm = vlkit.load(**load_options(context))
+    name = name or model_name(vlm.name)
+    check_loaded(vlm)
+    server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
+    log_requests()
+    console.print(f"{vlm!r}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"Serving {name} at {server.url}; Ctrl-C finishes what runs and ends.",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    server.run()
+    console.print("Ended.")

@@ -1,0 +1,1 @@
+"""One file a format: how its pictures with boxes are read and written."""

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vlkit.datasets.pictures import boxes_of, checked_box, find_picture, upright_size
+from vlkit.datasets.scene import Scene
+from vlkit.errors import VlkitError
+from vlkit.files import dump_lines, read_json, read_rows, relative, write_whole
+from vlkit.grounding.boxes import Item
+
+# --- COCO: https://cocodataset.org/#format-data ---------------------------------------------------
+
+
+def read_coco(path: Path, images: Path | None) -> list[Scene]:
+    """``images``, ``annotations`` and ``categories``; groups (``iscrowd``) are left out."""
+    data = read_json(path)
+    try:
+        names = {each["id"]: each["name"] for each in data["categories"]}
+        rows: dict[Any, list[Item]] = {each["id"]: [] for each in data["images"]}
+        crowds = 0
+        for each in data["annotations"]:
+            if each.get("iscrowd"):
+                crowds += 1
+                continue
+            where = f"{path}, annotation {each.get('id')}"
+            label, (x, y, w, h) = names[each["category_id"]], _four(each["bbox"], where)
+            box = checked_box(label, (x, y, x + w, y + h), where)
+            rows[each["image_id"]].append(box)
+        places = [images] if images else [path.parent, path.parent / "images"]
+        scenes = [_coco_scene(each, rows[each["id"]], places) for each in data["images"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VlkitError(f"{path} is no COCO file: {type(error).__name__} {error}") from None
+    if crowds:
+        warnings.warn(f"{path}: {crowds} groups (iscrowd) left out", stacklevel=3)
+    return scenes
+
+
+def _four(numbers: Any, where: str) -> list[float]:
+    checked_box("", numbers, where)
+    return [float(n) for n in numbers]
+
+
+def _coco_scene(record: dict, items: list[Item], places: list[Path]) -> Scene:
+    image = find_picture(record["file_name"], places)
+    size = upright_size(image, (record.get("width"), record.get("height")))
+    return Scene(image, size, tuple(items))
+
+
+def write_coco(scenes: list[Scene], path: Path) -> None:
+    """One file; categories in the order of their names."""
+    boxes = [boxes_of(scene.items, "coco") for scene in scenes]
+    names = sorted({box.label for row in boxes for box in row})
+    numbers = {name: i for i, name in enumerate(names, start=1)}
+    annotations: list[dict] = []
+    for image_id, row in enumerate(boxes, start=1):
+        for box in row:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": numbers[box.label],
+                    "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1],
+                    "area": box.area,
+                    "iscrowd": 0,
+                }
+            )
+    pictures = [
+        {"id": i, "file_name": relative(s.image, path), "width": s.size[0], "height": s.size[1]}
+        for i, s in enumerate(scenes, start=1)
+    ]
+    categories = [{"id": i, "name": name} for name, i in numbers.items()]
+    data = {"images": pictures, "annotations": annotations, "categories": categories}
+    write_whole(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+# --- RefCOCO as Qwen's own evaluation has it: eval_mm/evaluate_grounding.py of QwenLM/Qwen-VL -----
+
+
+def read_refcoco(path: Path, images: Path | None) -> list[Scene]:
+    """A row for each expression: ``image``, ``sent``, ``bbox``, at most ``width``, ``height``."""
+    scenes = []
+    for number, row in enumerate(read_rows(path), start=1):
+        where = f"{path}, row {number}"
+        if not isinstance(row.get("image"), str) or not isinstance(row.get("sent"), str):
+            raise VlkitError(f'{where} lacks "image" or "sent"')
+        image = find_picture(row["image"], [images or path.parent])
+        size = upright_size(image, (row.get("width"), row.get("height")))
+        box = checked_box(row["sent"], row.get("bbox"), where)
+        scenes.append(Scene(image, size, (box,)))
+    return scenes
+
+
+def write_refcoco(scenes: list[Scene], path: Path) -> None:
+    """A row for each box."""
+    rows = [
+        {
+            "image": relative(scene.image, path),
+            "sent": box.label,
+            "bbox": list(box.xyxy),
+            "width": scene.size[0],
+            "height": scene.size[1],
+        }
+        for scene in scenes
+        for box in boxes_of(scene.items, "refcoco")
+    ]
+    write_whole(path, dump_lines(rows))

@@ -1,0 +1,1 @@
+"""Rows of tensors in, tokens out: many rows at a time, by continuous batching."""

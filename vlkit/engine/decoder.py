@@ -1,0 +1,278 @@
+"""The next token of many rows at once: one step over a model's own text layers.
+
+transformers' step repeats keys and values for every query head and launches over a thousand small
+kernels. This one reads the cache once for all heads of a group, launches about a third of them,
+and on a GPU is captured as a CUDA graph, so that nothing waits for Python.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vlkit.engine.kernels import (
+    add_rms_norm,
+    can_attend,
+    gated,
+    linear,
+    rms_norm,
+    rotate,
+    rotate_and_store,
+)
+from vlkit.engine.kernels import attend as attend_on_gpu
+
+SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
+
+
+class Decoder:
+    """The text layers of a Qwen2-VL, 2.5 or 3 with a cache of ``slots`` rows.
+
+    The cache of a layer has the shape (slots, length, 2 × key-value heads, head size), keys first.
+
+    Args:
+        model: the transformers model.
+        slots: the most rows at a time.
+        length: the most tokens of a row, prompt and answer.
+    """
+
+    def __init__(self, model: Any, slots: int, length: int):
+        text = model.model.language_model
+        self.embed, self.norm, self.rotary = text.embed_tokens, text.norm, text.rotary_emb
+        self.layers, self.lm_head = list(text.layers), model.lm_head
+        config = text.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = self.layers[0].self_attn.head_dim
+        self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
+        self.joined = [_join(layer.self_attn) for layer in self.layers]
+        self.places = self._weights()
+        self.slots = slots
+        self.cache = [self._allocate(slots, length) for _ in self.layers]
+
+    def _weights(self) -> list[int]:
+        """Where in memory the layers' weights lie; a captured graph reads them there."""
+        weights = (p for part in [*self.layers, self.lm_head] for p in part.parameters())
+        return [weight.data_ptr() for weight in weights]
+
+    def refresh(self) -> bool:
+        """Take over weights that have changed; False if they lie elsewhere or are others now."""
+        if self._weights() != self.places:
+            return False
+        for layer, joined in zip(self.layers, self.joined, strict=True):
+            if _joinable(layer.self_attn) != (joined is not None):
+                return False
+            if joined is not None:
+                _join(layer.self_attn, *joined)
+        return True
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a row."""
+        return self.cache[0].shape[1]
+
+    def _allocate(self, slots: int, length: int):
+        import torch
+
+        shape = (slots, length, 2 * self.kv_heads, self.head_size)
+        if self.device.type != "cpu":
+            return torch.zeros(shape, device=self.device, dtype=self.dtype)
+        zeros = np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)
+        return torch.from_numpy(zeros).view(self.dtype).view(shape)  # no memory before it is used
+
+    def grow(self, length: int) -> None:
+        """Make room for longer rows; what is there stays."""
+        for index, old in enumerate(self.cache):
+            self.cache[index] = self._allocate(self.slots, length)
+            self.cache[index][:, : old.shape[1]] = old
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy one slot's first tokens to another slot."""
+        for layer in self.cache:
+            layer[target, :length] = layer[source, :length]
+
+    def prefill(self, hidden, angles, first: int, last, deep: dict | None = None):
+        """Read whole prompts, padded on the right, into the slots from ``first`` on.
+
+        Causal attention never looks at padding behind a token, so no mask is needed.
+
+        Args:
+            hidden: (rows, length, width) embeddings.
+            angles: cosines and sines, (rows, length, head size) each.
+            first: the first slot.
+            last: (rows,) the index of each prompt's last token.
+            deep: what Qwen3-VL adds behind a layer, (rows, length, width), by the layer's number.
+
+        Returns:
+            (rows, vocabulary) logits of the last tokens.
+        """
+        import torch
+
+        rows, length, width = hidden.shape
+        kept = torch.arange(rows, device=self.device) * length + last
+        deep = {layer: values.view(-1, width) for layer, values in (deep or {}).items()}
+
+        def attend(states, cache):
+            rotate(states, self.heads + self.kv_heads, *angles)
+            states = states.view(rows, length, -1, self.head_size)
+            cache[first : first + rows, :length] = states[:, :, self.heads :]
+            parts = states.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], 1)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                *parts, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            )
+            return output.transpose(1, 2).reshape(rows * length, -1)
+
+        angles = [each.reshape(-1, self.head_size) for each in angles]
+        return self._run(hidden.reshape(-1, width), attend, kept, deep)
+
+    def extend(self, hidden, angles, first: int, starts, last, span: int):
+        """Read the rest of prompts whose beginning is in the cache already.
+
+        Args:
+            hidden: (rows, length, width) embeddings, padded on the right.
+            angles: cosines and sines, (rows, length, head size) each.
+            first: the first slot.
+            starts: (rows,) how much of each is there.
+            last: (rows,) the index in ``hidden`` of each prompt's last token.
+            span: how much of the cache is looked at.
+
+        Returns:
+            (rows, vocabulary) logits of the last tokens.
+        """
+        import torch
+
+        rows, length, width = hidden.shape
+        group = self.heads // self.kv_heads
+        kept = torch.arange(rows, device=self.device) * length + last
+        places = starts[:, None] + torch.arange(length, device=self.device)
+        seen = torch.arange(span, device=self.device) <= places[..., None]
+        mask = seen[:, None, None].expand(-1, 1, group, -1, -1).reshape(rows, 1, -1, span)
+        slots = first + torch.arange(rows, device=self.device)[:, None]
+        places = places.clamp(max=self.length - 1)  # of padding; nobody looks there
+
+        def attend(states, cache):
+            rotate(states, self.heads + self.kv_heads, *angles)
+            states = states.view(rows, length, -1, self.head_size)
+            cache[slots, places] = states[:, :, self.heads :]
+            query = states[:, :, : self.heads].transpose(1, 2)
+            query = query.reshape(rows, self.kv_heads, group * length, self.head_size)
+            held = cache[first : first + rows, :span].transpose(1, 2)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, *held.split(self.kv_heads, 1), attn_mask=mask
+            )
+            output = output.view(rows, self.heads, length, self.head_size)
+            return output.transpose(1, 2).reshape(rows * length, -1)
+
+        angles = [each.reshape(-1, self.head_size) for each in angles]
+        return self._run(hidden.reshape(-1, width), attend, kept)
+
+    def step(self, tokens, lengths, deltas, span: int):
+        """Read one token a row and predict the next.
+
+        Args:
+            tokens: (rows,) the last token of each of the first slots.
+            lengths: (rows,) tokens that are in the cache already.
+            deltas: (rows,) what is added to a text token's index to get its rotary position.
+            span: how much of the cache is looked at; more than any of ``lengths``.
+
+        Returns:
+            (rows, vocabulary) logits.
+        """
+        import torch
+
+        count = len(tokens)
+        hidden = self.embed(tokens)
+        positions = (lengths + deltas)[None, :, None].expand(3, -1, 1)
+        angles = [each[:, 0].contiguous() for each in self.rotary(hidden[:, None], positions)]
+        unseen = torch.arange(span, device=self.device) > lengths[:, None]
+        mask = torch.zeros(unseen.shape, device=self.device, dtype=self.dtype)
+        mask.masked_fill_(unseen, float("-inf"))
+        group = self.heads // self.kv_heads
+        mask = mask[:, None, None].expand(-1, self.kv_heads, group, -1)
+
+        def attend(states, cache):
+            """The heads of a group are looked up as if they were tokens: nothing is repeated."""
+            rotate_and_store(states, self.heads, self.kv_heads, angles, cache, lengths)
+            if can_attend(states):
+                return attend_on_gpu(states, self.heads, self.kv_heads, cache, lengths, span)
+            query = states[:, : self.heads].view(count, self.kv_heads, group, self.head_size)
+            keys, values = cache[:count, :span].transpose(1, 2).split(self.kv_heads, 1)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, keys, values, attn_mask=mask
+            )
+            return output.reshape(count, -1)
+
+        return self._run(hidden, attend)
+
+    def _run(self, hidden, attend, kept=None, deep: dict | None = None):
+        """All layers over (tokens, width); of the last layer's output only ``kept`` tokens."""
+        update, last = None, len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            hidden, normed = add_rms_norm(hidden, update, layer.input_layernorm)
+            states = self._project(layer.self_attn, self.joined[index], normed)
+            attended = attend(states, self.cache[index])
+            if kept is not None and index == last:
+                hidden, attended = hidden[kept], attended[kept]
+            update = layer.self_attn.o_proj(attended)
+            hidden, normed = add_rms_norm(hidden, update, layer.post_attention_layernorm)
+            mlp = layer.mlp
+            update = linear(gated(normed, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
+            if deep and index in deep:
+                update = update + deep[index]
+        return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
+
+    def _project(self, attention, joined, hidden):
+        """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size)."""
+        import torch
+
+        if joined is not None:
+            states = torch.nn.functional.linear(hidden, *joined)
+        else:
+            parts = attention.q_proj, attention.k_proj, attention.v_proj
+            states = torch.cat([project(hidden) for project in parts], -1)
+        states = states.view(len(hidden), -1, self.head_size)
+        if hasattr(attention, "q_norm"):
+            query, key, value = states.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            query, key = rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm)
+            states = torch.cat([query, key, value], 1)
+        return states
+
+
+def can_decode(model: Any) -> str:
+    """Why this model's step cannot be taken here, or an empty string."""
+    text = getattr(getattr(model, "model", None), "language_model", None)
+    kind = model.config.model_type
+    if kind not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") or text is None:
+        return f"{kind} has layers that it does not know"
+    if set(getattr(text.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return "the model has layers with a sliding window"
+    if getattr(text.config, "hidden_act", "silu") != "silu":
+        return f"the model's layers use {text.config.hidden_act}"
+    places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    if len(places) > 1:
+        return f"the model is spread over {len(places)} devices"
+    return ""
+
+
+def _joinable(attention: Any) -> bool:
+    """Whether queries, keys and values are no more than linear: no adapter, not quantized."""
+    import torch
+
+    parts = attention.q_proj, attention.k_proj, attention.v_proj
+    return all(type(part) is torch.nn.Linear for part in parts)
+
+
+def _join(attention: Any, weight=None, bias=None):
+    """One weight and bias for queries, keys and values, written over those given.
+
+    None where :func:`_joinable` says no; there may be no bias.
+    """
+    import torch
+
+    if not _joinable(attention):
+        return None
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+    weight = torch.cat([part.weight.detach() for part in parts], out=weight)
+    if parts[0].bias is not None:
+        bias = torch.cat([part.bias.detach() for part in parts], out=bias)
+    return weight, bias

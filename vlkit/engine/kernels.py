@@ -1,0 +1,201 @@
+"""Small steps of a transformer layer, each as one GPU kernel; plain torch where there is no GPU.
+
+Between the matrix products of a decoding step lie a dozen operations on a few numbers, and each
+launch costs more than its arithmetic. Written in Triton, which comes with torch for CUDA.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+BLOCK = 1024
+
+
+ONE_ROW, ONE_ROW_BLOCK = 2, 2048  # values of a one-row product at a time, and of their sums
+
+
+def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
+    """``hidden + update`` and its RMS norm.
+
+    Args:
+        hidden: (rows, width), contiguous; on a GPU it is added to in place.
+        update: (rows, width), contiguous, or None.
+        norm: a module with ``weight`` and ``variance_epsilon``.
+
+    Returns:
+        The sum and the normed sum, (rows, width).
+    """
+    import torch
+
+    if not use_kernels(hidden):
+        hidden = hidden if update is None else hidden + update
+        return hidden, rms_norm(hidden, norm)
+    normed, width = torch.empty_like(hidden), hidden.shape[-1]
+    _kernels().add_rms_norm[(len(hidden),)](
+        hidden, hidden if update is None else update, norm.weight, normed, width,
+        norm.variance_epsilon, update is not None, _power_of_two(width),
+        num_warps=8 if width > BLOCK else 4,
+    )  # fmt: skip
+    return hidden, normed
+
+
+def rms_norm(hidden: Any, norm: Any) -> Any:
+    """The RMS norm over the last dimension."""
+    import torch
+
+    return torch.nn.functional.rms_norm(
+        hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
+    )
+
+
+def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
+    """Rotate the first ``heads`` heads in place.
+
+    Args:
+        states: (rows, at least ``heads``, head size), contiguous.
+        heads: queries and keys.
+        cos, sin: (rows, head size), contiguous, their two halves alike.
+    """
+    import torch
+
+    size = states.shape[-1]
+    if use_kernels(states):
+        _kernels().rotate[(len(states), -(-heads // 16))](
+            states, cos, sin, states.stride(0), size, heads, 16, _power_of_two(size // 2)
+        )
+        return
+    first, second = states[:, :heads].split(size // 2, -1)  # as two numbers of a plane
+    cos, sin = (each[:, None, : size // 2] for each in (cos, sin))
+    turned = torch.mul(first, cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(first, sin)
+    first.copy_(turned)
+
+
+def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache: Any, lengths: Any):
+    """Rotate queries and keys, and put keys and values into the cache.
+
+    Args:
+        states: (rows, heads + 2 × kv_heads, head size), contiguous; rotated in place.
+        heads, kv_heads: of queries, and of keys as of values.
+        angles: cosines and sines, (rows, head size) each, contiguous.
+        cache: (at least ``rows``, length, 2 × kv_heads, head size).
+        lengths: (rows,) where in each row of the cache.
+    """
+    import torch
+
+    turned, size = heads + kv_heads, states.shape[-1]
+    if not use_kernels(states):
+        rotate(states, turned, *angles)
+        cache[torch.arange(len(states), device=states.device), lengths] = states[:, heads:]
+        return
+    _kernels().rotate_and_store[(len(states), states.shape[1])](
+        states, *angles, cache, lengths, states.stride(0), cache.stride(0), size, heads, turned,
+        _power_of_two(size // 2), num_warps=1,
+    )  # fmt: skip
+
+
+def can_attend(states: Any) -> bool:
+    """Whether :func:`attend` takes these queries: on a GPU, of a usual head size and type."""
+    size = states.shape[-1]
+    return use_kernels(states) and states.element_size() == 2 and size in (64, 128, 256)
+
+
+def attend(states: Any, heads: int, kv_heads: int, cache: Any, lengths: Any, span: int) -> Any:
+    """One query token a row over its own part of the cache; the heads of a group read it once.
+
+    Args:
+        states: (rows, at least ``heads``, head size), contiguous, queries first.
+        heads, kv_heads: of queries, and of keys as of values.
+        cache: (at least ``rows``, length, 2 × kv_heads, head size), keys first.
+        lengths: (rows,) the index of each row's last token.
+        span: more than any of ``lengths``.
+
+    Returns:
+        (rows, heads × head size).
+    """
+    import torch
+
+    rows, size = len(states), states.shape[-1]
+    splits = max(1, min(span // 64, 128 // (rows * kv_heads)))
+    chunk = -(-span // (64 * splits)) * 64
+    output = states.new_empty(rows, heads * size)
+    parts = states.new_empty(rows, heads, splits, size, dtype=torch.float32)
+    tops, sums = parts.new_empty(2, rows, heads, splits)
+    _kernels().attend[(rows, kv_heads, splits)](
+        states, cache, lengths, parts, tops, sums, output, states.stride(0), cache.stride(0),
+        size**-0.5, chunk, heads, kv_heads, size, max(16, _power_of_two(heads // kv_heads)), 64,
+        splits == 1,
+    )  # fmt: skip
+    if splits > 1:
+        _kernels().merge[(rows * heads,)](
+            parts, tops, sums, output, splits, _power_of_two(splits), size
+        )
+    return output
+
+
+def gated(rows: Any, gate: Any, up: Any) -> Any:
+    """``silu(gate(rows)) * up(rows)``."""
+    import torch
+
+    plain = type(gate) is type(up) is torch.nn.Linear and gate.bias is up.bias is None
+    if not (plain and len(rows) == 1 and use_kernels(rows)):
+        return silu_multiply(gate(rows), up(rows))
+    output = rows.new_empty(1, len(gate.weight))
+    _kernels().one_row_gated[(-(-len(gate.weight) // ONE_ROW),)](
+        rows, gate.weight, up.weight, output, *gate.weight.shape, ONE_ROW, ONE_ROW_BLOCK
+    )
+    return output
+
+
+def linear(rows: Any, module: Any) -> Any:
+    """``module(rows)``; for one row on a GPU a tenth faster than the library's product."""
+    import torch
+
+    if type(module) is not torch.nn.Linear or len(rows) > 1 or not use_kernels(rows):
+        return module(rows)
+    weight, bias = module.weight, module.bias
+    output = rows.new_empty(1, len(weight))
+    _kernels().one_row_linear[(-(-len(weight) // 4),)](
+        rows, weight, weight if bias is None else bias, output, *weight.shape, bias is not None,
+        4, ONE_ROW_BLOCK,
+    )  # fmt: skip
+    return output
+
+
+def silu_multiply(gate: Any, up: Any) -> Any:
+    """``silu(gate) * up``; on a GPU for contiguous tensors."""
+    import torch
+
+    if not use_kernels(gate):
+        return torch.nn.functional.silu(gate) * up
+    output, count = torch.empty_like(gate), gate.numel()
+    _kernels().silu_multiply[(-(-count // BLOCK),)](gate, up, output, count, BLOCK)
+    return output
+
+
+def quick_gelu(values: Any) -> Any:
+    """``x * sigmoid(1.702 x)``, in place; on a GPU for a contiguous tensor."""
+    if not use_kernels(values):
+        return values.mul_((1.702 * values).sigmoid_())
+    count = values.numel()
+    _kernels().quick_gelu[(-(-count // BLOCK),)](values, count, BLOCK)
+    return values
+
+
+def use_kernels(tensor: Any) -> bool:
+    """Whether a tensor's work is done by the Triton kernels."""
+    return tensor.is_cuda and _kernels() is not None
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from vlkit.engine import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()

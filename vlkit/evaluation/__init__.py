@@ -1,0 +1,11 @@
+"""How good boxes are: metrics, questions over a data set, conventions and failures."""
+
+from vlkit.lazy import lazy_names
+
+_HOMES = {
+    "metrics": ["Evaluation", "evaluate_grounding", "iou"],
+    "run": ["GroundingRun", "Question", "ask_grounding", "read_questions"],
+    "conventions": ["diagnose_boxes"],
+    "gallery": ["failure_gallery"],
+}
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,531 @@
+"""How well boxes agree: accuracy as RefCOCO counts it, precision and recall, COCO's mAP."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import html
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlkit.errors import VlkitError
+from vlkit.grounding.boxes import Box, Item, list_items
+from vlkit.hooks import measured
+
+if TYPE_CHECKING:
+    import pandas
+
+
+# COCO's sizes by area in square pixels, https://cocodataset.org/#detection-eval
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
+
+
+_MOST_WORK = 3_000_000  # labels times pictures
+
+
+Pictures = Sequence[Sequence[Item] | None] | Mapping[Any, Sequence[Item] | None] | Sequence[Item]
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1; 0 where both are empty.
+
+    Raises:
+        VlkitError: one is no Box.
+    """
+    for box in (a, b):
+        if not isinstance(box, Box):
+            raise VlkitError(f"expected vlkit.Box, not {box!r:.80}")
+    width = min(a.x2, b.x2) - max(a.x1, b.x1)
+    height = min(a.y2, b.y2) - max(a.y1, b.y1)
+    shared = max(0.0, width) * max(0.0, height)
+    union = a.area + b.area - shared
+    return shared / union if union else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What :func:`evaluate_grounding` found; it shows itself in a notebook.
+
+    Attributes:
+        overall: a row for each metric: ``value``, and ``low`` and ``high`` of its 95 % interval.
+        by_label, by_size: a row for each label, and for each of COCO's sizes: ``truths``,
+            ``answers``, the metrics, and the interval of the first accuracy.
+        rows: a row for each true box with the one that answers it, and for each further box of
+            an answer: ``picture``, ``label``, ``size``, ``kind`` (``found``: at the first
+            threshold; ``missed``; ``extra``), ``iou``, ``first_iou`` and both boxes' corners.
+        thresholds: of IoU.
+    """
+
+    overall: pandas.DataFrame
+    by_label: pandas.DataFrame
+    by_size: pandas.DataFrame
+    rows: pandas.DataFrame
+    thresholds: tuple[float, ...]
+
+    def __getitem__(self, metric: str) -> float:
+        """A metric's value, such as ``evaluation["accuracy@0.5"]``."""
+        if metric not in self.overall.index:
+            raise VlkitError(f"metric {metric!r} is unknown; metrics = {list(self.overall.index)}")
+        return float(self.overall.loc[metric, "value"])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of true boxes that were found at the first threshold; see the function."""
+        return self[f"accuracy@{self.thresholds[0]:g}"]
+
+    @property
+    def mean_iou(self) -> float:
+        """Over the true boxes; a missed one counts 0."""
+        return self["mean_iou"]
+
+    def worst(self, count: int = 12) -> list[Any]:
+        """The pictures with the lowest mean IoU, further boxes counting 0, worst first."""
+        means = self.rows.groupby("picture", sort=False)["first_iou"].mean()
+        return means.sort_values(kind="stable").index[:count].tolist()
+
+    def to_dict(self) -> dict:
+        """Everything but the rows, for JSON; what cannot be counted is None."""
+        tables = {"overall": self.overall, "by_label": self.by_label, "by_size": self.by_size}
+        return {name: _records(table) for name, table in tables.items()}
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for name in ("overall", "by_label", "by_size"):
+            table = getattr(self, name)
+            parts.append(f"<h4>{html.escape(name.replace('_', ' '))}</h4>")
+            parts.append(table.to_html(escape=True, na_rep="–", float_format="{:.3f}".format))
+        return "".join(parts)
+
+
+@measured
+def evaluate_grounding(
+    predicted: Pictures,
+    truth: Pictures,
+    iou: Sequence[float] = (0.5, 0.75),
+    *,
+    scores: Sequence[Sequence[float]] | None = None,
+    match_labels: bool = True,
+    coco: bool = True,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    groups: Sequence[Any] | None = None,
+) -> Evaluation:
+    """Compare boxes with the truth.
+
+    Accuracy is what the RefCOCO papers count: a true box is found where the answer's box has at
+    least that IoU with it. Where one box is asked for, the first that the answer gives counts, as
+    in their scripts; where several are, each true box has the answer's that overlaps it most, no
+    box twice. Precision and recall count the best pairs in both cases. Points and quads do not
+    count.
+
+    Args:
+        predicted: a list of boxes for each picture (or question), in pixels of the upright
+            original; one flat list for a single picture; or a mapping, as of file names. None
+            stands for an answer that could not be read, and counts as one without boxes.
+        truth: the same pictures.
+        iou: the thresholds.
+        scores: for each box of ``predicted`` how sure the model was, for mAP; else all are alike.
+        match_labels: compare only boxes of one label, case and blanks at its ends aside. False
+            for referring expressions, where the label is the question.
+        coco: count COCO's mAP, with pycocotools.
+        bootstrap: how often pictures are drawn again for the 95 % intervals; 0 for none. mAP is
+            counted again a tenth as often.
+        seed: of that draw.
+        groups: for each picture what it belongs to, as several questions to one image; those of
+            one group are drawn together.
+
+    Raises:
+        VlkitError: lists of different lengths, wrong thresholds or bootstrap, pycocotools is
+            missing, or so many labels that COCO's evaluator would run for hours.
+    """
+    thresholds = check_thresholds(iou)
+    if not isinstance(bootstrap, int) or bootstrap < 0:
+        raise VlkitError(f"bootstrap={bootstrap!r} must be a whole number, 0 for no intervals")
+    names, answers, truths = align_pictures(predicted, truth)
+    if not any(truths) and not any(answers):
+        raise VlkitError("there is no box at all; pass the boxes of each picture")
+    labels = {label_key(box.label, match_labels) for own in truths for box in own}
+    if coco and len(labels) * len(truths) > _MOST_WORK:
+        raise VlkitError(
+            f"mAP over {len(labels):,} labels in {len(truths):,} pictures takes hours; pass "
+            "match_labels=False, as for referring expressions, or coco=False"
+        )
+    rows = [
+        {"picture": name, **row}
+        for name, own, true in zip(names, answers, truths, strict=True)
+        for row in _match(own, true, match_labels)
+    ]
+
+    precision = None
+    if coco:
+        precision = AveragePrecision(answers, truths, _check_scores(scores, answers), match_labels)
+    groups = names if groups is None else list(groups)
+    if len(groups) != len(names):
+        raise VlkitError(f"{len(groups)} groups for {len(names)} pictures; give one for each")
+    return tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
+
+
+def check_thresholds(iou: Any) -> tuple[float, ...]:
+    """The thresholds as numbers. Raises VlkitError."""
+    try:
+        thresholds = tuple(float(value) for value in iou)
+    except (TypeError, ValueError):
+        thresholds = ()
+    if not thresholds or not all(0 < value <= 1 for value in thresholds):
+        raise VlkitError(f"iou={iou!r} must be thresholds above 0 and at most 1, as (0.5, 0.75)")
+    return thresholds
+
+
+def align_pictures(
+    predicted: Any, truth: Any
+) -> tuple[list[Any], list[list[Box]], list[list[Box]]]:
+    """The pictures' keys, and for each its predicted and its true boxes. Raises VlkitError."""
+    if isinstance(predicted, Mapping) or isinstance(truth, Mapping):
+        if not isinstance(predicted, Mapping) or not isinstance(truth, Mapping):
+            raise VlkitError("one of predicted and truth is a mapping; pass both by the same names")
+        if unknown := predicted.keys() - truth.keys():
+            raise VlkitError(f"predicted has pictures without truth: {sorted(map(str, unknown))}")
+        names = list(truth)
+        pairs = [(predicted.get(name), truth[name]) for name in names]
+    else:
+        if not isinstance(predicted, Iterable) or not isinstance(truth, Iterable):
+            raise VlkitError("predicted and truth must be lists; give one list for each picture")
+        predicted, truth = list(predicted), list(truth)
+        if any(isinstance(each, Item) for each in (*predicted, *truth)):
+            predicted, truth = [predicted], [truth]
+        if len(predicted) != len(truth):
+            raise VlkitError(
+                f"{len(predicted)} answers for {len(truth)} pictures; give one list for each"
+            )
+        names, pairs = list(range(len(truth))), list(zip(predicted, truth, strict=True))
+    return names, [_boxes(own) for own, _ in pairs], [_boxes(true) for _, true in pairs]
+
+
+def _boxes(items: Any) -> list[Box]:
+    return [item for item in list_items(items or []) if isinstance(item, Box)]
+
+
+def _check_scores(scores: Any, answers: list[list[Box]]) -> list[list[float]]:
+    if scores is None:
+        return [[1.0] * len(own) for own in answers]
+    given = [list(each) for each in scores]
+    if [len(each) for each in given] != [len(own) for own in answers]:
+        raise VlkitError("scores must have one number for each box of predicted")
+    return given
+
+
+# --- which box answers which ----------------------------------------------------------------------
+
+
+def label_key(label: str, match_labels: bool) -> str:
+    """What two labels must share to be compared."""
+    return label.strip().casefold() if match_labels else ""
+
+
+def _match(own: list[Box], truth: list[Box], match_labels: bool) -> Iterable[dict]:
+    groups: dict[str, tuple[list[Box], list[Box]]] = defaultdict(lambda: ([], []))
+    for index, boxes in enumerate((own, truth)):
+        for box in boxes:
+            groups[label_key(box.label, match_labels)][index].append(box)
+    for answers, truths in groups.values():
+        pairs = pair_boxes(answers, truths)
+        for index, true in enumerate(truths):
+            answer = answers[pairs[index]] if index in pairs else None
+            best = iou(answer, true) if answer else 0.0
+            first = iou(answers[0], true) if answers and len(truths) == 1 else best
+            yield _row(true.label, true, answer, best, first)
+        for index in sorted(set(range(len(answers))) - set(pairs.values())):
+            yield _row(answers[index].label, None, answers[index], 0.0, 0.0)
+
+
+def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
+    """For true boxes the one that answers, by number: the best pairs first, no box twice."""
+    overlaps = [
+        (-overlap, t, a)
+        for t, true in enumerate(truths)
+        for a, answer in enumerate(answers)
+        if (overlap := iou(answer, true)) > 0
+    ]
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, t, a in sorted(overlaps):
+        if t not in pairs and a not in taken:
+            pairs[t] = a
+            taken.add(a)
+    return pairs
+
+
+def _row(label: str, true: Box | None, answer: Box | None, best: float, first: float) -> dict:
+    corners = [f"{name}_{key}" for name in ("true", "answer") for key in ("x1", "y1", "x2", "y2")]
+    values = [v for box in (true, answer) for v in (box.xyxy if box else (None,) * 4)]
+    area = (true or answer).area  # type: ignore[union-attr]
+    size = next(name for name, (low, high) in SIZES.items() if low <= area < high)
+    return {
+        "label": label,
+        "size": size,
+        "truth": true is not None,
+        "answer": answer is not None,
+        "iou": best,
+        "first_iou": first,
+        **dict(zip(corners, values, strict=True)),
+    }
+
+
+def _records(table: pandas.DataFrame) -> dict:
+    return {
+        str(index): {
+            key: None if value != value else (value.item() if hasattr(value, "item") else value)
+            for key, value in row.items()
+        }
+        for index, row in table.iterrows()
+    }
+
+
+NAMES = ("map", "map@0.5", "map@0.75")  # over IoU 0.5 to 0.95 in steps of 0.05, and at two
+
+
+class AveragePrecision:
+    """mAP of boxes in pictures.
+
+    Attributes:
+        overall: ``map``, ``map@0.5`` and ``map@0.75``, at most 100 boxes a picture, as COCO has it.
+        by_label: the first of them for each label, where labels are compared.
+        by_size: the first of them for COCO's sizes, by the area of the true box.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Sequence[Box]],
+        truths: Sequence[Sequence[Box]],
+        scores: Sequence[Sequence[float]],
+        match_labels: bool = True,
+    ):
+        keys = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
+        numbers = {key: number for number, key in enumerate(sorted(keys), start=1)}
+        kinds = [[numbers.get(label_key(b.label, match_labels)) for b in own] for own in answers]
+        true_kinds = [[numbers[label_key(b.label, match_labels)] for b in own] for own in truths]
+        sure = [[1.0] * len(own) for own in truths]
+        sides = (
+            _dataset(truths, true_kinds, sure, len(numbers)),
+            _dataset(answers, kinds, scores, len(numbers)),
+        )
+        self._evaluator = _evaluate(*sides, [(0, 1e10)])
+        precision = self._accumulate(self._evaluator)[:, :, :, 0]
+        self.overall = dict(zip(NAMES, _means(precision), strict=True))
+        each = [_means(precision[:, :, k])[0] for k in range(len(numbers))]
+        self.by_label = dict(zip(sorted(keys), each, strict=True)) if match_labels else {}
+        areas = [(low, min(high, 1e10)) for low, high in SIZES.values()]
+        sized = self._accumulate(_evaluate(*sides, areas))
+        self.by_size = {name: _means(sized[..., i])[0] for i, name in enumerate(SIZES)}
+
+    def drawn(self, pictures: np.ndarray) -> list[float]:
+        """The three of ``overall`` for pictures drawn by number, each as often as it is drawn."""
+        evaluator = copy.copy(self._evaluator)
+        count = len(evaluator.params.imgIds)
+        blocks = len(evaluator.evalImgs) // count
+        order = (np.arange(blocks)[:, None] * count + pictures[None]).ravel()
+        evaluator.evalImgs = [self._evaluator.evalImgs[i] for i in order]
+        evaluator.params = copy.copy(evaluator.params)
+        evaluator.params.imgIds = list(range(len(pictures)))
+        evaluator._paramsEval = evaluator.params
+        return _means(self._accumulate(evaluator)[..., 0])
+
+    @staticmethod
+    def _accumulate(evaluator: Any) -> np.ndarray:
+        """Precision of shape (10 IoUs, 101 recalls, labels, areas)."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.accumulate()
+        return evaluator.eval["precision"][..., -1]
+
+
+def _means(precision: np.ndarray) -> list[float]:
+    """Over what could be counted: pycocotools writes -1 for a label without a true box."""
+    parts = (precision, precision[0], precision[5])
+    return [float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in parts]
+
+
+def _dataset(boxes: Sequence, kinds: Sequence, scores: Sequence, labels: int) -> dict:
+    annotations = [
+        {
+            "image_id": picture,
+            "category_id": kind,
+            "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1],
+            "area": box.area,
+            "iscrowd": 0,
+            "score": score,
+        }
+        for picture, row in enumerate(zip(boxes, kinds, scores, strict=True))
+        for box, kind, score in zip(*row, strict=True)
+        if kind is not None
+    ]
+    return {
+        "images": [{"id": picture} for picture in range(len(boxes))],
+        "categories": [{"id": number} for number in range(1, labels + 1)],
+        "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],
+    }
+
+
+def _evaluate(truth: dict, answer: dict, areas: list[tuple[float, float]]) -> Any:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise VlkitError(
+            "mAP needs pycocotools: pip install 'vlkit[eval]', or pass coco=False"
+        ) from None
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports on its way
+        sides = []
+        for dataset in (truth, answer):
+            side = COCO()
+            side.dataset = dataset
+            side.createIndex()
+            sides.append(side)
+        evaluator = COCOeval(*sides, "bbox")
+        evaluator.params.areaRng = areas
+        evaluator.params.areaRngLbl = [str(area) for area in areas]
+        evaluator.params.maxDets = [100]
+        evaluator.evaluate()
+    return evaluator
+
+
+MOST_INTERVALS = 200  # labels; of more, as of referring expressions, each has too few boxes
+
+
+_CORNERS = [f"{who}_{key}" for who in ("true", "answer") for key in ("x1", "y1", "x2", "y2")]
+
+
+_ORDER = ["picture", "label", "size", "kind", "iou", "first_iou", *_CORNERS]
+
+
+def tabulate(
+    rows: list[dict],
+    names: Sequence[Any],
+    thresholds: tuple[float, ...],
+    precision: AveragePrecision | None,
+    bootstrap: int,
+    seed: int,
+    groups: Sequence[Any],
+) -> Evaluation:
+    """The evaluation of matched rows."""
+    import pandas
+
+    table = pandas.DataFrame(rows)
+    table["kind"] = np.where(table["iou"] >= thresholds[0], "found", "missed")
+    table.loc[~table["truth"], "kind"] = "extra"
+    place = {name: number for number, name in enumerate(names)}
+    pictures = table["picture"].map(place).to_numpy()
+    draws = _draw(pandas.factorize(pandas.Series(list(groups), dtype=object))[0], bootstrap, seed)
+    counted = _counted(table, thresholds)
+    overall = _overall(_sums(counted, pictures, len(names)), thresholds, draws)
+    if precision:
+        overall = pandas.concat([overall, _precision_rows(precision, draws[: bootstrap // 10])])
+    keys = table["label"].map(lambda label: label_key(label, True))
+    shown = keys.map(table["label"].groupby(keys).first())
+    by_label = _by(shown, sorted(set(shown)), counted, pictures, thresholds, draws)
+    by_size = _by(table["size"], list(SIZES), counted, pictures, thresholds, draws)
+    if precision:
+        by_size["ap"] = [precision.by_size[name] for name in by_size.index]
+    if precision and precision.by_label:
+        known = precision.by_label
+        by_label["ap"] = [known.get(label_key(name, True), np.nan) for name in by_label.index]
+    return Evaluation(overall, by_label, by_size, table[_ORDER], thresholds)
+
+
+def _draw(groups: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    """How often each picture is drawn, a row for each draw; none for a single group."""
+    generator, count = np.random.default_rng(seed), int(groups.max()) + 1
+    draws = np.zeros((bootstrap if count > 1 else 0, len(groups)), np.uint16)
+    for row in draws:
+        row[:] = np.bincount(generator.integers(0, count, count), minlength=count)[groups]
+    return draws
+
+
+def _counted(table: pandas.DataFrame, thresholds: tuple[float, ...]) -> np.ndarray:
+    """What is summed, a column each: true boxes, answers, overlap, found first, found at all."""
+    columns = [table["truth"], table["answer"], table["first_iou"]]
+    for limit in thresholds:
+        columns += [table["first_iou"] >= limit, table["iou"] >= limit]
+    return np.stack([column.to_numpy(float) for column in columns], axis=1)
+
+
+def _sums(counted: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    sums = np.zeros((count, counted.shape[1]))
+    np.add.at(sums, groups, counted)
+    return sums
+
+
+def _drawn(sums: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    parts = [draws[i : i + 64].astype(float) @ sums for i in range(0, len(draws), 64)]
+    return np.concatenate(parts) if parts else np.zeros((0, sums.shape[1]))
+
+
+def _overall(sums: np.ndarray, thresholds: tuple, draws: np.ndarray) -> pandas.DataFrame:
+    """A row for each metric: its value and its 95 % interval."""
+    import pandas
+
+    values, drawn = (
+        _ratios(sums.sum(axis=0)[None], thresholds),
+        _ratios(_drawn(sums, draws), thresholds),
+    )
+    rows = {name: (value[0], *_interval(drawn[name])) for name, value in values.items()}
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+
+def _by(
+    keys: pandas.Series,
+    names: list,
+    counted: np.ndarray,
+    pictures: np.ndarray,
+    thresholds: tuple,
+    draws,
+) -> pandas.DataFrame:
+    """A row for each part: how many, its metrics, and the interval of its first accuracy."""
+    import pandas
+
+    groups = keys.map({name: number for number, name in enumerate(names)}).to_numpy()
+    sums = _sums(counted, groups, len(names))
+    table = pandas.DataFrame(_ratios(sums, thresholds), index=names)
+    table.insert(0, "truths", sums[:, 0].astype(int))
+    table.insert(1, "answers", sums[:, 1].astype(int))
+    table["low"] = table["high"] = np.nan
+    if len(names) <= MOST_INTERVALS:
+        first = f"accuracy@{thresholds[0]:g}"
+        for number, name in enumerate(names):
+            part = groups == number
+            own = _drawn(_sums(counted[part], pictures[part], draws.shape[1]), draws)
+            table.loc[name, ["low", "high"]] = _interval(_ratios(own, thresholds)[first])
+    return table
+
+
+def _ratios(sums: np.ndarray, thresholds: tuple[float, ...]) -> dict[str, np.ndarray]:
+    truths, answers, overlap = sums.T[:3]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = {f"accuracy@{t:g}": sums.T[3 + 2 * i] / truths for i, t in enumerate(thresholds)}
+        ratios["mean_iou"] = overlap / truths
+        for i, limit in enumerate(thresholds):
+            ratios[f"precision@{limit:g}"] = sums.T[4 + 2 * i] / answers
+            ratios[f"recall@{limit:g}"] = sums.T[4 + 2 * i] / truths
+    return ratios
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _precision_rows(precision: AveragePrecision, draws: np.ndarray) -> pandas.DataFrame:
+    import pandas
+
+    drawn = [precision.drawn(np.repeat(np.arange(len(row)), row)) for row in draws]
+    each = np.array(drawn).reshape(-1, len(precision.overall)).T
+    values = precision.overall.items()
+    rows = {name: (v, *_interval(d)) for (name, v), d in zip(values, each, strict=True)}
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])

@@ -1,0 +1,241 @@
+"""A model asked to locate what is known to be there, and what it got right."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vlkit
+from vlkit.batch.run import answer_all
+from vlkit.bundled import bundled_path
+from vlkit.datasets.scene import Scene
+from vlkit.datasets.scenes import read_scenes
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.evaluation.metrics import Evaluation, check_thresholds, evaluate_grounding
+from vlkit.files import whole_folder
+from vlkit.grounding.boxes import Box
+from vlkit.grounding.formats import FORMATS
+
+if TYPE_CHECKING:
+    import pandas
+
+    from vlkit.evaluation.gallery import Gallery
+    from vlkit.generation.reply import Failure, Reply
+    from vlkit.models.load import VLM
+
+
+MOST_LABELS = 200
+
+
+PROMPTS = {  # how the generations' own recipes ask; {label} is what to find
+    "tags": "Locate the {label}.",
+    "json": "Locate the {label}, report its bounding box coordinates in JSON format.",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture, and the boxes that answer it."""
+
+    image: Path
+    prompt: str
+    truth: tuple[Box, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GroundingRun:
+    """A model's answers to grounding questions, and their evaluation.
+
+    Attributes:
+        evaluation: of the boxes; a picture's name in it is the question's number.
+        questions, answers: in one order; a Failure stands where the model gave no answer.
+        boxes: of each answer, None where it could not be read.
+        errors: an answer and why it could not be read, wholly or in part, else "".
+        about: the model, the data and the settings.
+    """
+
+    evaluation: Evaluation
+    questions: list[Question]
+    answers: list[Reply | Failure]
+    boxes: list[list[Box] | None]
+    errors: list[str]
+    about: dict
+
+    @cached_property
+    def rows(self) -> pandas.DataFrame:
+        """The evaluation's rows with ``image``, ``question`` and ``answer``."""
+        rows = self.evaluation.rows.copy()
+        numbers = rows["picture"].astype(int)
+        rows.insert(1, "image", [self.questions[i].image.name for i in numbers])
+        rows.insert(2, "question", [self.questions[i].prompt for i in numbers])
+        rows["answer"] = [self.errors[i] or str(self.answers[i]) for i in numbers]
+        return rows.rename(columns={"picture": "number"})
+
+    def gallery(self, worst: int = 24) -> Gallery:
+        """The questions that went worst."""
+        from vlkit.evaluation.gallery import failure_gallery
+
+        captions = [
+            f"{q.image.name}\n{q.prompt}\n{error or reply}"
+            for q, reply, error in zip(self.questions, self.answers, self.errors, strict=True)
+        ]
+        table = self.evaluation.overall.to_html(border=0, na_rep="–", float_format="{:.3f}".format)
+        return failure_gallery(
+            [question.image for question in self.questions],
+            self.boxes,
+            [question.truth for question in self.questions],
+            worst=worst,
+            captions=captions,
+            evaluation=self.evaluation,
+            title=f"{self.about['model']} on {self.about['data']}",
+            head=table,
+        )
+
+    def to_dict(self) -> dict:
+        """What the metrics file holds."""
+        unread = sum(boxes is None for boxes in self.boxes)
+        counts = {"questions": len(self.questions), "unreadable": unread}
+        return {**self.about, **counts, **self.evaluation.to_dict()}
+
+    def save(self, folder: str | os.PathLike, *, worst: int = 24) -> Path:
+        """Write ``metrics.json``, ``rows.csv`` and ``gallery.html``, all of them or none.
+
+        Raises:
+            VlkitError: the folder holds something already, or cannot be written.
+        """
+        with whole_folder(Path(folder)) as made:
+            self._write(made, worst)
+        return Path(folder)
+
+    def _write(self, folder: Path, worst: int) -> None:
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        self.rows.to_csv(folder / "rows.csv", index=False)
+        self.gallery(worst).save(folder / "gallery.html")
+
+
+def read_questions(
+    data: str | os.PathLike,
+    *,
+    prompt: str,
+    format: str = "auto",
+    images: str | os.PathLike | None = None,
+    max_image_tokens: int | None = None,
+) -> list[Question]:
+    """The questions of a data set: its own, or one for each label in each picture.
+
+    Args:
+        data: "samples" for vlkit's own, else a file or folder that :mod:`vlkit.datasets` reads.
+        prompt: with ``{label}``, for pictures without a question of their own.
+        format, images, max_image_tokens: as for :func:`vlkit.datasets.read_scenes`.
+
+    Raises:
+        VlkitError: the data set cannot be read, or holds no box.
+    """
+    if "{label}" not in prompt:
+        raise VlkitError(f'the prompt {prompt!r:.60} must hold "{{label}}", what to find')
+    if str(data) == "samples" and not Path(data).exists():
+        data = bundled_path("samples")
+    scenes = read_scenes(data, format=format, images=images, max_image_tokens=max_image_tokens)
+    questions = [q for scene in scenes for q in _questions_of(scene, prompt)]
+    if not questions:
+        raise VlkitError(f"{data} holds no boxes to ask for")
+    return questions
+
+
+def _questions_of(scene: Scene, prompt: str) -> list[Question]:
+    boxes = [item for item in scene.items if isinstance(item, Box)]
+    if scene.prompt and boxes:
+        return [Question(scene.image, scene.prompt, tuple(boxes))]
+    labels = dict.fromkeys(box.label for box in boxes)
+    return [
+        Question(
+            scene.image,
+            prompt.replace("{label}", label),
+            tuple(b for b in boxes if b.label == label),
+        )
+        for label in labels
+    ]
+
+
+def ask_grounding(
+    vlm: VLM,
+    questions: Sequence[Question],
+    *,
+    data: str = "",
+    iou: Sequence[float] = (0.5, 0.75),
+    max_new_tokens: int = 256,
+    batch_size: int | str = "auto",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> GroundingRun:
+    """Ask a model, greedily, and evaluate its boxes.
+
+    Where one kind of thing is asked for, the answer's boxes count as that, whatever it calls them.
+    An answer that cannot be read counts as one without boxes, and is listed. Where there are over
+    200 labels, as in referring expressions, mAP counts them as one.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        questions: from :func:`read_questions`.
+        data: a name for the data set.
+        iou, bootstrap, seed: as for :func:`vlkit.evaluate_grounding`.
+        max_new_tokens, batch_size, progress: as for :func:`vlkit.generate_batch`.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; answers that are lacking are not counted as wrong.
+    """
+    questions, iou = list(questions), check_thresholds(iou)  # before what may take hours
+    if not questions:
+        raise VlkitError("there is no question to ask; pass those of read_questions")
+    asked = [vlkit.user(question.prompt, question.image) for question in questions]
+    answers = answer_all(
+        vlm, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    read = [_read(answer, question) for answer, question in zip(answers, questions, strict=True)]
+    boxes = [own for own, _ in read]
+    truth = [question.truth for question in questions]
+    labels = {box.label for own in truth for box in own}
+    evaluation = evaluate_grounding(
+        boxes, truth, iou, match_labels=len(labels) <= MOST_LABELS, bootstrap=bootstrap, seed=seed,
+        groups=[question.image for question in questions],
+    )  # fmt: skip
+    about = {
+        "model": vlm.name,
+        "revision": vlm.revision,
+        "family": vlm.family,
+        "data": data,
+        "max_new_tokens": max_new_tokens,
+        "iou": list(evaluation.thresholds),
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "vlkit": vlkit.__version__,
+    }
+    return GroundingRun(
+        evaluation, questions, list(answers), boxes, [why for _, why in read], about
+    )
+
+
+def default_prompt(family: str) -> str:
+    """How a family is asked where a thing is."""
+    return PROMPTS[FORMATS[family].style]
+
+
+def _read(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
+    try:
+        items, left_out = answer.read_grounding()
+    except AttributeError:  # a Failure
+        return None, str(answer)
+    except GroundingParseError as error:
+        return None, f"{answer} ({error})"
+    boxes = [item for item in items if isinstance(item, Box)]
+    labels = {box.label for box in question.truth}
+    if len(labels) == 1:
+        boxes = [replace(box, label=question.truth[0].label) for box in boxes]
+    return boxes, f"{answer} ({left_out})" if left_out else ""

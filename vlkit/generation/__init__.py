@@ -1,0 +1,6 @@
+"""Questions asked and answers read: generate, stream, Chat and Reply."""
+
+from vlkit.generation.generate import Chat, Stream
+from vlkit.generation.reply import Failure, Reply, Usage
+
+__all__ = ["Chat", "Failure", "Reply", "Stream", "Usage"]

@@ -1,0 +1,292 @@
+"""The options of an answer, checked, as transformers' generate takes them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from vlkit import hooks
+from vlkit.errors import ModelError, VlkitError
+from vlkit.generation.reply import Reply, make_reply
+from vlkit.inputs import ModelInputs, check_context, ending_tokens, prepare_inputs
+from vlkit.media.image import load_image
+from vlkit.media.video import ClipStore
+from vlkit.messages import as_messages, assistant, iterate_media, user
+from vlkit.messages import system as _system
+from vlkit.models.load import VLM
+from vlkit.remote.answer import answer_remotely
+from vlkit.remote.model import RemoteVLM
+
+
+def generation_options(max_new_tokens: int, temperature: float, top_p: float, seed: Any) -> dict:
+    """Options for ``model.generate``; see :func:`vlkit.generate` for what they mean.
+
+    Raises:
+        VlkitError: one is out of its range.
+    """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 1 or more")
+    if not _is_number(temperature) or not 0 <= temperature <= 10:
+        raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
+    if not _is_number(top_p) or not 0 < top_p <= 1:
+        raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise VlkitError(f"seed={seed!r} must be a whole number from 0 up, or None")
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
+        return options | {"temperature": None, "top_p": None, "top_k": None}
+    return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@hooks.answered
+def generate(
+    vlm: VLM | RemoteVLM,
+    messages: str | Mapping | list,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Reply:
+    """Ask once.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        messages: text, one message or a list of messages. If the last is the assistant's, the
+            model goes on from it.
+        max_new_tokens: the longest answer.
+        temperature: 0 is greedy, so repeatable; above 0 samples from the whole vocabulary
+            (neither the model's own top_k nor top_p apply).
+        top_p: sample among the likeliest tokens that hold this share of probability.
+        seed: makes a sampled answer repeatable; the global random state is left as it was.
+
+    Raises:
+        MediaError: a picture that cannot be read.
+        ModelError: prompt and answer do not fit the context or the GPU's memory.
+        RemoteError: a hosted model that cannot be reached, or refuses.
+        VlkitError: malformed messages or options.
+    """
+    options = generation_options(max_new_tokens, temperature, top_p, seed)
+    return _answer(vlm, as_messages(messages), options, seed)
+
+
+def stream(
+    vlm: VLM | RemoteVLM,
+    messages: str | Mapping | list,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Stream:
+    """Ask once and read the answer piece by piece; options as for :func:`generate`.
+
+    Iterate over the result for pieces of ``text``. Leaving the loop, or calling ``stop()`` from
+    another thread, ends the model's work within a token. Errors are raised where it is read.
+    Afterwards ``.reply`` holds the whole Reply, also of a stopped one.
+    """
+    options = generation_options(max_new_tokens, temperature, top_p, seed)
+    return Stream(vlm, as_messages(messages), options, seed)
+
+
+class Stream:
+    """An answer under way; an iterator over pieces of text. Made by :func:`stream`."""
+
+    def __init__(self, vlm: VLM | RemoteVLM, messages: list[dict], options: dict, seed: int | None):
+        self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
+        self._pieces: queue.SimpleQueue = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._note = hooks.begin("stream", vlm, messages, {**options, "seed": seed})
+        self._reply: Reply | None = None
+        work = partial(copy_context().run, self._work)
+        self._thread = threading.Thread(target=work, name="vlkit-stream", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while isinstance(piece := self._pieces.get(), str):
+                yield piece
+            self._pieces.put(piece)  # the end is there for the next reader, too
+            if piece is not None:
+                raise piece
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the answer within a token and wait until the model is free; what is written stays."""
+        self._stopped.set()
+        self._thread.join()
+
+    @property
+    def reply(self) -> Reply:
+        """The Reply, once the pieces are read or the stream is stopped."""
+        if self._reply is None:
+            raise VlkitError("the answer is not finished; read the stream to its end, or stop() it")
+        return self._reply
+
+    def _work(self) -> None:
+        try:
+            self._reply = _answer(
+                self._vlm, self._messages, self._options, self._seed, self._put, self._stopped
+            )
+            self._note(self._reply)
+            self._pieces.put(None)
+        except BaseException as error:  # raised again where the stream is read
+            self._note(error)
+            self._pieces.put(error)
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._pieces.put(text)
+
+
+# --- the model's run -----------------------------------------------------------------------------
+
+
+def _answer(
+    vlm: VLM | RemoteVLM, messages: list[dict], options: dict, seed, put=None, stopped=None
+) -> Reply:
+    """The one place where models on this machine and others part."""
+    if isinstance(vlm, RemoteVLM):
+        return answer_remotely(vlm, messages, options, seed, put, stopped)
+    start = time.perf_counter()
+    inputs = prepare_inputs(vlm, [messages])
+    tokens = run_row(vlm, inputs, options, seed, put, stopped)
+    return make_reply(vlm, messages, inputs, tokens, options["max_new_tokens"], start)
+
+
+def run_row(
+    vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
+) -> list[int]:
+    """The new tokens of the first row."""
+    return run_rows(vlm, inputs, options, seed, put, stopped)[0]
+
+
+def run_rows(
+    vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
+) -> list[list[int]]:
+    """The new tokens of each row, up to the one that ends it."""
+    import torch
+
+    length = inputs.tensors["input_ids"].shape[1]
+    check_context(vlm, length, options["max_new_tokens"])
+    options = {**options, **_streaming(vlm, put, stopped)}
+    tensors = inputs.tensors.to(vlm.model.device, dtype=vlm.model.dtype)
+    try:
+        with torch.inference_mode(), seeded(seed, options["do_sample"]):
+            output = vlm.model.generate(**tensors, **options)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f"out of GPU memory at {length:,} prompt tokens; lower max_image_tokens or "
+            'max_new_tokens, or load with quantize="4bit"'
+        ) from error
+    endings = ending_tokens(vlm)
+    return [_cut(tokens, endings) for tokens in output[:, length:].tolist()]
+
+
+def _cut(tokens: list[int], endings: set[int]) -> list[int]:
+    """Without the padding behind the end."""
+    end = next((place for place, token in enumerate(tokens) if token in endings), len(tokens))
+    return tokens[: end + 1]
+
+
+_random_state = threading.Lock()  # torch's is one for the process
+
+
+@contextmanager
+def seeded(seed: int | None, sampling: bool):
+    """Sampling within is repeatable; the global random state is left as it was."""
+    import torch
+
+    if seed is None or not sampling:
+        yield
+        return
+    with _random_state, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _streaming(vlm: VLM, put, stopped: threading.Event | None) -> dict:
+    if put is None or stopped is None:
+        return {}
+    from transformers import StoppingCriteriaList, TextStreamer
+
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False):
+            put(text)
+
+    tokenizer = vlm.processor.tokenizer
+    streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    criteria = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, stopped.is_set())])
+    return {"streamer": streamer, "stopping_criteria": criteria}
+
+
+def all_rows(input_ids, value: bool):
+    """A stopping criterion's answer that is the same for every row."""
+    import torch
+
+    return torch.full((input_ids.shape[0],), value, dtype=torch.bool, device=input_ids.device)
+
+
+class Chat:
+    """A conversation that remembers; pictures and clips of earlier turns stay in view.
+
+    They are read once, and seen as they were then even where the file has changed. Of clips up to
+    half a gigabyte of frames is kept as long as the Chat; beyond that they are sampled anew.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        system: a system message's text, or None for the model's own.
+        **options: defaults for every turn, as for :func:`generate`.
+    """
+
+    def __init__(self, vlm: VLM | RemoteVLM, system: str | None = None, **options: Any):
+        self.vlm, self.options = vlm, options
+        self.messages = [_system(system)] if system is not None else []
+        self._clips = ClipStore()
+
+    def ask(self, text: str, *media: Any, **options: Any) -> Reply:
+        """Ask the next question; on an error the conversation stays as it was."""
+        turn = self._turn(text, media)
+        with hooks.as_kind("chat"), self._clips.in_use():
+            reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        self._remember(turn, reply)
+        return reply
+
+    def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
+        """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
+        turn = self._turn(text, media)
+        with hooks.as_kind("chat"), self._clips.in_use():
+            pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        try:
+            yield from pieces
+        finally:
+            pieces.stop()
+            if pieces._reply is not None:
+                self._remember(turn, pieces.reply)
+
+    def _turn(self, text: str, media: tuple) -> dict:
+        """The user's message with its pictures read now: a later turn sees what this one saw."""
+        turn = as_messages(user(text, *media))[0]
+        for item in iterate_media([turn]):
+            if item["type"] == "video":
+                continue  # its frames are kept beside the conversation, which names the file
+            item["image"] = load_image(item["image"], strict=item.pop("strict", True))
+        return turn
+
+    def _remember(self, turn: dict, reply: Reply) -> None:
+        if isinstance(self.vlm, RemoteVLM):
+            said = reply.raw.rpartition("</think>")[2].lstrip("\n")
+        else:
+            said = reply.raw.removesuffix(self.vlm.processor.tokenizer.eos_token or "")
+        self.messages += [turn, assistant(said)]

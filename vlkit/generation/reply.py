@@ -1,0 +1,298 @@
+"""A Reply: what the model answered, read, counted and shown."""
+
+from __future__ import annotations
+
+import html
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import PIL.Image
+
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.grounding.boxes import Box, Item, Point, Size
+from vlkit.grounding.parse import read_grounding
+from vlkit.inputs import ModelInputs, ending_tokens
+from vlkit.media.image import DeferredImages, Image
+from vlkit.media.video import Clip, DeferredClips, Video
+from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.models.load import VLM
+from vlkit.plotting.draw import draw_boxes, draw_frames
+from vlkit.plotting.html import image_html
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer; ``prompt_tokens`` counts everything before it, media included."""
+
+    image_tokens: int
+    video_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: the answer without special tokens; a prefill stands at its beginning.
+        raw: the answer with its special tokens, as the model wrote it.
+        usage: token counts.
+        seconds: wall time from messages to answer.
+        family: of the model, which says how ``raw`` is read.
+        images: the upright originals, in the order of the conversation (those of a batch are read
+            again from their sources when they are looked at).
+        input_sizes: (width, height) of each picture as the model saw it.
+        clips: the sampled clips, their frames as the model saw them.
+        finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
+        cost: of a hosted model whose ``prices`` are known, in their currency; else None.
+        tokens: the ids of the new tokens; empty where they are not known, as of a row read from
+            a file.
+    """
+
+    text: str
+    raw: str
+    usage: Usage
+    seconds: float
+    family: str
+    images: Sequence[PIL.Image.Image] = field(default=(), repr=False)
+    input_sizes: tuple[Size, ...] = ()
+    clips: Sequence[Clip] = field(default=(), repr=False)
+    finish_reason: str = "stop"
+    cost: float | None = None
+    tokens: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def image_sizes(self) -> tuple[Size, ...]:
+        """(width, height) of each upright original."""
+        if isinstance(self.images, DeferredImages):
+            return self.images.sizes
+        return tuple(image.size for image in self.images)
+
+    @property
+    def clip_sizes(self) -> tuple[tuple[Size, Size], ...]:
+        """Of each clip the (width, height) of the original and of the frames as the model saw."""
+        if isinstance(self.clips, DeferredClips):
+            return self.clips.sizes
+        return tuple((clip.info.size, clip.frame_size) for clip in self.clips)
+
+    def grounding(self, image: int = -1) -> list[Item]:
+        """Boxes, points and quads read as coordinates of one of the pictures, by default the last.
+
+        Where there is none, of the last clip's frames.
+
+        Raises:
+            GroundingParseError: the answer holds coordinates that cannot be read.
+        """
+        return self._warned(image)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Boxes in pixels of the last picture's upright original; see :meth:`grounding`."""
+        return [item for item in self._warned() if isinstance(item, Box)]
+
+    @property
+    def points(self) -> list[Point]:
+        """Points in pixels of the last picture's upright original; see :meth:`grounding`."""
+        return [item for item in self._warned() if isinstance(item, Point)]
+
+    def plot(self, image: int = -1, *, clip: int | None = None) -> PIL.Image.Image:
+        """The picture (by default the last) with the answer's boxes and points.
+
+        Where there is none, or with ``clip=`` the number of one: the clip's sampled frames with
+        their times, and the boxes on each.
+        """
+        if clip is not None or (self.clips and not self.images):
+            shown = _pick(self.clips, -1 if clip is None else clip, "clip")
+            return draw_frames(shown, [] if self.images else self._warned())
+        if not self.images:
+            raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
+        return draw_boxes(_pick(self.images, image, "image"), self._warned(image))
+
+    def _warned(self, image: int = -1) -> list[Item]:
+        items, left_out = self.read_grounding(image)
+        if left_out:
+            warnings.warn(left_out, stacklevel=3)  # the line that asked, outside this module
+        return items
+
+    def read_grounding(self, image: int = -1) -> tuple[list[Item], str]:
+        """:meth:`grounding` with what was left out as a second value, and no warning."""
+        if self.images:
+            size = _pick(self.image_sizes, image, "image")
+            input_size = self.input_sizes[image] if self.input_sizes else None
+        elif self.clips:
+            size, input_size = self.clip_sizes[-1]
+        else:
+            return [], ""
+        return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        text = html.escape(self.text).replace("\n", "<br>")
+        usage = self.usage
+        line = (
+            f"{usage.prompt_tokens:,} prompt tokens ({_media_tokens(usage)}), "
+            f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
+        )
+        if self.finish_reason != "stop":
+            line += f", ended by {self.finish_reason}"
+        if self.cost is not None:
+            line += f", cost {self.cost:.2g}"
+        pictures = self._repr_pictures()
+        return (
+            f'<div style="max-width:640px"><p style="font-size:1.05em;margin:4px 0">{text}</p>'
+            f'{pictures}<p style="opacity:.65;font-size:.85em;margin:4px 0">{line}</p></div>'
+        )
+
+    def _repr_pictures(self) -> str:
+        if not self.images and not self.clips:
+            return ""
+        try:
+            items, note = self.read_grounding()
+        except GroundingParseError as error:
+            items, note = [], str(error)
+        if note:
+            note = f'<p style="color:#B45309;font-size:.85em;margin:4px 0">{html.escape(note)}</p>'
+        if self.images:
+            return image_html(draw_boxes(self.images[-1], items), alt=self.text) + note
+        return image_html(draw_frames(self.clips[-1], items), alt=self.text) + note
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row of a batch that got no answer.
+
+    Attributes:
+        error: what was wrong and what to do, in one line.
+        kind: the error's class, such as ``"MediaError"``.
+    """
+
+    error: str
+    kind: str = "VlkitError"
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.error}"
+
+    def _repr_html_(self) -> str:
+        return f'<p style="color:#B45309;margin:4px 0">{html.escape(str(self))}</p>'
+
+
+def _pick(those: Sequence, index: int, name: str) -> Any:
+    if not -len(those) <= index < len(those):
+        raise VlkitError(f"{name}={index} is not there; this reply is about {len(those)}")
+    return those[index]
+
+
+def _media_tokens(usage: Usage) -> str:
+    kinds = (("image", usage.image_tokens), ("video", usage.video_tokens))
+    parts = [f"{count:,} of them {kind}" for kind, count in kinds if count]
+    return ", ".join(parts) or "text alone"
+
+
+def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
+    """What the file holds of a row; boxes and points in pixels of the upright original."""
+    record: dict[str, Any] = {"key": key, "index": index}
+    if isinstance(result, Failure):
+        return record | {"error": result.error, "kind": result.kind}
+    return record | {
+        "text": result.text,
+        "raw": result.raw,
+        **_grounding(result),
+        "finish_reason": result.finish_reason,
+        "usage": asdict(result.usage),
+        "seconds": round(result.seconds, 4),
+        **({} if result.cost is None else {"cost": result.cost}),
+        "family": result.family,
+        "image_sizes": result.image_sizes,
+        "input_sizes": result.input_sizes,
+        "clip_sizes": result.clip_sizes,
+    }
+
+
+def _grounding(reply: Reply) -> dict[str, Any]:
+    try:
+        items, note = reply.read_grounding()
+    except GroundingParseError as error:
+        items, note = [], str(error)
+    boxes = [asdict(item) for item in items if isinstance(item, Box)]
+    points = [asdict(item) for item in items if isinstance(item, Point)]
+    found = {"boxes": boxes, "points": points}
+    return found | ({"grounding_note": note} if note else {})
+
+
+def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
+    """The row of a record; pictures and clips are read from the messages when they are looked at.
+
+    Args:
+        record: from ``Journal.finished`` or a line of the file.
+        messages: the row's conversation.
+    """
+    if "error" in record:
+        return Failure(record["error"], record["kind"])
+    media = [read_media_item(item) for item in iterate_media(as_messages(messages))]
+    images = [each for each in media if isinstance(each, Image)]
+    videos = [each for each in media if isinstance(each, Video)]
+    return Reply(
+        text=record["text"],
+        raw=record["raw"],
+        usage=Usage(**record["usage"]),
+        seconds=record["seconds"],
+        family=record["family"],
+        images=DeferredImages(images, record["image_sizes"]),
+        input_sizes=tuple((w, h) for w, h in record["input_sizes"]),
+        clips=DeferredClips(videos, record["clip_sizes"]),
+        finish_reason=record["finish_reason"],
+        cost=record.get("cost"),
+    )
+
+
+def failure_of(error: Exception) -> Failure:
+    """The failure that an error means for its row."""
+    text = str(error) or repr(error)
+    return Failure(text.splitlines()[0], type(error).__name__)
+
+
+def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
+    """The Reply of one row's new tokens; ``start`` is when it was asked, by perf_counter."""
+    tokenizer = vlm.processor.tokenizer
+    ended = bool(tokens) and tokens[-1] in ending_tokens(vlm)
+    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else []
+    begun = "".join(item["text"] for item in prefill if item["type"] == "text")
+    return Reply(
+        text=_strip_special(tokenizer, begun) + tokenizer.decode(tokens, skip_special_tokens=True),
+        raw=begun + tokenizer.decode(tokens, skip_special_tokens=False),
+        usage=count_usage(vlm, inputs, len(tokens)),
+        seconds=time.perf_counter() - start,
+        family=vlm.family,
+        images=_as_sequence(inputs.images[0]),
+        input_sizes=tuple(inputs.input_sizes[0]),
+        clips=_as_sequence(inputs.clips[0]),
+        tokens=tuple(tokens),
+        finish_reason="stop" if ended else "length" if len(tokens) >= limit else "cancelled",
+    )
+
+
+def _as_sequence(media: Any) -> Any:
+    """A tuple; media that are read later stay so."""
+    return tuple(media) if isinstance(media, list) else media
+
+
+def _strip_special(tokenizer, text: str) -> str:
+    if not text:
+        return ""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def count_usage(vlm: VLM, inputs: ModelInputs, new_tokens: int) -> Usage:
+    """The tokens of the first row."""
+    ids = inputs.tensors["input_ids"][0]
+    config = vlm.model.config
+    image_tokens = int((ids == config.image_token_id).sum())
+    video_tokens = int((ids == config.video_token_id).sum())
+    return Usage(image_tokens, video_tokens, len(ids), new_tokens)

@@ -1,0 +1,19 @@
+"""Boxes, points and quads, and each generation's way of writing them."""
+
+from vlkit.grounding.boxes import Box, Item, Items, Point, Quad, Size
+from vlkit.grounding.formats import FORMATS, GroundingFormat, Space
+from vlkit.grounding.parse import format_grounding, parse_grounding
+
+__all__ = [
+    "FORMATS",
+    "Box",
+    "GroundingFormat",
+    "Item",
+    "Items",
+    "Point",
+    "Quad",
+    "Size",
+    "Space",
+    "format_grounding",
+    "parse_grounding",
+]

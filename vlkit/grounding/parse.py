@@ -1,0 +1,197 @@
+"""Boxes and points in pixels of the upright original, read from a model's answer and written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.grounding.boxes import (
+    Box,
+    Item,
+    Items,
+    Point,
+    Quad,
+    Size,
+    check_size,
+    coordinates_of,
+    list_items,
+)
+from vlkit.grounding.formats import (
+    FORMATS,
+    SPACES,
+    GroundingFormat,
+    Space,
+    read_answer,
+    write_answer,
+)
+
+
+def parse_grounding(
+    text: str,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
+    clip: bool = True,
+    labelled: bool = False,
+) -> list[Item]:
+    """Read the boxes, points and quads of a model's raw answer.
+
+    Args:
+        text: the answer with its special tokens (``reply.raw``).
+        family: ``qwen_vl``, ``qwen2_vl``, ``qwen2_5_vl``, ``qwen3_vl`` or ``qwen3_5``.
+        image_size: (width, height) of the upright original, in pixels.
+        input_size: (width, height) of the picture as the model saw it; needed for
+            ``qwen2_5_vl`` alone, whose coordinates are pixels of that size.
+        space: where the numbers are known to be in another space than the family's own:
+            ``0-1000``, ``0-999`` (as some hosted models say), ``resized`` or ``original``.
+        clip: cut what lies outside off at the picture's edge; False keeps the model's numbers.
+        labelled: leave out what has no label. With this and ``clip=False`` an answer reads as
+            ``supervision.Detections.from_vlm`` reads it.
+
+    Returns:
+        In pixels of the upright original, a box's corners in order; an empty list
+        where the answer holds none. Of an answer that is cut off or spoilt in places,
+        what is whole is returned and the rest reported as a warning.
+
+    Raises:
+        GroundingParseError: the text holds coordinates, but none that this format can read.
+    """
+    items, left_out = read_grounding(
+        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
+    )
+    if left_out:
+        warnings.warn(left_out, stacklevel=2)
+    return [item for item in items if item.label or not labelled]
+
+
+def read_grounding(
+    text: str,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
+    clip: bool = True,
+) -> tuple[list[Item], str]:
+    """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
+    placed, left_out = locate_grounding(
+        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
+    )
+    return [item for item, _, _ in placed], left_out
+
+
+def locate_grounding(
+    text: str,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
+    clip: bool = True,
+) -> tuple[list[tuple[Item, int, int]], str]:
+    """:func:`read_grounding`, each item with its place in the text: from, up to."""
+    if not isinstance(text, str):
+        raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
+    form = format_of(family)
+    span = span_of(space or form.space, image_size, input_size)
+    answer = text.rpartition("</think>")[2]
+    before = len(text) - len(answer)
+    found, problems = read_answer(answer, form)
+    if answer.lstrip().startswith("<think>"):
+        found, problems = [], ["the answer ends inside its <think>"]
+    if problems and not found:
+        advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
+        raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
+    left_out = f"{len(found)} read, {len(problems)} left out: " + "; ".join(problems[:3])
+    return [
+        (
+            to_pixels(each.label, each.numbers, span, image_size, clip),
+            before + each.start,
+            before + each.end,
+        )
+        for each in found
+    ], left_out if problems else ""
+
+
+def format_grounding(
+    boxes: Items,
+    *,
+    family: str,
+    image_size: Size,
+    input_size: Size | None = None,
+    space: Space | None = None,
+) -> str:
+    """Write what :func:`parse_grounding` reads, as the family writes it.
+
+    Coordinates are rounded to the format's whole numbers. Boxes of one label that follow each
+    other share its tag.
+
+    Args:
+        boxes: one or many, in pixels of the upright original.
+        family, image_size, input_size, space: as in :func:`parse_grounding`.
+
+    Raises:
+        VlkitError: a label that the format cannot hold.
+    """
+    form = format_of(family)
+    span = span_of(space or form.space, image_size, input_size)
+    pairs = [(str(each.label), _from_pixels(each, span, image_size)) for each in list_items(boxes)]
+    return write_answer(pairs, form)
+
+
+def format_of(family: str) -> GroundingFormat:
+    """The family's format. Raises VlkitError for an unknown family."""
+    if family not in FORMATS:
+        raise VlkitError(f"family {family!r} is unknown; families = {list(FORMATS)}")
+    return FORMATS[family]
+
+
+def check_space(space: Any) -> None:
+    """Raises VlkitError for an unknown space."""
+    if space not in SPACES:
+        raise VlkitError(f"space {space!r} is unknown; spaces = {list(SPACES)}")
+
+
+def span_of(space: Space, image_size: Size, input_size: Size | None = None) -> Size:
+    """The (width, height) that the numbers of a space run over."""
+    check_size("image_size", image_size)
+    check_space(space)
+    if space in ("0-1000", "0-999"):
+        return (1000, 1000) if space == "0-1000" else (999, 999)
+    if space == "original":
+        return image_size
+    if input_size is None:
+        raise VlkitError(
+            "this family writes pixels of the resized picture; pass input_size=(width, height), "
+            "which is image_grid_thw[2] and [1] times the patch size (reply.input_sizes)"
+        )
+    check_size("input_size", input_size)
+    return input_size
+
+
+def to_pixels(
+    label: str, numbers: Sequence[float], span: Size, size: Size, clip: bool = True
+) -> Item:
+    """The box, point or quad of 4, 2 or 8 numbers over ``span``, on a picture of ``size``."""
+    width, height = size
+    xs = [x * width / span[0] for x in numbers[::2]]
+    ys = [y * height / span[1] for y in numbers[1::2]]
+    if clip:
+        right, bottom = float(width), float(height)
+        xs = [0.0 if x < 0 else right if x > right else x for x in xs]
+        ys = [0.0 if y < 0 else bottom if y > bottom else y for y in ys]
+    if len(xs) == 2:
+        (x1, x2), (y1, y2) = sorted(xs), sorted(ys)
+        return Box(label, x1, y1, x2, y2)
+    pixels = [value for pair in zip(xs, ys, strict=True) for value in pair]
+    return Point(label, *pixels) if len(pixels) == 2 else Quad(label, *pixels)
+
+
+def _from_pixels(item: Item, span: Size, size: Size) -> list[int]:
+    numbers = enumerate(coordinates_of(item))
+    scaled = [round(value * span[i % 2] / size[i % 2]) for i, value in numbers]
+    return [min(max(value, 0), span[i % 2]) for i, value in enumerate(scaled)]

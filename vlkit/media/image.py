@@ -1,0 +1,354 @@
+"""One honest loader: any source in, an upright 8-bit RGB picture or a MediaError out."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from PIL.ExifTags import Base as ExifTag
+from PIL.ImageFile import ImageFile
+
+from vlkit.errors import MediaError
+from vlkit.grounding.boxes import Size
+from vlkit.media.sources import is_url, local_path, read_bytes
+
+MAX_ASPECT_RATIO = 200  # the processors of the whole family refuse more
+
+
+_HALF_STEP = 0.5 / 255  # what interpolation and rounding may overshoot 0–1 by
+
+
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+
+
+_TURN = PIL.Image.Transpose
+
+
+_TURNS = {  # by the EXIF orientation
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture together with how it is to be read.
+
+    Args:
+        source: path, ``Path``, ``file://`` or http(s) URL, data URL, bytes, PIL image, numpy array
+            (H, W), (H, W, 1|3|4) of bool, uint8, uint16 or float 0–1, or torch tensor (C, H, W).
+        max_tokens: the most image tokens that this picture may cost; it is shrunk to fit.
+        min_tokens: the fewest; a smaller picture is enlarged.
+        max_pixels, min_pixels: the same limits in pixels, as the model cards give them.
+        strict: with False, a truncated file is read as far as it goes (the rest is grey or black).
+    """
+
+    source: Any
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    strict: bool = True
+    max_pixels: int | None = None
+    min_pixels: int | None = None
+
+    def __post_init__(self):
+        for unit in ("tokens", "pixels"):
+            least, most = (getattr(self, f"{end}_{unit}") for end in ("min", "max"))
+            for name, value in ((f"max_{unit}", most), (f"min_{unit}", least)):
+                if value is not None and (not isinstance(value, int) or value < 1):
+                    raise MediaError(
+                        f"{name}={value!r} must be a whole number of {unit}, 1 or more"
+                    )
+            if most and least and least > most:
+                raise MediaError(f"min_{unit}={least} exceeds max_{unit}={most}; swap them")
+
+    def load(self) -> PIL.Image.Image:
+        """The picture, upright, RGB. Raises MediaError."""
+        return load_image(self.source, strict=self.strict)
+
+
+def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
+    """Read a picture from any source into a new upright 8-bit RGB PIL image.
+
+    EXIF orientation is applied, alpha is composed on white, 16-bit grey is scaled, and the first
+    frame of an animated file is taken (of a PIL image, the frame that it stands at).
+
+    Args:
+        source: see :class:`Image`.
+        strict: with False, a truncated file is read as far as it goes.
+
+    Raises:
+        MediaError: naming the source and the remedy.
+    """
+    if isinstance(source, Image):
+        return load_image(source.source, strict=strict and source.strict)
+    name, size = describe_source(source), None
+    if isinstance(source, PIL.Image.Image):
+        picture = source
+    elif hasattr(source, "shape") and not isinstance(source, memoryview):
+        picture = PIL.Image.fromarray(_array_to_uint8(source, name))
+    else:
+        data = read_bytes(source, name)
+        picture, size = _open(data, name, strict), len(data)
+    picture = _decode(picture, name, size, strict)
+    picture.info.clear()  # an orientation or transparency left there would be applied again
+    check_shape(picture, name)
+    if isinstance(source, str | os.PathLike) and not is_url(source):
+        picture.filename = local_path(source)  # for names in messages and records
+    return picture
+
+
+def describe_source(source: Any) -> str:
+    """A short name for messages and reports, of one line; never the content itself."""
+    if isinstance(source, Image):
+        return describe_source(source.source)
+    if isinstance(source, str | os.PathLike):
+        return _shorten(os.fsdecode(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"picture of {len(source):,} bytes"
+    if isinstance(source, PIL.Image.Image):
+        file = getattr(source, "filename", "")
+        return _shorten(os.fsdecode(file)) if file else f"{source.width}×{source.height} PIL image"
+    if hasattr(source, "shape"):
+        return f"{type(source).__name__} of shape {source.shape!s:.60}"
+    return f"{type(source).__name__} object"
+
+
+def _shorten(text: str) -> str:
+    if text[:5].lower() == "data:":
+        return f"data URL of {len(text):,} characters"
+    if not text or not text.isprintable():
+        text = ascii(text)  # quoted, with control characters spelt out
+    return text if len(text) <= 200 else text[:120] + "…" + text[-60:]
+
+
+# --- decoding ------------------------------------------------------------------------------------
+
+
+def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
+    if not data:
+        raise MediaError(f"{name} is empty (0 bytes); save or download it again")
+    if not strict and data.startswith(b"\xff\xd8"):
+        data += b"\xff\xd9"  # JPEG's end marker: the decoder then gives out what it has
+    try:
+        picture = PIL.Image.open(io.BytesIO(data))
+        if picture.format == "EPS":
+            raise MediaError(f"{name} is PostScript, a program; export it as PNG")
+        return picture
+    except MediaError:
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise MediaError(
+            f"{name} unpacks to too many pixels ({error}); shrink it, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        if data.startswith(_SIGNATURES):
+            text = (
+                f"is truncated or damaged (it has {len(data):,} bytes); save or download it again"
+            )
+        else:
+            text = (
+                f"is not a picture: its {len(data):,} bytes begin with {data[:12]!r}; "
+                "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
+            )
+        raise MediaError(f"{name} {text}") from error
+
+
+def _decode(picture: PIL.Image.Image, name: str, size: int | None, strict: bool):
+    try:
+        _load_pixels(picture, strict)
+        return _flatten(_upright(picture), name)
+    except MediaError:
+        raise
+    except Exception as error:  # as above
+        if "truncated" not in str(error).lower():
+            text = f"{name} cannot be decoded: {error}; re-save it as PNG"
+            raise MediaError(text) from error
+        after = f" after {size:,} bytes" if size else ""
+        raise MediaError(
+            f"{name} is truncated{after}; re-save it or pass "
+            "vlkit.Image(…, strict=False) to read what is there"
+        ) from error
+
+
+def _load_pixels(picture: PIL.Image.Image, strict: bool) -> None:
+    try:
+        picture.load()
+    except Exception:
+        if strict or not isinstance(picture, ImageFile):
+            raise
+        picture.tile = []  # ends the reading and keeps the rows that are there; Pillow's own
+        picture.load()  # switch, LOAD_TRUNCATED_IMAGES, would count for every thread
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTag.Orientation, 1))
+    except Exception:  # EXIF that cannot be parsed says nothing about orientation
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _flatten(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Any mode to a new RGB image: alpha on white, 16-bit and float grey scaled to 8 bits."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture)
+        if picture.mode == "I" and 0 <= values.min() and values.max() <= 65535:
+            values = values.astype(np.uint16)  # Pillow's container of some 16-bit files
+        picture = PIL.Image.fromarray(_scale_to_uint8(values, name))
+    elif picture.has_transparency_data:
+        canvas = PIL.Image.new("RGBA", picture.size, "white")
+        picture = PIL.Image.alpha_composite(canvas, picture.convert("RGBA"))
+    return picture.convert("RGB")
+
+
+def check_shape(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """The picture itself. Raises MediaError where it is too long for its height, or the reverse."""
+    long, short = max(picture.size), min(picture.size)
+    if not 0 < long <= MAX_ASPECT_RATIO * short:
+        raise MediaError(
+            f"{name} is {picture.width}×{picture.height} pixels; models of this family take sides "
+            f"of at most {MAX_ASPECT_RATIO}:1, so crop or pad it"
+        )
+    return picture
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def _array_to_uint8(source: Any, name: str) -> np.ndarray:
+    """(H, W) or (H, W, 3|4) uint8 from a numpy array, a torch tensor or what numpy can read."""
+    try:
+        if hasattr(source, "detach"):
+            source = source.detach().cpu()
+            source = (source.float() if source.is_floating_point() else source).numpy()
+            if source.ndim == 3 and source.shape[0] in (1, 3, 4):
+                source = source.transpose(1, 2, 0)
+        values = np.asarray(source)
+    except Exception as error:  # quantized, sparse, on the meta device …
+        raise MediaError(f"{name} cannot be read ({error}); pass a dense numpy array") from error
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.size == 0 or not (
+        values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
+    ):
+        raise MediaError(f"{name} is not one picture; expected (H, W), (H, W, 3) or (H, W, 4)")
+    return np.ascontiguousarray(_scale_to_uint8(values, name))
+
+
+def _scale_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return np.round(values.astype(np.float32) / 257).astype(np.uint8)  # 65535 → 255
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= -_HALF_STEP and high <= 1 + _HALF_STEP):  # also refuses NaN
+            raise MediaError(
+                f"{name} holds floats from {low:.4g} to {high:.4g}; floats must lie in 0–1, "
+                "so scale or clip them, or pass uint8"
+            )
+        return np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    raise MediaError(
+        f"{name} has dtype {values.dtype}; expected uint8, uint16 or float 0–1, so convert it"
+    )
+
+
+_PLAIN = ("JPEG", "MPO", "WEBP", "BMP", "PNG", "GIF")
+
+
+_EXIF_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+def picture_size(source: Any) -> Size:
+    """The (width, height) that ``load_image(source)`` would have, upright.
+
+    Of files only the header is read, so one that is damaged further on goes unnoticed; formats
+    whose header does not suffice are loaded.
+
+    Raises:
+        MediaError: as :func:`vlkit.load_image`.
+    """
+    image = source if isinstance(source, Image) else Image(source)
+    source, name = image.source, describe_source(image.source)
+    if isinstance(source, bytes | bytearray | memoryview) or is_url(source):
+        source = read_bytes(source, name)  # of a URL, what it holds: it is not asked twice
+        opened = _header_size(io.BytesIO(source))
+    elif isinstance(source, str | os.PathLike) and os.path.isfile(local_path(source)):
+        with open(local_path(source), "rb") as stream:
+            opened = _header_size(stream)
+    else:
+        opened = None
+    if opened is None:
+        return load_image(source, strict=image.strict).size
+    size, picture = opened
+    check_shape(picture, name)
+    return size
+
+
+def _header_size(stream: Any) -> tuple[Size, PIL.Image.Image] | None:
+    """The upright size and the unread picture; None where only loading tells."""
+    try:
+        picture = PIL.Image.open(stream)
+        if picture.format == "TIFF":  # Pillow gives its size upright
+            return picture.size, picture
+        if picture.format not in _PLAIN or (picture.format == "PNG" and _has_late_exif(stream)):
+            return None
+        # PNG's own getexif decodes the picture first
+        turned = PIL.Image.Image.getexif(picture).get(ExifTag.Orientation, 1) in (5, 6, 7, 8)
+        return (picture.size[::-1] if turned else picture.size), picture
+    except Exception:  # a decoder may raise anything; load_image then says what is wrong
+        return None
+
+
+def _has_late_exif(stream: Any) -> bool:
+    """Whether a PNG says its orientation behind its pixels."""
+    place, next_chunk, behind = stream.tell(), 8, False
+    try:
+        while True:
+            stream.seek(next_chunk)
+            head = stream.read(8)
+            if len(head) < 8:
+                return False
+            length, kind = struct.unpack(">I4s", head)
+            behind = behind or kind == b"IDAT"
+            if behind and kind != b"IDAT":
+                if kind == b"eXIf" or stream.read(min(length, 24)).startswith(_EXIF_TEXT):
+                    return True
+            next_chunk += 12 + length
+    finally:
+        stream.seek(place)
+
+
+class DeferredImages(Sequence):
+    """Upright originals, read from their sources at every access.
+
+    Args:
+        images: how each is read.
+        sizes: (width, height) of each upright original, known without reading.
+    """
+
+    def __init__(self, images: Sequence[Image], sizes: Sequence[Size]):
+        self.sources = tuple(images)
+        self.sizes: tuple[Size, ...] = tuple((int(w), int(h)) for w, h in sizes)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(image.load() for image in self.sources[index])
+        return self.sources[index].load()

@@ -1,0 +1,152 @@
+"""Where bytes come from: files, http(s) and data URLs, each with a limit on size and time."""
+
+from __future__ import annotations
+
+import base64
+import os
+import queue
+import stat
+import string
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from vlkit.errors import MediaError
+
+MAX_FILE_BYTES = 2**30
+
+
+MAX_DOWNLOAD_BYTES = 64 * 2**20
+
+
+DOWNLOAD_TIMEOUT = 20.0  # seconds for the whole download
+
+
+def is_url(source: Any) -> bool:
+    """Whether a source is an http(s) or data URL, so not a file."""
+    schemes = ("http://", "https://", "data:")
+    return isinstance(source, str) and source[:8].lower().startswith(schemes)
+
+
+def is_remote(source: Any) -> bool:
+    """Whether a source has to be fetched: an http(s) URL, not a data URL."""
+    return is_url(source) and source[:5].lower() != "data:"
+
+
+def local_path(source: str | os.PathLike) -> str:
+    """A path as a plain string; ``~`` is expanded and ``file://`` with its %20s undone."""
+    path = os.fsdecode(source)
+    if path[:7].lower() == "file://":
+        path = path[7:].removeprefix("localhost")
+        path = path if os.path.lexists(path) else urllib.request.url2pathname(path)
+    return os.path.expanduser(path)
+
+
+def read_bytes(source: Any, name: str) -> bytes:
+    """The bytes of a path, URL, data URL or bytes; errors call it ``name``. Raises MediaError."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if is_url(source):
+        read = _decode_data_url if source[:5].lower() == "data:" else _download
+        return read(source, name)
+    if isinstance(source, str | os.PathLike):
+        return _read_file(local_path(source), name)
+    raise MediaError(
+        f"cannot read a picture from a {type(source).__name__}; pass a path, URL, data URL, "
+        "bytes, PIL image, numpy array, torch tensor or vlkit.Image"
+    )
+
+
+def _read_file(path: str, name: str) -> bytes:
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise MediaError(f"{name} is a directory; pass one picture file of it")
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(f"{name} is not a regular file; save the picture to disk first")
+        if status.st_size > MAX_FILE_BYTES:
+            raise MediaError(
+                f"{name} has {status.st_size:,} bytes, too many for a picture; crop it"
+            )
+        with open(path, "rb") as file:
+            return file.read(status.st_size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        where = "" if os.path.isabs(path) else f" in {os.path.abspath(os.curdir)}"
+        raise MediaError(f"{name} does not exist{where}; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(
+            f"{name} cannot be read ({reason}); check the path and its permissions "
+            "(base64 text needs a data URL: data:image/png;base64,…)"
+        ) from error
+
+
+def _decode_data_url(url: str, name: str) -> bytes:
+    header, comma, payload = url.partition(",")
+    try:
+        if not comma:
+            raise ValueError("no comma")
+        data = urllib.parse.unquote_to_bytes(payload)
+        if header.lower().endswith(";base64"):
+            return base64.b64decode(b"".join(data.split()), validate=True)
+        return data
+    except ValueError as error:
+        raise MediaError(
+            f"{name} cannot be decoded ({error}); expected data:image/png;base64,…"
+        ) from error
+
+
+def _download(url: str, name: str) -> bytes:
+    """Read a URL in a thread of its own, since names, redirects and headers may hang as well."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
+    threading.Thread(target=_fetch, args=(url, name, deadline, answers), daemon=True).start()
+    try:
+        answer = answers.get(timeout=DOWNLOAD_TIMEOUT)
+    except queue.Empty:
+        answer = _too_late(name)
+    if isinstance(answer, MediaError):
+        raise answer
+    return answer
+
+
+def _fetch(url: str, name: str, deadline: float, answers: queue.SimpleQueue) -> None:
+    remedy = "check the address and the network, or pass a local file"
+    try:
+        quoted = urllib.parse.quote(url, safe=string.punctuation)
+        request = urllib.request.Request(quoted, headers={"User-Agent": "vlkit"})
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
+            answers.put(_read_response(response, name, deadline))
+    except MediaError as error:
+        answers.put(error)
+    except urllib.error.HTTPError as error:
+        answers.put(MediaError(f"{name} answered HTTP {error.code} {error.reason}; {remedy}"))
+    except Exception as error:  # whatever it is, the waiting thread has to hear of it
+        reason = getattr(error, "reason", None) or error
+        failed = MediaError(f"{name} could not be downloaded: {reason}; {remedy}")
+        answers.put(_too_late(name) if isinstance(reason, TimeoutError) else failed)
+
+
+def _read_response(response, name: str, deadline: float) -> bytes:
+    data = bytearray()
+    while chunk := response.read1(1 << 16):
+        data += chunk
+        if time.monotonic() > deadline:
+            raise _too_late(name)
+        if len(data) > MAX_DOWNLOAD_BYTES:
+            raise MediaError(
+                f"{name} is larger than {MAX_DOWNLOAD_BYTES:,} bytes; download and shrink it first"
+            )
+    if response.length:  # promised, but not sent
+        promised = len(data) + response.length
+        raise MediaError(f"{name} broke off after {len(data):,} of {promised:,} bytes; try again")
+    return bytes(data)
+
+
+def _too_late(name: str) -> MediaError:
+    return MediaError(
+        f"{name} did not arrive within {DOWNLOAD_TIMEOUT:g} s; download it and pass the file"
+    )

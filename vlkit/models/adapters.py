@@ -1,0 +1,244 @@
+"""What an adapter was trained on: a few values of its base's weights, written beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkit.errors import ModelError, one_line
+from vlkit.files import write_whole
+from vlkit.models.families import family_of
+from vlkit.models.hub import (
+    HUB_ID,
+    HUBS,
+    ModelFolder,
+    cached_folder,
+    check_shard,
+    download_model,
+    read_config,
+    read_json,
+)
+
+MARKS = "adapter_base.json"  # hubs are asked for adapter_*
+
+
+_WEIGHTS = 64
+
+
+_RELATIVE = 2**-8  # twice what rounding to bfloat16 changes
+
+
+_ABSOLUTE = 1e-7  # of float16's smallest numbers
+
+
+Values = Mapping[str, list[float]]  # of each weight, by its name in the model
+
+
+def base_values(network: Any) -> dict[str, list[float]]:
+    """Two values of each weight, by its name in the model without adapters.
+
+    Adapters' own weights, quantized layers and weights that are not in memory are left out.
+
+    Args:
+        network: the transformers model, with or without adapters.
+    """
+    return {
+        _plain(name): _two_values(weight)
+        for name, weight in network.named_parameters()
+        if "lora_" not in name and ".modules_to_save." not in name and _is_plain(weight)
+    }
+
+
+def write_marks(network: Any, folder: Path) -> None:
+    """Write what :func:`check_base` compares: values of the embeddings and of 64 other weights.
+
+    Args:
+        network: the base.
+        folder: the adapter's.
+    """
+    values = base_values(network)
+    embeddings = [name for name in values if "embed" in name]  # never quantized
+    others = sorted(values.keys() - embeddings)
+    names = embeddings + random.Random(0).sample(others, min(_WEIGHTS, len(others)))
+    write_whole(folder / MARKS, json.dumps({name: values[name] for name in names}) + "\n")
+
+
+def find_marks(path: Path) -> Path | None:
+    """An adapter's marks, of a checkpoint those of its run; None for one made by others."""
+    places = [path, path.parent] if path.name.startswith("checkpoint-") else [path]
+    return next((each / MARKS for each in places if (each / MARKS).is_file()), None)
+
+
+def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
+    """:func:`check_values` of a network."""
+    if find_marks(path):
+        check_values(path, base_values(network), folder)
+
+
+def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
+    """Refuse an adapter of other weights; one without marks passes.
+
+    Values may differ by what rounding to bfloat16 or float16 makes of them.
+
+    Args:
+        path: the adapter's folder.
+        values: from :func:`base_values`.
+        folder: the model's, for messages.
+
+    Raises:
+        ModelError: a weight is another than when the adapter was made, or the marks are broken.
+    """
+    file = find_marks(path)
+    marks = read_json(file) if file else {}
+    try:
+        changed = [
+            f"{name}: {then:.4g}, here {now:.4g}"
+            for name in marks.keys() & values.keys()
+            for then, now in zip(marks[name], values[name], strict=True)
+            if abs(then - now) > _RELATIVE * abs(then) + _ABSOLUTE
+        ]
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{file} is broken ({error}); copy it again, or delete it") from error
+    if changed:
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        raise ModelError(
+            f"adapter {path} was made for {base!r}, whose weights were not those of {folder.name} "
+            f"({min(changed)}); load the model that it was made for"
+        )
+
+
+def _plain(name: str) -> str:
+    for part in ("base_model.model.", "base_layer.", "original_module."):
+        name = name.replace(part, "")
+    return name
+
+
+def _is_plain(weight: Any) -> bool:
+    import torch
+
+    known = weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    ours = type(weight) is torch.nn.Parameter  # quantized ones have classes of their own
+    return known and ours and weight.device.type != "meta" and weight.numel() > 0
+
+
+def _two_values(weight: Any) -> list[float]:
+    flat = weight.detach().flatten()
+    return flat[[flat.numel() // 3, 2 * flat.numel() // 3]].tolist()
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+# peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that it has none
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def check_name(name: Any, argument: str) -> None:
+    """Raises ModelError where what is to name a folder or a model is empty, or no path or text."""
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise ModelError(f"{argument}={name!r} must name a folder or a model, as text or Path")
+
+
+def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -> Path:
+    """The adapter's folder, made for this model as far as its own records tell.
+
+    Raises:
+        ModelError: peft or the adapter is missing, or it was made for another generation.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ModelError('adapter= needs peft: pip install "vlkit[lora]"') from error
+    check_name(adapter, "adapter")
+    path = Path(adapter).expanduser()
+    if not path.is_dir():
+        if isinstance(adapter, os.PathLike) or not HUB_ID.fullmatch(adapter):
+            raise ModelError(f"adapter {os.fspath(adapter)!r} is neither a folder nor a hub id")
+        cached = [cached_folder(adapter, hub) for hub in HUBS]
+        whole = [each for each in cached if each and (each / WEIGHTS).is_file()]
+        path = whole[0] if whole else download_model(adapter, ["adapter_*"])
+    config = read_json(path / "adapter_config.json")
+    if not (path / WEIGHTS).is_file():
+        raise ModelError(f"adapter {path} has no {WEIGHTS}; save or download it again")
+    check_shard(path / WEIGHTS)
+    _refuse_other_base(config, path, folder, family)
+    return path
+
+
+def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "default"):
+    """The network with the adapter's weights in place.
+
+    Args:
+        network: a model, or one that has adapters of other names.
+        path: the adapter's folder.
+        folder: the model's, for messages.
+        name: of the adapter in the network.
+
+    Raises:
+        ModelError: the weights do not belong to this network's layers, or not in these shapes, or
+            were trained beside other weights than the network's.
+    """
+    from peft import PeftModel
+
+    check_base(path, network, folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused below
+            is_first = not isinstance(network, PeftModel)
+            attached = PeftModel.from_pretrained(network, path, name) if is_first else network
+            result = attached.load_adapter(path, name)  # says what it could not place
+    except Exception as error:  # peft has no family of errors
+        raise ModelError(
+            f"adapter {path} does not fit {folder.name}: {one_line(error)}; load the model that "
+            "it was made for"
+        ) from error
+    stray = [*result.missing_keys, *result.unexpected_keys]
+    if stray:
+        raise ModelError(
+            f"adapter {path} does not fit {folder.name}: {len(stray)} of its weights are for other "
+            f"layers ({stray[0]} …); load the model that it was made for"
+        )
+    return attached
+
+
+def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
+    """An adapter of another generation often loads without a word; its own records tell."""
+    base = str(config.get("base_model_name_or_path") or "")
+    made_for = family_of_adapter(config)
+    if made_for not in (None, family):
+        raise ModelError(
+            f"adapter {path} was made for {base or made_for!r} ({made_for}), not for "
+            f"{folder.name} ({family}); load the model that it was made for"
+        )
+
+
+def family_of_adapter(config: dict) -> str | None:
+    """The family that an adapter was made for, as far as its ``adapter_config.json`` tells."""
+    base = str(config.get("base_model_name_or_path") or "")
+    mapping = config.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return _family_of_folder(Path(base)) or _family_named(str(trained)) or _family_named(base)
+
+
+def _family_of_folder(path: Path) -> str | None:
+    try:
+        return family_of(read_config(path), str(path))
+    except ModelError:
+        return None
+
+
+def _family_named(name: str) -> str | None:
+    """The family in a hub id such as Qwen/Qwen2.5-VL-7B or a class such as Qwen2_5_VLModel."""
+    match = re.search(r"Qwen(2[._]5|2|3[._]5|3)[-_]?(VL)?", name, re.IGNORECASE)
+    if not match or not (match[2] or match[1] in ("3.5", "3_5")):
+        return None
+    return {"2": "qwen2_vl", "2_5": "qwen2_5_vl", "3": "qwen3_vl", "3_5": "qwen3_5"}[
+        match[1].replace(".", "_")
+    ]

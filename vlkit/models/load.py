@@ -1,0 +1,371 @@
+"""Where and how a network is loaded: device, dtype, attention, quantization."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Unpack
+
+from vlkit.errors import ModelError, RemoteError, one_line
+from vlkit.models.adapters import attach_adapter, find_adapter
+from vlkit.models.families import family_of
+from vlkit.models.hub import Hub, ModelFolder, find_model
+from vlkit.remote.model import HostedOptions, RemoteVLM, load_remote
+from vlkit.remote.services import is_remote_name
+from vlkit.settings import honours_choice
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+_ROOM = 1.4  # memory over the weights': cache and activations
+
+
+_QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # weights over the stored ones, embeddings kept whole
+
+
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
+
+
+def network_options(
+    folder: ModelFolder, device: str, dtype: str, attn: str, quantize: str | None
+) -> dict[str, Any]:
+    """Options for ``from_pretrained``; see :func:`vlkit.load`. Raises ModelError."""
+    device = _choose_device(device)
+    chosen = choose_dtype(dtype, device, folder.config)
+    options = {
+        "dtype": chosen,
+        "attn_implementation": choose_attention(attn, device, chosen),
+        "device_map": _choose_map(folder, chosen, quantize) if device == "cuda" else device,
+    }
+    if quantize:
+        options["quantization_config"] = _quantization(quantize, chosen)
+    return options
+
+
+def _choose_map(folder: ModelFolder, dtype: Any, quantize: str | None) -> str:
+    """The GPU with the most free memory if it holds the weights and room to work, else all."""
+    import torch
+
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+    stored = choose_dtype("auto", "cuda", folder.config)
+    share = _QUANTIZED[quantize] if quantize else dtype.itemsize / stored.itemsize
+    files = [*folder.path.glob("*.safetensors"), *folder.path.glob("*.bin")]
+    need = _ROOM * share * sum(file.stat().st_size for file in files)
+    return f"cuda:{free.index(max(free))}" if len(free) > 1 and need < max(free) else "auto"
+
+
+def _choose_device(device: str) -> str:
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    match = re.fullmatch(r"cpu|mps|cuda(:(\d+))?", str(device))
+    if not match:
+        raise ModelError(f'device={device!r} is unknown; choose "auto", "cpu", "cuda:0" or "mps"')
+    gpus = torch.cuda.device_count()
+    if (device == "mps" and not mps) or (device.startswith("cuda") and int(match[2] or 0) >= gpus):
+        raise ModelError(f'device={device!r}, but torch sees {gpus} GPUs; use device="auto"')
+    return device
+
+
+def choose_dtype(dtype: str, device: str, config: dict):
+    """A torch dtype; "auto" on a GPU is the one in which the weights are stored."""
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto" and device == "cpu":
+        return torch.float32
+    if name == "auto":
+        parts = (config, config.get("text_config") or {})
+        stored = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
+        name = str(stored[0]).removeprefix("torch.") if stored else "bfloat16"
+    if name not in DTYPES:
+        raise ModelError(f"dtype={dtype!r} is unknown; choose 'auto' or one of {list(DTYPES)}")
+    return getattr(torch, name)
+
+
+def choose_attention(attn: str, device: str, dtype: Any) -> str:
+    """The attention's name in transformers; "auto" takes the fastest that is there."""
+    import torch
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if attn not in ATTENTIONS:
+        raise ModelError(f"attn={attn!r} is unknown; choose one of {list(ATTENTIONS)}")
+    fits = device.startswith("cuda") and dtype in (torch.bfloat16, torch.float16)
+    if attn == "auto":
+        return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
+    if attn == "flash_attention_2" and not (fits and is_flash_attn_2_available()):
+        raise ModelError(
+            'attn="flash_attention_2" needs a CUDA GPU, dtype="bfloat16" or "float16", and '
+            '`pip install flash-attn`; attn="auto" takes it where it can be used'
+        )
+    return attn
+
+
+def _quantization(quantize: str, dtype: Any):
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f'quantize="{quantize}" needs bitsandbytes: pip install "vlkit[quant]"'
+        ) from error
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
+
+
+@dataclass(frozen=True, eq=False)
+class VLM:
+    """A loaded model with its processor.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        processor: its transformers processor, padding on the left.
+        family: a key of ``FAMILIES``.
+        folder: where the weights came from.
+        adapter: the adapter's folder, or None.
+        max_image_tokens: limit for every picture without one of its own, or None.
+        chosen_by: the settings file or variable that named the model, or None.
+    """
+
+    model: Any
+    processor: Any
+    family: str
+    folder: ModelFolder
+    adapter: str | None = None
+    max_image_tokens: int | None = None
+    chosen_by: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model was called when it was loaded."""
+        return self.folder.name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the hub, or None."""
+        return self.folder.revision
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that prompt and answer may have together."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    def __repr__(self) -> str:
+        extra = f", adapter={self.adapter!r}" if self.adapter else ""
+        extra += f", chosen by {self.chosen_by}" if self.chosen_by else ""
+        return (
+            f"VLM({self.name!r}, family={self.family!r}, "
+            f"{self.model.num_parameters():,} parameters, "
+            f"{str(self.model.dtype).removeprefix('torch.')} on {self.model.device}{extra})"
+        )
+
+
+@honours_choice
+def load(
+    model: str | os.PathLike | None = None,
+    *,
+    hub: Hub = "auto",
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str = "auto",
+    quantize: Literal["4bit", "8bit"] | None = None,
+    adapter: str | os.PathLike | None = None,
+    max_image_tokens: int | None = None,
+    **hosted: Unpack[HostedOptions],
+) -> VLM | RemoteVLM:
+    """Load a model of the Qwen-VL family.
+
+    Args:
+        model: ``"tiny"`` (bundled), a folder, a hub id such as ``Qwen/Qwen2-VL-7B-Instruct``, or a
+            hosted one: ``"openai:MODEL"`` (any OpenAI-compatible endpoint, with ``base_url=``) or
+            ``"dashscope:qwen-vl-max"``.
+            None takes what ``VLKIT_MODEL`` or the settings file names, else ``"tiny"``.
+        hub: ``"auto"``: local, then cached, then whichever hub answers; ``"modelscope"`` or
+            ``"huggingface"`` for one of them alone.
+        revision: commit, branch or tag; pin it for results that others can repeat.
+        device: ``"auto"`` takes the freest GPU, or all where one does not suffice; else Apple's,
+            else the CPU.
+        dtype: ``"auto"`` is the checkpoint's own on a GPU and float32 on a CPU; or ``"bfloat16"`` …
+        attn: ``"auto"`` is flash attention where it is installed and fits, else sdpa.
+        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes (``pip install "vlkit[quant]"``).
+        adapter: folder or hub id of a PEFT adapter made for this model.
+        max_image_tokens: shrink every picture to at most this many tokens.
+        **hosted: of hosted models alone: ``base_url``, ``api_key``, ``region``, ``family``,
+            ``prices``, ``timeout`` …; see :class:`vlkit.remote.HostedOptions`.
+
+    Returns:
+        A :class:`VLM`; of a hosted model a :class:`vlkit.remote.RemoteVLM`.
+
+    Raises:
+        RemoteError: a hosted model that cannot be reached as asked.
+        ModelError: what is wrong and what to do. Weights are safetensors only, and no code from a
+            model folder is ever run.
+    """
+    if not isinstance(model, str | os.PathLike):
+        raise ModelError(f'model={model!r} must be "tiny", a folder or a hub id, as text')
+    if quantize not in (None, "4bit", "8bit"):
+        raise ModelError(f'quantize={quantize!r} is unknown; choose "4bit", "8bit" or None')
+    if max_image_tokens is not None and (
+        not isinstance(max_image_tokens, int) or max_image_tokens < 1
+    ):
+        raise ModelError(f"max_image_tokens={max_image_tokens!r} must be a whole number, 1 or more")
+    here = {"hub": (hub, "auto"), "revision": (revision, None), "device": (device, "auto"),
+            "dtype": (dtype, "auto"), "attn": (attn, "auto"), "quantize": (quantize, None),
+            "adapter": (adapter, None)}  # fmt: skip
+    if isinstance(model, str) and is_remote_name(model):
+        _refuse_options(model, here)
+        return load_remote(model, max_image_tokens=max_image_tokens, **hosted)
+    if hosted:
+        _refuse_hosted(model, next(iter(hosted)))
+    return load_here(
+        model, hub=hub, revision=revision, device=device, dtype=dtype, attn=attn,
+        quantize=quantize, adapter=adapter, max_image_tokens=max_image_tokens,
+    )  # fmt: skip
+
+
+def _refuse_hosted(model: str | os.PathLike, name: str) -> NoReturn:
+    if name in HostedOptions.__annotations__:
+        raise ModelError(f'{name}= is for hosted models, such as "openai:…"; {model} runs here')
+    raise ModelError(f"load() has no option {name}=; see help(vlkit.load)")
+
+
+def load_here(
+    model: str | os.PathLike,
+    *,
+    hub: Hub = "auto",
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str = "auto",
+    quantize: Literal["4bit", "8bit"] | None = None,
+    adapter: str | os.PathLike | None = None,
+    max_image_tokens: int | None = None,
+) -> VLM:
+    """:func:`load` of a model on this machine."""
+    folder = find_model(model, hub=hub, revision=revision)
+    family = family_of(folder.config, folder.name)
+    options = network_options(folder, device, dtype, attn, quantize)
+    adapter_path = None if adapter is None else find_adapter(adapter, folder, family)
+    processor = load_processor(folder)
+    network = _load_network(folder, options)
+    if adapter_path is not None:
+        network = attach_adapter(network, adapter_path, folder)
+    name = None if adapter is None else os.fspath(adapter)
+    return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
+
+
+def _refuse_options(model: str, here: dict[str, tuple]) -> None:
+    if given := [name for name, (value, default) in here.items() if value != default]:
+        raise RemoteError(
+            f"{given[0]}= is for models on this machine; {model} runs as its service has it"
+        )
+
+
+def _load_network(folder: ModelFolder, options: dict[str, Any]):
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        with _quiet_loading(folder.path):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder.path,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are listed in info, and refused below
+                **options,
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f'{folder.name} does not fit into the GPU\'s memory; try quantize="4bit", a smaller '
+            "model or more GPUs"
+        ) from error
+    except Exception as error:  # transformers has no family of errors
+        raise ModelError(f"{folder.name} could not be loaded: {one_line(error)}") from error
+    network, info = loaded
+    _check_loaded(folder.path, info)
+    places = set(map(str, getattr(network, "hf_device_map", {}).values()))
+    if options["device_map"] == "auto" and places & {"cpu", "disk"}:
+        warnings.warn(
+            f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly",
+            stacklevel=5,
+        )
+    return network
+
+
+def _check_loaded(path: Path, info: dict) -> None:
+    wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    if wrong:
+        raise ModelError(
+            f"{path}: {len(wrong)} weights are missing or of other shapes than config.json says "
+            f"({wrong[0]} …) and would be random; download the model again"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"{path}: {len(unused)} weights have no place in the model that config.json describes "
+            f"({unused[0]} …) and are left out",
+            stacklevel=6,
+        )
+
+
+@contextmanager
+def _quiet_loading(path: Path):
+    """No progress bar for a small model; no report of the weights: `_check_loaded` tells it."""
+    from transformers.utils import logging as transformers_logging
+
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    hide_bar = size <= QUIET_BYTES and transformers_logging.is_progress_bar_enabled()
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    if hide_bar:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+        if hide_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def load_processor(folder: ModelFolder):
+    """A model folder's processor, padding on the left. Raises ModelError."""
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(
+            folder.path, trust_remote_code=False, local_files_only=True, padding_side="left"
+        )
+    except Exception as error:  # as above
+        raise ModelError(
+            f"{folder.path} has no usable processor ({one_line(error)}); it needs the "
+            "tokenizer and preprocessor files of the original model beside the weights"
+        ) from error
+    if not getattr(processor, "chat_template", None):
+        raise ModelError(f"{folder.path} has no chat template; copy chat_template.jinja into it")
+    processor.video_processor.cap_pixels_per_frame = True  # as qwen-vl-utils limits clips
+    return processor
+
+
+def base_model(vlm: VLM) -> Any:
+    """The transformers model, out of an adapter's wrapper; its layers keep the adapter."""
+    return vlm.model.get_base_model() if hasattr(vlm.model, "get_base_model") else vlm.model

@@ -1,0 +1,247 @@
+"""How much memory a model needs for a prompt, estimated from its config alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model needs, in bytes.
+
+    Attributes:
+        weights: of all parameters.
+        cache_per_token: keys and values of one token.
+        pixels_per_patch: the pixels of one patch, held throughout.
+        vision_per_patch: the vision tower's peak for one patch.
+        language_per_token: the language model's peak for one prompt token.
+        held: what of the weights is in memory already.
+    """
+
+    weights: int
+    cache_per_token: int
+    pixels_per_patch: int
+    vision_per_patch: int
+    language_per_token: int
+    held: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An estimate for one prompt with its answer, in bytes.
+
+    Attributes:
+        weights: the model's parameters.
+        cache: keys and values of all tokens.
+        activations: the pixels, and the vision tower's or the language model's peak, whichever
+            is larger.
+        available: free on this machine, what the model itself holds included.
+        place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
+        factor: how much more the model takes there: on a CPU it runs in float32.
+    """
+
+    weights: int
+    cache: int
+    activations: int
+    available: int
+    place: str
+    factor: float = 1.0
+
+    @property
+    def total(self) -> int:
+        """The sum, in the model's own type."""
+        return self.weights + self.cache + self.activations
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits what is free on this machine."""
+        return self.total * self.factor <= self.available
+
+
+def count_cost(config: Any, weights: int, *, value_bytes: int = 2, held: int = 0) -> Cost:
+    """Bytes for a patch and for a token, from the widest moment of one transformer layer.
+
+    For each patch the vision tower holds 20 values of its width: the residual, its norm, queries,
+    keys and values, and queries and keys rotated in float32. For each token the language model
+    holds 5 of its width beside 3 of the MLP's (or 8 of the heads', if that is more). Attention
+    scores are never held whole (sdpa, flash attention), and logits are of the last token alone.
+    Of the peaks measured with real layers the estimate is 1.0 to 1.2 times.
+
+    Args:
+        config: a transformers config of the family.
+        weights: bytes of all parameters.
+        value_bytes: of one value, 2 for bfloat16.
+        held: bytes of the weights that are in memory already.
+    """
+    text, vision = config.get_text_config(), config.vision_config
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    layers = sum(kind != "linear_attention" for kind in kinds)
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    token = 5 * text.hidden_size + max(8 * heads * head, 3 * mlp_width(text))
+    return Cost(
+        weights=weights,
+        cache_per_token=2 * value_bytes * layers * text.num_key_value_heads * head,
+        # in float32 from the processor, and in the model's type
+        pixels_per_patch=(4 + value_bytes) * 3 * vision.temporal_patch_size * vision.patch_size**2,
+        vision_per_patch=20 * width * value_bytes,
+        language_per_token=token * value_bytes,
+        held=held,
+    )
+
+
+def estimate_memory(cost: Cost, *, patches: int, prompt_tokens: int, new_tokens: int) -> Memory:
+    """The memory for a prompt with so many patches of pictures and frames, and its answer."""
+    available, place = available_memory()
+    peak = max(cost.vision_per_patch * patches, cost.language_per_token * prompt_tokens)
+    return Memory(
+        weights=cost.weights,
+        cache=cost.cache_per_token * (prompt_tokens + new_tokens),
+        activations=cost.pixels_per_patch * patches + peak,
+        available=available + cost.held,
+        place=place,
+        factor=2.0 if place == "RAM" and not cost.held else 1.0,
+    )
+
+
+def available_memory() -> tuple[int, str]:
+    """Free bytes of all GPUs together, or of the main memory where there is none."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        gpus = range(torch.cuda.device_count())
+        unused = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in gpus)
+        return sum(torch.cuda.mem_get_info(i)[0] for i in gpus) + unused, "GPU"
+    return psutil.virtual_memory().available, "RAM"
+
+
+def return_freed_memory() -> None:
+    """Give the system what the C library keeps of memory that was freed (glibc; else nothing).
+
+    Tensors of many sizes leave gaps on its heap that it holds for later, so that a process which
+    answers for days seems to grow.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def mlp_width(text: Any) -> int:
+    """The MLP's width; of a mixture, that of the experts which work on one token."""
+    experts = getattr(text, "num_experts_per_tok", None)
+    if not experts:
+        return text.intermediate_size
+    shared = getattr(text, "shared_expert_intermediate_size", None) or 0
+    return experts * text.moe_intermediate_size + shared
+
+
+# of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
+# embeddings; of the vision tower: depth, width, intermediate; as in config.json on the hubs
+SHAPES = {
+    "Qwen/Qwen2-VL-2B-Instruct": ((1536, 28, 12, 2, 8960, 151936, True), (32, 1280, 5120)),
+    "Qwen/Qwen2-VL-7B-Instruct": ((3584, 28, 28, 4, 18944, 152064, False), (32, 1280, 5120)),
+    "Qwen/Qwen2-VL-72B-Instruct": ((8192, 80, 64, 8, 29568, 152064, False), (32, 1280, 5120)),
+    "Qwen/Qwen2.5-VL-3B-Instruct": ((2048, 36, 16, 2, 11008, 151936, True), (32, 1280, 3420)),
+    "Qwen/Qwen2.5-VL-7B-Instruct": ((3584, 28, 28, 4, 18944, 152064, False), (32, 1280, 3420)),
+    "Qwen/Qwen2.5-VL-32B-Instruct": ((5120, 64, 40, 8, 27648, 152064, False), (32, 1280, 3456)),
+    "Qwen/Qwen2.5-VL-72B-Instruct": ((8192, 80, 64, 8, 29568, 152064, False), (32, 1280, 3456)),
+    "Qwen/Qwen3-VL-2B-Instruct": ((2048, 28, 16, 8, 6144, 151936, True), (24, 1024, 4096)),
+    "Qwen/Qwen3-VL-4B-Instruct": ((2560, 36, 32, 8, 9728, 151936, True), (24, 1024, 4096)),
+    "Qwen/Qwen3-VL-8B-Instruct": ((4096, 36, 32, 8, 12288, 151936, False), (27, 1152, 4304)),
+    "Qwen/Qwen3-VL-32B-Instruct": ((5120, 64, 64, 8, 25600, 151936, False), (27, 1152, 4304)),
+}
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """What a model of one shape occupies, in bytes.
+
+    Attributes:
+        parameters: their number.
+        bfloat16: weights at two bytes each.
+        four_bit: weights with every linear layer but the last in NF4 (a float32 scale per 64
+            values), the rest in bfloat16, as ``quantize="4bit"`` loads them.
+        cache_per_token: keys and values of one token in bfloat16.
+    """
+
+    parameters: int
+    bfloat16: int
+    four_bit: int
+    cache_per_token: int
+
+
+@cache
+def count_memory(name: str) -> ModelMemory:
+    """Build a known model without weights (on torch's meta device) and count its bytes."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    config = build_config(name)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    total = sum(p.numel() for p in model.parameters())
+    linear = sum(
+        module.weight.numel()
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and path != "lm_head"
+    )
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache_bytes = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head
+    four_bit = 2 * (total - linear) + linear // 2 + linear // 16
+    return ModelMemory(total, 2 * total, four_bit, cache_bytes)
+
+
+def build_config(name: str):
+    """The transformers config of a known model, from its published shape."""
+    from transformers import AutoConfig
+
+    (hidden, layers, heads, kv_heads, inner, vocabulary, tied), (depth, width, v_inner) = SHAPES[
+        name
+    ]
+    text = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": inner, "vocab_size": vocabulary,
+    }  # fmt: skip
+    vision: dict = {"depth": depth, "num_heads": 16}
+    if "Qwen2-VL" in name:
+        kind = "qwen2_vl"
+        vision |= {"embed_dim": width, "hidden_size": hidden, "mlp_ratio": v_inner // width}
+    else:
+        kind = "qwen2_5_vl" if "Qwen2.5" in name else "qwen3_vl"
+        vision |= {"hidden_size": width, "intermediate_size": v_inner, "out_hidden_size": hidden}
+    if kind == "qwen3_vl":
+        vision["deepstack_visual_indexes"] = [5, 11, 17] if depth == 24 else [8, 16, 24]
+        text["head_dim"] = 128
+    text["tie_word_embeddings"] = tied
+    return AutoConfig.for_model(
+        kind, text_config=text, vision_config=vision, tie_word_embeddings=tied
+    )
+
+
+def memory_table() -> pandas.DataFrame:
+    """Weights and cache of the family's models in GB (10⁹ bytes), counted from their shapes.
+
+    Beside these a run needs activations: one to a few GB for pictures of ordinary size.
+    """
+    import pandas
+
+    rows = {}
+    for name in SHAPES:
+        memory = count_memory(name)
+        rows[name] = {
+            "parameters, billions": memory.parameters / 1e9,
+            "bfloat16, GB": memory.bfloat16 / 1e9,
+            '"4bit", GB': memory.four_bit / 1e9,
+            "cache per 1,000 tokens, GB": memory.cache_per_token * 1000 / 1e9,
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index").round(2)

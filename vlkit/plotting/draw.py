@@ -1,0 +1,387 @@
+"""Lines, points and labels drawn into a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Sequence
+from itertools import cycle, pairwise
+from typing import Any
+
+import PIL.Image
+from PIL import ImageDraw
+
+from vlkit.errors import VlkitError
+from vlkit.grounding.boxes import Box, Item, Items, Point, list_items, scale_item
+from vlkit.media.image import load_image
+from vlkit.media.video import Clip
+from vlkit.plotting.fonts import (
+    draw_text,
+    fit_text,
+    font_families,
+    load_font,
+    text_height,
+    text_width,
+)
+from vlkit.plotting.labels import (
+    PATTERNS,
+    SHAPES,
+    Stroke,
+    area_of,
+    bounds_of,
+    font_for,
+    label_styles,
+    line_width_for,
+    place_labels,
+    printable,
+    text_color,
+)
+
+EDGES = {"black": "#00000070", "white": "#FFFFFFB0"}  # of a bright and of a dark line
+
+
+def draw_strokes(
+    picture: PIL.Image.Image,
+    strokes: Sequence[Stroke],
+    *,
+    labels: bool = True,
+    line_width: int | None = None,
+) -> None:
+    """Draw on the picture itself: each item with its colour and the number of its pattern."""
+    if line_width is not None and not (isinstance(line_width, int) and line_width > 0):
+        raise VlkitError(f"line_width={line_width!r} must be a whole number of pixels, 1 or more")
+    width = line_width or line_width_for(picture.size)
+    draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
+    for item, color, pattern in sorted(strokes, key=lambda s: area_of(s[0]), reverse=True):
+        _draw_outline(draw, item, width, color, pattern)  # the small ones on top
+    font, pad = font_for(picture.size), max(2, width)
+    if labels and font:
+        top, _ = text_height(font)
+        for color, text, (x1, y1, x2, y2) in place_labels(strokes, picture.size, font, pad):
+            draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
+            draw_text(draw, (x1 + pad, y1 + pad // 2 - top), text, text_color(color), font)
+
+
+def draw_mark(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, color: str, pattern: int
+) -> None:
+    """A point: round, or of the shape that its pattern's number has."""
+    sides, turn = SHAPES[pattern]
+    if sides:
+        draw.regular_polygon((*place, 1.25 * radius), sides, rotation=turn, fill=color)
+    else:
+        draw.circle(place, radius, fill=color)
+
+
+def draw_path(
+    draw: ImageDraw.ImageDraw,
+    points: list[tuple[float, float]],
+    width: int,
+    color: str,
+    pattern: int,
+) -> None:
+    """A line from point to point; each piece of one with a pattern begins and ends with a dash."""
+    if not (dashes := PATTERNS[pattern]):
+        draw.line(points, fill=color, width=width, joint="curve")
+        return
+    for (x1, y1), (x2, y2) in pairwise(points):
+        steps = _steps(dashes, max(abs(x2 - x1), abs(y2 - y1)) / max(2, width))
+        for a, b in steps:
+            ends = [(x1 + (x2 - x1) * t, y1 + (y2 - y1) * t) for t in (a, b)]
+            draw.line(ends, fill=color, width=width)
+
+
+def _steps(dashes: tuple[float, ...], length: float) -> list[tuple[float, float]]:
+    """From where to where along a line there are dashes, as shares of its length."""
+    repeats = max(1, round((length - dashes[0]) / sum(dashes)))
+    whole = repeats * sum(dashes) + dashes[0]  # it ends with a dash
+    places, at = [], 0.0
+    for on, piece in zip(cycle((True, False)), [*dashes * repeats, dashes[0]], strict=False):
+        if on:
+            places.append((at / whole, min(1.0, (at + piece) / whole)))
+        at += piece
+    return places
+
+
+def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str, pattern: int):
+    """The line with a thin edge on both sides that sets it off from any background."""
+    edge, edge_color = max(1, width // 3), EDGES[text_color(color)]
+    if isinstance(item, Point):
+        for radius, fill in ((3 * width + edge, edge_color), (3 * width, color)):
+            draw_mark(draw, (item.x, item.y), radius, fill, pattern)
+        return
+    if isinstance(item, Box):
+        x1, y1, x2, y2 = _drawn_pixels(item)
+        outer = (x1 - edge, y1 - edge, x2 + edge, y2 + edge)
+        draw.rectangle(outer, outline=edge_color, width=width + 2 * edge)
+        if not pattern:
+            draw.rectangle((x1, y1, x2, y2), outline=color, width=width)
+            return
+        a, b = width / 2 - 0.5, width // 2  # the line's middle: it goes inwards
+        x1, y1, x2, y2 = x1 + a, y1 + a, x2 - b, y2 - b
+        corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    else:
+        corners = item.corners
+        draw_path(draw, [*corners, corners[0]], width + 2 * edge, edge_color, 0)
+    draw_path(draw, [*corners, corners[0]], width, color, pattern)
+
+
+def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
+    x1, y1 = round(box.x1), round(box.y1)
+    return x1, y1, max(x1, round(box.x2) - 1), max(y1, round(box.y2) - 1)  # Pillow draws these too
+
+
+def add_legend(
+    picture: PIL.Image.Image, rows: Sequence[tuple[str, str, int]], *, points: Container = ()
+) -> PIL.Image.Image:
+    """The picture on a sheet with a strip under it, as high as the picture or a single line.
+
+    Args:
+        picture: what the legend is for.
+        rows: colour, text and the number of the pattern.
+        points: the texts that stand for points, whose shape is shown.
+    """
+    font = font_for(picture.size) or load_font(12)
+    top, height = text_height(font)
+    line, gap = round(height * 1.5), round(height * 0.7)
+    mark = 2 * height + gap  # the piece of line before the text
+    texts = [fit_text(text, font, picture.width - mark - 2 * gap) for _, text, _ in rows]
+    places = _flow([mark + text_width(text, font) for text in texts], picture.width, line, gap)
+    shown, left = _first_lines(places, (picture.height - gap) // line, line)
+    y = max((y for _, y in shown), default=-line) + line * (1 + (left > 0))
+    high = round(picture.height + gap + y if rows else picture.height)
+    sheet = PIL.Image.new("RGB", (picture.width, high), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    if left:
+        more = fit_text(f"and {left} more", font, picture.width - 2 * gap)
+        draw_text(draw, (gap, high - line - top), more, "black", font)
+    for (color, text, pattern), short, (x, y) in zip(rows, texts, shown, strict=False):
+        y += picture.height + gap
+        ends, width = [(x, y + height / 2), (x + 2 * height, y + height / 2)], round(height / 4)
+        if text in points:
+            draw_mark(draw, (x + height, y + height / 2), height / 2, color, pattern)
+        else:
+            draw_path(draw, ends, max(3, width), color, pattern)
+        draw_text(draw, (x + mark - gap / 2, y - top), short, "black", font)
+    return sheet
+
+
+def _flow(widths: list[float], room: int, line: int, gap: int) -> list[tuple[float, float]]:
+    """Where things of these widths stand, one after the other in lines; the first at y 0."""
+    places: list[tuple[float, float]] = []
+    x, y = gap, 0
+    for width in widths:
+        if x > gap and x + width > room:
+            x, y = gap, y + line
+        places.append((x, y))
+        x += round(width) + 2 * gap
+    return places
+
+
+def _first_lines(places: list, lines: int, line: int) -> tuple[list, int]:
+    """What fits into so many lines, one at least, and how many do not, told in the last line."""
+    shown = [place for place in places if place[1] < max(1, lines) * line]
+    if len(shown) < len(places) and lines > 1:
+        shown = [place for place in shown if place[1] < (lines - 1) * line]
+        return shown, len(places) - len(shown)
+    return shown, 0
+
+
+_COLUMNS = 3  # of a legend
+
+
+_MARKERS = "os^D"  # of the patterns, for matplotlib
+
+
+def draw_boxes(
+    image: Any,
+    boxes: Items,
+    *,
+    labels: bool = True,
+    line_width: int | None = None,
+    legend: bool = False,
+) -> PIL.Image.Image:
+    """Draw boxes, points and quads with their labels on a copy of the picture.
+
+    Labels differ in colour, from the eighth on also in their lines' pattern and points' shape.
+
+    Args:
+        image: anything that ``vlkit.Image`` takes.
+        boxes: in pixels of the upright original, as ``reply.boxes`` gives them.
+        labels: write each label at its box; left out where the picture is too small for letters.
+        line_width: in pixels, 1 or more; by default it follows the picture's size.
+        legend: list the labels with their colours and counts in a strip under the picture, as
+            many as go into a strip of the picture's height.
+
+    Returns:
+        A new upright RGB image of the original's size, higher by the legend.
+    """
+    picture, items = load_image(image), list_items(boxes)
+    styles = label_styles(item.label for item in items)
+    strokes = [(item, *styles[item.label]) for item in items]
+    draw_strokes(picture, strokes, labels=labels, line_width=line_width)
+    if not legend:
+        return picture
+    counts = Counter(item.label for item in items)
+    rows = {label: f"{printable(label)} ×{counts[label]}" for label in styles if label}
+    points = {rows[label] for label in _only_points(items) if label}
+    return add_legend(
+        picture, [(styles[n][0], text, styles[n][1]) for n, text in rows.items()], points=points
+    )
+
+
+def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: bool = False):
+    """Show a picture with its boxes on matplotlib axes; pixels are the data coordinates.
+
+    Args:
+        axes: a matplotlib ``Axes``.
+        image, boxes, labels: as for :func:`draw_boxes`.
+        legend: list the labels beside the axes, as many as go into three columns of their height.
+
+    Returns:
+        The same axes, to go on with.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import Polygon, Rectangle
+
+    picture, items = load_image(image), list_items(boxes)
+    styles = label_styles(item.label for item in items)
+    axes.imshow(picture, extent=(0, picture.width, picture.height, 0))
+    axes.autoscale(False)
+    axes.set_axis_off()
+    font = FontProperties(family=font_families(map(printable, styles)), size=9)
+    for item in items:
+        color, pattern = styles[item.label]
+        line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2}
+        line |= {"linestyle": _line_style(pattern)}
+        corner = bounds_of(item)[:2]
+        if isinstance(item, Point):
+            mark = _MARKERS[pattern]
+            axes.plot(*corner, mark, color=color, markeredgecolor=text_color(color))
+        elif isinstance(item, Box):
+            size = (item.x2 - item.x1, item.y2 - item.y1)
+            axes.add_patch(Rectangle(corner, *size, **line))
+        else:
+            axes.add_patch(Polygon(item.corners, **line))
+        if labels and item.label:
+            axes.text(
+                *corner,
+                printable(item.label),
+                font=font,
+                color=text_color(color),
+                bbox={"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none"},
+                verticalalignment="bottom",
+                parse_math=False,
+            )
+    if legend:
+        _plot_legend(axes, styles, _only_points(items), font)
+    return axes
+
+
+def _plot_legend(axes, styles: dict[str, tuple[str, int]], points: set[str], font) -> None:
+    from matplotlib.lines import Line2D
+
+    axes.apply_aspect()
+    room = axes.get_window_extent().height * 72 / axes.figure.dpi  # in points, as the letters are
+    rows = max(1, int((room - font.get_size()) / (1.7 * font.get_size())))
+    handles = []
+    for label, (color, pattern) in styles.items():
+        look: dict[str, Any] = {"linestyle": _line_style(pattern), "linewidth": 2}
+        if label in points:
+            look = {"marker": _MARKERS[pattern], "linestyle": ""}
+        name = printable(label).replace("$", r"\$")
+        handles.append(Line2D([], [], color=color, label=name, **look))
+    if (left := len(handles) - _COLUMNS * rows) > 0:
+        rest = Line2D([], [], linestyle="", label=f"and {left + 1} more")
+        handles = [*handles[: -left - 1], rest]
+    axes.legend(
+        handles=handles, prop=font, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0,
+        ncols=min(_COLUMNS, -(-len(handles) // rows)), handlelength=3,
+    )  # fmt: skip
+
+
+def _line_style(pattern: int) -> Any:
+    return (0, PATTERNS[pattern]) if PATTERNS[pattern] else "-"
+
+
+def draw_frames(
+    clip: Clip, boxes: Items | Sequence[Sequence[Item]] = (), *, columns: int = 4
+) -> PIL.Image.Image:
+    """A clip's sampled frames on one sheet, each with its time and its boxes.
+
+    Args:
+        clip: from ``vlkit.Video(…).load()`` or ``reply.clips``.
+        boxes: in pixels of the clip's upright original frames: the same for every frame, or one
+            list for each. Then those of one label are a track, and a line shows the way that its
+            middle has come.
+        columns: frames in a row.
+
+    Raises:
+        VlkitError: lists for another number of frames than the clip has.
+    """
+    columns = min(columns, len(clip.frames))
+    width = 800 // columns
+    scale = width / clip.info.size[0]
+    height = max(1, round(clip.info.size[1] * scale))
+    font, rows, gap = load_font(18), -(-len(clip.frames) // columns), 6
+    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 24 + gap)), "white")
+    tracks = [[scale_item(i, scale) for i in each] for each in _per_frame(boxes, len(clip.frames))]
+    for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
+        x, y = index % columns * (width + gap), index // columns * (height + 24 + gap)
+        drawn = draw_boxes(frame.resize((width, height)), tracks[index])
+        if _are_tracks(boxes):
+            _draw_trails(drawn, tracks[: index + 1])
+        sheet.paste(drawn, (x, y))
+        ImageDraw.Draw(sheet).text((x + 2, y + height), f"{time:.2f} s", "#333333", font)
+    return sheet
+
+
+def draw_patch_grid(image: Any, patch_size: int) -> PIL.Image.Image:
+    """A copy of a resized picture with the model's patches in fine lines, its tokens in strong.
+
+    Args:
+        image: anything that ``vlkit.Image`` takes; its sides are multiples of two patches.
+        patch_size: in pixels; a token covers two by two patches.
+    """
+    picture = load_image(image)
+    draw = ImageDraw.Draw(picture, "RGBA")
+    for axis, length in enumerate(picture.size):
+        for place in range(0, length + 1, patch_size):
+            at, strong = min(place, length - 1), place % (2 * patch_size) == 0
+            ends = [(at, 0), (at, picture.height)] if axis == 0 else [(0, at), (picture.width, at)]
+            draw.line(ends, fill="#E69F00C0" if strong else "#80808080")
+    return picture
+
+
+def _only_points(items: Sequence[Item]) -> set[str]:
+    return {i.label for i in items} - {i.label for i in items if not isinstance(i, Point)}
+
+
+# --- tracks --------------------------------------------------------------------------------------
+
+
+def _are_tracks(boxes: Any) -> bool:
+    return isinstance(boxes, list | tuple) and any(isinstance(b, list | tuple) for b in boxes)
+
+
+def _per_frame(boxes: Any, count: int) -> list[list[Item]]:
+    if not _are_tracks(boxes):
+        return [list_items(boxes)] * count
+    if len(boxes) != count:
+        raise VlkitError(f"{len(boxes)} lists of boxes for {count} frames; give one for each frame")
+    return [list_items(each) for each in boxes]
+
+
+def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:
+    styles = label_styles(item.label for item in tracks[-1])
+    width, draw = line_width_for(picture.size), ImageDraw.Draw(picture, "RGBA")
+    for label, (color, pattern) in styles.items():
+        middles = []
+        for items in tracks:
+            own = [bounds_of(item) for item in items if item.label == label]
+            if len(own) == 1:  # of several alike nobody knows which went where
+                middles.append(((own[0][0] + own[0][2]) / 2, (own[0][1] + own[0][3]) / 2))
+        if len(middles) > 1:
+            draw_path(draw, middles, width, color, 0)
+        for middle in middles:
+            draw_mark(draw, middle, 1.5 * width, color, pattern)

@@ -1,0 +1,282 @@
+"""Runs read back, also those that were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlkit.errors import VlkitError, counted
+from vlkit.grounding.boxes import Box, Item, Point
+from vlkit.records.media import MediaStore
+
+if TYPE_CHECKING:
+    import pandas
+
+
+VERSION = 1
+
+
+MANIFEST, LINES = "manifest.json", "records.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A run as it lies on the disk.
+
+    Attributes:
+        path: its folder.
+        manifest: what was known when it began, and how it ended.
+        lines: everything recorded, in order; ``line["record"]`` says what each is.
+        torn: lines that a kill left half written.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    lines: list[dict[str, Any]] = field(repr=False)
+    torn: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the run was called."""
+        return self.manifest["name"]
+
+    @property
+    def status(self) -> str:
+        """``"finished"``, ``"failed"`` (by an error), or ``"unfinished"``: it goes on, or died."""
+        if not self.manifest.get("ended"):
+            return "unfinished"
+        return "failed" if self.manifest.get("error") else "finished"
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the end, or to the last line."""
+        last = self.lines[-1]["seconds_in"] if self.lines else 0.0
+        return self.manifest.get("seconds") or last
+
+    @cached_property
+    def answers(self) -> list[dict[str, Any]]:
+        """Of every question that was asked: the answer, or why there is none."""
+        return self.of("answer")
+
+    @cached_property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The models by the name that the answers have for them."""
+        return {line["id"]: line for line in self.of("model")}
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What was logged; of what was logged twice the last."""
+        return {name: v for line in self.of("values") for name, v in line["values"].items()}
+
+    @cached_property
+    def metrics(self) -> dict[str, float | None]:
+        """Logged numbers, and the metrics of evaluations as ``metric`` or ``metric (2)`` …"""
+        found: dict[str, float | None] = {}
+        for number, line in enumerate(self.of("evaluation"), 1):
+            for name, row in line["evaluation"]["overall"].items():
+                found[name if number == 1 else f"{name} ({number})"] = row["value"]
+        numbers = {k: v for k, v in self.values.items() if _is_number(v)}
+        return found | numbers
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings were begun."""
+        return sum(line["state"] == "begun" for line in self.of("training"))
+
+    @property
+    def gap(self) -> str:
+        """What is missing, in words; "" where nothing is known to be."""
+        whole = self.manifest.get("lines")  # when it ended; what is logged later comes on top
+        lost = (whole if isinstance(whole, int) else 0) - len(self.lines) - self.torn
+        torn = f"{counted(self.torn, 'line')} of {LINES} cut off or broken, and left out"
+        gone = f"{counted(lost, 'line')} of {LINES} gone since the run ended"
+        return "; ".join([*([torn] if self.torn else []), *([gone] if lost > 0 else [])])
+
+    def model_of(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The facts of the model that an answer is of; only a name where its line was lost."""
+        return self.models.get(answer["model"], {"name": f"{answer['model']} (its line is lost)"})
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """All lines of one kind: model, answer, batch, training, evaluation, values, exhibit."""
+        return [line for line in self.lines if line["record"] == kind]
+
+
+def read_run(run: Any) -> Record:
+    """A run from its folder, a file in it, a :class:`Run` or a :class:`Record`.
+
+    Raises:
+        VlkitError: no run lies there, or one of a newer version.
+    """
+    if isinstance(run, Record):
+        return run
+    place = getattr(run, "path", run)
+    if not isinstance(place, str | os.PathLike):
+        raise VlkitError(f"{run!r:.60} is no run; pass a Run or its folder")
+    path = Path(place).expanduser()
+    path = path.parent if path.name in (MANIFEST, LINES) else path
+    manifest = _read_manifest(path)
+    if manifest is None:
+        if (path / MANIFEST).is_file():
+            raise VlkitError(f"{path / MANIFEST} is broken, or of another program; get a whole one")
+        raise VlkitError(
+            f"{path} holds no run of vlkit ({MANIFEST}); vlkit.records.runs() lists those there are"
+        )
+    if manifest["vlkit_run"] > VERSION:
+        raise VlkitError(f"{path} was written by a newer vlkit; update: pip install -U vlkit")
+    lines, torn = _read_lines(path / LINES)
+    return Record(path, manifest, lines, torn)
+
+
+def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
+    """The runs of a folder, oldest first, with what was logged in columns of its own.
+
+    Raises:
+        VlkitError: the folder is not there.
+    """
+    import pandas
+
+    folder = Path(directory).expanduser()
+    if not folder.is_dir():
+        raise VlkitError(f"{folder} is no folder; runs lie where Run(…, directory=…) put them")
+    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
+    records = [read_run(path) for path in found if _read_manifest(path)]
+    rows = [_row(record) for record in sorted(records, key=lambda r: r.manifest["started"])]
+    return pandas.DataFrame(rows, columns=None if rows else list(_COLUMNS))
+
+
+_COLUMNS = (
+    "name", "started", "status", "seconds", "answers", "failures", "models", "adapters",
+    "new_tokens", "commit", "dirty", "path",
+)  # fmt: skip
+
+
+def _row(record: Record) -> dict[str, Any]:
+    answers, models = record.answers, record.models.values()
+    adapters = [model["adapter"]["name"] for model in models if model.get("adapter")]
+    git = record.manifest.get("git") or {}
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    row |= {
+        "name": record.name,
+        "started": record.manifest["started"],
+        "status": record.status,
+        "seconds": round(record.seconds, 1),
+        "answers": sum("raw" in line for line in answers),
+        "failures": sum("error" in line for line in answers),
+        "models": ", ".join(dict.fromkeys(model["name"] for model in models)),
+        "adapters": ", ".join(dict.fromkeys(adapters)),
+        "new_tokens": sum(line["usage"]["new_tokens"] for line in answers if "raw" in line),
+        "commit": (git.get("commit") or "")[:10],
+        "dirty": git.get("dirty"),
+        "path": str(record.path),
+    }
+    return row | {name: v for name, v in record.metrics.items() if name not in row}
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(manifest, dict) and isinstance(manifest.get("vlkit_run"), int)
+    return manifest if known else None
+
+
+def count_lines(path: Path) -> int:
+    """Of a run's file, torn ones too."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    lines: list[dict[str, Any]] = []
+    torn = 0
+    if not path.exists():
+        return lines, torn
+    with path.open("rb") as file:
+        for raw in file:
+            try:
+                line = json.loads(raw)
+                lines.append(line | {"record": line["record"], "seconds_in": line["seconds_in"]})
+            except (ValueError, KeyError, TypeError):
+                torn += 1
+    return lines, torn
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TURN_ENDS = re.compile(r"(<\|im_end\|>|<\|endoftext\|>)+$")  # a service keeps them to itself
+
+
+def question_of(answer: dict) -> str:
+    """The text of the last turn that asks."""
+    if "malformed" in answer["messages"][0]:
+        return answer["messages"][0]["malformed"]
+    asked = [m for m in answer["messages"] if m.get("role") == "user"]
+    content = asked[-1]["content"] if asked else []
+    return " ".join(item["text"] for item in content if item["type"] == "text")
+
+
+def answer_of(answer: dict) -> str:
+    """The text of the answer, or why there is none."""
+    return answer["text"] if "raw" in answer else f"{answer['error_kind']}: {answer['error']}"
+
+
+def items_of(answer: dict) -> list[Item]:
+    """Boxes and points in pixels of the upright original."""
+    boxes: list[Item] = [Box(**box) for box in answer.get("boxes", ())]
+    return boxes + [Point(**point) for point in answer.get("points", ())]
+
+
+def messages_of(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
+    """The conversation with its media, or None and why it cannot be had."""
+    if answer.get("secrets_left_out"):
+        return None, "a secret in the question was left out"
+    if any("malformed" in message for message in answer["messages"]):
+        return None, "the messages were malformed"
+    store = MediaStore(record.path, keep=False)
+    found: list[dict] = []
+    for facts in answer["media"]:
+        source, reason = store.find(facts)
+        if source is None:
+            return None, f"media missing: {reason}"
+        found.append({"type": facts["kind"], facts["kind"]: source, **facts.get("options", {})})
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                dict(item) if item["type"] == "text" else found[item["media"]]
+                for item in message["content"]
+            ],
+        }
+        for message in answer["messages"]
+    ], ""
+
+
+def first_difference(then: dict, now: dict) -> int | None:
+    """The first token (or, where tokens are not known, letter) that differs; None if none does."""
+    a, b = then.get("tokens"), now.get("tokens")
+    if a is None or b is None:
+        a, b = (_TURN_ENDS.sub("", each["raw"]) for each in (then, now))
+    if a == b:
+        return None
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+def flat(facts: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of everything in nested facts."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,334 @@
+"""What a report says, as plain values, before it becomes a page or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+import PIL.Image
+from vlkit.grounding.boxes import Box
+from vlkit.grounding.boxes import Item
+from vlkit.evaluation.metrics import iou
+from vlkit.records.record import flat
+from vlkit.records.pictures import draw_answer
+from vlkit.records.record import Record
+from vlkit.records.record import answer_of
+from vlkit.records.record import items_of
+from vlkit.records.record import question_of
+import base64
+import io
+from collections.abc import Sequence
+from vlkit.plotting.comparing import ANSWER
+from vlkit.plotting.comparing import TRUTH
+
+
+MOST_LABELS = 40  # of an evaluation's table
+
+
+Truth = Mapping[str, Sequence[Item]]
+
+
+_BY_LABEL = ("truths", "answers", "accuracy@0.5", "accuracy@0.75", "mean_iou")
+
+
+_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed")
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerView:
+    """An answer as it is shown.
+
+    Attributes:
+        number: counted from 1.
+        about: how it was asked, about what, by which model.
+        before: (role, text) of the turns before the question.
+        question, text: what was asked and answered.
+        failed: there was no answer; ``text`` says why.
+        picture: with boxes, or None.
+        boxes, box_head: a row for each box; with truth its IoU with the nearest true box.
+        note: what could not be read of the boxes.
+        cost: tokens, seconds and options in a line.
+    """
+
+    number: int
+    about: str
+    before: list[tuple[str, str]]
+    question: str
+    text: str
+    failed: bool
+    picture: PIL.Image.Image | None
+    boxes: list[tuple]
+    box_head: tuple[str, ...]
+    note: str
+    cost: str
+
+
+def show(value: Any) -> str:
+    """A value for people."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show, value)) or "–"
+    return value if hasattr(value, "__html__") else str(value)
+
+
+def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
+    """An answer with its picture.
+
+    Args:
+        record: the run.
+        number: of the answer, counted from 0.
+        truth: true boxes by the picture's file name; those nearest to the answer's are drawn.
+    """
+    answer = record.answers[number]
+    items, failed = items_of(answer), "raw" not in answer
+    names = [each["name"] for each in answer["media"]]
+    true = [box for box in truth.get(names[-1] if names else "", ()) if isinstance(box, Box)]
+    boxes = [item for item in items if isinstance(item, Box)]
+    met = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
+    model = record.model_of(answer)["name"]
+    setting = [answer["setting"]] if "setting" in answer else []
+    return AnswerView(
+        number=number + 1,
+        about=", ".join([answer["kind"], *names, model, *setting]),
+        before=list(_turns_before(answer)),
+        question=question_of(answer),
+        text=answer_of(answer),
+        failed=failed,
+        picture=draw_answer(record, answer, items, list(met)),
+        boxes=[_box_row(box, true) for box in boxes],
+        box_head=("label", "x1", "y1", "x2", "y2", *(["IoU"] if true else [])),
+        note=answer.get("grounding_note", ""),
+        cost=_cost_line(answer),
+    )
+
+
+def _turns_before(answer: dict) -> Iterator[tuple[str, str]]:
+    messages = answer["messages"]
+    asked = [i for i, message in enumerate(messages) if message.get("role") == "user"]
+    for index, message in enumerate(messages):
+        if "content" in message and (not asked or index != asked[-1]):
+            text = " ".join(item["text"] for item in message["content"] if item["type"] == "text")
+            yield message["role"], text
+
+
+def _box_row(box: Box, truth: Sequence[Box]) -> tuple:
+    row = (box.label, *(round(value) for value in box.xyxy))
+    return (*row, round(max(iou(box, true) for true in truth), 2)) if truth else row
+
+
+def _cost_line(answer: dict) -> str:
+    options = [f"{k} {show(v)}" for k, v in answer["options"].items() if v is not None]
+    if "raw" not in answer:
+        return ", ".join(options)
+    usage = answer["usage"]
+    media = [
+        f"{usage[f'{kind}_tokens']:,} of them {kind}"
+        for kind in ("image", "video")
+        if usage[f"{kind}_tokens"]
+    ]
+    seen = [f"seen at {w}×{h}" for w, h in answer["input_sizes"]]
+    prompt = f"{usage['prompt_tokens']:,} prompt tokens" + f" ({', '.join(media)})" * bool(media)
+    parts = [prompt, *seen, f"{usage['new_tokens']:,} new", f"{answer['seconds']:.2f} s"]
+    if answer["finish_reason"] != "stop":
+        parts.append(f"ended by {answer['finish_reason']}")
+    return ", ".join(parts) + "; " + ", ".join(options)
+
+
+def chosen(record: Record, most: int) -> list[int]:
+    """The numbers of the answers that are shown: all, or so many evenly spread."""
+    count = len(record.answers)
+    if count <= most:
+        return list(range(count))
+    return [index * count // most for index in range(most)]
+
+
+def tiles(record: Record) -> list[tuple[str, str]]:
+    """The numbers at the top."""
+    answered = [answer for answer in record.answers if "raw" in answer]
+    failed = len(record.answers) - len(answered)
+    new = sum(answer["usage"]["new_tokens"] for answer in answered)
+    found = [("answers", show(len(answered)))] + [("without answer", show(failed))] * bool(failed)
+    trainings = [line for line in record.of("training") if line["state"] == "ended"]
+    found += [("trainings", show(len(trainings)))] * bool(trainings)
+    return [*found, ("new tokens", show(new)), ("seconds", show(round(record.seconds)))]
+
+
+def evaluations(record: Record) -> list[dict[str, Any]]:
+    """Tables of the metrics with their intervals: one of all, and for a single one by label."""
+    lines = record.of("evaluation")
+    if not lines:
+        return []
+    names = list(dict.fromkeys(name for line in lines for name in line["evaluation"]["overall"]))
+    found = [line["evaluation"]["overall"] for line in lines]
+    rows = [(name, *(_value(each.get(name)) for each in found)) for name in names]
+    titles = [line["title"] or (f"({i})" if len(lines) > 1 else "value (95 % interval)")
+              for i, line in enumerate(lines, 1)]  # fmt: skip
+    tables = [{"title": "Metrics", "head": ["metric", *titles], "rows": rows}]
+    labels = lines[0]["evaluation"].get("by_label", {})
+    if len(lines) == 1 and 1 < len(labels) <= MOST_LABELS:
+        tables.append(_by_label(labels))
+    return tables
+
+
+def _value(row: dict | None) -> str | None:
+    if row is None or row["value"] is None:
+        return None
+    low, high = row.get("low"), row.get("high")
+    known = low is not None and high is not None
+    return _share(row["value"]) + (f" ({low:.3f}–{high:.3f})" if known else "")
+
+
+def _by_label(labels: dict) -> dict[str, Any]:
+    columns = [name for name in next(iter(labels.values())) if name in _BY_LABEL]
+    counts = ("truths", "answers")
+    rows = [
+        (label, *(row[name] if name in counts else _share(row[name]) for name in columns))
+        for label, row in labels.items()
+    ]
+    return {"title": "By label", "head": ["label", *columns], "rows": rows}
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def model_rows(record: Record) -> list[dict[str, Any]]:
+    """Each model with what it was loaded with."""
+    hidden = ("id", "record", "time", "seconds_in", "name")
+    return [
+        {
+            "name": model["name"],
+            "facts": [(n, v) for n, v in flat(model) if n not in hidden and v is not None],
+        }
+        for model in record.models.values()
+    ]
+
+
+def option_rows(record: Record) -> list[tuple[str, Any]]:
+    """Each option of the answers with all its values."""
+    rows = []
+    for name in _OPTIONS:
+        values = dict.fromkeys(answer["options"].get(name) for answer in record.answers)
+        if shown := [value for value in values if value is not None]:
+            several = len(shown) > 6
+            rows.append((name, f"{show(shown[0])} … {show(shown[-1])}" if several else shown))
+    return rows
+
+
+def environment_rows(record: Record) -> list[tuple[str, Any]]:
+    """The machine, the packages and the state of the code."""
+    facts = record.manifest["environment"]
+    rows = [(name, value) for name, value in facts.items() if name != "packages"]
+    gpus = dict.fromkeys(m["gpu"] for m in record.models.values() if "gpu" in m)
+    rows += [("GPU", list(gpus))] * bool(gpus)
+    peak = [answer["memory"] for answer in record.answers if "memory" in answer]
+    if peak:
+        rows.append(("memory of the process", f"{max(m['process'] for m in peak) / 1e9:.1f} GB"))
+    if any("gpu_peak" in m for m in peak):
+        rows.append(("memory of the GPUs", f"{max(m['gpu_peak'] for m in peak) / 1e9:.1f} GB"))
+    if git := record.manifest.get("git"):
+        state = ", with uncommitted changes" if git["dirty"] else ""
+        rows.append(("git commit", git["commit"] + state))
+    rows.append(("packages", ", ".join(f"{n} {v}" for n, v in facts["packages"].items())))
+    return rows
+
+
+def training_rows(record: Record) -> list[dict[str, Any]]:
+    """Each training with its arguments and what came of it; one that was killed as far as known."""
+    lines = record.of("training")
+    found = []
+    for place, line in enumerate(lines):
+        ended = line["state"] == "ended"
+        if not ended and place + 1 < len(lines) and lines[place + 1]["state"] == "ended":
+            continue
+        names = ("steps", "finished", "effect", "seconds")
+        facts = [(name, line[name]) for name in names if name in line]
+        adapter = [("adapter", Path(line["adapter"]["name"]).name)] if "adapter" in line else []
+        given = [(name, value) for name, value in line["arguments"].items() if value is not None]
+        error = line.get("error") or ("" if ended else "It was not finished.")
+        found.append({"line": line, "facts": [*facts, *adapter, *given], "error": error})
+    return found
+
+
+def how_to_repeat(record: Record) -> tuple[list[str], str]:
+    """Sentences, and the code."""
+    packages = record.manifest["environment"]["packages"]
+    git, lines = record.manifest.get("git"), []
+    if git:
+        extra = " and the changes that were not committed" if git["dirty"] else ""
+        lines.append(f"Code: commit {git['commit'][:12]}{extra}.")
+    media = [each for answer in record.answers for each in answer["media"]]
+    unkept = sum(m["of"] != "unreadable" and not m.keys() & {"path", "kept"} for m in media)
+    if unkept:
+        lines.append(
+            "Pictures and clips that were no files and were not kept (keep_media=True): "
+            f"{unkept}. Answers about them cannot be replayed."
+        )
+    if record.trainings:
+        lines.append("Replaying asks again what was asked; trainings are not repeated.")
+    lines.append(f"In the folder that holds the run's own, {record.path.name}:")
+    pins = " ".join(f"{name}=={v}" for name, v in packages.items() if name in _PINNED)
+    name = record.path.name
+    code = f'pip install {pins}\npython -c "import vlkit; print(vlkit.records.replay({name!r}))"'
+    return lines, code
+
+
+_PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
+
+
+LEAST = 5  # answers, below which a plot says nothing
+
+
+def cost_plot(answers: Sequence[dict]) -> bytes | None:
+    """Seconds by prompt tokens of the answers that were asked alone; None where there are few."""
+    alone = [each for each in answers if "raw" in each and "batch" not in each]
+    tokens = [each["usage"]["prompt_tokens"] for each in alone]
+    if len(alone) < LEAST or len(set(tokens)) < 3:
+        return None
+    figure, axis = _axes()
+    axis.plot(tokens, [each["seconds"] for each in alone], "o", color=TRUTH, alpha=0.75)
+    axis.set(xlabel="prompt tokens", ylabel="seconds", ylim=(0, None))
+    return _png(figure)
+
+
+def curve_plot(training: dict) -> bytes | None:
+    """The losses of a training by step; None where there are none."""
+    losses, held_out = training.get("losses") or [], training.get("evaluations") or []
+    if not losses:
+        return None
+    figure, axis = _axes()
+    axis.plot(*zip(*losses, strict=True), color=TRUTH, label="training")
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), "o--", color=ANSWER, label="held-out")
+        axis.legend(frameon=False)
+    axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    return _png(figure)
+
+
+def png_url(content: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return buffer.getvalue()

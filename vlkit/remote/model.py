@@ -1,0 +1,246 @@
+"""A model behind an endpoint: where it is, which family it is, how to reach it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypedDict
+
+from vlkit.errors import RemoteError
+from vlkit.models.families import SizeRules
+from vlkit.remote.client import list_models, open_client
+from vlkit.remote.services import (
+    CONTEXTS,
+    OPENAI_URL,
+    Service,
+    check_url,
+    family_and_rules,
+    region_url,
+    service_at,
+    told_rules,
+)
+
+
+class HostedOptions(TypedDict, total=False):
+    """What :func:`vlkit.load` takes for ``"openai:…"`` and ``"dashscope:…"`` alone.
+
+    Attributes:
+        base_url: the endpoint, such as ``"http://127.0.0.1:8000/v1"``; by default OpenAI's own or
+            what ``OPENAI_BASE_URL`` says.
+        api_key: by default from ``OPENAI_API_KEY`` or ``DASHSCOPE_API_KEY``.
+        region: of DashScope: ``"beijing"``, ``"singapore"``, ``"virginia"`` or ``"hongkong"``.
+        family: a key of ``FAMILIES`` or ``"qwen_vl"``, where the name does not tell it; it says
+            how boxes are read.
+        prices: ``{"input": …, "output": …}`` for a million tokens; replies then have a ``cost``.
+        timeout: seconds for an answer, and when it streams for its next piece.
+        retries: how often a batch's request is sent again that was refused for now (429, 5xx); a
+            single question at most 4 times.
+        concurrency: the most requests of a batch at a time.
+        extra_body: more fields for each request, such as ``{"enable_thinking": False}``.
+    """
+
+    base_url: str | None
+    api_key: str | None
+    region: str | None
+    family: str | None
+    prices: Mapping[str, float] | None
+    timeout: float
+    retries: int
+    concurrency: int
+    extra_body: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteVLM:
+    """A hosted or served model, which vlkit's functions take as they take a :class:`vlkit.VLM`.
+
+    It never shows its key. Weights, attention and log-probabilities are out of reach.
+
+    Attributes:
+        name: what it was called when it was loaded.
+        model: what the service calls it.
+        base_url: the endpoint.
+        family: a key of ``FAMILIES``.
+        rules: how large its pictures are sent.
+        context_length: the most tokens that prompt and answer may have together.
+        service: the kind of service.
+        rules_told: whether the service itself told the rules.
+        prices: per million input and output tokens, or None.
+        timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
+        load_options: what it was loaded with, without the key.
+        served: names of the models that the endpoint serves, as far as it tells.
+        client: the openai package's client.
+        chosen_by: the settings file or variable that named the model, or None.
+    """
+
+    name: str
+    model: str
+    base_url: str
+    family: str
+    rules: SizeRules
+    context_length: int
+    service: Service
+    rules_told: bool
+    prices: Mapping[str, float] | None
+    timeout: float
+    retries: int
+    concurrency: int
+    extra_body: Mapping[str, Any]
+    load_options: Mapping[str, Any]
+    served: tuple[str, ...]
+    client: Any = field(repr=False)
+    chosen_by: str | None = None
+
+    adapter = None
+    revision = None
+
+    @property
+    def max_image_tokens(self) -> int | None:
+        """Limit for every picture without one of its own, or None."""
+        return self.rules.max_image_tokens
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on beside the question, without the key; values for JSON."""
+        return {
+            "model": self.model,
+            "base_url": self.base_url,
+            "family": self.family,
+            "rules": asdict(self.rules),
+            "extra_body": dict(self.extra_body),
+        }
+
+    def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
+        """What so many tokens cost by ``prices``, in their currency; None without prices."""
+        if self.prices is None:
+            return None
+        return (prompt_tokens * self.prices["input"] + new_tokens * self.prices["output"]) / 1e6
+
+    def __repr__(self) -> str:
+        extra = f", chosen by {self.chosen_by}" if self.chosen_by else ""
+        where = f"base_url={self.base_url!r}"
+        return f"RemoteVLM({self.name!r}, family={self.family!r}, {where}{extra})"
+
+    def __reduce__(self) -> Any:
+        raise RemoteError(f"{self.name} holds a key and cannot be saved; load it where it is used")
+
+
+_DEFAULTS: HostedOptions = {
+    "base_url": None, "api_key": None, "region": None, "family": None, "prices": None,
+    "timeout": 120.0, "retries": 8, "concurrency": 8, "extra_body": None,
+}  # fmt: skip
+
+
+def load_remote(name: str, *, max_image_tokens: int | None = None, **options: Any) -> RemoteVLM:
+    """What :func:`vlkit.load` does for ``"openai:MODEL"`` and ``"dashscope:MODEL"``.
+
+    An endpoint of one's own is asked at once for the models that it serves, so that a wrong
+    address or key is told here.
+
+    Args:
+        name: prefix and model.
+        max_image_tokens: shrink every picture to at most this many tokens.
+        **options: see :class:`HostedOptions`.
+
+    Raises:
+        RemoteError: what is wrong and what to do, in one line.
+    """
+    settings = _check_options(name, options)
+    prefix, _, model = name.partition(":")
+    base_url = _find_url(prefix.lower(), settings)
+    service = service_at(base_url)
+    client = open_client(base_url, _find_key(service, settings["api_key"]), settings["timeout"])
+    told = {} if service.name != "compatible" else list_models(client, base_url, service, model)
+    entry = told.get(model, {})
+    try:
+        family, rules = family_and_rules(model, settings["family"], service, entry)
+    except RemoteError as error:
+        raise RemoteError(f"{error}{_hint(model, base_url, service, told)}") from None
+    if max_image_tokens is not None:
+        rules = replace(rules, max_image_tokens=max_image_tokens)
+    length = entry.get("max_model_len")
+    shown = {k: v for k, v in settings.items() if k in options and k != "api_key"}
+    return RemoteVLM(
+        name=name,
+        model=model,
+        base_url=base_url,
+        family=family,
+        rules=rules,
+        context_length=length if isinstance(length, int) else CONTEXTS[family],
+        service=service,
+        rules_told=told_rules(entry) is not None,
+        prices=settings["prices"],
+        timeout=settings["timeout"],
+        retries=settings["retries"],
+        concurrency=settings["concurrency"],
+        extra_body=dict(settings["extra_body"] or {}),
+        load_options=shown,
+        served=tuple(told),
+        client=client,
+    )
+
+
+def _hint(model: str, base_url: str, service: Service, told: Mapping[str, Any]) -> str:
+    """Why an endpoint of one's own may not know a name: it serves others, or the address is off."""
+    if service.name != "compatible" or model in told:
+        return ""
+    if told:
+        return f"; {base_url} serves {', '.join(list(told)[:4])}"
+    return f"; {base_url} lists no models: it should be the address that mostly ends in /v1"
+
+
+def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(options.keys() - _DEFAULTS.keys()):
+        raise RemoteError(f"{unknown[0]}= is no option of a hosted model; {list(_DEFAULTS)} are")
+    settings: dict[str, Any] = {**_DEFAULTS, **options}
+    if not name.partition(":")[2].strip():
+        raise RemoteError(f'{name!r} lacks the model\'s name; write "{name}qwen-vl-max", say')
+    for key, least in (("timeout", 0.1), ("retries", 0), ("concurrency", 1)):
+        value, whole = settings[key], key != "timeout"
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            value = None
+        if value is None or not least <= value <= 10_000:
+            raise RemoteError(f"{key}={settings[key]!r} must be a number from {least} to 10,000")
+    _check_prices(settings["prices"])
+    if not isinstance(settings["extra_body"] or {}, Mapping):
+        raise RemoteError(f"extra_body={settings['extra_body']!r:.80} must be a dict of fields")
+    return settings
+
+
+def _check_prices(prices: Any) -> None:
+    if prices is None:
+        return
+    wanted = {"input", "output"}
+    if (
+        not isinstance(prices, Mapping)
+        or prices.keys() != wanted
+        or not all(isinstance(value, int | float) and value >= 0 for value in prices.values())
+    ):
+        raise RemoteError(
+            f'prices={prices!r:.80} must be {{"input": …, "output": …}} for a million tokens each'
+        )
+
+
+def _find_url(prefix: str, settings: dict[str, Any]) -> str:
+    if settings["base_url"] is not None and settings["region"] is not None:
+        raise RemoteError("region= and base_url= both say where the service is; pass one of them")
+    if settings["base_url"] is not None:
+        return check_url(settings["base_url"])
+    if prefix == "dashscope":
+        return region_url(settings["region"])
+    if settings["region"] is not None:
+        raise RemoteError('region= belongs to "dashscope:…"; pass base_url= for "openai:…"')
+    return check_url(os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+
+
+def _find_key(service: Service, given: str | None) -> str:
+    key = given if given is not None else os.environ.get(service.key_name, "")
+    if not isinstance(key, str) or not key.isascii() or (key and not key.strip().isprintable()):
+        raise RemoteError("the key is no line of plain letters; copy it again")
+    key = key.strip()
+    if not key and service.needs_key:
+        raise RemoteError(
+            f"no key: set the environment variable {service.key_name}, or pass api_key="
+        )
+    return key

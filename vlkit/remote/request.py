@@ -1,0 +1,296 @@
+"""Pictures and frames as data URLs: of the size that the model sees, not too many bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+
+from vlkit.errors import RemoteError
+from vlkit.grounding.boxes import Size
+from vlkit.inputs import plain_content
+from vlkit.media.image import Image
+from vlkit.media.video import Clip, Video, load_clip
+from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.models.families import fit_size, smart_resize
+from vlkit.remote.model import RemoteVLM
+from vlkit.remote.services import frame_bounds, picture_bounds
+
+MOST_BYTES = 7_000_000  # of a file: DashScope takes data URLs of under 10 MB
+
+
+MOST_PNG_PIXELS = 700_000  # larger pictures go as JPEG at once: PNG takes long, and much room
+
+
+_JPEGS: tuple[dict, ...] = (
+    {"quality": 95, "subsampling": 0},
+    {"quality": 85},
+    {"quality": 60},
+    {"quality": 30},
+)
+
+
+def picture_url(picture: PIL.Image.Image, size: Size) -> str:
+    """A data URL of an upright RGB picture resized to ``size``; PNG where it is small, else JPEG.
+
+    Raises:
+        RemoteError: it has too many bytes for any service.
+    """
+    if picture.size != size:
+        picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
+    kind, data = next(_encodings(picture), ("", b""))
+    if not kind:
+        raise RemoteError(
+            f"a picture of {size[0]}×{size[1]} has over {MOST_BYTES:,} bytes even as JPEG; lower "
+            "max_image_tokens"
+        )
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def frame_base64(frame: PIL.Image.Image) -> str:
+    """A clip's frame as JPEG in base64."""
+    return base64.b64encode(_encode(frame, "jpeg", **_JPEGS[0])).decode()
+
+
+def _encodings(picture: PIL.Image.Image) -> Iterator[tuple[str, bytes]]:
+    """Ways to write it that are small enough, the best one first."""
+    if picture.width * picture.height <= MOST_PNG_PIXELS:
+        yield "png", _encode(picture, "png", compress_level=3)
+    for options in _JPEGS:
+        data = _encode(picture, "jpeg", **options)
+        if len(data) <= MOST_BYTES:
+            yield "jpeg", data
+
+
+def _encode(picture: PIL.Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+_FRAME_RATES = (0.1, 10.0)  # frames a second that DashScope can be told
+
+
+_LEAST_FRAMES = 4  # of a clip on DashScope
+
+
+_CLIP_PIXELS = 65_536  # tokens of all frames of a clip on DashScope
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One conversation, ready to be sent.
+
+    Attributes:
+        body: the fields for ``chat.completions.create``.
+        messages: checked.
+        pictures: how each picture was to be read.
+        images: the upright originals.
+        input_sizes: (width, height) of each picture as the model will see it.
+        videos: how each clip was to be sampled.
+        clips: the sampled clips, their frames of the size that the model will see.
+        begun: the answer's beginning, where the last message is the assistant's.
+    """
+
+    body: dict[str, Any]
+    messages: list[dict]
+    pictures: Sequence[Image]
+    images: Sequence[PIL.Image.Image]
+    input_sizes: tuple[Size, ...]
+    videos: Sequence[Video]
+    clips: Sequence[Clip]
+    begun: str = ""
+
+
+def make_request(remote: RemoteVLM, conversation: Any, options: dict, seed: int | None) -> Request:
+    """Read the media, size and encode them, and write down the options.
+
+    Args:
+        remote: whom to ask.
+        conversation: text, a message or a list of messages.
+        options: from :func:`vlkit.generation.generate.generation_options`.
+        seed: for sampling.
+
+    Raises:
+        MediaError, VlkitError: for media or messages that cannot be used.
+        RemoteError: something that this service does not take.
+    """
+    messages = as_messages(conversation)
+    media = [read_media_item(item) for item in iterate_media(messages)]
+    pictures = [each for each in media if isinstance(each, Image)]
+    videos = [each for each in media if isinstance(each, Video)]
+    images = [each.load() for each in pictures]
+    pairs = zip(images, pictures, strict=True)
+    sizes = tuple(_seen_size(remote, image.size, picture) for image, picture in pairs)
+    clips = [_sample(remote, video) for video in videos]
+    parts = _media_parts(remote, media, iter(zip(images, pictures, sizes, strict=True)), clips)
+    body = {
+        "model": remote.model,
+        "messages": [_write_message(message, parts) for message in messages],
+        **_fields(remote, messages, options, seed, clips),
+    }
+    begun = _begun(messages)
+    if begun and remote.service.name == "dashscope":
+        body["messages"][-1]["partial"] = True
+    return Request(body, messages, pictures, images, sizes, videos, clips, begun)
+
+
+# --- media ---------------------------------------------------------------------------------------
+
+
+def _media_parts(remote: RemoteVLM, media: list, images, clips: list[Clip]):
+    """The content parts of all media, in the order of the conversation."""
+    waiting = iter(clips)
+    for each in media:
+        if isinstance(each, Image):
+            yield _picture_part(remote, *next(images))
+        else:
+            yield _clip_part(remote, next(waiting))
+
+
+def _picture_part(remote: RemoteVLM, image: PIL.Image.Image, picture: Image, size: Size) -> dict:
+    bounds: dict[str, int] = {}
+    if _is_resized_alike(remote, image, picture, size):
+        size = image.size
+    elif remote.rules_told:  # `vlkit serve` then keeps a limit below its own
+        bounds = dict.fromkeys(("min_pixels", "max_pixels"), size[0] * size[1])
+    elif remote.service.name == "dashscope":
+        bounds = picture_bounds(remote.rules)
+    return {"type": "image_url", "image_url": {"url": picture_url(image, size)}, **bounds}
+
+
+def _seen_size(remote: RemoteVLM, size: Size, picture: Image) -> Size:
+    """At which the service sees a picture: never below its own fewest pixels."""
+    rules = remote.rules
+    size = rules.image_size(size, picture)
+    if remote.rules_told:
+        return size
+    return smart_resize(size, rules.side, rules.image_pixels[0], math.inf)
+
+
+def _is_resized_alike(remote: RemoteVLM, image, picture: Image, size: Size) -> bool:
+    """Whether the server's own processor makes this size of the original, to the bit as here."""
+    rules = remote.rules
+    known = remote.rules_told and rules.image_limits(picture) == rules.image_pixels
+    return known and image.width * image.height <= 2 * size[0] * size[1]
+
+
+def _sample(remote: RemoteVLM, video: Video) -> Clip:
+    if remote.service.name == "openai":
+        raise RemoteError(
+            f"{remote.base_url} takes no clips; pass frames as pictures: "
+            "vlkit.user(text, *vlkit.Video(…).load().pictures)"
+        )
+
+    def resize(size: Size, count: int) -> Size:
+        rules = remote.rules
+        size = rules.frame_size(size, count, video)
+        if remote.service.name == "dashscope":
+            share = _CLIP_PIXELS * rules.side**2 / count
+            return fit_size(size, rules.side, (0, share), strictly=True)
+        return size
+
+    return load_clip(video, resize)
+
+
+def _clip_part(remote: RemoteVLM, clip: Clip) -> dict:
+    frames = [frame_base64(picture) for picture in clip.pictures]
+    if remote.service.name != "dashscope":  # as vLLM takes frames that are sampled already
+        return {
+            "type": "video_url",
+            "video_url": {"url": f"data:video/jpeg;base64,{','.join(frames)}"},
+        }
+    urls = [f"data:image/jpeg;base64,{frame}" for frame in frames]
+    return {
+        "type": "video", "video": urls, "fps": _frame_rate(clip), **frame_bounds(remote.rules)
+    }  # fmt: skip
+
+
+def _frame_rate(clip: Clip) -> float:
+    """Sampled frames a second. Raises RemoteError where DashScope cannot be told."""
+    count, times = len(clip.indices), clip.timestamps
+    if count < _LEAST_FRAMES:
+        raise RemoteError(f"{clip.name}: {count} frames, but DashScope takes clips of 4 or more")
+    rate = (count - 1) / (times[-1] - times[0])
+    low, high = _FRAME_RATES
+    if not low <= rate <= high:
+        raise RemoteError(
+            f"{clip.name}: {rate:.3g} frames a second, but DashScope takes {low:g} to {high:g}; "
+            "choose another fps=, max_frames= or end="
+        )
+    return round(rate, 3)
+
+
+def _clip_fields(remote: RemoteVLM, clips: list[Clip]) -> dict[str, Any]:
+    """When the frames were, as vLLM takes it: for the one clip of a request."""
+    if len(clips) != 1 or remote.service.name != "compatible":
+        return {}
+    metadata = clips[0].metadata
+    names = ("fps", "frames_indices", "total_num_frames", "duration")
+    times = {name: metadata[name] for name in names}
+    return {
+        "media_io_kwargs": {"video": times},
+        "mm_processor_kwargs": {"do_sample_frames": False},
+    }
+
+
+# --- messages and options ------------------------------------------------------------------------
+
+
+def _write_message(message: dict, parts) -> dict:
+    """A message as the protocol has it; control tokens in its text are none any more."""
+    items = plain_content(message["content"])
+    content = [item if item["type"] == "text" else next(parts) for item in items]
+    if all(item["type"] == "text" for item in items):
+        return {"role": message["role"], "content": "".join(item["text"] for item in items)}
+    return {"role": message["role"], "content": content}
+
+
+def _begun(messages: list[dict]) -> str:
+    if messages[-1]["role"] != "assistant":
+        return ""
+    return "".join(item["text"] for item in messages[-1]["content"] if item["type"] == "text")
+
+
+def _fields(
+    remote: RemoteVLM, messages: list[dict], options: dict, seed: int | None, clips: list[Clip]
+) -> dict[str, Any]:
+    """Options: fields of the protocol, and ``extra_body`` with each service's own."""
+    service, extra = remote.service, _clip_fields(remote, clips)
+    fields = {service.token_field(remote.family): options["max_new_tokens"], "temperature": 0.0}
+    if options["do_sample"]:
+        fields |= _sampling(remote, options, seed)
+        extra |= {} if service.any_token is None else {"top_k": service.any_token}
+    if service.name == "compatible" and remote.family in ("qwen_vl", "qwen2_vl"):
+        extra["skip_special_tokens"] = False  # <|box_start|> and the like are special there
+    if messages[-1]["role"] == "assistant":
+        extra |= _go_on(remote, messages)
+    return {**fields, "extra_body": {**extra, **remote.extra_body}}
+
+
+def _sampling(remote: RemoteVLM, options: dict, seed: int | None) -> dict[str, Any]:
+    service, temperature = remote.service, options["temperature"]
+    for name, value, most in (
+        ("temperature", temperature, service.most_temperature),
+        ("seed", seed or 0, service.most_seed),
+    ):
+        if value > most:
+            raise RemoteError(f"{name}={value} is more than {most}, the most at {remote.base_url}")
+    fields = {"temperature": temperature, "top_p": options["top_p"]}
+    return fields | ({} if seed is None else {"seed": seed})
+
+
+def _go_on(remote: RemoteVLM, messages: list[dict]) -> dict[str, Any]:
+    """What asks for an answer that goes on from its beginning."""
+    if remote.service.name == "openai":
+        raise RemoteError(
+            f"{remote.base_url} cannot go on from an answer's beginning; end with a user's message"
+        )
+    if remote.service.name == "dashscope":
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}

@@ -1,0 +1,438 @@
+"""What a request may cost and name, and how a request is refused."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import PIL.Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vlkit.errors import MediaError, VlkitError
+from vlkit.media.image import describe_source
+from vlkit.media.sources import local_path, read_bytes
+from vlkit.media.video import Video, probe_clip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a server.
+
+    Attributes:
+        body_bytes: of one request.
+        held_bytes: of all requests' bodies together, and of the media that wait for the model.
+        pictures: pictures and clips of one request.
+        pixels: of all pictures of one request together, and of one frame of a clip.
+        frames: frames of a clip that the model sees; more are thinned out.
+        new_tokens: the longest answer, and that of a request which names no limit.
+        context: prompt and answer together; None for the model's own.
+        waiting: requests beyond those that are being answered.
+        body_seconds: for a body to arrive.
+        local: requests may name files in this folder; None for no files.
+        urls: requests may name http(s) URLs.
+    """
+
+    body_bytes: int = 32 * 2**20
+    held_bytes: int = 2**30
+    pictures: int = 16
+    pixels: int = 50_000_000
+    frames: int = 128
+    new_tokens: int = 1024
+    context: int | None = None
+    waiting: int = 256
+    body_seconds: float = 60.0
+    local: Path | None = None
+    urls: bool = False
+
+    def __post_init__(self):
+        counts = ("body_bytes", "pictures", "pixels", "frames", "new_tokens", "waiting")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise VlkitError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.context is not None and self.context < 2:
+            raise VlkitError(f"context={self.context} must be 2 or more")
+        if self.local is not None and not self.local.is_dir():
+            raise VlkitError(f"local={self.local} is no folder; name one that requests may read")
+
+
+class RequestError(VlkitError):
+    """A request that is refused; becomes OpenAI's error object.
+
+    Attributes:
+        status: of HTTP.
+        param: the field that is wrong, as ``messages.0.content``, or None.
+        code: OpenAI's short code, or None.
+        headers: for the response.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers or {}
+
+    @property
+    def body(self) -> dict:
+        """The JSON that OpenAI's clients read."""
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": str(self), "type": kinds.get(self.status, kind)}
+        return {"error": error | {"param": self.param, "code": self.code}}
+
+
+_IGNORED = {  # say who asks, not what
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "parallel_tool_calls",
+}  # fmt: skip
+
+
+_NEUTRAL: dict[str, tuple] = {  # what is not done here, and what is the same as not asking for it
+    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "echo": (False,),
+    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
+    "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "top_k": (-1, 0),
+    "min_p": (0,), "min_tokens": (0,), "ignore_eos": (False,), "use_beam_search": (False,),
+    "length_penalty": (1,), "mm_processor_kwargs": ({}, {"do_sample_frames": False}),
+    "chat_template_kwargs": ({},),
+    "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
+    "tool_calls": ([],), "annotations": ([],),
+}  # fmt: skip
+
+
+class Strict(BaseModel):
+    """Nothing is guessed; a null is as good as nothing, an unknown field is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_what_says_nothing(cls, data: Any) -> Any:
+        """Fields that are null, that say who asks, or that ask for what happens anyway."""
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, value in data.items():
+            known = name in cls.model_fields
+            if value is None or (not known and name in _IGNORED):
+                continue
+            if not known and name in _NEUTRAL:
+                if not _is_one_of(value, _NEUTRAL[name]):
+                    only = " or ".join(map(repr, _NEUTRAL[name]))
+                    raise ValueError(f"{name}={value!r:.60} is not done here, only {only}")
+                continue
+            kept[name] = value
+        return kept
+
+
+def _is_one_of(value: Any, those: tuple) -> bool:
+    flag = isinstance(value, bool)  # True == 1, but it is not meant so
+    return any(value == each and flag == isinstance(each, bool) for each in those)
+
+
+class Url(Strict):
+    """A picture's or clip's address; ``detail`` is OpenAI's hint, ``format`` LiteLLM's."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+    format: str | None = None
+
+
+class TextPart(Strict):
+    """Text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Strict):
+    """A picture, with the limits that Qwen's clients write beside it."""
+
+    type: Literal["image_url"]
+    image_url: Url | str
+    min_pixels: int | None = Field(None, ge=1, le=2**31)
+    max_pixels: int | None = Field(None, ge=1, le=2**31)
+
+
+class ClipPart(Strict):
+    """A clip in one URL: a file, or as vLLM has it JPEGs behind ``data:video/jpeg;base64,``."""
+
+    type: Literal["video_url"]
+    video_url: Url | str
+    fps: float | None = Field(None, gt=0, le=1000)
+    max_frames: int | None = Field(None, ge=2, le=10_000)
+
+
+class FramesPart(Strict):
+    """A clip's frames, taken ``fps`` a second, as Model Studio has it; or one URL."""
+
+    type: Literal["video"]
+    video: list[str] | str
+    fps: float | None = Field(None, gt=0, le=1000)
+    max_frames: int | None = Field(None, ge=2, le=10_000)
+
+
+Part = Annotated[TextPart | ImagePart | ClipPart | FramesPart, Field(discriminator="type")]
+
+
+class Message(Strict):
+    """One turn; ``name`` is taken and has no place in the family's templates."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    name: str | None = None
+
+
+class StreamOptions(Strict):
+    """OpenAI's."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ClipTimes(Strict):
+    """Which frames of a clip the frames sent are, counted at its own rate."""
+
+    fps: float = Field(gt=0, le=1e6)
+    frames_indices: list[Annotated[int, Field(ge=0, le=10**9)]] = Field(min_length=1)
+    total_num_frames: int | None = Field(None, ge=1, le=10**9)
+    duration: float | None = None
+
+
+class MediaOptions(Strict):
+    """vLLM's."""
+
+    video: ClipTimes | None = None
+
+
+class ChatRequest(Strict):
+    """A request; what it leaves out is greedy and as long as the server allows."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=10)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    skip_special_tokens: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    media_io_kwargs: MediaOptions | None = None
+
+    @model_validator(mode="after")
+    def check_together(self) -> ChatRequest:
+        """What is only wrong beside something else."""
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options goes with stream=true")
+        if any(not 0 < len(text) <= 256 for text in self.stops):
+            raise ValueError("a text in stop has 1 to 256 characters")
+        prefilled = self.messages[-1].role == "assistant"
+        if (self.continue_final_message, self.add_generation_prompt) == (True, True):
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        if self.continue_final_message and not prefilled:
+            raise ValueError("continue_final_message needs a last message of the assistant's")
+        if prefilled and (self.add_generation_prompt or self.continue_final_message is False):
+            raise ValueError("a last message of the assistant's is gone on with here")
+        if self.add_generation_prompt is False and not prefilled:
+            raise ValueError("add_generation_prompt=false needs a last message of the assistant's")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end an answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def clip_times(self) -> ClipTimes | None:
+        """When the frames of the one clip were."""
+        return self.media_io_kwargs.video if self.media_io_kwargs else None
+
+    @property
+    def new_tokens(self) -> int | None:
+        """The longest answer asked for."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+_TAGS = ("text", "image_url", "video_url", "video")
+
+
+_WORDS = {
+    "extra_forbidden": "this field is unknown here; leave it out",
+    "missing": "this field is missing",
+    "model_type": "expected a JSON object",
+    "model_attributes_type": "expected a JSON object, sent as application/json",
+    "dict_type": "expected a JSON object",
+}
+
+
+def describe_errors(errors: Sequence[Any]) -> tuple[str, str]:
+    """Of pydantic's errors the one that knows most: a line and the field's path."""
+    worst = max(errors, key=lambda error: (len(error["loc"]), error["type"] == "value_error"))
+    where = ".".join(_path(worst["loc"]))
+    text = _WORDS.get(worst["type"], worst["msg"].removeprefix("Value error, "))
+    text = text[:1].lower() + text[1:]
+    return (f"{where}: {text}" if where else text), where
+
+
+def _path(place: Sequence[Any]) -> list[str]:
+    """Field names and numbers, without the names that pydantic gives to a union's branches."""
+    path: list[str] = []
+    for before, each in itertools.pairwise(["body", *place]):
+        branch = isinstance(before, int) and each in _TAGS
+        if not branch and each not in ("body", "str", "Url") and "[" not in str(each):
+            path.append(str(each))
+    return path
+
+
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # fewer decoders, fewer surprises
+
+
+_FRAMES = "data:video/jpeg;base64,"  # vLLM's spelling of frames: JPEGs with commas between
+
+
+_CLIP_SECONDS = 600.0
+
+
+class Budget:
+    """What a request may still spend on media."""
+
+    def __init__(self, limits: Limits):
+        self.limits, self._pictures, self.pixels = limits, 0, 0
+
+    def count_medium(self) -> None:
+        """One picture or clip more."""
+        self._pictures += 1
+        if self._pictures > self.limits.pictures:
+            raise RequestError(f"a request may hold {self.limits.pictures} pictures and clips")
+
+    def count_pixels(self, width: int, height: int) -> None:
+        """One decoded picture or frame more."""
+        self.pixels += width * height
+        if self.pixels > self.limits.pixels:
+            raise RequestError(
+                f"pictures of more than {self.limits.pixels:,} pixels together; send smaller ones"
+            )
+
+
+def read_messages(messages: list[Message], limits: Limits) -> tuple[list[dict], int]:
+    """Checked messages that hold their media as bytes, and how many pixels those have.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    budget = Budget(limits)
+    return [_read(i, message, budget) for i, message in enumerate(messages)], budget.pixels
+
+
+def _read(i: int, message: Message, budget: Budget) -> dict:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": [{"type": "text", "text": message.content}]}
+    content = []
+    for place, part in enumerate(message.content):
+        where = f"messages.{i}.content.{place}"
+        if role != "user" and not isinstance(part, TextPart):
+            raise RequestError(f"{where}: media belong to the user, not the {role}", param=where)
+        try:
+            content.append(_read_part(part, budget))
+        except VlkitError as error:
+            raise RequestError(f"{where}: {error}", param=where) from error
+    return {"role": role, "content": content}
+
+
+def _read_part(part: Any, budget: Budget) -> dict:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    budget.count_medium()
+    if isinstance(part, ImagePart):
+        limits = {name: getattr(part, name) for name in ("min_pixels", "max_pixels")}
+        data = _read_picture(_url(part.image_url), budget)
+        return {"type": "image", "image": data, **{k: v for k, v in limits.items() if v}}
+    source = _url(part.video_url) if isinstance(part, ClipPart) else part.video
+    return {"type": "video", "video": _read_clip(source, part, budget)}
+
+
+def _url(given: Any) -> str:
+    return given if isinstance(given, str) else given.url
+
+
+def _read_picture(url: str, budget: Budget) -> bytes:
+    data = _fetch(url, budget.limits)
+    name = describe_source(data)
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            size = picture.size
+    except PIL.Image.DecompressionBombError as error:
+        raise MediaError(f"{name} has too many pixels; send a smaller one") from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        raise MediaError(
+            f"{name}, beginning with {data[:12]!r}, is no whole PNG, JPEG, WebP, GIF, BMP or TIFF"
+        ) from error
+    budget.count_pixels(*size)
+    return data
+
+
+def _read_clip(source: list[str] | str, part: ClipPart | FramesPart, budget: Budget) -> Video:
+    """A clip whose frames are taken already is seen whole, at the rate that is said."""
+    most = min(part.max_frames or budget.limits.frames, budget.limits.frames)
+    if isinstance(source, str) and source[: len(_FRAMES)].lower() == _FRAMES:
+        source = list(_split_frames(source))
+    rate = part.fps or 2.0
+    if isinstance(source, str):
+        video = Video(_fetch(source, budget.limits), fps=rate, max_frames=most)
+        info = probe_clip(video)
+        if info.duration > _CLIP_SECONDS:
+            raise MediaError(f"a clip of {info.duration:,.0f} s; send {_CLIP_SECONDS:,.0f} s")
+        Budget(budget.limits).count_pixels(*info.size)
+        return video
+    if not 1 <= len(source) <= budget.limits.frames:
+        raise MediaError(f"{len(source)} frames; send 1 to {budget.limits.frames}")
+    frames = [_read_picture(each, budget) for each in source]
+    return Video(frames, fps=rate, source_fps=rate, max_frames=most)
+
+
+def _split_frames(url: str) -> Iterator[str]:
+    return (f"data:image/jpeg;base64,{each}" for each in url[len(_FRAMES) :].split(","))
+
+
+def _fetch(url: str, limits: Limits) -> bytes:
+    """The bytes of a data URL; of a file or an address only where the server allows them."""
+    scheme = url[:8].lower()
+    if scheme.startswith("data:"):
+        return read_bytes(url, "the data URL")
+    if scheme.startswith(("http://", "https://")):
+        if not limits.urls:
+            raise MediaError("this server fetches no URLs (--allow-urls); send a data URL")
+        return read_bytes(url, describe_source(url))
+    if limits.local is None:
+        raise MediaError("this server reads no files (--allow-local FOLDER); send a data URL")
+    return _read_file(url, limits.local, limits.body_bytes)
+
+
+def _read_file(url: str, folder: Path, most: int) -> bytes:
+    """A file in the folder; what lies outside is refused alike, whether it is there or not."""
+    refused = MediaError(f"{describe_source(url)} is no file in the folder that requests may read")
+    try:
+        path = os.path.realpath(os.path.join(folder, local_path(url)))
+        inside = Path(path).is_relative_to(folder.resolve()) and os.path.isfile(path)
+    except (OSError, ValueError) as error:  # a null character, a name too long
+        raise refused from error
+    if not inside:
+        raise refused
+    if os.path.getsize(path) > most:
+        raise MediaError(f"{describe_source(url)} has more than {most:,} bytes; shrink it")
+    return read_bytes(path, describe_source(url))
