@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+from typing import Any
+
 
 class VlkitError(Exception):
     """Base of every error that vlkit raises for what a user passed in."""
@@ -42,6 +45,15 @@ class RemoteError(VlkitError):
         self.fatal = fatal
 
 
+def shorten(text: str) -> str:
+    """A name for messages and reports: one line, at most 200 characters, never a data URL."""
+    if text[:5].lower() == "data:":
+        return f"data URL of {len(text):,} characters"
+    if not text or not text.isprintable():
+        text = ascii(text)  # quoted, with control characters spelt out
+    return text if len(text) <= 200 else text[:120] + "…" + text[-60:]
+
+
 def counted(number: int, noun: str) -> str:
     """``"1 row"``, ``"2,000 rows"``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
@@ -54,3 +66,42 @@ def one_line(error: Exception) -> str:
         return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return text if len(text) <= 200 else text.split(". ")[0][:200]
+
+
+def check_whole(
+    name: str,
+    value: Any,
+    least: int = 0,
+    most: int | None = None,
+    *,
+    optional: bool = False,
+    kind: type[VlkitError] = VlkitError,
+) -> None:
+    """Raises ``kind`` where an argument is not a whole number in its range.
+
+    Args:
+        name: of the argument.
+        value: what was passed; True and False are not numbers.
+        least: the smallest that is allowed.
+        most: the largest, or None.
+        optional: None is allowed.
+        kind: what is raised.
+    """
+    if optional and value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and least <= value and (most is None or value <= most):
+        return
+    span = f", {least:,} or more" if most is None else f" from {least:,} to {most:,}"
+    end = ", or None" if optional else ""
+    raise kind(f"{name}={value!r:.60} must be a whole number{span}{end}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a finite float; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def failure_line(error: BaseException) -> str:
+    """``"MediaError: cat.jpg is empty"``: an error's kind and its first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

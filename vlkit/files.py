@@ -1,3 +1,5 @@
+"""Whole files and folders, JSON and JSON lines: written whole or not at all."""
+
 from __future__ import annotations
 
 import json
@@ -9,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlkit.errors import VlkitError
-from vlkit.media.image import describe_source
+from vlkit.errors import VlkitError, shorten
 
 
 def read_text(path: Path) -> str:
@@ -21,7 +22,7 @@ def read_text(path: Path) -> str:
         why = f"is not UTF-8 text ({error.reason}); save it as UTF-8"
     except (OSError, ValueError) as error:  # the latter of a NUL in the path
         why = f"cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
-    raise VlkitError(f"{describe_source(path)} {why}")
+    raise VlkitError(f"{shorten(os.fsdecode(path))} {why}")
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,11 @@ from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.grounding.boxes import Size
 from vlkit.media.image import Image
 from vlkit.media.video import Clip, Video, load_clip
-from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
+from vlkit.messages import (
+    as_messages,
+    escape_control_tokens,
+    media_of,
+)
 from vlkit.models.families import (
     FAMILIES,
     Limits,
@@ -137,9 +141,7 @@ def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     """
     check_loaded(vlm)
     messages = as_messages(conversation)
-    media = [read_media_item(item) for item in iterate_media(messages)]
-    pictures = [each for each in media if isinstance(each, Image)]
-    videos = [each for each in media if isinstance(each, Video)]
+    pictures, videos = media_of(messages)
     images = [each.load() for each in pictures]
     clips = [_sample(vlm, each) for each in videos]
     return LoadedMessages(pictures, images, clips, render_prompt(vlm.processor, messages), videos)

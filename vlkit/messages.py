@@ -84,6 +84,18 @@ def iterate_media(messages: list[dict]) -> Iterator[dict]:
         yield from (item for item in message["content"] if item["type"] != "text")
 
 
+def text_of(message: Mapping, between: str = "") -> str:
+    """The texts of a checked message, joined."""
+    return between.join(item["text"] for item in message["content"] if item["type"] == "text")
+
+
+def media_of(messages: list[dict]) -> tuple[list[Image], list[Video]]:
+    """The pictures and the clips of checked messages, each in the order the model meets them."""
+    media = [read_media_item(item) for item in iterate_media(messages)]
+    pictures = [each for each in media if isinstance(each, Image)]
+    return pictures, [each for each in media if isinstance(each, Video)]
+
+
 def read_media_item(item: Mapping) -> Image | Video:
     """A content item as a :class:`vlkit.Image` or :class:`vlkit.Video` with its own options."""
     if item["type"] == "video":

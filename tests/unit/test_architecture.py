@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
-
-import pytest
 
 import vlkit
 

@@ -19,7 +19,7 @@ from vlkit.grounding.boxes import Item, Point, Quad, Size
 from vlkit.grounding.formats import GroundingFormat
 from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, check_context, prepare_inputs
-from vlkit.messages import as_messages
+from vlkit.messages import as_messages, text_of
 from vlkit.models.load import VLM
 
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
@@ -139,7 +139,7 @@ def replay(vlm: VLM, answered: AnswerTokens, count: int, logits: int = 1) -> Any
 def _prefill(messages: list[dict]) -> str:
     if messages[-1]["role"] != "assistant":
         return ""
-    return "".join(item["text"] for item in messages[-1]["content"] if item["type"] == "text")
+    return text_of(messages[-1])
 
 
 def _tokens_of(vlm: VLM, answer: Reply | str, begun: str) -> list[int]:

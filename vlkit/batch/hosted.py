@@ -12,7 +12,7 @@ from typing import Any
 
 from vlkit.engine.scheduler import Settings, Tally
 from vlkit.errors import RemoteError
-from vlkit.generation.reply import Failure, Reply, failure_of
+from vlkit.generation.reply import Failure, Reply
 from vlkit.remote.answer import make_reply
 from vlkit.remote.client import PATIENCE, RawAnswer, ask, event_loop
 from vlkit.remote.model import RemoteVLM
@@ -109,7 +109,7 @@ async def _answer(state: _State, index: int) -> Reply | Failure:
         state.answered += 1
         return make_reply(state.remote, request, answer, start, keep=False)
     except Exception as error:  # one row must never end the batch
-        failure = failure_of(error)
+        failure = Failure.of(error)
         if isinstance(error, RemoteError) and error.fatal:
             state.fatal = failure
         return failure

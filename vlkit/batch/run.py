@@ -27,7 +27,7 @@ from vlkit.engine.scheduler import (
 from vlkit.engine.slots import describe_row, split_rows
 from vlkit.errors import VlkitError, counted
 from vlkit.generation.generate import generate, generation_options, run_rows
-from vlkit.generation.reply import Failure, Reply, failure_of, make_reply
+from vlkit.generation.reply import Failure, Reply, make_reply
 from vlkit.hooks import batched
 from vlkit.inputs import check_loaded, make_inputs
 from vlkit.messages import as_messages, iterate_media
@@ -105,7 +105,7 @@ def _generate_group(vlm: VLM, group: list[Waiting], settings: Settings, tally: T
         answers = run_rows(vlm, inputs, settings.options, seed)
     except Exception as error:  # processors and models raise what they like
         if len(group) == 1:
-            yield group[0].index, failure_of(error)
+            yield group[0].index, Failure.of(error)
             return
         half = len(group) // 2
         yield from _generate_group(vlm, group[:half], settings, tally)

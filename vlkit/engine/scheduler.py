@@ -19,7 +19,7 @@ import PIL.Image
 from vlkit.engine.slots import Engine, Row, Sampling, describe_row, split_media, split_rows
 from vlkit.engine.vision import Encoder
 from vlkit.errors import VlkitError
-from vlkit.generation.reply import Failure, Reply, failure_of, make_reply
+from vlkit.generation.reply import Failure, Reply, make_reply
 from vlkit.inputs import check_context, count_tokens, ending_tokens, load_messages, make_inputs
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
@@ -113,9 +113,9 @@ def _load(vlm: VLM, index: int, messages: Any) -> Waiting:
         digests = tuple(hashlib.sha256(content).digest() for content in contents)
         return Waiting(index, messages, loaded, count_tokens(vlm, loaded), digests)
     except VlkitError as error:
-        return Waiting(index, messages, failure_of(error))
+        return Waiting(index, messages, Failure.of(error))
     except Exception as error:  # one row must never end the batch
-        return Waiting(index, messages, failure_of(error))
+        return Waiting(index, messages, Failure.of(error))
 
 
 def choose_group(waiting: list[Waiting], most_rows: int, most_tokens: int) -> list[Waiting]:
@@ -326,7 +326,7 @@ class _FastRun:
     def _single_out(self, rows: list[Row], error: Exception):
         """The failure of a row; of several, each is tried alone."""
         if len(rows) == 1:
-            yield rows[0].index, failure_of(error)
+            yield rows[0].index, Failure.of(error)
             return
         later = self.waiting
         for row in rows:
@@ -382,7 +382,7 @@ class _FastRun:
             rows = _make_rows(self.vlm, group, self.limit, self.settings.seed)
         except Exception as error:  # processors raise what they like
             if len(group) == 1:
-                yield group[0].index, failure_of(error)
+                yield group[0].index, Failure.of(error)
                 return rows
             for each in group:
                 rows += yield from self._tokenize([each])
@@ -392,7 +392,7 @@ class _FastRun:
                 check_context(self.vlm, row.length, self.limit)
                 fitting.append(row)
             except VlkitError as error:
-                yield row.index, failure_of(error)
+                yield row.index, Failure.of(error)
         return fitting
 
     def _halve(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from vlkit import hooks
-from vlkit.errors import ModelError, VlkitError
+from vlkit.errors import ModelError, VlkitError, check_whole, is_number
 from vlkit.generation.reply import Reply, make_reply
 from vlkit.inputs import ModelInputs, check_context, ending_tokens, prepare_inputs
 from vlkit.media.image import load_image
@@ -30,22 +30,16 @@ def generation_options(max_new_tokens: int, temperature: float, top_p: float, se
     Raises:
         VlkitError: one is out of its range.
     """
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 1 or more")
-    if not _is_number(temperature) or not 0 <= temperature <= 10:
+    check_whole("max_new_tokens", max_new_tokens, 1)
+    if not is_number(temperature) or not 0 <= temperature <= 10:
         raise VlkitError(f"temperature={temperature!r} must lie between 0 (greedy) and 10")
-    if not _is_number(top_p) or not 0 < top_p <= 1:
+    if not is_number(top_p) or not 0 < top_p <= 1:
         raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
-    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise VlkitError(f"seed={seed!r} must be a whole number from 0 up, or None")
+    check_whole("seed", seed, 0, 2**63 - 1, optional=True)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
         return options | {"temperature": None, "top_p": None, "top_k": None}
     return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @hooks.answered

@@ -15,9 +15,9 @@ from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.grounding.boxes import Box, Item, Point, Size
 from vlkit.grounding.parse import read_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
-from vlkit.media.image import DeferredImages, Image
-from vlkit.media.video import Clip, DeferredClips, Video
-from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.media.image import DeferredImages
+from vlkit.media.video import Clip, DeferredClips
+from vlkit.messages import as_messages, media_of, text_of
 from vlkit.models.load import VLM
 from vlkit.plotting.draw import draw_boxes, draw_frames
 from vlkit.plotting.html import image_html
@@ -175,6 +175,11 @@ class Failure:
     error: str
     kind: str = "VlkitError"
 
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """What an error means for its row."""
+        return cls((str(error) or repr(error)).splitlines()[0], type(error).__name__)
+
     def __str__(self) -> str:
         return f"{self.kind}: {self.error}"
 
@@ -234,9 +239,7 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
     """
     if "error" in record:
         return Failure(record["error"], record["kind"])
-    media = [read_media_item(item) for item in iterate_media(as_messages(messages))]
-    images = [each for each in media if isinstance(each, Image)]
-    videos = [each for each in media if isinstance(each, Video)]
+    images, videos = media_of(as_messages(messages))
     return Reply(
         text=record["text"],
         raw=record["raw"],
@@ -251,18 +254,11 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
     )
 
 
-def failure_of(error: Exception) -> Failure:
-    """The failure that an error means for its row."""
-    text = str(error) or repr(error)
-    return Failure(text.splitlines()[0], type(error).__name__)
-
-
 def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
     """The Reply of one row's new tokens; ``start`` is when it was asked, by perf_counter."""
     tokenizer = vlm.processor.tokenizer
     ended = bool(tokens) and tokens[-1] in ending_tokens(vlm)
-    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else []
-    begun = "".join(item["text"] for item in prefill if item["type"] == "text")
+    begun = text_of(messages[-1]) if messages[-1]["role"] == "assistant" else ""
     return Reply(
         text=_strip_special(tokenizer, begun) + tokenizer.decode(tokens, skip_special_tokens=True),
         raw=begun + tokenizer.decode(tokens, skip_special_tokens=False),

@@ -14,7 +14,7 @@ import PIL.Image
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
-from vlkit.errors import MediaError
+from vlkit.errors import MediaError, shorten
 from vlkit.grounding.boxes import Size
 from vlkit.media.sources import is_url, local_path, read_bytes
 
@@ -113,23 +113,15 @@ def describe_source(source: Any) -> str:
     if isinstance(source, Image):
         return describe_source(source.source)
     if isinstance(source, str | os.PathLike):
-        return _shorten(os.fsdecode(source))
+        return shorten(os.fsdecode(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source):,} bytes"
     if isinstance(source, PIL.Image.Image):
         file = getattr(source, "filename", "")
-        return _shorten(os.fsdecode(file)) if file else f"{source.width}×{source.height} PIL image"
+        return shorten(os.fsdecode(file)) if file else f"{source.width}×{source.height} PIL image"
     if hasattr(source, "shape"):
         return f"{type(source).__name__} of shape {source.shape!s:.60}"
     return f"{type(source).__name__} object"
-
-
-def _shorten(text: str) -> str:
-    if text[:5].lower() == "data:":
-        return f"data URL of {len(text):,} characters"
-    if not text or not text.isprintable():
-        text = ascii(text)  # quoted, with control characters spelt out
-    return text if len(text) <= 200 else text[:120] + "…" + text[-60:]
 
 
 # --- decoding ------------------------------------------------------------------------------------

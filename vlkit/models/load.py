@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Unpack
 
-from vlkit.errors import ModelError, RemoteError, one_line
+from vlkit.errors import ModelError, RemoteError, check_whole, one_line
 from vlkit.models.adapters import attach_adapter, find_adapter
 from vlkit.models.families import family_of
 from vlkit.models.hub import Hub, ModelFolder, find_model
@@ -220,10 +220,7 @@ def load(
         raise ModelError(f'model={model!r} must be "tiny", a folder or a hub id, as text')
     if quantize not in (None, "4bit", "8bit"):
         raise ModelError(f'quantize={quantize!r} is unknown; choose "4bit", "8bit" or None')
-    if max_image_tokens is not None and (
-        not isinstance(max_image_tokens, int) or max_image_tokens < 1
-    ):
-        raise ModelError(f"max_image_tokens={max_image_tokens!r} must be a whole number, 1 or more")
+    check_whole("max_image_tokens", max_image_tokens, 1, optional=True, kind=ModelError)
     here = {"hub": (hub, "auto"), "revision": (revision, None), "device": (device, "auto"),
             "dtype": (dtype, "auto"), "attn": (attn, "auto"), "quantize": (quantize, None),
             "adapter": (adapter, None)}  # fmt: skip

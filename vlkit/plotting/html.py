@@ -1,8 +1,11 @@
+"""HTML for notebooks and reports, in the colours of the page that it is shown on."""
+
 from __future__ import annotations
 
 import base64
 import html
 import io
+from collections.abc import Iterable, Sequence
 
 import PIL.Image
 
@@ -21,3 +24,38 @@ def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> 
     picture.thumbnail((width, 2 * width))
     alt = html.escape(alt[:200], quote=True)
     return f'<img src="{data_url(picture)}" alt="{alt}" style="max-width:100%;height:auto">'
+
+
+FAINT = "opacity:.65;font-size:.85em"  # side notes
+_CELL = "padding:2px 14px 2px 0;text-align:left;vertical-align:top;border:none"
+
+
+def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cell: str = "") -> str:
+    """A table that takes its colours from the page; empty where there is no row.
+
+    Args:
+        heads: the columns' names, escaped here.
+        rows: cells that are HTML already; escape what a user or a model wrote.
+        cell: more style for every cell, as ``"max-width:320px"``.
+    """
+    style = f"{_CELL};{cell}" if cell else _CELL
+    head = "".join(f'<th style="{style}">{html.escape(each)}</th>' for each in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{style}">{each}</td>' for each in row) + "</tr>"
+        for row in rows
+    )
+    head = f"<tr>{head}</tr>" if heads else ""
+    return f'<table style="border-collapse:collapse">{head}{body}</table>' if body else ""
+
+
+def byte_text(count: float) -> str:
+    """``"1.5 GB"`` or ``"28 MB"`` (10⁹ and 10⁶ bytes)."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+
+
+def duration_text(seconds: float) -> str:
+    """``"4.2 s"``, ``"58 s"``, ``"12 min"`` or ``"2.5 h"``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

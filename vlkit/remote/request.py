@@ -16,7 +16,7 @@ from vlkit.grounding.boxes import Size
 from vlkit.inputs import plain_content
 from vlkit.media.image import Image
 from vlkit.media.video import Clip, Video, load_clip
-from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.messages import as_messages, iterate_media, media_of, read_media_item, text_of
 from vlkit.models.families import fit_size, smart_resize
 from vlkit.remote.model import RemoteVLM
 from vlkit.remote.services import frame_bounds, picture_bounds
@@ -122,8 +122,7 @@ def make_request(remote: RemoteVLM, conversation: Any, options: dict, seed: int 
     """
     messages = as_messages(conversation)
     media = [read_media_item(item) for item in iterate_media(messages)]
-    pictures = [each for each in media if isinstance(each, Image)]
-    videos = [each for each in media if isinstance(each, Video)]
+    pictures, videos = media_of(messages)
     images = [each.load() for each in pictures]
     pairs = zip(images, pictures, strict=True)
     sizes = tuple(_seen_size(remote, image.size, picture) for image, picture in pairs)
@@ -254,7 +253,7 @@ def _write_message(message: dict, parts) -> dict:
 def _begun(messages: list[dict]) -> str:
     if messages[-1]["role"] != "assistant":
         return ""
-    return "".join(item["text"] for item in messages[-1]["content"] if item["type"] == "text")
+    return text_of(messages[-1])
 
 
 def _fields(
