@@ -24,13 +24,9 @@ from vlkit.messages import (
 )
 from vlkit.models.families import (
     FAMILIES,
-    Limits,
-    SizeRules,
     fit_size,
-    rules_of_processor,
 )
 from vlkit.models.load import VLM
-from vlkit.remote.model import RemoteVLM
 
 
 @contextmanager
@@ -116,21 +112,16 @@ class LoadedMessages:
     videos: list[Video]
 
 
-def check_loaded(vlm: Any) -> None:
-    """Raises VlkitError where a model's name stands for the model, or it is not on this machine."""
-    if isinstance(vlm, RemoteVLM):
-        raise VlkitError(
-            f"{vlm.name} runs elsewhere; this needs a model's weights on this machine, as of "
-            "vlkit.load()"
-        )
-    if not hasattr(vlm, "processor"):
-        raise VlkitError(f"vlm={vlm!r:.60} is no loaded model; pass what vlkit.load(…) returns")
-
-
 def check_model(vlm: Any) -> None:
-    """Raises VlkitError for what is no model, neither on this machine nor elsewhere."""
-    if not isinstance(vlm, RemoteVLM):
-        check_loaded(vlm)
+    """Raises VlkitError for what is not a model, neither on this machine nor elsewhere."""
+    if not hasattr(vlm, "answer_rows"):
+        raise VlkitError(f"vlm={vlm!r:.60} is not a loaded model; pass what vlkit.load(…) returns")
+
+
+def check_loaded(vlm: Any) -> None:
+    """Raises VlkitError for what is not a model, or one that does not run on this machine."""
+    check_model(vlm)
+    vlm.require_weights()
 
 
 def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
@@ -197,7 +188,7 @@ def make_inputs(
 
 def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[Hashable]:
     """Of all pictures; equal where the processor gives the same."""
-    rules = size_rules(vlm)
+    rules = vlm.rules
     return [
         (digest, image.size, rules.image_limits(picture))
         for row, its in zip(loaded, digests, strict=bool(digests))
@@ -207,7 +198,7 @@ def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[H
 
 def count_tokens(vlm: VLM, loaded: LoadedMessages) -> int:
     """How long the prompt will be, media included; of clips with timestamps a few tokens less."""
-    rules = size_rules(vlm)
+    rules = vlm.rules
     with tokenizing:
         count = len(vlm.processor.tokenizer.backend_tokenizer.encode(loaded.prompt))
     for picture, image in zip(loaded.pictures, loaded.images, strict=True):
@@ -223,24 +214,7 @@ _AS_IT_IS = {"do_sample_frames": False, "do_resize": False}
 
 
 def _sample(vlm: VLM, video: Video) -> Clip:
-    return load_clip(video, lambda size, count: frame_size(vlm, size, count, video))
-
-
-def size_rules(vlm: VLM | RemoteVLM) -> SizeRules:
-    """The size rules of a loaded model."""
-    if isinstance(vlm, RemoteVLM):
-        return vlm.rules
-    return rules_of_processor(vlm.processor, vlm.family, vlm.max_image_tokens)
-
-
-def frame_size(vlm: VLM, size: Size, count: int, video: Video | None = None) -> Size:
-    """The (width, height) of a clip's frames; see ``SizeRules.frame_size``."""
-    return size_rules(vlm).frame_size(size, count, video)
-
-
-def image_limits(vlm: VLM, image: Image | None = None) -> Limits:
-    """A picture's fewest and most pixels; see ``SizeRules.image_limits``."""
-    return size_rules(vlm).image_limits(image)
+    return load_clip(video, lambda size, count: vlm.rules.frame_size(size, count, video))
 
 
 def render_prompt(processor: Any, messages: list[dict], *, finished: bool = False) -> str:
@@ -293,7 +267,7 @@ def _fit_limits(vlm: VLM, media, images) -> tuple[list, dict | None]:
     The processor knows one pair of limits a call. A picture for which that pair would give another
     size than its own limits is resized here, as the processor would, and then left alone by it.
     """
-    rules, pictures = size_rules(vlm), [each for row in media for each in row]
+    rules, pictures = vlm.rules, [each for row in media for each in row]
     flat = [image for row in images for image in row]
     limits = [rules.image_limits(each) for each in pictures]
     if set(limits) <= {rules.image_pixels}:

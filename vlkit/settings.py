@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -16,6 +15,15 @@ from vlkit.errors import ModelError, VlkitError
 MODEL_VARIABLE = "VLKIT_MODEL"  # a model for this process, whatever the file says
 FILE_VARIABLE = "VLKIT_SETTINGS"  # another file; empty: none
 _SECRET = "api_key"
+# the options of load(); a test compares them with its signature
+LOAD_OPTIONS = (
+    "hub", "revision", "device", "dtype", "attn", "quantize", "adapter", "max_image_tokens",
+)  # fmt: skip
+HOSTED_OPTIONS = (
+    "base_url", "api_key", "region", "family", "prices", "timeout", "retries", "concurrency",
+    "extra_body",
+)  # fmt: skip
+_REMEMBERED = tuple(name for name in (*LOAD_OPTIONS, *HOSTED_OPTIONS) if name != _SECRET)
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -132,16 +140,8 @@ def _checked(content: Any, source: str) -> Choice:
     for name, value in options.items():
         if name == _SECRET:
             raise ModelError(f"{_SECRET} does not belong there; keep keys in the environment")
-        if name not in _option_names():
-            raise ModelError(f"load() has no option {name!r}; it has {', '.join(_option_names())}")
+        if name not in _REMEMBERED:
+            raise ModelError(f"load() has no option {name!r}; it has {', '.join(_REMEMBERED)}")
         if not isinstance(value, str | int | float | None):
             raise ModelError(f"{name}={value!r} is neither text nor a number")
     return Choice(model, options, source)
-
-
-def _option_names() -> list[str]:
-    from vlkit.models.load import load
-    from vlkit.remote.model import HostedOptions
-
-    own = [each.name for each in inspect.signature(load).parameters.values()]
-    return [name for name in (*own[1:-1], *HostedOptions.__annotations__) if name != _SECRET]

@@ -13,7 +13,7 @@ from tiny_models import KINDS, PATCH
 
 import vlkit
 from vlkit.errors import MediaError, VlkitError
-from vlkit.inputs import image_limits, load_messages, make_inputs, prepare_inputs
+from vlkit.inputs import load_messages, make_inputs, prepare_inputs
 
 FAMILY_KINDS = [kind for kind in KINDS if not kind.endswith("moe")]
 TALL_AND_WIDE = [(1, 1), (2, 2), (3, 500), (500, 3), (200, 1), (97, 61), (640, 480), (999, 700)]
@@ -162,11 +162,11 @@ def test_no_picture_costs_less_than_its_own_minimum(tiny_vlm, tokens):
 
 def test_limits_are_those_of_the_processor_unless_asked(tiny_vlm):
     vlm = tiny_vlm("qwen3_vl")
-    assert image_limits(vlm) == (4 * 32**2, 64 * 32**2)
-    assert image_limits(limited(vlm, 10)) == (4 * 32**2, 10 * 32**2)
-    assert image_limits(limited(vlm, 2)) == (2 * 32**2, 2 * 32**2)
+    assert vlm.rules.image_limits() == (4 * 32**2, 64 * 32**2)
+    assert limited(vlm, 10).rules.image_limits() == (4 * 32**2, 10 * 32**2)
+    assert limited(vlm, 2).rules.image_limits() == (2 * 32**2, 2 * 32**2)
     own = vlkit.Image("unread.png", max_tokens=20, min_tokens=6)
-    assert image_limits(limited(vlm, 10), own) == (6 * 32**2, 20 * 32**2)
+    assert limited(vlm, 10).rules.image_limits(own) == (6 * 32**2, 20 * 32**2)
 
 
 def test_rows_are_padded_on_the_left_and_equal_the_single_ones(tiny_vlm):

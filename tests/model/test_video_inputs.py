@@ -13,7 +13,7 @@ from clips import frame_of, write_clip
 from qwen_vl_utils.vision_process import fetch_video
 
 import vlkit
-from vlkit.inputs import frame_size, prepare_inputs
+from vlkit.inputs import prepare_inputs
 from vlkit.media import video
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -123,7 +123,7 @@ def test_frames_get_the_size_that_qwen_vl_utils_gives_them(tiny_vlm, monkeypatch
         frames = fetch_video({"video": pictures, "resized_height": 28, "resized_width": 28})
         assert frames.shape[0] == count
         expected = _reference_size(width, height, count)
-        assert frame_size(vlm, (width, height), count) == expected
+        assert vlm.rules.frame_size((width, height), count) == expected
 
 
 def _reference_size(width, height, count):

@@ -25,17 +25,7 @@ DOORS = {  # imported by name when they are first used; tests/test_core.py shows
 }
 
 
-LEFT_TO_DO = [  # shrinks to nothing
-    "engine/scheduler.py -> generation/reply.py",
-    "files.py -> media/image.py",
-    "generation/generate.py -> remote/answer.py",
-    "generation/generate.py -> remote/model.py",
-    "inputs.py -> remote/model.py",
-    "models/load.py -> remote/model.py",
-    "models/load.py -> remote/services.py",
-    "settings.py -> models/load.py",
-    "settings.py -> remote/model.py",
-]
+LEFT_TO_DO = ["engine/scheduler.py -> generation/reply.py"]  # shrinks to nothing
 WHOLE_PACKAGE = {"cli", "evaluation", "records"}  # rooms that still import the whole package
 
 
@@ -66,13 +56,11 @@ def imported_by(path: Path) -> set[str]:
             found |= {name if name in MODULES else node.module or "" for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
-            text = ast.unparse(node.args[0])
-            found |= {name for name in MODULES if name.count(".") and f"'{name}'" in text}
-            assert "vlkit." in text or "{package}" in text, f"{path}: import_module({text})"
-            if "{" in text and "{package}" not in text:
-                package = text.split("{")[0].lstrip("f'").rstrip(".")
-                assert package in MODULES, text
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {node.value} if "." in node.value else set()  # for import_module
+        elif isinstance(node, ast.JoinedStr) and ast.unparse(node).startswith("f'vlkit."):
+            package = ast.unparse(node)[2:].partition(".{")[0]
+            found |= {name for name in MODULES if name.startswith(f"{package}.")}
     return {name for name in found if name in MODULES}
 
 
@@ -97,7 +85,7 @@ def test_imports_run_in_one_direction():
             if other == "":
                 up.append(f"{place_of(module)} imports the whole package")
             elif ORDER.index(other) > ORDER.index(room):
-                if (place_of(module), other) != ("hooks.py", "records"):
+                if (place_of(module), other) not in DOORS:
                     up.append(f"{place_of(module)} -> {place_of(target)}")
     assert sorted(up) == LEFT_TO_DO
 
@@ -107,7 +95,7 @@ def test_no_circle_of_files():
     graph = {
         module: {t for t in targets if (place_of(module), room_of(t)) not in doors}
         for module, targets in ARROWS.items()
-        if module not in ("vlkit", "vlkit.settings")
+        if module != "vlkit"
     }
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
 
@@ -134,4 +122,4 @@ def test_modules_share_no_private_names():
 
 
 def test_the_house_stays_small():
-    assert len(MODULES) <= 140
+    assert len(MODULES) <= 145

@@ -1,14 +1,15 @@
 """The model chosen once: who chooses it, what comes first, what a broken file says."""
 
+import inspect
 import json
 from dataclasses import dataclass
-from typing import get_type_hints
 
 import pytest
 
 import vlkit
 from vlkit import settings
 from vlkit.errors import ModelError
+from vlkit.remote import HostedOptions
 
 
 @dataclass(frozen=True)
@@ -135,4 +136,11 @@ def test_the_file_is_plain_json(file):
 
 
 def test_load_says_what_it_returns():
-    assert get_type_hints(vlkit.load)["return"] == vlkit.VLM | vlkit.RemoteVLM
+    assert inspect.signature(vlkit.load).return_annotation == "VLM | RemoteVLM"
+
+
+def test_the_options_that_settings_know_are_those_of_load():
+    signature = inspect.signature(vlkit.load)
+    named = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert named == list(settings.LOAD_OPTIONS)
+    assert list(HostedOptions.__annotations__) == list(settings.HOSTED_OPTIONS)

@@ -16,11 +16,10 @@ import numpy as np
 
 from vlkit.errors import one_line
 from vlkit.grounding.boxes import Size
-from vlkit.inputs import check_loaded, prepare_inputs
+from vlkit.inputs import prepare_inputs
 from vlkit.models.families import FAMILIES
 from vlkit.models.hub import ModelFolder
 from vlkit.models.load import VLM
-from vlkit.remote.model import RemoteVLM
 
 if TYPE_CHECKING:
     import pandas
@@ -226,8 +225,8 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
         model: a transformers processor of the family, or a VLM.
         messages: text, one message or a list of messages; each path gets them as they are.
     """
-    if isinstance(model, RemoteVLM):
-        check_loaded(model)
+    if hasattr(model, "require_weights"):
+        model.require_weights()
     vlm = model if isinstance(model, VLM) else _wrap(model)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]

@@ -18,10 +18,9 @@ from vlkit.grounding.boxes import Size
 from vlkit.media.image import Image, describe_source, picture_size
 from vlkit.media.video import ClipInfo, Video, clip_name, load_clip, probe_clip, sample_indices
 from vlkit.messages import as_messages, iterate_media, read_media_item
-from vlkit.models.load import VLM
+from vlkit.models.load import Model
 from vlkit.models.memory import Memory, estimate_memory
 from vlkit.plotting.html import image_html
-from vlkit.remote.model import RemoteVLM
 
 
 @dataclass(frozen=True)
@@ -200,9 +199,9 @@ class Preflight:
     @property
     def cost(self) -> float | None:
         """By a hosted model's ``prices``; None without."""
-        if not isinstance(self.target.source, RemoteVLM):
+        if self.target.model is None:
             return None
-        return self.target.source.cost(self.usage.prompt_tokens, self.usage.new_tokens)
+        return self.target.model.cost(self.usage.prompt_tokens, self.usage.new_tokens)
 
     @property
     def fits(self) -> bool | None:
@@ -232,7 +231,7 @@ class Preflight:
 
 
 def preflight(
-    model: VLM | RemoteVLM | str | os.PathLike,
+    model: Model | str | os.PathLike,
     messages: str | Mapping | list,
     *,
     max_new_tokens: int = 0,
@@ -324,8 +323,8 @@ def _lines(plan: Preflight) -> list[str]:
     memory = plan.memory
     if plan.cost is not None:
         lines.append(f"about {plan.cost:.2g} by the given prices")
-    if isinstance(plan.target.source, RemoteVLM):
-        return lines
+    if memory is None and plan.target.model is not None:
+        return lines  # it runs elsewhere
     if memory is None:
         return [*lines, "memory: the shape of this model is not known here"]
     verdict = "fits" if memory.fits else "<b>does not fit</b>"

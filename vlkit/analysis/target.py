@@ -11,7 +11,7 @@ from typing import Any
 
 from vlkit.bundled import bundled_path
 from vlkit.errors import ModelError
-from vlkit.inputs import estimate_text, render_prompt, size_rules
+from vlkit.inputs import estimate_text, render_prompt
 from vlkit.models import memory
 from vlkit.models.families import (
     FAMILIES,
@@ -22,9 +22,8 @@ from vlkit.models.families import (
     rules_of_processor,
 )
 from vlkit.models.hub import HUB_ID, HUBS, ModelFolder, cached_folder, read_config, read_json
-from vlkit.models.load import VLM, load_processor
+from vlkit.models.load import Model, load_processor
 from vlkit.models.memory import Cost, count_cost
-from vlkit.remote.model import RemoteVLM
 
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
@@ -39,7 +38,8 @@ class Target:
         rules: its size rules.
         context_length: the most tokens of prompt and answer together.
         processor: its transformers processor, or None where its tokenizer is not at hand.
-        source: the model, the folder, or None where only the name is known.
+        model: the loaded model, or None.
+        folder: of a model that is not loaded, or None where only the name is known.
     """
 
     name: str
@@ -47,21 +47,18 @@ class Target:
     rules: SizeRules
     context_length: int
     processor: Any = None
-    source: VLM | RemoteVLM | Path | None = None
+    model: Model | None = None
+    folder: Path | None = None
 
     @cached_property
     def cost(self) -> Cost | None:
         """What it needs of memory, or None where its shape is not known."""
-        if isinstance(self.source, VLM):
-            model = self.source.model
-            held = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
-            size = model.dtype.itemsize
-            return count_cost(model.config, held, value_bytes=size, held=held)
-        if isinstance(self.source, Path):
-            if weights := _weight_bytes(self.source):
-                from transformers import AutoConfig
+        if self.model is not None:
+            return self.model.memory_cost()
+        if self.folder is not None and (weights := _weight_bytes(self.folder)):
+            from transformers import AutoConfig
 
-                return count_cost(AutoConfig.from_pretrained(self.source), weights)
+            return count_cost(AutoConfig.from_pretrained(self.folder), weights)
         if self.name in memory.SHAPES:
             weights = memory.count_memory(self.name).bfloat16
             return count_cost(memory.build_config(self.name), weights)
@@ -97,24 +94,16 @@ class Target:
         return "".join(f"<{time:.1f} seconds>{step}" for time in times)
 
 
-def find_target(model: VLM | RemoteVLM | str | os.PathLike) -> Target:
+def find_target(model: Model | str | os.PathLike) -> Target:
     """A loaded model, ``"tiny"``, a folder, or an id, cached or not; no weight is read.
 
     Raises:
         ModelError: nothing is known of it.
     """
-    if isinstance(model, VLM):
-        return Target(
-            model.name,
-            model.family,
-            size_rules(model),
-            model.context_length,
-            model.processor,
-            model,
-        )
-    if isinstance(model, RemoteVLM):
-        return Target(model.name, model.family, model.rules, model.context_length, source=model)
     if not isinstance(model, str | os.PathLike):
+        if hasattr(model, "answer_rows"):
+            facts = model.name, model.family, model.rules, model.context_length
+            return Target(*facts, model.processor, model)
         raise ModelError(f"expected a VLM, a folder or an id, not {type(model).__name__}")
     name = os.fspath(model)
     for folder in _folders(name):
@@ -144,7 +133,7 @@ def _folder_target(name: str, folder: Path) -> Target:
         rules = published_rules(family, read_json(file) if file.is_file() else None)
     else:
         rules = rules_of_processor(processor, family, None)
-    return Target(name, family, rules, context, processor, folder)
+    return Target(name, family, rules, context, processor, folder=folder)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections import Counter
@@ -11,22 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from vlkit.errors import VlkitError
 from vlkit.media.image import Image, describe_source, load_image
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import pictures_of
 from vlkit.messages import as_messages
-from vlkit.remote.model import RemoteVLM
-
-_CHUNK = 1 << 24  # weights summed at a time
-
-
-_SAY_NOTHING = ("transformers_version", "peft_version", "base_model_name_or_path", "revision")
-
-
-_models: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+from vlkit.models.weights import digest
 
 
 def row_key(vlm: Any, messages: Any, options: Mapping[str, Any]) -> str:
@@ -57,74 +47,15 @@ def row_keys(
         conversations: all rows, also those that another process answers.
         seed: of row 0 where answers are sampled; that of row ``i`` is ``seed + i``.
     """
-    around = [_model_key(vlm), dict(options)]
+    around = [digest(vlm.identity), dict(options)]
     seeds = [None if seed is None else seed + index for index in range(len(conversations))]
     seen: Counter[str] = Counter()
     keys = []
     for messages, own in zip(conversations, seeds, strict=True):
-        key = _digest([*around, _conversation(messages), own])
+        key = digest([*around, _conversation(messages), own])
         seen[key] += 1
-        keys.append(key if seen[key] == 1 else _digest([key, seen[key]]))
+        keys.append(key if seen[key] == 1 else digest([key, seen[key]]))
     return keys
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value, key=repr) if isinstance(value, set | frozenset) else repr(value)
-
-
-# --- the model -----------------------------------------------------------------------------------
-
-
-def _model_key(vlm: Any) -> str:
-    """Settings are read anew each time; weights only when one of them was written to."""
-    if isinstance(vlm, RemoteVLM):
-        return _digest(vlm.identity)
-    folder, processor = getattr(vlm, "folder", None), getattr(vlm, "processor", None)
-    kinds = ("image_processor", "video_processor")
-    limits = [_settings(getattr(processor, kind, None)) for kind in kinds]
-    template = getattr(processor, "chat_template", None)
-    names = [vlm.family, getattr(folder, "revision", None), getattr(folder, "config", vlm.name)]
-    network = getattr(vlm, "model", None)
-    weights = None if network is None else _network_key(network)
-    return _digest([names, getattr(vlm, "max_image_tokens", None), template, limits, weights])
-
-
-def _settings(part: Any) -> dict:
-    settings = part.to_dict() if hasattr(part, "to_dict") else {}
-    return {key: settings[key] for key in settings if key not in _SAY_NOTHING}
-
-
-def _network_key(network: Any) -> str:
-    parameters = list(network.named_parameters())
-    state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for _, p in parameters]
-    known, key = _models.get(network, (None, ""))
-    if known != state:
-        shapes = [(name, str(p.dtype), list(p.shape)) for name, p in parameters]
-        key = _digest([shapes, _checksums([p for _, p in parameters])])
-        _models[network] = (state, key)
-    adapters = map(_settings, getattr(network, "peft_config", {}).values())  # how they are scaled
-    return _digest([key, _settings(getattr(network, "generation_config", None)), *adapters])
-
-
-def _checksums(parameters: list) -> list[int]:
-    """Exact sums of the weights' bits, which no device or number of threads can change."""
-    import torch
-
-    sums = []
-    for parameter in parameters:
-        if parameter.device.type == "meta":  # offloaded to disk
-            continue
-        bits = parameter.detach().contiguous().view(-1).view(torch.uint8)
-        whole = 4 if bits.numel() % 4 == 0 and bits.storage_offset() % 4 == 0 else 1
-        bits = bits.view(torch.int32) if whole == 4 else bits
-        chunks = [chunk.sum(dtype=torch.int64) for chunk in bits.split(_CHUNK)]
-        sums += [int(value) for value in torch.stack(chunks).tolist()] if chunks else []
-    return sums
 
 
 # --- the conversation ----------------------------------------------------------------------------

@@ -14,14 +14,12 @@ from typing import Any
 from vlkit import hooks
 from vlkit.errors import ModelError, VlkitError, check_whole, is_number
 from vlkit.generation.reply import Reply, make_reply
-from vlkit.inputs import ModelInputs, check_context, ending_tokens, prepare_inputs
+from vlkit.inputs import ModelInputs, check_context, check_model, ending_tokens, prepare_inputs
 from vlkit.media.image import load_image
 from vlkit.media.video import ClipStore
 from vlkit.messages import as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
-from vlkit.models.load import VLM
-from vlkit.remote.answer import answer_remotely
-from vlkit.remote.model import RemoteVLM
+from vlkit.models.load import VLM, Model
 
 
 def generation_options(max_new_tokens: int, temperature: float, top_p: float, seed: Any) -> dict:
@@ -44,7 +42,7 @@ def generation_options(max_new_tokens: int, temperature: float, top_p: float, se
 
 @hooks.answered
 def generate(
-    vlm: VLM | RemoteVLM,
+    vlm: Model,
     messages: str | Mapping | list,
     *,
     max_new_tokens: int = 256,
@@ -71,11 +69,12 @@ def generate(
         VlkitError: malformed messages or options.
     """
     options = generation_options(max_new_tokens, temperature, top_p, seed)
-    return _answer(vlm, as_messages(messages), options, seed)
+    check_model(vlm)
+    return vlm.answer(as_messages(messages), options, seed)
 
 
 def stream(
-    vlm: VLM | RemoteVLM,
+    vlm: Model,
     messages: str | Mapping | list,
     *,
     max_new_tokens: int = 256,
@@ -90,13 +89,14 @@ def stream(
     Afterwards ``.reply`` holds the whole Reply, also of a stopped one.
     """
     options = generation_options(max_new_tokens, temperature, top_p, seed)
+    check_model(vlm)
     return Stream(vlm, as_messages(messages), options, seed)
 
 
 class Stream:
     """An answer under way; an iterator over pieces of text. Made by :func:`stream`."""
 
-    def __init__(self, vlm: VLM | RemoteVLM, messages: list[dict], options: dict, seed: int | None):
+    def __init__(self, vlm: Model, messages: list[dict], options: dict, seed: int | None):
         self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
         self._pieces: queue.SimpleQueue = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -130,8 +130,8 @@ class Stream:
 
     def _work(self) -> None:
         try:
-            self._reply = _answer(
-                self._vlm, self._messages, self._options, self._seed, self._put, self._stopped
+            self._reply = self._vlm.answer(
+                self._messages, self._options, self._seed, self._put, self._stopped
             )
             self._note(self._reply)
             self._pieces.put(None)
@@ -147,12 +147,19 @@ class Stream:
 # --- the model's run -----------------------------------------------------------------------------
 
 
-def _answer(
-    vlm: VLM | RemoteVLM, messages: list[dict], options: dict, seed, put=None, stopped=None
+def answer_here(
+    vlm: VLM, messages: list[dict], options: dict, seed, put=None, stopped=None
 ) -> Reply:
-    """The one place where models on this machine and others part."""
-    if isinstance(vlm, RemoteVLM):
-        return answer_remotely(vlm, messages, options, seed, put, stopped)
+    """The Reply of a model on this machine.
+
+    Args:
+        vlm: the model.
+        messages: checked.
+        options: from :func:`generation_options`.
+        seed: for sampling, or None.
+        put: called with each piece of text as it comes.
+        stopped: set it to end the answer within a token.
+    """
     start = time.perf_counter()
     inputs = prepare_inputs(vlm, [messages])
     tokens = run_row(vlm, inputs, options, seed, put, stopped)
@@ -244,7 +251,7 @@ class Chat:
         **options: defaults for every turn, as for :func:`generate`.
     """
 
-    def __init__(self, vlm: VLM | RemoteVLM, system: str | None = None, **options: Any):
+    def __init__(self, vlm: Model, system: str | None = None, **options: Any):
         self.vlm, self.options = vlm, options
         self.messages = [_system(system)] if system is not None else []
         self._clips = ClipStore()
@@ -279,8 +286,4 @@ class Chat:
         return turn
 
     def _remember(self, turn: dict, reply: Reply) -> None:
-        if isinstance(self.vlm, RemoteVLM):
-            said = reply.raw.rpartition("</think>")[2].lstrip("\n")
-        else:
-            said = reply.raw.removesuffix(self.vlm.processor.tokenizer.eos_token or "")
-        self.messages += [turn, assistant(said)]
+        self.messages += [turn, assistant(self.vlm.spoken(reply.raw))]

@@ -240,8 +240,7 @@ class Example:
         """The size at which the model sees the picture that the boxes lie on."""
         if self.coordinates.size is None:
             return None
-        from vlkit.inputs import size_rules
 
         media = map(read_media_item, self.media)
         image = next((each for each in media if isinstance(each, Image)), None)
-        return size_rules(vlm).image_size(self.coordinates.size, image)
+        return vlm.rules.image_size(self.coordinates.size, image)

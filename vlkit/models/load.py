@@ -6,18 +6,27 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Unpack
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
 
 from vlkit.errors import ModelError, RemoteError, check_whole, one_line
 from vlkit.models.adapters import attach_adapter, find_adapter
-from vlkit.models.families import family_of
+from vlkit.models.families import SizeRules, family_of, rules_of_processor
 from vlkit.models.hub import Hub, ModelFolder, find_model
-from vlkit.remote.model import HostedOptions, RemoteVLM, load_remote
-from vlkit.remote.services import is_remote_name
-from vlkit.settings import honours_choice
+from vlkit.models.memory import Cost, count_cost
+from vlkit.models.weights import model_identity
+from vlkit.settings import HOSTED_OPTIONS, honours_choice
+
+if TYPE_CHECKING:
+    from vlkit.remote.model import HostedOptions, RemoteVLM
+
+# models that run elsewhere, by the prefix of their names: the module whose load_remote loads them
+HOSTED = {"openai": "vlkit.remote.model", "dashscope": "vlkit.remote.model"}
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -127,6 +136,97 @@ def _quantization(quantize: str, dtype: Any):
 QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
 
 
+class Model(Protocol):
+    """What a model on this machine (:class:`VLM`) and a hosted one share.
+
+    Nothing outside of ``models`` and ``remote`` asks which of the two a model is.
+
+    Attributes:
+        name: what the model was called when it was loaded.
+        family: a key of ``FAMILIES``.
+        processor: its transformers processor; None where its tokenizer is not at hand.
+        adapter: the adapter's folder, or None.
+        chosen_by: the settings file or variable that named the model, or None.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def processor(self) -> Any: ...
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def chosen_by(self) -> str | None: ...
+    @property
+    def context_length(self) -> int:
+        """The most tokens that prompt and answer may have together."""
+
+    @property
+    def rules(self) -> SizeRules:
+        """How large the model sees pictures and frames."""
+
+    @property
+    def load_options(self) -> Mapping[str, Any]:
+        """The options that load it again, without secrets."""
+
+    @property
+    def identity(self) -> Any:
+        """What an answer depends on besides the question; values for JSON."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no file may hold."""
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether log-probabilities and attention can be computed."""
+
+    def require_weights(self) -> None:
+        """Raises VlkitError where the weights are not on this machine."""
+
+    def with_limit(self, max_image_tokens: int | None) -> Any:
+        """The same model with another limit for its pictures."""
+
+    def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
+        """What so many tokens cost, in the currency of its prices; None without prices."""
+
+    def memory_cost(self) -> Cost | None:
+        """Bytes that a prompt needs, the weights included; None where they are not ours."""
+
+    def answer(
+        self,
+        messages: list[dict],
+        options: dict,
+        seed: int | None,
+        put: Callable[[str], None] | None = None,
+        stopped: Event | None = None,
+    ) -> Any:
+        """The Reply to one conversation.
+
+        Args:
+            messages: checked.
+            options: from :func:`vlkit.generation.generate.generation_options`.
+            seed: for sampling, or None.
+            put: called with each piece of text as it comes.
+            stopped: set it to end the answer within a token.
+        """
+
+    def answer_path(self) -> tuple[str, str]:
+        """How rows are answered (``"fast"``, ``"library"`` or ``"remote"``), and why."""
+
+    def answer_rows(
+        self, conversations: Sequence[Any], indices: Sequence[int], settings: Any, tally: Any
+    ) -> Generator[tuple[int, Any], None, None]:
+        """(index, Reply or Failure) of many conversations, each as it finishes."""
+
+    def spoken(self, raw: str) -> str:
+        """An answer as a conversation remembers it."""
+
+
 @dataclass(frozen=True, eq=False)
 class VLM:
     """A loaded model with its processor.
@@ -163,6 +263,76 @@ class VLM:
     def context_length(self) -> int:
         """The most tokens that prompt and answer may have together."""
         return self.model.config.get_text_config().max_position_embeddings
+
+    # --- what a model on this machine and a hosted one share ---------------------------------
+
+    @property
+    def rules(self) -> SizeRules:
+        """How large the model sees pictures and frames."""
+        return rules_of_processor(self.processor, self.family, self.max_image_tokens)
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """What it was loaded with that its answers depend on, for code that loads it again."""
+        options = {"adapter": self.adapter, "max_image_tokens": self.max_image_tokens}
+        return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def identity(self) -> list[Any]:
+        """What an answer depends on besides the question; values for JSON.
+
+        Settings are read each time; the weights' sums only after one of them was written to.
+        """
+        return model_identity(self)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no file may hold: nothing, for a model on this machine."""
+        return ()
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether log-probabilities and attention can be computed."""
+        return True
+
+    def require_weights(self) -> None:
+        """Raises VlkitError where the weights are not on this machine."""
+
+    def with_limit(self, max_image_tokens: int | None) -> VLM:
+        """The same model with another limit for its pictures."""
+        return replace(self, max_image_tokens=max_image_tokens)
+
+    def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
+        """What so many tokens cost in money: None."""
+        return None
+
+    def memory_cost(self) -> Cost | None:
+        """Bytes that a prompt needs, the weights included."""
+        held = sum(p.nbytes for p in (*self.model.parameters(), *self.model.buffers()))
+        size = self.model.dtype.itemsize
+        return count_cost(self.model.config, held, value_bytes=size, held=held)
+
+    def answer(self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None):
+        """Answer one conversation; see :func:`vlkit.generation.generate.answer_here`."""
+        from vlkit.generation.generate import answer_here
+
+        return answer_here(self, messages, options, seed, put, stopped)
+
+    def answer_path(self) -> tuple[str, str]:
+        """How rows of a batch are answered, ``"fast"`` or ``"library"``, and why."""
+        from vlkit.generation.rows import choose_path
+
+        return choose_path(self)
+
+    def answer_rows(self, conversations: Sequence[Any], indices: Sequence[int], settings, tally):
+        """Answer many; see :func:`vlkit.generation.rows.answer_rows_here`."""
+        from vlkit.generation.rows import answer_rows_here
+
+        return answer_rows_here(self, conversations, indices, settings, tally)
+
+    def spoken(self, raw: str) -> str:
+        """An answer as it is remembered in a conversation, without the token that ends it."""
+        return raw.removesuffix(self.processor.tokenizer.eos_token or "")
 
     def __repr__(self) -> str:
         extra = f", adapter={self.adapter!r}" if self.adapter else ""
@@ -224,9 +394,10 @@ def load(
     here = {"hub": (hub, "auto"), "revision": (revision, None), "device": (device, "auto"),
             "dtype": (dtype, "auto"), "attn": (attn, "auto"), "quantize": (quantize, None),
             "adapter": (adapter, None)}  # fmt: skip
-    if isinstance(model, str) and is_remote_name(model):
+    if prefix := hosted_prefix(model):
         _refuse_options(model, here)
-        return load_remote(model, max_image_tokens=max_image_tokens, **hosted)
+        remote = import_module(HOSTED[prefix])
+        return remote.load_remote(model, max_image_tokens=max_image_tokens, **hosted)
     if hosted:
         _refuse_hosted(model, next(iter(hosted)))
     return load_here(
@@ -235,8 +406,14 @@ def load(
     )  # fmt: skip
 
 
+def hosted_prefix(model: Any) -> str | None:
+    """The prefix of a hosted model's name, such as ``"openai"`` of ``"openai:gpt-x"``, or None."""
+    prefix = model.partition(":")[0].lower() if isinstance(model, str) and ":" in model else None
+    return prefix if prefix in HOSTED else None
+
+
 def _refuse_hosted(model: str | os.PathLike, name: str) -> NoReturn:
-    if name in HostedOptions.__annotations__:
+    if name in HOSTED_OPTIONS:
         raise ModelError(f'{name}= is for hosted models, such as "openai:…"; {model} runs here')
     raise ModelError(f"load() has no option {name}=; see help(vlkit.load)")
 
@@ -266,7 +443,7 @@ def load_here(
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
 
 
-def _refuse_options(model: str, here: dict[str, tuple]) -> None:
+def _refuse_options(model: Any, here: dict[str, tuple]) -> None:
     if given := [name for name, (value, default) in here.items() if value != default]:
         raise RemoteError(
             f"{given[0]}= is for models on this machine; {model} runs as its service has it"

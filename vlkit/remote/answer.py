@@ -14,7 +14,7 @@ from vlkit.inputs import estimate_text
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import DeferredClips
 from vlkit.remote.client import TRIES_AGAIN, RawAnswer, ask, run
-from vlkit.remote.model import RemoteVLM
+from vlkit.remote.endpoint import Endpoint
 from vlkit.remote.request import Request, make_request
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
@@ -27,7 +27,7 @@ _REASONS = {"stop": "stop", "length": "length", "cancelled": "cancelled"}
 
 
 def answer_remotely(
-    remote: RemoteVLM,
+    remote: Endpoint,
     messages: list[dict],
     options: dict,
     seed: int | None,
@@ -82,7 +82,7 @@ class TextPieces:
 
 
 def make_reply(
-    remote: RemoteVLM, request: Request, answer: RawAnswer, start: float, *, keep: bool = True
+    remote: Endpoint, request: Request, answer: RawAnswer, start: float, *, keep: bool = True
 ) -> Reply:
     """The Reply of an answer.
 
@@ -116,7 +116,7 @@ def make_reply(
     )
 
 
-def _usage(remote: RemoteVLM, request: Request, answer: RawAnswer) -> Usage:
+def _usage(remote: Endpoint, request: Request, answer: RawAnswer) -> Usage:
     """The service's own counts; where it gave none, as of a stopped answer, estimates."""
     image = sum(w * h // remote.rules.side**2 for w, h in request.input_sizes)
     frames = [(clip.frame_size, (len(clip.indices) + 1) // 2) for clip in request.clips]
@@ -137,7 +137,7 @@ def _usage(remote: RemoteVLM, request: Request, answer: RawAnswer) -> Usage:
     )
 
 
-def _compare(remote: RemoteVLM, counted: int | None, sent: int, pictures: int) -> None:
+def _compare(remote: Endpoint, counted: int | None, sent: int, pictures: int) -> None:
     """Say so where the service saw pictures of another size: boxes in pixels would be off."""
     if counted and pictures and abs(counted - sent) > max(2 * pictures, 0.02 * sent):
         warnings.warn(

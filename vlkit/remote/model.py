@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict
 
-from vlkit.errors import RemoteError
-from vlkit.models.families import SizeRules
+from vlkit.errors import RemoteError, VlkitError
+from vlkit.remote.answer import answer_remotely
 from vlkit.remote.client import list_models, open_client
+from vlkit.remote.endpoint import Endpoint
+from vlkit.remote.rows import answer_rows_remotely
 from vlkit.remote.services import (
     CONTEXTS,
     OPENAI_URL,
@@ -51,46 +53,13 @@ class HostedOptions(TypedDict, total=False):
     extra_body: Mapping[str, Any] | None
 
 
-@dataclass(frozen=True, eq=False)
-class RemoteVLM:
+class RemoteVLM(Endpoint):
     """A hosted or served model, which vlkit's functions take as they take a :class:`vlkit.VLM`.
 
-    It never shows its key. Weights, attention and log-probabilities are out of reach.
-
-    Attributes:
-        name: what it was called when it was loaded.
-        model: what the service calls it.
-        base_url: the endpoint.
-        family: a key of ``FAMILIES``.
-        rules: how large its pictures are sent.
-        context_length: the most tokens that prompt and answer may have together.
-        service: the kind of service.
-        rules_told: whether the service itself told the rules.
-        prices: per million input and output tokens, or None.
-        timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
-        load_options: what it was loaded with, without the key.
-        served: names of the models that the endpoint serves, as far as it tells.
-        client: the openai package's client.
-        chosen_by: the settings file or variable that named the model, or None.
+    It never shows its key. Weights, attention and log-probabilities are out of reach. Its fields
+    are those of :class:`vlkit.remote.endpoint.Endpoint`; what it shares with a model on this
+    machine is :class:`vlkit.models.load.Model`.
     """
-
-    name: str
-    model: str
-    base_url: str
-    family: str
-    rules: SizeRules
-    context_length: int
-    service: Service
-    rules_told: bool
-    prices: Mapping[str, float] | None
-    timeout: float
-    retries: int
-    concurrency: int
-    extra_body: Mapping[str, Any]
-    load_options: Mapping[str, Any]
-    served: tuple[str, ...]
-    client: Any = field(repr=False)
-    chosen_by: str | None = None
 
     adapter = None
     revision = None
@@ -100,30 +69,42 @@ class RemoteVLM:
         """Limit for every picture without one of its own, or None."""
         return self.rules.max_image_tokens
 
+    processor = None  # its tokenizer is not at hand
+
     @property
-    def identity(self) -> dict[str, Any]:
-        """What an answer depends on beside the question, without the key; values for JSON."""
-        return {
-            "model": self.model,
-            "base_url": self.base_url,
-            "family": self.family,
-            "rules": asdict(self.rules),
-            "extra_body": dict(self.extra_body),
-        }
+    def scores_tokens(self) -> bool:
+        """Whether log-probabilities and attention can be computed."""
+        return False
 
-    def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
-        """What so many tokens cost by ``prices``, in their currency; None without prices."""
-        if self.prices is None:
-            return None
-        return (prompt_tokens * self.prices["input"] + new_tokens * self.prices["output"]) / 1e6
+    def require_weights(self) -> None:
+        """Raises VlkitError: the weights are not on this machine."""
+        raise VlkitError(
+            f"{self.name} runs elsewhere; this needs a model's weights on this machine, as of "
+            "vlkit.load()"
+        )
 
-    def __repr__(self) -> str:
-        extra = f", chosen by {self.chosen_by}" if self.chosen_by else ""
-        where = f"base_url={self.base_url!r}"
-        return f"RemoteVLM({self.name!r}, family={self.family!r}, {where}{extra})"
+    def with_limit(self, max_image_tokens: int | None) -> RemoteVLM:
+        """The same model with another limit for its pictures."""
+        return replace(self, rules=replace(self.rules, max_image_tokens=max_image_tokens))
 
-    def __reduce__(self) -> Any:
-        raise RemoteError(f"{self.name} holds a key and cannot be saved; load it where it is used")
+    def memory_cost(self) -> None:
+        """None: the memory is the service's."""
+
+    def answer(self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None):
+        """Answer one conversation; see :func:`vlkit.remote.answer.answer_remotely`."""
+        return answer_remotely(self, messages, options, seed, put, stopped)
+
+    def answer_path(self) -> tuple[str, str]:
+        """How rows of a batch are answered: ``"remote"``, without a note."""
+        return "remote", ""
+
+    def answer_rows(self, conversations: Sequence[Any], indices: Sequence[int], settings, tally):
+        """Answer many; see :func:`vlkit.remote.rows.answer_rows_remotely`."""
+        return answer_rows_remotely(self, conversations, indices, settings, tally)
+
+    def spoken(self, raw: str) -> str:
+        """An answer as it is remembered in a conversation, without what was thought before."""
+        return raw.rpartition("</think>")[2].lstrip("\n")
 
 
 _DEFAULTS: HostedOptions = {

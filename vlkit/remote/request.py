@@ -18,7 +18,7 @@ from vlkit.media.image import Image
 from vlkit.media.video import Clip, Video, load_clip
 from vlkit.messages import as_messages, iterate_media, media_of, read_media_item, text_of
 from vlkit.models.families import fit_size, smart_resize
-from vlkit.remote.model import RemoteVLM
+from vlkit.remote.endpoint import Endpoint
 from vlkit.remote.services import frame_bounds, picture_bounds
 
 MOST_BYTES = 7_000_000  # of a file: DashScope takes data URLs of under 10 MB
@@ -107,7 +107,7 @@ class Request:
     begun: str = ""
 
 
-def make_request(remote: RemoteVLM, conversation: Any, options: dict, seed: int | None) -> Request:
+def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int | None) -> Request:
     """Read the media, size and encode them, and write down the options.
 
     Args:
@@ -142,7 +142,7 @@ def make_request(remote: RemoteVLM, conversation: Any, options: dict, seed: int 
 # --- media ---------------------------------------------------------------------------------------
 
 
-def _media_parts(remote: RemoteVLM, media: list, images, clips: list[Clip]):
+def _media_parts(remote: Endpoint, media: list, images, clips: list[Clip]):
     """The content parts of all media, in the order of the conversation."""
     waiting = iter(clips)
     for each in media:
@@ -152,7 +152,7 @@ def _media_parts(remote: RemoteVLM, media: list, images, clips: list[Clip]):
             yield _clip_part(remote, next(waiting))
 
 
-def _picture_part(remote: RemoteVLM, image: PIL.Image.Image, picture: Image, size: Size) -> dict:
+def _picture_part(remote: Endpoint, image: PIL.Image.Image, picture: Image, size: Size) -> dict:
     bounds: dict[str, int] = {}
     if _is_resized_alike(remote, image, picture, size):
         size = image.size
@@ -163,7 +163,7 @@ def _picture_part(remote: RemoteVLM, image: PIL.Image.Image, picture: Image, siz
     return {"type": "image_url", "image_url": {"url": picture_url(image, size)}, **bounds}
 
 
-def _seen_size(remote: RemoteVLM, size: Size, picture: Image) -> Size:
+def _seen_size(remote: Endpoint, size: Size, picture: Image) -> Size:
     """At which the service sees a picture: never below its own fewest pixels."""
     rules = remote.rules
     size = rules.image_size(size, picture)
@@ -172,14 +172,14 @@ def _seen_size(remote: RemoteVLM, size: Size, picture: Image) -> Size:
     return smart_resize(size, rules.side, rules.image_pixels[0], math.inf)
 
 
-def _is_resized_alike(remote: RemoteVLM, image, picture: Image, size: Size) -> bool:
+def _is_resized_alike(remote: Endpoint, image, picture: Image, size: Size) -> bool:
     """Whether the server's own processor makes this size of the original, to the bit as here."""
     rules = remote.rules
     known = remote.rules_told and rules.image_limits(picture) == rules.image_pixels
     return known and image.width * image.height <= 2 * size[0] * size[1]
 
 
-def _sample(remote: RemoteVLM, video: Video) -> Clip:
+def _sample(remote: Endpoint, video: Video) -> Clip:
     if remote.service.name == "openai":
         raise RemoteError(
             f"{remote.base_url} takes no clips; pass frames as pictures: "
@@ -197,7 +197,7 @@ def _sample(remote: RemoteVLM, video: Video) -> Clip:
     return load_clip(video, resize)
 
 
-def _clip_part(remote: RemoteVLM, clip: Clip) -> dict:
+def _clip_part(remote: Endpoint, clip: Clip) -> dict:
     frames = [frame_base64(picture) for picture in clip.pictures]
     if remote.service.name != "dashscope":  # as vLLM takes frames that are sampled already
         return {
@@ -225,7 +225,7 @@ def _frame_rate(clip: Clip) -> float:
     return round(rate, 3)
 
 
-def _clip_fields(remote: RemoteVLM, clips: list[Clip]) -> dict[str, Any]:
+def _clip_fields(remote: Endpoint, clips: list[Clip]) -> dict[str, Any]:
     """When the frames were, as vLLM takes it: for the one clip of a request."""
     if len(clips) != 1 or remote.service.name != "compatible":
         return {}
@@ -257,7 +257,7 @@ def _begun(messages: list[dict]) -> str:
 
 
 def _fields(
-    remote: RemoteVLM, messages: list[dict], options: dict, seed: int | None, clips: list[Clip]
+    remote: Endpoint, messages: list[dict], options: dict, seed: int | None, clips: list[Clip]
 ) -> dict[str, Any]:
     """Options: fields of the protocol, and ``extra_body`` with each service's own."""
     service, extra = remote.service, _clip_fields(remote, clips)
@@ -272,7 +272,7 @@ def _fields(
     return {**fields, "extra_body": {**extra, **remote.extra_body}}
 
 
-def _sampling(remote: RemoteVLM, options: dict, seed: int | None) -> dict[str, Any]:
+def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, Any]:
     service, temperature = remote.service, options["temperature"]
     for name, value, most in (
         ("temperature", temperature, service.most_temperature),
@@ -284,7 +284,7 @@ def _sampling(remote: RemoteVLM, options: dict, seed: int | None) -> dict[str, A
     return fields | ({} if seed is None else {"seed": seed})
 
 
-def _go_on(remote: RemoteVLM, messages: list[dict]) -> dict[str, Any]:
+def _go_on(remote: Endpoint, messages: list[dict]) -> dict[str, Any]:
     """What asks for an answer that goes on from its beginning."""
     if remote.service.name == "openai":
         raise RemoteError(

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from vlkit.errors import ModelError, RemoteError
 from vlkit.models.families import FAMILIES, SizeRules, family_of_name, published_rules
+from vlkit.models.load import hosted_prefix
 
-PREFIXES = ("openai:", "dashscope:")
 OPENAI_URL = "https://api.openai.com/v1"
 REGIONS = {
     "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
@@ -75,7 +75,7 @@ _HOSTED = (
 
 def is_remote_name(model: Any) -> bool:
     """Whether a model's name means one behind an endpoint: ``"openai:…"`` or ``"dashscope:…"``."""
-    return isinstance(model, str) and model.lower().startswith(PREFIXES)
+    return hosted_prefix(model) is not None
 
 
 def service_at(base_url: str) -> Service:

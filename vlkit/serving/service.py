@@ -15,7 +15,7 @@ from vlkit.engine.scheduler import Waiting
 from vlkit.engine.slots import Row, describe_row, split_media, split_rows
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Usage, count_usage
-from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inputs, size_rules
+from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inputs
 from vlkit.media.video import Clip, ClipInfo
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
@@ -209,7 +209,7 @@ class ChatService:
         return {
             "id": self.name, "object": "model", "created": 0, "owned_by": "vlkit",
             "max_model_len": self.context,
-            "vlkit": {"family": self.vlm.family, **asdict(size_rules(self.vlm))},
+            "vlkit": {"family": self.vlm.family, **asdict(self.vlm.rules)},
         }  # fmt: skip
 
     def describe_state(self) -> dict[str, Any]:

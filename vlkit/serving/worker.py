@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlkit.batch.run import choose_path
 from vlkit.engine.scheduler import PREFILL_TOKENS, Waiting, choose_group, launched_on
 from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
 from vlkit.engine.vision import Cores, Encoder
 from vlkit.generation.generate import all_rows, generation_options, seeded
 from vlkit.generation.reply import Usage
+from vlkit.generation.rows import choose_path
 from vlkit.inputs import ending_tokens
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, count_cost, return_freed_memory

@@ -15,8 +15,6 @@ from vlkit.errors import GroundingParseError, MediaError, VlkitError
 from vlkit.generation.reply import Reply
 from vlkit.grounding.boxes import Box, Item
 from vlkit.grounding.parse import format_grounding
-from vlkit.inputs import size_rules
-from vlkit.remote.model import RemoteVLM
 from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.canvas import BoxCanvas
 from vlkit.widgets.panel import Panel, StatusLine, add_classes
@@ -158,7 +156,7 @@ class GroundingPanel(Panel):
             self.drawn,
             family=self.vlm.family,
             image_size=self._picture.size,
-            input_size=size_rules(self.vlm).image_size(self._picture.size),
+            input_size=self.vlm.rules.image_size(self._picture.size),
         )
 
     def _media_code(self) -> list[str]:
@@ -188,7 +186,7 @@ class GroundingPanel(Panel):
         if picture is self._picture:  # else another was chosen meanwhile
             self.items, left_out = _read(self.reply)
             self.canvas.show_items(self.items, {})
-        if isinstance(self.vlm, RemoteVLM):  # its tokens cannot be weighed from here
+        if not self.vlm.scores_tokens:
             if left_out:
                 self.status.say(left_out)
             return

@@ -15,7 +15,7 @@ from vlkit.errors import RemoteError
 from vlkit.generation.reply import Failure, Reply
 from vlkit.remote.answer import make_reply
 from vlkit.remote.client import PATIENCE, RawAnswer, ask, event_loop
-from vlkit.remote.model import RemoteVLM
+from vlkit.remote.endpoint import Endpoint
 from vlkit.remote.request import make_request
 
 LATER_PATIENCE = 120.0  # seconds for which a connection is tried that has worked before
@@ -28,7 +28,7 @@ Row = tuple[int, Reply | Failure]
 
 
 def answer_rows_remotely(
-    remote: RemoteVLM,
+    remote: Endpoint,
     conversations: Sequence[Any],
     indices: Sequence[int],
     settings: Settings,
@@ -56,7 +56,7 @@ def answer_rows_remotely(
 class _State:
     """What the workers of a batch share; they all run on the event loop."""
 
-    remote: RemoteVLM
+    remote: Endpoint
     conversations: Sequence[Any]
     waiting: Iterator[int]
     settings: Settings
