@@ -280,9 +280,7 @@ OPTIONS = {"max_new_tokens": 64, "temperature": 0.0}
 
 def model(**changes):
     fields = {"family": "qwen2_vl", "name": "a", "max_image_tokens": None, "revision": None}
-    fields |= changes
-    folder = SimpleNamespace(revision=fields.pop("revision"), config=fields.pop("config", {}))
-    return SimpleNamespace(folder=folder, **fields)
+    return SimpleNamespace(identity=fields | changes)
 
 
 def key(messages, vlm=None, **options):
