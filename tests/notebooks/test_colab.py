@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from test_run import prepare
+from notebook_cases import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 MANAGER = "https://example.org/manager.min.js"

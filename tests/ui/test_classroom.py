@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Lab
+from jupyter_lab import Lab
 from playwright.sync_api import expect
 
 REPORTS = Path(__file__).parents[2] / "reports" / "ui"

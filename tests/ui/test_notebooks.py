@@ -1,17 +1,15 @@
 """Every notebook as a reader has it: run from top to bottom in JupyterLab, its panel used."""
 
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from notebook_cases import CASES
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "reports" / "ui"
-sys.path.insert(0, str(ROOT / "tests" / "notebooks"))
-from test_run import CASES  # noqa: E402
 
 LONG = 90_000  # milliseconds
 

@@ -24,6 +24,7 @@ from vlkit.errors import VlkitError
 from vlkit.lora.runs import last_checkpoint
 from vlkit.lora.trainer import is_spread
 
+HELPERS = Path(__file__).parents[1] / "helpers"
 LINES = {"batch_size": 4, "epochs": 2, "learning_rate": "1e-2", "seed": 1, "max_image_tokens": 9}
 
 
@@ -100,7 +101,7 @@ def test_weights_spread_over_two_processes_by_fsdp_learn_the_same(write, tmp_pat
     """Checkpoints are in two parts and gone on from, the adapter at the end is whole."""
     learn_alone(write("one"))
     two = tmp_path / "two"
-    script = (*FSDP, str(Path(__file__).with_name("fsdp_on_cpus.py")), "train")
+    script = (*FSDP, str(HELPERS / "fsdp_on_cpus.py"), "train")
     told = launch(*script, str(write("two", batch_size=2)))
     parts = sorted(two.glob("checkpoint-4/pytorch_model_fsdp_0/*.distcp"))
     assert len(parts) == 2 and all(part.stat().st_size for part in parts)

@@ -9,7 +9,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from adapter_files import save_adapter
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
@@ -18,23 +19,8 @@ from vlkit.errors import ModelError
 from vlkit.inputs import prepare_inputs
 from vlkit.models.adapters import _family_named
 
-LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)"
 PICTURE = PIL.Image.new("RGB", (120, 90), "orange")
 QUESTION = vlkit.user("What is this?", PICTURE)
-
-
-def save_adapter(base: Path, folder: Path, *, seed: int = 0, **options) -> Path:
-    """An adapter whose both halves are random, so that it changes every answer."""
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = LoraConfig(**{"r": 4, "target_modules": LANGUAGE_LAYERS, **options})
-        adapted = get_peft_model(network, config)
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

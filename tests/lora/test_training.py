@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from lora_talks import CLIP, KINDS, noise, talk
+from lora_talks import CLIP, KINDS, StopAt, noise, talk
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 import vlkit
@@ -82,14 +82,6 @@ def test_training_learns_and_leaves_the_model_alone(tiny_folder, tmp_path, kind)
     assert torch.allclose(logits(merged, question), logits(tuned, question), atol=1e-3)
     assert not torch.allclose(logits(merged, question), before, atol=1e-1)
     assert not hasattr(AutoModelForImageTextToText.from_pretrained(folder), "peft_config")
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_auto_takes_the_hub_that_has_the_revision(server, monkeypatch, tiny_fold
 
 
 def test_adapter_from_a_hub(server, tiny_folder, tmp_path):
-    from test_adapters import save_adapter
+    from adapter_files import save_adapter
 
     saved = save_adapter(tiny_folder("qwen2_vl"), tmp_path / "adapter")
     server.files = {p.name: p.read_bytes() for p in saved.iterdir()} | {"other.bin": b"0"}

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from lora_talks import noise, talk
+from lora_talks import StopAt, noise, talk
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -64,8 +64,6 @@ def test_layers_themselves_are_trained_and_put_back(tiny_folder, tmp_path, kind,
 
 
 def test_whole_layers_stopped_and_resumed(small, tmp_path):
-    from test_lora_train import StopAt
-
     options = {"rank": None, "epochs": 4, "learning_rate": 1e-3, "batch_size": 2}
     whole = train(small, ROWS, output_dir=tmp_path / "whole", **options)
     train(small, ROWS, output_dir=tmp_path / "half", callbacks=[StopAt(3)], **options)

@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageFont, ImageOps
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "data/samples"
 FONT = ROOT / "vlkit/fonts/NotoSansSC-subset.otf"
 SCRIPT = runpy.run_path(str(ROOT / "data/draw_samples.py"))

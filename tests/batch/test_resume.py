@@ -39,7 +39,7 @@ def answers(path):
 @pytest.mark.slow
 def test_killed_twenty_times_no_row_is_lost_doubled_or_torn(ask, tiny_folder, tmp_path):
     out, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-    script = str(Path(__file__).parents[1] / "killed_batch.py")
+    script = str(Path(__file__).parents[1] / "helpers" / "killed_batch.py")
     command = [sys.executable, script, str(tiny_folder("qwen2_vl")), str(out), str(KILLS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import numpy as np
 import PIL.Image
+from transformers import TrainerCallback
 
 import vlkit
 
@@ -23,3 +24,11 @@ def talk(*turns):
 
 
 CLIP = vlkit.Video([noise(64, 64, i) for i in range(4)], frames=4)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step

@@ -15,7 +15,7 @@ import vlkit
 from vlkit.errors import MediaError, VlkitError
 from vlkit.messages import as_messages, escape_control_tokens, iterate_media, read_media_item
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = json.loads((ROOT / "data/tiny-qwen2-vl/tokenizer.json").read_text(encoding="utf-8"))
 QWEN2_VL = {token["content"] for token in TOKENIZER["added_tokens"]}
 # what Qwen2.5-VL, Qwen3-VL and Qwen3.5 add to it, from their tokenizer_config.json

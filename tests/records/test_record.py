@@ -79,7 +79,7 @@ def test_without_a_run_nothing_is_written_and_nothing_is_imported(tmp_path):
         "assert ask(model(), '?').text == 'Yes.'\n"
         "print('vlkit.records' in sys.modules, 'torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1] / "helpers")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"] and not list(tmp_path.iterdir())
 

@@ -33,7 +33,7 @@ def test_fails_as_expected():
 @pytest.mark.parametrize("variable", [None, "CI", "VLKIT_NO_SKIPS"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_skip_fails_the_run_in_ci(tmp_path, variable, skip):
-    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
+    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
     (tmp_path / "test_it.py").write_text(TESTS.format(skip=skip))
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "VLKIT_NO_SKIPS")}

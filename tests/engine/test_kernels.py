@@ -10,7 +10,7 @@ import pytest
 
 CHECK = """
 import types, torch
-from vlkit.batching import kernels
+from vlkit.engine import kernels
 
 torch.manual_seed(0)
 
