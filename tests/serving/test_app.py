@@ -1,5 +1,7 @@
 """`vlkit serve`: the answers of vlkit.generate, to clients that nobody here wrote."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -8,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
+import PIL.Image
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
@@ -15,6 +18,7 @@ from served import ask, connect, data_url, health, send, text_of, user
 
 import vlkit
 from vlkit import serving
+from vlkit.serving.request import FORMATS
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 CLIP = vlkit.clips()["moves_right"].path
@@ -264,6 +268,53 @@ def test_the_models_entry_tells_sizes_and_family(vlm, server):
     (entry,) = listed["data"]
     assert status == 200 and entry["max_model_len"] == vlm.context_length
     assert entry["vlkit"]["family"] == "qwen2_vl" and entry["vlkit"]["patch_size"] == 14
+
+
+SAVED = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100}, "MPO": {"save_all": True}}
+
+
+def saved(kind):
+    """A sample as a file of another format; in colours that all of them keep."""
+    buffer, picture = io.BytesIO(), PIL.Image.open(SAMPLES["circles"]).convert("RGB")
+    picture = picture.quantize(64).convert("RGB")
+    more = {"append_images": [picture]} if kind == "MPO" else {}
+    picture.save(buffer, kind, **SAVED.get(kind, {}), **more)
+    assert PIL.Image.open(buffer).format == kind
+    return buffer.getvalue()
+
+
+def bytes_url(data, kind):
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
+def test_every_format_that_is_named_is_served(vlm, server, kind):
+    url = bytes_url(saved(kind), kind)
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": DESCRIBE}]
+    answer = ask(server, {"role": "user", "content": parts}, max_tokens=30)
+    expected = local(vlm, DESCRIBE, saved(kind), max_new_tokens=30)
+    assert text_of(answer) == expected.text
+    assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == expected.usage.image_tokens
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
+def test_every_format_that_is_named_makes_a_clips_frames(vlm, server, kind):
+    data = saved(kind)
+    parts = [
+        {"type": "video", "video": [bytes_url(data, kind)] * 4, "fps": 2},
+        {"type": "text", "text": "What moves where?"},
+    ]
+    answer = ask(server, {"role": "user", "content": parts}, max_tokens=8)
+    clip = vlkit.Video([data] * 4, fps=2, source_fps=2)
+    assert text_of(answer) == local(vlm, "What moves where?", clip, max_new_tokens=8).text
+
+
+def test_what_is_no_picture_is_refused_with_the_formats_that_are_taken(server):
+    part = {"type": "image_url", "image_url": {"url": bytes_url(b"8BPS, not a picture", "png")}}
+    body = {"model": server.name, "messages": [{"role": "user", "content": [part]}]}
+    status, _, answer = send(server, body)
+    assert status == 400
+    assert "is not a whole PNG, JPEG, WebP, GIF, BMP or TIFF" in answer["error"]["message"]
 
 
 def test_a_picture_that_only_decoding_finds_damaged_is_refused(server):

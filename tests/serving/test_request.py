@@ -178,12 +178,12 @@ def test_a_clip_in_a_data_url():
 
 BAD_MEDIA = [  # a picture's address, what the reason says
     ("data:image/png;base64,!!!", "cannot be decoded"),
-    ("data:image/png;base64,", "no whole PNG"),
-    ("data:text/plain,hello", "no whole PNG"),
+    ("data:image/png;base64,", "not a whole PNG"),
+    ("data:text/plain,hello", "not a whole PNG"),
     ("data:image/png;base64,iVBORw0", "cannot be decoded"),
     ("data:", "cannot be decoded"),
-    ("data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>", "no whole PNG"),
-    ("data:application/postscript,%25!PS-Adobe-3.0 EPSF-3.0", "no whole PNG"),
+    ("data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>", "not a whole PNG"),
+    ("data:application/postscript,%25!PS-Adobe-3.0 EPSF-3.0", "not a whole PNG"),
     ("", "reads no files"),
     ("/etc/passwd", "reads no files"),
     ("~/.ssh/id_rsa", "reads no files"),

@@ -298,7 +298,14 @@ def _path(place: Sequence[Any]) -> list[str]:
     return path
 
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # fewer decoders, fewer surprises
+# Pillow's names and the usual ones; few decoders, few surprises. Pillow raises KeyError at a name
+# that has no opener, such as "MPO": the stereo JPEGs of phones are opened by "JPEG".
+FORMATS = {
+    "PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "GIF": "GIF", "BMP": "BMP", "TIFF": "TIFF",
+}  # fmt: skip
+
+
+_ANY_FORMAT = " or ".join(", ".join(FORMATS.values()).rsplit(", ", 1))
 
 
 _FRAMES = "data:video/jpeg;base64,"  # vLLM's spelling of frames: JPEGs with commas between
@@ -374,13 +381,13 @@ def _read_picture(url: str, budget: Budget) -> bytes:
     data = _fetch(url, budget.limits)
     name = describe_source(data)
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        with PIL.Image.open(io.BytesIO(data), formats=list(FORMATS)) as picture:
             size = picture.size
     except PIL.Image.DecompressionBombError as error:
         raise MediaError(f"{name} has too many pixels; send a smaller one") from error
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise MediaError(
-            f"{name}, beginning with {data[:12]!r}, is no whole PNG, JPEG, WebP, GIF, BMP or TIFF"
+            f"{name}, beginning with {data[:12]!r}, is not a whole {_ANY_FORMAT}"
         ) from error
     budget.count_pixels(*size)
     return data
