@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from math import isfinite
 from typing import Any
 
@@ -52,6 +54,14 @@ def shorten(text: str) -> str:
     if not text or not text.isprintable():
         text = ascii(text)  # quoted, with control characters spelt out
     return text if len(text) <= 200 else text[:120] + "…" + text[-60:]
+
+
+def warn_user(message: str) -> None:
+    """Warn in the line outside of vlkit that led here, however many calls lie between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "vlkit":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def counted(number: int, noun: str) -> str:

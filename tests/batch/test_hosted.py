@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import re
 import signal
 import threading
@@ -13,6 +14,7 @@ from openai_server import USAGE, Said, serve
 import vlkit
 from vlkit.batch.keys import row_keys
 from vlkit.errors import VlkitError
+from vlkit.generation import reply
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 
@@ -63,6 +65,133 @@ def test_a_bad_row_fails_alone(server, load, tmp_path):
     kinds = [getattr(result, "kind", "Reply") for result in results]
     assert kinds == ["Reply", "MediaError", "VlkitError", "Reply"]
     assert results.report.failures == 2
+
+
+SET = "Objects: {'cat', 'dog'}\n[{'bbox_2d': [28, 28, 56, 56], 'label': 'cat'}]"
+
+
+def pictures(count):
+    return [vlkit.user(f"number {i}", vlkit.sample("circles")) for i in range(count)]
+
+
+def test_an_answer_with_a_python_set_ends_no_batch_and_no_resume(server, load, tmp_path):
+    out, vlm = tmp_path / "a.jsonl", load(family="qwen2_5_vl")
+    server.script = lambda body: Said(SET if number_of(body) == 3 else "nothing there")
+    for resumed in (0, 8):
+        results = vlkit.generate_batch(vlm, pictures(8), out=out, progress=False)
+        assert results.report.failures == 0 and results.report.resumed == resumed
+        assert [box.label for box in results[3].boxes] == ["cat"]
+        assert len(vlkit.to_frame(results)["boxes"][3]) == 1 and "<img" in results[3]._repr_html_()
+
+
+@pytest.mark.parametrize("error", [AttributeError("keys"), RecursionError("deep"), KeyError("x")])
+def test_what_a_reader_raises_about_a_row_is_that_rows_note(
+    server, load, tmp_path, monkeypatch, error
+):
+    read = reply.read_grounding
+
+    def broken(text, **options):
+        if text == "3":
+            raise error
+        return read(text, **options)
+
+    monkeypatch.setattr(reply, "read_grounding", broken)
+    server.script = lambda body: Said(str(number_of(body)))
+    for resumed in (0, 8):
+        out = tmp_path / "a.jsonl"
+        results = vlkit.generate_batch(load(), pictures(8), out=out, progress=False)
+        assert [str(each) for each in results] == list("01234567")
+        assert results.report.resumed == resumed
+    notes = [json.loads(line).get("grounding_note") for line in out.read_text().splitlines()]
+    assert [note for note in notes if note] == [str(error)]
+
+
+@pytest.mark.parametrize("where", ["vlkit.generation.reply.record_of", "vlkit.batch.run._names"])
+def test_what_a_recorder_raises_about_a_row_ends_no_batch(
+    server, load, tmp_path, monkeypatch, where
+):
+    works = pkgutil.resolve_name(where.rpartition(".")[0])
+    name = where.rpartition(".")[2]
+    function, calls = getattr(works, name), []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("broken")
+        return function(*arguments)
+
+    monkeypatch.setattr(where, broken)
+    results = ask(load(), 8, out=tmp_path / "a.jsonl")
+    failed = [each for each in results if isinstance(each, vlkit.Failure)]
+    assert [str(each) for each in failed] == ["RuntimeError: broken"] * (name == "record_of")
+    again = ask(load(), 8, out=tmp_path / "a.jsonl").report
+    assert again.failures == 0 and again.resumed == 8 - len(failed)
+
+
+def test_what_on_result_raises_is_a_warning(server, load):
+    seen = []
+
+    def view(index, result):
+        seen.append(index)
+        if index == 3:
+            raise ValueError("no such widget")
+
+    with pytest.warns(UserWarning, match="row 3: on_result failed .*no such widget") as caught:
+        results = ask(load(), 8, on_result=view)
+    assert results.report.failures == 0 and sorted(seen) == list(range(8))
+    assert caught[0].filename == __file__
+
+
+def test_a_row_of_the_file_that_cannot_be_read_back_is_asked_again(server, load, tmp_path):
+    out = tmp_path / "a.jsonl"
+    ask(load(), 5, out=out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows[1].pop("usage")
+    rows[2]["family"] = "gpt"
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match="cannot be read back .* asked again") as caught:
+        results = ask(load(), 5, out=out)
+    assert results.report.resumed == 3 and results.report.failures == 0 and len(caught) == 2
+    assert ask(load(), 5, out=out).report.resumed == 5
+
+
+class Odd:
+    """What no code is ready for."""
+
+    ndim = 3
+
+    def __repr__(self):
+        raise ZeroDivisionError
+
+    def __getattr__(self, name):
+        raise OSError(name)
+
+
+def test_a_conversation_that_breaks_its_own_key_fails_alone(server, load, tmp_path):
+    picture = {"role": "user", "content": [{"type": "image", "image": Odd()}]}
+    rows = ["number 0", Odd(), [Odd()], picture, "number 4"]
+    for resumed in (0, 2):
+        results = vlkit.generate_batch(load(), rows, out=tmp_path / "a.jsonl", progress=False)
+        kinds = [isinstance(each, vlkit.Failure) for each in results]
+        assert kinds == [False, True, True, True, False] and results.report.resumed == resumed
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        {"prompt_tokens": None, "completion_tokens": None},
+        {"prompt_tokens": "9", "completion_tokens": "7"},
+        {"prompt_tokens": 9},
+        dict(USAGE, prompt_tokens_details={"image_tokens": "9", "video_tokens": {}}),
+    ],
+    ids=str,
+)
+def test_odd_counts_of_one_row_end_no_batch(server, load, tmp_path, usage):
+    server.script = lambda body: Said("3", usage=usage if number_of(body) == 3 else dict(USAGE))
+    results = ask(load(), 6, out=tmp_path / "a.jsonl")
+    assert results.report.failures == 0 and "new" in results[3]._repr_html_()
+    assert ask(load(), 6, out=tmp_path / "a.jsonl").report.resumed == 6
 
 
 def test_busy_rows_are_asked_again_and_refused_ones_are_not(server, load):

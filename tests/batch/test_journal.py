@@ -142,6 +142,65 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path, content):
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [b"", b'{"key": "key 1", "ind', b"\0" * 40, b"[1]", b'{"key": 5}', b"[" * 100_000, b"\xff\xfe"],
+    ids=lambda odd: repr(odd[:12]),
+)
+def test_an_odd_line_costs_itself_and_is_named(tmp_path, odd):
+    path = tmp_path / "run.jsonl"
+    write_rows(path, 3)
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, odd + b"\n", *rest]))
+    with pytest.warns(
+        UserWarning, match=r"run\.jsonl: no result of vlkit in line 2; left out"
+    ) as w:
+        journal = Journal(path)
+    journal.close()
+    assert list(journal.finished) == ["key 0", "key 1", "key 2"] and w[0].filename == __file__
+
+
+def test_a_row_that_cannot_be_written_is_written_as_its_failure(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with Journal(path) as journal:
+        assert isinstance(journal.append("a", 0, reply(usage=None)), Failure)
+        assert isinstance(journal.append("b", 1, reply(text=b"bytes")), Failure)
+        answer = reply()
+        assert journal.append("c", 2, answer) is answer
+        assert list(journal.finished) == ["c"]
+    assert [sorted(line) for line in lines(path)[:2]] == [["error", "index", "key", "kind"]] * 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"usage": None},
+        {"usage": {"new_tokens": 1}},
+        {"usage": {"image_tokens": "1", "video_tokens": 0, "prompt_tokens": 1, "new_tokens": 1}},
+        {"text": 5},
+        {"raw": None},
+        {"family": "gpt"},
+        {"finish_reason": ["stop"]},
+        {"seconds": "long"},
+        {"cost": "much"},
+        {"image_sizes": []},
+        {"image_sizes": [[500]]},
+        {"image_sizes": [["a", "b"]]},
+        {"image_sizes": [[0, 0]]},
+        {"input_sizes": [[1, 2], [3, 4]]},
+        {"clip_sizes": [[[1, 2], [3, 4]]]},
+        {"clip_sizes": 7},
+    ],
+    ids=str,
+)
+def test_a_record_that_was_edited_by_hand_is_refused_before_a_view_fails(changes):
+    record = record_of(reply(), 0, "k")
+    messages = user("?", PIL.Image.new("RGB", (500, 200)))
+    assert result_of(record, messages).boxes
+    with pytest.raises((VlkitError, TypeError, ValueError)):
+        result_of(record | changes, messages)
+
+
 def test_resume_false_refuses_rows_and_deletes_nothing(tmp_path):
     path = tmp_path / "run.jsonl"
     write_rows(path, 1, resume=False)

@@ -2,15 +2,18 @@
 
 import base64
 import io
+import json
 import re
 import warnings
 
 import PIL.Image
 import pytest
 
-from vlkit import Box, Point
+from vlkit import Box, Image, Point, to_frame
 from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.generation.reply import Reply, Usage
+from vlkit.generation import reply as reply_module
+from vlkit.generation.reply import Reply, Usage, record_of
+from vlkit.media.image import DeferredImages
 from vlkit.plotting.html import image_html
 
 USAGE = Usage(image_tokens=1024, video_tokens=0, prompt_tokens=2048, new_tokens=17)
@@ -142,6 +145,53 @@ def test_view_shows_an_unreadable_answer_as_a_note():
     html = reply('<|box_start|><script>"<|box_end|>')._repr_html_()
     assert "neither a box nor a point" in html and "<script" not in html
     assert shown_picture(html).size == (500, 200)
+
+
+SET = "Objects: {'cat', 'dog'}\n[{'bbox_2d': [14, 14, 28, 28], 'label': 'cat'}]"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize(
+    "raw", [SET, "{'bbox_2d'}", "{'bbox_2d': {1, 2}}", "{'a', 1j, b'bbox_2d'}"]
+)
+def test_every_view_of_an_answer_with_python_in_it(family, raw):
+    answer = reply(raw, family=family)
+    assert shown_picture(answer._repr_html_()).size == (500, 200)
+    assert to_frame([answer])["text"].tolist() == [raw]
+    assert json.loads(json.dumps(record_of(answer, 0, "key")))["raw"] == raw
+    if raw == SET:
+        assert [box.label for box in answer.boxes] == ["cat"] and answer.plot().size == (500, 200)
+        return
+    for view in (lambda: answer.boxes, lambda: answer.points, answer.grounding, answer.plot):
+        with pytest.raises(GroundingParseError):
+            view()
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), AttributeError("keys"), RecursionError("deep")])
+def test_views_show_what_a_reader_raises_as_a_note(error, monkeypatch):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(reply_module, "read_grounding", broken)
+    html = reply()._repr_html_()
+    assert str(error) in html.replace("&#x27;", "'") and shown_picture(html).size == (500, 200)
+    assert record_of(reply(), 0, "key")["grounding_note"] == str(error)
+    assert to_frame([reply()])["boxes"].tolist() == [[]]
+
+
+def test_view_of_a_picture_that_is_gone_says_so(tmp_path):
+    picture().save(tmp_path / "cat.png")
+    gone = reply(images=DeferredImages([Image(tmp_path / "cat.png")], [(500, 200)]))
+    assert shown_picture(gone._repr_html_()).size == (500, 200)
+    (tmp_path / "cat.png").unlink()
+    html = gone._repr_html_()
+    assert "cat.png does not exist" in html and "2,048 prompt tokens" in html
+    assert gone.boxes == reply().boxes
+
+
+def test_a_reply_that_has_no_record_is_a_failure_in_a_table():
+    frame = to_frame([reply(), reply(usage=None), reply()])
+    assert frame["error"].notna().tolist() == [False, True, False]
 
 
 def test_view_shows_half_an_answer_without_warning():

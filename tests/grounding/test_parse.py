@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import vlkit
 from vlkit import Box, Point, Quad, format_grounding, parse_grounding
 from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.grounding import parse as parse_module
 from vlkit.grounding.formats import FORMATS, SPACES
 
 SIZE = (500, 200)  # one unit in 1000 is half a pixel across, a fifth down
@@ -716,6 +717,113 @@ def test_fuzzed_answers_raise_nothing_else(family):
                 values = [v for box in boxes for v in list(vars(box).values())[1:]]
                 assert all(0 <= value <= 500 for value in values)
     assert min(read, unreadable) > 50
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "before",
+    [
+        "{'cat', 'dog'}",
+        "{'cat'}",
+        "{'cat', ('dog', 2)}",
+        "{b'cat', 1j}",
+        "{('cat',): 'dog'}",
+        "{'cat': {'dog', 'bird'}}",
+        "{'cat': [{'dog'}, ('bird',)]}",
+        "{'cat': 1j, None: b'dog'}",
+        "{'cat', [1]}",
+        "{'cat': ...}",
+        "{*'cat'}",
+        "{**{'cat': 1}}",
+        "{'cat' for cat in 'cat'}",
+        "('cat', 'dog')",
+    ],
+)
+def test_python_before_the_boxes_is_passed_over(family, before):
+    assert parse(f"Objects: {before}\n[{ONE}]", family) == [ONE_READ[family]]
+
+
+@pytest.mark.parametrize("family", JSON)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'bbox_2d'}",
+        "{'bbox_2d', 'label'}",
+        "{'bbox_2d': {1, 2, 3, 4}}",
+        "{'bbox_2d': b'1234'}",
+        "{'bbox_2d': [1j, 2, 3, 4]}",
+        "{'bbox_2d': [1, 2, 3, None]}",
+        "{'bbox_2d': [1, 2, 3, {4}]}",
+        "{'bbox_2d': [0x" + "f" * 5000 + ", 2, 3, 4]}",
+        "{'bbox_2d': [1, 2, 3, 4], 'label': 0x" + "f" * 5000 + "}",
+        "{'bbox_2d': " + "-" * 5000 + "1}",
+        '{"bbox_2d": [1, 2, 3, ' + "9" * 5000 + "]}",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_python_that_is_no_box_is_an_error(family, text):
+    assert_unreadable(text, family)
+
+
+@pytest.mark.parametrize("family", JSON)
+def test_a_characters_number_of_too_many_digits_stays_as_it_is_written(family):
+    number = f"&#{'9' * 5000};"
+    [point] = parse(f'<points x1="100" y1="200" alt="{number}">eye</points>', family)
+    assert point.label == number
+
+
+ANSWERS = {  # right ones, to be damaged
+    **{
+        family: [
+            tagged(family, "[ref]cat[/ref][box](100,200),(300,400)[/box]"),
+            tagged(family, SIGN_TEXT),
+            f"<think>\n{{'cat'}}\n</think>{tagged(family, '[box](1,2),(3,4)[/box]')}",
+        ]
+        for family in TAGS
+    },
+    **{
+        family: [
+            f"```json\n[\n\t{ONE},\n\t{ONE}\n]\n```",
+            "[{'bbox_2d': (1, 2, 3, 4), 'label': 'it\\'s'}, {'point_2d': [5, 6]}]",
+            f"Objects: {{'cat', 'dog'}}\n{ONE}",
+            "{'bbox_2d': {'a': {'b'}}, 'label': [b'c', (1j, None)]}",
+            '<points x1="1" y1="2" x2="3" y2="4" alt="a &amp; b">a</points>',
+        ]
+        for family in JSON
+    },
+}
+SCRAPS = [*"{}[]()'\"\\<>/,:;|*&#=.-+ \n019jbrux", "'a'", "b'", "{'", "'}", "\ud800", "\0", "1e999"]
+cuts = st.lists(
+    st.tuples(st.integers(0, 10**6), st.integers(0, 4), st.sampled_from(["", *SCRAPS])), max_size=8
+)
+
+
+@pytest.mark.parametrize("family", FORMATS)
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), cuts=cuts)
+def test_damaged_answers_raise_nothing_else(family, data, cuts):
+    text = data.draw(st.sampled_from(ANSWERS[family]))
+    for place, length, scrap in cuts:
+        place %= len(text) + 1
+        text = text[:place] + scrap + text[place + length :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            items = parse(text, family)
+        except GroundingParseError as error:
+            assert error.text == text and "the reader failed" not in str(error)
+        else:
+            assert all(0 <= v <= 500 for item in items for v in list(vars(item).values())[1:])
+
+
+@pytest.mark.parametrize("family", FORMATS)
+@pytest.mark.parametrize("error", [AttributeError("keys"), RecursionError(), MemoryError()])
+def test_whatever_a_reader_raises_is_a_parse_error(family, error, monkeypatch):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(parse_module, "read_answer", broken)
+    assert_unreadable("any answer", family)
 
 
 REPEATED = [

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from vlkit.errors import VlkitError
-from vlkit.generation.reply import Failure, Reply, record_of
+from vlkit.errors import VlkitError, warn_user
+from vlkit.generation.reply import Failure, Reply, attempt, record_of
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a killed process loses nothing that was written
 
@@ -72,7 +73,7 @@ class Journal:
 
     def append(
         self, key: str, index: int, result: Reply | Failure, sources: Sequence[str] = ()
-    ) -> None:
+    ) -> Reply | Failure:
         """Write a row: it is in the file when this returns, whole or, on an error, not at all.
 
         Args:
@@ -81,15 +82,22 @@ class Journal:
             result: the answer, or why there is none.
             sources: the names of its media, for people who read the file.
 
+        Returns:
+            What the file holds now: the result, or the Failure of one that cannot be written.
+
         Raises:
             VlkitError: the disk is full, or the file cannot be written any more.
         """
-        record = record_of(result, index, key) | ({"media": list(sources)} if sources else {})
-        _write_line(self._file, self._own, record)
+        written = attempt(_compose, result, index, key, sources)
+        if isinstance(written, Failure):
+            result, written = written, _compose(written, index, key, sources)
+        record, line = written
+        _write_line(self._file, self._own, line)
         if not isinstance(result, Failure):
             self.finished[key] = record
         if time.monotonic() - self._synced >= SYNC_SECONDS:
             self._sync()
+        return result
 
     def close(self) -> None:
         """Bring everything to the disk and let others write; a second call does nothing."""
@@ -156,23 +164,42 @@ def _latest(files: Sequence[Path]) -> dict[str, dict]:
 
 
 def _records(file: Path) -> Iterator[dict]:
-    """The rows of whole lines; a process may be writing the last one."""
+    """The rows of whole lines; a process may be writing the last one.
+
+    A line that is no row, as an editor leaves it, costs itself, unless the file has no row at all.
+    """
     if not file.exists():
         return
+    rows, odd = 0, []
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            if line.endswith(b"\n"):
-                yield _parse(line, file, number)
+            if not line.endswith(b"\n"):
+                continue
+            if (record := _parse(line)) is None:
+                odd.append((number, line[:80]))
+                continue
+            rows += 1
+            yield record
+    if odd and not rows:
+        _refuse(file, *odd[0])
+    if odd:
+        numbers = ", ".join(str(number) for number, _ in odd[:5]) + ", …" * (len(odd) > 5)
+        warn_user(f"{file}: no result of vlkit in line {numbers}; left out, its row is asked again")
 
 
-def _parse(line: bytes, file: Path, number: int) -> dict:
+def _parse(line: bytes) -> dict | None:
+    """A row, or None where the line holds something else."""
     try:
         record = json.loads(line)
         known = isinstance(record["key"], str) and isinstance(record["index"], int)
         if known and ("error" in record or "raw" in record):
             return record
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
+    return None
+
+
+def _refuse(file: Path, number: int, line: bytes) -> NoReturn:
     raise VlkitError(
         f"{file} holds something else than results of vlkit (line {number}: {line[:40]!r}); "
         "name another file for out="
@@ -249,7 +276,7 @@ def _cut_torn_line(file: Path) -> None:
             stream.seek(0)
             torn = stream.read(len(_BEGINNING)).rstrip(b"\0")
             if not torn.startswith(_BEGINNING[: len(torn)]):
-                _parse(torn, file, 1)
+                _refuse(file, 1, torn)
         stream.truncate(end)
 
 
@@ -263,8 +290,16 @@ def _open_to_append(file: Path) -> int:
         ) from error
 
 
-def _write_line(file: int, path: Path, record: dict) -> None:
-    line, size = _line(record), os.fstat(file).st_size
+def _compose(
+    result: Reply | Failure, index: int, key: str, sources: Sequence[str]
+) -> tuple[dict, bytes]:
+    """A row's record and its line."""
+    record = record_of(result, index, key) | ({"media": list(sources)} if sources else {})
+    return record, _line(record)
+
+
+def _write_line(file: int, path: Path, line: bytes) -> None:
+    size = os.fstat(file).st_size
     try:
         if os.write(file, line) == len(line):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -52,10 +53,18 @@ def row_keys(
     seen: Counter[str] = Counter()
     keys = []
     for messages, own in zip(conversations, seeds, strict=True):
-        key = digest([*around, _conversation(messages), own])
+        key = _key_of_row(around, messages, own)
         seen[key] += 1
         keys.append(key if seen[key] == 1 else digest([key, seen[key]]))
     return keys
+
+
+def _key_of_row(around: list, messages: Any, seed: int | None) -> str:
+    """One whose content cannot be read has a key all the same, which never comes again."""
+    try:
+        return digest([*around, _conversation(messages), seed])
+    except Exception:  # media may be any object
+        return digest([*around, uuid.uuid4().hex, seed])
 
 
 # --- the conversation ----------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from vlkit.engine.scheduler import (
     Settings,
     Tally,
 )
-from vlkit.errors import VlkitError, counted
+from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.generation.generate import generate, generation_options
-from vlkit.generation.reply import Failure, Reply
+from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.hooks import batched
 from vlkit.inputs import check_model
 from vlkit.messages import as_messages, iterate_media
@@ -121,7 +121,7 @@ def generate_batch(
         resume: with False, an ``out`` that holds rows is refused.
         progress: show a bar.
         agreement: so many rows, chosen at random, are asked again alone afterwards.
-        on_result: called with (index, result) as each row finishes.
+        on_result: called with (index, result) as each row finishes; an error of it is a warning.
         stopped: set it to end cleanly with what is done, as Ctrl-C does.
         rows: indices of the conversations to do, by default all; the others are not in the result.
         part: of a run in several processes, the number of this one; see the ``batch`` command.
@@ -144,27 +144,29 @@ def generate_batch(
         journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
         done = stack.enter_context(closing(_Done(len(indices), progress, tally, on_result)))
 
-        def write(index: int, result: Result) -> None:
-            if journal:
-                journal.append(keys[index], index, result, _names(conversations[index]))
+        def write(index: int, result: Result) -> Result:
+            if not journal:
+                return result
+            names = attempt(_names, conversations[index])
+            names = [] if isinstance(names, Failure) else names
+            return journal.append(keys[index], index, result, names)
 
         try:
             todo = []
             for index in indices:
                 record = journal.finished.get(keys[index]) if journal else None
-                if record is None:
+                result = None if record is None else _restore(record, index, conversations[index])
+                if record is None or result is None:
                     todo.append(index)
                     continue
-                result = _restore(record, conversations[index])
                 if record["index"] != index:  # rows were moved: the file's last word is where
-                    write(index, result)
+                    result = write(index, result)
                 done.take(index, result)
             answers = stack.enter_context(
                 closing(vlm.answer_rows(conversations, todo, settings, tally))
             )
             for index, result in answers:
-                write(index, result)
-                done.take(index, result)
+                done.take(index, write(index, result))
                 settings.check_stopped()
         except KeyboardInterrupt:
             cut = True
@@ -217,7 +219,9 @@ class _Done:
                 f"{speed:,.0f} tokens/s, {self.failures} failed", refresh=False
             )
         if self._on_result:
-            self._on_result(index, result)
+            handed = attempt(self._on_result, index, result)
+            if isinstance(handed, Failure):
+                warn_user(f"row {index}: on_result failed ({handed}); the batch goes on")
 
     def close(self) -> None:
         self._bar.close()
@@ -265,19 +269,21 @@ def _open_journal(stack, vlm, conversations, options, seed, out, resume, part):
     return journal, row_keys(vlm, conversations, options, seed=seed)
 
 
-def _restore(record: dict, messages: Any) -> Result:
+def _restore(record: dict, index: int, messages: Any) -> Result | None:
+    """The row as the file has it; None where it cannot be read back, so it is asked again."""
     from vlkit.generation.reply import result_of
 
-    return result_of(record, messages)
+    result = attempt(result_of, record, messages)
+    if not isinstance(result, Failure):
+        return result
+    warn_user(f"row {index} of out= cannot be read back ({result}); it is asked again")
+    return None
 
 
 def _names(messages: Any) -> list[str]:
     from vlkit.media.image import describe_source
 
-    try:
-        items = list(iterate_media(as_messages(messages)))
-    except VlkitError:
-        return []
+    items = iterate_media(as_messages(messages))
     return [describe_source(item[item["type"]]) for item in items]
 
 
@@ -289,8 +295,8 @@ def _agree(vlm, conversations, found: dict[int, Result], count: int, settings: S
         seed = None if settings.seed is None else settings.seed + index
         options = {k: settings.options[k] for k in ("max_new_tokens", "temperature", "top_p")}
         options = {k: v for k, v in options.items() if v is not None}
-        alone = generate(vlm, conversations[index], seed=seed, **options)
-        if alone.raw != getattr(found[index], "raw", None):
+        alone = attempt(generate, vlm, conversations[index], seed=seed, **options)
+        if isinstance(alone, Failure) or alone.raw != getattr(found[index], "raw", None):
             different.append(index)
     share = 1 - len(different) / len(chosen) if chosen else None
     return {"agreement": share, "disagreeing": tuple(sorted(different))}

@@ -16,7 +16,7 @@ import PIL.Image
 
 from vlkit.datasets.tables import is_missing, read_table
 from vlkit.errors import VlkitError, counted
-from vlkit.generation.reply import Failure, Reply, record_of
+from vlkit.generation.reply import Failure, Reply, attempt, record_of
 from vlkit.media.image import Image
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import PICTURE_SUFFIXES, Video
@@ -303,7 +303,9 @@ _NUMBERS = {name: "Int64" for name in _COUNTS} | {"seconds": "Float64"}
 
 
 def _flat(result: Reply | Failure) -> dict[str, Any]:
-    record = record_of(result, 0, "")
+    record = attempt(record_of, result, 0, "")
+    if isinstance(record, Failure):
+        result, record = record, record_of(record, 0, "")
     usage = record.get("usage", {})
     return {
         **{name: record.get(name) for name in ("text", "boxes", "points", "finish_reason")},

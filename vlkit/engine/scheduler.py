@@ -19,7 +19,7 @@ import PIL.Image
 from vlkit.engine.slots import Engine, Row, Sampling, describe_row, split_media, split_rows
 from vlkit.engine.vision import Encoder
 from vlkit.errors import VlkitError
-from vlkit.generation.reply import Failure, Reply, make_reply
+from vlkit.generation.reply import Failure, Reply, attempt, make_reply
 from vlkit.inputs import check_context, count_tokens, ending_tokens, load_messages, make_inputs
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
@@ -104,18 +104,18 @@ def feeding(
 
 
 def _load(vlm: VLM, index: int, messages: Any) -> Waiting:
-    try:
-        loaded = load_messages(vlm, messages)
-        contents: list[Any] = [
-            *map(PIL.Image.Image.tobytes, loaded.images),
-            *(c.frames for c in loaded.clips),
-        ]
-        digests = tuple(hashlib.sha256(content).digest() for content in contents)
-        return Waiting(index, messages, loaded, count_tokens(vlm, loaded), digests)
-    except VlkitError as error:
-        return Waiting(index, messages, Failure.of(error))
-    except Exception as error:  # one row must never end the batch
-        return Waiting(index, messages, Failure.of(error))
+    row = attempt(_read, vlm, index, messages)
+    return Waiting(index, messages, row) if isinstance(row, Failure) else row
+
+
+def _read(vlm: VLM, index: int, messages: Any) -> Waiting:
+    loaded = load_messages(vlm, messages)
+    contents: list[Any] = [
+        *map(PIL.Image.Image.tobytes, loaded.images),
+        *(c.frames for c in loaded.clips),
+    ]
+    digests = tuple(hashlib.sha256(content).digest() for content in contents)
+    return Waiting(index, messages, loaded, count_tokens(vlm, loaded), digests)
 
 
 def choose_group(waiting: list[Waiting], most_rows: int, most_tokens: int) -> list[Waiting]:
@@ -417,7 +417,7 @@ class _FastRun:
     def _finish(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
         for row in rows:
             self.tally.new_tokens += len(row.tokens)
-            yield row.index, _reply_of(self.vlm, row, self.limit)
+            yield row.index, attempt(_reply_of, self.vlm, row, self.limit)
 
 
 def launched_on(device: Any):

@@ -15,9 +15,10 @@ from vlkit.batch.run import answer_all
 from vlkit.bundled import bundled_path
 from vlkit.datasets.scene import Scene
 from vlkit.datasets.scenes import read_scenes
-from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import Evaluation, check_thresholds, evaluate_grounding
 from vlkit.files import whole_folder
+from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.grounding.formats import FORMATS
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
     from vlkit.evaluation.gallery import Gallery
-    from vlkit.generation.reply import Failure, Reply
+    from vlkit.generation.reply import Reply
     from vlkit.models.load import VLM
 
 
@@ -228,12 +229,12 @@ def default_prompt(family: str) -> str:
 
 
 def _read(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
-    try:
-        items, left_out = answer.read_grounding()
-    except AttributeError:  # a Failure
+    if isinstance(answer, Failure):
         return None, str(answer)
-    except GroundingParseError as error:
-        return None, f"{answer} ({error})"
+    read = attempt(answer.read_grounding)
+    if isinstance(read, Failure):
+        return None, f"{answer} ({read.error})"
+    items, left_out = read
     boxes = [item for item in items if isinstance(item, Box)]
     labels = {box.label for box in question.truth}
     if len(labels) == 1:

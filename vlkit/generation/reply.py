@@ -5,15 +5,15 @@ from __future__ import annotations
 import html
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import PIL.Image
 
-from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.grounding.boxes import Box, Item, Point, Size
-from vlkit.grounding.parse import read_grounding
+from vlkit.errors import VlkitError
+from vlkit.grounding.boxes import Box, Item, Point, Size, check_size
+from vlkit.grounding.parse import format_of, read_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import Clip, DeferredClips
@@ -21,6 +21,11 @@ from vlkit.messages import as_messages, media_of, text_of
 from vlkit.models.load import VLM
 from vlkit.plotting.draw import draw_boxes, draw_frames
 from vlkit.plotting.html import image_html
+
+P = ParamSpec("P")
+
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,11 @@ class Reply:
             return [], ""
         return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
 
+    def try_grounding(self, image: int = -1) -> tuple[list[Item], str]:
+        """:meth:`read_grounding` for views: what cannot be read is in the note, never raised."""
+        read = attempt(self.read_grounding, image)
+        return ([], read.error) if isinstance(read, Failure) else read
+
     def __str__(self) -> str:
         return self.text
 
@@ -152,15 +162,18 @@ class Reply:
     def _repr_pictures(self) -> str:
         if not self.images and not self.clips:
             return ""
-        try:
-            items, note = self.read_grounding()
-        except GroundingParseError as error:
-            items, note = [], str(error)
+        items, note = self.try_grounding()
+        shown = attempt(self._picture_html, items)
+        if isinstance(shown, Failure):  # as where its file was deleted
+            note, shown = "; ".join(filter(None, [note, shown.error])), ""
         if note:
             note = f'<p style="color:#B45309;font-size:.85em;margin:4px 0">{html.escape(note)}</p>'
+        return shown + note
+
+    def _picture_html(self, items: list[Item]) -> str:
         if self.images:
-            return image_html(draw_boxes(self.images[-1], items), alt=self.text) + note
-        return image_html(draw_frames(self.clips[-1], items), alt=self.text) + note
+            return image_html(draw_boxes(self.images[-1], items), alt=self.text)
+        return image_html(draw_frames(self.clips[-1], items), alt=self.text)
 
 
 @dataclass(frozen=True)
@@ -185,6 +198,17 @@ class Failure:
 
     def _repr_html_(self) -> str:
         return f'<p style="color:#B45309;margin:4px 0">{html.escape(str(self))}</p>'
+
+
+def attempt(function: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | Failure:
+    """What a function gives for one row; whatever it raises is that row's Failure.
+
+    All that is done with a single row of a batch goes through here: no row ends the others.
+    """
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # parsers, processors, models and callbacks raise what they like
+        return Failure.of(error)
 
 
 def _pick(those: Sequence, index: int, name: str) -> Any:
@@ -220,10 +244,7 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
 
 
 def _grounding(reply: Reply) -> dict[str, Any]:
-    try:
-        items, note = reply.read_grounding()
-    except GroundingParseError as error:
-        items, note = [], str(error)
+    items, note = reply.try_grounding()
     boxes = [asdict(item) for item in items if isinstance(item, Box)]
     points = [asdict(item) for item in items if isinstance(item, Point)]
     found = {"boxes": boxes, "points": points}
@@ -236,10 +257,15 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
     Args:
         record: from ``Journal.finished`` or a line of the file.
         messages: the row's conversation.
+
+    Raises:
+        VlkitError: the record is none that was made from a Reply to these messages; other errors
+            where a field is missing.
     """
     if "error" in record:
         return Failure(record["error"], record["kind"])
     images, videos = media_of(as_messages(messages))
+    _check_reply(record, len(images), len(videos))
     return Reply(
         text=record["text"],
         raw=record["raw"],
@@ -252,6 +278,28 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
         finish_reason=record["finish_reason"],
         cost=record.get("cost"),
     )
+
+
+def _check_reply(record: dict[str, Any], images: int, videos: int) -> None:
+    """A file may have been edited by hand; what would only fail in a view is refused here."""
+    for name in ("text", "raw", "family", "finish_reason"):
+        _check_field(record, name, isinstance(record[name], str))
+    format_of(record["family"])
+    usage = vars(Usage(**record["usage"])).values()
+    _check_field(record, "usage", all(type(count) is int for count in usage))
+    for name in ("seconds", "cost"):
+        _check_field(record, name, isinstance(record.get(name, 0.0), int | float))
+    _check_field(record, "image_sizes", len(record["image_sizes"]) == images)
+    _check_field(record, "input_sizes", len(record["input_sizes"]) in (0, images))
+    _check_field(record, "clip_sizes", len(record["clip_sizes"]) == videos)
+    pairs = [pair for clip in record["clip_sizes"] for pair in clip]
+    for size in [*record["image_sizes"], *record["input_sizes"], *pairs]:
+        check_size("size", size)
+
+
+def _check_field(record: dict[str, Any], name: str, right: bool) -> None:
+    if not right:
+        raise VlkitError(f"its {name} is {record[name]!r:.60}")
 
 
 def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:

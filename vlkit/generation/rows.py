@@ -20,7 +20,7 @@ from vlkit.engine.scheduler import (
 )
 from vlkit.engine.slots import describe_row, split_rows
 from vlkit.generation.generate import run_rows
-from vlkit.generation.reply import Failure, Reply, make_reply
+from vlkit.generation.reply import Failure, Reply, attempt, make_reply
 from vlkit.inputs import make_inputs
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
@@ -102,7 +102,5 @@ def _generate_group(vlm: VLM, group: list[Waiting], settings: Settings, tally: T
     for row, tensors, sizes, tokens in parts:
         tally.new_tokens += len(tokens)
         described = describe_row(row.loaded, tensors, sizes)
-        yield (
-            row.index,
-            make_reply(vlm, as_messages(row.messages), described, tokens, limit, start),
-        )
+        messages = as_messages(row.messages)
+        yield row.index, attempt(make_reply, vlm, messages, described, tokens, limit, start)

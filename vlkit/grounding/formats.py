@@ -223,12 +223,15 @@ def _read_objects(answer: str) -> tuple[list[Found], list[str]]:
                     found += [Found(*each, start, done) for each in _read_item(item)]
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 if start < done or i in keyed:
-                    problems.append(f"{part[:80]} is neither a box nor a point ({error})")
+                    problems.append(f"{part[:80]} is neither a box nor a point ({error!s:.100})")
     return found, problems
 
 
 def _decode(window: str) -> tuple[dict, int]:
-    """The object at the beginning, as JSON or as Python prints it, and its length."""
+    """The object at the beginning, as JSON or as Python prints it, and its length.
+
+    Python's braces may also hold a set; only a dict is an object.
+    """
     try:
         return _DECODER.raw_decode(window)
     except ValueError:
@@ -236,9 +239,12 @@ def _decode(window: str) -> tuple[dict, int]:
         if not printed or "'" not in printed[0]:
             raise
     try:
-        return literal_eval(printed[0]), printed.end()
+        value = literal_eval(printed[0])
     except (SyntaxError, MemoryError) as error:
         raise ValueError(f"neither JSON nor Python: {type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, not an object")
+    return value, printed.end()
 
 
 def _begins_key(part: str) -> bool:
@@ -271,7 +277,7 @@ def _read_points(answer: str) -> tuple[list[Found], list[str]]:
     for start, end in pairwise([*starts, len(answer)]):
         region = answer[start:end]
         head = _XML.match(region)
-        values = {k: html.unescape(v[1:-1]) for k, v in _ATTRIBUTE.findall(head[1] if head else "")}
+        values = {k: _unescape(v[1:-1]) for k, v in _ATTRIBUTE.findall(head[1] if head else "")}
         label = values.pop("alt", "")
         pairs = [(v, values.get("y" + k[1:])) for k, v in values.items() if k[0] == "x"]
         numbers = [_numbers_of(f"({x},{y})") for x, y in pairs]
@@ -282,6 +288,13 @@ def _read_points(answer: str) -> tuple[list[Found], list[str]]:
         elif not numbers or not all(numbers):
             problems.append(f"{region[:60]} lacks an x or a y")
     return found, problems
+
+
+def _unescape(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # a character's number of more digits than Python reads
+        return text
 
 
 def _write_json(pairs: list[tuple[str, list[int]]]) -> str:

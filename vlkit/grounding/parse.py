@@ -100,21 +100,25 @@ def locate_grounding(
     span = span_of(space or form.space, image_size, input_size)
     answer = text.rpartition("</think>")[2]
     before = len(text) - len(answer)
-    found, problems = read_answer(answer, form)
+    try:
+        found, problems = read_answer(answer, form)
+        placed = [
+            (
+                to_pixels(each.label, each.numbers, span, image_size, clip),
+                before + each.start,
+                before + each.end,
+            )
+            for each in found
+        ]
+    except Exception as error:  # the one promise about any answer: it is read, or this error
+        placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
     if answer.lstrip().startswith("<think>"):
-        found, problems = [], ["the answer ends inside its <think>"]
-    if problems and not found:
+        placed, problems = [], ["the answer ends inside its <think>"]
+    if problems and not placed:
         advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
         raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
-    left_out = f"{len(found)} read, {len(problems)} left out: " + "; ".join(problems[:3])
-    return [
-        (
-            to_pixels(each.label, each.numbers, span, image_size, clip),
-            before + each.start,
-            before + each.end,
-        )
-        for each in found
-    ], left_out if problems else ""
+    left_out = f"{len(placed)} read, {len(problems)} left out: " + "; ".join(problems[:3])
+    return placed, left_out if problems else ""
 
 
 def format_grounding(

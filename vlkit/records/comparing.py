@@ -12,7 +12,7 @@ import vlkit
 from vlkit.batch.run import answer_all, check_conversations
 from vlkit.errors import VlkitError, counted
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding, iou, pair_boxes
-from vlkit.generation.reply import Failure, Reply
+from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.grounding.boxes import Box, Item
 from vlkit.hooks import as_kind
 from vlkit.inputs import check_model
@@ -184,10 +184,8 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _boxes(answer: Reply | Failure) -> list | None:
-    try:
-        return answer.read_grounding()[0] if isinstance(answer, Reply) else None
-    except VlkitError:
-        return None
+    read = attempt(answer.read_grounding) if isinstance(answer, Reply) else answer
+    return None if isinstance(read, Failure) else read[0]
 
 
 def _text(messages: Any) -> str:

@@ -122,19 +122,18 @@ def _usage(remote: Endpoint, request: Request, answer: RawAnswer) -> Usage:
     frames = [(clip.frame_size, (len(clip.indices) + 1) // 2) for clip in request.clips]
     video = sum(w * h // remote.rules.side**2 * steps for (w, h), steps in frames)
     told = answer.usage
-    if told is None:
+    counts: list[Any] = [
+        getattr(told, name, None) for name in ("prompt_tokens", "completion_tokens")
+    ]
+    if not all(isinstance(count, int) for count in counts):  # a service may send anything
         text = estimate_text(request.messages, remote.family, [()] * len(request.clips))
         new = max(answer.pieces, sum(map(len, answer.content)) // 4)
         return Usage(image, video, text + image + video, new)
     details = getattr(told, "prompt_tokens_details", None)
-    counted = getattr(details, "image_tokens", None)
+    media = (getattr(details, name, None) for name in ("image_tokens", "video_tokens"))
+    counted, moving = (count if isinstance(count, int) else None for count in media)
     _compare(remote, counted, image, len(request.images))
-    return Usage(
-        counted or image,
-        getattr(details, "video_tokens", None) or video,
-        told.prompt_tokens,
-        told.completion_tokens,
-    )
+    return Usage(counted or image, moving or video, *counts)
 
 
 def _compare(remote: Endpoint, counted: int | None, sent: int, pictures: int) -> None:

@@ -16,8 +16,8 @@ import PIL.Image
 from vlkit import bundled
 from vlkit.batch import run
 from vlkit.datasets import questions, tables
-from vlkit.errors import GroundingParseError, VlkitError
-from vlkit.generation.reply import Failure, Reply
+from vlkit.errors import VlkitError
+from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.grounding.boxes import scale_item
 from vlkit.inputs import check_model
 from vlkit.media.image import Image, describe_source
@@ -105,7 +105,7 @@ def _thumbnail(media: list, result: Reply | Failure | None) -> str:
         return ""  # the failure tells why
     scale = min(1.0, THUMBNAIL / max(picture.size))
     small = picture.resize([max(1, round(side * scale)) for side in picture.size])
-    boxes = _boxes(result) if images and isinstance(result, Reply) else []
+    boxes = result.try_grounding()[0] if images and isinstance(result, Reply) else []
     drawn = draw_boxes(
         small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
     )
@@ -114,13 +114,6 @@ def _thumbnail(media: list, result: Reply | Failure | None) -> str:
 
 def _first_frame(video: Any) -> PIL.Image.Image:
     return replace(video, frames=None, max_frames=2).load().pictures[0]
-
-
-def _boxes(reply: Reply) -> list:
-    try:
-        return reply.read_grounding()[0]
-    except GroundingParseError:
-        return []
 
 
 SAMPLES = "samples"  # typed as a source, it is the folder of sample pictures
@@ -360,7 +353,10 @@ class BatchPanel(PanelBox):
                 if conversations is None or index is None:
                     view.value = ""
                 else:
-                    view.value = row_html(index, conversations[index], result)
+                    shown_row = attempt(row_html, index, conversations[index], result)
+                    if isinstance(shown_row, Failure):
+                        shown_row = shown_row._repr_html_()
+                    view.value = shown_row
 
     def _visible(self) -> Sequence[int]:
         indices: Sequence[int] = range(len(self.conversations or ()))

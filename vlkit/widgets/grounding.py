@@ -11,8 +11,8 @@ import PIL.Image
 
 from vlkit import bundled, messages
 from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
-from vlkit.errors import GroundingParseError, MediaError, VlkitError
-from vlkit.generation.reply import Reply
+from vlkit.errors import MediaError, VlkitError
+from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.grounding.boxes import Box, Item
 from vlkit.grounding.parse import format_grounding
 from vlkit.widgets.ask import PicturePicker
@@ -213,7 +213,5 @@ class GroundingPanel(Panel):
 
 
 def _read(reply: Reply) -> tuple[list[Item], str]:
-    try:
-        return reply.read_grounding()
-    except GroundingParseError as error:  # cut off inside its first box, say
-        return [], f"{type(error).__name__}: {error}"
+    read = attempt(reply.read_grounding)  # fails for one cut off inside its first box, say
+    return ([], str(read)) if isinstance(read, Failure) else read
