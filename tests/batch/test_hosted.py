@@ -106,7 +106,7 @@ def test_what_a_reader_raises_about_a_row_is_that_rows_note(
     assert [note for note in notes if note] == [str(error)]
 
 
-@pytest.mark.parametrize("where", ["vlkit.generation.reply.record_of", "vlkit.batch.run._names"])
+@pytest.mark.parametrize("where", ["vlkit.batch.journal.record_of", "vlkit.batch.run._names"])
 def test_what_a_recorder_raises_about_a_row_ends_no_batch(
     server, load, tmp_path, monkeypatch, where
 ):

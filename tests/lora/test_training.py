@@ -197,7 +197,7 @@ def test_no_rows_and_no_model(small, tmp_path):
         train(small, data[:0], output_dir=tmp_path / "run")
     with pytest.raises(VlkitError, match="eval_data holds no rows"):
         train(small, data, eval_data=data[:0], output_dir=tmp_path / "run")
-    with pytest.raises(VlkitError, match="vlm='tiny' is no loaded model"):
+    with pytest.raises(VlkitError, match="vlm='tiny' is not a loaded model"):
         train("tiny", data, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

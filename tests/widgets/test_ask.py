@@ -248,7 +248,7 @@ def test_streaming_shows_the_answer_as_it_grows(panel):
 )
 @pytest.mark.parametrize("wrong", ["tiny", None])
 def test_a_panel_of_no_model_is_refused_at_once(panel, wrong):
-    with pytest.raises(VlkitError, match=r"is no loaded model; pass what vlkit\.load"):
+    with pytest.raises(VlkitError, match=r"is not a loaded model; pass what vlkit\.load"):
         getattr(vlkit.widgets, panel)(wrong)
 
 
