@@ -268,5 +268,7 @@ def test_nothing_to_do(vlm, capsys):
     "ask", [vlkit.generate, vlkit.token_logprobs, partial(vlkit.attention_map, token=0), batch]
 )
 def test_a_name_for_a_model_is_told(ask):
-    with pytest.raises(VlkitError, match=r"vlm='tiny' is not a loaded model; pass what vlkit\.load"):
+    with pytest.raises(
+        VlkitError, match=r"vlm='tiny' is not a loaded model; pass what vlkit\.load"
+    ):
         ask("tiny", [vlkit.user("a")])

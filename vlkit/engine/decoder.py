@@ -7,6 +7,7 @@ and on a GPU is captured as a CUDA graph, so that nothing waits for Python.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -47,7 +48,7 @@ class Decoder:
         self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
         self.joined = [_join(layer.self_attn) for layer in self.layers]
         self.places = self._weights()
-        self.slots = slots
+        self.slots, self.narrowed = slots, False
         self.cache = [self._allocate(slots, length) for _ in self.layers]
 
     def _weights(self) -> list[int]:
@@ -81,10 +82,35 @@ class Decoder:
         return torch.from_numpy(zeros).view(self.dtype).view(shape)  # no memory before it is used
 
     def grow(self, length: int) -> None:
-        """Make room for longer rows; what is there stays."""
-        for index, old in enumerate(self.cache):
-            self.cache[index] = self._allocate(self.slots, length)
-            self.cache[index][:, : old.shape[1]] = old
+        """Make room for longer rows; what is there stays, also where there is no memory for it."""
+        import torch
+
+        if self.narrowed:
+            raise torch.cuda.OutOfMemoryError("no memory for the cache of a longer answer")
+        before = self.length
+        try:
+            for index, old in enumerate(self.cache):
+                self.cache[index] = self._allocate(self.slots, length)
+                self.cache[index][:, :before] = old
+        except Exception:
+            self.cache = [layer[:, :before] for layer in self.cache]
+            raise
+
+    def narrow(self, slot: int) -> Decoder:
+        """The same with one slot alone, which cannot grow."""
+        one = copy.copy(self)
+        one.slots, one.narrowed = 1, True
+        one.cache = [layer[slot : slot + 1] for layer in self.cache]
+        return one
+
+    def clean(self, slot: int, length: int) -> None:
+        """Zero what a row has left in its slot if there is NaN or infinity in it.
+
+        A later row never looks there, but a masked NaN is still NaN.
+        """
+        if not self.cache[-1][slot, :length].isfinite().all():
+            for layer in self.cache:
+                layer[slot] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one slot's first tokens to another slot."""

@@ -16,7 +16,15 @@ from weakref import WeakKeyDictionary
 
 import PIL.Image
 
-from vlkit.engine.slots import Engine, Row, Sampling, describe_row, split_media, split_rows
+from vlkit.engine.slots import (
+    Engine,
+    Row,
+    Sampling,
+    advance_each,
+    describe_row,
+    split_media,
+    split_rows,
+)
 from vlkit.engine.vision import Encoder
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Failure, Reply, attempt, make_reply
@@ -285,13 +293,14 @@ class _FastRun:
         import torch
 
         assert self.engine is not None
-        try:
-            with torch.inference_mode(), launched_on(self.model.device):
+        with torch.inference_mode(), launched_on(self.model.device):
+            try:
                 done = self.engine.advance()
-        except torch.cuda.OutOfMemoryError:
-            yield from self._halve([])
-            return
-        yield from self._finish(done)
+            except torch.cuda.OutOfMemoryError:
+                done = None
+            except Exception as error:
+                done = advance_each(self.engine, error)
+        yield from self._halve([]) if done is None else self._finish(done)
 
     def _make_engine(self, rows: list[Row]) -> Engine:
         self._fit_capacity(rows)
@@ -416,6 +425,9 @@ class _FastRun:
 
     def _finish(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
         for row in rows:
+            if row.error is not None:
+                yield row.index, failure_of(row.error)
+                continue
             self.tally.new_tokens += len(row.tokens)
             yield row.index, attempt(_reply_of, self.vlm, row, self.limit)
 

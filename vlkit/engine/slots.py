@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 from vlkit.engine.decoder import SPAN, Decoder
 from vlkit.engine.vision import Encoder, Medium
+from vlkit.errors import ModelError
 from vlkit.inputs import LoadedMessages, ModelInputs
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import DeferredClips
@@ -27,6 +29,8 @@ class Row:
         sampling: temperature and top_p of its own, or None for the engine's.
         tokens: the new tokens so far.
         payload: whatever the caller wants back with it.
+        generator: where its random numbers come from.
+        error: what ended it alone.
     """
 
     index: int
@@ -38,6 +42,24 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     payload: Any = None
     generator: Any = None
+    error: Exception | None = None
+    _state: Any = None
+
+    def restart(self) -> None:
+        """As before its first token."""
+        self.tokens.clear()
+        self.generator = self.error = self._state = None
+
+    def append(self, token: int) -> None:
+        """One token more; :meth:`recall` goes back to here."""
+        self.tokens.append(token)
+        if self.generator is not None and self.seed is not None:
+            self._state = self.generator.get_state()
+
+    def recall(self) -> None:
+        """Forget the random numbers that were drawn behind the last token."""
+        if self._state is not None:
+            self.generator.set_state(self._state)
 
     @property
     def length(self) -> int:
@@ -182,7 +204,7 @@ class Sampling:
 
 
 def choose_tokens(choice: Sampling, logits: Any, rows: Sequence[Row], seen: Any = None) -> Any:
-    """The next tokens, shape (rows,).
+    """The next tokens, shape (rows,). A row for which none can be drawn gets an ``error``.
 
     Args:
         choice: how.
@@ -213,29 +235,45 @@ def _sampling(choice: Sampling, row: Row) -> tuple[float, float]:
 
 def _sample(choice: Sampling, logits: Any, rows: Sequence[Row]) -> Any:
     """As transformers samples, each row from a random sequence of its own."""
-    import torch
 
     tokens = logits.argmax(-1)
     kinds = [_sampling(choice, row) for row in rows]
     for kind in set(kinds):
         if kind[0] > 0:
             those = [place for place, each in enumerate(kinds) if each == kind]
-            drawn = _draw(*kind, logits[those], [rows[place] for place in those])
-            tokens[those] = torch.cat(drawn)
+            shares = _share(*kind, logits[those])
+            for place, share in zip(those, shares, strict=True):
+                tokens[place] = _draw(share, rows[place], tokens[place])
     return tokens
 
 
-def _draw(temperature: float, top_p: float, logits: Any, rows: Sequence[Row]) -> list:
-    import torch
+def _share(temperature: float, top_p: float, logits: Any) -> Any:
+    """Probabilities, (rows, vocabulary)."""
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
     logits = TemperatureLogitsWarper(temperature)(None, logits)
     if top_p < 1:
         logits = TopPLogitsWarper(top_p)(None, logits)
-    return [
-        torch.multinomial(share, 1, generator=_generator(row, logits.device))
-        for share, row in zip(logits.softmax(-1), rows, strict=True)
-    ]
+    return logits.softmax(-1)
+
+
+def _draw(share: Any, row: Row, otherwise: Any) -> Any:
+    """A token of one row; whatever is raised is the row's own error."""
+    import torch
+
+    try:
+        return torch.multinomial(share, 1, generator=_generator(row, share.device))[0]
+    except Exception as error:
+        row.error = not_a_number() if share.isnan().any() else error
+        return otherwise
+
+
+def not_a_number() -> ModelError:
+    """What ends a row whose logits are NaN."""
+    return ModelError(
+        "the model's logits are NaN for this row; load it in another dtype (float16 overflows), or "
+        "check its weights"
+    )
 
 
 def _generator(row: Row, device):
@@ -280,7 +318,7 @@ class Engine:
         if choice.repetition_penalty != 1:
             vocabulary = self.decoder.lm_head.weight.shape[0]
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
-        self.graphs: dict[tuple[int, int], Any] = {}
+        self.graphs: dict[tuple[int, int], Any] | None = {}  # None: every step is launched
         self.computed: list[list[int]] = []  # lengths of the prompts read together
 
     def fits(self, choice: Sampling) -> bool:
@@ -302,40 +340,85 @@ class Engine:
         return self.slots - len(self.rows)
 
     def admit(self, rows: Sequence[Row]) -> list[Row]:
-        """Prefill rows and give each its first token; those that this finishes are returned."""
+        """Prefill rows and give each its first token; those that this finishes are returned.
+
+        Where it raises, none of them has come in, and those under way are as they were.
+        """
+        first = len(self.rows)
+        try:
+            self._admit(rows, first)
+        except BaseException:
+            del self.rows[first:]
+            for row in rows:
+                row.restart()
+            raise
+        return self.leave()
+
+    def _admit(self, rows: Sequence[Row], first: int) -> None:
         import torch
 
         need = max(row.length + row.limit for row in rows)
         if need > self.decoder.length:
-            self.graphs.clear()
-            self.decoder.grow(_round_up(need, ROOM))
-        first = len(self.rows)
+            self.grow(_round_up(need, ROOM))
         rows, leaders = share_beginnings(rows)
         logits, deltas = self._prefill(rows, leaders, first)
         span = slice(first, first + len(rows))
         self.rows += rows
         self.lengths[span] = torch.tensor([row.length for row in rows], device=self.device)
         self.deltas[span] = deltas
-        if self.penalized is not None:
-            self.penalized[span] = False
-            for place, row in enumerate(rows, first):
-                self.penalized[place, row.tensors["input_ids"][0].to(self.device)] = True
+        for place, row in enumerate(rows, first):
+            self._penalize(place, row)
         chosen = self._choose(logits, rows, span)
         self.tokens[span] = chosen
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            row.tokens.append(token)
-        return self._leave()
+        spoilt = logits[:, 0].isnan()  # NaN before the last layer is NaN in every logit
+        for row, token, is_nan in zip(rows, chosen.tolist(), spoilt.tolist(), strict=True):
+            row.error = row.error or (not_a_number() if is_nan else None)
+            row.append(token)
+
+    def _penalize(self, slot: int, row: Row) -> None:
+        """What the row holds already."""
+        if self.penalized is not None:
+            self.penalized[slot] = False
+            self.penalized[slot, row.tensors["input_ids"][0].to(self.device)] = True
+            self.penalized[slot, row.tokens] = True
+
+    def grow(self, length: int) -> None:
+        """Make room for longer rows; captured graphs read the old place."""
+        if self.graphs:
+            self.graphs.clear()
+        self.decoder.grow(length)
 
     def advance(self) -> list[Row]:
-        """Decode a token of every row (a few on a GPU); those that are done leave."""
+        """Decode a token of every row (a few on a GPU); those that are done leave.
+
+        After an error :func:`advance_each` goes on.
+        """
         steps = self._count_steps()
         for index in range(steps):
             self._step(index, steps)
         for tokens in self.history[:steps, : len(self.rows)].tolist():
             for row, token in zip(self.rows, tokens, strict=True):
                 if not self._is_done(row):  # else the answer ended some steps ago
-                    row.tokens.append(token)
-        return self._leave()
+                    row.append(token)
+        return self.leave()
+
+    def recover(self) -> None:
+        """After a step that raised: as before it. What it put into the cache comes again."""
+        for slot, row in enumerate(self.rows):
+            self.tokens[slot] = row.tokens[-1]
+            self.lengths[slot] = row.length + len(row.tokens) - 1
+            self._penalize(slot, row)
+            row.recall()
+
+    def alone(self, slot: int) -> Engine:
+        """An engine with one of the rows, over the same memory."""
+        one, place = copy.copy(self), slice(slot, slot + 1)
+        one.rows, one.slots, one.graphs = [self.rows[slot]], 1, None
+        one.decoder, one.history = self.decoder.narrow(slot), self.history[:, place]
+        one.tokens, one.lengths = self.tokens[place], self.lengths[place]
+        one.deltas = self.deltas[place]
+        one.penalized = None if self.penalized is None else self.penalized[place]
+        return one
 
     def _count_steps(self) -> int:
         if self.device.type != "cuda" or samples(self.choice, self.rows):
@@ -419,14 +502,18 @@ class Engine:
     # --- decoding --------------------------------------------------------------------------------
 
     def _step(self, index: int, steps: int) -> None:
-        rows = self._graph_rows() if self.device.type == "cuda" else len(self.rows)
+        rows = self._graph_rows() if self._captures else len(self.rows)
         longest = max(row.length + len(row.tokens) for row in self.rows) + steps
         span = min(_round_up(longest, SPAN), self.decoder.length)
-        if self.device.type == "cuda" and not samples(self.choice, self.rows):
+        if self._captures and not samples(self.choice, self.rows):
             self._replay(rows, _span_of_graph(span, self.decoder.length))
         else:
             self._run(rows, span)
         self.history[index] = self.tokens
+
+    @property
+    def _captures(self) -> bool:
+        return self.device.type == "cuda" and self.graphs is not None
 
     def _graph_rows(self) -> int:
         """The slots of a captured graph: a power of two that holds all rows."""
@@ -441,6 +528,7 @@ class Engine:
         lengths.add_(1).clamp_(max=span - 1)
 
     def _replay(self, rows: int, span: int) -> None:
+        assert self.graphs is not None
         key = rows, span
         if key not in self.graphs:
             self.graphs[key] = self._capture(rows, span)
@@ -477,9 +565,10 @@ class Engine:
         return choose_tokens(self.choice, logits, rows, seen)
 
     def _is_done(self, row: Row) -> bool:
-        return len(row.tokens) >= row.limit or row.tokens[-1] in self.choice.endings
+        ended = len(row.tokens) >= row.limit or row.tokens[-1] in self.choice.endings
+        return ended or row.error is not None
 
-    def _leave(self) -> list[Row]:
+    def leave(self) -> list[Row]:
         """Take out the rows that are done; the last ones move into their slots."""
         done = [row for row in self.rows if self._is_done(row)]
         for slot in reversed(range(len(self.rows))):
@@ -488,14 +577,44 @@ class Engine:
         return done
 
     def _fill(self, slot: int, last: int) -> None:
+        self.decoder.clean(slot, self._written(self.rows[slot]))
         row = self.rows.pop()
         if slot == last:
             return
         self.rows[slot] = row
         self.decoder.move(last, slot, row.length + len(row.tokens))
+        self.decoder.clean(last, self._written(row))
         for state in (self.tokens, self.lengths, self.deltas, self.penalized):
             if state is not None:
                 state[slot] = state[last]
+
+    def _written(self, row: Row) -> int:
+        """How much of its cache a row may have used; on a GPU steps go on behind its end."""
+        return min(row.length + len(row.tokens) + STEPS, self.decoder.length)
+
+
+def advance_each(engine: Any, error: Exception) -> list[Row]:
+    """After a step of all rows that raised: a step of each alone, so that only the guilty fail.
+
+    Args:
+        engine: an :class:`Engine`, or what has ``rows`` and its methods ``recover``, ``alone``,
+            ``advance`` and ``leave``.
+        error: what was raised.
+
+    Returns:
+        The rows that are done; those that failed have an ``error``.
+    """
+    rows = list(engine.rows)
+    if len(rows) == 1:
+        rows[0].error = error
+        return engine.leave()
+    engine.recover()
+    for slot, row in enumerate(rows):
+        try:
+            engine.alone(slot).advance()
+        except Exception as own:
+            row.error = own
+    return engine.leave()
 
 
 def _round_up(value: int, unit: int) -> int:

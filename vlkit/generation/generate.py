@@ -21,6 +21,8 @@ from vlkit.messages import as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
 from vlkit.models.load import VLM, Model
 
+GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
+
 
 def generation_options(max_new_tokens: int, temperature: float, top_p: float, seed: Any) -> dict:
     """Options for ``model.generate``; see :func:`vlkit.generate` for what they mean.
@@ -34,10 +36,20 @@ def generation_options(max_new_tokens: int, temperature: float, top_p: float, se
     if not is_number(top_p) or not 0 < top_p <= 1:
         raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
     check_whole("seed", seed, 0, 2**63 - 1, optional=True)
+    temperature = sampling_temperature(temperature)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
         return options | {"temperature": None, "top_p": None, "top_k": None}
     return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def sampling_temperature(temperature: float) -> float:
+    """The temperature as it is applied: 0, so greedy, below ``GREEDY_BELOW``.
+
+    Greedy is the limit of transformers' sampling: ``softmax(logits / temperature)`` then gives all
+    probability to the likeliest token. Computed that way it is NaN.
+    """
+    return 0.0 if temperature < GREEDY_BELOW else float(temperature)
 
 
 @hooks.answered
@@ -57,8 +69,8 @@ def generate(
         messages: text, one message or a list of messages. If the last is the assistant's, the
             model goes on from it.
         max_new_tokens: the longest answer.
-        temperature: 0 is greedy, so repeatable; above 0 samples from the whole vocabulary
-            (neither the model's own top_k nor top_p apply).
+        temperature: 0 is greedy, so repeatable, and so is anything below 0.00001; above, answers
+            are sampled from the whole vocabulary (the model's own top_k and top_p do not apply).
         top_p: sample among the likeliest tokens that hold this share of probability.
         seed: makes a sampled answer repeatable; the global random state is left as it was.
 

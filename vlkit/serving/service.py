@@ -14,6 +14,7 @@ from typing import Any
 from vlkit.engine.scheduler import Waiting
 from vlkit.engine.slots import Row, describe_row, split_media, split_rows
 from vlkit.errors import VlkitError
+from vlkit.generation.generate import sampling_temperature
 from vlkit.generation.reply import Usage, count_usage
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inputs
 from vlkit.media.video import Clip, ClipInfo
@@ -71,7 +72,7 @@ def prepare(
     (media,) = split_media(inputs, [digests]) if fast else ([],)
     length = tensors["input_ids"].shape[1]
     limit = _answer_limit(chat, limits, context, length)
-    sampling = (chat.temperature, chat.top_p)
+    sampling = (sampling_temperature(chat.temperature), chat.top_p)
     row = Row(0, tensors, media, limit, chat.seed, sampling=sampling)
     usage = count_usage(vlm, describe_row(loaded, tensors, sizes), 0)
     return Prepared(Waiting(0, None, None if fast else inputs, length, digests), row, usage)

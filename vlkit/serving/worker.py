@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlkit.engine.scheduler import PREFILL_TOKENS, Waiting, choose_group, launched_on
-from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
+from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling, advance_each
 from vlkit.engine.vision import Cores, Encoder
 from vlkit.generation.generate import all_rows, generation_options, seeded
 from vlkit.generation.reply import Usage
@@ -106,6 +107,21 @@ class Joined:
         with launched_on(self._device), self.sharing():
             return self._make_room(longest + STEPS).advance()
 
+    def recover(self) -> None:
+        """After a step that raised: as before it."""
+        if self._engine is not None:
+            self._engine.recover()
+
+    def alone(self, slot: int) -> Joined:
+        """The same with one of the rows."""
+        one = copy.copy(self)
+        one._engine = self._engine and self._engine.alone(slot)
+        return one
+
+    def leave(self) -> list[Row]:
+        """Take out the rows that are done or failed."""
+        return self._engine.leave() if self._engine else []
+
     def forget(self) -> None:
         """Let go the pictures seen."""
         self._encoder.forget()
@@ -120,9 +136,8 @@ class Joined:
             self._engine.encoder = self._encoder
         decoder = self._engine.decoder
         if length > decoder.length:
-            self._engine.graphs.clear()
             wanted = max(length, decoder.length * 3 // 2)
-            decoder.grow(min(self._most, -(-wanted // ROOM) * ROOM))
+            self._engine.grow(min(self._most, -(-wanted // ROOM) * ROOM))
         return self._engine
 
 
@@ -159,6 +174,10 @@ class OneByOne:
 
     def advance(self) -> list[Row]:
         """Nothing is under way between two rows."""
+        return []
+
+    def leave(self) -> list[Row]:
+        """Nothing is under way."""
         return []
 
     def forget(self) -> None:
@@ -330,10 +349,10 @@ class Job:
         """The last event."""
         if self._ended:
             return
-        self._ended = True
         self._push()
         rest = self._kept + self._text.finish()
         reason = "stop" if self._text.ended else "length"
+        self._ended = True
         self._send(Ended(rest, reason, replace(self._usage, new_tokens=self._read)))
 
     def fail(self, error: RequestError) -> None:
@@ -415,11 +434,12 @@ class Worker:
             while self._collect():
                 try:
                     self._turn()
-                except Exception as error:  # whatever it is, the next request is answered
-                    rows = list(self._engine.rows)
+                except Exception as error:  # of no single row; the next request is answered
+                    jobs = [*(row.payload for row in self._engine.rows), *self._next]
                     self._engine.reset()
-                    for row in rows:
-                        row.payload.fail(refusal(error))
+                    self._next = []
+                    for job in jobs:
+                        _refuse(job, error)
 
     def _collect(self) -> bool:
         """Take what has arrived; sleep while there is nothing to do. False at the end."""
@@ -449,9 +469,19 @@ class Worker:
         if self._should_admit():
             self._admit()
         elif self.running:
-            done = self._engine.advance()
+            done = self._advance()
             self._stepped = time.monotonic()
             self._publish(done)
+
+    def _advance(self) -> list[Row]:
+        """A step; where it fails, rows take it alone, and only those that fail again are lost."""
+        try:
+            return self._engine.advance()
+        except Exception as error:
+            done = advance_each(self._engine, error)
+        if not self.running:  # nobody is left: begin with a new cache
+            self._engine.reset()
+        return done
 
     def _should_admit(self) -> bool:
         """Many at a time: each prompt that is read holds up the rows under way."""
@@ -481,13 +511,13 @@ class Worker:
             done = self._engine.admit([job.row for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0].fail(refusal(error))
+                _refuse(jobs[0], error)
                 return
             self._prefill(jobs[: len(jobs) // 2])
             self._prefill(jobs[len(jobs) // 2 :])
             return
         for job in jobs:
-            job.let_media_go()
+            _tell(job, job.let_media_go)
         self.most_at_once = max(self.most_at_once, self.running + len(done))
         self._publish(done)
 
@@ -495,19 +525,36 @@ class Worker:
         """Tell what was written; who is gone or has met a stop text leaves with the next step."""
         for row in done:
             self.finished += 1
-            row.payload.end()
+            job = row.payload
+            if row.error is not None:
+                _refuse(job, row.error)
+            else:
+                _tell(job, job.end)
         if self.finished - self._tidied >= TIDY:
             self._tidy()
         for row in self._engine.rows:
             job = row.payload
             if job.live and not job.over:
-                job.follow()
+                _tell(job, job.follow)
             if job.over:
                 row.limit = len(row.tokens)
 
     def _tidy(self) -> None:
         return_freed_memory()
         self._tidied = self.finished
+
+
+def _tell(job: Job, step: Callable[[], None]) -> None:
+    """Do something for a job; whatever it raises, as at a token without text, fails it alone."""
+    try:
+        step()
+    except Exception as error:
+        _refuse(job, error)
+
+
+def _refuse(job: Job, error: Exception) -> None:
+    with suppress(RuntimeError):  # the event loop of whoever asked has ended
+        job.fail(refusal(error))
 
 
 def refusal(error: Exception) -> RequestError:
