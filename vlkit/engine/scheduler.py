@@ -426,7 +426,7 @@ class _FastRun:
     def _finish(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
         for row in rows:
             if row.error is not None:
-                yield row.index, failure_of(row.error)
+                yield row.index, Failure.of(row.error)
                 continue
             self.tally.new_tokens += len(row.tokens)
             yield row.index, attempt(_reply_of, self.vlm, row, self.limit)
