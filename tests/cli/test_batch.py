@@ -89,7 +89,7 @@ def test_the_same_command_goes_on_and_another_question_is_asked_anew(folder, tmp
 
 def test_agreement_is_told(folder, tmp_path):
     arguments = ["--prompt", "What is this?", "--out", tmp_path / "a.jsonl", *SHORT]
-    assert "100% as one by one" in run(folder, *arguments, "--agreement", "5").output
+    assert "100 % agreement with one-by-one answers" in run(folder, *arguments, "--agreement", "5").output
 
 
 def test_all_rows_failed_is_exit_code_1(table, tmp_path):
@@ -101,9 +101,9 @@ def test_all_rows_failed_is_exit_code_1(table, tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("a.txt", [], "ends in none of .jsonl, .csv, .parquet"),
-        ("questions.csv", [], "would write over"),
-        ("other.csv", [], "exists already"),
+        ("a.txt", [], "must end in .jsonl, .csv or .parquet"),
+        ("questions.csv", [], "would overwrite"),
+        ("other.csv", [], "already exists"),
         ("a.jsonl", ["--batch-size", "many"], "batch_size='many'"),
         ("nowhere/a.csv", [], "nowhere does not exist"),
         ("old.jsonl", ["--no-resume"], "it holds rows already; delete it"),

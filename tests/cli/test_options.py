@@ -113,8 +113,8 @@ def test_one_row_is_one_row_and_numbers_begin_at_one(server, tmp_path):
     ("out", "options", "message"),
     [
         ("nowhere/a.csv", [], r"nowhere/a\.csv: the folder .*nowhere does not exist; create"),
-        ("old.jsonl", ["--no-resume"], r"--out .*old\.jsonl: it holds rows already; delete it"),
-        ("old.csv", ["--no-resume"], r"old\.csv: .*old\.jsonl beside it holds rows already"),
+        ("old.jsonl", ["--no-resume"], r"--out .*old\.jsonl: it already contains rows; delete it"),
+        ("old.csv", ["--no-resume"], r"old\.csv: .*old\.jsonl next to it already contains rows"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_file_as_it_was_given(tmp_path, out, options, message):

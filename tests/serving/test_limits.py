@@ -382,14 +382,16 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
 )
 def test_what_would_not_be_safe_is_refused_before_a_model_is_loaded(arguments, reason, monkeypatch):
     monkeypatch.delenv("VLKIT_API_KEY", raising=False)
-    monkeypatch.setattr(vlkit, "load", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "vlkit.models.load.load", lambda *a, **k: pytest.fail("the model was loaded")
+    )
     result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
     assert reason in str(result.exception)
 
 
 def test_the_chosen_model_is_served(monkeypatch):
     asked = {}
-    monkeypatch.setattr(vlkit, "load", lambda **options: asked.update(options) or 1 / 0)
+    monkeypatch.setattr("vlkit.models.load.load", lambda **options: asked.update(options) or 1 / 0)
     serve = ["serve", "--port", "0", "--max-image-tokens", "64"]
     assert isinstance(CliRunner().invoke(app, serve).exception, ZeroDivisionError)
     assert asked == {"max_image_tokens": 64}  # so that load() takes the choice

@@ -27,9 +27,9 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a data set's boxes to another format or another generation's convention."""
-    import vlkit
+    from vlkit.datasets.conversion import convert as convert_boxes
 
-    report = vlkit.convert(
+    report = convert_boxes(
         source, target, to=to, source_format=source_format, images=images,
         max_image_tokens=max_image_tokens,
     )  # fmt: skip

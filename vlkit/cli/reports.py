@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vlkit.cli.options import console
+from vlkit.cli.options import console, print_plain
 from vlkit.errors import VlkitError, counted
 
 
@@ -43,7 +43,7 @@ def report(
     record = records.read_run(_last(directory) if run == "last" else run)
     for path in out or [Path("report.html")]:
         records.report(record, path, most=most)
-        console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(f"written to {path}")
 
 
 def _last(directory: Path) -> str:

@@ -26,7 +26,8 @@ from starlette.exceptions import HTTPException
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Usage
 from vlkit.models.load import VLM
-from vlkit.serving.request import ChatRequest, Limits, RequestError, describe_errors
+from vlkit.serving.limits import Limits
+from vlkit.serving.request import ChatRequest, RequestError, describe_errors
 from vlkit.serving.service import ChatService, ServedAnswer
 from vlkit.serving.worker import Ended
 

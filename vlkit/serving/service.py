@@ -19,7 +19,8 @@ from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inpu
 from vlkit.media.video import Clip, ClipInfo
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
-from vlkit.serving.request import ChatRequest, ClipTimes, Limits, RequestError, read_messages
+from vlkit.serving.limits import Limits
+from vlkit.serving.request import ChatRequest, ClipTimes, RequestError, read_messages
 from vlkit.serving.worker import AnswerText, Ended, Event, Job, Joined, Worker, make_engine, refusal
 
 _TOKEN_LETTERS = 16  # a text of more letters a token is not even looked at
