@@ -89,7 +89,10 @@ def test_the_same_command_goes_on_and_another_question_is_asked_anew(folder, tmp
 
 def test_agreement_is_told(folder, tmp_path):
     arguments = ["--prompt", "What is this?", "--out", tmp_path / "a.jsonl", *SHORT]
-    assert "100 % agreement with one-by-one answers" in run(folder, *arguments, "--agreement", "5").output
+    assert (
+        "100 % agreement with one-by-one answers"
+        in run(folder, *arguments, "--agreement", "5").output
+    )
 
 
 def test_all_rows_failed_is_exit_code_1(table, tmp_path):

@@ -292,13 +292,13 @@ def test_memory_stays_the_same_over_many_requests(tiny_vlm):
 def test_freed_memory_goes_back_after_some_answers_and_at_rest(tiny_vlm, monkeypatch):
     returned = []
     monkeypatch.setattr(worker, "return_freed_memory", lambda: returned.append(time.monotonic()))
-    monkeypatch.setattr(worker, "TIDY", 2)
-    monkeypatch.setattr(worker, "REST", 30.0)
+    monkeypatch.setattr(worker, "TIDY_ANSWERS", 2)
+    monkeypatch.setattr(worker, "TIDY_SECONDS", 30.0)
     with serving.start(tiny_vlm("qwen2_vl")) as server:
         for _ in range(4):
             ask(server, user("Hi"), max_tokens=1)
         assert wait_until(lambda: len(returned) == 2)
-        monkeypatch.setattr(worker, "REST", 0.05)
+        monkeypatch.setattr(worker, "TIDY_SECONDS", 0.05)
         ask(server, user("Hi"), max_tokens=1)
         assert wait_until(lambda: len(returned) == 3)
         time.sleep(0.3)
@@ -376,7 +376,7 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
     [
         (["--host", "0.0.0.0"], "set VLKIT_API_KEY"),
         (["--api-key", "short"], "at least 8"),
-        (["--allow-local", "missing"], "local=missing is no folder"),
+        (["--allow-local", "missing"], "local=missing is not a folder"),
         (["openai:tiny"], "openai:tiny runs elsewhere; vlkit serve is for a model of this"),
     ],
 )

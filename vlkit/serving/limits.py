@@ -1,11 +1,11 @@
-"""What a request may cost and name; apart from the server, so that ``--help`` needs no FastAPI."""
+"""What a request may cost and name; in a file of its own, so that ``--help`` needs no FastAPI."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_whole
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Limits:
         held_bytes: of all requests' bodies together, and of the media that wait for the model.
         pictures: pictures and clips of one request.
         pixels: of all pictures of one request together, and of one frame of a clip.
-        frames: frames of a clip that the model sees; more are thinned out.
-        new_tokens: the longest answer, and that of a request which names no limit.
-        context: prompt and answer together; None for the model's own.
-        waiting: requests beyond those that are being answered.
-        body_seconds: for a body to arrive.
-        local: requests may name files in this folder; None for no files.
-        urls: requests may name http(s) URLs.
+        frames: frames of a clip that the model sees; of a longer clip, fewer frames are sampled.
+        new_tokens: tokens of an answer, also if the request names no limit.
+        context: tokens of prompt and answer together; None for the model's own limit.
+        waiting: requests in the queue, beyond those that are being answered.
+        body_seconds: time for a body to arrive.
+        local: a folder whose files requests may name; None for no files.
+        urls: whether requests may name http(s) URLs.
     """
 
     body_bytes: int = 32 * 2**20
@@ -39,11 +39,8 @@ class Limits:
     urls: bool = False
 
     def __post_init__(self):
-        counts = ("body_bytes", "pictures", "pixels", "frames", "new_tokens", "waiting")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise VlkitError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.context is not None and self.context < 2:
-            raise VlkitError(f"context={self.context} must be 2 or more")
+        for name in ("body_bytes", "pictures", "pixels", "frames", "new_tokens", "waiting"):
+            check_whole(name, getattr(self, name), 1)
+        check_whole("context", self.context, 2, optional=True)
         if self.local is not None and not self.local.is_dir():
-            raise VlkitError(f"local={self.local} is no folder; name one that requests may read")
+            raise VlkitError(f"local={self.local} is not a folder; name one that requests may read")
