@@ -283,9 +283,8 @@ class Budget:
         """Count one more picture or frame."""
         self.pixels += width * height
         if self.pixels > self.limits.pixels:
-            raise RequestError(
-                f"the pictures have more than {self.limits.pixels:,} pixels in all; send smaller ones"
-            )
+            limit = f"{self.limits.pixels:,} pixels together"
+            raise RequestError(f"the pictures have more than {limit}; send smaller ones")
 
 
 def read_messages(messages: list[Message], limits: Limits) -> tuple[list[dict], int]:
