@@ -366,7 +366,7 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
     process.send_signal(number)
     assert response.read().endswith(b"data: [DONE]\n\n")
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and output.endswith("Ended.\n")
+    assert process.returncode == 0 and output.endswith("Server stopped.\n")
     assert KEY not in output + errors and "Traceback" not in errors
     assert '"POST /v1/chat/completions HTTP/1.1" 200' in errors
 
@@ -377,7 +377,10 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
         (["--host", "0.0.0.0"], "set VLKIT_API_KEY"),
         (["--api-key", "short"], "at least 8"),
         (["--allow-local", "missing"], "local=missing is not a folder"),
-        (["openai:tiny"], "openai:tiny runs elsewhere; vlkit serve is for a model of this"),
+        (
+            ["openai:tiny"],
+            "openai:tiny is a hosted model; vlkit serve is for models on this machine",
+        ),
     ],
 )
 def test_what_would_not_be_safe_is_refused_before_a_model_is_loaded(arguments, reason, monkeypatch):
@@ -397,7 +400,7 @@ def test_the_chosen_model_is_served(monkeypatch):
     assert asked == {"max_image_tokens": 64}  # so that load() takes the choice
     monkeypatch.setenv("VLKIT_MODEL", "openai:large")
     result = CliRunner().invoke(app, serve)
-    assert "openai:large runs elsewhere" in str(result.exception)
+    assert "openai:large is a hosted model" in str(result.exception)
 
 
 def test_without_the_extra_one_line_says_what_to_install(vlm, monkeypatch):

@@ -36,7 +36,7 @@ app = typer.Typer(
     help="A workbench for the Qwen-VL family.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # brackets in a help text are meant
+    rich_markup_mode=None,  # brackets in a help text are not markup
 )
 
 
@@ -62,7 +62,9 @@ def _show_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Say it, and end."),
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -98,7 +100,7 @@ def predict(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Ask one question about pictures, or none."""
+    """Ask one question, about pictures or without."""
     from vlkit.files import check_writable
     from vlkit.generation.generate import generate
     from vlkit.messages import user
@@ -137,7 +139,7 @@ def chat(
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
 ) -> None:
-    """Talk in turns. `/image PATH` adds a picture to the next turn, `/new` starts over."""
+    """Chat with a model. `/image PATH` adds a picture to the next turn, `/new` starts again."""
     from vlkit.generation.generate import Chat
     from vlkit.models.load import load
 
@@ -149,7 +151,7 @@ def chat(
         "seed": seed,
     }
     conversation = Chat(vlm, **options)
-    console.print(f"{escape(vlm.name)} listens. /image PATH, /new, /quit; Ctrl-C stops an answer.")
+    console.print(f"{escape(vlm.name)} is ready. /image PATH, /new, /quit; Ctrl-C stops an answer.")
     while (line := _read_line()) is not None:
         command, _, rest = line.strip().partition(" ")
         try:
@@ -162,7 +164,7 @@ def chat(
             elif command == "/quit":
                 return
             elif command.startswith("/"):
-                raise VlkitError(f"{command} is unknown; /image PATH, /new or /quit")
+                raise VlkitError(f"{command} is unknown; write /image PATH, /new or /quit")
             elif line.strip():
                 _answer(conversation, line, next_media)
                 next_media = []
@@ -180,10 +182,10 @@ def download(
     ] = None,
     load_options: dict[str, Any],
     local_dir: Annotated[
-        Path | None, typer.Option(help="The folder to fill; else the hub's cache.")
+        Path | None, typer.Option(help="The folder to download to; by default the hub's cache.")
     ] = None,
 ) -> None:
-    """Download a model, verify its shards and print the folder. Goes on where it stopped."""
+    """Download a model, verify its shards and print the folder. Resumes where it stopped."""
     from vlkit.models.hub import download_model
 
     typer.echo(download_model(name, patterns or [], local_dir=local_dir, **load_options))

@@ -1,4 +1,4 @@
-"""`vlkit batch`: a table or a folder of pictures in, a file of answers out."""
+"""`vlkit batch`: from a table or a folder of pictures to a file of answers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def batch(
     out: Annotated[
         Path,
         typer.Option(
-            help="The answers, .jsonl; or .csv or .parquet, made of a .jsonl beside it at the end."
+            help="The answers: .jsonl; or .csv or .parquet, made at the end of a .jsonl next to it."
         ),
     ],
     prompt: Annotated[
-        str | None, typer.Option(help='The question; "{name}" is a cell of that column.')
+        str | None, typer.Option(help='The question; "{name}" stands for the cell in column name.')
     ] = None,
     image_column: Annotated[
         list[str] | None, typer.Option(help="Column with pictures; may be repeated.")
@@ -56,12 +56,12 @@ def batch(
         int, typer.Option(metavar="N", help="Ask N rows again alone and compare.")
     ] = 0,
     resume: Annotated[
-        bool, typer.Option(help="Go on with an OUT that holds rows, or refuse it.")
+        bool, typer.Option(help="Resume an OUT that contains rows, or refuse it.")
     ] = True,
 ) -> None:
-    """Ask many questions. Killed or stopped, the same command goes on where it was.
+    """Ask many questions. After a stop or a crash, the same command resumes.
 
-    Under `accelerate launch --num_processes N -m vlkit batch …` the rows are shared out.
+    `accelerate launch --num_processes N -m vlkit batch …` splits the rows among processes.
     """
     from vlkit.batch.run import generate_batch
     from vlkit.datasets.questions import read_conversations, to_frame
@@ -83,7 +83,7 @@ def batch(
         )
         if results.report.stopped:
             place = f"; finished rows are in {journal}" if journal != out else ""
-            print_plain(f"Stopped. The same command goes on with {out}{place}.", error_console)
+            print_plain(f"Stopped. The same command resumes {out}{place}.", error_console)
             raise typer.Exit(130)
         report, results = shares.gather(results, conversations, journal)
     if shares.number:
@@ -97,7 +97,7 @@ def batch(
 
 @dataclass(frozen=True)
 class Shares:
-    """Which rows this process has: every ``count``-th, from ``number`` on."""
+    """The rows of this process: every ``count``-th, starting with ``number``."""
 
     number: int = 0
     count: int = 1
@@ -150,7 +150,7 @@ def _sum_reports(reports: list) -> Any:
 
 @contextmanager
 def _processes() -> Iterator[Shares]:
-    """The processes of `accelerate launch`, or this one alone."""
+    """This process among those of `accelerate launch`; they end together."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Shares()
         return
@@ -165,7 +165,7 @@ def _processes() -> Iterator[Shares]:
 
 
 def _check_paths(source: str, out: Path, resume: bool) -> Path:
-    """The journal's file. Raises VlkitError where something else would be overwritten."""
+    """The journal's file. Raises VlkitError if another file would be overwritten."""
     if out.suffix.lower() not in _ENDINGS:
         raise VlkitError(f"--out {out} must end in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}")
     if not out.expanduser().parent.is_dir():
@@ -206,7 +206,7 @@ def _print_summary(results: list, report: Any, source: str, out: Path) -> None:
         print_plain(report.note, error_console)
     line = f"{counted(len(results), 'row')}, {len(failed):,} failed"
     if report.resumed:
-        line += f", {report.resumed:,} done before"
+        line += f", {report.resumed:,} resumed"
     if report.new_tokens:
         line += f", {report.seconds:.1f} s, {report.tokens_per_second:,.0f} tokens/s"
     if report.agreement is not None:

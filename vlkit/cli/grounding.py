@@ -25,18 +25,22 @@ def evaluate_grounding(
         str, typer.Argument(help='"samples" (bundled), or any file or folder that convert reads.')
     ],
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", "--out", help="A new folder for what is written.")
+        Path, typer.Option("--output-dir", "--out", help="A new folder for the results.")
     ] = Path("evaluation"),
     data_format: Annotated[
-        str, typer.Option("--format", help="Of the data, where their content does not tell.")
+        str, typer.Option("--format", help="Of the data, if their content does not show it.")
     ] = "auto",
     images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
     prompt: Annotated[
-        str | None, typer.Option(help='With "{label}"; by default as the family is used to.')
+        str | None, typer.Option(help='With "{label}"; by default the usual one of the family.')
     ] = None,
-    iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
+    iou: Annotated[
+        list[float] | None, typer.Option(help="Thresholds; by default 0.5 and 0.75.")
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask only so many questions, the first.")
+    ] = None,
     load_options: dict[str, Any],
     max_new_tokens: TokensOption = MAX_NEW_TOKENS,
     batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,

@@ -38,7 +38,8 @@ _VOILA = (
 def lab(
     context: typer.Context,
     folder: Annotated[
-        Path | None, typer.Option(help="Copy the notebooks there first, and open the copies.")
+        Path | None,
+        typer.Option(help="Copy the notebooks to this folder first, and open the copies."),
     ] = None,
 ) -> None:
     """Open JupyterLab on the notebooks; further options are jupyter lab's, such as --port 9000."""
@@ -123,17 +124,20 @@ def write_pages(folder: Path, names: list[str]) -> Path:
 def run(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="NOTEBOOK", help="One with a cell tagged parameters."),
+        typer.Argument(metavar="NOTEBOOK", help="A notebook with a cell tagged parameters."),
     ],
     parameter: Annotated[
-        list[str] | None, typer.Option("-p", metavar="NAME VALUE", help="May be repeated.")
+        list[str] | None,
+        typer.Option("-p", metavar="NAME VALUE", help="A parameter; may be repeated."),
     ] = None,
-    directory: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    directory: Annotated[Path, typer.Option(help="Where the run's folder is created.")] = Path(
+        "runs"
+    ),
     keep_media: Annotated[
         bool, typer.Option("--keep-media", help="Keep the pictures that are asked about.")
     ] = False,
 ) -> None:
-    """Run a notebook. Its executed copy and a record of all answers lie in a dated folder."""
+    """Run a notebook; saves the executed copy and a record of all answers in a dated folder."""
     notebook, parameters = split_arguments(arguments, parameter or [])
     path = run_notebook(notebook, parameters, directory=directory, keep_media=keep_media)
     print_plain(f"written to {path}")

@@ -22,7 +22,9 @@ def print_plain(text: str, where: Console = console) -> None:
 
 
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatable.")]
+TemperatureOption = Annotated[
+    float, typer.Option(help="0 is greedy decoding, which is repeatable.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
 
 
@@ -36,7 +38,7 @@ LOAD_OPTIONS = {  # of `vlkit.load`, in the order of --help: (type, help text, d
         '"tiny" (bundled), a folder, a hub id, "openai:…" or "dashscope:…". By default what '
         'VLKIT_MODEL or the settings file names, else "tiny".',
     ),
-    "hub": _option(Hub, "Where to look for it.", "auto"),
+    "hub": _option(Hub, "The hub that has the model.", "auto"),
     "revision": _option(str | None, "Commit, branch or tag on the hub."),
     "dtype": _option(str, "auto, float32, bfloat16 or float16.", "auto"),
     "device": _option(str, "auto, cpu, cuda:0 or mps.", "auto"),
@@ -44,10 +46,10 @@ LOAD_OPTIONS = {  # of `vlkit.load`, in the order of --help: (type, help text, d
     "adapter": _option(str | None, "Folder or hub id of an adapter."),
     "base_url": _option(str | None, "Endpoint of an openai: model; the key is in OPENAI_API_KEY."),
     "region": _option(
-        str | None, "Of a dashscope: model, beijing, singapore …; key in DASHSCOPE_API_KEY."
+        str | None, "Of a dashscope: model: beijing, singapore …; the key is in DASHSCOPE_API_KEY."
     ),
     "family": _option(
-        str | None, "Of a hosted model whose name does not tell it: qwen2-vl, qwen2.5-vl …"
+        str | None, "Of a hosted model whose name does not show it: qwen2-vl, qwen2.5-vl …"
     ),
     "max_image_tokens": _option(int | None, "Shrink pictures to this many tokens."),
 }

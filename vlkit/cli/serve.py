@@ -29,10 +29,10 @@ def serve(
             'settings file names, else "tiny".',
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Any but this machine's own needs a key.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address; one that others can reach needs a key.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="VLKIT_API_KEY", help="What clients must send.", show_default=False),
@@ -45,13 +45,15 @@ def serve(
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Requests may name http(s) URLs.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = (
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = (
         Limits.new_tokens
     ),
     max_context: Annotated[
-        int | None, typer.Option(min=2, help="Most tokens of prompt and answer.")
+        int | None, typer.Option(min=2, help="Most tokens of prompt and answer together.")
     ] = None,
-    max_pictures: Annotated[int, typer.Option(min=1, help="Of one request.")] = Limits.pictures,
+    max_pictures: Annotated[
+        int, typer.Option(min=1, help="Pictures and clips of one request.")
+    ] = Limits.pictures,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Of one request's pictures.")] = (
         Limits.pixels // _MEGAPIXEL
     ),
@@ -59,13 +61,13 @@ def serve(
         Limits.body_bytes // _MEBIBYTE
     ),
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests beyond those being answered; more get a 429.")
+        int, typer.Option(min=1, help="Requests in the queue; more get status 429.")
     ] = Limits.waiting,
 ) -> None:
-    """Serve a model to OpenAI's and any compatible client. Ctrl-C finishes what runs, then ends.
+    """Serve a model to OpenAI's and compatible clients. Ctrl-C finishes running requests first.
 
-    Requests that are under way together are answered as one batch. What they may hold are data
-    URLs; files and addresses only where they are allowed.
+    Requests that run at the same time are answered as one batch. They contain pictures as data
+    URLs; files and http(s) URLs only if you allow them.
     """
     from vlkit.remote.services import is_remote_name
     from vlkit.serving import check_installed
@@ -74,7 +76,7 @@ def serve(
     check_installed()
     wanted = model or getattr(chosen_model(), "model", None)
     if is_remote_name(wanted):
-        raise VlkitError(f"{wanted} runs elsewhere; vlkit serve is for a model of this machine")
+        raise VlkitError(f"{wanted} is a hosted model; vlkit serve is for models on this machine")
     from vlkit.inputs import check_loaded
     from vlkit.models.load import load
     from vlkit.serving.app import Server, log_requests, model_name, open_socket
@@ -91,6 +93,6 @@ def serve(
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
     log_requests()
     print_plain(repr(vlm))
-    print_plain(f"Serving {name} at {server.url}; Ctrl-C finishes what runs and ends.")
+    print_plain(f"Serving {name} at {server.url}; Ctrl-C finishes running requests and stops.")
     server.run()
-    print_plain("Ended.")
+    print_plain("Server stopped.")
