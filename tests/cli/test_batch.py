@@ -109,7 +109,7 @@ def test_all_rows_failed_is_exit_code_1(table, tmp_path):
         ("other.csv", [], "already exists"),
         ("a.jsonl", ["--batch-size", "many"], "batch_size='many'"),
         ("nowhere/a.csv", [], "nowhere does not exist"),
-        ("old.jsonl", ["--no-resume"], "it holds rows already; delete it"),
+        ("old.jsonl", ["--no-resume"], "it already contains rows; delete it"),
         ("a.jsonl", ["--image-column", "photo"], "no column is called 'photo'"),
     ],
 )
