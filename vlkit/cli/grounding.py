@@ -34,13 +34,9 @@ def evaluate_grounding(
     prompt: Annotated[
         str | None, typer.Option(help='With "{label}"; by default the usual one of the family.')
     ] = None,
-    iou: Annotated[
-        list[float] | None, typer.Option(help="Thresholds; by default 0.5 and 0.75.")
-    ] = None,
+    iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only so many questions, the first.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
     load_options: dict[str, Any],
     max_new_tokens: TokensOption = MAX_NEW_TOKENS,
     batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import os
 import shutil
 import sys
@@ -38,8 +37,7 @@ _VOILA = (
 def lab(
     context: typer.Context,
     folder: Annotated[
-        Path | None,
-        typer.Option(help="Copy the notebooks to this folder first, and open the copies."),
+        Path | None, typer.Option(help="Copy the notebooks here first, and open the copies.")
     ] = None,
 ) -> None:
     """Open JupyterLab on the notebooks; further options are jupyter lab's, such as --port 9000."""
@@ -127,12 +125,9 @@ def run(
         typer.Argument(metavar="NOTEBOOK", help="A notebook with a cell tagged parameters."),
     ],
     parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", metavar="NAME VALUE", help="A parameter; may be repeated."),
+        list[str] | None, typer.Option("-p", metavar="NAME VALUE", help="May be repeated.")
     ] = None,
-    directory: Annotated[Path, typer.Option(help="Where the run's folder is created.")] = Path(
-        "runs"
-    ),
+    directory: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     keep_media: Annotated[
         bool, typer.Option("--keep-media", help="Keep the pictures that are asked about.")
     ] = False,
@@ -207,8 +202,8 @@ def _read_parameter_names(notebook: Path) -> list[str]:
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, SyntaxError) as error:
         reason = str(error).splitlines()[0]
         raise VlkitError(f"{notebook} cannot be read as a notebook: {reason:.120}") from None
-    assigned = [node.targets for node in nodes if isinstance(node, ast.Assign)]
-    return [name.id for name in itertools.chain(*assigned) if isinstance(name, ast.Name)]
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @contextmanager

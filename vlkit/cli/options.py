@@ -22,9 +22,7 @@ def print_plain(text: str, where: Console = console) -> None:
 
 
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
-TemperatureOption = Annotated[
-    float, typer.Option(help="0 is greedy decoding, which is repeatable.")
-]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatable.")]
 SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
 
 

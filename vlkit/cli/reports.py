@@ -33,13 +33,9 @@ def report(
     run: Annotated[str, typer.Argument(help='A run\'s folder, or "last".')] = "last",
     out: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="A .html, .pdf, .md or .bib file; may be repeated. By default report.html."
-        ),
+        typer.Option(help="A .html, .pdf, .md or .bib; may be repeated. By default report.html."),
     ] = None,
-    directory: Annotated[
-        Path, typer.Option(help='The folder in which "last" looks for runs.')
-    ] = Path("runs"),
+    directory: Annotated[Path, typer.Option(help='Where "last" looks for runs.')] = Path("runs"),
     most: Annotated[int, typer.Option(min=0, help="How many answers are shown.")] = 100,
 ) -> None:
     """Write a report of a recorded run: a self-contained HTML page, PDF, Markdown or BibTeX."""

@@ -51,9 +51,7 @@ def serve(
     max_context: Annotated[
         int | None, typer.Option(min=2, help="Most tokens of prompt and answer together.")
     ] = None,
-    max_pictures: Annotated[
-        int, typer.Option(min=1, help="Pictures and clips of one request.")
-    ] = Limits.pictures,
+    max_pictures: Annotated[int, typer.Option(min=1, help="Of one request.")] = Limits.pictures,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Of one request's pictures.")] = (
         Limits.pixels // _MEGAPIXEL
     ),

@@ -41,6 +41,17 @@ class RequestError(VlkitError):
         super().__init__(message)
         self.status, self.param, self.code, self.headers = status, param, code, headers or {}
 
+    @classmethod
+    def of(cls, error: Exception) -> RequestError:
+        """What the client learns when the model fails."""
+        import torch
+
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            text = "out of GPU memory; send smaller pictures or ask for fewer tokens"
+            return cls(text, status=503, headers={"Retry-After": "5"})
+        return cls(f"the model failed: {type(error).__name__}: {error!s:.200}", status=500)
+
     @property
     def body(self) -> dict:
         """The JSON that OpenAI's clients read."""

@@ -21,16 +21,7 @@ from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
 from vlkit.serving.limits import Limits
 from vlkit.serving.request import ChatRequest, ClipTimes, RequestError, read_messages
-from vlkit.serving.worker import (
-    AnswerText,
-    Ended,
-    Event,
-    Job,
-    Joined,
-    Worker,
-    as_request_error,
-    make_engine,
-)
+from vlkit.serving.worker import AnswerText, Ended, Event, Job, Joined, Worker, make_engine
 
 _TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
 MOST_CONTEXT = 32_768  # unless the server is started with another context
@@ -278,7 +269,7 @@ class ChatService:
             try:
                 self.engine.look(prepared.row)
             except Exception as error:  # as when the model reads the prompt
-                raise as_request_error(error) from error
+                raise RequestError.of(error) from error
         return prepared
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:

@@ -419,7 +419,7 @@ class Worker:
                     rows = list(self._engine.rows)
                     self._engine.reset()
                     for row in rows:
-                        row.payload.fail(as_request_error(error))
+                        row.payload.fail(RequestError.of(error))
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do, and while more requests are about to come.
@@ -490,7 +490,7 @@ class Worker:
             finished = self._engine.admit([job.row for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0].fail(as_request_error(error))
+                jobs[0].fail(RequestError.of(error))
                 return
             self._prefill(jobs[: len(jobs) // 2])
             self._prefill(jobs[len(jobs) // 2 :])
@@ -517,14 +517,3 @@ class Worker:
     def _tidy(self) -> None:
         return_freed_memory()
         self._tidied = self.finished
-
-
-def as_request_error(error: Exception) -> RequestError:
-    """What the client learns when the model fails."""
-    import torch
-
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        torch.cuda.empty_cache()
-        text = "out of GPU memory; send smaller pictures or ask for fewer tokens"
-        return RequestError(text, status=503, headers={"Retry-After": "5"})
-    return RequestError(f"the model failed: {type(error).__name__}: {error!s:.200}", status=500)
