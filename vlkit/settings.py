@@ -14,6 +14,7 @@ from vlkit.errors import ModelError, VlkitError
 
 MODEL_VARIABLE = "VLKIT_MODEL"  # a model for this process, whatever the file says
 FILE_VARIABLE = "VLKIT_SETTINGS"  # another file; empty: none
+MAX_NEW_TOKENS = 256  # the longest answer where none is chosen
 _SECRET = "api_key"
 # the options of load(); a test compares them with its signature
 LOAD_OPTIONS = (

@@ -216,7 +216,7 @@ def test_busy_rows_are_asked_again_and_refused_ones_are_not(server, load):
     [
         (
             Said(status=401, code="invalid_api_key", message="wrong"),
-            "asks for a key",
+            "a key is needed",
         ),
         (Said(status=404, message="The model does not exist"), "no such model"),
         (Said(status=400, code="Arrearage"), "quota or balance"),

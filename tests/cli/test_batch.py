@@ -80,16 +80,19 @@ def test_the_same_command_goes_on_and_another_question_is_asked_anew(folder, tmp
     assert "5 rows, 0 failed, " in run(*asked, "--agreement", "2").output
     before = (tmp_path / "answers.jsonl").read_bytes()
     again = run(*asked)
-    assert "5 rows, 0 failed, 5 done before; written" in again.output
+    assert "5 rows, 0 failed, 5 resumed; written" in again.output
     assert (tmp_path / "answers.jsonl").read_bytes() == before
     asked[2] = "What is this?"
-    assert "done before" not in run(*asked).output
+    assert "resumed" not in run(*asked).output
     assert len(lines(tmp_path / "answers.jsonl")) == 10
 
 
 def test_agreement_is_told(folder, tmp_path):
     arguments = ["--prompt", "What is this?", "--out", tmp_path / "a.jsonl", *SHORT]
-    assert "100% as one by one" in run(folder, *arguments, "--agreement", "5").output
+    assert (
+        "100 % agreement with one-by-one answers"
+        in run(folder, *arguments, "--agreement", "5").output
+    )
 
 
 def test_all_rows_failed_is_exit_code_1(table, tmp_path):
@@ -101,12 +104,12 @@ def test_all_rows_failed_is_exit_code_1(table, tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("a.txt", [], "ends in none of .jsonl, .csv, .parquet"),
-        ("questions.csv", [], "would write over"),
-        ("other.csv", [], "exists already"),
+        ("a.txt", [], "must end in .jsonl, .csv or .parquet"),
+        ("questions.csv", [], "would overwrite"),
+        ("other.csv", [], "already exists"),
         ("a.jsonl", ["--batch-size", "many"], "batch_size='many'"),
         ("nowhere/a.csv", [], "nowhere does not exist"),
-        ("old.jsonl", ["--no-resume"], "it holds rows already; delete it"),
+        ("old.jsonl", ["--no-resume"], "it already contains rows; delete it"),
         ("a.jsonl", ["--image-column", "photo"], "no column is called 'photo'"),
     ],
 )
@@ -130,12 +133,12 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, tmp_path):
     wait_for_rows(tmp_path / "answers.jsonl", 1)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130 and f"goes on with {out}; what" in errors, errors
+    assert child.returncode == 130 and f"resumes {out}; finished" in errors, errors
     assert "Traceback" not in errors
     done = len(lines(tmp_path / "answers.jsonl"))
     assert 1 <= done < many and not out.exists()
     result = run(*asked)
-    assert result.exit_code == 0 and f"{many} rows, 0 failed, {done} done before" in result.output
+    assert result.exit_code == 0 and f"{many} rows, 0 failed, {done} resumed" in result.output
     assert sorted(each["index"] for each in lines(tmp_path / "answers.jsonl")) == list(range(many))
 
 
@@ -184,6 +187,6 @@ def test_a_process_that_dies_is_made_up_for_by_the_next_call(folder, tmp_path):
     done = sum(len(lines(part)) for part in tmp_path.glob("answers.jsonl.part-*"))
     assert 1 <= done < 5 and not out.exists()
     result = run(*asked)
-    assert f"5 rows, 0 failed, {done} done before" in result.output
+    assert f"5 rows, 0 failed, {done} resumed" in result.output
     assert sorted(each["index"] for each in lines(out)) == list(range(5))
     assert [path.name for path in tmp_path.glob("answers*")] == ["answers.jsonl"]

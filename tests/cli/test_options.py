@@ -1,6 +1,7 @@
 """Which model the shell commands ask: the one that is named, else the chosen one, as load()."""
 
 import json
+from inspect import signature
 
 import pytest
 from openai_server import KEY, serve
@@ -8,7 +9,11 @@ from typer.testing import CliRunner
 
 import vlkit
 from vlkit.cli.app import app
+from vlkit.cli.options import LOAD_OPTIONS
 from vlkit.errors import VlkitError
+from vlkit.remote import HostedOptions
+from vlkit.serving.limits import Limits
+from vlkit.settings import MAX_NEW_TOKENS
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 COMMANDS = ("predict", "chat", "batch")
@@ -113,11 +118,26 @@ def test_one_row_is_one_row_and_numbers_begin_at_one(server, tmp_path):
     ("out", "options", "message"),
     [
         ("nowhere/a.csv", [], r"nowhere/a\.csv: the folder .*nowhere does not exist; create"),
-        ("old.jsonl", ["--no-resume"], r"--out .*old\.jsonl: it holds rows already; delete it"),
-        ("old.csv", ["--no-resume"], r"old\.csv: .*old\.jsonl beside it holds rows already"),
+        ("old.jsonl", ["--no-resume"], r"--out .*old\.jsonl: it already contains rows; delete it"),
+        ("old.csv", ["--no-resume"], r"old\.csv: .*old\.jsonl next to it already contains rows"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_file_as_it_was_given(tmp_path, out, options, message):
     (tmp_path / "old.jsonl").write_text('{"key": "a"}\n')
     with pytest.raises(VlkitError, match=message):
         run("batch", tmp_path, "--out", str(tmp_path / out), *options)
+
+
+def test_the_table_of_options_has_options_of_load_only():
+    hosted = HostedOptions.__annotations__
+    assert LOAD_OPTIONS.keys() <= {*signature(vlkit.load).parameters, *hosted}
+
+
+def test_defaults_are_the_same_everywhere():
+    functions = (vlkit.generate, vlkit.stream, vlkit.generate_batch, vlkit.attention_map)
+    for function in functions:
+        assert signature(function).parameters["max_new_tokens"].default == MAX_NEW_TOKENS
+    words = " ".join(CliRunner().invoke(app, ["serve", "--help"]).output.split())
+    sizes = (Limits.body_bytes >> 20, Limits.pixels // 10**6)
+    for default in (*sizes, Limits.pictures, Limits.new_tokens, Limits.waiting):
+        assert f"[default: {default}; x>=1]" in words

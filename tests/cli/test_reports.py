@@ -58,7 +58,7 @@ def test_errors_are_one_line_and_the_copy_stays(tmp_path):
     assert str(found) in str(caught.value) and read_run(found.parent).status == "failed"
     with pytest.raises(VlkitError, match=r"no parameter 'SEEED'; it has \['NAME', 'SEED'\]"):
         run_notebook(path, {"SEEED": 1}, directory=tmp_path / "other")
-    with pytest.raises(VlkitError, match="is no notebook"):
+    with pytest.raises(VlkitError, match="is not a notebook"):
         run_notebook(tmp_path / "none.ipynb", {}, directory=tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -77,5 +77,5 @@ def test_ctrl_c_says_where_the_rest_lies(tmp_path):
     _, errors = child.communicate(timeout=60)
     (folder,) = (tmp_path / "runs").iterdir()
     assert child.returncode == 130
-    assert f"Stopped. What was run and asked so far lies in {Path('runs') / folder.name}." in errors
+    assert f"Stopped. What was run and asked so far is in {Path('runs') / folder.name}." in errors
     assert (folder / "long.ipynb").is_file() and read_run(folder).status == "failed"

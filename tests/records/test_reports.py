@@ -7,7 +7,7 @@ import pytest
 from fake_runs import answer, ask, boxed, model, picture, saved
 
 import vlkit
-from vlkit.cli.notebooks import _sort_out
+from vlkit.cli.notebooks import split_arguments
 from vlkit.errors import VlkitError
 from vlkit.records import Run, bibtex, report
 
@@ -160,9 +160,9 @@ def test_a_pdf_needs_a_browser(run, tmp_path, monkeypatch):
 
 def test_values_of_parameters():
     words = ["a.ipynb", "tiny", "3", "[1, 2]", "true"]
-    path, given = _sort_out(words, ["MODEL", "SEED", "SIZES", "FAST"])
+    path, given = split_arguments(words, ["MODEL", "SEED", "SIZES", "FAST"])
     assert path.name == "a.ipynb"
     assert given == {"MODEL": "tiny", "SEED": 3, "SIZES": [1, 2], "FAST": True}
-    assert _sort_out(["x", "a.ipynb"], ["MODEL"])[1] == {"MODEL": "x"}
+    assert split_arguments(["x", "a.ipynb"], ["MODEL"])[1] == {"MODEL": "x"}
     with pytest.raises(VlkitError, match="2 names and 1 values"):
-        _sort_out(["a.ipynb", "1"], ["A", "B"])
+        split_arguments(["a.ipynb", "1"], ["A", "B"])

@@ -82,14 +82,14 @@ REFUSED = {
              code="Arrearage"),
         "the account's quota or balance is used up",
     ),
-    "no access": (Said(status=403, message="forbidden"), "the key may not use this model"),
+    "no access": (Said(status=403, message="forbidden"), "the key has no access to this model"),
     "too large": (Said(status=413, message="body too large"), "was refused .HTTP 413: body too"),
     "bad request": (Said(status=400, message="max_tokens is wrong"), "max_tokens is wrong"),
-    "failing": (Said(status=500, message="boom"), "HTTP 500: boom.* .asked 5 times"),
+    "failing": (Said(status=500, message="boom"), "HTTP 500: boom.* .tried 5 times"),
     "long wait": (Said(status=429, message="slow", headers={"Retry-After": "900"}), "900 s"),
-    "a web page": (Said(body=b"<html>hello</html>"), "no chat completion .* /v1"),
-    "other JSON": (Said(body=b'{"answer": 42}'), "no chat completion"),
-    "no choices": (Said(body=b'{"choices": [], "object": "chat.completion"}'), "no chat comp"),
+    "a web page": (Said(body=b"<html>hello</html>"), "is not a chat completion .* /v1"),
+    "other JSON": (Said(body=b'{"answer": 42}'), "is not a chat completion"),
+    "no choices": (Said(body=b'{"choices": [], "object": "chat.completion"}'), "not a chat comp"),
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_refusals_are_one_line_in_time(server, load, case, monkeypatch):
     assert re.search(told, line) and line.startswith(f"{MODEL} at {server.url}: ")
     monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
     line = refusal(lambda: list(vlkit.stream(vlm, "?")))
-    assert line.startswith((f"{MODEL} at {server.url}: ", "the answer broke off"))
+    assert line.startswith((f"{MODEL} at {server.url}: ", "the answer was interrupted"))
 
 
 def test_a_wrong_key_is_told_at_once(server, load):
@@ -229,7 +229,7 @@ def test_a_stream_that_breaks_off(server, load):
         for piece in pieces:
             got.append(piece)
 
-    assert "broke off after 2 pieces" in refusal(read)
+    assert "interrupted after 2 pieces" in refusal(read)
     assert got == ["one t", "wo th"] and len(server.requests) == 1
 
 
@@ -237,7 +237,7 @@ def test_a_stream_that_breaks_off(server, load):
     "code, told",
     [
         ("data_inspection_failed", "the content was refused (stop it)"),
-        (None, "broke the answer off"),
+        (None, "ended the answer with an error"),
     ],
 )
 def test_an_error_within_a_stream(server, load, code, told):

@@ -380,12 +380,12 @@ def test_a_server_with_rules_like_ours_is_sent_the_original(server, load):
         ("dashscope:qwen-vl-max", {"region": "mars"}, "region='mars' is unknown"),
         ("dashscope:qwen-vl-max", {"region": "beijing", "base_url": "http://a/v1"}, "one of them"),
         ("openai:x", {"region": "beijing"}, "region= belongs to"),
-        ("openai:x", {"base_url": "127.0.0.1:8000"}, "is no address"),
-        ("openai:x", {"base_url": "http://a:b@c/v1"}, "holds a name, a password"),
-        ("openai:x", {"base_url": "http://[::1/v1"}, "is no address"),
-        ("openai:x", {"base_url": "http://a:99999/v1"}, "is no address"),
-        ("openai:x", {"base_url": "http://a b/v1"}, "is no address"),
-        ("openai:x", {"base_url": 7}, "is no address"),
+        ("openai:x", {"base_url": "127.0.0.1:8000"}, "is not a URL"),
+        ("openai:x", {"base_url": "http://a:b@c/v1"}, "contains a user name, a password"),
+        ("openai:x", {"base_url": "http://[::1/v1"}, "is not a URL"),
+        ("openai:x", {"base_url": "http://a:99999/v1"}, "is not a URL"),
+        ("openai:x", {"base_url": "http://a b/v1"}, "is not a URL"),
+        ("openai:x", {"base_url": 7}, "is not a URL"),
         ("openai:x", {"prices": {"input": 1}}, "prices="),
         ("openai:x", {"timeout": 0}, "timeout=0"),
         ("openai:x", {"retries": 1.5}, "retries=1.5"),
@@ -421,7 +421,7 @@ def test_options_of_hosted_models_are_refused_for_others():
 
 def test_keys_come_from_the_environment(server, load, monkeypatch):
     server.key = "sk-from-environment"
-    with pytest.raises(RemoteError, match=r"asks for a key .* OPENAI_API_KEY"):
+    with pytest.raises(RemoteError, match=r"a key is needed .* OPENAI_API_KEY"):
         load()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-environment\n")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)

@@ -217,7 +217,7 @@ def test_openais_client(vlm, client):
 
 def test_openais_client_tells_refusals_apart(client):
     messages = [{"role": "user", "content": "hi"}]
-    with pytest.raises(openai.BadRequestError, match="n=3 is not done here"):
+    with pytest.raises(openai.BadRequestError, match="n=3 is not supported"):
         client.chat.completions.create(model="tiny", messages=messages, n=3)
     with pytest.raises(openai.NotFoundError, match="'large' is not served here") as caught:
         client.chat.completions.create(model="large", messages=messages)

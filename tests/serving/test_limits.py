@@ -292,13 +292,13 @@ def test_memory_stays_the_same_over_many_requests(tiny_vlm):
 def test_freed_memory_goes_back_after_some_answers_and_at_rest(tiny_vlm, monkeypatch):
     returned = []
     monkeypatch.setattr(worker, "return_freed_memory", lambda: returned.append(time.monotonic()))
-    monkeypatch.setattr(worker, "TIDY", 2)
-    monkeypatch.setattr(worker, "REST", 30.0)
+    monkeypatch.setattr(worker, "TIDY_ANSWERS", 2)
+    monkeypatch.setattr(worker, "TIDY_SECONDS", 30.0)
     with serving.start(tiny_vlm("qwen2_vl")) as server:
         for _ in range(4):
             ask(server, user("Hi"), max_tokens=1)
         assert wait_until(lambda: len(returned) == 2)
-        monkeypatch.setattr(worker, "REST", 0.05)
+        monkeypatch.setattr(worker, "TIDY_SECONDS", 0.05)
         ask(server, user("Hi"), max_tokens=1)
         assert wait_until(lambda: len(returned) == 3)
         time.sleep(0.3)
@@ -366,7 +366,7 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
     process.send_signal(number)
     assert response.read().endswith(b"data: [DONE]\n\n")
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and output.endswith("Ended.\n")
+    assert process.returncode == 0 and output.endswith("Server stopped.\n")
     assert KEY not in output + errors and "Traceback" not in errors
     assert '"POST /v1/chat/completions HTTP/1.1" 200' in errors
 
@@ -376,26 +376,31 @@ def test_a_signal_ends_it_once_what_runs_is_finished(number):
     [
         (["--host", "0.0.0.0"], "set VLKIT_API_KEY"),
         (["--api-key", "short"], "at least 8"),
-        (["--allow-local", "missing"], "local=missing is no folder"),
-        (["openai:tiny"], "openai:tiny runs elsewhere; vlkit serve is for a model of this"),
+        (["--allow-local", "missing"], "local=missing is not a folder"),
+        (
+            ["openai:tiny"],
+            "openai:tiny is a hosted model; vlkit serve is for models on this machine",
+        ),
     ],
 )
 def test_what_would_not_be_safe_is_refused_before_a_model_is_loaded(arguments, reason, monkeypatch):
     monkeypatch.delenv("VLKIT_API_KEY", raising=False)
-    monkeypatch.setattr(vlkit, "load", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "vlkit.models.load.load", lambda *a, **k: pytest.fail("the model was loaded")
+    )
     result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
     assert reason in str(result.exception)
 
 
 def test_the_chosen_model_is_served(monkeypatch):
     asked = {}
-    monkeypatch.setattr(vlkit, "load", lambda **options: asked.update(options) or 1 / 0)
+    monkeypatch.setattr("vlkit.models.load.load", lambda **options: asked.update(options) or 1 / 0)
     serve = ["serve", "--port", "0", "--max-image-tokens", "64"]
     assert isinstance(CliRunner().invoke(app, serve).exception, ZeroDivisionError)
     assert asked == {"max_image_tokens": 64}  # so that load() takes the choice
     monkeypatch.setenv("VLKIT_MODEL", "openai:large")
     result = CliRunner().invoke(app, serve)
-    assert "openai:large runs elsewhere" in str(result.exception)
+    assert "openai:large is a hosted model" in str(result.exception)
 
 
 def test_without_the_extra_one_line_says_what_to_install(vlm, monkeypatch):

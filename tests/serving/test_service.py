@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.bundled import bundled_path
-from vlkit.serving.service import Share
+from vlkit.serving.service import ByteBudget
 from vlkit.serving.worker import AnswerText
 
 
@@ -74,7 +74,7 @@ def test_the_end_token_is_no_text_even_where_special_tokens_are():
 
 def test_bytes_that_wait_are_shared_in_the_order_of_asking():
     async def run():
-        share, order = Share(100), []
+        share, order = ByteBudget(100), []
 
         async def take(name, size):
             give_back = await share.take(size)
@@ -99,4 +99,4 @@ def test_bytes_that_wait_are_shared_in_the_order_of_asking():
 
 @pytest.mark.parametrize("stops", [(), ("x",)])
 def test_only_stop_texts_have_to_be_watched_for(stops):
-    assert AnswerText(tokenizer(), frozenset(), stops, True).watches == bool(stops)
+    assert AnswerText(tokenizer(), frozenset(), stops, True).has_stops == bool(stops)

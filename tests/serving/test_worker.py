@@ -117,8 +117,8 @@ def seconds_between_steps(seeing):
     engine, ended = Writer(seeing), threading.Event()
     row = SimpleNamespace(tokens=[], limit=6)
     row.payload = SimpleNamespace(
-        row=row, waiting=Waiting(0, None, None, 10), since=time.monotonic(), cancelled=False,
-        live=False, over=False, let_media_go=lambda: None, end=ended.set,
+        row=row, waiting=Waiting(0, None, None, 10), created=time.monotonic(), cancelled=False,
+        reads_each_step=False, done=False, release_media=lambda: None, end=ended.set,
     )  # fmt: skip
     worked = worker.Worker(engine)
     worked.submit(row.payload)
@@ -129,7 +129,7 @@ def seconds_between_steps(seeing):
 
 
 def test_rows_under_way_go_on_at_a_slower_pace_while_others_pictures_are_seen(monkeypatch):
-    monkeypatch.setattr(worker, "PACE", 0.2)
+    monkeypatch.setattr(worker, "STEP_SECONDS", 0.2)
     slower = seconds_between_steps(seeing=True)
     assert len(slower) == 5 and min(slower) > 0.15
     assert min(seconds_between_steps(seeing=False)) < 0.1

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,68 +18,41 @@ from vlkit.cli.conversion import convert
 from vlkit.cli.grounding import evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
 from vlkit.cli.options import (
-    AdapterOption,
-    BaseUrlOption,
-    DeviceOption,
-    DtypeOption,
-    FamilyOption,
-    HubOption,
-    ImageTokensOption,
-    ModelOption,
-    QuantizeOption,
-    RegionOption,
-    RevisionOption,
+    LOAD_OPTIONS,
     SeedOption,
     TemperatureOption,
     TokensOption,
     console,
-    errors,
-    load_options,
+    error_console,
+    with_load_options,
 )
 from vlkit.cli.reports import doctor, report
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
 from vlkit.errors import VlkitError
+from vlkit.settings import MAX_NEW_TOKENS
 
 app = typer.Typer(
     help="A workbench for the Qwen-VL family.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # brackets in a help text are meant
+    rich_markup_mode=None,  # brackets in a help text are not markup
 )
 
 
 app.command()(batch)
-
-
 app.command()(convert)
-
-
 app.command()(doctor)
-
-
 app.command()(evaluate_grounding)
-
-
 app.command()(train)
-
-
 app.command(context_settings=PASS_ON)(lab)
-
-
 app.command(context_settings=PASS_ON)(classroom)
-
-
 app.command()(report)
-
-
 app.command(context_settings={"ignore_unknown_options": True})(run)  # a value may be -1
-
-
 app.command()(serve)
 
 
-def _tell_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"vlkit {version('vlkit')}")
         raise typer.Exit
@@ -89,43 +62,37 @@ def _tell_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say it, and end."),
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """The `vlkit` command: errors that a user can mend are one line, not a traceback."""
+    """The `vlkit` command: errors that a user can fix are one line, not a traceback."""
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
     try:
         app(standalone_mode=True)
     except VlkitError as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        line = f"[bold red]Error:[/] {escape(str(error))}"
+        error_console.print(line, soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 @app.command()
+@with_load_options()
 def predict(
-    context: typer.Context,
+    *,
     prompt: Annotated[str, typer.Option(help="The question.")],
     image: Annotated[
         list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
     ] = None,
-    model: ModelOption = None,
-    hub: HubOption = "auto",
-    revision: RevisionOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
-    base_url: BaseUrlOption = None,
-    region: RegionOption = None,
-    family: FamilyOption = None,
-    max_image_tokens: ImageTokensOption = None,
-    max_new_tokens: TokensOption = 256,
+    load_options: dict[str, Any],
+    max_new_tokens: TokensOption = MAX_NEW_TOKENS,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
     output_dir: Annotated[
@@ -133,18 +100,24 @@ def predict(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Ask one question about pictures, or none."""
-    import vlkit
+    """Ask one question, about pictures or without."""
     from vlkit.files import check_writable
+    from vlkit.generation.generate import generate
+    from vlkit.messages import user
+    from vlkit.models.load import load
 
     if output_dir is not None:
         check_writable(output_dir)  # before a large model answers
     if not prompt.strip():
         raise VlkitError("the --prompt is empty; write a question")
-    media = [_read_media(each) for each in image or []]  # before a large model is loaded
-    vlm = vlkit.load(**load_options(context))
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    reply = vlkit.generate(vlm, vlkit.user(prompt, *media), **options)
+    media = [_read_media(source) for source in image or []]  # before a large model is loaded
+    vlm = load(**load_options)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    reply = generate(vlm, user(prompt, *media), **options)
     record = _record(vlm, prompt, image or [], options, reply)
     if output_dir is not None:
         _write(output_dir, record, reply)
@@ -155,83 +128,80 @@ def predict(
 
 
 @app.command()
+@with_load_options(name for name in LOAD_OPTIONS if name != "max_image_tokens")
 def chat(
-    context: typer.Context,
+    *,
     image: Annotated[
         list[str] | None, typer.Option(help="Pictures or clips for the first turn.")
     ] = None,
-    model: ModelOption = None,
-    hub: HubOption = "auto",
-    revision: RevisionOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
-    base_url: BaseUrlOption = None,
-    region: RegionOption = None,
-    family: FamilyOption = None,
-    max_new_tokens: TokensOption = 256,
+    load_options: dict[str, Any],
+    max_new_tokens: TokensOption = MAX_NEW_TOKENS,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
 ) -> None:
-    """Talk in turns. `/image PATH` adds a picture to the next turn, `/new` starts over."""
-    import vlkit
+    """Chat with a model. `/image PATH` adds a picture to the next turn, `/new` starts again."""
+    from vlkit.generation.generate import Chat
+    from vlkit.models.load import load
 
-    waiting = [_read_media(each) for each in image or []]
-    vlm = vlkit.load(**load_options(context))
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    talk = vlkit.Chat(vlm, **options)
-    console.print(f"{escape(vlm.name)} listens. /image PATH, /new, /quit; Ctrl-C stops an answer.")
+    next_media = [_read_media(source) for source in image or []]
+    vlm = load(**load_options)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    conversation = Chat(vlm, **options)
+    console.print(f"{escape(vlm.name)} is ready. /image PATH, /new, /quit; Ctrl-C stops an answer.")
     while (line := _read_line()) is not None:
         command, _, rest = line.strip().partition(" ")
         try:
             if command == "/image":
-                waiting.append(_read_media(rest.strip()))
-                console.print(f"{_describe(waiting[-1])} added")
+                next_media.append(_read_media(rest.strip()))
+                console.print(f"{_describe(next_media[-1])} added")
             elif command == "/new":
-                talk, waiting = vlkit.Chat(vlm, **options), []
+                conversation, next_media = Chat(vlm, **options), []
                 console.print("a new conversation")
             elif command == "/quit":
                 return
             elif command.startswith("/"):
-                raise VlkitError(f"{command} is unknown; /image PATH, /new or /quit")
+                raise VlkitError(f"{command} is unknown; write /image PATH, /new or /quit")
             elif line.strip():
-                _answer(talk, line, waiting)
-                waiting = []
+                _answer(conversation, line, next_media)
+                next_media = []
         except VlkitError as error:
-            errors.print(f"[red]{escape(str(error))}[/]", highlight=False)
+            error_console.print(f"[red]{escape(str(error))}[/]", highlight=False)
 
 
 @app.command()
+@with_load_options(("hub", "revision"))
 def download(
+    *,
     name: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.")],
     patterns: Annotated[
         list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these files or globs.")
     ] = None,
-    hub: HubOption = "auto",
-    revision: RevisionOption = None,
+    load_options: dict[str, Any],
     local_dir: Annotated[
-        Path | None, typer.Option(help="The folder to fill; else the hub's cache.")
+        Path | None, typer.Option(help="The folder to download to; by default the hub's cache.")
     ] = None,
 ) -> None:
-    """Download a model, verify its shards and print the folder. Goes on where it stopped."""
+    """Download a model, verify its shards and print the folder. Resumes where it stopped."""
     from vlkit.models.hub import download_model
 
-    path = download_model(name, patterns or [], hub=hub, revision=revision, local_dir=local_dir)
-    typer.echo(path)
+    typer.echo(download_model(name, patterns or [], local_dir=local_dir, **load_options))
 
 
 def _read_media(source: str):
-    """A picture, or a clip by its ending, read as far as is needed to know that it can be."""
-    import vlkit
-    from vlkit.media.video import probe_clip
+    """A picture, or a clip (by its file ending) whose header was read."""
+    from vlkit.media.image import load_image
+    from vlkit.media.video import Video, probe_clip
     from vlkit.messages import looks_like_clip
 
     if not source:
         raise VlkitError("name a picture or clip: /image PATH")
     if not looks_like_clip(source):
-        return vlkit.load_image(source)
-    video = vlkit.Video(source)
+        return load_image(source)
+    video = Video(source)
     probe_clip(video)
     return video
 
@@ -249,8 +219,8 @@ def _read_line() -> str | None:
         return None
 
 
-def _answer(talk, line: str, pictures: list) -> None:
-    pieces = talk.stream(line, *pictures)
+def _answer(conversation, line: str, media: list) -> None:
+    pieces = conversation.stream(line, *media)
     try:
         for piece in pieces:
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)

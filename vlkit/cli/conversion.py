@@ -19,17 +19,17 @@ def convert(
         ),
     ],
     source_format: Annotated[
-        str, typer.Option("--from", help="The source's format, where its content does not tell.")
+        str, typer.Option("--from", help="The source's format, if its content does not show it.")
     ] = "auto",
     images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
     max_image_tokens: Annotated[
-        int | None, typer.Option(help="The limit under which qwen2_5_vl sees the pictures.")
+        int | None, typer.Option(help="The max_image_tokens with which qwen2_5_vl is used.")
     ] = None,
 ) -> None:
     """Convert a data set's boxes to another format or another generation's convention."""
-    import vlkit
+    from vlkit.datasets.conversion import convert as convert_boxes
 
-    report = vlkit.convert(
+    report = convert_boxes(
         source, target, to=to, source_format=source_format, images=images,
         max_image_tokens=max_image_tokens,
     )  # fmt: skip

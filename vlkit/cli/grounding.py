@@ -4,58 +4,41 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from vlkit.cli.options import (
-    AdapterOption,
-    BaseUrlOption,
-    DeviceOption,
-    DtypeOption,
-    FamilyOption,
-    HubOption,
-    ImageTokensOption,
-    QuantizeOption,
-    RegionOption,
-    RevisionOption,
     TokensOption,
     console,
-    load_options,
+    with_load_options,
 )
+from vlkit.settings import MAX_NEW_TOKENS
 
 
+@with_load_options()
 def evaluate_grounding(
-    context: typer.Context,
+    *,
     model: Annotated[str, typer.Argument(help='"tiny" (bundled), a folder or a hub id.')],
     data: Annotated[
         str, typer.Argument(help='"samples" (bundled), or any file or folder that convert reads.')
     ],
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", "--out", help="A new folder for what is written.")
+        Path, typer.Option("--output-dir", "--out", help="A new folder for the results.")
     ] = Path("evaluation"),
     data_format: Annotated[
-        str, typer.Option("--format", help="Of the data, where their content does not tell.")
+        str, typer.Option("--format", help="Of the data, if their content does not show it.")
     ] = "auto",
     images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
     prompt: Annotated[
-        str | None, typer.Option(help='With "{label}"; by default as the family is used to.')
+        str | None, typer.Option(help='With "{label}"; by default the usual one of the family.')
     ] = None,
     iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
-    hub: HubOption = "auto",
-    revision: RevisionOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
-    base_url: BaseUrlOption = None,
-    region: RegionOption = None,
-    family: FamilyOption = None,
-    max_image_tokens: ImageTokensOption = None,
-    max_new_tokens: TokensOption = 256,
+    load_options: dict[str, Any],
+    max_new_tokens: TokensOption = MAX_NEW_TOKENS,
     batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,
 ) -> None:
     """Ask a model where things are and measure its boxes.
@@ -63,17 +46,17 @@ def evaluate_grounding(
     Writes metrics.json, rows.csv and gallery.html (the worst answers against the truth), all of
     them or none.
     """
-    import vlkit
     from vlkit.evaluation.metrics import check_thresholds
     from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions
     from vlkit.files import check_free, check_writable
+    from vlkit.models.load import load
 
     check_free(output_dir)
     check_writable(output_dir)
     iou = list(check_thresholds(iou or (0.5, 0.75)))
     ask = partial(read_questions, data, format=data_format, images=images)
     ask(prompt=prompt or "{label}")  # before a large model is loaded
-    vlm = vlkit.load(**load_options(context))
+    vlm: Any = load(**load_options)
     questions = ask(prompt=prompt or default_prompt(vlm.family))
     run = ask_grounding(
         vlm, questions[:limit], data=Path(data).name, iou=iou,

@@ -15,34 +15,29 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import console, errors
+from vlkit.cli.options import console, error_console, print_plain
 from vlkit.errors import VlkitError
 from vlkit.hooks import RUN_VARIABLE
 
+# of a command whose further options are those of the program that it starts
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+COPY = "vlkit-notebooks"  # the folder into which an installed vlkit copies the notebooks
 
-
-COPY = "vlkit-notebooks"  # where an installed vlkit puts the notebooks, to be changed at will
-
-
-# tornado's own limit, 10 MiB, ends the connection to the kernel where a larger file is uploaded
-_SOCKET = {"websocket_max_message_size": 2**29}
-
-
-# kernels of visitors who have left end after a while; a room without a network waits for no style
-_VOILA = [f"--MappingKernelManager.cull_{name}" for name in ("idle_timeout=900", "interval=60")]
-
-
-_POLICY = {"Content-Security-Policy": "style-src 'self' 'unsafe-inline'"}
-
-
-_VOILA.append(f"--Voila.tornado_settings={ {'headers': _POLICY, **_SOCKET} }")
+# tornado's limit of 10 MiB would close the connection to the kernel when a larger file is uploaded
+_WEBSOCKET = {"websocket_max_message_size": 2**29}
+# without a network, a page must not wait for style sheets from other hosts
+_HEADERS = {"Content-Security-Policy": "style-src 'self' 'unsafe-inline'"}
+_VOILA = (
+    "--MappingKernelManager.cull_idle_timeout=900",  # ends the kernels of visitors who have left
+    "--MappingKernelManager.cull_interval=60",
+    f"--Voila.tornado_settings={ {'headers': _HEADERS, **_WEBSOCKET} }",
+)
 
 
 def lab(
     context: typer.Context,
     folder: Annotated[
-        Path | None, typer.Option(help="Copy the notebooks there first, and open the copies.")
+        Path | None, typer.Option(help="Copy the notebooks here first, and open the copies.")
     ] = None,
 ) -> None:
     """Open JupyterLab on the notebooks; further options are jupyter lab's, such as --port 9000."""
@@ -50,7 +45,7 @@ def lab(
 
     options = [
         f"--ServerApp.root_dir={find_notebooks(folder).resolve()}",
-        f"--ServerApp.tornado_settings={_SOCKET}",
+        f"--ServerApp.tornado_settings={_WEBSOCKET}",
         "--LabApp.default_url=/lab/tree/index.ipynb",
     ]
     sys.exit(main([*options, *context.args]))
@@ -68,12 +63,12 @@ def classroom(
         from voila.app import main
     except ImportError as error:
         raise VlkitError('vlkit classroom needs voila: pip install "vlkit[class]"') from error
-    sys.argv = ["voila"]  # it looks for options there, too
+    sys.argv = ["voila"]  # voila reads options from there, too
     sys.exit(main([str(pages), *_VOILA, *context.args]))
 
 
 def find_notebooks(folder: Path | None = None) -> Path:
-    """The checkout's notebooks, or copies of them; what is there already is left as it is.
+    """The folder of the checkout's notebooks, or of copies; files that exist are not overwritten.
 
     Raises:
         VlkitError: they are missing, or the folder cannot be written.
@@ -82,7 +77,7 @@ def find_notebooks(folder: Path | None = None) -> Path:
     checkout, installed = package.parent / "notebooks", package / "notebooks"
     source = checkout if (checkout / "index.ipynb").is_file() else installed
     if not (source / "index.ipynb").is_file():
-        raise VlkitError(f"vlkit's notebooks are missing beside {package}; reinstall vlkit")
+        raise VlkitError(f"vlkit's notebooks are missing next to {package}; reinstall vlkit")
     if folder is None and source == checkout:
         return source
     target = folder or Path(COPY)
@@ -97,10 +92,13 @@ def find_notebooks(folder: Path | None = None) -> Path:
 
 
 def write_pages(folder: Path, names: list[str]) -> Path:
-    """A notebook for each panel; the folder, or the one notebook where there is but one.
+    """Write a notebook for each panel.
+
+    Returns:
+        The folder; the notebook itself if only one panel is named.
 
     Raises:
-        VlkitError: a panel that there is not.
+        VlkitError: a panel is unknown.
     """
     import nbformat
 
@@ -122,9 +120,9 @@ def write_pages(folder: Path, names: list[str]) -> Path:
 
 
 def run(
-    words: Annotated[
+    arguments: Annotated[
         list[str],
-        typer.Argument(metavar="NOTEBOOK", help="One with a cell tagged parameters."),
+        typer.Argument(metavar="NOTEBOOK", help="A notebook with a cell tagged parameters."),
     ],
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="NAME VALUE", help="May be repeated.")
@@ -134,10 +132,10 @@ def run(
         bool, typer.Option("--keep-media", help="Keep the pictures that are asked about.")
     ] = False,
 ) -> None:
-    """Run a notebook. Its executed copy and a record of all answers lie in a dated folder."""
-    notebook, given = _sort_out(words, parameter or [])
-    path = run_notebook(notebook, given, directory=directory, keep_media=keep_media)
-    console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
+    """Run a notebook; saves the executed copy and a record of all answers in a dated folder."""
+    notebook, parameters = split_arguments(arguments, parameter or [])
+    path = run_notebook(notebook, parameters, directory=directory, keep_media=keep_media)
+    print_plain(f"written to {path}")
 
 
 def run_notebook(
@@ -160,7 +158,7 @@ def run_notebook(
         from papermill.exceptions import PapermillExecutionError
     except ImportError:
         raise VlkitError('vlkit run needs papermill: pip install "vlkit[notebooks]"') from None
-    _check(notebook, parameters)
+    _check_parameters(notebook, parameters)
     from vlkit.records import Run
 
     record = Run(notebook.stem, directory=directory, keep_media=keep_media)
@@ -168,7 +166,7 @@ def run_notebook(
         copy = record.path / notebook.name
         record.log(**parameters)
         try:
-            with _told_to_kernel(record.path):
+            with _kernel_records_to(record.path):
                 execute_notebook(
                     str(notebook), str(copy), dict(parameters),
                     kernel_name="python3", language="python", progress_bar=console.is_terminal,
@@ -178,22 +176,22 @@ def run_notebook(
             text = f"{notebook.name} failed: {reason}; the copy is {copy}"
             raise VlkitError(text) from None
         except KeyboardInterrupt:
-            text = f"Stopped. What was run and asked so far lies in {record.path}."
-            errors.print(text, markup=False, highlight=False, soft_wrap=True)
+            text = f"Stopped. What was run and asked so far is in {record.path}."
+            print_plain(text, error_console)
             raise
     return copy
 
 
-def _check(notebook: Path, parameters: Mapping[str, Any]) -> None:
+def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     if notebook.suffix != ".ipynb" or not notebook.is_file():
-        raise VlkitError(f"{notebook} is no notebook; name a .ipynb file")
-    known = _parameters_of(notebook)
+        raise VlkitError(f"{notebook} is not a notebook; name a .ipynb file")
+    known = _read_parameter_names(notebook)
     for name in parameters:
         if name not in known:
             raise VlkitError(f"{notebook.name} has no parameter {name!r}; it has {known}")
 
 
-def _parameters_of(notebook: Path) -> list[str]:
+def _read_parameter_names(notebook: Path) -> list[str]:
     """The names that the cell tagged parameters assigns."""
     import nbformat
 
@@ -204,12 +202,13 @@ def _parameters_of(notebook: Path) -> list[str]:
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, SyntaxError) as error:
         reason = str(error).splitlines()[0]
         raise VlkitError(f"{notebook} cannot be read as a notebook: {reason:.120}") from None
-    targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @contextmanager
-def _told_to_kernel(path: Path) -> Iterator[None]:
+def _kernel_records_to(path: Path) -> Iterator[None]:
+    """Let the notebook's kernel, a process of its own, record into the same run."""
     before = os.environ.get(RUN_VARIABLE)
     os.environ[RUN_VARIABLE] = str(path.absolute())
     try:
@@ -220,20 +219,32 @@ def _told_to_kernel(path: Path) -> Iterator[None]:
             os.environ[RUN_VARIABLE] = before
 
 
-def _sort_out(words: Sequence[str], names: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """The notebook, and the values: ``-p NAME VALUE`` leaves its value among the other words.
+def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The notebook and its parameters, from ``NOTEBOOK -p NAME VALUE -p NAME VALUE``.
 
-    A value is read as YAML: 3 is a number, [1, 2] a list, anything else a text.
+    Typer has no repeated option with two values. Here ``-p`` takes the name only, so that the
+    values are among the positional arguments, in the order of the names.
+
+    Args:
+        arguments: the notebook and the values.
+        names: the parameters that ``-p`` named.
+
+    Returns:
+        The notebook's path, and the values by name. A value is read as YAML: ``3`` is a number,
+        ``[1, 2]`` a list, anything else a text.
+
+    Raises:
+        VlkitError: a name without a value, or the reverse.
     """
-    values = list(words)
-    notebook = next((word for word in values if word.endswith(".ipynb")), values[0])
+    notebook = next((word for word in arguments if word.endswith(".ipynb")), arguments[0])
+    values = list(arguments)
     values.remove(notebook)
     if len(values) != len(names):
         raise VlkitError(
             f"{len(names)} names and {len(values)} values; write: vlkit run {notebook} "
             "-p NAME VALUE -p NAME VALUE"
         )
-    return Path(notebook), {n: _read_value(v) for n, v in zip(names, values, strict=True)}
+    return Path(notebook), dict(zip(names, map(_read_value, values), strict=True))
 
 
 def _read_value(text: str) -> Any:

@@ -1,7 +1,10 @@
-"""Options that several commands have, and where they print."""
+"""Options that several commands have, and where the commands print."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from typing import Annotated, Any
 
 import typer
@@ -10,81 +13,93 @@ from rich.console import Console
 from vlkit.models.hub import Hub
 
 console = Console()
+error_console = Console(stderr=True)
 
 
-errors = Console(stderr=True)
-
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help='"tiny" (bundled), a folder, a hub id, "openai:…" or "dashscope:…". By default what '
-        'VLKIT_MODEL or the settings file names, else "tiny".'
-    ),
-]
-
-
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option(help="Endpoint of an openai: model; the key is in OPENAI_API_KEY."),
-]
-
-
-RegionOption = Annotated[
-    str | None,
-    typer.Option(help="Of a dashscope: model, beijing, singapore …; key in DASHSCOPE_API_KEY."),
-]
-
-
-FamilyOption = Annotated[
-    str | None,
-    typer.Option(help="Of a hosted model whose name does not tell it: qwen2-vl, qwen2.5-vl …"),
-]
-
-
-HubOption = Annotated[Hub, typer.Option(help="Where to look for it.")]
-
-
-RevisionOption = Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")]
-
-
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-
-
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda:0 or mps.")]
-
-
-ImageTokensOption = Annotated[int | None, typer.Option(help="Shrink pictures to this many tokens.")]
-
-
-QuantizeOption = Annotated[str | None, typer.Option(help="4bit or 8bit (vlkit[quant]).")]
-
-
-AdapterOption = Annotated[str | None, typer.Option(help="Folder or hub id of an adapter.")]
+def print_plain(text: str, where: Console = console) -> None:
+    """Print a line as it is: no markup, no colors, no line breaks added."""
+    where.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
-
-
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatable.")]
-
-
 SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
 
 
-_LOAD = (
-    "model", "hub", "revision", "device", "dtype", "quantize", "adapter", "max_image_tokens",
-    "base_url", "region", "family",
-)  # fmt: skip
+def _option(kind: Any, help: str, default: Any = None) -> tuple[Any, Any]:
+    return Annotated[kind, typer.Option(help=help)], default
 
 
-def load_options(context: typer.Context) -> dict[str, Any]:
-    """What was written of `vlkit.load`'s arguments; it knows the rest, from the settings too."""
-    given = {name: value for name, value in context.params.items() if name in _LOAD}
-    for name in list(given):
+LOAD_OPTIONS = {  # of `vlkit.load`, in the order of --help: (type, help text, default)
+    "model": _option(
+        str | None,
+        '"tiny" (bundled), a folder, a hub id, "openai:…" or "dashscope:…". By default what '
+        'VLKIT_MODEL or the settings file names, else "tiny".',
+    ),
+    "hub": _option(Hub, "The hub that has the model.", "auto"),
+    "revision": _option(str | None, "Commit, branch or tag on the hub."),
+    "dtype": _option(str, "auto, float32, bfloat16 or float16.", "auto"),
+    "device": _option(str, "auto, cpu, cuda:0 or mps.", "auto"),
+    "quantize": _option(str | None, "4bit or 8bit (vlkit[quant])."),
+    "adapter": _option(str | None, "Folder or hub id of an adapter."),
+    "base_url": _option(str | None, "Endpoint of an openai: model; the key is in OPENAI_API_KEY."),
+    "region": _option(
+        str | None, "Of a dashscope: model: beijing, singapore …; the key is in DASHSCOPE_API_KEY."
+    ),
+    "family": _option(
+        str | None, "Of a hosted model whose name does not show it: qwen2-vl, qwen2.5-vl …"
+    ),
+    "max_image_tokens": _option(int | None, "Shrink pictures to this many tokens."),
+}
+
+Command = Callable[..., None]
+
+
+def with_load_options(names: Iterable[str] = tuple(LOAD_OPTIONS)) -> Callable[[Command], Command]:
+    """Add options of `vlkit.load` to a command, in place of its parameter ``load_options``.
+
+    The command receives in it only what the user typed, for ``load(**load_options)``: load knows
+    the defaults, also those of the settings file. A parameter that the command declares itself,
+    such as an argument MODEL, is not added again, but is in ``load_options``, too.
+
+    Args:
+        names: keys of ``LOAD_OPTIONS``, in the order of ``--help``.
+    """
+
+    def decorate(command: Command) -> Command:
+        declared = signature(command, eval_str=True).parameters
+        added = {name: LOAD_OPTIONS[name] for name in names if name not in declared}
+        parameters = [_parameter("context", typer.Context)]
+        for name, parameter in declared.items():
+            if name == "load_options":
+                parameters += [_parameter(name, *option) for name, option in added.items()]
+            else:
+                parameters.append(parameter)
+
+        @wraps(command)
+        def run(context: typer.Context, **values: Any) -> None:
+            for name in added:
+                del values[name]
+            command(**values, load_options=_typed_options(context))
+
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        vars(run)["__signature__"] = Signature(parameters)  # from which typer makes the options
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _typed_options(context: typer.Context) -> dict[str, Any]:
+    """Those of `vlkit.load`'s arguments that the user typed."""
+    typed = {}
+    for name, value in context.params.items():
         source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
-            del given[name]
-    if "family" in given:  # qwen2.5-vl, as models are called
-        given["family"] = given["family"].lower().translate(str.maketrans("-.", "__"))
-    return given
+        if name in LOAD_OPTIONS and source is not None and source.name == "COMMANDLINE":
+            typed[name] = value
+    if "family" in typed:  # qwen2.5-vl, as models are called
+        typed["family"] = typed["family"].lower().translate(str.maketrans("-.", "__"))
+    return typed

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlkit.cli.options import (
-    AdapterOption,
-    DeviceOption,
-    DtypeOption,
-    HubOption,
-    ImageTokensOption,
-    QuantizeOption,
-    RevisionOption,
-    console,
-    load_options,
+    print_plain,
+    with_load_options,
 )
 from vlkit.errors import VlkitError
+from vlkit.serving.limits import Limits
 
-_MEBIBYTE = 2**20
+_LOAD_OPTIONS = "adapter hub revision dtype device quantize max_image_tokens".split()
+_MEBIBYTE, _MEGAPIXEL = 2**20, 1_000_000
 
 
+@with_load_options(_LOAD_OPTIONS)
 def serve(
-    context: typer.Context,
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -33,45 +29,44 @@ def serve(
             'settings file names, else "tiny".',
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Any but this machine's own needs a key.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address; one that others can reach needs a key.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="VLKIT_API_KEY", help="What clients must send.", show_default=False),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
-    adapter: AdapterOption = None,
-    hub: HubOption = "auto",
-    revision: RevisionOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    quantize: QuantizeOption = None,
-    max_image_tokens: ImageTokensOption = None,
+    load_options: dict[str, Any],
     allow_local: Annotated[
         Path | None, typer.Option(help="A folder whose files requests may name.")
     ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Requests may name http(s) URLs.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = (
+        Limits.new_tokens
+    ),
     max_context: Annotated[
-        int | None, typer.Option(min=2, help="Most tokens of prompt and answer.")
+        int | None, typer.Option(min=2, help="Most tokens of prompt and answer together.")
     ] = None,
-    max_pictures: Annotated[int, typer.Option(min=1, help="Of one request.")] = 16,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one request's pictures.")] = 50,
-    max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of one request.")] = 32,
+    max_pictures: Annotated[int, typer.Option(min=1, help="Of one request.")] = Limits.pictures,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one request's pictures.")] = (
+        Limits.pixels // _MEGAPIXEL
+    ),
+    max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of one request.")] = (
+        Limits.body_bytes // _MEBIBYTE
+    ),
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests beyond those being answered; more get a 429.")
-    ] = 256,
+        int, typer.Option(min=1, help="Requests in the queue; more get status 429.")
+    ] = Limits.waiting,
 ) -> None:
-    """Serve a model to OpenAI's and any compatible client. Ctrl-C finishes what runs, then ends.
+    """Serve a model to OpenAI's and compatible clients. Ctrl-C finishes running requests first.
 
-    Requests that are under way together are answered as one batch. What they may hold are data
-    URLs; files and addresses only where they are allowed.
+    Requests that run at the same time are answered as one batch. They contain pictures as data
+    URLs; files and http(s) URLs only if you allow them.
     """
-    import vlkit
     from vlkit.remote.services import is_remote_name
     from vlkit.serving import check_installed
     from vlkit.settings import chosen_model
@@ -79,26 +74,23 @@ def serve(
     check_installed()
     wanted = model or getattr(chosen_model(), "model", None)
     if is_remote_name(wanted):
-        raise VlkitError(f"{wanted} runs elsewhere; vlkit serve is for a model of this machine")
+        raise VlkitError(f"{wanted} is a hosted model; vlkit serve is for models on this machine")
     from vlkit.inputs import check_loaded
+    from vlkit.models.load import load
     from vlkit.serving.app import Server, log_requests, model_name, open_socket
-    from vlkit.serving.request import Limits
 
     limits = Limits(
-        body_bytes=max_body * _MEBIBYTE, pictures=max_pictures, pixels=max_megapixels * 1_000_000,
+        body_bytes=max_body * _MEBIBYTE, pictures=max_pictures, pixels=max_megapixels * _MEGAPIXEL,
         new_tokens=max_new_tokens, context=max_context, waiting=max_waiting,
         local=allow_local, urls=allow_urls,
     )  # fmt: skip
     listener = open_socket(host, port, api_key)  # before a large model is loaded
-    vlm = vlkit.load(**load_options(context))
+    vlm: Any = load(**load_options)
     name = name or model_name(vlm.name)
     check_loaded(vlm)
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
     log_requests()
-    console.print(f"{vlm!r}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"Serving {name} at {server.url}; Ctrl-C finishes what runs and ends.",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    print_plain(repr(vlm))
+    print_plain(f"Serving {name} at {server.url}; Ctrl-C finishes running requests and stops.")
     server.run()
-    console.print("Ended.")
+    print_plain("Server stopped.")

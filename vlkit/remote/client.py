@@ -1,4 +1,4 @@
-"""What went wrong at a service, in one line without the key, and whether to ask again."""
+"""Requests to a service: errors as one line without the key, retries, and the event loop."""
 
 from __future__ import annotations
 
@@ -17,29 +17,21 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from vlkit.errors import RemoteError
+from vlkit.errors import RemoteError, one_line
+from vlkit.remote.endpoint import Endpoint
 from vlkit.remote.services import Service
 
-NO_KEY = "none"  # what is sent where there is no key
-
-
-MOST_WAIT = 60.0  # seconds that a service may ask to wait before it is told to the user instead
-
+NO_KEY = "none"  # the openai package needs a key, also for a server that needs none
+MOST_WAIT = 60.0  # the longest Retry-After, in seconds, that is waited for
 
 _QUOTA = re.compile(
     r"insufficient_quota|insufficient balance|arrearage|freetier|billing|overdue|good standing",
     re.I,
 )
-
-
 _CONTENT = re.compile(
     r"data_?inspection|content_?(policy|filter)|inappropriate content|moderation", re.I
 )
-
-
 _MODEL = re.compile(r"model_?not_?found|model.{0,80}(does ?n.t|not) (exist|found)", re.I)
-
-
 _SECRET = re.compile(r"\b(sk|Bearer)[-_ ](?=[\w\-.]*[\d*])[\w\-*.]{6,}", re.I)
 
 
@@ -48,31 +40,31 @@ class ServiceProblem:
     """A failed request.
 
     Attributes:
-        error: what to tell.
-        again: whether another try may go well.
+        error: for the user.
+        retry: whether the same request may succeed later.
         wait: the seconds that the service asks to wait, or None.
-        unreached: whether nothing came back at all.
-        keyless: whether the key is wrong, or lacking.
+        no_response: whether nothing came back at all.
+        wrong_key: whether the key is wrong or missing.
     """
 
     error: RemoteError
-    again: bool = False
+    retry: bool = False
     wait: float | None = None
-    unreached: bool = False
-    keyless: bool = False
+    no_response: bool = False
+    wrong_key: bool = False
 
 
 @dataclass(frozen=True)
-class Place:
-    """Who was asked, for messages.
+class ErrorSource:
+    """Which model at which service, for error messages.
 
     Attributes:
         model: what the service calls it.
         base_url: the endpoint.
         service: the kind of service.
         timeout: seconds that an answer may take.
-        key: never told.
-        served: names of the models that it serves, as far as known.
+        key: to remove it from messages.
+        served: names of the models that the service has, as far as known.
     """
 
     model: str
@@ -82,115 +74,109 @@ class Place:
     key: str = field(repr=False)
     served: Sequence[str] = ()
 
-    def tell(self, text: str, *, fatal: bool = False) -> RemoteError:
-        """The error that says so."""
-        return RemoteError(f"{self.model} at {self.base_url}: {self.clean(text)}", fatal=fatal)
+    def error(self, text: str, *, fatal: bool = False) -> RemoteError:
+        """An error that names the model and the address."""
+        return RemoteError(f"{self.model} at {self.base_url}: {self.hide_keys(text)}", fatal=fatal)
 
-    def clean(self, text: str) -> str:
-        """Text in which neither the key nor anything like one stands."""
+    def problem(self, text: str, *, fatal: bool = False, **kind: Any) -> ServiceProblem:
+        """A problem with such an error; ``kind``: fields of ServiceProblem."""
+        return ServiceProblem(self.error(text, fatal=fatal), **kind)
+
+    def hide_keys(self, text: str) -> str:
+        """The text without the key, and without anything that looks like one."""
         if self.key != NO_KEY:
             text = text.replace(self.key, "…")
         return _SECRET.sub("…", text)
 
 
-def describe_problem(error: Exception, place: Place) -> ServiceProblem:
-    """What an exception of the openai package, or of what lies below it, means."""
+def describe_problem(error: Exception, source: ErrorSource) -> ServiceProblem:
+    """What an exception of the openai package, or of the packages that it uses, means."""
     import openai
 
     if isinstance(error, openai.APITimeoutError | TimeoutError):
-        return _timeout(error, place)
+        return _describe_timeout(error, source)
     if isinstance(error, openai.APIConnectionError):
-        return _unreached(error, place)
+        return _describe_no_connection(error, source)
     if isinstance(error, openai.APIStatusError):
-        return _refused(error, place)
+        return _describe_refusal(error, source)
     if isinstance(error, RemoteError):
         return ServiceProblem(error)
-    if isinstance(error, openai.APIError) and isinstance(error.body, dict):  # within a stream
-        return ServiceProblem(_broken(error, place))
-    return ServiceProblem(
-        place.tell(
-            f"what came is no chat completion ({_first_line(error)}); check that base_url is an "
-            "OpenAI-compatible endpoint, which mostly ends in /v1"
-        )
+    if isinstance(error, openai.APIError) and isinstance(error.body, dict):  # in a stream
+        return _describe_stream_error(error, source)
+    return source.problem(
+        f"the response is not a chat completion ({one_line(error)}); check that base_url is an "
+        "OpenAI-compatible endpoint; most end in /v1"
     )
 
 
-def _timeout(error: Exception, place: Place) -> ServiceProblem:
+def _describe_timeout(error: Exception, source: ErrorSource) -> ServiceProblem:
     if "Connect" in type(error.__cause__).__name__:
-        return _unreached(error, place)
-    return ServiceProblem(
-        place.tell(
-            f"no answer within {place.timeout:g} s; load with a longer timeout=, or lower "
-            "max_new_tokens"
-        ),
-        unreached=True,
-    )
+        return _describe_no_connection(error, source)
+    text = f"no answer within {source.timeout:g} s; load with a longer timeout=, or lower "
+    return source.problem(text + "max_new_tokens", no_response=True)
 
 
-def _unreached(error: Exception, place: Place) -> ServiceProblem:
+def _describe_no_connection(error: Exception, source: ErrorSource) -> ServiceProblem:
     cause: Any = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
     number = getattr(cause, "errno", None)
-    reason = os.strerror(number) if number and number > 0 else _first_line(cause)
+    reason = os.strerror(number) if number and number > 0 else one_line(cause)
     text = f"no connection ({reason}); check the network and base_url, and that the server runs"
-    return ServiceProblem(place.tell(text, fatal=True), again=True, unreached=True)
+    return source.problem(text, fatal=True, retry=True, no_response=True)
 
 
-def _refused(error: Any, place: Place) -> ServiceProblem:
-    status, said, tell = error.status_code, _said(error), place.tell
-    code = " ".join(str(part) for part in (error.code, error.type, said) if part)
-    throttled = status == 429 and place.service.name == "dashscope"  # its quota is one a minute
-    if _QUOTA.search(code) and not throttled:
-        text = f"the account's quota or balance is used up ({said}); look into its console"
-        return ServiceProblem(tell(text, fatal=True))
-    if _CONTENT.search(code):
-        return ServiceProblem(
-            tell(f"the content was refused ({said}); change the question or picture")
-        )
-    if status == 401 or "api_key" in code.lower() or "apikey" in code.lower():
-        return ServiceProblem(tell(_wrong_key(place, said), fatal=True), keyless=True)
-    if status == 404 or _MODEL.search(code):
-        text = f"no such model or address ({said}); check the model's name and base_url"
-        text += f"; it serves {', '.join(place.served[:4])}" if place.served else ""
-        return ServiceProblem(tell(text, fatal=True))
+def _describe_refusal(error: Any, source: ErrorSource) -> ServiceProblem:
+    status, reason = error.status_code, _service_message(error)
+    words = " ".join(str(part) for part in (error.code, error.type, reason) if part)
+    throttled = status == 429 and source.service.name == "dashscope"  # its quotas are per minute
+    if _QUOTA.search(words) and not throttled:
+        text = f"the account's quota or balance is used up ({reason}); see the service's console"
+        return source.problem(text, fatal=True)
+    if _CONTENT.search(words):
+        return source.problem(f"the content was refused ({reason}); change the question or picture")
+    if status == 401 or "api_key" in words.lower() or "apikey" in words.lower():
+        return source.problem(_describe_wrong_key(source, reason), fatal=True, wrong_key=True)
+    if status == 404 or _MODEL.search(words):
+        text = f"no such model or address ({reason}); check the model's name and base_url"
+        text += f"; it serves {', '.join(source.served[:4])}" if source.served else ""
+        return source.problem(text, fatal=True)
     if status == 403:
-        return ServiceProblem(
-            tell(f"the key may not use this model ({said}); ask for access", fatal=True)
-        )
+        text = f"the key has no access to this model ({reason}); request access"
+        return source.problem(text, fatal=True)
     if status in (408, 409, 429) or status >= 500:
-        return _busy(error, status, said, place)
-    return ServiceProblem(tell(f"the request was refused (HTTP {status}: {said})"))
+        return _describe_busy(error, status, reason, source)
+    return source.problem(f"the request was refused (HTTP {status}: {reason})")
 
 
-def _wrong_key(place: Place, said: str) -> str:
-    name = place.service.key_name
-    if place.key == NO_KEY:
-        return f"it asks for a key ({said}); set the environment variable {name} or pass api_key="
-    where = "; keys differ by region" if place.service.name == "dashscope" else ""
-    return f"the key is refused ({said}); check {name} or api_key={where}"
+def _describe_wrong_key(source: ErrorSource, reason: str) -> str:
+    name = source.service.key_name
+    if source.key == NO_KEY:
+        return f"a key is needed ({reason}); set the environment variable {name} or pass api_key="
+    where = "; keys differ by region" if source.service.name == "dashscope" else ""
+    return f"the key is refused ({reason}); check {name} or api_key={where}"
 
 
-def _broken(error: Any, place: Place) -> RemoteError:
-    said = _said(error)
-    if _CONTENT.search(f"{error.code} {said}"):
-        return place.tell(f"the content was refused ({said}); change the question or picture")
-    return place.tell(f"the service broke the answer off ({said}); ask again")
+def _describe_stream_error(error: Any, source: ErrorSource) -> ServiceProblem:
+    reason = _service_message(error)
+    if _CONTENT.search(f"{error.code} {reason}"):
+        return source.problem(f"the content was refused ({reason}); change the question or picture")
+    return source.problem(f"the service ended the answer with an error ({reason}); try again")
 
 
-def _busy(error: Any, status: int, said: str, place: Place) -> ServiceProblem:
+def _describe_busy(error: Any, status: int, reason: str, source: ErrorSource) -> ServiceProblem:
     wait = retry_after(error.response.headers)
     if status == 429:
-        text = f"too many requests ({said}); wait, or lower concurrency="
+        text = f"too many requests ({reason}); wait, or lower concurrency="
     else:
-        text = f"the service fails (HTTP {status}: {said}); try again later"
+        text = f"the service failed (HTTP {status}: {reason}); try again later"
     if wait is not None and wait > MOST_WAIT:
-        return ServiceProblem(place.tell(f"{text}; it asks to wait {wait:,.0f} s"))
-    return ServiceProblem(place.tell(text), again=True, wait=wait)
+        return source.problem(f"{text}; the service asks to wait {wait:,.0f} s")
+    return source.problem(text, retry=True, wait=wait)
 
 
 def retry_after(headers: Any) -> float | None:
-    """The seconds that a ``Retry-After`` header asks to wait, as a number or as a date."""
+    """The seconds that a ``Retry-After`` header, a number or a date, asks to wait."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -204,49 +190,28 @@ def retry_after(headers: Any) -> float | None:
         return None
 
 
-def _said(error: Any) -> str:
-    """The service's own words, short."""
+def _service_message(error: Any) -> str:
+    """The service's error message, cut to a line."""
     body = error.body if isinstance(error.body, dict) else {}
     text = body.get("message") or body.get("detail") or body.get("msg")
     if not text:
         text = error.code or f"HTTP {getattr(error, 'status_code', '')}"
-    return _shorten(str(text))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = (str(error) or type(error).__name__).splitlines()
-    return _shorten(lines[0]) if lines else type(error).__name__
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split()).rstrip(".")
+    text = " ".join(str(text).split()).rstrip(".")
     return text if len(text) <= 240 else text[:240] + "…"
 
 
 CONNECT_SECONDS = 4.0
-
-
-PATIENCE = 4.0  # seconds after which a connection that failed is not tried again
-
-
-TRIES_AGAIN = 4  # of a single question: after 8 seconds its user is told
-
-
-FIRST_PAUSE = 0.5  # seconds between two tries; each is twice as long as the one before
-
-
+PATIENCE = 4.0  # seconds after which a failed connection is not tried again
+TRIES_AGAIN = 4  # retries of a single question: its user waits about 8 seconds
+FIRST_PAUSE = 0.5  # seconds before the first retry; each later pause is twice as long
 LONGEST_PAUSE = 16.0
-
-
 LIST_SECONDS = 8.0  # for the list of models
-
-
-_TICK = 0.05  # seconds between two looks at whether to stop
+_TICK = 0.05  # seconds between two checks of whether to stop
 
 
 @dataclass
 class RawAnswer:
-    """What has come of an answer so far; whole once ``finish_reason`` is another than cancelled."""
+    """What has arrived of an answer; complete if ``finish_reason`` is not ``"cancelled"``."""
 
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -255,12 +220,12 @@ class RawAnswer:
     pieces: int = 0
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start again with nothing."""
         self.content, self.reasoning, self.pieces = [], [], 0
 
     def take(self, message: Any, put: Callable[[str], None] | None = None) -> None:
-        """Take a message, or a piece of one."""
-        for name in ("reasoning_content", "reasoning"):  # DashScope's word, and vLLM's
+        """Add a message, or a piece of one."""
+        for name in ("reasoning_content", "reasoning"):  # DashScope's name, and vLLM's
             if isinstance(text := getattr(message, name, None), str) and text:
                 self.reasoning.append(text)
                 break
@@ -274,7 +239,10 @@ class RawAnswer:
 
 
 def open_client(base_url: str, key: str, timeout: float) -> Any:
-    """The openai package's client; it tries nothing twice, since vlkit does that.
+    """The openai package's client, without its retries; :func:`ask` retries instead.
+
+    The package would also repeat a request that timed out, which is then paid twice. And it
+    limits the number of tries where ``ask`` limits the time: a batch waits for a server to restart.
 
     Raises:
         RemoteError: the package is not installed.
@@ -301,99 +269,102 @@ def _close(http_client: Any) -> None:
     loop.call_soon_threadsafe(lambda: asyncio.ensure_future(http_client.aclose(), loop=loop))
 
 
-def place_of(remote: Any) -> Place:
-    """Where a remote model is, for messages."""
-    key = remote.client.api_key
-    return Place(remote.model, remote.base_url, remote.service, remote.timeout, key, remote.served)
+def error_source(remote: Endpoint) -> ErrorSource:
+    """The model and its address, for error messages."""
+    return ErrorSource(
+        remote.model, remote.base_url, remote.service, remote.timeout,
+        key=remote.client.api_key, served=remote.served,
+    )  # fmt: skip
 
 
 def list_models(client: Any, base_url: str, service: Service, model: str) -> dict[str, dict]:
-    """What an endpoint says of its models, by their names; empty where it does not tell.
+    """What an endpoint says about its models, by name; empty if it has no such list.
 
     Raises:
-        RemoteError: it cannot be reached, or refuses the key.
+        RemoteError: the endpoint cannot be reached, or refuses the key.
     """
-    place = Place(model, base_url, service, LIST_SECONDS, client.api_key)
-    found, problem = run(_list_models(client, place))
-    if problem and (problem.unreached or problem.keyless):
+    source = ErrorSource(model, base_url, service, LIST_SECONDS, client.api_key)
+    models, problem = run(_list_models(client, source))
+    if problem and (problem.no_response or problem.wrong_key):
         raise problem.error
-    return found
+    return models
 
 
-async def _list_models(client: Any, place: Place) -> tuple[dict, ServiceProblem | None]:
+async def _list_models(client: Any, source: ErrorSource) -> tuple[dict, ServiceProblem | None]:
     try:
-        async with asyncio.timeout(place.timeout):
+        async with asyncio.timeout(source.timeout):
             page = await client.models.list()
         return {entry.id: entry.model_dump() for entry in page.data}, None
-    except Exception as error:  # whatever it is, it becomes a line
-        return {}, describe_problem(error, place)
+    except Exception as error:  # of any library: it becomes one line
+        return {}, describe_problem(error, source)
 
 
 async def ask(
-    remote: Any,
+    remote: Endpoint,
     body: dict,
     answer: RawAnswer,
     put: Callable[[str], None] | None = None,
     patience: float = PATIENCE,
     retries: int = TRIES_AGAIN,
 ) -> None:
-    """Send a request until it is answered or there is no more hope.
+    """Send a request, again where a later try may succeed, until it is answered.
 
     Args:
-        remote: whom to ask.
+        remote: the endpoint.
         body: fields of the request.
-        answer: is filled; on a cancelled task it holds what has come.
-        put: is given each piece of text.
-        patience: seconds for which a connection is tried.
-        retries: how often a request that was refused for now is sent again.
+        answer: is filled; if the task is cancelled, it holds what has arrived.
+        put: receives each piece of text.
+        patience: seconds for which a failed connection is tried again.
+        retries: how often a request is sent again that the service refused for now (429, 5xx).
 
     Raises:
         RemoteError: in one line.
     """
-    place, start, tries = place_of(remote), time.monotonic(), 0
+    source, start, tries = error_source(remote), time.monotonic(), 0
     while True:
-        problem = await _try(remote, body, answer, put, place)
+        problem = await _try(remote, body, answer, put, source)
         if problem is None:
             return
         tries += 1
-        late = problem.unreached and time.monotonic() - start > patience
-        begun = put is not None and answer.pieces
-        if not problem.again or late or begun or (tries > retries and not problem.unreached):
-            raise _told(problem, tries, begun)
+        started = put is not None and answer.pieces > 0  # the user has seen a part of the answer
+        if problem.no_response:
+            give_up = time.monotonic() - start > patience
+        else:
+            give_up = tries > retries
+        if give_up or started or not problem.retry:
+            raise problem.error if tries == 1 or started else _after_tries(problem.error, tries)
         answer.clear()
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.8, 1.1)
         await asyncio.sleep(pause if problem.wait is None else problem.wait)
 
 
-def _told(problem: ServiceProblem, tries: int, begun: Any) -> RemoteError:
-    if tries == 1 or begun:
-        return problem.error
-    return RemoteError(f"{problem.error} (asked {tries} times)", fatal=problem.error.fatal)
+def _after_tries(error: RemoteError, tries: int) -> RemoteError:
+    return RemoteError(f"{error} (tried {tries} times)", fatal=error.fatal)
 
 
 async def _try(
-    remote: Any, body: dict, answer: RawAnswer, put: Any, place: Place
+    remote: Endpoint, body: dict, answer: RawAnswer, put: Any, source: ErrorSource
 ) -> ServiceProblem | None:
-    """None once it is answered. Exceptions end here: those of clients hold the key."""
+    """None if it is answered. No exception leaves: those of clients may contain the key."""
     try:
         if put is None and not remote.service.streams:
             await _ask_whole(remote, body, answer)
         else:
             await _stream(remote, body, answer, put)
-    except Exception as error:  # as above
-        problem = describe_problem(error, place)
+    except Exception as error:  # of any library
+        problem = describe_problem(error, source)
         if isinstance(error, RemoteError):
-            problem = ServiceProblem(place.tell(str(error)))
+            problem = source.problem(str(error))
         if answer.pieces and put is not None:
-            text = f"the answer broke off after {answer.pieces} pieces; {problem.error}"
+            text = f"the answer was interrupted after {answer.pieces} pieces; {problem.error}"
             problem = ServiceProblem(RemoteError(text, fatal=problem.error.fatal))
         return problem
     if answer.finish_reason == "content_filter":
-        return ServiceProblem(place.tell("the content was refused; change the question or picture"))
+        return source.problem("the content was refused; change the question or picture")
     return None
 
 
-async def _ask_whole(remote: Any, body: dict, answer: RawAnswer) -> None:
+async def _ask_whole(remote: Endpoint, body: dict, answer: RawAnswer) -> None:
     async with asyncio.timeout(remote.timeout):
         completion = await remote.client.chat.completions.create(**body)
     choice = completion.choices[0]
@@ -402,7 +373,7 @@ async def _ask_whole(remote: Any, body: dict, answer: RawAnswer) -> None:
     answer.finish_reason = choice.finish_reason or "stop"
 
 
-async def _stream(remote: Any, body: dict, answer: RawAnswer, put: Any) -> None:
+async def _stream(remote: Endpoint, body: dict, answer: RawAnswer, put: Any) -> None:
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with asyncio.timeout(remote.timeout):
         chunks = await remote.client.chat.completions.create(**body)
@@ -419,23 +390,23 @@ async def _stream(remote: Any, body: dict, answer: RawAnswer, put: Any) -> None:
                 answer.take(choice.delta, put)
                 reason = choice.finish_reason or reason
     if reason is None:
-        raise RemoteError("the answer broke off before its end; ask again")
+        raise RemoteError("the answer was interrupted; try again")
     answer.finish_reason = reason
 
 
 def run(work: Coroutine, stopped: threading.Event | None = None) -> Any:
-    """Wait for work on the event loop; Ctrl-C or ``stopped`` cancels it, which closes connections.
+    """Run a coroutine on the event loop and wait; Ctrl-C or ``stopped`` cancels it.
 
     Returns:
-        What the work returns; None if it was stopped.
+        What the coroutine returns; None if it was stopped.
     """
     ended = threading.Event()
-    future = asyncio.run_coroutine_threadsafe(_to_end(work, ended), event_loop())
+    future = asyncio.run_coroutine_threadsafe(_signal_end(work, ended), event_loop())
     try:
         while not concurrent.futures.wait([future], timeout=_TICK).done:
             if stopped is not None and stopped.is_set():
                 future.cancel()
-                ended.wait(1.0)  # nothing more is taken in after this
+                ended.wait(1.0)  # after this, the answer does not change any more
                 return None
         return future.result()
     except BaseException:
@@ -443,7 +414,7 @@ def run(work: Coroutine, stopped: threading.Event | None = None) -> Any:
         raise
 
 
-async def _to_end(work: Coroutine, ended: threading.Event) -> Any:
+async def _signal_end(work: Coroutine, ended: threading.Event) -> Any:
     try:
         return await work
     finally:
@@ -451,7 +422,7 @@ async def _to_end(work: Coroutine, ended: threading.Event) -> Any:
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """The loop on which all requests of this process run, in a thread of its own."""
+    """The loop, in a thread of its own, on which all requests of this process run."""
     return _event_loop(os.getpid())
 
 

@@ -19,8 +19,8 @@ from vlkit.remote.services import (
     check_url,
     family_and_rules,
     region_url,
+    server_rules,
     service_at,
-    told_rules,
 )
 
 
@@ -150,7 +150,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         rules=rules,
         context_length=length if isinstance(length, int) else CONTEXTS[family],
         service=service,
-        rules_told=told_rules(entry) is not None,
+        rules_told=server_rules(entry) is not None,
         prices=settings["prices"],
         timeout=settings["timeout"],
         retries=settings["retries"],

@@ -1,4 +1,4 @@
-"""What is known of services: where they are, which key opens them, how large they take pictures.
+"""What is known about services: addresses, keys, and how large pictures may be.
 
 Sources: Alibaba Cloud Model Studio's reference of the OpenAI-compatible chat (base URLs,
 ``min_pixels``, ``max_pixels``, ``total_pixels``, ``fps``, ``top_k``) and its page on visual
@@ -23,26 +23,26 @@ REGIONS = {
     "virginia": "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
     "hongkong": "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
 }
-# tokens of prompt and answer; the first generation is hosted still, though vlkit does not load it
+# tokens of prompt and answer; the first generation is still hosted, though vlkit does not load it
 CONTEXTS = {"qwen_vl": 8192} | {name: family.context_length for name, family in FAMILIES.items()}
-_FIRST_RULES = SizeRules(14, *((4 * 28**2, 1280 * 28**2),) * 2)  # it resizes to 448×448 itself
+_FIRST_RULES = SizeRules(14, *((4 * 28**2, 1280 * 28**2),) * 2)  # the service resizes to 448×448
 _MOST_TOKENS = 16_384  # of a picture, on every service and in every generation
 
 
 @dataclass(frozen=True)
 class Service:
-    """How a kind of service differs from the others.
+    """The properties of a kind of service.
 
     Attributes:
         name: ``"dashscope"``, ``"openai"`` (OpenAI's own) or ``"compatible"`` (vLLM, `vlkit serve`
-            and whatever else speaks the protocol).
+            and others with the same protocol).
         key_name: the environment variable with the key.
-        needs_key: whether nothing goes without one.
-        most_temperature: the highest that it takes.
-        most_seed: the highest seed that it takes.
-        any_token: the ``top_k`` that means the whole vocabulary, or None where there is no such
+        needs_key: whether every request needs a key.
+        most_temperature: the highest that it accepts.
+        most_seed: the highest seed that it accepts.
+        any_token: the ``top_k`` that means the whole vocabulary, or None if there is no such
             field.
-        streams: whether every answer is streamed, since a long one that is not would be cut off.
+        streams: whether every answer is streamed, since it would cut off a long one otherwise.
     """
 
     name: str
@@ -63,8 +63,8 @@ DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101
 OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
 COMPATIBLE = Service("compatible")
 
-# name, family, patch size. From the middle of 2025 on qwen-vl-max and qwen-vl-plus write boxes as
-# Qwen2.5-VL does, and cut patches of 16 pixels as Qwen3-VL does.
+# name, family, patch size. Since the middle of 2025, qwen-vl-max and qwen-vl-plus write boxes like
+# Qwen2.5-VL, and have patches of 16 pixels like Qwen3-VL.
 _HOSTED = (
     (r"qwen-vl-(max|plus)(-latest|-0710|-081[35]|-2025-(0[89]|1\d)-\d\d|-2025-07-\d\d)?$",
      "qwen2_5_vl", 16),
@@ -87,26 +87,26 @@ def service_at(base_url: str) -> Service:
 
 
 def check_url(base_url: str) -> str:
-    """An address without its last slash. Raises RemoteError."""
+    """The address without a slash at its end. Raises RemoteError for an invalid one."""
     try:
         parts = urlsplit(base_url if isinstance(base_url, str) else "")
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets, or a port that is none
+    except ValueError:  # wrong brackets, or an invalid port
         parts, good = urlsplit(""), False
     if parts.username or parts.password or parts.query:
         raise RemoteError(
-            "base_url holds a name, a password or a query, which would be seen wherever it is "
-            "shown; pass the bare address, and the key as api_key= or through the environment"
+            "base_url contains a user name, a password or a query, which every message would "
+            "show; pass the address alone, and the key as api_key= or in the environment"
         )
     if not good or not base_url.isprintable() or " " in base_url:
         raise RemoteError(
-            f'base_url={base_url!r:.200} is no address; expected "http://127.0.0.1:8000/v1", say'
+            f'base_url={base_url!r:.200} is not a URL; expected for example "http://127.0.0.1:8000/v1"'
         )
     return base_url.rstrip("/")
 
 
 def region_url(region: str | None) -> str:
-    """DashScope's address in a region. Raises RemoteError."""
+    """DashScope's address in a region. Raises RemoteError for an unknown region."""
     if (url := REGIONS.get(region or "beijing")) is None:
         raise RemoteError(
             f"region={region!r} is unknown; choose one of {list(REGIONS)}, or pass base_url= with "
@@ -116,62 +116,64 @@ def region_url(region: str | None) -> str:
 
 
 def family_and_rules(
-    name: str, family: str | None, service: Service, told: dict
+    name: str, family: str | None, service: Service, entry: dict
 ) -> tuple[str, SizeRules]:
     """The family and size rules of a served model.
 
     Args:
-        name: as the service calls it.
-        family: as the user says, or None.
-        service: whose it is.
-        told: what the service says of it; `vlkit serve` tells all, vLLM its ``root``.
+        name: what the service calls the model.
+        family: the user's choice, or None.
+        service: the kind of service.
+        entry: the model's entry in the service's list; `vlkit serve` gives all sizes, vLLM its
+            ``root``.
 
     Raises:
-        RemoteError: no family can be told.
+        RemoteError: the name does not show the family.
     """
     if family is not None and family not in CONTEXTS:
         raise RemoteError(f"family={family!r} is unknown; choose one of {list(CONTEXTS)}")
-    if rules := told_rules(told):
-        return family or told["vlkit"]["family"], rules
-    for spelling, known, patch_size in _HOSTED:
-        if re.match(spelling, name.lower()):
-            return family or known, _service_rules(service, family or known, patch_size)
-    family = family or _named_family(name, str(told.get("root") or ""))
+    if rules := server_rules(entry):
+        return family or entry["vlkit"]["family"], rules
+    for pattern, hosted_family, patch_size in _HOSTED:
+        if re.match(pattern, name.lower()):
+            family = family or hosted_family
+            return family, _service_rules(service, family, patch_size)
+    family = family or _family_of_names(name, str(entry.get("root") or ""))
     if family == "qwen_vl":
         return family, _FIRST_RULES
     return family, _service_rules(service, family, FAMILIES[family].patch_size)
 
 
-def _named_family(name: str, root: str) -> str:
-    for each in (name, root):
+def _family_of_names(name: str, root: str) -> str:
+    for candidate in (name, root):
         try:
-            return family_of_name(each)
+            return family_of_name(candidate)
         except ModelError:
             continue
     raise RemoteError(
-        f"no family, and so no way to read boxes, can be told from the name {name!r}; pass family= "
-        f"as one of {list(CONTEXTS)}"
+        f"cannot tell the model family, which says how boxes are written, from the name {name!r}; "
+        f"pass family= as one of {list(CONTEXTS)}"
     )
 
 
-def told_rules(told: dict) -> SizeRules | None:
-    """The rules that `vlkit serve` tells of itself, where they make sense."""
-    own: Any = told.get("vlkit")
+def server_rules(entry: dict) -> SizeRules | None:
+    """The size rules in `vlkit serve`'s entry of a model, if they are valid."""
+    rules: Any = entry.get("vlkit")
     try:
-        known = own["family"] in FAMILIES and own["patch_size"] in (14, 16)
-        (low, high), (least, most) = own["image_pixels"], own["video_pixels"]
-        limit = own.get("max_image_tokens")
+        known = rules["family"] in FAMILIES and rules["patch_size"] in (14, 16)
+        (low, high), (least, most) = rules["image_pixels"], rules["video_pixels"]
+        limit = rules.get("max_image_tokens")
         sizes = (low, high, least, most, 1 if limit is None else limit)
         whole = all(isinstance(size, int) and 0 < size < 2**31 for size in sizes)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     if not (known and whole and low <= high and least <= most):
         return None
-    return SizeRules(own["patch_size"], (low, high), (least, most), limit)
+    return SizeRules(rules["patch_size"], (low, high), (least, most), limit)
 
 
 def _service_rules(service: Service, family: str, patch_size: int) -> SizeRules:
-    """The family's rules; on DashScope its own default maximum, as each token is paid for."""
+    """The family's rules; on DashScope with its default maximum, as every token costs money."""
     rules, token = published_rules(family), (2 * patch_size) ** 2
     if patch_size != rules.patch_size:
         pixels = (4 * token, _MOST_TOKENS * token)
@@ -183,7 +185,7 @@ def _service_rules(service: Service, family: str, patch_size: int) -> SizeRules:
 
 
 def picture_bounds(rules: SizeRules) -> dict[str, int]:
-    """DashScope's fields beside a picture that keep it from resizing what is sized already."""
+    """DashScope's fields of a picture that keep it from resizing the picture again."""
     token = rules.side**2
     return {"min_pixels": rules.image_pixels[0], "max_pixels": _MOST_TOKENS * token}
 

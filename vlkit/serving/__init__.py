@@ -6,10 +6,9 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from vlkit.errors import VlkitError
-from vlkit.inputs import check_loaded
-from vlkit.models.load import VLM
 
 if TYPE_CHECKING:
+    from vlkit.models.load import VLM
     from vlkit.serving.app import Server
 
 
@@ -25,28 +24,30 @@ def start(
     """Serve a model in a thread, until ``stop()`` or the end of a ``with`` block.
 
     Args:
-        vlm: from :func:`vlkit.load`; the server has it to itself while a request is under way.
-        host: the address to listen on; any but this machine's own needs a key.
-        port: 0 takes a free one; ``server.url`` tells which.
+        vlm: from :func:`vlkit.load`; do not use it elsewhere while the server answers.
+        host: the address to listen on; one that other machines can reach needs a key.
+        port: 0 takes a free one; ``server.url`` contains it.
         api_key: what clients must send.
         name: what clients call the model; by default the name it was loaded by.
-        **limits: fields of :class:`vlkit.serving.request.Limits`.
+        **limits: fields of :class:`vlkit.serving.limits.Limits`.
 
     Raises:
-        VlkitError: the address cannot be had, or FastAPI and uvicorn are not installed.
+        VlkitError: the address is in use or not available, or FastAPI and uvicorn are not
+            installed.
     """
     check_installed()
-    check_loaded(vlm)
+    from vlkit.inputs import check_loaded
     from vlkit.serving.app import Server, model_name, open_socket
-    from vlkit.serving.request import Limits
+    from vlkit.serving.limits import Limits
 
+    check_loaded(vlm)
     listener = open_socket(host, port, api_key)
     name = name or model_name(vlm.name)
     return Server(vlm, listener, limits=Limits(**limits), name=name, api_key=api_key).start()
 
 
 def check_installed() -> None:
-    """Raises VlkitError where the extra is missing."""
+    """Raises VlkitError if the extra ``vlkit[serve]`` is not installed."""
     for package in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise VlkitError(f'serving needs {package}: pip install "vlkit[serve]"')

@@ -1,4 +1,4 @@
-"""Who may come in: the key, the host's name, the length of a body, the number of requests."""
+"""The HTTP server: checks of each request, routes, and answers in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Usage
 from vlkit.models.load import VLM
-from vlkit.serving.request import ChatRequest, Limits, RequestError, describe_errors
+from vlkit.serving.limits import Limits
+from vlkit.serving.request import ChatRequest, RequestError, describe_errors
 from vlkit.serving.service import ChatService, ServedAnswer
 from vlkit.serving.worker import Ended
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-class Door:
-    """An ASGI application around another.
+class RequestGuard:
+    """ASGI middleware: checks host, key, number and size of requests before the application.
 
     Args:
-        app: what is inside.
+        app: the application.
         limits: of bodies.
-        api_key: what ``Authorization: Bearer`` must hold. Without one, requests must name this
-            machine as the host, so that no web page can reach in through a name of its own.
-        most_requests: gives how many may be inside at once.
+        api_key: what ``Authorization: Bearer`` must contain. Without one, the Host header must
+            name this machine.
+        most_requests: gives how many requests may be in the application at once.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Door:
     ):
         self._app, self._limits, self._most = app, limits, most_requests
         self._key = api_key.encode() if api_key else None
-        self._inside = self._held = 0
+        self._requests = self._held_bytes = 0
 
     async def __call__(self, scope: Any, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -57,45 +59,46 @@ class Door:
             return
         try:
             headers = Headers(scope=scope)
-            self._check_host(headers)
+            if self._key is None:
+                await _check_host(scope, headers, receive)
             if scope["path"] != "/health":
                 self._check_key(headers)
             if scope["method"] == "POST":
-                await self._enter(scope, headers, receive, send)
+                await self._run(scope, headers, receive, send)
                 return
         except RequestError as error:
             await refuse(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    async def _enter(self, scope: Any, headers: Headers, receive: Callable, send: Callable) -> None:
-        """Count the request and its body while they are inside."""
-        if self._inside >= self._most():
-            raise _busy(f"{self._inside} requests are under way or wait")
+    async def _run(self, scope: Any, headers: Headers, receive: Callable, send: Callable) -> None:
+        """Count the request and its body for as long as the application works on it."""
+        if self._requests >= self._most():
+            raise _busy(f"{self._requests} requests are running or waiting")
         body = bytearray()
-        self._inside += 1
+        self._requests += 1
         try:
             if await self._read(headers, receive, body):
                 await self._app(scope, _replay(body, receive), send)
         finally:
-            self._inside -= 1
-            self._held -= len(body)
+            self._requests -= 1
+            self._held_bytes -= len(body)
 
     async def _read(self, headers: Headers, receive: Callable, body: bytearray) -> bool:
-        """Fill ``body``; False where the client has gone."""
+        """Fill ``body``; False if the client has disconnected."""
         most = self._limits.body_bytes
-        if int(headers.get("content-length") or 0) > most:  # the server has checked that it is one
+        if int(headers.get("content-length") or 0) > most:  # uvicorn has checked the number
             raise _too_large(most)
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while (message := await receive())["type"] == "http.request":
                     chunk = message.get("body", b"")
                     body += chunk
-                    self._held += len(chunk)
+                    self._held_bytes += len(chunk)
                     if len(body) > most:
                         raise _too_large(most)
-                    if self._held > self._limits.held_bytes:
-                        raise _busy("the bodies of other requests fill the memory")
+                    if self._held_bytes > self._limits.held_bytes:
+                        raise _busy("its memory is full of other requests")
                     if not message.get("more_body"):
                         return True
         except TimeoutError:
@@ -107,29 +110,42 @@ class Door:
             ) from None
         return False
 
-    def _check_host(self, headers: Headers) -> None:
-        host = headers.get("host", "").lower()
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self._key is None and name not in _LOCAL_NAMES:
-            raise RequestError(
-                f"host {host!r:.80} is not this machine; a server without a key answers only "
-                f"to {', '.join(_LOCAL_NAMES)}",
-                status=403,
-            )
-
     def _check_key(self, headers: Headers) -> None:
         if self._key is None:
             return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._key)
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(key.strip().encode("latin-1", "replace"), self._key)
         if scheme.lower() != "bearer" or not right:
-            text = "wrong key" if given else "no key; send Authorization: Bearer KEY"
+            text = "wrong key" if key else "no key; send Authorization: Bearer KEY"
             bearer = {"WWW-Authenticate": "Bearer"}
             raise RequestError(text, status=401, code="invalid_api_key", headers=bearer)
 
 
+async def _check_host(scope: Any, headers: Headers, receive: Callable) -> None:
+    """Against DNS rebinding: a web page may point its own domain at 127.0.0.1.
+
+    Its scripts could then read this server's answers; but their Host header names the domain.
+    """
+    allowed = False
+
+    async def allow(*_: Any) -> None:
+        nonlocal allowed
+        allowed = True
+
+    async def ignore(message: Any) -> None:
+        """Starlette refuses in plain text; the error below has OpenAI's form."""
+
+    await TrustedHostMiddleware(allow, _LOCAL_NAMES)(scope, receive, ignore)
+    if not allowed:
+        raise RequestError(
+            f"host {headers.get('host', '')!r:.80} is not this machine; a server without a key "
+            f"answers only to {', '.join(_LOCAL_NAMES)}",
+            status=403,
+        )
+
+
 def refuse(error: RequestError) -> JSONResponse:
-    """The response to a request that is refused."""
+    """The response for an error."""
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
@@ -140,16 +156,16 @@ def _busy(why: str) -> RequestError:
 
 
 def _too_large(most: int) -> RequestError:
-    text = f"a body of more than {most:,} bytes; send smaller pictures"
-    return RequestError(text, status=413)  # what still comes of it is thrown away
+    text = f"the body has more than {most:,} bytes; send smaller pictures"
+    return RequestError(text, status=413)  # uvicorn discards the rest of the body
 
 
 def _replay(body: bytearray, receive: Callable) -> Callable:
-    """The body in one message, then whatever else comes: that the client has gone."""
-    waiting = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    """An ASGI ``receive``: the body in one message, then what comes later (the disconnect)."""
+    messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replay() -> Any:
-        return waiting.pop() if waiting else await receive()
+        return messages.pop() if messages else await receive()
 
     return replay
 
@@ -181,30 +197,31 @@ class Server:
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; what runs is finished first, unless a second comes."""
-        before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again
+        """Serve until SIGINT or SIGTERM; finish running requests unless a second one comes."""
+        # uvicorn raises the signal again at its end: ignored here, as the server has stopped
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
         try:
             self._server.run(sockets=[self._socket])
         except KeyboardInterrupt:
-            pass  # so it does with this one, once it has ended
+            pass  # the same for SIGINT
         finally:
             signal.signal(signal.SIGTERM, before)
 
     def start(self) -> Server:
-        """Serve in a thread; returns once it answers."""
+        """Serve in a thread; returns when the server answers requests."""
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
         )
         self._thread.start()
-        until = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _START_SECONDS
         while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > until:
-                raise VlkitError(f"the server at {self.url} did not start; its log says why")
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise VlkitError(f"the server at {self.url} did not start; see its log")
             time.sleep(0.01)
         return self
 
     def stop(self) -> None:
-        """Finish what runs, then end."""
+        """Finish the running requests, then stop."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join()
@@ -220,10 +237,11 @@ class Server:
 
 
 def open_socket(host: str, port: int, api_key: str | None) -> socket.socket:
-    """A listening socket; an address that others can reach needs a key.
+    """A listening socket; an address that other machines can reach needs a key.
 
     Raises:
-        VlkitError: there is none to be had.
+        VlkitError: the key or port is invalid, or the address cannot be used (in use already,
+            say).
     """
     check_key(host, api_key)
     if not isinstance(port, int) or port not in range(65_536):
@@ -239,12 +257,12 @@ def open_socket(host: str, port: int, api_key: str | None) -> socket.socket:
 
 
 def check_key(host: str, api_key: str | None) -> None:
-    """Raises VlkitError for a key that is none, or an address that needs one."""
+    """Raises VlkitError for an invalid key, or an address that needs a key."""
     if api_key is not None and (len(api_key) < 8 or not api_key.isascii() or " " in api_key):
-        raise VlkitError("the API key has at least 8 ASCII characters without spaces")
+        raise VlkitError("the API key must have at least 8 ASCII characters, without spaces")
     if api_key is None and not is_loopback(host):
         raise VlkitError(
-            f"host {host} can be reached by others: set VLKIT_API_KEY (or --api-key), or keep to "
+            f"other machines can reach host {host}: set VLKIT_API_KEY (or --api-key), or use "
             "127.0.0.1"
         )
 
@@ -255,17 +273,17 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name may mean anything
+    except ValueError:  # a host name, which may mean any address
         return False
 
 
 def model_name(name: str) -> str:
-    """What clients call a model: a hub id or ``tiny`` as it is, of a folder only its own name."""
+    """What clients call a model: a hub id or ``tiny`` unchanged, a folder by its last part."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 
 def log_requests() -> None:
-    """A line for each request on stderr: who, what and its status; nothing of its content."""
+    """Log a line for each request to stderr: client, path and status, never the content."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name, level in (("uvicorn.access", logging.INFO), ("uvicorn.error", logging.WARNING)):
@@ -274,15 +292,15 @@ def log_requests() -> None:
         logger.setLevel(level)
 
 
-class Gone(Exception):
+class Disconnected(Exception):
     """The client has closed its connection."""
 
 
-def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) -> Door:
+def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) -> RequestGuard:
     """The ASGI application.
 
     Args:
-        vlm: from :func:`vlkit.load`; nobody else uses it meanwhile.
+        vlm: from :func:`vlkit.load`; nothing else may use it meanwhile.
         limits: what a request may cost and name.
         name: what clients call the model.
         api_key: what clients must send, or None.
@@ -314,29 +332,27 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
 
     @app.post("/v1/chat/completions")
     async def chat_completions(chat: ChatRequest, request: Request) -> Response:
-        gone = asyncio.ensure_future(_wait_until_gone(request))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
         answer: ServedAnswer | None = None
         try:
-            answer = await _unless(gone, services[0].ask(chat))
-            if chat.stream:
-                first = await _unless(gone, answer.next())
-                return Chunks(answer, first, chat)
-            return JSONResponse(_completion(chat, await _unless(gone, answer.next())))
-        except Gone:
+            answer = await _unless(disconnect, services[0].ask(chat))
+            first = await _unless(disconnect, answer.next())
+            return Chunks(answer, first, chat) if chat.stream else _completion(chat, first)
+        except Disconnected:
             if answer is not None:
                 answer.cancel()
             return Response(status_code=499)  # nobody reads it
         finally:
-            gone.cancel()
+            disconnect.cancel()
 
-    return Door(app, limits, api_key, lambda: services[0].most_requests)
+    return RequestGuard(app, limits, api_key, lambda: services[0].most_requests)
 
 
 # --- errors --------------------------------------------------------------------------------------
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """Every refusal in OpenAI's words."""
+    """Every error response has OpenAI's form."""
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: Exception) -> Response:
@@ -354,28 +370,28 @@ def _explain_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         text = f"{request.method} {request.url.path[:80]}: {error.detail}"
         if error.status_code in (404, 405):
-            text += "; here are POST /v1/chat/completions, GET /v1/models and GET /health"
+            text += "; available: POST /v1/chat/completions, GET /v1/models and GET /health"
         return refuse(RequestError(text, status=error.status_code))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        text = f"the server failed: {type(error).__name__}; its log says more"
+        text = f"the server failed: {type(error).__name__}; see its log"
         return refuse(RequestError(text, status=500))
 
 
-async def _wait_until_gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _unless(gone: asyncio.Future, work: Awaitable) -> Any:
-    """The result of some work; it is given up when the client has gone."""
+async def _unless(disconnect: asyncio.Future, work: Awaitable) -> Any:
+    """The result of some work; cancels it and raises Disconnected when the client leaves."""
     task = asyncio.ensure_future(work)
-    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         return task.result()
     task.cancel()
-    raise Gone
+    raise Disconnected
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -386,11 +402,11 @@ def _head(chat: ChatRequest, kind: str) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(time.time()), "model": chat.model}
 
 
-def _completion(chat: ChatRequest, ended: Ended) -> dict[str, Any]:
+def _completion(chat: ChatRequest, ended: Ended) -> JSONResponse:
     message = {"role": "assistant", "content": ended.text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": ended.reason}
     head = _head(chat, "chat.completion")
-    return {**head, "choices": [choice], "usage": _usage(ended.usage)}
+    return JSONResponse({**head, "choices": [choice], "usage": _usage(ended.usage)})
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
@@ -404,7 +420,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 class Chunks(StreamingResponse):
-    """An answer as server-sent events; a client that goes away frees its slot."""
+    """An answer as server-sent events; frees its slot when the client disconnects."""
 
     def __init__(self, answer: ServedAnswer, first: str | Ended, chat: ChatRequest):
         self._answer = answer
@@ -433,7 +449,7 @@ async def _write_events(answer: ServedAnswer, event: str | Ended, chat: ChatRequ
         while isinstance(event, str):
             yield chunk({"content": event})
             event = await answer.next()
-    except RequestError as error:  # too late for a status
+    except RequestError as error:  # the status line has been sent already
         yield _event(error.body)
         return
     if event.text:

@@ -1,4 +1,4 @@
-"""What a request may cost and name, and how a request is refused."""
+"""A request: its fields, its errors, and the media that it contains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,57 +16,17 @@ from vlkit.errors import MediaError, VlkitError
 from vlkit.media.image import describe_source
 from vlkit.media.sources import local_path, read_bytes
 from vlkit.media.video import Video, probe_clip
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of a server.
-
-    Attributes:
-        body_bytes: of one request.
-        held_bytes: of all requests' bodies together, and of the media that wait for the model.
-        pictures: pictures and clips of one request.
-        pixels: of all pictures of one request together, and of one frame of a clip.
-        frames: frames of a clip that the model sees; more are thinned out.
-        new_tokens: the longest answer, and that of a request which names no limit.
-        context: prompt and answer together; None for the model's own.
-        waiting: requests beyond those that are being answered.
-        body_seconds: for a body to arrive.
-        local: requests may name files in this folder; None for no files.
-        urls: requests may name http(s) URLs.
-    """
-
-    body_bytes: int = 32 * 2**20
-    held_bytes: int = 2**30
-    pictures: int = 16
-    pixels: int = 50_000_000
-    frames: int = 128
-    new_tokens: int = 1024
-    context: int | None = None
-    waiting: int = 256
-    body_seconds: float = 60.0
-    local: Path | None = None
-    urls: bool = False
-
-    def __post_init__(self):
-        counts = ("body_bytes", "pictures", "pixels", "frames", "new_tokens", "waiting")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise VlkitError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.context is not None and self.context < 2:
-            raise VlkitError(f"context={self.context} must be 2 or more")
-        if self.local is not None and not self.local.is_dir():
-            raise VlkitError(f"local={self.local} is no folder; name one that requests may read")
+from vlkit.serving.limits import Limits
 
 
 class RequestError(VlkitError):
-    """A request that is refused; becomes OpenAI's error object.
+    """A refused request; the client gets it as OpenAI's error object.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         param: the field that is wrong, as ``messages.0.content``, or None.
         code: OpenAI's short code, or None.
-        headers: for the response.
+        headers: of the response.
     """
 
     def __init__(
@@ -82,6 +41,17 @@ class RequestError(VlkitError):
         super().__init__(message)
         self.status, self.param, self.code, self.headers = status, param, code, headers or {}
 
+    @classmethod
+    def of(cls, error: Exception) -> RequestError:
+        """What the client learns when the model fails."""
+        import torch
+
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            text = "out of GPU memory; send smaller pictures or ask for fewer tokens"
+            return cls(text, status=503, headers={"Retry-After": "5"})
+        return cls(f"the model failed: {type(error).__name__}: {error!s:.200}", status=500)
+
     @property
     def body(self) -> dict:
         """The JSON that OpenAI's clients read."""
@@ -91,13 +61,13 @@ class RequestError(VlkitError):
         return {"error": error | {"param": self.param, "code": self.code}}
 
 
-_IGNORED = {  # say who asks, not what
+_IGNORED = {  # say who asks, which does not change the answer
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "parallel_tool_calls",
 }  # fmt: skip
 
 
-_NEUTRAL: dict[str, tuple] = {  # what is not done here, and what is the same as not asking for it
+_NEUTRAL: dict[str, tuple] = {  # unsupported fields, and the values that ask for nothing
     "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "echo": (False,),
     "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
     "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
@@ -111,14 +81,14 @@ _NEUTRAL: dict[str, tuple] = {  # what is not done here, and what is the same as
 
 
 class Strict(BaseModel):
-    """Nothing is guessed; a null is as good as nothing, an unknown field is refused."""
+    """Converts no types, refuses unknown fields, and drops nulls."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def leave_out_what_says_nothing(cls, data: Any) -> Any:
-        """Fields that are null, that say who asks, or that ask for what happens anyway."""
+    def drop_neutral_fields(cls, data: Any) -> Any:
+        """Drop fields that are null, or that do not change the answer."""
         if not isinstance(data, dict):
             return data
         kept = {}
@@ -129,15 +99,15 @@ class Strict(BaseModel):
             if not known and name in _NEUTRAL:
                 if not _is_one_of(value, _NEUTRAL[name]):
                     only = " or ".join(map(repr, _NEUTRAL[name]))
-                    raise ValueError(f"{name}={value!r:.60} is not done here, only {only}")
+                    raise ValueError(f"{name}={value!r:.60} is not supported (only {only})")
                 continue
             kept[name] = value
         return kept
 
 
-def _is_one_of(value: Any, those: tuple) -> bool:
-    flag = isinstance(value, bool)  # True == 1, but it is not meant so
-    return any(value == each and flag == isinstance(each, bool) for each in those)
+def _is_one_of(value: Any, neutral: tuple) -> bool:
+    is_bool = isinstance(value, bool)  # True == 1, but n=True is not n=1
+    return any(value == other and is_bool == isinstance(other, bool) for other in neutral)
 
 
 class Url(Strict):
@@ -156,7 +126,7 @@ class TextPart(Strict):
 
 
 class ImagePart(Strict):
-    """A picture, with the limits that Qwen's clients write beside it."""
+    """A picture, with the size limits that Qwen's clients send."""
 
     type: Literal["image_url"]
     image_url: Url | str
@@ -165,7 +135,7 @@ class ImagePart(Strict):
 
 
 class ClipPart(Strict):
-    """A clip in one URL: a file, or as vLLM has it JPEGs behind ``data:video/jpeg;base64,``."""
+    """A clip in one URL: a file, or vLLM's form, JPEGs after ``data:video/jpeg;base64,``."""
 
     type: Literal["video_url"]
     video_url: Url | str
@@ -174,7 +144,7 @@ class ClipPart(Strict):
 
 
 class FramesPart(Strict):
-    """A clip's frames, taken ``fps`` a second, as Model Studio has it; or one URL."""
+    """Model Studio's form of a clip: its frames, ``fps`` a second; or one URL."""
 
     type: Literal["video"]
     video: list[str] | str
@@ -186,7 +156,7 @@ Part = Annotated[TextPart | ImagePart | ClipPart | FramesPart, Field(discriminat
 
 
 class Message(Strict):
-    """One turn; ``name`` is taken and has no place in the family's templates."""
+    """One turn; ``name`` is accepted and ignored, as the families' templates do not have it."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
@@ -194,14 +164,14 @@ class Message(Strict):
 
 
 class StreamOptions(Strict):
-    """OpenAI's."""
+    """OpenAI's options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ClipTimes(Strict):
-    """Which frames of a clip the frames sent are, counted at its own rate."""
+    """Which frames of the whole clip were sent, counted at the clip's own frame rate."""
 
     fps: float = Field(gt=0, le=1e6)
     frames_indices: list[Annotated[int, Field(ge=0, le=10**9)]] = Field(min_length=1)
@@ -210,13 +180,13 @@ class ClipTimes(Strict):
 
 
 class MediaOptions(Strict):
-    """vLLM's."""
+    """vLLM's ``media_io_kwargs``."""
 
     video: ClipTimes | None = None
 
 
 class ChatRequest(Strict):
-    """A request; what it leaves out is greedy and as long as the server allows."""
+    """A request; by default greedy, and as long as the server allows."""
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=1000)
@@ -235,20 +205,20 @@ class ChatRequest(Strict):
 
     @model_validator(mode="after")
     def check_together(self) -> ChatRequest:
-        """What is only wrong beside something else."""
+        """Raises ValueError for fields that contradict each other."""
         if self.stream_options and not self.stream:
-            raise ValueError("stream_options goes with stream=true")
+            raise ValueError("stream_options needs stream=true")
         if any(not 0 < len(text) <= 256 for text in self.stops):
-            raise ValueError("a text in stop has 1 to 256 characters")
+            raise ValueError("each text in stop must have 1 to 256 characters")
         prefilled = self.messages[-1].role == "assistant"
         if (self.continue_final_message, self.add_generation_prompt) == (True, True):
             raise ValueError("continue_final_message and add_generation_prompt exclude each other")
         if self.continue_final_message and not prefilled:
-            raise ValueError("continue_final_message needs a last message of the assistant's")
+            raise ValueError("continue_final_message needs a last message of the assistant")
         if prefilled and (self.add_generation_prompt or self.continue_final_message is False):
-            raise ValueError("a last message of the assistant's is gone on with here")
+            raise ValueError("this server always continues a last message of the assistant")
         if self.add_generation_prompt is False and not prefilled:
-            raise ValueError("add_generation_prompt=false needs a last message of the assistant's")
+            raise ValueError("add_generation_prompt=false needs a last message of the assistant")
         return self
 
     @property
@@ -258,12 +228,12 @@ class ChatRequest(Strict):
 
     @property
     def clip_times(self) -> ClipTimes | None:
-        """When the frames of the one clip were."""
+        """The times of the frames of the request's one clip."""
         return self.media_io_kwargs.video if self.media_io_kwargs else None
 
     @property
     def new_tokens(self) -> int | None:
-        """The longest answer asked for."""
+        """The longest answer that the client wants."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -271,7 +241,7 @@ _TAGS = ("text", "image_url", "video_url", "video")
 
 
 _WORDS = {
-    "extra_forbidden": "this field is unknown here; leave it out",
+    "extra_forbidden": "this field is unknown; leave it out",
     "missing": "this field is missing",
     "model_type": "expected a JSON object",
     "model_attributes_type": "expected a JSON object, sent as application/json",
@@ -280,7 +250,7 @@ _WORDS = {
 
 
 def describe_errors(errors: Sequence[Any]) -> tuple[str, str]:
-    """Of pydantic's errors the one that knows most: a line and the field's path."""
+    """The most specific of pydantic's errors: a line, and the field's path."""
     worst = max(errors, key=lambda error: (len(error["loc"]), error["type"] == "value_error"))
     where = ".".join(_path(worst["loc"]))
     text = _WORDS.get(worst["type"], worst["msg"].removeprefix("Value error, "))
@@ -289,57 +259,50 @@ def describe_errors(errors: Sequence[Any]) -> tuple[str, str]:
 
 
 def _path(place: Sequence[Any]) -> list[str]:
-    """Field names and numbers, without the names that pydantic gives to a union's branches."""
+    """Field names and numbers, without pydantic's names for the branches of a union."""
     path: list[str] = []
-    for before, each in itertools.pairwise(["body", *place]):
-        branch = isinstance(before, int) and each in _TAGS
-        if not branch and each not in ("body", "str", "Url") and "[" not in str(each):
-            path.append(str(each))
+    for before, step in itertools.pairwise(["body", *place]):
+        branch = isinstance(before, int) and step in _TAGS
+        if not branch and step not in ("body", "str", "Url") and "[" not in str(step):
+            path.append(str(step))
     return path
 
 
-# Pillow's names and the usual ones; few decoders, few surprises. Pillow raises KeyError at a name
-# that has no opener, such as "MPO": the stereo JPEGs of phones are opened by "JPEG".
+# Pillow's names and the usual ones; strangers reach only these decoders. Pillow raises KeyError for
+# a name that has no opener, such as "MPO": "JPEG" opens the stereo JPEGs of phones.
 FORMATS = {
     "PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "GIF": "GIF", "BMP": "BMP", "TIFF": "TIFF",
 }  # fmt: skip
-
-
 _ANY_FORMAT = " or ".join(", ".join(FORMATS.values()).rsplit(", ", 1))
-
-
-_FRAMES = "data:video/jpeg;base64,"  # vLLM's spelling of frames: JPEGs with commas between
-
-
+_FRAMES = "data:video/jpeg;base64,"  # vLLM's form of frames: JPEGs, separated by commas
 _CLIP_SECONDS = 600.0
 
 
 class Budget:
-    """What a request may still spend on media."""
+    """Counts the media of one request, and raises RequestError beyond the limits."""
 
     def __init__(self, limits: Limits):
         self.limits, self._pictures, self.pixels = limits, 0, 0
 
     def count_medium(self) -> None:
-        """One picture or clip more."""
+        """Count one more picture or clip."""
         self._pictures += 1
         if self._pictures > self.limits.pictures:
-            raise RequestError(f"a request may hold {self.limits.pictures} pictures and clips")
+            raise RequestError(f"a request may have {self.limits.pictures} pictures and clips")
 
     def count_pixels(self, width: int, height: int) -> None:
-        """One decoded picture or frame more."""
+        """Count one more picture or frame."""
         self.pixels += width * height
         if self.pixels > self.limits.pixels:
-            raise RequestError(
-                f"pictures of more than {self.limits.pixels:,} pixels together; send smaller ones"
-            )
+            limit = f"{self.limits.pixels:,} pixels together"
+            raise RequestError(f"the pictures have more than {limit}; send smaller ones")
 
 
 def read_messages(messages: list[Message], limits: Limits) -> tuple[list[dict], int]:
-    """Checked messages that hold their media as bytes, and how many pixels those have.
+    """Messages with their media as bytes, and the number of pixels.
 
     Raises:
-        RequestError: naming the field.
+        RequestError: a medium cannot be read or exceeds a limit; names the field.
     """
     budget = Budget(limits)
     return [_read(i, message, budget) for i, message in enumerate(messages)], budget.pixels
@@ -353,7 +316,7 @@ def _read(i: int, message: Message, budget: Budget) -> dict:
     for place, part in enumerate(message.content):
         where = f"messages.{i}.content.{place}"
         if role != "user" and not isinstance(part, TextPart):
-            raise RequestError(f"{where}: media belong to the user, not the {role}", param=where)
+            raise RequestError(f"{where}: media belong to the user, not to the {role}", param=where)
         try:
             content.append(_read_part(part, budget))
         except VlkitError as error:
@@ -373,8 +336,8 @@ def _read_part(part: Any, budget: Budget) -> dict:
     return {"type": "video", "video": _read_clip(source, part, budget)}
 
 
-def _url(given: Any) -> str:
-    return given if isinstance(given, str) else given.url
+def _url(field: Url | str) -> str:
+    return field if isinstance(field, str) else field.url
 
 
 def _read_picture(url: str, budget: Budget) -> bytes:
@@ -387,14 +350,14 @@ def _read_picture(url: str, budget: Budget) -> bytes:
         raise MediaError(f"{name} has too many pixels; send a smaller one") from error
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise MediaError(
-            f"{name}, beginning with {data[:12]!r}, is not a whole {_ANY_FORMAT}"
+            f"{name}, which begins with {data[:12]!r}, is not a whole {_ANY_FORMAT} file"
         ) from error
     budget.count_pixels(*size)
     return data
 
 
 def _read_clip(source: list[str] | str, part: ClipPart | FramesPart, budget: Budget) -> Video:
-    """A clip whose frames are taken already is seen whole, at the rate that is said."""
+    """A clip; of one that comes as frames, the model sees all frames, at the rate ``fps``."""
     most = min(part.max_frames or budget.limits.frames, budget.limits.frames)
     if isinstance(source, str) and source[: len(_FRAMES)].lower() == _FRAMES:
         source = list(_split_frames(source))
@@ -403,36 +366,38 @@ def _read_clip(source: list[str] | str, part: ClipPart | FramesPart, budget: Bud
         video = Video(_fetch(source, budget.limits), fps=rate, max_frames=most)
         info = probe_clip(video)
         if info.duration > _CLIP_SECONDS:
-            raise MediaError(f"a clip of {info.duration:,.0f} s; send {_CLIP_SECONDS:,.0f} s")
+            text = f"the clip is {info.duration:,.0f} s long; the limit is {_CLIP_SECONDS:,.0f} s"
+            raise MediaError(text)
         Budget(budget.limits).count_pixels(*info.size)
         return video
     if not 1 <= len(source) <= budget.limits.frames:
         raise MediaError(f"{len(source)} frames; send 1 to {budget.limits.frames}")
-    frames = [_read_picture(each, budget) for each in source]
+    frames = [_read_picture(frame, budget) for frame in source]
     return Video(frames, fps=rate, source_fps=rate, max_frames=most)
 
 
 def _split_frames(url: str) -> Iterator[str]:
-    return (f"data:image/jpeg;base64,{each}" for each in url[len(_FRAMES) :].split(","))
+    return (f"data:image/jpeg;base64,{frame}" for frame in url[len(_FRAMES) :].split(","))
 
 
 def _fetch(url: str, limits: Limits) -> bytes:
-    """The bytes of a data URL; of a file or an address only where the server allows them."""
+    """The bytes of a data URL; of a file or http(s) URL only if the server allows it."""
     scheme = url[:8].lower()
     if scheme.startswith("data:"):
         return read_bytes(url, "the data URL")
     if scheme.startswith(("http://", "https://")):
         if not limits.urls:
-            raise MediaError("this server fetches no URLs (--allow-urls); send a data URL")
+            raise MediaError("this server does not fetch URLs (see --allow-urls); send a data URL")
         return read_bytes(url, describe_source(url))
     if limits.local is None:
-        raise MediaError("this server reads no files (--allow-local FOLDER); send a data URL")
+        raise MediaError("this server does not read files (see --allow-local); send a data URL")
     return _read_file(url, limits.local, limits.body_bytes)
 
 
 def _read_file(url: str, folder: Path, most: int) -> bytes:
-    """A file in the folder; what lies outside is refused alike, whether it is there or not."""
-    refused = MediaError(f"{describe_source(url)} is no file in the folder that requests may read")
+    """A file in the folder; the error for others does not tell whether they exist."""
+    name = describe_source(url)
+    refused = MediaError(f"{name} is not a file in the folder that requests may read")
     try:
         path = os.path.realpath(os.path.join(folder, local_path(url)))
         inside = Path(path).is_relative_to(folder.resolve()) and os.path.isfile(path)
@@ -441,5 +406,5 @@ def _read_file(url: str, folder: Path, most: int) -> bytes:
     if not inside:
         raise refused
     if os.path.getsize(path) > most:
-        raise MediaError(f"{describe_source(url)} has more than {most:,} bytes; shrink it")
-    return read_bytes(path, describe_source(url))
+        raise MediaError(f"{name} has more than {most:,} bytes; send a smaller file")
+    return read_bytes(path, name)

@@ -1,4 +1,4 @@
-"""From a request to a row for the engine: media decoded, prompt rendered, limits kept."""
+"""From a request to a row for the engine: decode media, render the prompt, check limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inpu
 from vlkit.media.video import Clip, ClipInfo
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
-from vlkit.serving.request import ChatRequest, ClipTimes, Limits, RequestError, read_messages
-from vlkit.serving.worker import AnswerText, Ended, Event, Job, Joined, Worker, make_engine, refusal
+from vlkit.serving.limits import Limits
+from vlkit.serving.request import ChatRequest, ClipTimes, RequestError, read_messages
+from vlkit.serving.worker import AnswerText, Ended, Event, Job, Joined, Worker, make_engine
 
-_TOKEN_LETTERS = 16  # a text of more letters a token is not even looked at
+_TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
+MOST_CONTEXT = 32_768  # unless the server is started with another context
+PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +45,11 @@ class Prepared:
 
 
 def check_texts(messages: list[dict], context: int) -> None:
-    """Refuse texts that cannot fit, before they are tokenized."""
+    """Raises RequestError for texts that cannot fit, before they are tokenized."""
     items = [item for message in messages for item in message["content"]]
-    letters = sum(len(item["text"]) for item in items if item["type"] == "text")
-    if letters > _TOKEN_LETTERS * context:
-        raise _too_long(f"{letters:,} letters", context)
+    characters = sum(len(item["text"]) for item in items if item["type"] == "text")
+    if characters > _TOKEN_CHARACTERS * context:
+        raise _too_long(f"{characters:,} characters", context)
 
 
 def prepare(
@@ -55,20 +58,20 @@ def prepare(
     """Decode media, render the prompt and make its tensors.
 
     Args:
-        vlm: whose processor it is.
+        vlm: the model, whose processor is used.
         chat: the request.
         messages: its messages, from :func:`vlkit.serving.request.read_messages`.
         limits: of the server.
         context: the most tokens of prompt and answer.
-        fast: for the batch engine.
+        fast: whether the batch engine runs it.
 
     Raises:
-        VlkitError: for what is wrong with it.
+        VlkitError: the request is wrong.
     """
     loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
     inputs = make_inputs(vlm, [loaded], device=_device(vlm) if fast else None)
     (tensors,), (sizes,) = split_rows(inputs), inputs.input_sizes
-    digests = tuple(hashlib.sha256(each).digest() for each in _contents(loaded))
+    digests = tuple(hashlib.sha256(pixels).digest() for pixels in _pixels(loaded))
     (media,) = split_media(inputs, [digests]) if fast else ([],)
     length = tensors["input_ids"].shape[1]
     limit = _answer_limit(chat, limits, context, length)
@@ -78,24 +81,24 @@ def prepare(
     return Prepared(Waiting(0, None, None if fast else inputs, length, digests), row, usage)
 
 
-def _contents(loaded: LoadedMessages) -> list[Any]:
+def _pixels(loaded: LoadedMessages) -> list[Any]:
     return [*(image.tobytes() for image in loaded.images), *(clip.frames for clip in loaded.clips)]
 
 
 def _device(vlm: VLM) -> Any:
-    """Where pictures are cut into patches; as in a batch, so that answers are the same."""
+    """The device that cuts pictures into patches: as in a batch, so that answers are the same."""
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
     return vlm.model.device if half else None
 
 
 def _answer_limit(chat: ChatRequest, limits: Limits, context: int, length: int) -> int:
-    asked, room = chat.new_tokens, context - length
-    if asked is not None and asked > limits.new_tokens:
-        text = f"max_tokens={asked:,}: this server writes at most {limits.new_tokens:,}"
+    limit, room = chat.new_tokens, context - length
+    if limit is not None and limit > limits.new_tokens:
+        text = f"max_tokens={limit:,}: this server writes at most {limits.new_tokens:,}"
         raise RequestError(text, param="max_tokens")
-    if room < (asked or 1):
-        raise _too_long(f"{length:,} prompt tokens and {asked or 1:,} of the answer", context)
-    return asked or min(limits.new_tokens, room)
+    if room < (limit or 1):
+        raise _too_long(f"{length:,} prompt tokens and {limit or 1:,} of the answer", context)
+    return limit or min(limits.new_tokens, room)
 
 
 def _too_long(what: str, context: int) -> RequestError:
@@ -104,14 +107,14 @@ def _too_long(what: str, context: int) -> RequestError:
 
 
 def _with_times(loaded: LoadedMessages, times: ClipTimes | None) -> LoadedMessages:
-    """The times that a client says of its frames, as vLLM's clients do of a request's one clip."""
+    """Give the request's one clip the frame times that the client sent, as vLLM's clients do."""
     if times is None:
         return loaded
     if len(loaded.clips) != 1 or len(loaded.clips[0].indices) != len(times.frames_indices):
         counts = [len(clip.indices) for clip in loaded.clips]
         raise VlkitError(
             f"media_io_kwargs.video: {len(times.frames_indices)} frames_indices for clips of "
-            f"{counts} frames; they are told of one clip with an even number of frames"
+            f"{counts} frames; send them for one clip with an even number of frames"
         )
     clip = _retimed(loaded.clips[0], times)
     return replace(loaded, clips=[clip])
@@ -123,40 +126,42 @@ def _retimed(clip: Clip, times: ClipTimes) -> Clip:
     return replace(clip, indices=tuple(times.frames_indices), range_frames=total, info=info)
 
 
-MOST_CONTEXT = 32_768  # unless more is asked for
+class ByteBudget:
+    """A budget of bytes for all waiting requests; who finds it used up waits, first come first.
 
-
-PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
-
-
-class Share:
-    """Bytes that those who wait hold together; whoever finds none left waits in line."""
+    Args:
+        total: bytes. A request that needs more than this waits until it is alone.
+    """
 
     def __init__(self, total: int):
         self._total, self._used, self._loop = total, 0, asyncio.get_running_loop()
-        self._line, self._changed = asyncio.Lock(), asyncio.Condition()
+        self._first, self._changed = asyncio.Lock(), asyncio.Condition()
 
     async def take(self, size: int) -> Callable[[], None]:
-        """Wait for room; the result gives it back: from any thread, and once however often."""
-        async with self._line, self._changed:
+        """Wait until ``size`` bytes are free.
+
+        Returns:
+            A function that gives them back: from any thread; a second call does nothing.
+        """
+        async with self._first, self._changed:
             await self._changed.wait_for(lambda: not self._used or self._used + size <= self._total)
             self._used += size
-        held = [size]
+        taken = [size]
 
-        def give_back() -> None:
-            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._free(held)))
+        def release() -> None:
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._free(taken)))
 
-        return give_back
+        return release
 
-    async def _free(self, held: list[int]) -> None:
+    async def _free(self, taken: list[int]) -> None:
         async with self._changed:
-            if held:
-                self._used -= held.pop()
+            if taken:
+                self._used -= taken.pop()
                 self._changed.notify_all()
 
 
 class ServedAnswer:
-    """Events of one request, in order; the last is Ended, or a RequestError is raised."""
+    """The events of one request, in order; the last is Ended, or a RequestError is raised."""
 
     def __init__(self) -> None:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -164,7 +169,7 @@ class ServedAnswer:
         self.job: Job | None = None
 
     def send(self, event: Event) -> None:
-        """From any thread."""
+        """Add an event. From any thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def next(self) -> str | Ended:
@@ -175,16 +180,16 @@ class ServedAnswer:
         return event
 
     def cancel(self) -> None:
-        """Nobody listens any more."""
+        """The client has left."""
         if self.job is not None:
             self.job.cancel()
 
 
 class ChatService:
-    """A model that answers requests; to be made inside of a running event loop.
+    """A model that answers requests; create it inside a running event loop.
 
     Args:
-        vlm: from :func:`vlkit.load`; nobody else uses it meanwhile.
+        vlm: from :func:`vlkit.load`; nothing else may use it meanwhile.
         limits: what a request may cost and name.
         name: what clients call the model.
     """
@@ -195,14 +200,14 @@ class ChatService:
         self.engine = make_engine(vlm, self.context)
         self.worker = Worker(self.engine)
         self._endings = frozenset(ending_tokens(vlm))
-        # its own, since the processor's changes its padding in place, in other threads
+        # a copy, since other threads change the padding of the processor's tokenizer in place
         self._tokenizer = copy.deepcopy(vlm.processor.tokenizer).backend_tokenizer
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "vlkit-media")
-        self._share = Share(min(limits.held_bytes, available_memory()[0] // 4))
+        self._budget = ByteBudget(min(limits.held_bytes, available_memory()[0] // 4))
 
     @property
     def most_requests(self) -> int:
-        """As many as may be under way and wait."""
+        """How many may run and wait together."""
         return self.engine.slots + self.limits.waiting
 
     def describe_model(self) -> dict[str, Any]:
@@ -214,7 +219,7 @@ class ChatService:
         }  # fmt: skip
 
     def describe_state(self) -> dict[str, Any]:
-        """What ``/health`` says."""
+        """The answer of ``/health``."""
         worker = self.worker
         return {
             "status": "ok", "running": worker.running, "waiting": worker.waiting,
@@ -225,10 +230,10 @@ class ChatService:
         """Read a request's media and hand it to the model.
 
         Raises:
-            RequestError: it is refused.
+            RequestError: the request is refused.
         """
         if chat.model != self.name:
-            text = f"model {chat.model!r:.80} is not served here; this is {self.name!r}"
+            text = f"model {chat.model!r:.80} is not served here; the model is {self.name!r}"
             raise RequestError(text, status=404, param="model", code="model_not_found")
         answer = ServedAnswer()
         self.worker.arriving += 1
@@ -246,16 +251,16 @@ class ChatService:
     async def _make_job(self, chat: ChatRequest, answer: ServedAnswer) -> Job:
         messages, pixels = await self._run(read_messages, chat.messages, self.limits)
         check_texts(messages, self.context)
-        let_go = await self._share.take(PIXEL_BYTES * pixels)
+        release = await self._budget.take(PIXEL_BYTES * pixels)
         try:
             prepared = await self._run(self._prepare, chat, messages)
         except BaseException:
-            let_go()
+            release()
             raise
         text = AnswerText(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
         return Job(
             prepared.waiting, prepared.row, prepared.usage, text,
-            streams=chat.stream, send=answer.send, let_go=let_go,
+            streams=chat.stream, send=answer.send, release=release,
         )  # fmt: skip
 
     def _prepare(self, chat: ChatRequest, messages: list[dict]) -> Prepared:
@@ -264,14 +269,14 @@ class ChatService:
             prepared = prepare(self.vlm, chat, messages, self.limits, self.context, fast)
             try:
                 self.engine.look(prepared.row)
-            except Exception as error:  # as where the model reads its prompt
-                raise refusal(error) from error
+            except Exception as error:  # as when the model reads the prompt
+                raise RequestError.of(error) from error
         return prepared
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def close(self) -> None:
-        """Finish what was handed over."""
+        """Finish the requests that were submitted."""
         self._pool.shutdown(wait=True)
         self.worker.close()

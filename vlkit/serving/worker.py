@@ -1,18 +1,17 @@
-"""How rows are run: many joined in the batch engine, or one by one through transformers."""
+"""The thread that runs the model: rows join in the batch engine, or go one by one."""
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlkit.engine.scheduler import PREFILL_TOKENS, Waiting, choose_group, launched_on
-from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling, advance_each
+from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
 from vlkit.engine.vision import Cores, Encoder
 from vlkit.generation.generate import all_rows, generation_options, seeded
 from vlkit.generation.reply import Usage
@@ -26,10 +25,10 @@ SLOTS = {"cuda": 128, "cpu": 32}
 
 
 def make_engine(vlm: VLM, context: int) -> Joined | OneByOne:
-    """The engine for a model; ``note`` says what is lost with it.
+    """The engine for a model; its ``note`` says why it is a slow one, if it is.
 
     Args:
-        vlm: the model; nobody else uses it meanwhile.
+        vlm: the model; nothing else may use it meanwhile.
         context: the most tokens of a row, prompt and answer.
     """
     path, note = choose_path(vlm)
@@ -107,21 +106,6 @@ class Joined:
         with launched_on(self._device), self.sharing():
             return self._make_room(longest + STEPS).advance()
 
-    def recover(self) -> None:
-        """After a step that raised: as before it."""
-        if self._engine is not None:
-            self._engine.recover()
-
-    def alone(self, slot: int) -> Joined:
-        """The same with one of the rows."""
-        one = copy.copy(self)
-        one._engine = self._engine and self._engine.alone(slot)
-        return one
-
-    def leave(self) -> list[Row]:
-        """Take out the rows that are done or failed."""
-        return self._engine.leave() if self._engine else []
-
     def forget(self) -> None:
         """Let go the pictures seen."""
         self._encoder.forget()
@@ -136,8 +120,9 @@ class Joined:
             self._engine.encoder = self._encoder
         decoder = self._engine.decoder
         if length > decoder.length:
+            self._engine.graphs.clear()
             wanted = max(length, decoder.length * 3 // 2)
-            self._engine.grow(min(self._most, -(-wanted // ROOM) * ROOM))
+            decoder.grow(min(self._most, -(-wanted // ROOM) * ROOM))
         return self._engine
 
 
@@ -151,44 +136,40 @@ class OneByOne:
         self.rows: list[Row] = []
 
     def sharing(self) -> AbstractContextManager[None]:
-        """Nobody computes beside."""
+        """Nothing: no other thread computes."""
         return nullcontext()
 
     def look(self, row: Row) -> None:
-        """Pictures are seen in their turn."""
+        """Nothing: pictures are encoded with their prompt."""
 
     def admit(self, rows: list[Row]) -> list[Row]:
-        """Write the whole answer of the one row; its job follows."""
+        """Write the whole answer of the one row; its job reads the tokens as they come."""
         from transformers import StoppingCriteriaList
 
         (row,) = rows
         job, device = row.payload, self._vlm.model.device
         options = generation_options(row.limit, *(row.sampling or (0.0, 1.0)), row.seed)
         tensors = job.waiting.loaded.tensors.to(device, dtype=self._vlm.model.dtype)
-        done = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, job.over)])
+        done = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, job.done)])
         with seeded(row.seed, options["do_sample"]):
             self._vlm.model.generate(
-                **tensors, **options, streamer=_Follower(row), stopping_criteria=done
+                **tensors, **options, streamer=_TokenStreamer(row), stopping_criteria=done
             )
         return rows
 
     def advance(self) -> list[Row]:
-        """Nothing is under way between two rows."""
-        return []
-
-    def leave(self) -> list[Row]:
-        """Nothing is under way."""
+        """Nothing: no row is running between two calls of ``admit``."""
         return []
 
     def forget(self) -> None:
         """Nothing is kept."""
 
     def reset(self) -> None:
-        """Nothing is under way."""
+        """Nothing is running."""
 
 
-class _Follower:
-    """transformers' streamer: the prompt comes first, then token by token."""
+class _TokenStreamer:
+    """A streamer for ``generate``, which puts the prompt first, then token by token."""
 
     def __init__(self, row: Row):
         self._row, self._prompt = row, True
@@ -198,7 +179,7 @@ class _Follower:
             self._prompt = False
             return
         self._row.tokens += value.flatten().tolist()
-        self._row.payload.follow()
+        self._row.payload.send_new_text()
 
     def end(self) -> None:
         return None
@@ -206,11 +187,11 @@ class _Follower:
 
 @dataclass(frozen=True)
 class Ended:
-    """The last word on a request.
+    """The last event of an answer.
 
     Attributes:
-        text: what was not given out as a piece.
-        reason: ``"stop"``, or ``"length"`` where the answer was cut off.
+        text: the rest, which was not sent as a piece.
+        reason: ``"stop"``, or ``"length"`` if the answer was cut off.
         usage: token counts.
     """
 
@@ -219,86 +200,93 @@ class Ended:
     usage: Usage
 
 
-Event = str | Ended | RequestError  # a piece of text, or the last word
+Event = str | Ended | RequestError  # a piece of text, or the last event
 
 
 class AnswerText:
-    """An answer's text as its tokens come; what may yet become a stop text is held back.
+    """An answer's text as its tokens come; what may become a stop text is held back.
 
     Args:
         tokenizer: of the ``tokenizers`` library.
         endings: tokens that end an answer and are never text.
         stops: texts that end it; they are not part of it.
         skip_special: leave out special tokens.
+
+    Attributes:
+        ended: an ending token or a stop text has come.
+        stopped: a stop text has come.
     """
 
     def __init__(
         self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool
     ):
         self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
-        self._skip = skip_special
-        self._tail: list[int] = []  # tokens whose bytes are no whole character yet
-        self._text, self._given = "", 0
-        self._longest = max(map(len, stops), default=1)
+        self._skip_special = skip_special
+        self._undecoded: list[int] = []  # the last tokens, while their bytes are half a character
+        self._text, self._returned = "", 0  # the whole text, and how much of it was returned
+        self._longest_stop = max(map(len, stops), default=1)
         self.stopped = self.ended = False
 
     @property
-    def watches(self) -> bool:
+    def has_stops(self) -> bool:
         """Whether a stop text may end it."""
         return bool(self._stops)
 
     def push(self, tokens: Sequence[int]) -> str:
-        """The text that is certain now and was not given before."""
+        """Add tokens; returns the new text that is certain now."""
         for token in tokens:
             self.ended = self.ended or token in self._endings
             if self.ended:
                 break
-            self._tail.append(token)
-            piece = self._decode_tail()
+            self._undecoded.append(token)
+            piece = self._decode()
             if not piece.endswith("\ufffd"):
                 self._add(piece)
-        return self._give(len(self._text) if self.stopped else len(self._text) - self._held())
+        held_back = 0 if self.stopped else self._count_held_back()
+        return self._return_until(len(self._text) - held_back)
 
     def finish(self) -> str:
-        """The rest: what was held back, and bytes that are no whole character."""
+        """The rest: what was held back, and bytes that are not a whole character."""
         if not self.stopped:
-            self._add(self._decode_tail())
-        return self._give(len(self._text))
+            self._add(self._decode())
+        return self._return_until(len(self._text))
 
-    def _decode_tail(self) -> str:
-        return self._tokenizer.decode(self._tail, skip_special_tokens=self._skip)
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._undecoded, skip_special_tokens=self._skip_special)
 
     def _add(self, piece: str) -> None:
-        self._tail.clear()
-        start = max(0, len(self._text) - self._longest + 1)
+        self._undecoded.clear()
+        start = max(0, len(self._text) - self._longest_stop + 1)
         self._text += piece
-        places = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
-        whole = [(place + length, place) for place, length in places if place >= 0]
-        if whole:  # the one that is complete first counts, however the tokens cut it
-            self._text, self.stopped, self.ended = self._text[: min(whole)[1]], True, True
+        found = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
+        spans = [(place + length, place) for place, length in found if place >= 0]
+        if spans:  # the stop text that is complete first counts, however the tokens cut it
+            _, place = min(spans)
+            self._text, self.stopped, self.ended = self._text[:place], True, True
 
-    def _held(self) -> int:
-        """Length of the longest end that a stop text begins with."""
-        sizes = range(min(self._longest - 1, len(self._text) - self._given), 0, -1)
-        tails = (self._text[-size:] for size in sizes)
-        return next((len(t) for t in tails if any(s.startswith(t) for s in self._stops)), 0)
+    def _count_held_back(self) -> int:
+        """Length of the longest end of the text with which a stop text begins."""
+        most = min(self._longest_stop - 1, len(self._text) - self._returned)
+        ends = (self._text[-size:] for size in range(most, 0, -1))
+        return next((len(e) for e in ends if any(s.startswith(e) for s in self._stops)), 0)
 
-    def _give(self, end: int) -> str:
-        piece, self._given = self._text[self._given : end], max(self._given, end)
+    def _return_until(self, end: int) -> str:
+        piece = self._text[self._returned : end]
+        self._returned = max(self._returned, end)
         return piece
 
 
 class Job:
-    """One request on its way through the model; belongs to the worker once it is handed over.
+    """One request on its way through the model; after ``submit`` only the worker changes it.
 
     Args:
-        waiting: for choosing whom to read together.
+        waiting: for choosing which prompts are read together.
         row: for the engine; its payload is the job.
-        usage: counts the prompt.
-        text: gathers the answer.
-        streams: pieces are wanted as they come.
+        usage: counts of the prompt.
+        text: collects the answer.
+        streams: send pieces of text as they come.
         send: takes events, from any thread.
-        let_go: called when the media are not needed any more, maybe more than once.
+        release: called when the media are not needed any more, maybe more than once.
     """
 
     def __init__(
@@ -310,106 +298,99 @@ class Job:
         *,
         streams: bool,
         send: Callable[[Event], None],
-        let_go: Callable[[], None],
+        release: Callable[[], None],
     ):
         self.waiting, self.row, self._usage, self._text = waiting, row, usage, text
-        self._send, self._let_go, self._streams = send, let_go, streams
-        self.live = streams or text.watches  # has to be looked at while it is written
-        self.since = time.monotonic()
+        self._send, self._release, self._streams = send, release, streams
+        self.reads_each_step = streams or text.has_stops  # or else only the whole answer
+        self.created = time.monotonic()
         self.cancelled = self._ended = False
-        self._read, self._kept = 0, ""
+        self._tokens_read, self._unsent = 0, ""
         row.payload = self
 
     @property
-    def over(self) -> bool:
-        """Whether its row need not go on."""
+    def done(self) -> bool:
+        """Whether its row needs no more tokens."""
         return self.cancelled or self._ended
 
     def cancel(self) -> None:
-        """Nobody waits for it any more; its slot is free within a step. From any thread."""
+        """The client has left; the slot is free after the next step. From any thread."""
         self.cancelled = True
-        self._let_go()
+        self._release()
 
-    def let_media_go(self) -> None:
-        """The model has read them."""
+    def release_media(self) -> None:
+        """The model has read the prompt."""
         self.waiting.loaded = None
         self.row.media = []
-        self._let_go()
+        self._release()
 
-    def follow(self) -> None:
-        """Give out what the engine has written since."""
-        self._push()
+    def send_new_text(self) -> None:
+        """Send the text of the tokens that the engine has written since."""
+        self._read_tokens()
         if self._text.stopped:
             self.end()
-        elif self._kept and self._streams:
-            self._send(self._kept)
-            self._kept = ""
+        elif self._unsent and self._streams:
+            self._send(self._unsent)
+            self._unsent = ""
 
     def end(self) -> None:
-        """The last event."""
+        """Send the last event."""
         if self._ended:
             return
-        self._push()
-        rest = self._kept + self._text.finish()
-        reason = "stop" if self._text.ended else "length"
         self._ended = True
-        self._send(Ended(rest, reason, replace(self._usage, new_tokens=self._read)))
+        self._read_tokens()
+        rest = self._unsent + self._text.finish()
+        reason = "stop" if self._text.ended else "length"
+        self._send(Ended(rest, reason, replace(self._usage, new_tokens=self._tokens_read)))
 
     def fail(self, error: RequestError) -> None:
-        """The last event of a request that has no answer."""
+        """Send the last event of a request that has no answer."""
         if not self._ended:
             self._ended = True
-            self._let_go()
+            self._release()
             self._send(error)
 
-    def _push(self) -> None:
-        tokens, self._read = self.row.tokens[self._read :], len(self.row.tokens)
-        self._kept += self._text.push(tokens)
+    def _read_tokens(self) -> None:
+        tokens, self._tokens_read = self.row.tokens[self._tokens_read :], len(self.row.tokens)
+        self._unsent += self._text.push(tokens)
 
 
-GATHER = 0.02  # seconds that an idle model waits for requests whose media are being read
-
-
-PACE = 0.1  # between two tokens of each row while pictures of the next requests are seen
-
-
-PATIENCE = 0.25  # seconds that a request waits for others to be read together with
-
-
-TIDY = 64  # answers after which freed memory goes back to the system,
-
-
-REST = 2.0  # or seconds without a request
+# The worker waits for more requests, since prompts that are read together cost less:
+GATHER_SECONDS = 0.02  # while the model is idle and media of requests are being read
+STEP_SECONDS = 0.1  # between two tokens of each row, while pictures of requests are encoded
+GROUP_SECONDS = 0.25  # at most, from a request's arrival
+# Memory that was freed goes back to the system:
+TIDY_ANSWERS = 64  # after so many answers,
+TIDY_SECONDS = 2.0  # or so long after the last one
 
 
 class Worker:
-    """Answers jobs until it is closed.
+    """A thread that answers jobs until it is closed.
 
     Attributes:
-        arriving: requests whose media are being read; whoever reads them counts.
+        arriving: requests whose media are being read; the threads that read them count here.
         finished: requests that were answered.
-        most_at_once: rows that were under way together.
+        most_at_once: the most rows that were running together.
     """
 
     def __init__(self, engine: Joined | OneByOne):
         self._engine = engine
-        self._inbox: deque[Job] = deque()
-        self._waiting: deque[Job] = deque()
-        self._next: list[Job] = []  # those of the waiting that come in before any other
         self._wake, self._closing = threading.Condition(), False
+        self._queue: deque[Job] = deque()  # submitted; replaced only while holding _wake
+        self._next: list[Job] = []  # taken from the queue, but not admitted yet
         self.arriving = self.finished = self.most_at_once = self._tidied = 0
-        self._stepped = 0.0  # when the rows under way got their last token
+        self._last_step = 0.0  # when the running rows got their last token
         self._thread = threading.Thread(target=self._work, name="vlkit-serve", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Hand a job over."""
+        """Hand a job over. From any thread."""
         with self._wake:
-            self._inbox.append(job)
+            self._queue.append(job)
             self._wake.notify()
 
     def close(self) -> None:
-        """Finish what was handed over, then end."""
+        """Finish the submitted jobs, then end the thread."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -417,13 +398,13 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Rows under way."""
+        """Rows that the model is writing."""
         return len(self._engine.rows)
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a slot."""
-        return self.arriving + len(self._inbox) + len(self._waiting) + len(self._next)
+        return self.arriving + len(self._queue) + len(self._next)
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -431,138 +412,108 @@ class Worker:
         import torch
 
         with torch.inference_mode():
-            while self._collect():
+            while self._wait_for_work():
                 try:
-                    self._turn()
-                except Exception as error:  # of no single row; the next request is answered
-                    jobs = [*(row.payload for row in self._engine.rows), *self._next]
+                    self._work_once()
+                except Exception as error:  # whatever it is, the next request is answered
+                    rows = list(self._engine.rows)
                     self._engine.reset()
-                    self._next = []
-                    for job in jobs:
-                        _refuse(job, error)
+                    for row in rows:
+                        row.payload.fail(RequestError.of(error))
 
-    def _collect(self) -> bool:
-        """Take what has arrived; sleep while there is nothing to do. False at the end."""
+    def _wait_for_work(self) -> bool:
+        """Sleep while there is nothing to do, and while more requests are about to come.
+
+        Returns:
+            False at the end, once the worker is closed and everything is answered.
+        """
         with self._wake:
-            while not (self._inbox or self._waiting or self._next or self.running):
+            while not (self._queue or self._next or self.running):
                 if self._closing:
                     return False
-                self._engine.forget()  # nobody's pictures outlast their requests
-                rested = not self._wake.wait(REST if self.finished > self._tidied else None)
-                if rested:
+                self._engine.forget()  # pictures are kept no longer than their requests
+                woken = self._wake.wait(TIDY_SECONDS if self.finished > self._tidied else None)
+                if not woken:
                     self._tidy()
-            until = self._stepped + PACE if self.running else time.monotonic() + GATHER
+            until = time.monotonic() + GATHER_SECONDS
+            if self.running:
+                until = self._last_step + STEP_SECONDS
             while self._more_to_come() and time.monotonic() < until:
-                self._wake.wait(GATHER / 4)
-            self._waiting += self._inbox
-            self._inbox.clear()
+                self._wake.wait(GATHER_SECONDS / 4)
         return True
 
     def _more_to_come(self) -> bool:
-        """Rows that are read and written together cost less than one by one."""
         return self._engine.seeing if self.running else bool(self.arriving)
 
-    def _turn(self) -> None:
-        """Bring rows in, or write a token of each that is in."""
-        self._waiting = deque(job for job in self._waiting if not job.cancelled)
+    def _work_once(self) -> None:
+        """Admit jobs, or write a token of each running row."""
+        with self._wake:
+            self._queue = deque(job for job in self._queue if not job.cancelled)
         self._next = [job for job in self._next if not job.cancelled]
         if self._should_admit():
             self._admit()
         elif self.running:
-            done = self._advance()
-            self._stepped = time.monotonic()
-            self._publish(done)
-
-    def _advance(self) -> list[Row]:
-        """A step; where it fails, rows take it alone, and only those that fail again are lost."""
-        try:
-            return self._engine.advance()
-        except Exception as error:
-            done = advance_each(self._engine, error)
-        if not self.running:  # nobody is left: begin with a new cache
-            self._engine.reset()
-        return done
+            finished = self._engine.advance()
+            self._last_step = time.monotonic()
+            self._publish(finished)
 
     def _should_admit(self) -> bool:
-        """Many at a time: each prompt that is read holds up the rows under way."""
-        slots, waiting = self._engine.slots, [*self._next, *self._waiting]
+        """Admit many at a time: the running rows wait while prompts are read."""
+        slots, waiting = self._engine.slots, len(self._next) + len(self._queue)
         free = slots - self.running
         if not waiting or not free:
             return False
-        enough = free >= max(1, slots // 8) and len(waiting) >= free // 2
-        late = time.monotonic() - waiting[0].since > PATIENCE
+        first = self._next[0] if self._next else self._queue[0]
+        enough = free >= max(1, slots // 8) and waiting >= free // 2
+        late = time.monotonic() - first.created > GROUP_SECONDS
         return self.running <= slots // 4 or enough or late
 
     def _admit(self) -> None:
-        """Read a group of the next prompts; none waits for others that came after it."""
+        """Read a group of prompts.
+
+        Of those that are next, prompts of similar length go first, but no job from the queue
+        comes before the last of them.
+        """
         free = self._engine.slots - self.running
         if not self._next:
-            self._next = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            self._next = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
         jobs = {id(job.waiting): job for job in self._next}
-        those = [job.waiting for job in self._next]
-        group = choose_group(those, free, self._engine.prefill_tokens)
-        chosen = [jobs[id(each)] for each in group]
+        candidates = [job.waiting for job in self._next]
+        group = choose_group(candidates, free, self._engine.prefill_tokens)
+        chosen = [jobs[id(waiting)] for waiting in group]
         self._next = [job for job in self._next if job not in chosen]
         self._prefill(chosen)
 
     def _prefill(self, jobs: list[Job]) -> None:
-        """What fails together is tried in halves; a job that fails alone is told."""
+        """Read prompts; a group that fails is tried again in halves, down to the job at fault."""
         try:
-            done = self._engine.admit([job.row for job in jobs])
+            finished = self._engine.admit([job.row for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
-                _refuse(jobs[0], error)
+                jobs[0].fail(RequestError.of(error))
                 return
             self._prefill(jobs[: len(jobs) // 2])
             self._prefill(jobs[len(jobs) // 2 :])
             return
         for job in jobs:
-            _tell(job, job.let_media_go)
-        self.most_at_once = max(self.most_at_once, self.running + len(done))
-        self._publish(done)
+            job.release_media()
+        self.most_at_once = max(self.most_at_once, self.running + len(finished))
+        self._publish(finished)
 
-    def _publish(self, done: list[Row]) -> None:
-        """Tell what was written; who is gone or has met a stop text leaves with the next step."""
-        for row in done:
+    def _publish(self, finished: list[Row]) -> None:
+        """Send what was written; rows of jobs that are done leave with the next step."""
+        for row in finished:
             self.finished += 1
-            job = row.payload
-            if row.error is not None:
-                _refuse(job, row.error)
-            else:
-                _tell(job, job.end)
-        if self.finished - self._tidied >= TIDY:
+            row.payload.end()
+        if self.finished - self._tidied >= TIDY_ANSWERS:
             self._tidy()
         for row in self._engine.rows:
             job = row.payload
-            if job.live and not job.over:
-                _tell(job, job.follow)
-            if job.over:
+            if job.reads_each_step and not job.done:
+                job.send_new_text()
+            if job.done:
                 row.limit = len(row.tokens)
 
     def _tidy(self) -> None:
         return_freed_memory()
         self._tidied = self.finished
-
-
-def _tell(job: Job, step: Callable[[], None]) -> None:
-    """Do something for a job; whatever it raises, as at a token without text, fails it alone."""
-    try:
-        step()
-    except Exception as error:
-        _refuse(job, error)
-
-
-def _refuse(job: Job, error: Exception) -> None:
-    with suppress(RuntimeError):  # the event loop of whoever asked has ended
-        job.fail(refusal(error))
-
-
-def refusal(error: Exception) -> RequestError:
-    """What a request is told whose turn the model did not survive."""
-    import torch
-
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        torch.cuda.empty_cache()
-        text = "out of GPU memory; send smaller pictures or ask for fewer tokens"
-        return RequestError(text, status=503, headers={"Retry-After": "5"})
-    return RequestError(f"the model failed: {type(error).__name__}: {error!s:.200}", status=500)
