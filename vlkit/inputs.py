@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,44 +30,77 @@ from vlkit.models.families import (
 from vlkit.models.load import VLM
 
 
+class PixelCache:
+    """What the processor made of pictures lately, for rows that ask about the same one.
+
+    Used by one thread at a time, under ``tokenizing``.
+    """
+
+    def __init__(self, most_bytes: int = 2**28):
+        self._parts: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
+        self._most = most_bytes
+
+    def find(self, key: Hashable) -> tuple[Any, Any] | None:
+        """Patches (patches, values) and grid (3,) of a picture, or None."""
+        if key in self._parts:
+            self._parts.move_to_end(key)
+        return self._parts.get(key)
+
+    def keep(self, parts: Mapping[Hashable, tuple[Any, Any]]) -> None:
+        """Keep these, and drop what was used longest ago over the limit."""
+        self._parts |= parts
+        total = sum(pixels.nbytes for pixels, _ in self._parts.values())
+        while total > self._most:
+            _, (pixels, _) = self._parts.popitem(last=False)
+            total -= pixels.nbytes
+
+
 @contextmanager
-def each_once(processor: Any, keys: Sequence[Hashable]) -> Iterator[None]:
-    """A processor that works on pictures of one key once; as it was afterwards.
+def each_once(
+    processor: Any, keys: Sequence[Hashable], cache: PixelCache | None = None
+) -> Iterator[None]:
+    """A processor that works on pictures of one key once; restored on exit.
 
     Args:
         processor: a Qwen-VL processor, used by one thread at a time.
         keys: of the pictures of the next call, in order; equal only where the result will be.
+        cache: of earlier calls.
     """
-    whole = processor.image_processor
-    if len(set(keys)) < len(keys):
-        processor.image_processor = _EachOnce(whole, keys)
+    image_processor = processor.image_processor
+    if keys and (cache is not None or len(set(keys)) < len(keys)):
+        processor.image_processor = _EachOnce(image_processor, keys, cache or PixelCache(0))
     try:
         yield
     finally:
-        processor.image_processor = whole
+        processor.image_processor = image_processor
 
 
 class _EachOnce:
     """An image processor that repeats what it made of a picture that comes again."""
 
-    def __init__(self, whole: Any, keys: Sequence[Hashable]):
-        self._whole = whole
-        self._first = {key: index for index, key in reversed(list(enumerate(keys)))}
-        self._keys = keys
+    def __init__(self, image_processor: Any, keys: Sequence[Hashable], cache: PixelCache):
+        self._image_processor, self._keys, self._cache = image_processor, keys, cache
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
+        return getattr(self._image_processor, name)
 
     def __call__(self, images: Sequence[Any], **options: Any) -> Any:
         import torch
+        from transformers import BatchFeature
 
-        first = sorted(self._first.values())
-        output = self._whole([images[index] for index in first], **options)
-        grid = torch.as_tensor(output["image_grid_thw"])
-        parts = torch.as_tensor(output["pixel_values"]).split(grid.prod(-1).tolist())
-        places = [first.index(self._first[key]) for key in self._keys]
-        output["image_grid_thw"] = grid[places]
-        output["pixel_values"] = torch.cat([parts[place] for place in places])
+        parts = {key: part for key in self._keys if (part := self._cache.find(key))}
+        new = {key: image for key, image in zip(self._keys, images, strict=True)}
+        new = {key: image for key, image in new.items() if key not in parts}
+        output = BatchFeature()
+        if new:
+            output = self._image_processor(list(new.values()), **options)
+            grid = torch.as_tensor(output["image_grid_thw"])
+            pixels = torch.as_tensor(output["pixel_values"]).split(grid.prod(-1).tolist())
+            made = dict(zip(new, zip(pixels, grid, strict=True), strict=True))
+            parts |= made
+            self._cache.keep(made)
+        output["image_grid_thw"] = torch.stack([parts[key][1] for key in self._keys])
+        output["pixel_values"] = torch.cat([parts[key][0] for key in self._keys])
         return output
 
 
@@ -141,7 +175,7 @@ def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
 def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
     """Render, load, resize and tokenize conversations; rows are padded on the left.
 
-    A conversation whose last message is the assistant's is gone on with, not answered anew.
+    If the last message is the assistant's, it is continued (prefill).
 
     Raises:
         MediaError, VlkitError: for media or messages that cannot be used.
@@ -155,6 +189,7 @@ def make_inputs(
     *,
     device: Any = None,
     digests: Sequence[Sequence[Hashable]] | None = None,
+    cache: PixelCache | None = None,
 ) -> ModelInputs:
     """Resize and tokenize loaded conversations; rows are padded on the left.
 
@@ -164,6 +199,7 @@ def make_inputs(
         device: where pictures are resized and cut into patches, by default the CPU.
         digests: per row, of the content of its pictures (and more behind them); with them the
             processor works on each picture once, however many rows ask about it.
+        cache: of what the processor made of pictures in earlier calls.
     """
     images = [row.images for row in loaded]
     prompts = [row.prompt for row in loaded]
@@ -175,8 +211,8 @@ def make_inputs(
     if flat:  # sampled and resized already; the metadata tell the processor when and how
         metadata = [clip.metadata for clip in flat]
         options |= {"videos": [clip.frames for clip in flat]}
-        options["videos_kwargs"] = {"video_metadata": metadata, **_AS_IT_IS}
-    with tokenizing, each_once(vlm.processor, _picture_keys(vlm, loaded, digests or ())):
+        options["videos_kwargs"] = {"video_metadata": metadata, **KEEP_FRAMES}
+    with tokenizing, each_once(vlm.processor, _picture_keys(vlm, loaded, digests or ()), cache):
         tensors = vlm.processor(
             text=prompts, images=resized or None, padding=True, return_tensors="pt",
             verbose=False, **options,  # what is too long is an error of ours
@@ -196,21 +232,7 @@ def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[H
     ]
 
 
-def count_tokens(vlm: VLM, loaded: LoadedMessages) -> int:
-    """How long the prompt will be, media included; of clips with timestamps a few tokens less."""
-    rules = vlm.rules
-    with tokenizing:
-        count = len(vlm.processor.tokenizer.backend_tokenizer.encode(loaded.prompt))
-    for picture, image in zip(loaded.pictures, loaded.images, strict=True):
-        width, height = rules.image_size(image.size, picture)
-        count += width * height // rules.side**2
-    for clip in loaded.clips:
-        width, height = clip.frame_size
-        count += (len(clip.frames) + 1) // 2 * (width * height // rules.side**2)
-    return count
-
-
-_AS_IT_IS = {"do_sample_frames": False, "do_resize": False}
+KEEP_FRAMES = {"do_sample_frames": False, "do_resize": False}
 
 
 def _sample(vlm: VLM, video: Video) -> Clip:

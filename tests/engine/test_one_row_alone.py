@@ -10,10 +10,11 @@ from served import ask, connect, health, send, text_of, user, wait_until
 
 import vlkit
 from vlkit import serving
-from vlkit.engine import scheduler, slots
+from vlkit.engine import slots
 from vlkit.engine.decoder import Decoder
 from vlkit.engine.slots import Engine
 from vlkit.engine.vision import Encoder
+from vlkit.generation import rows as rows_module
 from vlkit.generation.generate import generation_options
 from vlkit.generation.reply import Failure
 from vlkit.serving import worker
@@ -173,11 +174,8 @@ def test_a_penalty_counts_the_same_after_a_step_that_failed(tiny_vlm, monkeypatc
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
 def test_an_answer_that_cannot_be_decoded_fails_alone(tiny_vlm, monkeypatch, kind):
-    from vlkit.batch import run
-
     vlm, rows = tiny_vlm(kind), ROWS if kind == "qwen2_vl" else ROWS[2:5]
-    module = scheduler if kind == "qwen2_vl" else run
-    make_reply, guilty = module.make_reply, rows.index(ROWS[GUILTY])
+    make_reply, guilty = rows_module.make_reply, rows.index(ROWS[GUILTY])
 
     def fail(vlm, messages, *rest):
         return (
@@ -185,7 +183,7 @@ def test_an_answer_that_cannot_be_decoded_fails_alone(tiny_vlm, monkeypatch, kin
         )
 
     expected = [reply.raw for reply in in_batch(vlm, rows, temperature=0.0)]
-    monkeypatch.setattr(module, "make_reply", fail)
+    monkeypatch.setattr(rows_module, "make_reply", fail)
     results = in_batch(vlm, rows, temperature=0.0)
     assert str(results[guilty]) == "OverflowError: guilty"
     assert [r.raw for i, r in enumerate(results) if i != guilty] == [
@@ -291,9 +289,7 @@ def test_a_tiny_temperature_hurts_nobody_and_is_greedy(vlm, temperature):
 
 @pytest.mark.parametrize("name", [*BREAKS, "all of the server's step"])
 def test_a_request_fails_alone(server, expected, monkeypatch, name):
-    breaks = BREAKS | {
-        "all of the server's step": (worker.Joined, "advance", lambda f: raising(f, 3))
-    }
+    breaks = BREAKS | {"all of the server's step": (Engine, "advance", lambda f: raising(f, 3))}
     owner, attribute, breaking = breaks[name]
     monkeypatch.setattr(owner, attribute, breaking(getattr(owner, attribute)))
     guilty = BAD | ({"top_p": 0.5} if name == "a sampler" else {})

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import serving
 from vlkit.cli.app import app
+from vlkit.engine.slots import Engine
 from vlkit.models.memory import return_freed_memory
 from vlkit.serving import worker
 
@@ -318,14 +319,14 @@ def test_memory_that_was_freed_goes_back_to_the_system():
 
 def test_a_row_that_the_model_cannot_take_fails_alone(vlm, server, monkeypatch):
     """Of a group that fails, the others are answered."""
-    admit = worker.Joined.admit
+    admit = Engine.admit
 
     def fail(self, rows):
         if any(row.length > 100 for row in rows):
             raise RuntimeError("no such tensor")
         return admit(self, rows)
 
-    monkeypatch.setattr(worker.Joined, "admit", fail)
+    monkeypatch.setattr(Engine, "admit", fail)
     good, bad = GOOD, GOOD | {"messages": [{"role": "user", "content": "a b c d " * 60}]}
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda body: send(server, body), [good, bad, good, good, bad, good]))
@@ -335,14 +336,14 @@ def test_a_row_that_the_model_cannot_take_fails_alone(vlm, server, monkeypatch):
 
 def test_after_a_broken_step_the_next_request_is_answered(server, monkeypatch):
     expected = text_of(ask(server, CIRCLES))
-    advance, broken = worker.Joined.advance, [True]
+    advance, broken = Engine.advance, [True]
 
     def fail(self):
         if broken.pop() if broken else False:
             raise RuntimeError("a step broke")
         return advance(self)
 
-    monkeypatch.setattr(worker.Joined, "advance", fail)
+    monkeypatch.setattr(Engine, "advance", fail)
     status, _, answer = send(server, {"model": "tiny", "messages": [CIRCLES]})
     assert status == 500 and "a step broke" in answer["error"]["message"]
     assert text_of(ask(server, CIRCLES)) == expected

@@ -11,7 +11,8 @@ from served import ask, send, text_of, user
 
 import vlkit
 from vlkit import serving
-from vlkit.engine.scheduler import Waiting
+from vlkit.engine.scheduler import Scheduler
+from vlkit.engine.slots import Engine
 from vlkit.engine.vision import Encoder, fast_tower
 from vlkit.serving import worker
 
@@ -51,14 +52,14 @@ def test_a_tower_is_fast_until_the_last_thread_leaves_it(vlm):
 def test_pictures_reach_the_engine_as_features_and_a_second_time_cost_nothing(
     vlm, server, monkeypatch
 ):
-    admit, run, seen, runs = worker.Joined.admit, Encoder._run, [], []
+    admit, run, seen, runs = Engine.admit, Encoder._run, [], []
 
     def watch(self, rows):
         seen.extend(medium for row in rows for medium in row.media)
         time.sleep(0.5)  # so that the second question comes while the first is under way
         return admit(self, rows)
 
-    monkeypatch.setattr(worker.Joined, "admit", watch)
+    monkeypatch.setattr(Engine, "admit", watch)
     monkeypatch.setattr(Encoder, "_run", lambda self, media: runs.append(media) or run(self, media))
     message = user("Describe this image.", SAMPLES["circles"])
     with ThreadPoolExecutor(2) as pool:
@@ -75,14 +76,14 @@ def test_pictures_reach_the_engine_as_features_and_a_second_time_cost_nothing(
 
 
 def test_a_picture_that_the_tower_cannot_take_fails_alone(server, monkeypatch):
-    look = worker.Joined.look
+    encode_ahead = Scheduler.encode_ahead
 
-    def fail(self, row):
-        if row.media:
+    def fail(self, rows):
+        if any(row.media for row in rows):
             raise RuntimeError("no such tower")
-        look(self, row)
+        encode_ahead(self, rows)
 
-    monkeypatch.setattr(worker.Joined, "look", fail)
+    monkeypatch.setattr(Scheduler, "encode_ahead", fail)
     body = {"model": server.name, "messages": [user("What is it?", SAMPLES["circles"])]}
     status, _, answer = send(server, body)
     assert status == 500 and "RuntimeError: no such tower" in answer["error"]["message"]
@@ -92,16 +93,17 @@ def test_a_picture_that_the_tower_cannot_take_fails_alone(server, monkeypatch):
 class Writer:
     """An engine whose rows get a token a step."""
 
-    slots, prefill_tokens = 4, 1000
+    slots = 4
 
     def __init__(self, seeing):
-        self.rows, self.seeing, self.steps = [], seeing, []
+        self.rows, self.busy_elsewhere, self.steps = [], seeing, []
 
-    def admit(self, rows):
-        self.rows += rows
+    def admit(self, waiting):
+        self.rows += waiting
+        waiting.clear()
         return []
 
-    def advance(self):
+    def advance(self, waiting):
         self.steps.append(time.monotonic())
         for row in self.rows:
             row.tokens.append(0)
@@ -115,9 +117,9 @@ class Writer:
 
 def seconds_between_steps(seeing):
     engine, ended = Writer(seeing), threading.Event()
-    row = SimpleNamespace(tokens=[], limit=6)
+    row = SimpleNamespace(tokens=[], limit=6, error=None)
     row.payload = SimpleNamespace(
-        row=row, waiting=Waiting(0, None, None, 10), created=time.monotonic(), cancelled=False,
+        row=row, created=time.monotonic(), cancelled=False,
         reads_each_step=False, done=False, release_media=lambda: None, end=ended.set,
     )  # fmt: skip
     worked = worker.Worker(engine)

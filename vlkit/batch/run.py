@@ -11,13 +11,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from vlkit.engine.scheduler import (
-    Settings,
-    Tally,
-)
 from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.generation.generate import generate, generation_options
 from vlkit.generation.reply import Failure, Reply, attempt
+from vlkit.generation.rows import Settings, Tally
 from vlkit.hooks import batched
 from vlkit.inputs import check_model
 from vlkit.messages import as_messages, iterate_media

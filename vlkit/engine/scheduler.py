@@ -1,460 +1,345 @@
-"""Rows read ahead: media are decoded by worker threads while the model is busy."""
+"""Which rows the engine reads next, how many it holds, and what happens when memory runs out.
+
+A batch and a server use the same :class:`Scheduler`; they differ in when they call ``admit``.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from threading import Event
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import PIL.Image
-
-from vlkit.engine.slots import (
-    Engine,
-    Row,
-    Sampling,
-    advance_each,
-    describe_row,
-    split_media,
-    split_rows,
-)
-from vlkit.engine.vision import Encoder
-from vlkit.errors import VlkitError
-from vlkit.generation.reply import Failure, Reply, attempt, make_reply
-from vlkit.inputs import check_context, count_tokens, ending_tokens, load_messages, make_inputs
-from vlkit.messages import as_messages
-from vlkit.models.load import VLM, base_model
+from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling, advance_each
+from vlkit.engine.vision import Cores, Encoder
+from vlkit.errors import ModelError
 from vlkit.models.memory import available_memory, count_cost
 
-HELD_BYTES = 10**9  # of decoded media that wait for the model
+MOST_ROWS = {"cuda": 128, "cpu": 64}  # more rows at a time give little
+PREFILL_TOKENS = {"cuda": 32_768, "cpu": 2048}
+AHEAD_TOKENS = 4096  # on a CPU, of rows whose pictures are encoded together
+HELD_BYTES = 10**9  # of pixels that wait for the model
+
+_idle_engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by slots
 
 
-@dataclass(eq=False)
-class Waiting:
-    """A row whose media are read.
+class Scheduler:
+    """The rows under way in a model, and the memory that they share.
+
+    Args:
+        model: the transformers model, without an adapter's wrapper.
+        sampling: how tokens are chosen.
+        slots: the most rows at a time.
+        fixed: ``slots`` stays as it is; otherwise there are at most so many as two thirds of the
+            free memory hold.
+        context: for a server, the most tokens of a row. Slots are counted for rows of this
+            length, the cache grows as answers do, a row that does not fit fails alone, and on a
+            CPU every computing thread has a share of the cores. Without it, memory is taken for
+            the whole answers of the rows that come first, and when it runs out, all rows begin
+            again with half the slots.
 
     Attributes:
-        index: its place in the batch.
-        messages: its conversation.
-        loaded: LoadedMessages, or a Failure that says why there is none.
-        tokens: how long the prompt will be, media included.
-        digests: of the content of its pictures, then of its clips.
+        prompts: lengths of the prompts that were read together, for the caller to take.
+        notes: what a report should say.
     """
 
-    index: int
-    messages: Any
-    loaded: Any
-    tokens: int = 0
-    digests: tuple[bytes, ...] = ()
+    def __init__(
+        self,
+        model: Any,
+        sampling: Sampling,
+        slots: int,
+        *,
+        fixed: bool = False,
+        context: int | None = None,
+    ):
+        self.model, self.sampling, self.slots = model, sampling, slots
+        self.device = model.device
+        self.encoder = Encoder(model)
+        self.prompts: list[list[int]] = []
+        self.notes: list[str] = []
+        self._fixed = fixed
+        self._engine: Engine | None = None
+        self._kept: Engine | None = None  # of an earlier batch
+        self._cost = count_cost(model.config, 0, value_bytes=model.dtype.itemsize)
+        self._context = None if context is None else -(-(context + STEPS) // ROOM) * ROOM
+        self._cores = Cores() if context and self.device.type == "cpu" else None
+        if self._context is not None:
+            self._fit_slots(self._context, 1)
 
     @property
-    def bytes(self) -> int:
-        """Of decoded media."""
-        if isinstance(self.loaded, Failure):
-            return 0
-        frames = sum(clip.frames.nbytes for clip in self.loaded.clips)
-        return frames + sum(3 * image.width * image.height for image in self.loaded.images)
-
-
-class Feed:
-    """Rows as they become ready, in no order, so many read ahead as memory and need allow."""
-
-    def __init__(self, load: Callable[[int], Waiting], indices: Sequence[int], ahead: int):
-        self._load, self._left, self._ahead = load, deque(indices), ahead
-        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "vlkit-media")
-        self._futures: set[Future[Waiting]] = set()
+    def rows(self) -> list[Row]:
+        """The rows under way."""
+        return self._engine.rows if self._engine else []
 
     @property
-    def exhausted(self) -> bool:
-        """No row will come any more."""
-        return not self._left and not self._futures
+    def free(self) -> int:
+        """How many rows could come in."""
+        return self.slots - len(self.rows)
 
-    def start(self, held: Sequence[Waiting] = ()) -> None:
-        """Begin to read rows, as many as there is room for beside those ``held``."""
-        room = sum(row.bytes for row in held) < HELD_BYTES or not held
-        while self._left and room and len(self._futures) + len(held) < self._ahead:
-            self._futures.add(self._pool.submit(self._load, self._left.popleft()))
+    @property
+    def busy_elsewhere(self) -> bool:
+        """Whether other threads encode pictures ahead."""
+        return bool(self._cores and self._cores.busy)
 
-    def take(self, held: Sequence[Waiting], *, block: bool) -> list[Waiting]:
-        """The rows that are ready by now.
+    # --- rows in, rows out -----------------------------------------------------------------------
+
+    def admit(self, waiting: list[Row]) -> list[Row]:
+        """Read the prompts of some rows and write their first tokens.
 
         Args:
-            held: rows taken before that still wait for the model.
-            block: wait until there is one.
+            waiting: the rows to choose from; those that come in are taken out. When memory runs
+                out, rows that have to begin again are put back.
+
+        Returns:
+            The rows that ended; those that failed have an ``error``.
         """
-        self.start(held)
-        timeout = None if block else 0
-        done, self._futures = wait(self._futures, timeout, FIRST_COMPLETED)
-        return [future.result() for future in done]
+        group = choose_group(waiting, self.free, self._prefill_tokens())
+        following = self._next_rows(waiting, self.free - len(group))
+        return self._prefill(group, waiting, following)
 
-    def close(self) -> None:
-        """Begin nothing new; what is being read is left to end by itself."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def advance(self, waiting: list[Row]) -> list[Row]:
+        """Write a token of each row under way, or a few on a GPU.
+
+        Args:
+            waiting: as for :meth:`admit`.
+
+        Returns:
+            The rows that ended; those that failed have an ``error``.
+        """
+        import torch
+
+        assert self._engine is not None
+        with self._computing():
+            try:
+                return self._engine.advance()
+            except torch.cuda.OutOfMemoryError as error:
+                if self._context is None:
+                    return self._begin_again(waiting, self._engine.rows)
+                ended = advance_each(self._engine, error)
+            except Exception as error:
+                ended = advance_each(self._engine, error)
+        if not self._engine.rows:  # nobody is left: begin with a new cache
+            self._engine = None
+        return ended
+
+    def encode_ahead(self, rows: Sequence[Row]) -> None:
+        """Encode pictures before their rows' turn, in the caller's thread.
+
+        On a CPU a picture a core is faster than all cores for one picture after the other; on a
+        GPU it is left to the rows' turn.
+        """
+        if self.device.type == "cpu":
+            self.encoder.encode_ahead(rows)
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Compute beside other threads; on a server's CPU each has its share of the cores."""
+        return self._cores.share() if self._cores else nullcontext()
+
+    def _prefill(self, rows: list[Row], waiting: list[Row], following: Sequence[Row] = ()):
+        """Rows that fail together are tried in halves; one that fails alone gets the error."""
+        import torch
+
+        try:
+            with self._computing():
+                engine = self._ready_engine(rows)
+                if self._context is None and self.device.type == "cpu":
+                    self._encode_each([*rows, *following])
+                for row in rows:
+                    row.started = time.perf_counter()
+                ended = engine.admit(rows)
+        except torch.cuda.OutOfMemoryError as error:
+            if self._context is None:
+                return self._begin_again(waiting, [*self.rows, *rows])
+            torch.cuda.empty_cache()
+            return self._split(rows, waiting, error)
+        except Exception as error:
+            return self._split(rows, waiting, error)
+        self.prompts += engine.computed
+        engine.computed.clear()
+        return ended
+
+    def _split(self, rows: list[Row], waiting: list[Row], error: Exception) -> list[Row]:
+        if len(rows) == 1:
+            rows[0].error = error
+            return rows
+        half = len(rows) // 2
+        return [*self._prefill(rows[:half], waiting), *self._prefill(rows[half:], waiting)]
+
+    def _begin_again(self, waiting: list[Row], rows: list[Row]) -> list[Row]:
+        """Out of memory: all rows under way wait again, for half as many slots."""
+        import torch
+
+        rows = list(rows)
+        self._engine = self._kept = None
+        _idle_engines.pop(self.model, None)
+        torch.cuda.empty_cache()
+        for row in rows:
+            row.restart()
+        if self.slots == 1 or len(rows) == 1:
+            for row in rows:
+                row.error = ModelError(
+                    f"out of memory at {row.length:,} prompt tokens, alone; lower max_image_tokens "
+                    "or max_new_tokens"
+                )
+            return rows
+        self.slots, self._fixed = max(1, min(self.slots, len(rows)) // 2), True
+        self.notes.append(f"out of memory: continued with {self.slots} rows at a time")
+        waiting += rows
+        return []
+
+    def _encode_each(self, rows: list[Row]) -> None:
+        """A picture that the tower cannot take is left to its row's turn."""
+        try:
+            self.encoder.encode_ahead(rows)
+        except Exception:
+            for row in rows if len(rows) > 1 else []:
+                self._encode_each([row])
+
+    def _next_rows(self, waiting: Sequence[Row], most: int) -> list[Row]:
+        """On a CPU, the rows whose turn comes next, the longest first as choose_group has them."""
+        chosen: list[Row] = []
+        tokens = 0
+        for row in reversed(waiting):
+            tokens += row.length
+            if len(chosen) >= most or tokens > AHEAD_TOKENS:
+                break
+            chosen.append(row)
+        return chosen
+
+    def forget(self) -> None:
+        """Drop the features of pictures that were encoded."""
+        self.encoder.forget()
+
+    def reset(self) -> None:
+        """After an error of no single row: whatever was under way is lost."""
+        self._engine = None
+
+    # --- the engine and its memory ---------------------------------------------------------------
+
+    def reuse_engine(self) -> None:
+        """Take over the last batch's engine, done while the first media are read."""
+        kept = _idle_engines.get(self.model, {}).pop(self.slots, None)
+        with self._computing():
+            self._kept = kept if kept is not None and kept.fits(self.sampling) else None
+
+    def keep_engine(self) -> None:
+        """Captured graphs serve the next batch, too, where they hold little of the GPU's memory."""
+        self.encoder.forget()
+        if self._engine is not None and self._engine.is_cheap():
+            _idle_engines.setdefault(self.model, {})[self.slots] = self._engine
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        import torch
+
+        # Triton launches on the current GPU, whichever its tensors are on
+        place = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), place, self.sharing():
+            yield
+
+    def _ready_engine(self, rows: Sequence[Row]) -> Engine:
+        if self._engine is None:
+            longest = max(row.length + row.limit for row in rows)
+            if self._context is not None:
+                longest = max(row.length for row in rows) + STEPS
+            else:
+                self._fit_slots(longest, len(rows))
+            if self._kept is None or self._kept.slots != self.slots:
+                self.reuse_engine()
+            self._engine = self._kept or Engine(
+                self.model, self.sampling, self.slots, longest, most=self._context
+            )
+            self._engine.encoder = self.encoder
+        return self._engine
+
+    def _fit_slots(self, longest: int, least: int) -> None:
+        """As many rows of ``longest`` tokens as two thirds of the free memory hold."""
+        if self._fixed:
+            return
+        fitting = int(available_memory()[0] * 2 / 3 / (self._cost.cache_per_token * longest))
+        self.slots = max(least, min(self.slots, fitting))
+
+    def _prefill_tokens(self) -> int:
+        """As many as a quarter of the GPU's free memory has room for while they are read."""
+        if self.device.type != "cuda":
+            return PREFILL_TOKENS["cpu"]
+        fitting = available_memory()[0] // (4 * self._cost.language_per_token)
+        return max(1, min(PREFILL_TOKENS["cuda"], fitting))
 
 
-@contextmanager
-def feeding(
-    vlm: VLM, conversations: Sequence[Any], indices: Sequence[int], ahead: int
-) -> Iterator[Feed]:
-    """A feed of some of the conversations; its threads end with the block."""
-    feed = Feed(lambda index: _load(vlm, index, conversations[index]), indices, ahead)
-    try:
-        yield feed
-    finally:
-        feed.close()
-
-
-def _load(vlm: VLM, index: int, messages: Any) -> Waiting:
-    row = attempt(_read, vlm, index, messages)
-    return Waiting(index, messages, row) if isinstance(row, Failure) else row
-
-
-def _read(vlm: VLM, index: int, messages: Any) -> Waiting:
-    loaded = load_messages(vlm, messages)
-    contents: list[Any] = [
-        *map(PIL.Image.Image.tobytes, loaded.images),
-        *(c.frames for c in loaded.clips),
-    ]
-    digests = tuple(hashlib.sha256(content).digest() for content in contents)
-    return Waiting(index, messages, loaded, count_tokens(vlm, loaded), digests)
-
-
-def choose_group(waiting: list[Waiting], most_rows: int, most_tokens: int) -> list[Waiting]:
+def choose_group(waiting: list[Row], most_rows: int, most_tokens: int) -> list[Row]:
     """Take the longest rows out of ``waiting`` that go together with under 10 % padding.
 
     Rows about the same pictures come along: they share the work on them.
     """
-    waiting.sort(key=lambda row: row.tokens)
-    group: list[Waiting] = []
-    longest, total, leaders = waiting[-1].tokens, 0, 0
+    waiting.sort(key=lambda row: row.length)
+    group: list[Row] = []
+    longest, total, leaders = waiting[-1].length, 0, 0
     while waiting and len(group) < most_rows:
         row = waiting[-1]
         area = longest * (leaders + 1)
-        if group and (area > most_tokens or total + row.tokens < 0.9 * area):
+        if group and (area > most_tokens or total + row.length < 0.9 * area):
             break
         group.append(waiting.pop())
-        total, leaders = total + row.tokens, leaders + 1
-        siblings = [each for each in waiting if row.digests and each.digests == row.digests]
+        total, leaders = total + row.length, leaders + 1
+        siblings = [each for each in waiting if row.media and each.contents == row.contents]
         for sibling in siblings[: most_rows - len(group)]:
             waiting.remove(sibling)
             group.append(sibling)
     return group
 
 
-MOST_ROWS = {"cuda": 128, "cpu": 64}  # more rows at a time give little
+# --- reading ahead -------------------------------------------------------------------------------
 
 
-PREFILL_TOKENS = {"cuda": 32_768, "cpu": 2048}
+class Held(Protocol):
+    """What a feed reads."""
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that it holds until the model takes it."""
 
 
-AHEAD_TOKENS = 4096  # on a CPU, of rows whose pictures are encoded together
+class Feed:
+    """Things read ahead by threads, in no order, as many as memory and need allow.
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for all rows.
-
-    Attributes:
-        options: for transformers' generate.
-        seed: of row 0, or None.
-        batch_size: the most rows at a time, or None.
-        path: ``"fast"``, ``"library"`` or ``"remote"``.
-        note: why it is not the fast one.
-        stopped: set when it is to end.
+    Args:
+        load: reads one; what it raises comes out of :meth:`take`.
+        indices: what it is called with.
+        ahead: how many are read before they are needed.
     """
 
-    options: dict[str, Any]
-    seed: int | None
-    batch_size: int | None
-    path: str
-    note: str
-    stopped: Event | None = None
-
-    def check_stopped(self) -> None:
-        """End as Ctrl-C does, if that is asked for."""
-        if self.stopped is not None and self.stopped.is_set():
-            raise KeyboardInterrupt
-
-
-@dataclass
-class Tally:
-    """Counted while the rows are answered."""
-
-    new_tokens: int = 0
-    computed: int = 0  # prompt tokens, padding included
-    padded: int = 0
-    batch_size: int = 0
-    cost: float | None = None
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, load: Callable[[int], Any], indices: Sequence[int], ahead: int):
+        self._load, self._left, self._ahead = load, deque(indices), ahead
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "vlkit-media")
+        self._futures: set[Future[Any]] = set()
 
     @property
-    def padding(self) -> float:
-        """Share of the computed prompt tokens that were padding."""
-        return self.padded / self.computed if self.computed else 0.0
+    def exhausted(self) -> bool:
+        """Nothing more will come."""
+        return not self._left and not self._futures
 
-    def count_group(self, lengths: Sequence[int]) -> None:
-        """Count a group of prompts that are computed together."""
-        self.computed += max(lengths) * len(lengths)
-        self.padded += max(lengths) * len(lengths) - sum(lengths)
+    def start(self, held: Sequence[Held] = ()) -> None:
+        """Begin to read, as many as there is room for in addition to those ``held``."""
+        room = sum(each.bytes for each in held) < HELD_BYTES or not held
+        while self._left and room and len(self._futures) + len(held) < self._ahead:
+            self._futures.add(self._pool.submit(self._load, self._left.popleft()))
 
+    def take(self, held: Sequence[Held], *, block: bool) -> list[Any]:
+        """What is ready by now.
 
-_engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by slots
+        Args:
+            held: what was taken before and still waits for the model.
+            block: wait until there is something.
+        """
+        self.start(held)
+        done, self._futures = wait(self._futures, None if block else 0, FIRST_COMPLETED)
+        return [future.result() for future in done]
 
-
-def answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
-    run = _FastRun(vlm, capacity, settings, tally)
-    feed.start()
-    run.look_for_engine()
-    while True:
-        settings.check_stopped()
-        block = run.idle and not feed.exhausted
-        for row in feed.take(run.waiting, block=block):
-            if isinstance(row.loaded, Failure):
-                yield row.index, row.loaded
-            else:
-                run.waiting.append(row)
-        if run.should_admit(feed.exhausted):
-            yield from run.admit()
-        elif run.active:
-            yield from run.advance()
-        elif feed.exhausted:
-            run.keep_engine()
-            return
-
-
-class _FastRun:
-    """The rows that wait, the engine, and what happens when memory runs out."""
-
-    def __init__(self, vlm: VLM, capacity: int, settings: Settings, tally: Tally):
-        self.vlm, self.capacity, self.settings, self.tally = vlm, capacity, settings, tally
-        self.model = base_model(vlm)
-        self.waiting: list[Waiting] = []
-        self.ready: dict[int, Row] = {}  # of those that wait, by their index
-        self.engine: Engine | None = None
-        self.found: Engine | None = None  # of an earlier call
-        options, config = settings.options, vlm.model.generation_config
-        self.limit = options["max_new_tokens"]
-        self.choice = Sampling(
-            frozenset(ending_tokens(vlm)),
-            options["temperature"] or 0.0,
-            options["top_p"] or 1.0,
-            getattr(config, "repetition_penalty", None) or 1.0,
-        )
-
-    @property
-    def active(self) -> bool:
-        return self.engine is not None and bool(self.engine.rows)
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is under way and there are not yet rows enough to begin with."""
-        return not self.active and not self.should_admit(exhausted=False)
-
-    def should_admit(self, exhausted: bool) -> bool:
-        """Fill free slots, many at a time: each prefill holds up the rows under way."""
-        free = self.engine.free if self.engine else self.capacity
-        enough = exhausted or len(self.waiting) >= max(1, free // 2)
-        return bool(self.waiting) and free >= max(1, self.capacity // 4) and enough
-
-    def admit(self) -> Iterator[tuple[int, Reply | Failure]]:
-        import torch
-
-        free = self.engine.free if self.engine else self.capacity
-        group = choose_group(self.waiting, free, self._prefill_tokens())
-        yield from self._prepare(group, free)
-        rows = [self.ready.pop(row.index) for row in group if row.index in self.ready]
-        if not rows:
-            return
-        try:
-            with torch.inference_mode(), launched_on(self.model.device):
-                self.engine = self.engine or self._make_engine(rows)
-                if self.model.device.type == "cpu":
-                    self._encode_ahead(self.engine.encoder, [*rows, *self.ready.values()])
-                done = self.engine.admit(rows)
-        except torch.cuda.OutOfMemoryError:
-            yield from self._halve(rows)
-            return
-        except Exception as error:  # a row that the model itself cannot take
-            yield from self._single_out(rows, error)
-            return
-        for lengths in self.engine.computed:
-            self.tally.count_group(lengths)
-        self.engine.computed.clear()
-        yield from self._finish(done)
-
-    def advance(self) -> Iterator[tuple[int, Reply | Failure]]:
-        import torch
-
-        assert self.engine is not None
-        with torch.inference_mode(), launched_on(self.model.device):
-            try:
-                done = self.engine.advance()
-            except torch.cuda.OutOfMemoryError:
-                done = None
-            except Exception as error:
-                done = advance_each(self.engine, error)
-        yield from self._halve([]) if done is None else self._finish(done)
-
-    def _make_engine(self, rows: list[Row]) -> Engine:
-        self._fit_capacity(rows)
-        longest = max(row.length for row in rows) + self.limit
-        self.tally.batch_size = max(self.tally.batch_size, self.capacity)
-        if self.found is None or self.found.slots != self.capacity:
-            self.look_for_engine()
-        return self.found or Engine(self.model, self.choice, self.capacity, longest)
-
-    def look_for_engine(self) -> None:
-        """The last call's, brought up to date; done while the first media are read."""
-        import torch
-
-        kept = _engines.get(self.model, {}).pop(self.capacity, None)
-        with torch.inference_mode(), launched_on(self.model.device):
-            self.found = kept if kept is not None and kept.fits(self.choice) else None
-
-    def keep_engine(self) -> None:
-        """Captured graphs serve the next call, too, where they hold little of the GPU's memory."""
-        if self.engine is not None and self.engine.is_cheap():
-            self.engine.encoder.forget()
-            _engines.setdefault(self.model, {})[self.capacity] = self.engine
-
-    def _prefill_tokens(self) -> int:
-        """As many as a quarter of the GPU's free memory has room for while they are read."""
-        if self.model.device.type != "cuda":
-            return PREFILL_TOKENS["cpu"]
-        cost = count_cost(self.model.config, 0, value_bytes=self.model.dtype.itemsize)
-        fitting = available_memory()[0] // (4 * cost.language_per_token)
-        return min(PREFILL_TOKENS["cuda"], fitting)
-
-    def _single_out(self, rows: list[Row], error: Exception):
-        """The failure of a row; of several, each is tried alone."""
-        if len(rows) == 1:
-            yield rows[0].index, Failure.of(error)
-            return
-        later = self.waiting
-        for row in rows:
-            self.waiting = [row.payload[0]]
-            yield from self.admit()
-        self.waiting += later
-
-    def _fit_capacity(self, rows: list[Row]) -> None:
-        """As many rows as the caches of two thirds of the free memory hold."""
-        if self.settings.batch_size is not None:
-            return
-        size = self.model.dtype.itemsize
-        cost = count_cost(self.model.config, 0, value_bytes=size)
-        longest = max(row.length for row in rows) + self.limit
-        free, _ = available_memory()
-        fitting = int(free * 2 / 3 / (cost.cache_per_token * longest))
-        self.capacity = max(len(rows), min(self.capacity, fitting))
-
-    def _prepare(self, group: list[Waiting], free: int):
-        """Make rows of a group; on a CPU of those that follow, too: many pictures go together."""
-        new = [row for row in group if row.index not in self.ready]
-        if new and self.model.device.type == "cpu":
-            new += self._next_rows(free - len(group))
-        rows = yield from self._tokenize(new)
-        self.ready |= {row.index: row for row in rows}
-        failed = {row.index for row in new} - self.ready.keys()
-        self.waiting = [row for row in self.waiting if row.index not in failed]
-
-    def _next_rows(self, most: int) -> list[Waiting]:
-        """Those whose turn comes next, the longest first, as choose_group takes them."""
-        chosen: list[Waiting] = []
-        tokens = 0
-        for row in reversed(self.waiting):
-            tokens += row.tokens
-            if len(chosen) >= most or tokens > AHEAD_TOKENS:
-                break
-            if row.index not in self.ready:
-                chosen.append(row)
-        return chosen
-
-    def _encode_ahead(self, encoder: Encoder, rows: list[Row]) -> None:
-        """A picture that the tower cannot take is left to its row's turn."""
-        try:
-            encoder.encode_ahead(rows)
-        except Exception:
-            for row in rows if len(rows) > 1 else []:
-                self._encode_ahead(encoder, [row])
-
-    def _tokenize(self, group: list[Waiting]):
-        """Rows for the engine; failures are yielded. A group that fails is tried row by row."""
-        rows: list[Row] = []
-        try:
-            rows = _make_rows(self.vlm, group, self.limit, self.settings.seed)
-        except Exception as error:  # processors raise what they like
-            if len(group) == 1:
-                yield group[0].index, Failure.of(error)
-                return rows
-            for each in group:
-                rows += yield from self._tokenize([each])
-        fitting = []
-        for row in rows:
-            try:
-                check_context(self.vlm, row.length, self.limit)
-                fitting.append(row)
-            except VlkitError as error:
-                yield row.index, Failure.of(error)
-        return fitting
-
-    def _halve(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
-        """Out of memory: all that was under way waits again, for half as many slots."""
-        import torch
-
-        again = [*(self.engine.rows if self.engine else []), *rows]
-        self.engine = self.found = None
-        _engines.pop(self.model, None)
-        torch.cuda.empty_cache()
-        if self.capacity == 1 or len(again) == 1:
-            for row in again:
-                error = f"out of memory at {row.length:,} prompt tokens, alone; lower "
-                error += "max_image_tokens or max_new_tokens"
-                yield row.index, Failure(error, "ModelError")
-            return
-        self.capacity = max(1, min(self.capacity, len(again)) // 2)
-        self.settings = replace(self.settings, batch_size=self.capacity)
-        self.tally.notes.append(f"out of memory: went on with {self.capacity} rows at a time")
-        self.waiting += [row.payload[0] for row in again]
-
-    def _finish(self, rows: list[Row]) -> Iterator[tuple[int, Reply | Failure]]:
-        for row in rows:
-            if row.error is not None:
-                yield row.index, Failure.of(row.error)
-                continue
-            self.tally.new_tokens += len(row.tokens)
-            yield row.index, attempt(_reply_of, self.vlm, row, self.limit)
-
-
-def launched_on(device: Any):
-    """Triton launches on the current GPU, whichever its tensors are on."""
-    import torch
-
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _make_rows(vlm: VLM, group: list[Waiting], limit: int, seed: int | None) -> list[Row]:
-    """The processor's tensors, a row each."""
-    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
-    loaded, digests = [row.loaded for row in group], [row.digests for row in group]
-    inputs = make_inputs(vlm, loaded, device=vlm.model.device if half else None, digests=digests)
-    start, rows = time.perf_counter(), []
-    media = split_media(inputs, digests)
-    parts = zip(group, split_rows(inputs), media, inputs.input_sizes, strict=True)
-    for row, tensors, its_media, sizes in parts:
-        row_seed = None if seed is None else seed + row.index
-        described = describe_row(row.loaded, tensors, sizes)
-        payload = row, described, start
-        rows.append(Row(row.index, tensors, its_media, limit, row_seed, payload=payload))
-    return rows
-
-
-def _reply_of(vlm: VLM, row: Row, limit: int) -> Reply:
-    waiting, inputs, start = row.payload
-    return make_reply(vlm, as_messages(waiting.messages), inputs, row.tokens, limit, start)
+    def close(self) -> None:
+        """Begin nothing new; what is being read ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 from vlkit.engine.decoder import SPAN, Decoder
 from vlkit.engine.vision import Encoder, Medium
 from vlkit.errors import ModelError
-from vlkit.inputs import LoadedMessages, ModelInputs
+from vlkit.inputs import LoadedMessages, ModelInputs, PixelCache, make_inputs
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import DeferredClips
+from vlkit.models.load import VLM
 
 
 @dataclass(eq=False)
@@ -21,7 +23,6 @@ class Row:
     """One conversation on its way.
 
     Attributes:
-        index: its place in the batch.
         tensors: the processor's output for it alone, ``input_ids`` of shape (1, length); no pixels.
         media: its pictures, then its clips.
         limit: the most new tokens.
@@ -29,11 +30,11 @@ class Row:
         sampling: temperature and top_p of its own, or None for the engine's.
         tokens: the new tokens so far.
         payload: whatever the caller wants back with it.
+        started: when its prompt was read, by ``time.perf_counter``.
         generator: where its random numbers come from.
         error: what ended it alone.
     """
 
-    index: int
     tensors: dict[str, Any]
     media: list[Medium]
     limit: int
@@ -41,6 +42,7 @@ class Row:
     sampling: tuple[float, float] | None = None
     tokens: list[int] = field(default_factory=list)
     payload: Any = None
+    started: float = 0.0
     generator: Any = None
     error: Exception | None = None
     _state: Any = None
@@ -60,6 +62,16 @@ class Row:
         """Forget the random numbers that were drawn behind the last token."""
         if self._state is not None:
             self.generator.set_state(self._state)
+
+    @property
+    def bytes(self) -> int:
+        """Of pixels that wait for the model."""
+        return sum(medium.pixels.nbytes for medium in self.media if medium.pixels is not None)
+
+    @property
+    def contents(self) -> tuple:
+        """The same for rows about the same pictures and clips."""
+        return tuple(medium.key for medium in self.media)
 
     @property
     def length(self) -> int:
@@ -131,59 +143,91 @@ def rope_index(model: Any, inputs: dict):
     return positions, torch.zeros(len(mask), dtype=torch.long)
 
 
-def describe_row(loaded: LoadedMessages, tensors: dict, sizes: list) -> ModelInputs:
-    """What a Reply needs to know of its row; the media are read again when they are looked at."""
+def make_row(
+    vlm: VLM,
+    loaded: LoadedMessages,
+    limit: int,
+    *,
+    seed: int | None = None,
+    sampling: tuple[float, float] | None = None,
+    cache: PixelCache | None = None,
+) -> tuple[Row, ModelInputs]:
+    """A conversation as a row for the engine, and what its Reply needs to know of it.
+
+    Args:
+        vlm: whose processor and limits count.
+        loaded: from :func:`vlkit.inputs.load_messages`.
+        limit: the most new tokens.
+        seed: of its sampling.
+        sampling: its own temperature and top_p.
+        cache: of pictures that other rows ask about as well.
+    """
+    # as in all other paths, so that answers are the same
+    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
+    contents: list[Any] = [image.tobytes() for image in loaded.images]
+    contents += [clip.frames for clip in loaded.clips]
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    device = vlm.model.device if half else None
+    inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
+    row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)
+    return row, _without_pixels(loaded, row, inputs)
+
+
+def _text_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but pixels, grids on the CPU."""
+    named = ("input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts")
+    kept = {name: tensors[name] for name in named if name in tensors}
+    grids = ("image_grid_thw", "video_grid_thw")
+    return kept | {name: tensors[name].cpu() for name in grids if name in tensors}
+
+
+def _media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medium]:
+    """The row's pictures, then its clips."""
+    media: list[Medium] = []
+    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if (grid := tensors.get(f"{kind}_grid_thw")) is None:
+            continue
+        grid = grid.cpu()
+        for pixels, size in zip(
+            tensors[name].split(grid.prod(-1).tolist()), grid.split(1), strict=True
+        ):
+            key = kind, digests[len(media)], tuple(size[0].tolist())
+            media.append(Medium(kind, key, pixels, size))
+    return media
+
+
+def _without_pixels(loaded: LoadedMessages, row: Row, inputs: ModelInputs) -> ModelInputs:
+    """What a Reply needs to know; its media are read again when they are looked at."""
     images = DeferredImages(loaded.pictures, [image.size for image in loaded.images])
     clip_sizes = [(clip.info.size, clip.frame_size) for clip in loaded.clips]
     clips = DeferredClips(loaded.videos, clip_sizes)
-    ids = {"input_ids": tensors["input_ids"]}
-    return ModelInputs(ids, [images], [sizes], [clips], [loaded.prompt])
+    ids = {"input_ids": row.tensors["input_ids"]}
+    return ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
 
 
-def split_rows(inputs: ModelInputs) -> list[dict[str, Any]]:
-    """The tensors of each row alone, without padding and pixels."""
-    tensors = dict(inputs.tensors)
-    masks = tensors["attention_mask"].bool()
-    counts = {"image": [len(row) for row in inputs.images], "video": [len(c) for c in inputs.clips]}
-    rows: list[dict[str, Any]] = [{} for _ in masks]
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-        for row, values, mask in zip(rows, tensors[name], masks, strict=True):
-            row[name] = values[mask][None]
-    for kind in ("image", "video"):
-        if (grid := tensors.get(f"{kind}_grid_thw")) is not None:
-            for row, its_grid in zip(rows, grid.cpu().split(counts[kind]), strict=True):
-                row |= {f"{kind}_grid_thw": its_grid} if len(its_grid) else {}
-    if (seconds := tensors.get("second_per_grid_ts")) is not None:
-        import torch
-
-        parts = torch.as_tensor(seconds).split(counts["video"])
-        for row, part in zip(rows, parts, strict=True):
-            if len(part):
-                row["second_per_grid_ts"] = part
-    return rows
-
-
-def split_media(inputs: ModelInputs, digests: Sequence[Sequence[Hashable]]) -> list[list[Medium]]:
-    """The pixels of each row's pictures, then of its clips.
+def pad_left(rows: Sequence[Row], padding: int) -> Any:
+    """The tensors of several rows as transformers' generate takes them, padded on the left.
 
     Args:
-        inputs: of a group of rows.
-        digests: per row, of the content of its pictures, then of its clips.
+        rows: with the pixels of their media.
+        padding: the tokenizer's token for it.
     """
-    rows: list[list[Medium]] = [[] for _ in digests]
-    counts = {"image": inputs.images, "video": inputs.clips}
-    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if (grid := inputs.tensors.get(f"{kind}_grid_thw")) is None:
-            continue
-        grid = grid.cpu()
-        parts = iter(inputs.tensors[pixels].split(grid.prod(-1).tolist()))
-        grids = iter(grid.split(1))
-        for row, digest, its_media in zip(rows, digests, counts[kind], strict=True):
-            for _ in its_media:
-                size = next(grids)
-                key = kind, digest[len(row)], tuple(size[0].tolist())
-                row.append(Medium(kind, key, next(parts), size))
-    return rows
+    import torch
+    from transformers import BatchFeature
+
+    longest = max(row.length for row in rows)
+    batch: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.tensors):
+        parts = [torch.as_tensor(row.tensors[name]) for row in rows if name in row.tensors]
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            value = padding if name == "input_ids" else 0
+            fill = torch.nn.functional.pad
+            parts = [fill(part, (longest - part.shape[1], 0), value=value) for part in parts]
+        batch[name] = torch.cat(parts)
+    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        pixels = [each.pixels for row in rows for each in row.media if each.kind == kind]
+        batch |= {name: torch.cat(pixels)} if pixels else {}
+    return BatchFeature(batch)
 
 
 @dataclass(frozen=True)
@@ -242,8 +286,12 @@ def _sample(choice: Sampling, logits: Any, rows: Sequence[Row]) -> Any:
         if kind[0] > 0:
             those = [place for place, each in enumerate(kinds) if each == kind]
             shares = _share(*kind, logits[those])
-            for place, share in zip(those, shares, strict=True):
-                tokens[place] = _draw(share, rows[place], tokens[place])
+            spoilt = shares.isnan().any(-1).tolist()  # drawing from NaN would end a GPU's process
+            for place, share, is_nan in zip(those, shares, spoilt, strict=True):
+                if is_nan:
+                    rows[place].error = not_a_number()
+                else:
+                    tokens[place] = _draw(share, rows[place], tokens[place])
     return tokens
 
 
@@ -264,7 +312,7 @@ def _draw(share: Any, row: Row, otherwise: Any) -> Any:
     try:
         return torch.multinomial(share, 1, generator=_generator(row, share.device))[0]
     except Exception as error:
-        row.error = not_a_number() if share.isnan().any() else error
+        row.error = error
         return otherwise
 
 
@@ -299,11 +347,16 @@ class Engine:
         choice: how tokens are chosen.
         slots: the most rows at a time.
         length: the most tokens of a row, prompt and answer; it grows when a longer one comes.
+        most: the length up to which it grows while answers are written; None makes room for whole
+            answers when their rows come in.
     """
 
-    def __init__(self, model: Any, choice: Sampling, slots: int, length: int):
+    def __init__(
+        self, model: Any, choice: Sampling, slots: int, length: int, *, most: int | None = None
+    ):
         import torch
 
+        self.most = most
         self.model, self.choice, self.slots = model, choice, slots
         self.encoder = Encoder(model)
         self.decoder = Decoder(model, slots, _round_up(length, ROOM))
@@ -357,9 +410,11 @@ class Engine:
     def _admit(self, rows: Sequence[Row], first: int) -> None:
         import torch
 
-        need = max(row.length + row.limit for row in rows)
-        if need > self.decoder.length:
-            self.grow(_round_up(need, ROOM))
+        if self.most is None:
+            need = max(row.length + row.limit for row in rows)
+        else:
+            need = max(row.length for row in rows) + STEPS
+        self._make_room(need)
         rows, leaders = share_beginnings(rows)
         logits, deltas = self._prefill(rows, leaders, first)
         span = slice(first, first + len(rows))
@@ -382,17 +437,23 @@ class Engine:
             self.penalized[slot, row.tensors["input_ids"][0].to(self.device)] = True
             self.penalized[slot, row.tokens] = True
 
-    def grow(self, length: int) -> None:
-        """Make room for longer rows; captured graphs read the old place."""
+    def _make_room(self, length: int) -> None:
+        """Room for rows of so many tokens; captured graphs read the old place."""
+        if length <= self.decoder.length:
+            return
         if self.graphs:
             self.graphs.clear()
-        self.decoder.grow(length)
+        if self.most is not None:  # in long steps, since each copies the cache
+            length = min(self.most, max(length, self.decoder.length * 3 // 2))
+        self.decoder.grow(_round_up(length, ROOM))
 
     def advance(self) -> list[Row]:
         """Decode a token of every row (a few on a GPU); those that are done leave.
 
         After an error :func:`advance_each` goes on.
         """
+        if self.most is not None:
+            self._make_room(max(row.length + len(row.tokens) for row in self.rows) + STEPS)
         steps = self._count_steps()
         for index in range(steps):
             self._step(index, steps)

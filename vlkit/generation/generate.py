@@ -182,19 +182,28 @@ def run_row(
     vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
 ) -> list[int]:
     """The new tokens of the first row."""
-    return run_rows(vlm, inputs, options, seed, put, stopped)[0]
+    return run_rows(vlm, inputs.tensors, options, seed, put, stopped)[0]
 
 
 def run_rows(
-    vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
+    vlm: VLM, tensors: Any, options: dict, seed, put=None, stopped=None
 ) -> list[list[int]]:
-    """The new tokens of each row, up to the one that ends it."""
+    """The new tokens of each row, up to the one that ends it.
+
+    Args:
+        vlm: the model.
+        tensors: of the processor, rows padded on the left.
+        options: from :func:`generation_options`.
+        seed: for sampling, or None.
+        put: called with each piece of text of a single row as it comes.
+        stopped: set it to end the answers within a token.
+    """
     import torch
 
-    length = inputs.tensors["input_ids"].shape[1]
+    length = tensors["input_ids"].shape[1]
     check_context(vlm, length, options["max_new_tokens"])
     options = {**options, **_streaming(vlm, put, stopped)}
-    tensors = inputs.tensors.to(vlm.model.device, dtype=vlm.model.dtype)
+    tensors = tensors.to(vlm.model.device, dtype=vlm.model.dtype)
     try:
         with torch.inference_mode(), seeded(seed, options["do_sample"]):
             output = vlm.model.generate(**tensors, **options)

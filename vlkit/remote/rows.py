@@ -10,9 +10,9 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlkit.engine.scheduler import Settings, Tally
 from vlkit.errors import RemoteError
 from vlkit.generation.reply import Failure, Reply
+from vlkit.generation.rows import Settings, Tally
 from vlkit.remote.answer import make_reply
 from vlkit.remote.client import PATIENCE, RawAnswer, ask, event_loop
 from vlkit.remote.endpoint import Endpoint

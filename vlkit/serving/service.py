@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vlkit.engine.scheduler import Waiting
-from vlkit.engine.slots import Row, describe_row, split_media, split_rows
+from vlkit.engine.slots import Row, make_row
 from vlkit.errors import VlkitError
 from vlkit.generation.generate import sampling_temperature
 from vlkit.generation.reply import Usage, count_usage
-from vlkit.inputs import LoadedMessages, ending_tokens, load_messages, make_inputs
+from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
 from vlkit.media.video import Clip, ClipInfo
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
 from vlkit.serving.limits import Limits
 from vlkit.serving.request import ChatRequest, ClipTimes, RequestError, read_messages
-from vlkit.serving.worker import AnswerText, Ended, Event, Job, Joined, Worker, make_engine
+from vlkit.serving.worker import AnswerText, Ended, Event, Job, Worker, make_engine
 
 _TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
 MOST_CONTEXT = 32_768  # unless the server is started with another context
@@ -34,12 +32,10 @@ class Prepared:
     """A request, ready for the engine.
 
     Attributes:
-        waiting: its media and how many tokens it has.
         row: for the engine.
         usage: of its prompt.
     """
 
-    waiting: Waiting
     row: Row
     usage: Usage
 
@@ -53,42 +49,25 @@ def check_texts(messages: list[dict], context: int) -> None:
 
 
 def prepare(
-    vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int, fast: bool
+    vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int
 ) -> Prepared:
     """Decode media, render the prompt and make its tensors.
 
     Args:
-        vlm: the model, whose processor is used.
+        vlm: whose processor it is.
         chat: the request.
         messages: its messages, from :func:`vlkit.serving.request.read_messages`.
         limits: of the server.
         context: the most tokens of prompt and answer.
-        fast: whether the batch engine runs it.
 
     Raises:
-        VlkitError: the request is wrong.
+        VlkitError: for what is wrong with it.
     """
     loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
-    inputs = make_inputs(vlm, [loaded], device=_device(vlm) if fast else None)
-    (tensors,), (sizes,) = split_rows(inputs), inputs.input_sizes
-    digests = tuple(hashlib.sha256(pixels).digest() for pixels in _pixels(loaded))
-    (media,) = split_media(inputs, [digests]) if fast else ([],)
-    length = tensors["input_ids"].shape[1]
-    limit = _answer_limit(chat, limits, context, length)
     sampling = (sampling_temperature(chat.temperature), chat.top_p)
-    row = Row(0, tensors, media, limit, chat.seed, sampling=sampling)
-    usage = count_usage(vlm, describe_row(loaded, tensors, sizes), 0)
-    return Prepared(Waiting(0, None, None if fast else inputs, length, digests), row, usage)
-
-
-def _pixels(loaded: LoadedMessages) -> list[Any]:
-    return [*(image.tobytes() for image in loaded.images), *(clip.frames for clip in loaded.clips)]
-
-
-def _device(vlm: VLM) -> Any:
-    """The device that cuts pictures into patches: as in a batch, so that answers are the same."""
-    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
-    return vlm.model.device if half else None
+    row, inputs = make_row(vlm, loaded, 1, seed=chat.seed, sampling=sampling)
+    row.limit = _answer_limit(chat, limits, context, row.length)
+    return Prepared(row, count_usage(vlm, inputs, 0))
 
 
 def _answer_limit(chat: ChatRequest, limits: Limits, context: int, length: int) -> int:
@@ -259,16 +238,15 @@ class ChatService:
             raise
         text = AnswerText(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
         return Job(
-            prepared.waiting, prepared.row, prepared.usage, text,
+            prepared.row, prepared.usage, text,
             streams=chat.stream, send=answer.send, release=release,
         )  # fmt: skip
 
     def _prepare(self, chat: ChatRequest, messages: list[dict]) -> Prepared:
-        fast = isinstance(self.engine, Joined)
         with self.engine.sharing():
-            prepared = prepare(self.vlm, chat, messages, self.limits, self.context, fast)
+            prepared = prepare(self.vlm, chat, messages, self.limits, self.context)
             try:
-                self.engine.look(prepared.row)
+                self.engine.encode_ahead([prepared.row])
             except Exception as error:  # as when the model reads the prompt
                 raise RequestError.of(error) from error
         return prepared

@@ -6,158 +6,75 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlkit.engine.scheduler import PREFILL_TOKENS, Waiting, choose_group, launched_on
-from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
-from vlkit.engine.vision import Cores, Encoder
+from vlkit.engine.scheduler import Scheduler
+from vlkit.engine.slots import Row, pad_left
 from vlkit.generation.generate import all_rows, generation_options, seeded
 from vlkit.generation.reply import Usage
-from vlkit.generation.rows import choose_path
-from vlkit.inputs import ending_tokens
+from vlkit.generation.rows import choose_path, sampling_of
 from vlkit.models.load import VLM, base_model
-from vlkit.models.memory import available_memory, count_cost, return_freed_memory
+from vlkit.models.memory import return_freed_memory
 from vlkit.serving.request import RequestError
 
 SLOTS = {"cuda": 128, "cpu": 32}
 
 
-def make_engine(vlm: VLM, context: int) -> Joined | OneByOne:
-    """The engine for a model; its ``note`` says why it is a slow one, if it is.
+def make_engine(vlm: VLM, context: int) -> Scheduler | OneByOne:
+    """The engine for a model.
 
     Args:
         vlm: the model; nothing else may use it meanwhile.
         context: the most tokens of a row, prompt and answer.
     """
-    path, note = choose_path(vlm)
-    return Joined(vlm, context) if path == "fast" else OneByOne(vlm, note)
-
-
-class Joined:
-    """Rows join those under way; the cache grows as they do."""
-
-    note = ""
-
-    def __init__(self, vlm: VLM, context: int):
-        penalty = getattr(vlm.model.generation_config, "repetition_penalty", None) or 1.0
-        self._choice = Sampling(frozenset(ending_tokens(vlm)), repetition_penalty=penalty)
-        self._model, self._device = base_model(vlm), vlm.model.device
-        self._cost = count_cost(vlm.model.config, 0, value_bytes=vlm.model.dtype.itemsize)
-        self._most = -(-(context + STEPS) // ROOM) * ROOM
-        self.slots = self._count_slots()
-        self._engine: Engine | None = None
-        self._encoder = Encoder(self._model)
-        self._cores = Cores() if self._device.type == "cpu" else None
-
-    def _count_slots(self) -> int:
-        """As many rows of the longest kind as two thirds of the free memory hold."""
-        fitting = int(available_memory()[0] * 2 / 3 / (self._cost.cache_per_token * self._most))
-        return max(1, min(SLOTS.get(self._device.type, SLOTS["cpu"]), fitting))
-
-    @property
-    def rows(self) -> list[Row]:
-        """Those under way."""
-        return self._engine.rows if self._engine else []
-
-    @property
-    def prefill_tokens(self) -> int:
-        """How many tokens may be read at once."""
-        if self._device.type != "cuda":
-            return PREFILL_TOKENS["cpu"]
-        fitting = available_memory()[0] // (4 * self._cost.language_per_token)
-        return max(1, min(PREFILL_TOKENS["cuda"], fitting))
-
-    def sharing(self) -> AbstractContextManager[None]:
-        """Compute beside other threads; on a CPU each has its share of the cores."""
-        return self._cores.share() if self._cores else nullcontext()
-
-    @property
-    def seeing(self) -> bool:
-        """Whether other threads see pictures ahead."""
-        return bool(self._cores and self._cores.busy)
-
-    def look(self, row: Row) -> None:
-        """On a CPU, see a row's pictures ahead of its turn, in the caller's thread.
-
-        A picture a core is faster than all cores for one picture after the other.
-        """
-        if self._cores is not None:
-            self._encoder.encode_ahead([row])
-
-    def admit(self, rows: list[Row]) -> list[Row]:
-        """Read prompts and write the first tokens; rows that this finishes are returned."""
-        limits = [row.limit for row in rows]
-        engine = self._make_room(max(row.length for row in rows) + STEPS)
-        try:
-            for row in rows:
-                row.limit = min(row.limit, STEPS)  # room is made as it is needed
-            with launched_on(self._device), self.sharing():
-                return engine.admit(rows)
-        finally:
-            engine.computed.clear()
-            for row, limit in zip(rows, limits, strict=True):
-                row.limit = limit
-
-    def advance(self) -> list[Row]:
-        """Write a token of each row (a few on a GPU); those that are done are returned."""
-        longest = max(row.length + len(row.tokens) for row in self.rows)
-        with launched_on(self._device), self.sharing():
-            return self._make_room(longest + STEPS).advance()
-
-    def forget(self) -> None:
-        """Let go the pictures seen."""
-        self._encoder.forget()
-
-    def reset(self) -> None:
-        """After an error: whatever was under way is lost."""
-        self._engine = None
-
-    def _make_room(self, length: int) -> Engine:
-        if self._engine is None:
-            self._engine = Engine(self._model, self._choice, self.slots, length)
-            self._engine.encoder = self._encoder
-        decoder = self._engine.decoder
-        if length > decoder.length:
-            self._engine.graphs.clear()
-            wanted = max(length, decoder.length * 3 // 2)
-            decoder.grow(min(self._most, -(-wanted // ROOM) * ROOM))
-        return self._engine
+    if choose_path(vlm)[0] != "fast":
+        return OneByOne(vlm)
+    slots = SLOTS.get(vlm.model.device.type, SLOTS["cpu"])
+    return Scheduler(base_model(vlm), sampling_of(vlm), slots, context=context)
 
 
 class OneByOne:
-    """One row at a time through ``model.generate``, for models that the batch engine lacks."""
+    """One row at a time through ``model.generate``, for models that the batch engine lacks.
 
-    slots, prefill_tokens, seeing = 1, 2**31, False
+    Its methods are those of :class:`vlkit.engine.scheduler.Scheduler`.
+    """
 
-    def __init__(self, vlm: VLM, note: str):
-        self._vlm, self.note = vlm, note
-        self.rows: list[Row] = []
+    slots, busy_elsewhere = 1, False
+
+    def __init__(self, vlm: VLM):
+        self._vlm, self.rows = vlm, list[Row]()
 
     def sharing(self) -> AbstractContextManager[None]:
         """Nothing: no other thread computes."""
         return nullcontext()
 
-    def look(self, row: Row) -> None:
+    def encode_ahead(self, rows: Sequence[Row]) -> None:
         """Nothing: pictures are encoded with their prompt."""
 
-    def admit(self, rows: list[Row]) -> list[Row]:
-        """Write the whole answer of the one row; its job reads the tokens as they come."""
+    def admit(self, waiting: list[Row]) -> list[Row]:
+        """Write the whole answer of the first row; its job reads the tokens as they come."""
+        row = waiting.pop(0)
+        try:
+            self._answer(row)
+        except Exception as error:
+            row.error = error
+        return [row]
+
+    def _answer(self, row: Row) -> None:
         from transformers import StoppingCriteriaList
 
-        (row,) = rows
-        job, device = row.payload, self._vlm.model.device
+        network, job = self._vlm.model, row.payload
         options = generation_options(row.limit, *(row.sampling or (0.0, 1.0)), row.seed)
-        tensors = job.waiting.loaded.tensors.to(device, dtype=self._vlm.model.dtype)
+        tensors = pad_left([row], 0).to(network.device, dtype=network.dtype)
         done = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, job.done)])
         with seeded(row.seed, options["do_sample"]):
-            self._vlm.model.generate(
+            network.generate(
                 **tensors, **options, streamer=_TokenStreamer(row), stopping_criteria=done
             )
-        return rows
 
-    def advance(self) -> list[Row]:
+    def advance(self, waiting: list[Row]) -> list[Row]:
         """Nothing: no row is running between two calls of ``admit``."""
         return []
 
@@ -280,7 +197,6 @@ class Job:
     """One request on its way through the model; after ``submit`` only the worker changes it.
 
     Args:
-        waiting: for choosing which prompts are read together.
         row: for the engine; its payload is the job.
         usage: counts of the prompt.
         text: collects the answer.
@@ -291,7 +207,6 @@ class Job:
 
     def __init__(
         self,
-        waiting: Waiting,
         row: Row,
         usage: Usage,
         text: AnswerText,
@@ -300,7 +215,7 @@ class Job:
         send: Callable[[Event], None],
         release: Callable[[], None],
     ):
-        self.waiting, self.row, self._usage, self._text = waiting, row, usage, text
+        self.row, self._usage, self._text = row, usage, text
         self._send, self._release, self._streams = send, release, streams
         self.reads_each_step = streams or text.has_stops  # or else only the whole answer
         self.created = time.monotonic()
@@ -320,7 +235,6 @@ class Job:
 
     def release_media(self) -> None:
         """The model has read the prompt."""
-        self.waiting.loaded = None
         self.row.media = []
         self._release()
 
@@ -337,10 +251,10 @@ class Job:
         """Send the last event."""
         if self._ended:
             return
-        self._ended = True
         self._read_tokens()
         rest = self._unsent + self._text.finish()
         reason = "stop" if self._text.ended else "length"
+        self._ended = True
         self._send(Ended(rest, reason, replace(self._usage, new_tokens=self._tokens_read)))
 
     def fail(self, error: RequestError) -> None:
@@ -373,7 +287,7 @@ class Worker:
         most_at_once: the most rows that were running together.
     """
 
-    def __init__(self, engine: Joined | OneByOne):
+    def __init__(self, engine: Scheduler | OneByOne):
         self._engine = engine
         self._wake, self._closing = threading.Condition(), False
         self._queue: deque[Job] = deque()  # submitted; replaced only while holding _wake
@@ -415,11 +329,12 @@ class Worker:
             while self._wait_for_work():
                 try:
                     self._work_once()
-                except Exception as error:  # whatever it is, the next request is answered
-                    rows = list(self._engine.rows)
+                except Exception as error:  # of no single row; the next request is answered
+                    jobs = [*(row.payload for row in self._engine.rows), *self._next]
                     self._engine.reset()
-                    for row in rows:
-                        row.payload.fail(RequestError.of(error))
+                    self._next = []
+                    for job in jobs:
+                        _refuse(job, error)
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do, and while more requests are about to come.
@@ -443,7 +358,7 @@ class Worker:
         return True
 
     def _more_to_come(self) -> bool:
-        return self._engine.seeing if self.running else bool(self.arriving)
+        return self._engine.busy_elsewhere if self.running else bool(self.arriving)
 
     def _work_once(self) -> None:
         """Admit jobs, or write a token of each running row."""
@@ -453,7 +368,7 @@ class Worker:
         if self._should_admit():
             self._admit()
         elif self.running:
-            finished = self._engine.advance()
+            finished = self._engine.advance([])
             self._last_step = time.monotonic()
             self._publish(finished)
 
@@ -477,26 +392,12 @@ class Worker:
         free = self._engine.slots - self.running
         if not self._next:
             self._next = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
-        jobs = {id(job.waiting): job for job in self._next}
-        candidates = [job.waiting for job in self._next]
-        group = choose_group(candidates, free, self._engine.prefill_tokens)
-        chosen = [jobs[id(waiting)] for waiting in group]
-        self._next = [job for job in self._next if job not in chosen]
-        self._prefill(chosen)
-
-    def _prefill(self, jobs: list[Job]) -> None:
-        """Read prompts; a group that fails is tried again in halves, down to the job at fault."""
-        try:
-            finished = self._engine.admit([job.row for job in jobs])
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].fail(RequestError.of(error))
-                return
-            self._prefill(jobs[: len(jobs) // 2])
-            self._prefill(jobs[len(jobs) // 2 :])
-            return
-        for job in jobs:
-            job.release_media()
+        rows = [job.row for job in self._next]
+        finished = self._engine.admit(rows)
+        admitted = [job for job in self._next if job.row not in rows]
+        self._next = [row.payload for row in rows]
+        for job in admitted:
+            _serve(job, job.release_media)
         self.most_at_once = max(self.most_at_once, self.running + len(finished))
         self._publish(finished)
 
@@ -504,16 +405,33 @@ class Worker:
         """Send what was written; rows of jobs that are done leave with the next step."""
         for row in finished:
             self.finished += 1
-            row.payload.end()
+            job = row.payload
+            if row.error is not None:
+                _refuse(job, row.error)
+            else:
+                _serve(job, job.end)
         if self.finished - self._tidied >= TIDY_ANSWERS:
             self._tidy()
         for row in self._engine.rows:
             job = row.payload
             if job.reads_each_step and not job.done:
-                job.send_new_text()
+                _serve(job, job.send_new_text)
             if job.done:
                 row.limit = len(row.tokens)
 
     def _tidy(self) -> None:
         return_freed_memory()
         self._tidied = self.finished
+
+
+def _serve(job: Job, step: Callable[[], None]) -> None:
+    """Do something for a job; whatever it raises, as at a token without text, fails it alone."""
+    try:
+        step()
+    except Exception as error:
+        _refuse(job, error)
+
+
+def _refuse(job: Job, error: Exception) -> None:
+    with suppress(RuntimeError):  # the client's event loop has ended
+        job.fail(RequestError.of(error))
