@@ -6,6 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.vlkit-ready
+WORKERS ?= 2
 
 .PHONY: demo lab test ui check docs lock clean
 
@@ -15,8 +16,11 @@ demo: $(READY)
 lab: $(READY)
 	$(BIN)/vlkit lab
 
+# first what can run side by side, then what measures time; both, whatever the first says
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		-m "not gpu and not notebook and not serial" $(PYTEST_ARGS); first=$$?; \
+	$(BIN)/python -m pytest -m serial $(PYTEST_ARGS) && exit $$first
 
 ui: $(READY)
 	$(BIN)/python -m pytest tests/ui $(PYTEST_ARGS)

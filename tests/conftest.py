@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# before torch is imported here, and for every process that a test starts: one thread each, for
+# pytest-xdist runs a worker on each core and the models are tiny
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["VLKIT_SETTINGS"] = ""  # the model that somebody chose at home is not tested
 os.environ.pop("VLKIT_MODEL", None)
 
@@ -51,6 +55,16 @@ def tiny_vlm(tiny_folder):
     return load
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """``warm.start(…)`` is a process that need not import torch; see ``helpers/warm.py``."""
+    from warm import WarmParent
+
+    parent = WarmParent(tmp_path_factory.mktemp("warm"))
+    yield parent
+    parent.stop()
+
+
 @pytest.fixture
 def broken_folder(tiny_folder, tmp_path):
     """A tiny Qwen2-VL of one's own, to damage."""
@@ -74,6 +88,24 @@ def blocked_network(monkeypatch):
     return attempts
 
 
+# --- what a test costs ----------------------------------------------------------------------------
+
+COSTS = {  # a fixture, and the marker of every test that asks for it
+    "vlm": "model",
+    "tiny_vlm": "model",
+    "tiny_folder": "model",
+    "warm": "model",
+    "browser": "browser",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for fixture, marker in COSTS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
 # --- in CI a skipped test is a failed one ---------------------------------------------------------
 
 
@@ -82,8 +114,9 @@ def _skips_fail() -> bool:
 
 
 def pytest_sessionfinish(session, exitstatus):
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if _skips_fail() and reporter.stats.get("skipped") and exitstatus == pytest.ExitCode.OK:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a worker
+    skipped = reporter and _skips_fail() and reporter.stats.get("skipped")
+    if skipped and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

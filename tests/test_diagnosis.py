@@ -43,13 +43,15 @@ def test_findings_are_escaped_in_a_notebook(monkeypatch):
 
 
 def test_the_chosen_model_is_told_and_a_broken_choice_is_a_problem(tmp_path, monkeypatch):
-    from vlkit.diagnosis import _check_choice
+    def chosen():
+        (finding,) = [f for f in vlkit.doctor().findings if f.topic == "chosen model"]
+        return finding
 
     path = tmp_path / "settings.json"
     monkeypatch.setenv("VLKIT_SETTINGS", str(path))
-    assert _check_choice()[0].value == "the bundled one"
+    assert chosen().value == "the bundled one"
     path.write_text('{"model": "models/a"}')
-    assert _check_choice()[0].value == f"models/a, chosen by {path}"
+    assert chosen().value == f"models/a, chosen by {path}"
     path.write_text("{")
-    (found,) = _check_choice()
+    found = chosen()
     assert found.level == "problem" and "is broken" in found.value and found.remedy

@@ -2,7 +2,7 @@
 
 from vlkit.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     # the core

@@ -1,8 +1,5 @@
 """Where the model looked: against transformers' own attentions, and on scenes that are known."""
 
-import subprocess
-import sys
-
 import numpy as np
 import PIL.Image
 import pytest
@@ -171,8 +168,8 @@ print(reply.usage.prompt_tokens, (after - before) * 1024, whole)
 """
 
 
-def test_memory_is_bounded_at_4096_tokens():
-    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
+def test_memory_is_bounded_at_4096_tokens(warm):
+    run = warm.run("-c", MEASURE, timeout=400)
     assert run.returncode == 0, run.stderr
     tokens, more, whole = map(int, run.stdout.split())
     assert abs(tokens - 4096) < 8

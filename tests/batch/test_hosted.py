@@ -303,7 +303,7 @@ def test_stopping_closes_all_connections(server, load, tmp_path):
 
     vlm = load(concurrency=4)
     results = ask(vlm, 12, stopped=stopped, out=tmp_path / "a.jsonl", on_result=note)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # a row would answer after 60
     assert results.report.stopped and [str(r) for r in results[:3]] == ["done"] * 3
     assert {result.kind for result in results[3:]} == {"Stopped"}
     assert wait_for(lambda: not server.running and server.gone == 4)
@@ -364,7 +364,7 @@ def test_many_rows_with_pictures_stay_small(server, load):
     assert not any(isinstance(reply.images, tuple) for reply in results)  # read when looked at
 
 
-def wait_for(condition, seconds=3.0):
+def wait_for(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -37,11 +35,10 @@ def answers(path):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_no_row_is_lost_doubled_or_torn(ask, tiny_folder, tmp_path):
+def test_killed_twenty_times_no_row_is_lost_doubled_or_torn(ask, warm, tiny_folder, tmp_path):
     out, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-    script = str(Path(__file__).parents[1] / "helpers" / "killed_batch.py")
-    command = [sys.executable, script, str(tiny_folder("qwen2_vl")), str(out), str(KILLS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    script = Path(__file__).parents[1] / "helpers" / "killed_batch.py"
+    done = warm.run(script, tiny_folder("qwen2_vl"), out, KILLS, timeout=300)
     assert done.returncode == 0, done.stderr
     grown = [int(line) for line in done.stdout.split()]
     assert len(grown) == KILLS and grown == sorted(grown) and 0 < grown[-1]

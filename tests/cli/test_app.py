@@ -18,11 +18,6 @@ def run(*arguments, input=None):
     return CliRunner().invoke(app, arguments, input=input, catch_exceptions=False)
 
 
-def shell(*arguments, **options):
-    command = [sys.executable, "-m", "vlkit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
 def test_predict_prints_json_and_writes_the_picture(tmp_path):
     result = run(
         "predict", "--prompt", "Locate the red circle.", "--image", RED_CIRCLE, "--json",
@@ -50,8 +45,8 @@ def test_predict_without_a_picture():
     assert result.exit_code == 0 and "new, " in result.stdout
 
 
-def test_the_version():
-    assert shell("--version").stdout == f"vlkit {vlkit.__version__}\n"
+def test_the_version(warm):
+    assert warm.run("-m", "vlkit", "--version").stdout == f"vlkit {vlkit.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +64,8 @@ def test_the_version():
         ),
     ],
 )
-def test_a_user_error_is_one_line_and_exit_code_1(arguments, message):
-    done = shell(*arguments)
+def test_a_user_error_is_one_line_and_exit_code_1(warm, arguments, message):
+    done = warm.run("-m", "vlkit", *arguments)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.strip().startswith("Error:")

@@ -1,7 +1,6 @@
 """`vlkit batch` in a shell: alone, stopped, and shared out over processes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import time
 
 import pandas as pd
-import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -43,13 +41,6 @@ def table(folder):
 
 def run(*arguments):
     return CliRunner().invoke(app, ["batch", *map(str, arguments)], catch_exceptions=False)
-
-
-def shell(*arguments, launcher=(sys.executable, "-m"), **options):
-    command = [*launcher, "vlkit", "batch", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **options)
 
 
 def lines(path):
@@ -123,13 +114,13 @@ def test_mistakes_are_one_line_and_nothing_is_overwritten(table, out, options, m
     assert {path: path.read_bytes() for path in table.parent.iterdir()} == before
 
 
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, tmp_path):
-    out, many = tmp_path / "answers.csv", 40
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(warm, folder, tmp_path):
+    out, many = tmp_path / "answers.csv", 15
     picture = next(folder.glob("*.png"))
     for number in range(many - len(list(folder.iterdir()))):  # enough not to be done at once
         shutil.copy(picture, folder / f"more_{number}.png")
     asked = [folder, "--prompt", "Describe this image.", "--out", out, "--batch-size", "1"]
-    child = shell(*asked)
+    child = warm.start("-m", "vlkit", "batch", *asked)
     wait_for_rows(tmp_path / "answers.jsonl", 1)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
@@ -164,10 +155,10 @@ def wait_for_rows(path, count, seconds=120):
 
 def test_two_processes_share_the_rows_and_merge_them_in_order(folder, tmp_path):
     asked = [folder, "--prompt", "Describe this image.", *SHORT, "--out"]
-    child = shell(*asked, tmp_path / "two.csv", launcher=LAUNCHER)
-    output, errors = child.communicate(timeout=240)
-    assert child.returncode == 0, errors
-    assert output.count("5 rows, 0 failed") == 1
+    command = [*LAUNCHER, "vlkit", "batch", *map(str, asked), str(tmp_path / "two.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 rows, 0 failed") == 1  # the first process alone says it
     assert [each["index"] for each in lines(tmp_path / "two.jsonl")] == list(range(5))
     assert run(*asked, tmp_path / "one.csv").exit_code == 0
     one, two = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two"))
@@ -175,15 +166,15 @@ def test_two_processes_share_the_rows_and_merge_them_in_order(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("two*")) == ["two.csv", "two.jsonl"]
 
 
-def test_a_process_that_dies_is_made_up_for_by_the_next_call(folder, tmp_path):
+def test_a_process_that_dies_is_made_up_for_by_the_next_call(warm, folder, tmp_path):
     out = tmp_path / "answers.jsonl"
     asked = [folder, "--prompt", "Describe this image.", "--max-new-tokens", "60", "--out", out]
     asked += ["--batch-size", "1"]
-    child = shell(*asked, launcher=LAUNCHER)
+    first, second = warm.start_ranks(2, "-m", "vlkit", "batch", *asked)
     wait_for_rows(out, 1)
-    psutil.Process(child.pid).children()[-1].kill()
-    child.communicate(timeout=120)
-    assert child.returncode != 0
+    second.kill()
+    first.send_signal(signal.SIGTERM)  # as `accelerate launch` does then
+    assert first.wait() != 0 and second.wait() == -signal.SIGKILL
     done = sum(len(lines(part)) for part in tmp_path.glob("answers.jsonl.part-*"))
     assert 1 <= done < 5 and not out.exists()
     result = run(*asked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -57,16 +56,6 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def launch(*arguments):
-    """What `accelerate launch` prints when it has started two processes on this machine's CPUs."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--num_processes", "2", "--main_process_port", "0"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("4 steps, ") == 1  # the first process alone tells
-    return done.stdout
-
-
 def learn_alone(config):
     alone = CliRunner().invoke(app, ["train", str(config)])
     assert alone.exit_code == 0, alone.output
@@ -82,14 +71,6 @@ def check_same(one, two):
     return max(weight.abs().max().item() for name, weight in second.items() if "lora_B" in name)
 
 
-def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
-    """Also where an update's rows are too few for the second: six in an epoch."""
-    learn_alone(write("one", eval_data=2))
-    launch("--multi_gpu", "-m", "vlkit", "train", str(write("two", eval_data=2, batch_size=2)))
-    check_same(tmp_path / "one", tmp_path / "two")
-    assert vlkit.load(tiny_folder("qwen2_vl"), adapter=tmp_path / "two").adapter
-
-
 FSDP = (
     "--use_fsdp", "--fsdp_version", "2", "--fsdp_state_dict_type", "SHARDED_STATE_DICT",
     "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
@@ -97,21 +78,33 @@ FSDP = (
 )  # fmt: skip
 
 
-def test_weights_spread_over_two_processes_by_fsdp_learn_the_same(write, tmp_path, tiny_folder):
-    """Checkpoints are in two parts and gone on from, the adapter at the end is whole."""
-    learn_alone(write("one"))
-    two = tmp_path / "two"
-    script = (*FSDP, str(HELPERS / "fsdp_on_cpus.py"), "train")
-    told = launch(*script, str(write("two", batch_size=2)))
-    parts = sorted(two.glob("checkpoint-4/pytorch_model_fsdp_0/*.distcp"))
+def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
+    """Also where an update's rows are too few for the second (six in an epoch); and with FSDP,
+    whose checkpoints are in two parts, are resumed, and end in a whole adapter.
+    """
+    write("plain", eval_data=2, batch_size=2), write("fsdp", batch_size=2)
+    write("resumed", batch_size=2)
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--num_processes", "2", "--main_process_port", "0", *FSDP]
+    command += [str(HELPERS / "two_processes.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    learn_alone(write("one", eval_data=2))
+    check_same(tmp_path / "one", tmp_path / "plain")
+    learn_alone(write("all"))
+    largest = check_same(tmp_path / "all", tmp_path / "fsdp")
+    check_same(tmp_path / "all", tmp_path / "resumed")
+    parts = sorted(tmp_path.glob("fsdp/checkpoint-4/pytorch_model_fsdp_0/*.distcp"))
     assert len(parts) == 2 and all(part.stat().st_size for part in parts)
-    largest = check_same(tmp_path / "one", two)
-    assert [float(each) for each in re.findall("effect (.*)", told)] == pytest.approx([largest] * 2)
-    shutil.rmtree(two / "checkpoint-4")
-    (two / "adapter_model.safetensors").unlink()
-    launch(*script, str(tmp_path / "two.yaml"), "--resume")
-    check_same(tmp_path / "one", two)
-    assert vlkit.load(tiny_folder("qwen2_vl"), adapter=two).adapter
+    for name in ("plain", "fsdp", "resumed"):
+        assert vlkit.load(tiny_folder("qwen2_vl"), adapter=tmp_path / name).adapter
+        first, second = (
+            (tmp_path / f"{name}-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)
+        )
+        assert first.count("4 steps, ") == 1 and "steps" not in second  # the first alone says it
+        if name == "fsdp":
+            effects = [float(re.search("effect (.*)", said)[1]) for said in (first, second)]
+            assert effects == pytest.approx([largest] * 2)
 
 
 def test_fsdp_on_cpus_is_refused(monkeypatch):
@@ -152,15 +145,15 @@ def test_checkpoints_are_gone_on_from_if_they_are_whole(tmp_path, files, whole):
     assert last_checkpoint(tmp_path, None) == (tmp_path / "checkpoint-3" if whole else None)
 
 
-def test_killed_and_gone_on_with_it_loses_nothing(write, tmp_path):
+def test_killed_and_gone_on_with_it_loses_nothing(write, warm, tmp_path):
     """Killed as soon as a checkpoint appears, which is maybe half written then."""
     few = {"batch_size": 1, "epochs": 3}
     learnt = CliRunner().invoke(app, ["train", str(write("whole", **few))])
     assert learnt.exit_code == 0
     killed, config = tmp_path / "killed", str(write("killed", **few))
-    process = subprocess.Popen([sys.executable, "-m", "vlkit", "train", config])
+    process = warm.start("-m", "vlkit", "train", config)
     while len(list(killed.glob("checkpoint-*"))) < 2:
-        assert process.poll() is None
+        assert process.poll() is None, process.stderr()
         time.sleep(0.002)
     process.kill()
     process.wait()

@@ -1,11 +1,9 @@
 """`vlkit evaluate-grounding` and `vlkit convert`: a model's boxes measured, whole or not at all."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
+import time
 
 import pandas as pd
 import PIL.Image
@@ -140,17 +138,14 @@ def test_nothing_is_left_of_a_run_that_breaks_off(vlm, tmp_path, monkeypatch):
         result.save(tmp_path / "out")
 
 
-def test_killed_while_asking_leaves_no_folder(tmp_path):
-    command = [sys.executable, "-m", "vlkit", "evaluate-grounding", "tiny", "samples"]
-    process = subprocess.Popen(
-        [*command, "--output-dir", str(tmp_path / "out")], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    told = b""
-    while b"1/96" not in told:  # the first answer is there
-        told += process.stderr.read(1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+def test_killed_while_asking_leaves_no_folder(warm, tmp_path):
+    command = ["-m", "vlkit", "evaluate-grounding", "tiny", "samples"]
+    process = warm.start(*command, "--output-dir", tmp_path / "out")
+    while "1/96" not in process.stderr():  # the first answer is there
+        assert process.poll() is None, process.stderr()
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,12 +159,11 @@ def test_killed_while_asking_leaves_no_folder(tmp_path):
         (["tiny", "empty.json"], "holds no boxes"),
     ],
 )
-def test_user_errors_are_one_line_before_a_model_is_loaded(arguments, message, tmp_path):
+def test_user_errors_are_one_line_before_a_model_is_loaded(arguments, message, warm, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    command = [sys.executable, "-m", "vlkit", "evaluate-grounding", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = warm.run("-m", "vlkit", "evaluate-grounding", *arguments, cwd=tmp_path)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr and done.stderr.startswith("Error:")
     assert not (tmp_path / "evaluation").exists()
@@ -234,11 +228,9 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
 
 
 @pytest.mark.parametrize("option, status", [("--iou", 1), ("--limit", 2), ("--worst", 2)])
-def test_wrong_options_are_told_before_a_model_is_loaded(tmp_path, option, status):
-    command = [sys.executable, "-m", "vlkit", "evaluate-grounding", "nowhere/model", "samples"]
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "e", option, "-1"], capture_output=True, text=True
-    )
+def test_wrong_options_are_told_before_a_model_is_loaded(warm, tmp_path, option, status):
+    command = ["-m", "vlkit", "evaluate-grounding", "nowhere/model", "samples"]
+    done = warm.run(*command, "--out", tmp_path / "e", option, "-1")
     assert done.returncode == status and option.strip("-") in done.stderr
     assert not (tmp_path / "e").exists()
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 import vlkit
 from vlkit.errors import ModelError
 from vlkit.inputs import prepare_inputs
-from vlkit.models.adapters import _family_named
+from vlkit.models.adapters import family_named
 
 PICTURE = PIL.Image.new("RGB", (120, 90), "orange")
 QUESTION = vlkit.user("What is this?", PICTURE)
@@ -209,4 +209,4 @@ def test_adapter_with_a_broken_config(tiny_folder, changed, text):
     ],
 )
 def test_family_named(name, family):
-    assert _family_named(name) == family
+    assert family_named(name) == family

@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 from fake_runs import answer, ask, boxed, model, picture, saved
+from typer.testing import CliRunner
 
 import vlkit
-from vlkit.cli.notebooks import split_arguments
+from vlkit.cli.app import app
 from vlkit.errors import VlkitError
-from vlkit.records import Run, bibtex, report
+from vlkit.records import Run, bibtex, read_run, report
 
 EVIL = '<script>alert("x")</script><img src=http://evil/x onerror=y> `a` | *b* & {{ 9999*9999 }}'
 
@@ -133,11 +134,13 @@ def test_bibtex_of_the_models_used(tmp_path, family):
     assert report(run, tmp_path / "r.bib").read_text(encoding="utf-8") == text
 
 
-def test_bibtex_of_a_model_on_a_hub():
-    from vlkit.records.reports.citations import _pages
-
-    facts = {"name": "Qwen/Qwen3.5-27B", "hub": "huggingface", "commit": "c" * 40}
-    (entry,) = _pages([facts, {"name": "tiny", "hub": "bundled"}])
+def test_bibtex_of_a_model_on_a_hub(tmp_path):
+    with Run("r", directory=tmp_path) as run:
+        ask(model("tiny"), "?")
+    record = read_run(run)
+    facts = {"name": "Qwen/Qwen3.5-27B", "family": "qwen3_5", "hub": "huggingface"}
+    record.models["hub"] = facts | {"commit": "c" * 40}
+    (entry,) = re.findall(r"@misc\{.*?^\}", bibtex(record), re.DOTALL | re.MULTILINE)
     assert r"\url{https://huggingface.co/Qwen/Qwen3.5-27B}" in entry and "c" * 40 in entry
 
 
@@ -158,11 +161,31 @@ def test_a_pdf_needs_a_browser(run, tmp_path, monkeypatch):
 # --- the words of `vlkit run` ---------------------------------------------------------------------
 
 
-def test_values_of_parameters():
-    words = ["a.ipynb", "tiny", "3", "[1, 2]", "true"]
-    path, given = split_arguments(words, ["MODEL", "SEED", "SIZES", "FAST"])
+@pytest.fixture
+def run_words(monkeypatch, tmp_path):
+    """``run_words(words)``: the notebook and the parameters that `vlkit run` takes from them."""
+    taken = []
+
+    def note(notebook, parameters, **options):
+        taken.append((notebook, parameters))
+        return notebook
+
+    monkeypatch.setattr("vlkit.cli.notebooks.run_notebook", note)
+
+    def run(*words):
+        CliRunner().invoke(app, ["run", *words], catch_exceptions=False)
+        return taken[-1]
+
+    return run
+
+
+def test_values_of_parameters(run_words):
+    path, given = run_words(
+        "a.ipynb", "-p", "MODEL", "tiny", "-p", "SEED", "3", "-p", "SIZES", "[1, 2]",
+        "-p", "FAST", "true",
+    )  # fmt: skip
     assert path.name == "a.ipynb"
     assert given == {"MODEL": "tiny", "SEED": 3, "SIZES": [1, 2], "FAST": True}
-    assert split_arguments(["x", "a.ipynb"], ["MODEL"])[1] == {"MODEL": "x"}
+    assert run_words("-p", "MODEL", "x", "a.ipynb")[1] == {"MODEL": "x"}
     with pytest.raises(VlkitError, match="2 names and 1 values"):
-        split_arguments(["a.ipynb", "1"], ["A", "B"])
+        run_words("a.ipynb", "-p", "A", "1", "-p", "B")

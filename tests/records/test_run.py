@@ -1,10 +1,6 @@
 """Runs of the bundled model: everything is recorded, and everything comes out again."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -215,18 +211,16 @@ with vlkit.records.Run("killed", directory=sys.argv[1]) as run:
 """
 
 
-def test_a_killed_run_keeps_every_answer_that_was_there(vlm, tmp_path):
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def test_a_killed_run_keeps_every_answer_that_was_there(vlm, warm, tmp_path):
+    process = warm.start("-c", KILLED, tmp_path)
     try:
-        path = process.stdout.readline().strip()
-        file = os.path.join(path, "records.jsonl")
-        while not os.path.exists(file) or os.path.getsize(file) < 20_000:
-            assert process.poll() is None
+        while sum(file.stat().st_size for file in tmp_path.glob("*/records.jsonl")) < 20_000:
+            assert process.poll() is None, process.stderr()
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
+    path = process.stdout().strip()
     record = read_run(path)
     assert record.status == "unfinished" and len(record.answers) >= 5 and record.torn <= 1
     assert vlkit.records.runs(tmp_path)["answers"].item() == len(record.answers)

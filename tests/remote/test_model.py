@@ -17,7 +17,7 @@ from vlkit import serving
 from vlkit.cli.app import app
 from vlkit.errors import VlkitError
 from vlkit.records import Run
-from vlkit.remote.request import _seen_size
+from vlkit.remote.request import seen_size
 from vlkit.widgets import AskPanel, GroundingPanel, VideoPanel
 from vlkit.widgets.batch import BatchPanel
 
@@ -128,7 +128,7 @@ def test_pictures_have_sizes_that_transformers_leaves_alone(name, limit):
         draw = random.Random(seed)
         size = (draw.randint(20, 5000), draw.randint(20, 5000))
         picture = vlkit.Image(None, max_tokens=limit)
-        width, height = _seen_size(vlm, size, picture)
+        width, height = seen_size(vlm, size, picture)
         seen = smart_resize(height, width, rules.side, low, high)
         assert seen == (height, width), size
 

@@ -6,9 +6,8 @@ import io
 import json
 import os
 import queue
+import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -353,12 +352,12 @@ def test_after_a_broken_step_the_next_request_is_answered(server, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_once_what_runs_is_finished(number):
-    command = [sys.executable, "-m", "vlkit", "serve", "tiny", "--port", "0"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "VLKIT_API_KEY": KEY}
-    process = subprocess.Popen(command, env=environment, **pipes)
-    line = next(line for line in process.stdout if line.startswith("Serving"))
+def test_a_signal_ends_it_once_what_runs_is_finished(warm, number):
+    environment = os.environ | {"VLKIT_API_KEY": KEY}
+    process = warm.start("-m", "vlkit", "serve", "tiny", "--port", "0", env=environment)
+    serving_line = re.compile(r"^Serving.*\n", re.MULTILINE)
+    assert wait_until(lambda: serving_line.search(process.stdout()), 60), process.stderr()
+    line = serving_line.search(process.stdout())[0]
     served = type("Server", (), {"url": line.split()[3].rstrip(";"), "name": "tiny"})
     body = {"model": "tiny", "max_tokens": 60, "messages": [CIRCLES], "stream": True}
     connection, headers = connect(served), JSON | {"Authorization": f"Bearer {KEY}"}

@@ -130,6 +130,7 @@ def seconds_between_steps(seeing):
     return [after - before for before, after in itertools.pairwise(steps)]
 
 
+@pytest.mark.serial
 def test_rows_under_way_go_on_at_a_slower_pace_while_others_pictures_are_seen(monkeypatch):
     monkeypatch.setattr(worker, "STEP_SECONDS", 0.2)
     slower = seconds_between_steps(seeing=True)

@@ -63,7 +63,7 @@ PANELS = {
 # every one of them takes a while; CI runs the first
 QUICK = {"00_setup"}
 MARKED = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.browser) for name in CASES
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.notebook) for name in CASES
 ]
 
 

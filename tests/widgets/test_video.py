@@ -81,13 +81,13 @@ def test_the_strip_follows_once_the_sliders_rest(panel, monkeypatch):
 
 def test_debounce_calls_once_after_the_last_request():
     calls = []
-    later = Debounce(lambda: calls.append(time.monotonic()), 0.1)
+    later = Debounce(lambda: calls.append(time.monotonic()), 0.5)
     start = time.monotonic()
     for _ in range(5):
         later.call()
         time.sleep(0.02)
     assert later.wait(LONG)
-    assert len(calls) == 1 and calls[0] - start >= 0.18
+    assert len(calls) == 1 and calls[0] - start >= 0.58
 
 
 def test_range_follows_the_clip(panel):

@@ -224,7 +224,7 @@ def family_of_adapter(config: dict) -> str | None:
     base = str(config.get("base_model_name_or_path") or "")
     mapping = config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    return _family_of_folder(Path(base)) or _family_named(str(trained)) or _family_named(base)
+    return _family_of_folder(Path(base)) or family_named(str(trained)) or family_named(base)
 
 
 def _family_of_folder(path: Path) -> str | None:
@@ -234,7 +234,7 @@ def _family_of_folder(path: Path) -> str | None:
         return None
 
 
-def _family_named(name: str) -> str | None:
+def family_named(name: str) -> str | None:
     """The family in a hub id such as Qwen/Qwen2.5-VL-7B or a class such as Qwen2_5_VLModel."""
     match = re.search(r"Qwen(2[._]5|2|3[._]5|3)[-_]?(VL)?", name, re.IGNORECASE)
     if not match or not (match[2] or match[1] in ("3.5", "3_5")):

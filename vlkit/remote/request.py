@@ -125,7 +125,7 @@ def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int |
     pictures, videos = media_of(messages)
     images = [each.load() for each in pictures]
     pairs = zip(images, pictures, strict=True)
-    sizes = tuple(_seen_size(remote, image.size, picture) for image, picture in pairs)
+    sizes = tuple(seen_size(remote, image.size, picture) for image, picture in pairs)
     clips = [_sample(remote, video) for video in videos]
     parts = _media_parts(remote, media, iter(zip(images, pictures, sizes, strict=True)), clips)
     body = {
@@ -163,7 +163,7 @@ def _picture_part(remote: Endpoint, image: PIL.Image.Image, picture: Image, size
     return {"type": "image_url", "image_url": {"url": picture_url(image, size)}, **bounds}
 
 
-def _seen_size(remote: Endpoint, size: Size, picture: Image) -> Size:
+def seen_size(remote: Endpoint, size: Size, picture: Image) -> Size:
     """At which the service sees a picture: never below its own fewest pixels."""
     rules = remote.rules
     size = rules.image_size(size, picture)

@@ -1,0 +1,135 @@
+"""Processes that have torch from the first moment: forks of one warmed parent.
+
+To import torch, transformers and vlkit takes six seconds of CPU time, so tests that need a process
+(to kill it, to interrupt it) start it here. It is like ``subprocess.Popen`` on a Python of its own.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from json import dumps
+from pathlib import Path
+
+PARENT = Path(__file__).with_name("warm_parent.py")
+
+
+class WarmParent:
+    """The parent; ``start(…)`` forks a process from it."""
+
+    def __init__(self, folder: Path):
+        self.address = str(folder / "warm")
+        command = [sys.executable, str(PARENT), self.address]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        self.started: list[WarmProcess] = []
+        ready = self.process.stdout.readline()
+        assert ready == b"ready\n", f"the warmed parent ended with {self.process.wait()}"
+
+    def start(self, *arguments, cwd=None, env=None) -> WarmProcess:
+        """Run ``-m MODULE …``, ``-c CODE …`` or ``SCRIPT …``, as python would."""
+        environment = dict(env or os.environ)
+        process = WarmProcess(self.address, arguments, cwd or os.getcwd(), environment)
+        self.started.append(process)
+        return process
+
+    def run(self, *arguments, timeout=120, **options) -> subprocess.CompletedProcess:
+        """Run it to its end; what ``subprocess.run`` gives, with texts."""
+        process = self.start(*arguments, **options)
+        output, errors = process.communicate(timeout)
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+
+    def start_ranks(self, count: int, *arguments, **options) -> list[WarmProcess]:
+        """Run it once for each rank, with the variables that `accelerate launch` sets."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        return [
+            self.start(
+                *arguments,
+                env=os.environ
+                | {k: str(v) for k, v in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+                **options,
+            )
+            for rank in range(count)
+        ]
+
+    def stop(self) -> None:
+        for process in self.started:
+            process.close()
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class WarmProcess:
+    """A running command: ``pid``, and ``returncode`` when it has ended."""
+
+    def __init__(self, address, arguments, cwd, env):
+        self.returncode: int | None = None
+        self.outputs = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.connect(address)
+        request = {"arguments": list(map(str, arguments)), "cwd": str(cwd), "env": env}
+        socket.send_fds(
+            self.connection, [dumps(request).encode()], [file.fileno() for file in self.outputs]
+        )
+        self.pid = self._receive()
+
+    def _receive(self) -> int:
+        numbers = array.array("i")
+        data = self.connection.recv(numbers.itemsize, socket.MSG_WAITALL)
+        numbers.frombytes(data)
+        return numbers[0]
+
+    def wait(self, timeout: float = 120) -> int:
+        """Its exit code; negative where a signal ended it."""
+        if self.returncode is None:
+            self.connection.settimeout(timeout)
+            self.returncode = self._receive()
+            self.connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        try:
+            return self.wait(0)
+        except BlockingIOError:
+            return None
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """What it wrote to stdout and stderr, when it has ended."""
+        self.wait(timeout)
+        return self.stdout(), self.stderr()
+
+    def stdout(self) -> str:
+        return self._read(0)
+
+    def stderr(self) -> str:
+        return self._read(1)
+
+    def _read(self, which: int) -> str:
+        descriptor = self.outputs[which].fileno()
+        return os.pread(descriptor, 1 << 24, 0).decode()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """The process, and those that it has started."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, if it still runs, and forget what it wrote."""
+        self.kill()
+        self.wait()
+        for file in self.outputs:
+            file.close()
