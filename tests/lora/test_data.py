@@ -299,7 +299,7 @@ PROBLEMS = {
     "table without a question": (
         {"question": None, "answer": "A"}, "turn 1: the question is empty"
     ),
-    "turns of no list": ({"conversations": "Hello"}, "under \"conversations\", but 'Hello'"),
+    "turns of no list": ({"conversations": "Hello"}, "\"conversations\" is not a list of messages but 'Hello'"),
     "missing picture": (qwen("<img>no.png</img>?", "A"), r"image no\.png is missing"),
     "unbalanced img": (qwen("<img>a.png?", "A"), "unbalanced tags: <img>"),
     "img closed twice": (qwen("<img>a.png</img></img>?", "A"), "unbalanced tags: </img>"),
@@ -310,12 +310,12 @@ PROBLEMS = {
     ),
     "box outside": (
         qwen("<img>a.png</img>?", "<ref>it</ref><box>(1,2),(1300,40)</box>"),
-        r"box \[1, 2, 1300, 40\] lies outside its picture's \(1000, 1000\)",
+        r"box \[1, 2, 1300, 40\] is outside its picture's \(1000, 1000\)",
     ),
     "swift box outside": (
         chat("<image>?", "<ref-object><bbox>", images=["a.png"],
              objects={"ref": ["it"], "bbox": [[0, 0, 200, 150]]}),
-        r"box \[0, 0, 200, 150\] lies outside its picture's \(200, 100\)",
+        r"box \[0, 0, 200, 150\] is outside its picture's \(200, 100\)",
     ),
     "swift box left": (
         chat("<image>?", "A", images=["a.png"], objects={"ref": [], "bbox": [[0, 0, 9, 9]]}),
@@ -336,7 +336,7 @@ PROBLEMS = {
         {"messages": [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]},
         "roles out of order: turn 2 is 'user', expected 'assistant'",
     ),
-    "unknown role": ({"messages": [{"role": "robot", "content": "A"}]}, "which is no role"),
+    "unknown role": ({"messages": [{"role": "robot", "content": "A"}]}, "which is not a role"),
     "no answer": (qwen("What?"), "it ends without an answer"),
     "empty answer": (qwen("What?", " \n"), "turn 2: the answer is empty"),
     "empty question": (qwen("", "A"), "turn 1: the question is empty"),
@@ -352,7 +352,7 @@ PROBLEMS = {
     "history of no pairs": ({"query": "A", "response": "B", "history": ["C"]}, "pairs of texts"),
     "no picture file": (qwen("<img>meta.json</img>?", "A"), "is not a picture"),
     "half a character": (qwen("What?", "\ud800"), "half a character"),
-    "no turns": ({"conversations": []}, "no list of turns"),
+    "no turns": ({"conversations": []}, "no list of messages"),
     "nothing known": ({"colour": "red"}, "no columns for question and answer"),
     "no object": (5, "expected an object, not 5"),
 }  # fmt: skip
@@ -402,7 +402,7 @@ JSON = '[{"bbox_2d": [500, 500, 10, 10], "label": "it"}]'
     ("row", "arguments", "problem"),
     [
         (qwen("<img>a.png</img>?", "A"), {"format": "llava"}, "'<img>a.png</img>' is PAI's"),
-        (qwen("What?", "A"), {"format": "ms-swift"}, 'no list of turns under "messages"'),
+        (qwen("What?", "A"), {"format": "ms-swift"}, 'no list of messages under "messages"'),
         (chat("<image>?", JSON, images=["a.png"]), {"boxes": "qwen3_vl"}, "corners swapped"),
         (
             chat("<image>?", "<bbox>", images=["a.png"], objects={"bbox": [[1, 2, 3, 4]]}),

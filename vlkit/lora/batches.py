@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from vlkit.engine.vision import Encoder, Medium
 from vlkit.inputs import tokenizing
-from vlkit.lora.example import Example
+from vlkit.lora.example import Example, naming_row
 from vlkit.lora.token_labels import (
     IGNORED,
     PADS,
@@ -24,9 +23,12 @@ from vlkit.lora.token_labels import (
     Piece,
     cut_turns,
     label_example,
+    read_example,
+    tokenize_pieces,
     truncate,
 )
-from vlkit.media.image import Image
+from vlkit.media.image import Image, pixel_hash
+from vlkit.media.sources import file_hash, is_url
 from vlkit.messages import read_media_item
 from vlkit.models.load import VLM, base_model
 
@@ -150,24 +152,30 @@ class Preparer:
         """Whether of each of its media the pixels are there, or features held."""
         return all(medium.pixels is not None or self._holds(medium) for medium in row.media)
 
-    def _holds(self, medium: Medium | None) -> bool:
-        return medium is not None and self.tower is not None and self.tower.holds(medium.key)
+    def _holds(self, medium: Medium) -> bool:
+        return self.tower is not None and self.tower.holds(medium.key)
 
     def _read(self, example: Example) -> Labelled:
-        labelled = label_example(self.vlm, example, max_length=self.max_length)
-        media = tuple(_take_media(labelled.tensors))
-        images = [medium for medium in media if medium.kind == "image"]
-        for source, medium in zip(filter(None, _sources(example)), images, strict=True):
-            self._known[source] = _without_pixels(medium)
-        tensors = {n: t for n, t in labelled.tensors.items() if n not in PIXELS.values()}
-        return replace(labelled, tensors=tensors, media=media)
+        with naming_row(example):
+            pieces, loaded = read_example(self.vlm, example)
+            row = truncate(self.vlm, tokenize_pieces(self.vlm, pieces, loaded), self.max_length)
+        contents = [pixel_hash(image) for image in loaded.images]
+        contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
+        media = tuple(_split_media(row.tensors, contents))
+        for picture, medium in zip(loaded.pictures, media, strict=False):  # pictures come first
+            self._known[_identify(picture)] = _without_pixels(medium)
+        tensors = {n: t for n, t in row.tensors.items() if n not in PIXELS.values()}
+        return replace(row, tensors=tensors, media=media)
 
     def _from_known(self, example: Example) -> Labelled | None:
-        """A row of which all pictures' features are held: its texts are all that is read."""
-        found = [self._known.get(source) if source else None for source in _sources(example)]
-        media = [medium for medium in found if medium is not None]
-        if len(media) < len(found) or not all(map(self._holds, media)):
-            return None
+        """A row without reading its pictures, where the features of all of them are held."""
+        media = []
+        for item in example.media:
+            source = read_media_item(item)
+            medium = self._known.get(_identify(source)) if isinstance(source, Image) else None
+            if medium is None or not self._holds(medium):
+                return None
+            media.append(medium)
         return self._tokenize(cut_turns(self.vlm.processor, example.messages_for(self.vlm)), media)
 
     def _tokenize(self, pieces: Sequence[Piece], media: Sequence[Medium]) -> Labelled:
@@ -191,43 +199,35 @@ class Preparer:
         return truncate(self.vlm, labelled, self.max_length)
 
 
-def _take_media(tensors: dict[str, Any]) -> Iterator[Medium]:
-    """A row's pictures, then its clips, each by its content."""
+def _split_media(tensors: dict[str, Any], contents: Iterable[str]) -> Iterator[Medium]:
+    """A row's pictures, then its clips, each with its content's hash and its grid as its key."""
+    hashes = iter(contents)
     for kind, name in PIXELS.items():
         if name in tensors:
             grids = tensors[f"{kind}_grid_thw"]
             parts = tensors[name].split(grids.prod(-1).tolist())
             for pixels, grid in zip(parts, grids.split(1), strict=True):
-                digest = hashlib.sha256(pixels.numpy()).digest()
-                yield Medium(kind, (kind, digest, *grid[0].tolist()), pixels, grid)
+                yield Medium(kind, (kind, next(hashes), *grid[0].tolist()), pixels, grid)
 
 
 def _without_pixels(medium: Medium) -> Medium:
     return replace(medium, pixels=None)
 
 
-def _sources(example: Example) -> Iterable[Hashable]:
-    """Of each picture what tells it from others; a file is not read for that. None of clips."""
-    for item in example.media:
-        media = read_media_item(item)
-        yield _identify(media) if isinstance(media, Image) else None
-
-
 def _identify(image: Image) -> Hashable:
+    """Equal for pictures that the model sees alike; a file that has not changed is not decoded."""
     source = image.source
     limits = (image.max_tokens, image.min_tokens, image.max_pixels, image.min_pixels, image.strict)
     if not isinstance(source, str | os.PathLike):
-        picture = image.load()
-        return (hashlib.sha256(picture.tobytes()).digest(), picture.size, *limits)
+        return (pixel_hash(image.load()), *limits)
     try:
-        status = os.stat(source)
-        return (os.fspath(source), status.st_mtime_ns, status.st_size, *limits)
-    except (OSError, ValueError):  # a URL
+        return (source if is_url(source) else file_hash(source), *limits)
+    except (OSError, ValueError):  # reading it will say why
         return (os.fspath(source), *limits)
 
 
 def _expand(text: str, counts: Iterator[int]) -> str:
-    """A text with as many placeholders for each picture as it has tokens."""
+    """A text with one placeholder for each token of each picture."""
     first, *rest = text.split(PADS["image"])
     return first + "".join(PADS["image"] * next(counts) + each for each in rest)
 
