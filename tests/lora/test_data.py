@@ -476,9 +476,9 @@ def test_json_of_any_shape(tmp_path, name, text, count):
     ("text", "problem"),
     [
         (f'{{"data":\n[{ROW}]}}', r"x\.json is one object, not a list .* columns: \['data'\]"),
-        (f"[{ROW[:-5]}", "neither a list of rows nor a row a line"),
-        (f"[\n{ROW},\n]", "neither a list of rows nor a row a line"),
-        ("", "no conversation that can be learnt from"),
+        (f"[{ROW[:-5]}", "neither a list of rows nor one row a line"),
+        (f"[\n{ROW},\n]", "neither a list of rows nor one row a line"),
+        ("", "no conversation that can be trained on"),
         (b"\xff\xfe", r"x\.json is not UTF-8 text"),
     ],
 )
@@ -492,7 +492,7 @@ def test_json_that_is_none(tmp_path, text, problem):
 def test_a_spoilt_line_is_a_row_too(folder):
     path = write(folder, [FORMATS["PAI"][0]], "meta.jsonl")
     path.write_text(path.read_text() + "\n{oops\n")
-    with pytest.raises(DataError, match="row 2: it is no JSON"):
+    with pytest.raises(DataError, match="row 2: it is not JSON"):
         load_conversations(path)
 
 
@@ -503,16 +503,16 @@ def test_a_spoilt_line_is_a_row_too(folder):
         ({"boxes": "pixels"}, "boxes='pixels' is unknown"),
         ({"boxes": ["qwen2_vl"]}, r"boxes=\['qwen2_vl'\] is unknown"),
         ({"strict": "no"}, "strict='no' is unknown"),
-        ({"image_dir": 5}, "image_dir=5 is no folder"),
-        ({"image_dir": "nowhere"}, "image_dir='nowhere' is no folder"),
+        ({"image_dir": 5}, "image_dir=5 is not a folder"),
+        ({"image_dir": "nowhere"}, "image_dir='nowhere' is not a folder"),
         ({"max_image_tokens": "x"}, "max_image_tokens='x' must be a whole number"),
         ({"max_image_tokens": -1}, "max_image_tokens=-1 must be a whole number"),
-        ({"meta": ""}, "'' is no file"),
-        ({"meta": "."}, "'.' is no file"),
+        ({"meta": ""}, "'' is a folder"),
+        ({"meta": "."}, "'.' is a folder"),
         ({"meta": b"x"}, "expected a file, a table or rows, not bytes"),
         ({"meta": "no\0.json"}, r"'no\\x00.json' cannot be read"),
         ({"meta": 5}, "expected a file, a table or rows, not int"),
-        ({"meta": []}, "no conversation that can be learnt from"),
+        ({"meta": []}, "no conversation that can be trained on"),
         ({"meta": "nowhere.json"}, r"nowhere\.json cannot be read"),
     ],
 )
@@ -629,7 +629,7 @@ def test_chains_of_pictures_stay_together(folder):
     data = load_conversations(write(folder, [*rows, qwen("Hello", "Hi"), qwen("Hello", "Hi")]))
     train, evaluation = data.split(0.5)
     assert {tuple(e.row for e in side) for side in (train, evaluation)} == {(1, 2), (3, 4)}
-    with pytest.raises(vlkit.errors.VlkitError, match="cannot be parted"):
+    with pytest.raises(vlkit.errors.VlkitError, match="cannot be split"):
         data[:2].split(0.5)
 
 

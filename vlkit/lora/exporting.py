@@ -12,12 +12,12 @@ from typing import Any
 import PIL.Image
 
 from vlkit.datasets.formats.chats import SWIFT, Writer, input_size_for
-from vlkit.errors import MediaError, VlkitError
+from vlkit.errors import MediaError, VlkitError, check_whole
 from vlkit.files import dump_lines, whole_folder
 from vlkit.grounding.formats import FORMATS as FAMILIES
 from vlkit.lora.arguments import as_folder
-from vlkit.lora.data import as_data, check_choice, check_limit
-from vlkit.lora.example import Example, Text, naming_row
+from vlkit.lora.data import as_data, check_choice
+from vlkit.lora.example import Example, Text, naming_row, source_key
 from vlkit.media.image import load_image
 from vlkit.media.sources import is_remote, local_path
 from vlkit.media.video import Video
@@ -47,7 +47,7 @@ class MediaFolder:
         source = item[item["type"]]
         if is_remote(source):
             return source
-        key = source if isinstance(source, str) else id(source)
+        key = source_key(source)
         if key not in self._names:
             self._kept.append(source)
             self.folder.mkdir(exist_ok=True)
@@ -161,7 +161,7 @@ def export(
     """
     check_choice("format", format, FILES)
     check_choice("family", family, (None, *FAMILIES))
-    check_limit(max_image_tokens)
+    check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     data, target = as_data(data), as_folder("folder", folder)
     if not len(data):
         raise VlkitError("data holds no rows, so there is nothing to export")

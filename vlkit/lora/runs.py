@@ -19,6 +19,8 @@ from vlkit.files import read_json
 from vlkit.lora.curves import Curves, curves_html
 from vlkit.lora.example import Example, Text
 from vlkit.lora.proof import Checks
+from vlkit.media.image import load_image, pixel_hash
+from vlkit.media.sources import file_hash
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 
@@ -246,7 +248,7 @@ def check_same(path: Path, asked: dict) -> None:
 
 
 def digest_rows(data: Sequence[Example] | None) -> str | None:
-    """Of what rows say and of their media: of files their names, of others their content."""
+    """A hash of what rows say and of their media: of files the names, of others the content."""
     if data is None:
         return None
     digest = hashlib.sha256()
@@ -261,10 +263,9 @@ def _media_name(source: Any) -> Any:
     source = getattr(source, "source", source)
     if isinstance(source, str | os.PathLike):
         return Path(source).parts[-2:]
-    if isinstance(source, list | tuple):
-        return [_media_name(each) for each in source]
-    content = source if isinstance(source, bytes) else source.tobytes()
-    return hashlib.sha256(content).hexdigest()
+    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        return [_media_name(frame) for frame in source]
+    return file_hash(source) if isinstance(source, bytes) else pixel_hash(load_image(source))
 
 
 def summarize(state: Any, folder: Path) -> LoraRun:
