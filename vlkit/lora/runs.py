@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError
 from vlkit.files import read_json
-from vlkit.lora.curves import Curves, curves_html
+from vlkit.lora.curves import Curves, curves_html, read_series
 from vlkit.lora.example import Example, Text
 from vlkit.lora.proof import Checks
 from vlkit.media.image import load_image, pixel_hash
@@ -275,16 +275,11 @@ def summarize(state: Any, folder: Path) -> LoraRun:
         output_dir=folder,
         steps=state.global_step,
         finished=state.global_step >= state.max_steps,
-        losses=_series(history, "loss"),
-        evaluations=_series(history, "eval_loss"),
-        metrics=_series(history, "eval_accuracy"),
+        losses=read_series(history, "loss"),
+        evaluations=read_series(history, "eval_loss"),
+        metrics=read_series(history, "eval_accuracy"),
         samples=tuple(
-            (step, tuple(tuple(each) for each in told))
-            for step, told in _series(history, "samples")
+            (step, tuple(map(tuple, answers))) for step, answers in read_series(history, "samples")
         ),
-        seconds=next((e["train_runtime"] for e in history[::-1] if "train_runtime" in e), 0.0),
+        seconds=next((e["train_runtime"] for e in reversed(history) if "train_runtime" in e), 0.0),
     )
-
-
-def _series(history: list[dict], name: str) -> tuple:
-    return tuple((each["step"], each[name]) for each in history if name in each)

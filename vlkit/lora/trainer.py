@@ -1,4 +1,4 @@
-"""Callbacks of a training: a curve that grows in the notebook, and a hand on pause and stop."""
+"""The Trainer, and its callbacks: curves that grow in the notebook, pause and stop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from vlkit.errors import VlkitError
 from vlkit.lora.batches import FrozenTower, LengthSampler
 from vlkit.lora.curves import Curves, curves_html, read_history
 
-_TICK = 0.5  # seconds between two views
+_TICK = 0.5  # seconds between two drawings, at least
+_SHARE = 0.05  # of the time that drawing may take
 
 
 class LiveCurve(TrainerCallback):
-    """Loss, metric and sample answers, shown anew while a model is trained.
+    """Loss, metric and sample answers, redrawn while a model is trained.
+
+    Drawing takes at most a twentieth of the time: on a slow machine it is done less often.
 
     :func:`vlkit.lora.train` adds one in notebooks.
 
@@ -35,18 +38,20 @@ class LiveCurve(TrainerCallback):
         self._due = 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Show them, if that has not just been done."""
+        """Draw, unless that was just done."""
         if time.monotonic() >= self._due or "eval_accuracy" in (logs or {}):
             self._draw(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show them to the end."""
+        """Draw the end."""
         self._draw(state)
 
     def _draw(self, state: Any) -> None:
         if state.is_world_process_zero:
+            start = time.monotonic()
             self._show(read_history(state.log_history, state.max_steps))
-            self._due = time.monotonic() + _TICK
+            end = time.monotonic()
+            self._due = end + max(_TICK, (end - start) / _SHARE)
 
 
 class Steering(TrainerCallback):
