@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkit.batch.run import answer_all
-from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.errors import GroundingParseError, VlkitError, check_whole
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
 from vlkit.generation.reply import Failure
 from vlkit.grounding.boxes import Box
 from vlkit.lora.data import TrainingData, as_data
 from vlkit.lora.example import Example
+from vlkit.messages import text_of
 from vlkit.models.adapters import attach_adapter, check_base, check_name, find_adapter
 from vlkit.models.load import VLM
 
@@ -76,8 +77,8 @@ def evaluate(
     truths = [_boxes(example) for example in data]
     answers = [None if isinstance(reply, Failure) else reply.text for reply in replies]
     rows = [
-        {"row": example.row, "question": _text(messages[-2]), "truth": _text(messages[-1]),
-         "answer": answer, "exact": _plain(answer) == _plain(_text(messages[-1])),
+        {"row": example.row, "question": text_of(messages[-2]), "truth": text_of(messages[-1]),
+         "answer": answer, "exact": _plain(answer) == _plain(text_of(messages[-1])),
          "boxes": len(boxes)}
         for example, messages, answer, boxes in zip(data, told, answers, truths, strict=True)
     ]  # fmt: skip
@@ -90,10 +91,6 @@ def evaluate(
         grounding = evaluate_grounding(found, true, match_labels=match_labels, coco=False)
     accuracy = sum(exact) / len(exact) if exact else None
     return Scores(pandas.DataFrame(rows), accuracy, grounding)
-
-
-def _text(message: dict) -> str:
-    return "".join(item["text"] for item in message["content"] if item["type"] == "text")
 
 
 def _plain(answer: str | None) -> str | None:
@@ -340,8 +337,7 @@ def check_examined(metric: str | None, samples: int) -> None:
     """Raises VlkitError for a metric that is unknown, or a number of samples that is none."""
     if metric is not None and metric not in METRICS:
         raise VlkitError(f"metric={metric!r} is unknown; choose one of {list(METRICS)}, or None")
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 0:
-        raise VlkitError(f"samples={samples!r} must be a whole number, 0 or more")
+    check_whole("samples", samples)
 
 
 def score_answers(scores: Scores, metric: str | None) -> float | None:

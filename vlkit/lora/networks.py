@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from vlkit.errors import ModelError, VlkitError
+from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM
 
@@ -52,8 +52,7 @@ def plan_parts(vlm: VLM, target: str, rank: int | None) -> tuple[Part, ...]:
     check_loaded(vlm)
     if hasattr(vlm.model, "peft_config"):
         raise VlkitError(f"{vlm.name} has an adapter already; load it without adapter=")
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise VlkitError(f"rank={rank!r} must be a whole number, 1 or more, or None")
+    check_whole("rank", rank, 1, optional=True)
     chosen = find_modules(vlm.model, target)
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in vlm.model.named_parameters():

@@ -33,10 +33,10 @@ def detect_format(row: Mapping) -> str:
     """The format of one row. Raises VlkitError where it is of none."""
     if isinstance(messages := row.get("conversations"), list):
         texts = [str(_role_and_content(message)[1]) for message in messages]
-        return "pai" if any(map(_PAI.search, texts)) else "llava"
+        return "pai" if any(_PAI.search(text) for text in texts) else "llava"
     if isinstance(messages := row.get("messages"), list):
-        texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
-        placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
+        contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
+        placed = any(isinstance(text, str) and _PLACE.search(text) for text in contents)
         return "ms-swift" if placed or row.get("objects") else "messages"
     if row.get("query") is not None and row.get("response") is not None:
         return "ms-swift"
