@@ -141,7 +141,7 @@ def test_pause_go_on_and_stop(small, tmp_path):
     count = steps.count
     time.sleep(0.5)
     assert steps.count == count < 120 and steering.paused
-    steering.go_on()
+    steering.resume()
     time.sleep(0.2)
     steering.stop()
     thread.join(60)

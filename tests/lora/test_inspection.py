@@ -346,5 +346,5 @@ def test_a_model_with_an_adapter_is_refused(tiny_folder, data):
 
     vlm = vlkit.load(tiny_folder("qwen2_vl"))
     adapted = get_peft_model(vlm.model, LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(VlkitError, match="has an adapter already; load it without adapter="):
+    with pytest.raises(VlkitError, match="already has an adapter; load it without adapter="):
         inspect(replace(vlm, model=adapted), data)

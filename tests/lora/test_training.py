@@ -193,9 +193,9 @@ def test_wrong_arguments(small, tmp_path, argument):
 
 def test_no_rows_and_no_model(small, tmp_path):
     data = load_conversations(ROWS[:1])
-    with pytest.raises(VlkitError, match=r"^data holds no rows"):
+    with pytest.raises(VlkitError, match=r"^data has no rows"):
         train(small, data[:0], output_dir=tmp_path / "run")
-    with pytest.raises(VlkitError, match="eval_data holds no rows"):
+    with pytest.raises(VlkitError, match="eval_data has no rows"):
         train(small, data, eval_data=data[:0], output_dir=tmp_path / "run")
     with pytest.raises(VlkitError, match="vlm='tiny' is not a loaded model"):
         train("tiny", data, output_dir=tmp_path / "run")
