@@ -25,7 +25,7 @@ import vlkit
 from vlkit.lora import train
 
 PACKAGE = Path(vlkit.__file__).parent
-PROOF = ("_proving_row", "_answer_logits")
+PROOF = ("Prover.__init__", "Prover.check")
 Call = tuple[str, str]  # file, function
 
 
@@ -57,7 +57,7 @@ def calls_of(vlm: vlkit.VLM, count: int) -> list[Call]:
         if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
             return
         file = str(Path(code.co_filename).relative_to(PACKAGE))
-        if code.co_name in PROOF:  # it labels a row of its own
+        if code.co_qualname in PROOF:  # it labels a row of its own
             in_proof += 1 if event == "call" else -1
         elif event == "return" and code.co_name == "compute_loss":
             sys.setprofile(None)

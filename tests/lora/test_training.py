@@ -259,7 +259,7 @@ def test_a_run_is_not_gone_on_with_on_other_data(small, tmp_path):
 
 
 def test_two_processes_do_not_train_into_one_folder(small, tmp_path):
-    with only_writer(tmp_path), pytest.raises(VlkitError, match="trained into by another process"):
+    with only_writer(tmp_path), pytest.raises(VlkitError, match="another process is training into"):
         train(small, ROWS[:1], output_dir=tmp_path, epochs=1)
     assert train(small, ROWS[:1], output_dir=tmp_path, epochs=1).finished
 

@@ -79,9 +79,9 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for example, messages, answer, boxes in zip(data, conversations, answers, truths, strict=True):
         question, truth = text_of(messages[-2]), text_of(messages[-1])
-        exact = _plain(answer) == _plain(truth)
+        is_exact = _plain(answer) == _plain(truth)
         rows.append({"row": example.row, "question": question, "truth": truth,
-                     "answer": answer, "exact": exact, "boxes": len(boxes)})  # fmt: skip
+                     "answer": answer, "exact": is_exact, "boxes": len(boxes)})  # fmt: skip
     boxed = [i for i, boxes in enumerate(truths) if boxes]
     exact: list[bool] = [row["exact"] for i, row in enumerate(rows) if not truths[i]]
     grounding = None
