@@ -183,7 +183,7 @@ def test_a_share_is_held_out_and_a_run_is_gone_on_with(write, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ({"learning_rates": 1}, r"'learning_rates' is not an argument .*did you mean learning_rate"),
+        ({"learning_rates": 1}, r"'learning_rates' is not an .*did you mean learning_rate"),
         ({"callbacks": 1}, "'callbacks' is not an argument"),
         ({"learning_rate": "high"}, "learning_rate='high' is not a number"),
         ({"data": "nowhere.json"}, r"nowhere\.json"),

@@ -12,6 +12,7 @@ import pytest
 
 import vlkit
 from vlkit.lora import DataError, checking, load_conversations
+from vlkit.models.families import rules_of_processor
 
 SIZE = (200, 100)
 QUESTION, ANSWER = "What is this?", "A red square."
@@ -299,7 +300,9 @@ PROBLEMS = {
     "table without a question": (
         {"question": None, "answer": "A"}, "turn 1: the question is empty"
     ),
-    "turns of no list": ({"conversations": "Hello"}, "\"conversations\" is not a list of messages but 'Hello'"),
+    "turns of no list": (
+        {"conversations": "Hello"}, "\"conversations\" is not a list of messages but 'Hello'"
+    ),
     "missing picture": (qwen("<img>no.png</img>?", "A"), r"image no\.png is missing"),
     "unbalanced img": (qwen("<img>a.png?", "A"), "unbalanced tags: <img>"),
     "img closed twice": (qwen("<img>a.png</img></img>?", "A"), "unbalanced tags: </img>"),
@@ -528,7 +531,7 @@ def model(family):
     """As much of a loaded model as says which family writes the boxes, and at which size."""
     size = SimpleNamespace(size={"shortest_edge": 4 * 28**2, "longest_edge": 1280 * 28**2})
     processor = SimpleNamespace(image_processor=size, video_processor=size)
-    return SimpleNamespace(family=family, processor=processor, max_image_tokens=None)
+    return SimpleNamespace(family=family, rules=rules_of_processor(processor, family, None))
 
 
 def answer(example, family):

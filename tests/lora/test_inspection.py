@@ -308,7 +308,7 @@ def test_max_length_reports_what_it_cuts_and_refuses_pictures(vlm, data):
         ({"batch_size": 0}, "batch_size=0"),
         ({"gradient_accumulation": 1.5}, "gradient_accumulation=1.5"),
         ({"max_length": True}, "max_length=True"),
-        ({"example": 8}, "example=8 is not there; the data has 8 rows"),
+        ({"example": 8}, "example=8 does not exist; the data has 8 rows"),
         ({"target": "x"}, "matches no linear layer"),
     ],
 )

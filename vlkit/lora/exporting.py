@@ -245,7 +245,7 @@ def _writer(example: Example, family: str | None, limit: int | None) -> Writer |
         return Writer(SWIFT, coordinates.size, None)
     if family in (None, SWIFT):
         if coordinates.convention == SWIFT:
-            raise VlkitError("its boxes are ms-swift's, for which other formats need family=")
+            raise VlkitError("its boxes are ms-swift's; for another format pass family=")
         return None
     size = coordinates.size
     return coordinates.writer(family, input_size_for(family, size, limit) if size else None)

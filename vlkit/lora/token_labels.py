@@ -13,7 +13,7 @@ from vlkit.analysis.preflight import ClipView, View, view_media
 from vlkit.analysis.target import Target, find_target
 from vlkit.engine.vision import Medium
 from vlkit.errors import VlkitError
-from vlkit.inputs import LoadedMessages, frame_size, make_inputs, render_prompt, tokenizing
+from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
 from vlkit.lora.checking import Problem, list_problems
 from vlkit.lora.example import Example, naming_row
 from vlkit.media.video import load_clip
@@ -142,7 +142,7 @@ def read_example(vlm: VLM, example: Example | list[dict]) -> tuple[list[Piece], 
     pieces = cut_turns(vlm.processor, messages)
     pictures, videos = media_of(messages)
     images = [picture.load() for picture in pictures]
-    clips = [load_clip(video, partial(frame_size, vlm, video=video)) for video in videos]
+    clips = [load_clip(video, partial(vlm.rules.frame_size, video=video)) for video in videos]
     return pieces, LoadedMessages(pictures, images, clips, "", videos)
 
 
