@@ -111,7 +111,7 @@ def test_fsdp_on_cpus_is_refused(monkeypatch):
     """accelerate would leave it out without a word."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert is_spread(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
-    with pytest.raises(VlkitError, match="over GPUs only; on CPUs use --multi_gpu"):
+    with pytest.raises(VlkitError, match="on GPUs only; on CPUs use --multi_gpu"):
         is_spread(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
 
 
@@ -176,9 +176,9 @@ def test_a_share_is_held_out_and_a_run_is_gone_on_with(write, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ({"learning_rates": 1}, r"'learning_rates' is no argument .*did you mean learning_rate"),
-        ({"callbacks": 1}, "'callbacks' is no argument"),
-        ({"learning_rate": "high"}, "learning_rate='high' is no number"),
+        ({"learning_rates": 1}, r"'learning_rates' is not an .*did you mean learning_rate"),
+        ({"callbacks": 1}, "'callbacks' is not an argument"),
+        ({"learning_rate": "high"}, "learning_rate='high' is not a number"),
         ({"data": "nowhere.json"}, r"nowhere\.json"),
         ({"rank": 0}, "rank=0 must be"),
     ],
@@ -194,7 +194,7 @@ def test_wrong_configs(write, tmp_path, lines, message):
     ("text", "message"),
     [
         ("model: tiny\n", "has no data and no output_dir"),
-        ("- a list\n", "holds no keys"),
+        ("- a list\n", "has no keys"),
         ("a: [1\n", "cannot be read as YAML"),
         (None, "cannot be read as YAML"),
     ],

@@ -85,7 +85,6 @@ CASES = {
         "ROWS = 96; TEST_ROWS = 24; TRY_ROWS = 16",
         """
         assert run.finished and run.steps == 6 and checks.passed
-        assert "was made for" in checks.refusal
         assert 0.2 < before.accuracy < 0.8 and len(gained) >= 4
         assert set(results) == set(tries) and results["rank 64"][0].effect > 0
         assert compared.scores["base"].grounding.accuracy > 0.9

@@ -155,20 +155,19 @@ def test_other_weights_of_the_same_name_do_not_go_on_with_a_run(base, other, ada
         pass
 
 
-def test_a_run_is_refused_by_other_weights_and_taken_by_its_own(base, adapters, tmp_path):
-    own = base_values(base.model)
-    others = {name: [1.1 * value for value in values] for name, values in own.items()}
-    other = replace(base.folder, name="a model with other weights")
-    check_values(adapters["a"], own, base.folder)
-    with pytest.raises(ModelError, match="a model with other weights"):
-        check_values(adapters["a"], others, other)
+def test_marks_know_the_base_from_a_model_of_the_same_shape(base, adapters, tmp_path):
+    values = base_values(base.model)
+    check_values(adapters["a"], values, base.folder)
+    larger = {name: [1.1 * value for value in pair] for name, pair in values.items()}
+    with pytest.raises(ModelError, match=r"was made for .*, whose weights were not those of"):
+        check_values(adapters["a"], larger, base.folder)
     copied = shutil.copytree(adapters["a"], tmp_path / "copy")
     (copied / "adapter_base.json").write_text('{"model.language_model.norm.weight": [3, 4]}')
-    with pytest.raises(ModelError):
-        check_values(copied, own, base.folder)
+    with pytest.raises(ModelError, match="was made for"):
+        check_values(copied, values, base.folder)
     (copied / "adapter_base.json").unlink()
-    check_values(copied, others, other)  # made by others, without marks
-    assert vlkit.load(base.folder.path, adapter=copied)
+    check_values(copied, larger, base.folder)
+    assert vlkit.load(base.folder.path, adapter=copied)  # made by others
 
 
 @pytest.mark.parametrize(
@@ -211,8 +210,8 @@ def test_peft_reads_what_is_handed_on(base, adapters, tmp_path):
     with torch.inference_mode():
         theirs = reference(**prepare_inputs(base, [QUESTION]).tensors).logits
     assert torch.equal(theirs, expected(base, adapters["b"]))
-    files = ["README.md", "adapter_base.json", "adapter_config.json", "adapter_model.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == [*files, "args.json"]
+    files = ["adapter_base.json", "adapter_config.json", "adapter_model.safetensors", "args.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
 
 
 def test_what_vllm_and_swift_need(base, adapters, tmp_path):
@@ -227,14 +226,10 @@ def test_what_vllm_and_swift_need(base, adapters, tmp_path):
     assert (arguments["model"], arguments["model_type"]) == (hub, "qwen2_vl")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == hub and config["r"] == 4
-    command = f"vllm serve {hub} --enable-lora --max-lora-rank 8 --lora-modules mine=./mine"
-    assert command in (folder / "README.md").read_text()
-    seeing = export_adapter(adapters["b"], tmp_path / "seeing", model=hub)
-    assert "vlkit.lora.merge" in (seeing / "README.md").read_text()
 
 
 def test_adapters_that_cannot_be_handed_on(base, adapters, tmp_path):
-    with pytest.raises(ModelError, match="holds no adapter"):
+    with pytest.raises(ModelError, match="has no adapter"):
         export_adapter(tmp_path, tmp_path / "out")
     config = adapters["a"] / "adapter_config.json"
     copied = shutil.copytree(adapters["a"], tmp_path / "copy")

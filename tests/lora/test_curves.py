@@ -6,13 +6,14 @@ import logging
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from lora_talks import noise
 from transformers import TrainerCallback
 
 import vlkit
-from vlkit.lora import LiveCurve, train
+from vlkit.lora import LiveCurve, train, trainer
 from vlkit.lora.curves import Curves, curves_html
 from vlkit.lora.trainer import Steering
 
@@ -41,7 +42,9 @@ def test_a_run_is_shown_as_it_grows(small, tmp_path):
     assert [len(each.losses) for each in seen] == sorted(len(each.losses) for each in seen)
     page = curves_html({"run": last})
     assert HOSTILE not in page and "&lt;script&gt;" in page
-    assert page.count("<svg") == 2 and page.count("<circle") == 2 * len(run.evaluations)
+    assert page.count("<svg") == 2
+    for name in ("held-out-0", "metric-0"):
+        assert line_of(page, name).count("<use ") == len(run.evaluations)
 
 
 def test_checkpoints_within_a_second_are_no_fault_of_the_filesystem(small, tmp_path, caplog):
@@ -53,22 +56,56 @@ def test_checkpoints_within_a_second_are_no_fault_of_the_filesystem(small, tmp_p
     assert run.steps == 3 and caplog.text == ""
 
 
-def heights(page):
-    """The y of the last point of each line."""
-    return [float(line.split(",")[-1]) for line in re.findall(r'points="([^"]+)"', page)]
+def line_of(page, name):
+    """What draws one line: a path through its points, and a mark for each."""
+    (line,) = re.findall(rf'<g id="{name}">(.*?)(?=<g id=|</svg>)', page, re.DOTALL)
+    return line
+
+
+def height(page, name):
+    """The y of a line's last point."""
+    (path,) = re.findall(r'<path d="([^"]+)" clip-path', line_of(page, name))
+    return float(path.split()[-1])
 
 
 def test_curves_of_several_runs():
     """On a picture lower is less, and lines keep their colours."""
     runs = {
-        "good": Curves(losses=[(1, 1.0), (2, 0.2)], metrics=[(2, 0.9)]),
-        HOSTILE: Curves(losses=[(1, 1.0), (2, 0.8)], metrics=[(2, 0.4)]),
+        "good": Curves(losses=[(1, 1.0), (2, 0.2)], metrics=[(1, 0.4), (2, 0.9)]),
+        HOSTILE: Curves(losses=[(1, 1.0), (2, 0.8)], metrics=[(1, 0.4), (2, 0.4)]),
     }
     page = curves_html(runs)
-    good, bad = heights(page)[:2]
-    assert good > bad  # pixels count down
+    assert height(page, "loss-0") > height(page, "loss-1")  # pixels count down
+    assert height(page, "metric-0") < height(page, "metric-1")
     assert HOSTILE not in page and page.count("&lt;script&gt;") >= 1
-    assert page.count('stroke="#0072B2"') == 2 and page.count('stroke="#D55E00"') == 2
+    for i, colour in enumerate(("#0072b2", "#d55e00")):
+        assert all(f"stroke: {colour}" in line_of(page, f"{n}-{i}") for n in ("loss", "metric"))
+
+
+def test_curves_read_on_dark_and_light_pages():
+    """Lines keep their colours; letters and axes take the page's; nothing is filled."""
+    page = curves_html({"run": Curves(losses=[(i, 1 / i) for i in range(1, 30)], metrics=[(9, 1)])})
+    colours = re.findall(r"(?:stroke|fill): ([^;\"]+)", page)
+    assert set(colours) == {"none", "currentColor", "#0072b2"}
+    assert not re.search(r"#(000000|ffffff)|black|white", page.replace("white-space", ""))
+
+
+def test_drawing_takes_a_twentieth_of_the_time(monkeypatch):
+    """However slow the machine is that draws."""
+    now = [0.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    drawn = []
+
+    def draw(curves):
+        now[0] += 0.3
+        drawn.append(now[0])
+
+    live = LiveCurve(draw)
+    state = SimpleNamespace(is_world_process_zero=True, log_history=[], max_steps=9)
+    while now[0] < 60:
+        live.on_log(None, state, None, {"loss": 1.0})
+        now[0] += 0.01
+    assert 0.04 < 0.3 * len(drawn) / now[0] <= 0.06
 
 
 def test_nothing_yet_and_not_a_number():
@@ -104,7 +141,7 @@ def test_pause_go_on_and_stop(small, tmp_path):
     count = steps.count
     time.sleep(0.5)
     assert steps.count == count < 120 and steering.paused
-    steering.go_on()
+    steering.resume()
     time.sleep(0.2)
     steering.stop()
     thread.join(60)

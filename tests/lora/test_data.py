@@ -12,6 +12,7 @@ import pytest
 
 import vlkit
 from vlkit.lora import DataError, checking, load_conversations
+from vlkit.models.families import rules_of_processor
 
 SIZE = (200, 100)
 QUESTION, ANSWER = "What is this?", "A red square."
@@ -299,7 +300,9 @@ PROBLEMS = {
     "table without a question": (
         {"question": None, "answer": "A"}, "turn 1: the question is empty"
     ),
-    "turns of no list": ({"conversations": "Hello"}, "under \"conversations\", but 'Hello'"),
+    "turns of no list": (
+        {"conversations": "Hello"}, "\"conversations\" is not a list of messages but 'Hello'"
+    ),
     "missing picture": (qwen("<img>no.png</img>?", "A"), r"image no\.png is missing"),
     "unbalanced img": (qwen("<img>a.png?", "A"), "unbalanced tags: <img>"),
     "img closed twice": (qwen("<img>a.png</img></img>?", "A"), "unbalanced tags: </img>"),
@@ -310,12 +313,12 @@ PROBLEMS = {
     ),
     "box outside": (
         qwen("<img>a.png</img>?", "<ref>it</ref><box>(1,2),(1300,40)</box>"),
-        r"box \[1, 2, 1300, 40\] lies outside its picture's \(1000, 1000\)",
+        r"box \[1, 2, 1300, 40\] is outside its picture's \(1000, 1000\)",
     ),
     "swift box outside": (
         chat("<image>?", "<ref-object><bbox>", images=["a.png"],
              objects={"ref": ["it"], "bbox": [[0, 0, 200, 150]]}),
-        r"box \[0, 0, 200, 150\] lies outside its picture's \(200, 100\)",
+        r"box \[0, 0, 200, 150\] is outside its picture's \(200, 100\)",
     ),
     "swift box left": (
         chat("<image>?", "A", images=["a.png"], objects={"ref": [], "bbox": [[0, 0, 9, 9]]}),
@@ -336,7 +339,7 @@ PROBLEMS = {
         {"messages": [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]},
         "roles out of order: turn 2 is 'user', expected 'assistant'",
     ),
-    "unknown role": ({"messages": [{"role": "robot", "content": "A"}]}, "which is no role"),
+    "unknown role": ({"messages": [{"role": "robot", "content": "A"}]}, "which is not a role"),
     "no answer": (qwen("What?"), "it ends without an answer"),
     "empty answer": (qwen("What?", " \n"), "turn 2: the answer is empty"),
     "empty question": (qwen("", "A"), "turn 1: the question is empty"),
@@ -352,7 +355,7 @@ PROBLEMS = {
     "history of no pairs": ({"query": "A", "response": "B", "history": ["C"]}, "pairs of texts"),
     "no picture file": (qwen("<img>meta.json</img>?", "A"), "is not a picture"),
     "half a character": (qwen("What?", "\ud800"), "half a character"),
-    "no turns": ({"conversations": []}, "no list of turns"),
+    "no turns": ({"conversations": []}, "no list of messages"),
     "nothing known": ({"colour": "red"}, "no columns for question and answer"),
     "no object": (5, "expected an object, not 5"),
 }  # fmt: skip
@@ -402,7 +405,7 @@ JSON = '[{"bbox_2d": [500, 500, 10, 10], "label": "it"}]'
     ("row", "arguments", "problem"),
     [
         (qwen("<img>a.png</img>?", "A"), {"format": "llava"}, "'<img>a.png</img>' is PAI's"),
-        (qwen("What?", "A"), {"format": "ms-swift"}, 'no list of turns under "messages"'),
+        (qwen("What?", "A"), {"format": "ms-swift"}, 'no list of messages under "messages"'),
         (chat("<image>?", JSON, images=["a.png"]), {"boxes": "qwen3_vl"}, "corners swapped"),
         (
             chat("<image>?", "<bbox>", images=["a.png"], objects={"bbox": [[1, 2, 3, 4]]}),
@@ -476,9 +479,9 @@ def test_json_of_any_shape(tmp_path, name, text, count):
     ("text", "problem"),
     [
         (f'{{"data":\n[{ROW}]}}', r"x\.json is one object, not a list .* columns: \['data'\]"),
-        (f"[{ROW[:-5]}", "neither a list of rows nor a row a line"),
-        (f"[\n{ROW},\n]", "neither a list of rows nor a row a line"),
-        ("", "no conversation that can be learnt from"),
+        (f"[{ROW[:-5]}", "neither a list of rows nor one row a line"),
+        (f"[\n{ROW},\n]", "neither a list of rows nor one row a line"),
+        ("", "no conversation that can be trained on"),
         (b"\xff\xfe", r"x\.json is not UTF-8 text"),
     ],
 )
@@ -492,7 +495,7 @@ def test_json_that_is_none(tmp_path, text, problem):
 def test_a_spoilt_line_is_a_row_too(folder):
     path = write(folder, [FORMATS["PAI"][0]], "meta.jsonl")
     path.write_text(path.read_text() + "\n{oops\n")
-    with pytest.raises(DataError, match="row 2: it is no JSON"):
+    with pytest.raises(DataError, match="row 2: it is not JSON"):
         load_conversations(path)
 
 
@@ -503,16 +506,16 @@ def test_a_spoilt_line_is_a_row_too(folder):
         ({"boxes": "pixels"}, "boxes='pixels' is unknown"),
         ({"boxes": ["qwen2_vl"]}, r"boxes=\['qwen2_vl'\] is unknown"),
         ({"strict": "no"}, "strict='no' is unknown"),
-        ({"image_dir": 5}, "image_dir=5 is no folder"),
-        ({"image_dir": "nowhere"}, "image_dir='nowhere' is no folder"),
+        ({"image_dir": 5}, "image_dir=5 is not a folder"),
+        ({"image_dir": "nowhere"}, "image_dir='nowhere' is not a folder"),
         ({"max_image_tokens": "x"}, "max_image_tokens='x' must be a whole number"),
         ({"max_image_tokens": -1}, "max_image_tokens=-1 must be a whole number"),
-        ({"meta": ""}, "'' is no file"),
-        ({"meta": "."}, "'.' is no file"),
+        ({"meta": ""}, "'' is a folder"),
+        ({"meta": "."}, "'.' is a folder"),
         ({"meta": b"x"}, "expected a file, a table or rows, not bytes"),
         ({"meta": "no\0.json"}, r"'no\\x00.json' cannot be read"),
         ({"meta": 5}, "expected a file, a table or rows, not int"),
-        ({"meta": []}, "no conversation that can be learnt from"),
+        ({"meta": []}, "no conversation that can be trained on"),
         ({"meta": "nowhere.json"}, r"nowhere\.json cannot be read"),
     ],
 )
@@ -528,7 +531,7 @@ def model(family):
     """As much of a loaded model as says which family writes the boxes, and at which size."""
     size = SimpleNamespace(size={"shortest_edge": 4 * 28**2, "longest_edge": 1280 * 28**2})
     processor = SimpleNamespace(image_processor=size, video_processor=size)
-    return SimpleNamespace(family=family, processor=processor, max_image_tokens=None)
+    return SimpleNamespace(family=family, rules=rules_of_processor(processor, family, None))
 
 
 def answer(example, family):
@@ -629,7 +632,7 @@ def test_chains_of_pictures_stay_together(folder):
     data = load_conversations(write(folder, [*rows, qwen("Hello", "Hi"), qwen("Hello", "Hi")]))
     train, evaluation = data.split(0.5)
     assert {tuple(e.row for e in side) for side in (train, evaluation)} == {(1, 2), (3, 4)}
-    with pytest.raises(vlkit.errors.VlkitError, match="cannot be parted"):
+    with pytest.raises(vlkit.errors.VlkitError, match="cannot be split"):
         data[:2].split(0.5)
 
 

@@ -171,7 +171,7 @@ def test_ms_swift_gets_objects(pictures, tmp_path, answer, boxes):
 )
 def test_a_text_that_would_be_read_as_a_picture(tmp_path, format, text):
     rows = [[vlkit.user(text), vlkit.assistant("Yes.")]]
-    with pytest.raises(VlkitError, match=r"row 1: .*for a picture or box"):
+    with pytest.raises(VlkitError, match=r"row 1: .*read as a picture or box"):
         export(rows, tmp_path / "out", format=format)
     assert not (tmp_path / "out").exists()
     back = load_conversations(export(rows, tmp_path / "out", format="messages"), format="messages")
@@ -181,7 +181,7 @@ def test_a_text_that_would_be_read_as_a_picture(tmp_path, format, text):
 def test_limits_of_a_picture_are_kept_or_refused(pictures, tmp_path):
     rows = [[vlkit.user("What?", vlkit.Image(pictures / "a.png", max_tokens=9)),
              vlkit.assistant("Noise.")]]  # fmt: skip
-    with pytest.raises(VlkitError, match=r"row 1: .*max_tokens=9 has no place"):
+    with pytest.raises(VlkitError, match=r"row 1: .*it has no field for max_tokens=9"):
         export(rows, tmp_path / "out", format="llava")
     path = export(rows, tmp_path / "out", format="messages")
     assert load_conversations(path)[0].media[0]["max_tokens"] == 9

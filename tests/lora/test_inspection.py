@@ -308,7 +308,7 @@ def test_max_length_reports_what_it_cuts_and_refuses_pictures(vlm, data):
         ({"batch_size": 0}, "batch_size=0"),
         ({"gradient_accumulation": 1.5}, "gradient_accumulation=1.5"),
         ({"max_length": True}, "max_length=True"),
-        ({"example": 8}, "example=8 is not there; the data has 8 rows"),
+        ({"example": 8}, "example=8 does not exist; the data has 8 rows"),
         ({"target": "x"}, "matches no linear layer"),
     ],
 )
@@ -346,5 +346,5 @@ def test_a_model_with_an_adapter_is_refused(tiny_folder, data):
 
     vlm = vlkit.load(tiny_folder("qwen2_vl"))
     adapted = get_peft_model(vlm.model, LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(VlkitError, match="has an adapter already; load it without adapter="):
+    with pytest.raises(VlkitError, match="already has an adapter; load it without adapter="):
         inspect(replace(vlm, model=adapted), data)

@@ -99,9 +99,9 @@ def test_stopped_and_resumed_is_as_if_never_stopped(small, tmp_path, step):
     half = train(small, ROWS, output_dir=tmp_path / "half", callbacks=[StopAt(step)], **OPTIONS)
     assert not half.finished and half.steps == step
     (tmp_path / "half" / "checkpoint-99").mkdir()  # as a run that was killed while it wrote
-    with pytest.raises(VlkitError, match=r"half was begun with seed=3, not 4"):
+    with pytest.raises(VlkitError, match=r"half was started with seed=3, not 4"):
         train(small, ROWS, output_dir=tmp_path / "half", resume=True, **(OPTIONS | {"seed": 4}))
-    with pytest.raises(VlkitError, match=r"half was begun with rows=5, not 4"):
+    with pytest.raises(VlkitError, match=r"half was started with rows=5, not 4"):
         train(small, ROWS[1:], output_dir=tmp_path / "half", resume=True, **OPTIONS)
     rest = train(small, ROWS, output_dir=tmp_path / "half", resume=True, **OPTIONS)
     assert rest.losses == whole.losses and rest.steps == 20
@@ -193,9 +193,9 @@ def test_wrong_arguments(small, tmp_path, argument):
 
 def test_no_rows_and_no_model(small, tmp_path):
     data = load_conversations(ROWS[:1])
-    with pytest.raises(VlkitError, match=r"^data holds no rows"):
+    with pytest.raises(VlkitError, match=r"^data has no rows"):
         train(small, data[:0], output_dir=tmp_path / "run")
-    with pytest.raises(VlkitError, match="eval_data holds no rows"):
+    with pytest.raises(VlkitError, match="eval_data has no rows"):
         train(small, data, eval_data=data[:0], output_dir=tmp_path / "run")
     with pytest.raises(VlkitError, match="vlm='tiny' is not a loaded model"):
         train("tiny", data, output_dir=tmp_path / "run")
@@ -212,7 +212,7 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(small, tmp_pa
     with pytest.raises(ZeroDivisionError):
         train(small, ROWS, output_dir=run, callbacks=[Breaks()], **OPTIONS)
     (run / "checkpoint-1").mkdir()  # that was being written
-    with pytest.raises(VlkitError, match="holds no checkpoint to resume from; pass resume=False"):
+    with pytest.raises(VlkitError, match="has no checkpoint to resume from; pass resume=False"):
         train(small, ROWS, output_dir=run, resume=True, **OPTIONS)
     assert train(small, ROWS[:1], output_dir=run, **OPTIONS | {"epochs": 1}).finished
 
@@ -236,7 +236,7 @@ def test_stopped_and_resumed_the_best_of_all_is_kept(small, tmp_path):
     options = OPTIONS | {"eval_data": ROWS[1:2], "learning_rate": 3e-2}
     whole = train(small, ROWS[:1], output_dir=tmp_path / "whole", **options)
     train(small, ROWS[:1], output_dir=tmp_path / "half", callbacks=[StopAt(2)], **options)
-    with pytest.raises(VlkitError, match="was begun with other eval_data; resume with the same"):
+    with pytest.raises(VlkitError, match="was started with other eval_data; resume with the same"):
         other = options | {"eval_data": ROWS[2:3]}
         train(small, ROWS[:1], output_dir=tmp_path / "half", resume=True, **other)
     rest = train(small, ROWS[:1], output_dir=tmp_path / "half", resume=True, **options)
@@ -251,7 +251,7 @@ def test_a_run_is_not_gone_on_with_on_other_data(small, tmp_path):
     other = [[*ROWS[0][:-1], vlkit.assistant("A blue square.")], *ROWS[1:]]
     drawn = [talk(("What is this?", noise(120, 90, 7)), "A red square."), *ROWS[1:]]
     for rows in (other, drawn):
-        with pytest.raises(VlkitError, match="was begun with other data; resume with the same"):
+        with pytest.raises(VlkitError, match="was started with other data; resume with the same"):
             train(small, rows, output_dir=run, resume=True, **OPTIONS)
     (run / "training.json").write_text("[]")
     with pytest.raises(VlkitError, match=r"training\.json is missing or broken"):
@@ -259,7 +259,7 @@ def test_a_run_is_not_gone_on_with_on_other_data(small, tmp_path):
 
 
 def test_two_processes_do_not_train_into_one_folder(small, tmp_path):
-    with only_writer(tmp_path), pytest.raises(VlkitError, match="trained into by another process"):
+    with only_writer(tmp_path), pytest.raises(VlkitError, match="another process is training into"):
         train(small, ROWS[:1], output_dir=tmp_path, epochs=1)
     assert train(small, ROWS[:1], output_dir=tmp_path, epochs=1).finished
 
@@ -278,7 +278,7 @@ def test_wrong_folders(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(VlkitError, match="is not empty; pass resume=True"):
         train(small, ROWS, output_dir=tmp_path)
-    with pytest.raises(VlkitError, match="holds no checkpoint to resume from"):
+    with pytest.raises(VlkitError, match="has no checkpoint to resume from"):
         train(small, ROWS, output_dir=tmp_path, resume=True)
 
 

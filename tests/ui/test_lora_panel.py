@@ -53,7 +53,7 @@ def test_choose_train_pause_stop_and_compare(notebook):
     _train_with_a_pause(notebook, panel)
     panel.locator(".vlkit-start-button").click()
     expect(panel.locator(".vlkit-status")).to_contain_text("Training", timeout=LONG)
-    expect(panel.locator(".vlkit-curves svg polyline").first).to_be_attached(timeout=LONG)
+    expect(panel.locator(".vlkit-curves svg [id^=loss] path").first).to_be_attached(timeout=LONG)
     panel.locator(".vlkit-stop-button").click()
     expect(panel.locator(".vlkit-status")).to_contain_text("Stopped: ", timeout=LONG)
     panel.locator("text=Saved runs").click()

@@ -47,7 +47,7 @@ def ask_boxes(panel):
 def train(panel):
     panel.locator(".vlkit-start-button").click()
     expect(panel.locator(".vlkit-status")).to_contain_text("Done", timeout=2 * LONG)
-    expect(panel.locator(".vlkit-curves svg polyline").first).to_be_attached()
+    expect(panel.locator(".vlkit-curves svg [id^=loss] path").first).to_be_attached()
 
 
 # notebook: (its panel's class, what is done with it)

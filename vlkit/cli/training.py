@@ -1,4 +1,4 @@
-"""`vlkit train`: a training run as a file describes it, on one process or many."""
+"""`vlkit train`: a training run from a YAML file, on one process or many."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ import typer
 from vlkit.cli.options import console
 from vlkit.errors import VlkitError
 
-_DATA = ("image_dir", "format", "boxes", "strict")  # of load_conversations
-
-
+_DATA = ("image_dir", "format", "boxes", "strict")  # arguments of load_conversations
 _NUMBERS = ("epochs", "learning_rate", "alpha")
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML: arguments of lora.train and of load.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
 ) -> None:
     """Train adapters as CONFIG.yaml says. Its keys are arguments of lora.train and of load.
 
@@ -33,22 +31,22 @@ def train(
     import vlkit
     from vlkit.lora import train as run_training
 
-    of_load, of_train = (_names(each) for each in (vlkit.load, run_training))
-    told = {name: keys.pop(name) for name in _DATA if name in keys}
-    loaded = {name: keys.pop(name) for name in of_load & keys.keys()}
-    _check_keys(config, keys, of_train, {*of_load, *of_train, *_DATA})
-    data, held_out = _read_data(config, keys, told)
-    loaded["device"] = _own_device(loaded.get("device", "auto"))
-    vlm = vlkit.load(**loaded)
+    load_names, train_names = _names(vlkit.load), _names(run_training)
+    data_options = {name: keys.pop(name) for name in _DATA if name in keys}
+    load_options = {name: keys.pop(name) for name in load_names & keys.keys()}
+    _check_keys(config, keys, train_names, {*load_names, *train_names, *_DATA})
+    data, held_out = _read_data(keys, data_options)
+    load_options["device"] = _device_of_process(load_options.get("device", "auto"))
+    vlm = vlkit.load(**load_options)
     result = run_training(
         vlm, data, eval_data=held_out, **keys | ({"resume": True} if resume else {})
     )
     if int(os.environ.get("RANK", "0")) == 0:
-        console.print(_tell(result), markup=False, highlight=False, soft_wrap=True)
+        console.print(_summary(result), markup=False, highlight=False, soft_wrap=True)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file. Raises VlkitError where it holds none."""
+    """The keys of a YAML file. Raises VlkitError where it has none."""
     import yaml
 
     try:
@@ -57,13 +55,13 @@ def read_config(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise VlkitError(f"{path} cannot be read as YAML: {reason}") from None
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
-        raise VlkitError(f'{path} holds no keys; write lines such as "learning_rate: 0.0002"')
+        raise VlkitError(f'{path} has no keys; write lines such as "learning_rate: 0.0002"')
     for name in _NUMBERS:  # YAML reads 2e-4 as text
         if isinstance(keys.get(name), str):
             try:
                 keys[name] = float(keys[name])
             except ValueError:
-                raise VlkitError(f"{path}: {name}={keys[name]!r} is no number") from None
+                raise VlkitError(f"{path}: {name}={keys[name]!r} is not a number") from None
     return keys
 
 
@@ -71,39 +69,39 @@ def _names(function: Callable) -> set[str]:
     return set(inspect.signature(function).parameters) - {"vlm", "callbacks"}
 
 
-def _check_keys(path: Path, keys: dict, own: set[str], known: set[str]) -> None:
-    for name in keys.keys() - own:
-        near = get_close_matches(name, known, 2)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"keys = {sorted(known)}"
-        raise VlkitError(f"{path}: {name!r} is no argument of lora.train or load; {meant}")
+def _check_keys(path: Path, keys: dict, allowed: set[str], known: set[str]) -> None:
+    for name in keys.keys() - allowed:
+        similar = get_close_matches(name, known, 2)
+        advice = f"did you mean {' or '.join(similar)}?" if similar else f"keys = {sorted(known)}"
+        raise VlkitError(f"{path}: {name!r} is not an argument of lora.train or load; {advice}")
     if missing := [name for name in ("data", "output_dir") if name not in keys]:
         raise VlkitError(f"{path} has no {' and no '.join(missing)}; add a line for it")
 
 
-def _read_data(path: Path, keys: dict, told: dict) -> tuple[Any, Any]:
-    """The rows to train on, and those held out: of a file, or a share of the first."""
+def _read_data(keys: dict, options: dict) -> tuple[Any, Any]:
+    """The rows to train on, and the held-out ones: of a file, or a share of the first."""
     from vlkit.lora import load_conversations
 
-    data, held_out = load_conversations(keys.pop("data"), **told), keys.pop("eval_data", None)
+    data, held_out = load_conversations(keys.pop("data"), **options), keys.pop("eval_data", None)
     if isinstance(held_out, float | int) and not isinstance(held_out, bool):
         return data.split(held_out, seed=keys.get("seed", 0))
-    return data, None if held_out is None else load_conversations(held_out, **told)
+    return data, None if held_out is None else load_conversations(held_out, **options)
 
 
-def _own_device(asked: str) -> str:
-    """A GPU of this process's own, where there are several processes."""
+def _device_of_process(device: str) -> str:
+    """The device that was asked for; with ``auto`` and several processes, a GPU for each."""
     import torch
 
     gpus = torch.cuda.device_count()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or asked != "auto" or not gpus:
-        return asked
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or device != "auto" or not gpus:
+        return device
     number = int(os.environ.get("LOCAL_RANK", "0")) % gpus
     torch.cuda.set_device(number)
     return f"cuda:{number}"
 
 
-def _tell(run: Any) -> str:
+def _summary(run: Any) -> str:
     losses = f", loss {run.losses[0][1]:.4f} to {run.losses[-1][1]:.4f}" if run.losses else ""
     right = f", {run.metrics[-1][1]:.1%} of held-out answers right" if run.metrics else ""
-    done = "" if run.finished else " (stopped earlier; --resume goes on)"
+    done = "" if run.finished else " (stopped earlier; --resume continues)"
     return f"{run.steps:,} steps{done}, {run.seconds:,.0f} s{losses}{right}; {run.output_dir}"

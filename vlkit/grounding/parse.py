@@ -21,6 +21,7 @@ from vlkit.grounding.boxes import (
 from vlkit.grounding.formats import (
     FORMATS,
     SPACES,
+    Found,
     GroundingFormat,
     Space,
     read_answer,
@@ -98,27 +99,29 @@ def locate_grounding(
         raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
     form = format_of(family)
     span = span_of(space or form.space, image_size, input_size)
-    answer = text.rpartition("</think>")[2]
-    before = len(text) - len(answer)
     try:
-        found, problems = read_answer(answer, form)
+        found, problems = find_numbers(text, form)
         placed = [
-            (
-                to_pixels(each.label, each.numbers, span, image_size, clip),
-                before + each.start,
-                before + each.end,
-            )
+            (to_pixels(each.label, each.numbers, span, image_size, clip), each.start, each.end)
             for each in found
         ]
     except Exception as error:  # the one promise about any answer: it is read, or this error
         placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
-    if answer.lstrip().startswith("<think>"):
-        placed, problems = [], ["the answer ends inside its <think>"]
     if problems and not placed:
         advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
         raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
     left_out = f"{len(placed)} read, {len(problems)} left out: " + "; ".join(problems[:3])
     return placed, left_out if problems else ""
+
+
+def find_numbers(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
+    """Labels with their numbers behind a text's ``</think>``, and what could not be read."""
+    answer = text.rpartition("</think>")[2]
+    if answer.lstrip().startswith("<think>"):
+        return [], ["the answer ends inside its <think>"]
+    found, problems = read_answer(answer, form)
+    before = len(text) - len(answer)
+    return [f._replace(start=before + f.start, end=before + f.end) for f in found], problems
 
 
 def format_grounding(

@@ -1,4 +1,4 @@
-"""An adapter handed on to PEFT, vLLM and ms-swift."""
+"""An adapter for other programs: exported for PEFT, vLLM and ms-swift, or merged into a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from safetensors import safe_open
 
 from vlkit.errors import ModelError
 from vlkit.files import whole_folder
@@ -19,74 +17,30 @@ from vlkit.models.load import load_here
 CONFIG = "adapter_config.json"
 
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank may have
-
-
-_README = """# A LoRA adapter for {base}
-
-Rank {rank}, alpha {alpha:g}, {layers} layers.
-
-PEFT:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-
-model = AutoModelForImageTextToText.from_pretrained("{base}")
-model = PeftModel.from_pretrained(model, "{name}")
-```
-
-{vllm}
-
-ms-swift (`args.json` tells it the model):
-
-```sh
-swift infer --adapters {name}
-```
-"""
-
-
-_SERVE = """vLLM:
-
-```sh
-vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}=./{name}
-```"""
-
-
-_MERGE = """vLLM reads {why} of an adapter not everywhere; merge this one, and serve what comes out:
-
-```python
-import vlkit
-
-vlkit.lora.merge("{name}", "merged", model="{base}")
-```"""
-
-
 def export_adapter(
     adapter: str | os.PathLike,
     folder: str | os.PathLike,
     *,
     model: str | os.PathLike | None = None,
 ) -> Path:
-    """Write an adapter alone, as PEFT, vLLM and ms-swift read it, with the commands for it.
+    """Write an adapter alone, as PEFT, vLLM and ms-swift read it (docs/howto.md has the commands).
 
-    Beside PEFT's two files there are ``args.json``, which tells ms-swift the base model,
-    ``README.md`` with the commands and, from a run of :func:`vlkit.lora.train`,
-    ``adapter_base.json``, by which ``load`` knows the base again. Checkpoints and the state of the
-    training stay behind.
+    Besides PEFT's two files it writes ``args.json``, which names the base model for ms-swift, and,
+    from a run of :func:`vlkit.lora.train`, ``adapter_base.json``, by which ``load`` recognises the
+    base. Checkpoints and the state of the training are left out.
 
     Args:
         adapter: the folder of an adapter, such as the ``output_dir`` of a run.
         folder: a new or empty one; it appears whole or not at all.
-        model: what others call the base, such as ``Qwen/Qwen2-VL-2B-Instruct``; by default what
-            the adapter itself names.
+        model: the base's name for other programs, such as ``Qwen/Qwen2-VL-2B-Instruct``; by default
+            the name in the adapter.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: there is no whole adapter, nothing tells what it was made for, or ``model`` is
-            of another generation.
+        ModelError: the adapter is incomplete, its base is unknown, or ``model`` is of another
+            generation.
         VlkitError: the folder is in use.
     """
     named = {"adapter": adapter, "folder": folder}
@@ -102,41 +56,38 @@ def export_adapter(
                 shutil.copyfile(file, written / file.name)
         _write(written / CONFIG, config)
         _write(written / "args.json", _swift_arguments(base, family))
-        with safe_open(source / WEIGHTS, "np") as weights:
-            text = _readme(config, list(weights.keys()), base, target.name)
-        (written / "README.md").write_text(text, encoding="utf-8")
     return target
 
 
 def _read_config(source: Path) -> dict:
     if not (source / CONFIG).is_file() or not (source / WEIGHTS).is_file():
-        raise ModelError(f"{source} holds no adapter: {CONFIG} and {WEIGHTS} are needed")
+        raise ModelError(f"{source} has no adapter: {CONFIG} and {WEIGHTS} are needed")
     check_shard(source / WEIGHTS)
     config = read_json(source / CONFIG)
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float):
             raise ModelError(
-                f"{source / CONFIG} is no LoRA adapter's: {name} is {config.get(name)!r}"
+                f"{source / CONFIG} is not of a LoRA adapter: {name} is {config.get(name)!r}"
             )
     return config
 
 
 def _base_of(source: Path, config: dict, model: str | os.PathLike | None) -> tuple[str, str]:
-    """What others call the base, and its family. Raises ModelError."""
-    own = str(config.get("base_model_name_or_path") or "")
-    base = own if model is None else os.fspath(model)
-    made_for = family_of_adapter(config)
-    named = family_of_adapter({"base_model_name_or_path": base})
-    family = made_for or named
+    """The base's name for other programs, and its family. Raises ModelError."""
+    trained_on = str(config.get("base_model_name_or_path") or "")
+    base = trained_on if model is None else os.fspath(model)
+    adapter_family = family_of_adapter(config)
+    base_family = family_of_adapter({"base_model_name_or_path": base})
+    family = adapter_family or base_family
     if base in ("", "tiny") or family is None:
         raise ModelError(
-            f"{source} was made for {base!r}, which other programs do not know by that name; pass "
-            "model=, a folder or hub id"
+            f"{source} was made for {base!r}, a name that other programs do not know; pass model=, "
+            "a folder or hub id"
         )
-    if named not in (None, family):
+    if base_family not in (None, family):
         raise ModelError(
-            f"{source} was made for {own!r} ({family}), not for {base!r} ({named}); pass another "
-            "name of the same model"
+            f"{source} was made for {trained_on!r} ({family}), not for {base!r} ({base_family}); "
+            "pass another name of the same model"
         )
     return base, family
 
@@ -146,7 +97,7 @@ def _write(path: Path, content: dict) -> None:
 
 
 def _swift_arguments(base: str, family: str) -> dict[str, Any]:
-    """What ``swift infer --adapters`` takes from a training of its own."""
+    """What ``swift infer --adapters`` reads from a training by ms-swift."""
     return {
         "model": base,
         "model_type": family,
@@ -154,33 +105,8 @@ def _swift_arguments(base: str, family: str) -> dict[str, Any]:
         "task_type": "causal_lm",
         "train_type": "lora",  # before version 4
         "tuner_type": "lora",
-        "swift_version": "4.0.0",  # whose keys these are; else it leaves model_type out
+        "swift_version": "4.0.0",  # without it model_type is not read
     }
-
-
-def _readme(config: dict, weights: list[str], base: str, name: str) -> str:
-    if why := _unread_by_vllm(config, weights):
-        vllm = _MERGE.format(why=why, name=name, base=base)
-    else:
-        most = min(rank for rank in VLLM_RANKS if rank >= config["r"])
-        vllm = _SERVE.format(base=base, most=most, name=name)
-    told = {"rank": config["r"], "alpha": config["lora_alpha"], "base": base, "name": name}
-    layers = sum("lora_A" in weight for weight in weights)
-    return _README.format(layers=layers, vllm=vllm, **told)
-
-
-def _unread_by_vllm(config: dict, weights: list[str]) -> str:
-    """What keeps vLLM's loader from using the whole adapter, or "".
-
-    https://docs.vllm.ai/en/latest/features/lora.html
-    """
-    if any(".visual." in weight for weight in weights):
-        return "the vision part"
-    if config.get("modules_to_save"):
-        return "whole layers"
-    if config.get("use_dora"):
-        return "DoRA's magnitudes"
-    return f"rank {config['r']}" if config["r"] > VLLM_RANKS[-1] else ""
 
 
 def merge(

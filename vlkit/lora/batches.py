@@ -1,8 +1,7 @@
-"""A frozen vision tower looks at each picture once; its features are kept and given again."""
+"""Rows and batches of training; a frozen vision encoder encodes each picture once."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from vlkit.engine.vision import Encoder, Medium
 from vlkit.inputs import tokenizing
-from vlkit.lora.example import Example
+from vlkit.lora.example import Example, naming_row
 from vlkit.lora.token_labels import (
     IGNORED,
     PADS,
@@ -24,22 +23,28 @@ from vlkit.lora.token_labels import (
     Piece,
     cut_turns,
     label_example,
+    read_example,
+    tokenize_pieces,
     truncate,
 )
-from vlkit.media.image import Image
+from vlkit.media.image import Image, pixel_hash
+from vlkit.media.sources import file_hash, is_url
 from vlkit.messages import read_media_item
 from vlkit.models.load import VLM, base_model
 
-SHARE = 0.25  # of the free main memory, that features may take
+SHARE = 0.25  # of the free main memory that features may take
+AHEAD = 32  # rows that are read while the model is busy
+SORTED = 32  # batches whose rows are sorted by length together
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 class FrozenTower:
-    """Features of pictures and clips, each computed once, without gradients, all new ones at once.
+    """Features of pictures and clips from a vision encoder that is not trained, each computed once.
 
-    They are kept in main memory. What its share of it does not hold is computed anew each time.
+    They are kept in main memory; beyond the budget they are computed again each time.
 
     Args:
-        model: the transformers model, out of an adapter's wrapper.
+        model: the transformers model, without an adapter's wrapper.
         budget: bytes that features may take; by default a quarter of the free main memory.
     """
 
@@ -53,28 +58,28 @@ class FrozenTower:
         self._kept: dict[Hashable, Any] = {}
 
     def holds(self, key: Hashable) -> bool:
-        """Whether this content's features need no pixels any more."""
+        """Whether the features of this content are kept, so that its pixels are not needed."""
         return key in self._kept
 
     def encode(self, media: Sequence[Medium]) -> list[Any]:
         """For each medium (tokens, width × (1 + deeper layers)) on the tower's device.
 
         Args:
-            media: those that are not held need their pixels.
+            media: with pixels where no features are kept.
         """
         import torch
 
         new = {medium.key: medium for medium in media if medium.key not in self._kept}
-        found = {}
+        features = {}
         with torch.no_grad():
             for key, layers in zip(new, self.encoder.encode(list(new.values())), strict=True):
-                found[key] = torch.cat(layers, -1)
-                self._keep(key, found[key])
+                features[key] = torch.cat(layers, -1)
+                self._keep(key, features[key])
         self.encoder.forget()
-        for medium in media:
-            if medium.key not in found:
-                found[medium.key] = self._kept[medium.key].to(self.visual.device, non_blocking=True)
-        return [found[medium.key] for medium in media]
+        device = self.visual.device
+        for key in {medium.key for medium in media} - features.keys():
+            features[key] = self._kept[key].to(device, non_blocking=True)
+        return [features[medium.key] for medium in media]
 
     def _keep(self, key: Hashable, features: Any) -> None:
         import torch
@@ -82,43 +87,40 @@ class FrozenTower:
         if features.nbytes > self.left:
             return
         self.left -= features.nbytes
-        pinned = features.is_cuda  # the copy does not wait for the GPU, and its reader is the GPU
-        held = torch.empty(features.shape, dtype=features.dtype, pin_memory=pinned)
-        self._kept[key] = held.copy_(features, non_blocking=pinned)
+        on_gpu = features.is_cuda  # then copies in both directions need not wait for the GPU
+        copy = torch.empty(features.shape, dtype=features.dtype, pin_memory=on_gpu)
+        self._kept[key] = copy.copy_(features, non_blocking=on_gpu)
 
     @contextmanager
     def replaced(self) -> Iterator[None]:
-        """Within it the model takes features for ``pixel_values``, and no tower runs."""
-        own = vars(self.visual).get("forward")  # accelerate's, where a model is spread out
+        """The model takes features in place of ``pixel_values``; restored on exit."""
+        forward = vars(self.visual).get("forward")  # accelerate's, of a model on several devices
         self.visual.forward = partial(_split_layers, self.width)
         try:
             yield
         finally:
             del self.visual.forward
-            if own is not None:
-                self.visual.forward = own
+            if forward is not None:
+                self.visual.forward = forward
 
 
 def _split_layers(width: int, features: Any, grid_thw: Any, **_) -> Any:
-    """The tower's output, of features with those of deeper layers behind them."""
+    """The encoder's output, from its features followed by those of deeper layers."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
     first, *deeper = features.split(width, -1)
     return BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=deeper)
 
 
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-
-
 class Preparer:
-    """Makes rows of a data set ready.
+    """Prepares rows of a data set for training.
 
     Args:
         vlm: the model that is trained.
-        data: its rows.
-        max_length: the most tokens of a row, of which the end is cut.
-        tower: whose features stand for pixels, or None where the tower itself is trained.
-        keep: whether rows will be asked for again.
+        data: the rows.
+        max_length: the most tokens of a row; a longer one is cut at its end.
+        tower: whose features replace pixels, or None where the vision encoder is trained.
+        keep: whether rows will be needed again.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class Preparer:
         self._known: dict[Hashable, Medium] = {}  # pictures by their source
 
     def prepare(self, index: int) -> Labelled:
-        """A row, with the pixels that are needed. Raises what :func:`label_example` raises."""
+        """A row, with the pixels that are needed. Raises as :func:`label_example`."""
         if self.tower is None:
             return label_example(self.vlm, self.data[index], max_length=self.max_length)
         row = self._rows.get(index)
@@ -147,27 +149,33 @@ class Preparer:
         return row
 
     def is_ready(self, row: Labelled) -> bool:
-        """Whether of each of its media the pixels are there, or features held."""
+        """Whether each of its media has pixels, or features that are kept."""
         return all(medium.pixels is not None or self._holds(medium) for medium in row.media)
 
-    def _holds(self, medium: Medium | None) -> bool:
-        return medium is not None and self.tower is not None and self.tower.holds(medium.key)
+    def _holds(self, medium: Medium) -> bool:
+        return self.tower is not None and self.tower.holds(medium.key)
 
     def _read(self, example: Example) -> Labelled:
-        labelled = label_example(self.vlm, example, max_length=self.max_length)
-        media = tuple(_take_media(labelled.tensors))
-        images = [medium for medium in media if medium.kind == "image"]
-        for source, medium in zip(filter(None, _sources(example)), images, strict=True):
-            self._known[source] = _without_pixels(medium)
-        tensors = {n: t for n, t in labelled.tensors.items() if n not in PIXELS.values()}
-        return replace(labelled, tensors=tensors, media=media)
+        with naming_row(example):
+            pieces, loaded = read_example(self.vlm, example)
+            row = truncate(self.vlm, tokenize_pieces(self.vlm, pieces, loaded), self.max_length)
+        contents = [pixel_hash(image) for image in loaded.images]
+        contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
+        media = tuple(_split_media(row.tensors, contents))
+        for picture, medium in zip(loaded.pictures, media, strict=False):  # pictures come first
+            self._known[_identify(picture)] = _without_pixels(medium)
+        tensors = {n: t for n, t in row.tensors.items() if n not in PIXELS.values()}
+        return replace(row, tensors=tensors, media=media)
 
     def _from_known(self, example: Example) -> Labelled | None:
-        """A row of which all pictures' features are held: its texts are all that is read."""
-        found = [self._known.get(source) if source else None for source in _sources(example)]
-        media = [medium for medium in found if medium is not None]
-        if len(media) < len(found) or not all(map(self._holds, media)):
-            return None
+        """A row without reading its pictures, where the features of all of them are kept."""
+        media = []
+        for item in example.media:
+            source = read_media_item(item)
+            medium = self._known.get(_identify(source)) if isinstance(source, Image) else None
+            if medium is None or not self._holds(medium):
+                return None
+            media.append(medium)
         return self._tokenize(cut_turns(self.vlm.processor, example.messages_for(self.vlm)), media)
 
     def _tokenize(self, pieces: Sequence[Piece], media: Sequence[Medium]) -> Labelled:
@@ -179,8 +187,8 @@ class Preparer:
         encode = self.vlm.processor.tokenizer.backend_tokenizer.encode
         with tokenizing:  # one by one: a few short texts are not worth threads
             tokens = [encode(text, add_special_tokens=False).ids for text in texts]
-        ids = torch.tensor([[token for each in tokens for token in each]])
-        trained = [piece.trained for piece, its in zip(pieces, tokens, strict=True) for _ in its]
+        ids = torch.tensor([[token for part in tokens for token in part]])
+        trained = [piece.trained for piece, part in zip(pieces, tokens, strict=True) for _ in part]
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         pad = base_model(self.vlm).config.image_token_id
         tensors["mm_token_type_ids"] = (ids == pad).to(ids.dtype)
@@ -191,58 +199,44 @@ class Preparer:
         return truncate(self.vlm, labelled, self.max_length)
 
 
-def _take_media(tensors: dict[str, Any]) -> Iterator[Medium]:
-    """A row's pictures, then its clips, each by its content."""
+def _split_media(tensors: dict[str, Any], contents: Iterable[str]) -> Iterator[Medium]:
+    """A row's pictures, then its clips, each with its content's hash and its grid as its key."""
+    hashes = iter(contents)
     for kind, name in PIXELS.items():
         if name in tensors:
             grids = tensors[f"{kind}_grid_thw"]
             parts = tensors[name].split(grids.prod(-1).tolist())
             for pixels, grid in zip(parts, grids.split(1), strict=True):
-                digest = hashlib.sha256(pixels.numpy()).digest()
-                yield Medium(kind, (kind, digest, *grid[0].tolist()), pixels, grid)
+                yield Medium(kind, (kind, next(hashes), *grid[0].tolist()), pixels, grid)
 
 
 def _without_pixels(medium: Medium) -> Medium:
     return replace(medium, pixels=None)
 
 
-def _sources(example: Example) -> Iterable[Hashable]:
-    """Of each picture what tells it from others; a file is not read for that. None of clips."""
-    for item in example.media:
-        media = read_media_item(item)
-        yield _identify(media) if isinstance(media, Image) else None
-
-
 def _identify(image: Image) -> Hashable:
+    """Equal for pictures that the model sees alike; a file that has not changed is not decoded."""
     source = image.source
     limits = (image.max_tokens, image.min_tokens, image.max_pixels, image.min_pixels, image.strict)
     if not isinstance(source, str | os.PathLike):
-        picture = image.load()
-        return (hashlib.sha256(picture.tobytes()).digest(), picture.size, *limits)
+        return (pixel_hash(image.load()), *limits)
     try:
-        status = os.stat(source)
-        return (os.fspath(source), status.st_mtime_ns, status.st_size, *limits)
-    except (OSError, ValueError):  # a URL
+        return (source if is_url(source) else file_hash(source), *limits)
+    except (OSError, ValueError):  # reading it will say why
         return (os.fspath(source), *limits)
 
 
 def _expand(text: str, counts: Iterator[int]) -> str:
-    """A text with as many placeholders for each picture as it has tokens."""
+    """A text with one placeholder for each token of each picture."""
     first, *rest = text.split(PADS["image"])
-    return first + "".join(PADS["image"] * next(counts) + each for each in rest)
-
-
-AHEAD = 32  # rows that are read while the model is busy
-
-
-SORTED = 32  # batches whose rows are sorted by length together
+    return first + "".join(PADS["image"] * next(counts) + text for text in rest)
 
 
 class Examples(Sequence[Labelled]):
-    """The rows of a data set, each prepared when it is asked for or shortly before.
+    """The rows of a data set, each prepared when it is needed or shortly before.
 
     Args:
-        preparer: which makes a row from its number.
+        preparer: which prepares a row.
         workers: threads that read rows ahead; 0 for none.
     """
 
@@ -255,7 +249,7 @@ class Examples(Sequence[Labelled]):
         return len(self.preparer.data)
 
     def __getitem__(self, index):
-        if index >= len(self):  # one that nothing is learnt from
+        if index >= len(self):  # a row of padding, without labels
             row = self[index % len(self)]
             return replace(row, labels=row.labels.clone().fill_(IGNORED))
         coming = self._coming.pop(index, None)
@@ -265,7 +259,7 @@ class Examples(Sequence[Labelled]):
         return row if self.preparer.is_ready(row) else self.preparer.prepare(index)
 
     def expect(self, index: int) -> None:
-        """Prepare a row that will be asked for soon."""
+        """Start to prepare a row that will be needed soon."""
         if self._pool is None or index in self._coming or index >= len(self):
             return
         while len(self._coming) >= 2 * AHEAD:  # of batches that a resumed run skips
@@ -273,24 +267,24 @@ class Examples(Sequence[Labelled]):
         self._coming[index] = self._pool.submit(self.preparer.prepare, index)
 
     def close(self) -> None:
-        """Read nothing ahead any more."""
+        """Stop reading ahead."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class LengthSampler:
-    """All rows in random order, those of one update of the weights of like lengths.
+    """All rows in random order; those of one update of the weights have similar lengths.
 
-    The order hangs on seed and epoch alone, so that a resumed run, or one that takes an update's
-    rows in smaller batches or on several processes, learns from the same rows.
+    The order depends on seed and epoch alone, so that a resumed run, or one that takes an update's
+    rows in smaller batches or on several processes, trains on the same rows.
 
     Args:
-        examples: whose rows they are.
+        examples: the rows.
         lengths: of the rows.
         rows: of one update, on all processes together.
         seed: of the order.
-        share: rows that processes take at once; an epoch is filled up to a multiple of it with rows
-            that nothing is learnt from, where accelerate would repeat some.
+        share: rows that all processes take at once; an epoch is padded to a multiple of it with
+            rows without labels, where accelerate would repeat some.
     """
 
     def __init__(
@@ -313,7 +307,7 @@ class LengthSampler:
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """The rows' numbers in this epoch; an update that is not full comes last."""
+        """The rows' indices in this epoch; an update that is not full comes last."""
         import numpy as np
 
         random = np.random.default_rng((self.seed, self.epoch))
@@ -324,7 +318,7 @@ class LengthSampler:
             some = shuffled[start : start + span]
             some = some[np.argsort([self.lengths[i] for i in some], kind="stable")]
             full = len(some) - len(some) % self.rows
-            rest = random.permutation(len(some))[full:]  # else the longest were always the last
+            rest = random.permutation(len(some))[full:]  # at random: not always the longest
             kept = np.delete(some, rest)
             groups += [kept[i : i + self.rows] for i in range(0, full, self.rows)]
             last = some[rest]
@@ -342,18 +336,18 @@ class LengthSampler:
 
 
 class Collator:
-    """Labelled rows as one batch.
+    """Collates labelled rows to one batch.
 
-    Beside the processor's tensors it holds ``labels`` (rows, length), and, so that logits are made
-    only where a label is, ``logits_to_keep`` (positions) and ``shift_labels`` (rows, positions),
-    as transformers' models take them. Rows are padded on the left, so that their answers stand at
-    the same positions as far as they can.
+    Besides the processor's tensors it has ``labels`` (rows, length), and, so that logits are
+    computed only where there are labels, ``logits_to_keep`` (positions) and ``shift_labels``
+    (rows, positions), as transformers' models take them. Rows are padded on the left, so that
+    their answers are mostly at the same positions.
 
     Args:
-        pad_token_id: which fills shorter rows up.
+        pad_token_id: of the padding.
         tower: with it, ``pixel_values`` are its features of the rows' ``media``.
-        rope: the model's ``get_rope_index``; with it, positions are counted here, where a GPU
-            need not wait for it.
+        rope: the model's ``get_rope_index``; with it, positions are computed here, and the GPU
+            does not wait for them.
     """
 
     def __init__(
@@ -371,15 +365,15 @@ class Collator:
         for name in PER_TOKEN:
             if name in rows[0].tensors:
                 filler = self.pad_token_id if name == "input_ids" else 0
-                batch[name] = _pad([each.tensors[name][0] for each in rows], filler)
-        names = {name for each in rows for name in each.tensors} - set(PER_TOKEN)
+                batch[name] = _pad([row.tensors[name][0] for row in rows], filler)
+        names = {name for row in rows for name in row.tensors} - set(PER_TOKEN)
         for name in sorted(names):
             batch[name] = torch.cat(
-                [torch.as_tensor(each.tensors[name]) for each in rows if name in each.tensors]
+                [torch.as_tensor(row.tensors[name]) for row in rows if name in row.tensors]
             )
         batch |= self._positions(batch)
-        batch |= self._features([medium for each in rows for medium in each.media])
-        batch["labels"] = _pad([each.labels[0] for each in rows], IGNORED)
+        batch |= self._features([medium for row in rows for medium in row.media])
+        batch["labels"] = _pad([row.labels[0] for row in rows], IGNORED)
         following = batch["labels"][:, 1:]
         kept = (following != IGNORED).any(0).nonzero()[:, 0]
         return batch | {"logits_to_keep": kept, "shift_labels": following[:, kept].contiguous()}

@@ -1,4 +1,4 @@
-"""Whether pictures and clips can be decoded, each distinct one tried once."""
+"""Rows of a source as checked examples, and everything that is wrong with any of them."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ import PIL.Image
 from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Size
-from vlkit.lora.example import Coordinates, Example, Text, detect_convention, place_coordinates
+from vlkit.lora.example import Example, detect_convention, place_coordinates, source_key
 from vlkit.lora.readers import Turn, detect_format, read_turns
 from vlkit.media.image import Image, describe_source, load_image, picture_size
 from vlkit.media.sources import is_remote, is_url, local_path
 from vlkit.media.video import Video, clip_name, probe_clip, sample_indices
 from vlkit.messages import as_messages, read_media_item
 
+_ROLES = ("system", "user", "assistant")
+_ENCODED = (str, bytes, bytearray, memoryview)  # of these picture_size reads the header alone
 _COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+SHOWN = 20  # problems that an error lists
 
 
 def find_damaged(items: Iterable[dict]) -> list[str | None]:
-    """What keeps each content item from being decoded, or None.
+    """Why a content item cannot be decoded, or None, for each; a distinct one is tried once.
 
     Pictures are decoded to their end, clips to their first frame; http(s) URLs are not fetched.
     """
     media = [read_media_item(item) for item in items]
-    keys = [_key(each) for each in media]
+    keys = [_key(medium) for medium in media]
     distinct = dict(zip(keys, media, strict=True))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = dict(zip(distinct, pool.map(_damage, distinct.values()), strict=True))
-    return [found[key] for key in keys]
+        damage = dict(zip(distinct, pool.map(_damage, distinct.values()), strict=True))
+    return [damage[key] for key in keys]
 
 
-def _key(media: Image | Video) -> tuple:
-    source, *options = vars(media).values()
-    return type(media), source if isinstance(source, str) else id(source), repr(options)
+def _key(medium: Image | Video) -> tuple:
+    source, *options = vars(medium).values()
+    return type(medium), source_key(source), repr(options)
 
 
-def _damage(media: Image | Video) -> str | None:
-    source = media.source
+def _damage(medium: Image | Video) -> str | None:
+    source = medium.source
     if is_remote(source):
         return None
     try:
-        if isinstance(media, Video):
-            sample_indices(media, probe_clip(media), clip_name(source))
+        if isinstance(medium, Video):
+            sample_indices(medium, probe_clip(medium), clip_name(source))
         elif not _is_whole_file(source):
-            load_image(media)
+            load_image(medium)
     except (VlkitError, OSError) as error:
         return str(error)
     return None
 
 
 def _is_whole_file(source: Any) -> bool:
-    """Whether it is a file that decodes to its end; of a JPEG an eighth of the size shows that."""
+    """Whether it is a file that decodes to its end, at an eighth of its size if it is a JPEG."""
     if not isinstance(source, str | os.PathLike) or is_url(source):
         return False
     try:
@@ -67,9 +70,6 @@ def _is_whole_file(source: Any) -> bool:
     except Exception:  # a decoder may raise anything; load_image then says what is wrong
         return False
     return True
-
-
-SHOWN = 20  # problems that an error spells out
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class DataError(VlkitError):
     """
 
     def __init__(self, name: str, problems: Sequence[Problem]):
-        advice = "mend them, or pass strict=False to leave these rows out"
+        advice = "fix them, or pass strict=False to leave these rows out"
         super().__init__(f"{list_problems(name, problems)}; {advice}")
         self.problems = tuple(problems)
 
@@ -105,14 +105,15 @@ def list_problems(name: str, problems: Sequence[Problem]) -> str:
     return f"{name}: {rows:,} {'row has' if rows == 1 else 'rows have'} problems: {listed}"
 
 
-_ENCODED = (str, bytes, bytearray, memoryview)  # of these picture_size reads the header alone
-
-
-_ROLES = ("system", "user", "assistant")
-
-
 class RowReader:
-    """Turns rows into examples; ``problems`` gathers what is wrong with any of them."""
+    """Reads rows as examples; ``problems`` collects what is wrong with any of them.
+
+    Args:
+        format: of ``vlkit.lora.readers.FORMATS``, or ``auto``.
+        boxes: the convention of coordinates, ``auto`` or None.
+        limit: the most image tokens to which the source's model was limited.
+        places: folders in which pictures are looked for.
+    """
 
     def __init__(self, format: str, boxes: str | None, limit: int | None, places: list[Path]):
         self.format, self.boxes, self.limit = format, boxes, limit
@@ -122,10 +123,10 @@ class RowReader:
         self._renamed: dict[str, dict[str, list[int]]] = {}  # file → absolute paths → rows
 
     def read(self, rows: Iterable[tuple[int, Any]]) -> list[Example]:
-        """The rows as examples, save those that are not sound; their problems are noted."""
+        """The examples of all rows without a problem."""
         examples = [each for number, row in rows if (each := self._try(number, row))]
-        damaged = find_damaged(item for _, item in self._media)
-        for (number, _), problem in zip(self._media, damaged, strict=True):
+        damage = find_damaged(item for _, item in self._media)
+        for (number, _), problem in zip(self._media, damage, strict=True):
             if problem:
                 self._note(number, problem)
         self._note_mixed_up()
@@ -151,28 +152,38 @@ class RowReader:
             raise VlkitError(f"expected an object, not {row!r:.40}")
         row = {key: None if is_missing(value) else value for key, value in row.items()}
         turns = read_turns(row, detect_format(row) if self.format == "auto" else self.format)
-        before = len(self.problems)
-        for problem in _order_problems(turns):
+        order_problems = list(_order_problems(turns))
+        for problem in order_problems:
             self._note(number, problem)
-        ordered, found = len(self.problems) == before, len(self.problems)
-        sizes = {size for turn in turns for size in self._find_media(number, turn)}
-        if len(self.problems) > found:  # without its pictures its boxes cannot be placed
+        before = len(self.problems)
+        items = [part for _, parts in turns for part in parts if isinstance(part, dict)]
+        sizes = set(self._measure_media(number, items))
+        if len(self.problems) > before:  # without its pictures its boxes cannot be placed
             return None
-        example = self._place(number, row, turns, sizes)
-        if ordered:
-            as_messages(example.messages)
-        return example
+        turns = turns if order_problems else _checked(turns)
+        texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
+        convention = detect_convention(row, texts) if self.boxes == "auto" else self.boxes or ""
+        coordinates, placed = place_coordinates(row, texts, convention, sizes, self.limit)
+        rest = iter(placed)
+        return Example(
+            number,
+            tuple(
+                (role, tuple(p if isinstance(p, dict) else next(rest) for p in parts))
+                for role, parts in turns
+            ),
+            coordinates,
+        )
 
-    def _find_media(self, number: int, turn: Turn) -> Iterator[Size]:
-        """Give each picture its whole path; the sizes of those that are there."""
-        for item in (part for part in turn.parts if isinstance(part, dict)):
+    def _measure_media(self, number: int, items: Iterable[dict]) -> Iterator[Size]:
+        """Complete the path of each item; the sizes of the pictures that exist."""
+        for item in items:
             kind = item["type"]
             try:
                 item[kind] = self._find(number, item[kind], kind)
-                media = read_media_item(item)
-                if isinstance(media, Image) and not is_remote(media.source):
-                    yield picture_size(media)
-                if isinstance(media, Video) or isinstance(media.source, _ENCODED):
+                medium = read_media_item(item)
+                if isinstance(medium, Image) and not is_remote(medium.source):
+                    yield picture_size(medium)
+                if isinstance(medium, Video) or isinstance(medium.source, _ENCODED):
                     self._media.append((number, item))
             except (VlkitError, TypeError) as error:
                 self._note(number, str(error))
@@ -191,11 +202,13 @@ class RowReader:
                     self._renamed.setdefault(path, {}).setdefault(name, []).append(number)
                     return path
         advice = "; base64 needs data:image/png;base64,… before it" if len(name) > 255 else ""
-        shown = describe_source(source), describe_source(paths[0])
-        raise VlkitError(f"{kind} {shown[0]} is missing (looked for {shown[1]}{advice})")
+        raise VlkitError(
+            f"{kind} {describe_source(source)} is missing (looked for "
+            f"{describe_source(paths[0])}{advice})"
+        )
 
     def _note_mixed_up(self) -> None:
-        """Two files of another machine that only share their base name are not one here."""
+        """Two absolute paths must not become one file only because they share a base name."""
         for path, names in self._renamed.items():
             for name, numbers in names.items() if len(names) > 1 else ():
                 other = next(each for each in names if each != name)
@@ -206,46 +219,32 @@ class RowReader:
                         f"from {describe_source(path)}; give paths with their folders",
                     )
 
-    def _place(self, number: int, row: Mapping, turns: list[Turn], sizes: set[Size]) -> Example:
-        texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
-        convention = detect_convention(row, texts) if self.boxes == "auto" else self.boxes
-        read = [Text(text, (text,)) for text in texts]
-        coordinates = Coordinates()
-        if convention:
-            coordinates, read = place_coordinates(row, texts, convention, sizes, self.limit)
-        left = iter(read)
-        told = tuple(
-            (turn.role, tuple(p if isinstance(p, dict) else next(left) for p in turn.parts))
-            for turn in turns
-        )
-        return Example(number, told, coordinates)
-
 
 def _base_of_absolute(name: str) -> str:
-    """The base name of an absolute path, as of another machine; of a relative one nothing."""
+    """The base name of an absolute path, perhaps of another machine; "" of a relative one."""
     paths = PurePath(name), PureWindowsPath(name)
     return next((path.name for path in paths if path.is_absolute()), "")
 
 
+def _checked(turns: list[Turn]) -> list[Turn]:
+    messages = as_messages([{"role": role, "content": parts} for role, parts in turns])
+    return [(m["role"], [item.get("text", item) for item in m["content"]]) for m in messages]
+
+
 def _order_problems(turns: list[Turn]) -> Iterator[str]:
-    spoken = turns[1:] if turns[0].role == "system" else turns
-    for i, turn in enumerate(spoken):
+    spoken = turns[1:] if turns[0][0] == "system" else turns
+    for i, (role, _) in enumerate(spoken):
         expected = ("user", "assistant")[i % 2]
-        if turn.role != expected:
-            known = "" if turn.role in _ROLES else ", which is no role"
-            yield f"roles out of order: turn {i + 1} is {turn.role!r}{known}, expected {expected!r}"
+        if role != expected:
+            unknown = "" if role in _ROLES else ", which is not a role"
+            yield f"roles out of order: turn {i + 1} is {role!r}{unknown}, expected {expected!r}"
             return
-    if not spoken or spoken[-1].role != "assistant":
+    if not spoken or spoken[-1][0] != "assistant":
         yield "it ends without an answer"
-    for i, turn in enumerate(spoken):
-        if turn.role == "assistant":
-            yield from _answer_problems(i + 1, turn)
-        elif not turn.parts or not any(isinstance(p, dict) or p.strip() for p in turn.parts):
-            yield f"turn {i + 1}: the question is empty"
-
-
-def _answer_problems(number: int, turn: Turn) -> Iterator[str]:
-    if any(isinstance(part, dict) for part in turn.parts):
-        yield f"turn {number}: a picture in an answer"
-    elif not "".join(map(str, turn.parts)).strip():
-        yield f"turn {number}: the answer is empty"
+    for i, (role, parts) in enumerate(spoken, 1):
+        shown = any(isinstance(part, dict) for part in parts)
+        blank = not shown and not "".join(map(str, parts)).strip()
+        if role == "assistant" and shown:
+            yield f"turn {i}: a picture in an answer"
+        elif blank:
+            yield f"turn {i}: the {'answer' if role == 'assistant' else 'question'} is empty"

@@ -14,13 +14,12 @@ from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, mlp_width
 
-# a row's step in forward passes of what is trained: the language model, or the whole model
+# the time of a training step, in forward passes of the language model or of the whole model
 STEP, STEP_WITH_VISION, RECOMPUTED = 1.4, 2.4, 0.9
-
-
-PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight, its block's scale included
-
-
+PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight, including its block's scale
+AUTO = 8  # rows of an update
+CHECKPOINTS = 10  # of a run, or as many as it has epochs
+_USED = 0.9  # of the free memory
 _GELUS = {"qwen2_vl": 2, "qwen2_5_vl": 3}  # values of the vision MLP kept for the backward pass
 
 
@@ -29,11 +28,11 @@ class TrainingMemory:
     """An estimate for one training step, in bytes.
 
     Attributes:
-        weights: the model's own.
+        weights: the model's.
         state: trained parameters in float32 with their gradients and AdamW's two moments.
         activations: what the layers keep for the backward pass.
-        logits: of the learnt tokens, in the model's type and in float32, with their gradient.
-        available: free on this machine, what the model holds included, unless another is loaded.
+        logits: of the trained tokens, in the model's dtype and in float32, with their gradient.
+        available: free on this machine, plus what the model uses unless it is loaded again.
         place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
     """
 
@@ -68,33 +67,35 @@ def estimate_training(
 ) -> TrainingMemory:
     """The memory of a step, from what each layer keeps for its backward pass.
 
-    Adapters of the vision tower keep a float32 copy of their input, as PEFT makes it; attention
-    scores are not held (sdpa, flash attention). Layers of linear attention are counted as those of
-    full attention.
+    Adapters of the vision tower keep a float32 copy of their input, as in PEFT; attention scores
+    are not kept (sdpa, flash attention). Layers of linear attention count as full attention.
 
     Args:
         vlm: the model that is trained.
         parts: from :func:`vlkit.lora.networks.plan_parts`.
         rank: of the adapters, or None for full training.
-        tokens: of the longest batch, its padding included.
-        learnt: of these, the ones that have labels.
+        tokens: of the longest batch, including padding.
+        learnt: those with labels.
         patches: of its pictures and clips.
-        gradient_checkpointing: only each layer's input is kept, and one layer at a time whole.
-        quantize: in ``"4bit"`` or ``"8bit"`` the model is loaded anew, beside the one in memory.
+        gradient_checkpointing: only each layer's input is kept, and all of one layer at a time.
+        quantize: with ``"4bit"`` or ``"8bit"`` the model is loaded a second time.
     """
     config, value = vlm.model.config, vlm.model.dtype.itemsize
     text, vision = config.get_text_config(), config.vision_config
     language, tower, merger = (bool(part.modules) for part in parts)
     layer = _language_layer(vlm.family, text, value, language, rank or 0)
-    anew = quantize is not None and not getattr(vlm.model, "is_quantized", False)
-    if language and (anew or getattr(vlm.model, "is_quantized", False)):  # PEFT's own, in float32
+    is_quantized = getattr(vlm.model, "is_quantized", False)
+    loads_again = quantize is not None and not is_quantized
+    if language and (loads_again or is_quantized):  # PEFT's layers keep float32
         layer += 4 * (5 * text.hidden_size + 2 * mlp_width(text))
     block = _vision_block(vlm.family, vision, value, rank or 0) if tower else 0
     held = _layers(text.num_hidden_layers, layer, text.hidden_size * value, gradient_checkpointing)
     seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)
     joined = 3 * 4 * _width(vision) if tower or merger else 0  # of the merger
     weights = (
-        _packed(vlm.model, PACKED[str(quantize)]) if anew else vlm.model.get_memory_footprint()
+        _packed(vlm.model, PACKED[str(quantize)])
+        if loads_again
+        else vlm.model.get_memory_footprint()
     )
     free, place = available_memory()
     trained = sum(part.trained for part in parts)
@@ -103,13 +104,13 @@ def estimate_training(
         state=trained * (16 if rank else 3 * value),
         activations=held * tokens + (seen * tower + joined) * patches,
         logits=learnt * text.vocab_size * (12 + (value if value < 4 else 0)),
-        available=free + (0 if anew else weights),
+        available=free + (0 if loads_again else weights),
         place=place,
     )
 
 
 def _packed(model: Any, value: float) -> int:
-    """Bytes of the weights where linear layers but the last take ``value`` bytes a weight."""
+    """Bytes of the weights if all linear layers but the last take ``value`` bytes a weight."""
     import torch
 
     packed = [
@@ -117,8 +118,8 @@ def _packed(model: Any, value: float) -> int:
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
     ]
-    spared = sum(weight.numel() * (weight.itemsize - value) for weight in packed)
-    return int(model.get_memory_footprint() - spared)
+    saved = sum(weight.numel() * (weight.itemsize - value) for weight in packed)
+    return int(model.get_memory_footprint() - saved)
 
 
 def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
@@ -132,11 +133,12 @@ def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int
     hidden, query, key, inner = (
         text.hidden_size, heads * head, text.num_key_value_heads * head, mlp_width(text),
     )  # fmt: skip
-    own = FAMILIES[family].patch_size == 16  # norms of queries and keys
-    normed = 2 * hidden + (query + key if own else 0)
-    attended = 4 * query  # queries, keys and values as wide as they, and what comes of them
-    if not rank or family == "qwen3_5":  # layers as transformers has them
-        kept = 8 * hidden + (4 * (query + key) if own else 0) + value * (attended + 3 * inner)
+    has_query_norm = FAMILIES[family].patch_size == 16  # and one of keys
+    normed = 2 * hidden + (query + key if has_query_norm else 0)
+    attended = 4 * query  # queries, keys and values repeated to their width, and the result
+    if not rank or family == "qwen3_5":  # transformers' layers
+        norms = 8 * hidden + (4 * (query + key) if has_query_norm else 0)
+        kept = norms + value * (attended + 3 * inner)
         return kept + (value * (2 * hidden + inner) if adapted else 0)
     read = 2 * hidden + 7 * rank if adapted else 0
     return value * (normed + read + attended + 2 * inner)
@@ -160,9 +162,9 @@ def _vision_inner(vision: Any) -> int:
 
 
 def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
-    """Seconds of one forward pass over an example, and of them those of the vision tower.
+    """Seconds of one forward pass over an example, and of its vision tower alone.
 
-    Measured in the second of two; the first one warms up.
+    The second of two passes is measured; the first is a warm-up.
     """
     import torch
 
@@ -210,24 +212,15 @@ def estimate_seconds(
     Args:
         parts: from :func:`vlkit.lora.networks.plan_parts`.
         forward: from :func:`time_forward`, of a row of mean length.
-        rows: that are learnt, those of every epoch counted.
-        pictured: rows whose pictures are seen, if the tower is not trained: each once.
+        rows: that are trained on, in all epochs.
+        pictured: rows with different pictures; a tower that is not trained encodes each once.
         gradient_checkpointing: layers are computed again in the backward pass.
     """
     whole, tower = forward
-    again = RECOMPUTED if gradient_checkpointing else 0.0
+    recomputed = RECOMPUTED if gradient_checkpointing else 0.0
     if any(part.modules for part in parts[1:]):
-        return rows * whole * (STEP_WITH_VISION + again)
-    return rows * (whole - tower) * (STEP + again) + pictured * tower
-
-
-AUTO = 8  # rows of an update
-
-
-CHECKPOINTS = 10  # of a run, or as many as it has epochs
-
-
-_USED = 0.9  # of the free memory
+        return rows * whole * (STEP_WITH_VISION + recomputed)
+    return rows * (whole - tower) * (STEP + recomputed) + pictured * tower
 
 
 @dataclass(frozen=True)
@@ -237,7 +230,7 @@ class BatchSize:
     Attributes:
         batch: rows of a batch.
         accumulation: batches of an update of the weights.
-        auto: whether it may be divided otherwise.
+        auto: whether batches may be smaller.
     """
 
     batch: int
@@ -246,11 +239,11 @@ class BatchSize:
 
     @property
     def rows(self) -> int:
-        """Of an update."""
+        """Rows of an update."""
         return self.batch * self.accumulation
 
     def smaller(self) -> BatchSize | None:
-        """As many rows in batches half the size; None where that cannot be."""
+        """As many rows in batches of half the size; None where that is not possible."""
         if not self.auto or self.batch % 2:
             return None
         return replace(self, batch=self.batch // 2, accumulation=2 * self.accumulation)
@@ -267,7 +260,7 @@ def choose_batch(
     gradient_checkpointing: bool,
     quantize: str | None = None,
 ) -> BatchSize:
-    """The rows at a time; ``auto`` takes eight an update, in batches that a GPU's memory holds."""
+    """Rows of a batch; ``auto`` takes eight an update, in batches that fit a GPU's memory."""
     if batch_size != "auto":
         return BatchSize(int(batch_size), accumulation)
     size = BatchSize(AUTO, accumulation, auto=True)
@@ -291,5 +284,5 @@ def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: 
 
 
 def checkpoint_every(steps: int, epochs: float) -> int:
-    """Steps from one checkpoint, and from one look at the held-out rows, to the next."""
+    """Steps between two checkpoints, and between two evaluations."""
     return min(math.ceil(steps / CHECKPOINTS), math.ceil(steps / max(epochs, 1)))

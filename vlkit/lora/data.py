@@ -1,11 +1,13 @@
-"""Rows of files, tables and data sets, numbered, each as it is."""
+"""Training data: rows of a file, table or data set, read as examples; and their split."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -13,22 +15,23 @@ from typing import Any, overload
 import numpy as np
 
 from vlkit.datasets.tables import read_table
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_whole, is_number
 from vlkit.files import read_text
 from vlkit.lora.checking import DataError, Problem, RowReader, list_problems
-from vlkit.lora.example import CONVENTIONS, Example, Text
+from vlkit.lora.example import CONVENTIONS, Example
 from vlkit.lora.readers import FORMATS, detect_format
-from vlkit.lora.split import split_rows
-from vlkit.media.image import describe_source
-from vlkit.media.sources import local_path
+from vlkit.media.image import Image, describe_source, load_image, pixel_hash
+from vlkit.media.sources import file_hash, is_remote, is_url, local_path
+from vlkit.media.video import pictures_of
+from vlkit.messages import read_media_item
 
 
 def open_rows(meta: Any) -> tuple[Iterator[tuple[int, Any]], str, Path | None]:
-    """Numbered rows (an error where a line is no JSON), a name for messages, and the folder."""
+    """Numbered rows (an error for a line that is not JSON), a name for messages, the folder."""
     if isinstance(meta, str | os.PathLike):
         path = Path(local_path(meta))
         if os.path.isdir(path):
-            raise VlkitError(f"{os.fspath(meta)!r} is no file; name the one that has the rows")
+            raise VlkitError(f"{os.fspath(meta)!r} is a folder; name the file with the rows")
         if path.suffix.lower() in (".json", ".jsonl"):
             return _json_rows(path), describe_source(path.name), path.parent
         rows = _records(read_table(path)[0])
@@ -43,10 +46,11 @@ def open_rows(meta: Any) -> tuple[Iterator[tuple[int, Any]], str, Path | None]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a list, of one object, or of lines."""
+    """The rows of a list, of one object, or one a line."""
     text = read_text(path)
     whole = _parse(text)
-    if isinstance(whole, list) and not (path.suffix.lower() == ".jsonl" and _is_talk(whole)):
+    is_lines = path.suffix.lower() == ".jsonl"
+    if isinstance(whole, list) and not (is_lines and _is_conversation(whole)):
         return enumerate(whole, 1)
     if isinstance(whole, dict):
         _check_row(path, whole)
@@ -56,10 +60,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     first = next(rows, None)
     if first is None:
         return rows
-    by_lines = path.suffix.lower() == ".jsonl" and not text.lstrip().startswith("[")
-    if isinstance(first[1], VlkitError) and not by_lines:
+    if isinstance(first[1], VlkitError) and (not is_lines or text.lstrip().startswith("[")):
         raise VlkitError(
-            f"{describe_source(path)} is neither a list of rows nor a row a line: {whole}"
+            f"{describe_source(path)} is neither a list of rows nor one row a line: {whole}"
         )
     return chain([first], rows)
 
@@ -68,11 +71,11 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        return VlkitError(f"it is no JSON ({error})")
+        return VlkitError(f"it is not JSON ({error})")
 
 
-def _is_talk(rows: list) -> bool:
-    """Whether a list is one conversation: messages, each with who speaks."""
+def _is_conversation(rows: list) -> bool:
+    """Whether a list is one conversation: messages, each with a role."""
     return bool(rows) and all(isinstance(r, dict) and r.keys() & {"role", "from"} for r in rows)
 
 
@@ -90,17 +93,17 @@ def _records(table: Any) -> list[dict]:
 
 
 def _lists(value: Any) -> Any:
-    """Parquet's arrays of cells as lists; arrays of pixels stay."""
+    """A table's cells with Parquet's arrays as lists; arrays of pixels stay."""
     if isinstance(value, np.ndarray) and (value.dtype == object or value.ndim == 1):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_lists(each) for each in value]
-    return {key: _lists(each) for key, each in value.items()} if isinstance(value, dict) else value
+        return [_lists(item) for item in value]
+    return {key: _lists(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _undecoded(dataset: Any) -> Iterator[dict]:
-    """A ``datasets.Dataset`` whose media stay files or bytes: they are decoded when needed."""
-    for name, feature in (dataset.features or {}).items():  # of a stream they may be unknown
+    """Rows of a ``datasets.Dataset`` whose media stay files or bytes, decoded when needed."""
+    for name, feature in (dataset.features or {}).items():  # a stream may not know its features
         inner = getattr(feature, "feature", feature)
         if type(inner).__name__ in ("Image", "Video"):
             raw = type(inner)(decode=False)
@@ -112,7 +115,7 @@ class TrainingData(Sequence[Example]):
     """Checked conversations; made by :func:`load_conversations`.
 
     Attributes:
-        name: what they were read from.
+        name: of the source.
         problems: of the rows that were left out (``strict=False``).
     """
 
@@ -142,26 +145,21 @@ class TrainingData(Sequence[Example]):
     ) -> tuple[TrainingData, TrainingData]:
         """Rows for training and for evaluation; no picture, by its pixels, is on both sides.
 
-        Rows that share a picture or clip stay together, so that the evaluation may get fewer rows
-        than asked. Each side keeps the source's order.
+        Rows that share a picture or clip stay together, so the evaluation may get fewer rows than
+        asked for. Each side keeps the source's order.
 
         Args:
             evaluation: the share of rows, below 1, or their number.
             seed: the same one gives the same split.
 
         Raises:
-            VlkitError: pictures link all rows, or nothing would be left on one side.
+            VlkitError: all rows share pictures, or one side would be empty.
             MediaError: a picture that cannot be read.
         """
-        sides = split_rows([example.media for example in self], evaluation, seed, self._texts())
-        chosen = [[self[i] for i in side] for side in sides]
-        return TrainingData(self.name, chosen[0]), TrainingData(self.name, chosen[1])
-
-    def _texts(self) -> list[str]:
-        return [
-            "\n".join(p.raw for _, parts in e.turns for p in parts if isinstance(p, Text))
-            for e in self
-        ]
+        texts = ["\n".join(text.raw for text in example.texts) for example in self]
+        sides = split_rows([example.media for example in self], evaluation, seed, texts)
+        training, held_out = ([self[i] for i in side] for side in sides)
+        return TrainingData(self.name, training), TrainingData(self.name, held_out)
 
 
 def load_conversations(
@@ -173,7 +171,7 @@ def load_conversations(
     max_image_tokens: int | None = None,
     strict: bool = True,
 ) -> TrainingData:
-    """Read conversations to learn from.
+    """Read conversations to train on.
 
     | format | a row |
     |---|---|
@@ -183,24 +181,24 @@ def load_conversations(
     | ``messages`` | ``messages`` of the transformers chat format |
     | ``table`` | columns for picture, question and answer |
 
-    Every file of a picture is decoded once, and of each clip the first frame, so that a damaged one
-    is a problem here and not in the middle of training. On two shared cores this took 6 to 9 s for
-    20,000 PNGs of 64 × 64; of 640 × 480, 1 to 2 ms a JPEG and 10 to 17 a PNG of noise. URLs are not
+    Every picture file is decoded once, and the first frame of each clip, so that a damaged file is
+    reported here and not during training. On two shared cores this took 6 to 9 s for 20,000 PNGs
+    of 64 × 64 pixels; at 640 × 480, 1 to 2 ms a JPEG and 10 to 17 ms a PNG of noise. URLs are not
     fetched.
 
-    Newlines that set a picture's tag off are left out: :func:`vlkit.user` has none. Pictures that
-    no tag places stand before the first question.
+    Newlines between a picture's tag and the text are left out: :func:`vlkit.user` has none.
+    Pictures without a tag come before the first question.
 
     Args:
         meta: a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, a DataFrame, a
             ``datasets.Dataset``, or any rows (dicts, or lists of messages).
         image_dir: the folder with the pictures, by default that of the file. An absolute path that
-            is not here, as of another machine, is looked for in it by its base name.
-        format: of the table above; ``auto`` tells it row by row.
-        boxes: whose convention coordinates in the texts follow: a family, ``ms-swift``, or
-            ``auto``, which knows tags and ``objects`` (JSON has to be named, since it may be of
-            several families); None leaves the texts as they are.
-        max_image_tokens: to which the source's model was limited; it counts for ``qwen2_5_vl``.
+            does not exist here (of another machine) is looked for in it by its base name.
+        format: of the table above; ``auto`` detects it row by row.
+        boxes: the convention of coordinates in the texts: a family, ``ms-swift``, or ``auto``,
+            which detects tags and ``objects`` (for JSON pass a family, since several write it);
+            None leaves the texts as they are.
+        max_image_tokens: to which the source's model was limited; only ``qwen2_5_vl`` uses it.
         strict: with False, rows with problems are left out and reported as a warning.
 
     Returns:
@@ -214,7 +212,7 @@ def load_conversations(
     check_choice("format", format, ("auto", *FORMATS))
     check_choice("boxes", boxes, ("auto", None, *CONVENTIONS))
     check_choice("strict", strict, (True, False))
-    check_limit(max_image_tokens)
+    check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     places = [_picture_folder(image_dir)] if image_dir is not None else []
     rows, name, folder = open_rows(meta)
     reader = RowReader(format, boxes, max_image_tokens, [*places, *([folder] if folder else [])])
@@ -224,7 +222,7 @@ def load_conversations(
     if reader.problems:
         warnings.warn(f"left out of {list_problems(name, reader.problems)}", stacklevel=2)
     if not examples:
-        raise VlkitError(f"{name} holds no conversation that can be learnt from")
+        raise VlkitError(f"{name} has no conversation that can be trained on")
     return TrainingData(name, examples, reader.problems)
 
 
@@ -236,18 +234,98 @@ def as_data(data: Any) -> TrainingData:
 def _picture_folder(image_dir: Any) -> Path:
     if isinstance(image_dir, str | os.PathLike) and os.path.isdir(local_path(image_dir)):
         return Path(local_path(image_dir))
-    raise VlkitError(f"image_dir={image_dir!r:.200} is no folder; check the path")
+    raise VlkitError(f"image_dir={image_dir!r:.200} is not a folder; check the path")
 
 
 def check_choice(name: str, value: Any, choices: Iterable) -> None:
-    """Raises VlkitError for a value that is none of the choices, and of their kind."""
-    if not any(type(value) is type(each) and value == each for each in choices):
+    """Raises VlkitError for a value that is not one of the choices, type included."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
 
 
-def check_limit(max_image_tokens: Any) -> None:
-    """Raises VlkitError for what is no limit of tokens."""
-    if max_image_tokens is not None and (type(max_image_tokens) is not int or max_image_tokens < 1):
+def split_rows(
+    media: Sequence[Iterable[dict]], evaluation: float | int, seed: int, texts: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """The indices of the rows for training and of those for evaluation, each in order.
+
+    Args:
+        media: of each row, the content items of its pictures and clips; rows that share a
+            picture by its pixels, or a clip by its file, stay together.
+        evaluation: the share of rows, or their number.
+        seed: of the shuffle.
+        texts: of each row; rows without media stay together if their texts are equal.
+
+    Raises:
+        VlkitError: one side would be empty.
+        MediaError: a picture that cannot be read.
+    """
+    count = len(media)
+    wanted = _count_wanted(evaluation, count)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise VlkitError(f"seed={seed!r:.60} must be a whole number")
+    groups = _groups([list(row) for row in media], texts)
+    random.Random(seed).shuffle(groups)
+    chosen: list[int] = []
+    for group in groups:
+        if len(chosen) + len(group) <= wanted:
+            chosen += group
+    if not chosen:
         raise VlkitError(
-            f"max_image_tokens={max_image_tokens!r} must be a whole number, 1 or more, or None"
+            f"rows that share pictures cannot be split: the smallest of {len(groups)} groups has "
+            f"{min(map(len, groups))} of {count} rows, evaluation={evaluation!r} allows {wanted}"
         )
+    taken = set(chosen)
+    return [i for i in range(count) if i not in taken], sorted(chosen)
+
+
+def _count_wanted(evaluation: float | int, count: int) -> int:
+    wanted: float = 0
+    if is_number(evaluation) and 0 < evaluation < (1 if isinstance(evaluation, float) else count):
+        share = isinstance(evaluation, float)
+        wanted = max(1, round(evaluation * count)) if share else evaluation
+    if not 0 < wanted < count:
+        raise VlkitError(
+            f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the "
+            f"{count} rows"
+        )
+    return int(wanted)
+
+
+def _groups(media: list[list[dict]], texts: Sequence[str]) -> list[list[int]]:
+    """Rows that share pictures, directly or through other rows (union-find)."""
+    items = [(i, item) for i, row in enumerate(media) for item in row]
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(_content_key, (item for _, item in items)))
+    linked = [(i, key) for (i, _), key in zip(items, keys, strict=True)]
+    linked += [(i, text) for i, text in enumerate(texts) if not media[i]]
+    parent = list(range(len(media)))
+    first: dict[str, int] = {}
+    for i, key in linked:
+        parent[_root(parent, i)] = _root(parent, first.setdefault(key, i))
+    groups: dict[int, list[int]] = {}
+    for i in range(len(media)):
+        groups.setdefault(_root(parent, i), []).append(i)
+    return list(groups.values())
+
+
+def _root(parent: list[int], i: int) -> int:
+    while parent[i] != i:
+        parent[i] = i = parent[parent[i]]
+    return i
+
+
+def _content_key(item: dict) -> str:
+    """Equal for media with the same content: of pictures the pixels, of a clip its file."""
+    medium = read_media_item(item)
+    source = medium.source
+    if is_remote(source):
+        return source
+    if isinstance(medium, Image):
+        return pixel_hash(load_image(medium))
+    if isinstance(source, str | os.PathLike) and not is_url(source):
+        path = Path(local_path(source))
+        files = pictures_of(path, os.fspath(path)) if path.is_dir() else [path]
+        return " ".join(map(file_hash, files))
+    if isinstance(source, bytes | str):
+        return file_hash(source if isinstance(source, bytes) else source.encode())
+    return " ".join(pixel_hash(load_image(frame)) for frame in source)

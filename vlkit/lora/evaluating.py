@@ -1,4 +1,4 @@
-"""How well a model answers held-out data: exact answers, and boxes at IoU."""
+"""How well a model answers held-out data, with and without adapters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkit.batch.run import answer_all
-from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.errors import GroundingParseError, VlkitError, check_whole
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
 from vlkit.generation.reply import Failure
 from vlkit.grounding.boxes import Box
 from vlkit.lora.data import TrainingData, as_data
-from vlkit.lora.example import Example
+from vlkit.lora.example import Example, Text
+from vlkit.messages import text_of
 from vlkit.models.adapters import attach_adapter, check_base, check_name, find_adapter
 from vlkit.models.load import VLM
 
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Answers beside the truth; made by :func:`evaluate`.
+    """Answers and the truth; made by :func:`evaluate`.
 
     Attributes:
         table: a row for each example: ``row``, ``question``, ``truth``, ``answer`` (None where it
             failed), ``exact``, ``boxes`` (how many true ones).
-        accuracy: share of exact answers, case and blanks at the ends aside, among the rows whose
-            truth holds no box; None where all do.
-        grounding: of the rows whose truth holds boxes; None where none does.
+        accuracy: share of exact answers (ignoring case and surrounding blanks) among the rows
+            without boxes in their truth; None where all have some.
+        grounding: of the rows with boxes in their truth; None where there are none.
     """
 
     table: pandas.DataFrame = field(repr=False)
@@ -56,7 +57,7 @@ def evaluate(
         vlm: from :func:`vlkit.load`, with or without an adapter.
         data: from :func:`vlkit.lora.load_conversations`, or what that reads.
         max_new_tokens: the longest answer.
-        match_labels: compare only boxes of one label; as for :func:`vlkit.evaluate_grounding`.
+        match_labels: compare only boxes with the same label, as :func:`vlkit.evaluate_grounding`.
         batch_size, progress: as for :func:`vlkit.generate_batch`.
 
     Raises:
@@ -65,35 +66,31 @@ def evaluate(
     import pandas
 
     data = as_data(data)
-    told = [example.messages_for(vlm) for example in data]
+    conversations = [example.messages_for(vlm) for example in data]
     replies = answer_all(
         vlm,
-        [messages[:-1] for messages in told],
+        [messages[:-1] for messages in conversations],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=progress,
     )
     truths = [_boxes(example) for example in data]
     answers = [None if isinstance(reply, Failure) else reply.text for reply in replies]
-    rows = [
-        {"row": example.row, "question": _text(messages[-2]), "truth": _text(messages[-1]),
-         "answer": answer, "exact": _plain(answer) == _plain(_text(messages[-1])),
-         "boxes": len(boxes)}
-        for example, messages, answer, boxes in zip(data, told, answers, truths, strict=True)
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for example, messages, answer, boxes in zip(data, conversations, answers, truths, strict=True):
+        question, truth = text_of(messages[-2]), text_of(messages[-1])
+        is_exact = _plain(answer) == _plain(truth)
+        rows.append({"row": example.row, "question": question, "truth": truth,
+                     "answer": answer, "exact": is_exact, "boxes": len(boxes)})  # fmt: skip
     boxed = [i for i, boxes in enumerate(truths) if boxes]
-    exact = [row["exact"] for i, row in enumerate(rows) if not truths[i]]
+    exact: list[bool] = [row["exact"] for i, row in enumerate(rows) if not truths[i]]
     grounding = None
     if boxed:
-        found = [_answered(replies[i]) for i in boxed]
-        true = [truths[i] for i in boxed]
-        grounding = evaluate_grounding(found, true, match_labels=match_labels, coco=False)
+        predicted = [_predicted(replies[i]) for i in boxed]
+        expected = [truths[i] for i in boxed]
+        grounding = evaluate_grounding(predicted, expected, match_labels=match_labels, coco=False)
     accuracy = sum(exact) / len(exact) if exact else None
     return Scores(pandas.DataFrame(rows), accuracy, grounding)
-
-
-def _text(message: dict) -> str:
-    return "".join(item["text"] for item in message["content"] if item["type"] == "text")
 
 
 def _plain(answer: str | None) -> str | None:
@@ -101,15 +98,16 @@ def _plain(answer: str | None) -> str | None:
 
 
 def _boxes(example: Example) -> list[Box]:
-    """The boxes of the last answer, where their place on the picture is known."""
+    """The boxes of the last answer, where the picture's size is known."""
     if example.coordinates.size is None:
         return []
-    texts = [part for part in example.turns[-1][1] if not isinstance(part, dict)]
-    groups = [each for text in texts for each in text.segments if not isinstance(each, str)]
+    texts = [part for part in example.turns[-1][1] if isinstance(part, Text)]
+    segments = [segment for text in texts for segment in text.segments]
+    groups = [segment for segment in segments if not isinstance(segment, str)]
     return [item for group in groups for item in group if isinstance(item, Box)]
 
 
-def _answered(reply: Any) -> list[Box] | None:
+def _predicted(reply: Any) -> list[Box] | None:
     try:
         return None if isinstance(reply, Failure) else reply.boxes
     except GroundingParseError:
@@ -124,8 +122,8 @@ class Comparison:
     """Answers of one model without and with adapters; made by :func:`compare`.
 
     Attributes:
-        table: a row for each example: ``row``, ``question``, ``truth``, and a column of answers for
-            each adapter, the first one, ``base``, without any.
+        table: a row for each example: ``row``, ``question``, ``truth``, ``base`` (answers without
+            an adapter), and a column of answers for each adapter.
         scores: of each column.
     """
 
@@ -137,32 +135,32 @@ class Comparison:
         """A row for each column of answers: ``accuracy``, and of boxes ``accuracy at IoU 0.5``."""
         import pandas
 
-        rows = {name: _summarise(scores) for name, scores in self.scores.items()}
+        rows = {name: _summarize(scores) for name, scores in self.scores.items()}
         return pandas.DataFrame(rows).T.dropna(axis=1, how="all")
 
     @property
     def changed(self) -> pandas.DataFrame:
-        """The rows on which not all answer alike."""
+        """The rows whose answers differ."""
         answers = self.table[list(self.scores)].fillna("")
         return self.table[answers.nunique(axis=1) > 1]
 
     def _repr_html_(self) -> str:
-        rows = f"{len(self.changed):,} of {len(self.table):,} rows are answered differently"
+        rows = f"answers differ in {len(self.changed):,} of {len(self.table):,} rows"
         shown = self.changed.head(20).to_html(index=False)
         return f"{self.summary.round(4).to_html()}<p>{rows}</p>{shown}"
 
 
 @contextmanager
 def use_adapter(vlm: VLM, adapter: str | os.PathLike | None) -> Iterator[VLM]:
-    """The loaded model with another adapter, or with none; afterwards it is as it was.
+    """The loaded model with another adapter, or with none; restored on exit.
 
-    The weights are shared, so inside the block ask the model that it gives, not the one passed::
+    The weights are shared, so inside the block use the model that it yields, not the one passed::
 
         with vlkit.lora.use_adapter(vlm, "runs/a") as tuned:
             vlkit.generate(tuned, message)
 
     Args:
-        vlm: from :func:`vlkit.load`, with or without an adapter of its own.
+        vlm: from :func:`vlkit.load`, with or without an adapter.
         adapter: folder or hub id; None for the base.
 
     Raises:
@@ -196,21 +194,21 @@ def compare(
     Args:
         vlm: from :func:`vlkit.load`.
         data: from :func:`load_conversations`, or what that reads.
-        adapters: folders or hub ids, or those by the names that their columns get.
+        adapters: folders or hub ids, or a dict of them by the names of their columns.
         max_new_tokens, match_labels, batch_size, progress: as for :func:`evaluate`.
 
     Raises:
-        ModelError: an adapter that was made for another model; before the first question.
-        VlkitError: two adapters of one name, or one that is called ``base``.
+        ModelError: an adapter was made for another model; raised before the first question.
+        VlkitError: two adapters have the same name, or one is called ``base``.
     """
     data, named = as_data(data), _name_adapters(adapters)
     for adapter in named.values():
         check_base(find_adapter(adapter, vlm.folder, vlm.family), vlm.model, vlm.folder)
     scores: dict[str, Scores] = {}
     for name in (BASE, *named):
-        with use_adapter(vlm, named.get(name)) as asked:
+        with use_adapter(vlm, named.get(name)) as adapted:
             scores[name] = evaluate(
-                asked,
+                adapted,
                 data,
                 max_new_tokens=max_new_tokens,
                 match_labels=match_labels,
@@ -218,7 +216,7 @@ def compare(
                 progress=progress,
             )
     table = scores[BASE].table[["row", "question", "truth"]]
-    answers = {name: each.table["answer"] for name, each in scores.items()}
+    answers = {name: column.table["answer"] for name, column in scores.items()}
     return Comparison(table.assign(**answers), scores)
 
 
@@ -237,7 +235,7 @@ def _name_adapters(adapters: Any) -> dict[str, str | os.PathLike]:
     return dict(named)
 
 
-def _summarise(scores: Scores) -> dict[str, float | None]:
+def _summarize(scores: Scores) -> dict[str, float | None]:
     found = None if scores.grounding is None else scores.grounding.accuracy
     return {"accuracy": scores.accuracy, "accuracy at IoU 0.5": found}
 
@@ -251,22 +249,22 @@ def _attached(network: Any, path: Path | None, folder: Any) -> Iterator[Any]:
     try:
         yield attach_adapter(network, path, folder).eval()
     finally:
-        _take_off(network)
+        _remove_adapters(network)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(needed[name])
 
 
-def _take_off(network: Any) -> None:
-    """The network without any adapter, also one that was put on by half."""
+def _remove_adapters(network: Any) -> None:
+    """Remove every adapter, also one that was attached only partly."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, module in list(network.named_modules()):
-        parent, _, own = name.rpartition(".")
+        parent, _, attribute = name.rpartition(".")
         if isinstance(module, BaseTunerLayer):
-            setattr(network.get_submodule(parent), own, module.get_base_layer())
+            setattr(network.get_submodule(parent), attribute, module.get_base_layer())
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            setattr(network.get_submodule(parent), own, module.original_module)
+            setattr(network.get_submodule(parent), attribute, module.original_module)
     vars(network).pop("peft_config", None)
 
 
@@ -283,14 +281,8 @@ def _replaced(network: Any, path: Path, folder: Any) -> Iterator[None]:
 
 
 METRICS = ("auto", "exact", "iou")
-
-
-TOGETHER = 8  # rows that are asked at a time
-
-
+TOGETHER = 8  # rows of a batch
 SCORED = 64  # rows, spread over the held-out data
-
-
 _TOKENS = 128  # the longest answer
 
 
@@ -300,8 +292,8 @@ class Examiner:
     Args:
         vlm: the model; adapters may stand in its layers.
         data: held-out rows, or None.
-        metric: of ``METRICS``; None counts nothing.
-        samples: rows whose answers are told.
+        metric: of ``METRICS``, or None.
+        samples: number of rows whose answers are returned.
     """
 
     def __init__(self, vlm: VLM, data: TrainingData | None, metric: str | None, samples: int):
@@ -311,18 +303,18 @@ class Examiner:
         self.shown = _spread(count, min(samples, count))
 
     def __call__(self) -> dict[str, Any]:
-        """``eval_accuracy`` and ``samples``, as far as they are asked for."""
+        """A dict with ``samples`` and, with a metric, ``eval_accuracy``; empty without rows."""
         if not self.rows:
             return {}
         scores = self._ask(self.rows)
         table = scores.table.iloc[self.shown]
-        told = table[["question", "truth", "answer"]].astype(object)
-        found: dict[str, Any] = {"samples": told.where(told.notna(), "").values.tolist()}
-        value = score_answers(scores, self.metric)
-        return found | ({} if value is None else {"eval_accuracy": value})
+        samples = table[["question", "truth", "answer"]].astype(object)
+        results: dict[str, Any] = {"samples": samples.where(samples.notna(), "").values.tolist()}
+        accuracy = score_answers(scores, self.metric)
+        return results | ({} if accuracy is None else {"eval_accuracy": accuracy})
 
     def estimate_seconds(self) -> float:
-        """Of a call, measured on its first few rows."""
+        """The time of a call, measured on its first few rows."""
         few = self.rows[:TOGETHER]
         start = time.perf_counter()
         if few:
@@ -337,18 +329,17 @@ class Examiner:
 
 
 def check_examined(metric: str | None, samples: int) -> None:
-    """Raises VlkitError for a metric that is unknown, or a number of samples that is none."""
+    """Raises VlkitError for an unknown metric or a wrong number of samples."""
     if metric is not None and metric not in METRICS:
         raise VlkitError(f"metric={metric!r} is unknown; choose one of {list(METRICS)}, or None")
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 0:
-        raise VlkitError(f"samples={samples!r} must be a whole number, 0 or more")
+    check_whole("samples", samples)
 
 
 def score_answers(scores: Scores, metric: str | None) -> float | None:
-    """The share of right answers; None where no row is of the kind that the metric counts.
+    """The share of right answers; None where the metric counts no row.
 
-    ``exact`` counts rows whose truth holds no box, ``iou`` the boxes of the others (at IoU 0.5),
-    ``auto`` both.
+    ``exact`` counts rows without boxes in their truth, ``iou`` the true boxes of the others (at
+    IoU 0.5), ``auto`` both.
     """
     boxes, texts = int(scores.table["boxes"].sum()), int((scores.table["boxes"] == 0).sum())
     right = counted = 0.0

@@ -1,37 +1,38 @@
-"""Boxes in the texts of training data: read in one convention, written as the model writes them."""
+"""One conversation to learn from, its boxes as the model that is trained writes them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vlkit.datasets.formats.chats import SWIFT, Writer, input_size_for, rename_segment, row_segments
+from vlkit.datasets.formats.chats import (
+    SWIFT,
+    Writer,
+    group_items,
+    input_size_for,
+    rename_segment,
+    swift_segments,
+)
 from vlkit.datasets.formats.swift import Segment, SwiftObjects
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Size
-from vlkit.grounding.formats import FORMATS, read_answer
-from vlkit.grounding.parse import span_of
+from vlkit.grounding.formats import FORMATS
+from vlkit.grounding.parse import find_numbers, span_of, to_pixels
 from vlkit.media.image import Image
 from vlkit.messages import as_messages, read_media_item
 
 CONVENTIONS = (*FORMATS, SWIFT)
-
-
-UNIT = (1000, 1000)  # stands for the picture's size where shares of it are all that counts
-
-
-_JSON = re.compile(r"""["'](?:bbox|point)_2d["']\s*:""")
-
-
+UNIT = (1000, 1000)  # the size of a picture of which only shares count
+_JSON_BOX = re.compile(r"""["'](?:bbox|point)_2d["']\s*:""")
 _SLACK = 1.0  # pixels or shares that rounding may add
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text with its boxes told apart.
+    """A text, also split at its boxes.
 
     Attributes:
         raw: as the source has it.
@@ -48,9 +49,9 @@ class Coordinates:
 
     Attributes:
         convention: of ``CONVENTIONS``, or "" where there are none.
-        size: (width, height) of the upright picture that they lie on; None where only their share
-            of it is known.
-        input_size: at which the source's own model saw it, for ``qwen2_5_vl``.
+        size: (width, height) of the upright picture that they are on; None where only shares of it
+            are known.
+        input_size: at which the source's model saw it, for ``qwen2_5_vl``.
     """
 
     convention: str = ""
@@ -58,7 +59,7 @@ class Coordinates:
     input_size: Size | None = None
 
     def writer(self, family: str, input_size: Size | None) -> Writer | None:
-        """What writes the boxes for a family; None where they are right as they are."""
+        """What writes the boxes for a family; None where the source already has them so."""
         if not self.convention:
             return None
         resized = FORMATS[family].space == "resized"
@@ -66,7 +67,7 @@ class Coordinates:
             return None
         if resized and self.size is None:
             raise VlkitError(
-                f"{family} writes pixels, but which of several pictures the boxes lie on is unknown"
+                f"{family} writes pixels, but it is unknown on which picture the boxes are"
             )
         return Writer(family, self.size or UNIT, input_size)
 
@@ -79,10 +80,10 @@ class Coordinates:
 
 
 def detect_convention(row: Mapping, texts: Sequence[str]) -> str:
-    """Whose coordinates a row holds, or "".
+    """The convention of a row's coordinates, or "" where it has none.
 
     Raises:
-        VlkitError: they may be of any family that writes JSON.
+        VlkitError: several families write such JSON.
     """
     objects = row.get("objects")
     boxes = objects.get("bbox") if isinstance(objects, Mapping) else objects
@@ -91,10 +92,10 @@ def detect_convention(row: Mapping, texts: Sequence[str]) -> str:
     for name, form in FORMATS.items():
         if form.style == "tags" and any(form.box_tags[0] in text for text in texts):
             return name
-    if any(_JSON.search(text) for text in texts):
-        known = [name for name, form in FORMATS.items() if form.style == "json"]
+    if any(_JSON_BOX.search(text) for text in texts):
+        names = [name for name, form in FORMATS.items() if form.style == "json"]
         raise VlkitError(
-            f"its boxes may be of any family that writes JSON; pass boxes=, one of {known} (or "
+            f"cannot tell which family wrote its JSON boxes; pass boxes=, one of {names} (or "
             "boxes=None to leave the texts as they are)"
         )
     return ""
@@ -107,19 +108,21 @@ def _has_swift_tags(texts: Sequence[str]) -> bool:
 def place_coordinates(
     row: Mapping, texts: Sequence[str], convention: str, sizes: set[Size], limit: int | None
 ) -> tuple[Coordinates, list[Text]]:
-    """A row's texts with their boxes told apart.
+    """A row's texts, each split at its boxes.
 
     Args:
         row: with its ``objects``, for ms-swift.
         texts: in order.
-        convention: of ``CONVENTIONS``.
+        convention: of ``CONVENTIONS``, or "" for texts without coordinates.
         sizes: of the row's pictures, upright.
-        limit: the most image tokens to which the source's own model was limited.
+        limit: the most image tokens to which the source's model was limited.
 
     Raises:
-        VlkitError: unbalanced tags; boxes that cannot be read, lie outside the picture, have no
+        VlkitError: unbalanced tags; boxes that cannot be read, are outside the picture, have no
             area or their corners swapped; ms-swift's tags under another convention.
     """
+    if not convention:
+        return Coordinates(), [Text(text, (text,)) for text in texts]
     if convention != SWIFT and _has_swift_tags(texts):
         raise VlkitError(
             f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; pass "
@@ -128,17 +131,16 @@ def place_coordinates(
     size = next(iter(sizes)) if len(sizes) == 1 else None
     if size is None and _needs_size(row, convention):
         raise VlkitError(
-            f"{convention} gives pixels, but the row has {'several' if sizes else 'no'} "
-            "sizes of pictures, so its boxes cannot be placed"
+            f"{convention} gives pixels, but the row has "
+            f"{'pictures of several sizes' if sizes else 'no picture of known size'}, so its boxes "
+            "cannot be placed"
         )
-    over = size or UNIT
-    input_size = input_size_for(convention, over, limit)
-    if problems := list(_problems(row, texts, convention, over, input_size)):
-        raise VlkitError("; ".join(problems))
-    turns = [{"role": "user", "content": text} for text in texts]
-    told = {"messages": turns, "objects": row.get("objects")}
-    segments = [tuple(parts) for _, parts in row_segments(told, convention, over, input_size)]
-    read = [Text(text, parts) for text, parts in zip(texts, segments, strict=True)]
+    input_size = input_size_for(convention, size or UNIT, limit)
+    if convention == SWIFT:
+        segments = _swift_texts(row, texts, size or UNIT)
+    else:
+        segments = _family_texts(texts, convention, size or UNIT, input_size)
+    read = [Text(text, tuple(parts)) for text, parts in zip(texts, segments, strict=True)]
     return Coordinates(convention, size, input_size), read
 
 
@@ -149,28 +151,43 @@ def _needs_size(row: Mapping, convention: str) -> bool:
     return not isinstance(objects, Mapping) or objects.get("bbox_type") != "norm1"
 
 
-def _problems(
-    row: Mapping, texts: Sequence[str], convention: str, size: Size, input_size: Size | None
-) -> Iterator[str]:
-    if convention == SWIFT:
-        boxes = SwiftObjects(dict(row), size).boxes
-        yield from filter(None, (_misplaced(numbers, size) for numbers in boxes))
-        return
-    form = FORMATS[convention]
+def _swift_texts(row: Mapping, texts: Sequence[str], size: Size) -> list[list[Segment]]:
+    objects = SwiftObjects(dict(row), size)
+    _raise_all(_misplaced(numbers, size) for numbers in objects.boxes)
+    segments = [swift_segments(text, objects) for text in texts]
+    objects.check_used_up()
+    return segments
+
+
+def _family_texts(
+    texts: Sequence[str], family: str, size: Size, input_size: Size | None
+) -> list[list[Segment]]:
+    form = FORMATS[family]
     span = span_of(form.space, size, input_size)
-    for text in texts:
-        for tags in (form.label_tags, form.box_tags, form.quad_tags):
-            if tags[0] and text.count(tags[0]) != text.count(tags[1]):
-                yield f"unbalanced tags: {tags[0]} and {tags[1]} in {text!r:.60}"
-        found, unread = read_answer(text, form)
-        yield from unread
-        yield from filter(None, (_misplaced(each.numbers, span) for each in found))
+    answers = [find_numbers(text, form) for text in texts]
+    problems: list[str] = []
+    for text, (boxes, unread) in zip(texts, answers, strict=True):
+        for opening, closing in (form.label_tags, form.box_tags, form.quad_tags):
+            if opening and text.count(opening) != text.count(closing):
+                problems.append(f"unbalanced tags: {opening} and {closing} in {text!r:.60}")
+        problems += [*unread, *(_misplaced(box.numbers, span) for box in boxes)]
+    _raise_all(problems)
+    segments = []
+    for text, (boxes, _) in zip(texts, answers, strict=True):
+        placed = [(to_pixels(b.label, b.numbers, span, size), b.start, b.end) for b in boxes]
+        segments.append(list(group_items(text, placed)))
+    return segments
+
+
+def _raise_all(problems: Iterable[str]) -> None:
+    if found := list(filter(None, problems)):
+        raise VlkitError("; ".join(found))
 
 
 def _misplaced(numbers: Sequence[float], span: Size) -> str:
     shown = f"box [{', '.join(f'{n:g}' for n in numbers)}]"
     if not all(-_SLACK <= n <= span[i % 2] + _SLACK for i, n in enumerate(numbers)):
-        return f"{shown} lies outside its picture's {span}"
+        return f"{shown} is outside its picture's {span}"
     if len(numbers) != 4 or (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
         return ""
     if numbers[0] > numbers[2] or numbers[1] > numbers[3]:
@@ -180,7 +197,7 @@ def _misplaced(numbers: Sequence[float], span: Size) -> str:
 
 @contextmanager
 def naming_row(example: Any) -> Iterator[None]:
-    """Errors say which row of its source an example is."""
+    """Errors inside begin with the example's row in its source."""
     try:
         yield
     except VlkitError as error:
@@ -195,8 +212,8 @@ class Example:
     """One conversation to learn from.
 
     Attributes:
-        row: where it stood in its source, from 1.
-        turns: who speaks, and texts and content items of media in their order.
+        row: its number in the source, from 1.
+        turns: for each message its role, and its texts and content items of media in order.
         coordinates: what the numbers in its texts mean.
     """
 
@@ -208,6 +225,11 @@ class Example:
     def media(self) -> list[dict]:
         """The content items of its pictures and clips, in order."""
         return [part for _, parts in self.turns for part in parts if isinstance(part, dict)]
+
+    @property
+    def texts(self) -> list[Text]:
+        """Its texts, in order."""
+        return [part for _, parts in self.turns for part in parts if isinstance(part, Text)]
 
     @property
     def messages(self) -> list[dict]:
@@ -228,19 +250,22 @@ class Example:
             return as_messages([self._message(role, parts, writer) for role, parts in self.turns])
 
     def _message(self, role: str, parts: Iterable[Text | dict], writer: Any) -> dict:
-        content: list[dict] = []
-        for part in parts:
-            if isinstance(part, dict):
-                content.append(dict(part))
-            else:
-                content.append({"type": "text", "text": self.coordinates.write(part, writer)})
+        write = self.coordinates.write
+        content = [
+            dict(part) if isinstance(part, dict) else {"type": "text", "text": write(part, writer)}
+            for part in parts
+        ]
         return {"role": role, "content": content}
 
     def _input_size(self, vlm: Any) -> Size | None:
-        """The size at which the model sees the picture that the boxes lie on."""
+        """The size at which the model sees the picture that the boxes are on."""
         if self.coordinates.size is None:
             return None
-
         media = map(read_media_item, self.media)
         image = next((each for each in media if isinstance(each, Image)), None)
         return vlm.rules.image_size(self.coordinates.size, image)
+
+
+def source_key(source: Any) -> Hashable:
+    """Equal for the same path or the same object, while that object lives; nothing is read."""
+    return source if isinstance(source, str) else id(source)

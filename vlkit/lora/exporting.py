@@ -1,4 +1,4 @@
-"""A folder with the media of training data, as any reader sees them rightly."""
+"""Training data and its media written for other trainers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import PIL.Image
 
 from vlkit.datasets.formats.chats import SWIFT, Writer, input_size_for
-from vlkit.errors import MediaError, VlkitError
+from vlkit.errors import MediaError, VlkitError, check_whole
 from vlkit.files import dump_lines, whole_folder
 from vlkit.grounding.formats import FORMATS as FAMILIES
 from vlkit.lora.arguments import as_folder
-from vlkit.lora.data import as_data, check_choice, check_limit
-from vlkit.lora.example import Example, Text, naming_row
+from vlkit.lora.data import as_data, check_choice
+from vlkit.lora.example import Example, Text, naming_row, source_key
 from vlkit.media.image import load_image
 from vlkit.media.sources import is_remote, local_path
 from vlkit.media.video import Video
@@ -27,7 +27,7 @@ _ORIENTATION = 0x0112
 
 
 class MediaFolder:
-    """Media gathered in a folder; the same file or object is written once.
+    """Writes media into a folder; the same file or object only once.
 
     Args:
         folder: made when the first one is added.
@@ -36,10 +36,10 @@ class MediaFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self._names: dict[Any, str] = {}
-        self._kept: list[Any] = []  # an id is one object's only while it lives
+        self._sources: list[Any] = []  # kept alive: an id is unique only while its object lives
 
     def add(self, item: dict) -> str:
-        """A content item's file as seen from the folder's parent; a URL stays what it is.
+        """The path of a content item's file from the folder's parent; a URL is kept.
 
         Raises:
             MediaError: it cannot be read.
@@ -47,9 +47,9 @@ class MediaFolder:
         source = item[item["type"]]
         if is_remote(source):
             return source
-        key = source if isinstance(source, str) else id(source)
+        key = source_key(source)
         if key not in self._names:
-            self._kept.append(source)
+            self._sources.append(source)
             self.folder.mkdir(exist_ok=True)
             media = read_media_item(item)
             path = self.folder / f"{len(self._names) + 1:06d}"
@@ -71,26 +71,26 @@ def _write_picture(image: Any, path: Path) -> Path:
 
 
 def _reads_plainly(file: Path) -> bool:
-    """Whether every reader sees this file as vlkit does: upright, opaque, 8-bit, one frame."""
+    """Whether every reader shows this file as vlkit does: upright, opaque, 8-bit, one frame."""
     try:
         with PIL.Image.open(file) as picture:
             plain = picture.mode in ("RGB", "L") and getattr(picture, "n_frames", 1) == 1
             turned = picture.getexif().get(_ORIENTATION, 1) != 1
             return plain and not turned and "transparency" not in picture.info
     except (OSError, SyntaxError):
-        return False  # load_image says why
+        return False  # load_image raises the error
 
 
 def _write_clip(video: Any, path: Path) -> Path:
     source = video.source
     if isinstance(source, str | os.PathLike):
-        found = Path(local_path(source))
-        if found.is_dir():
-            return Path(shutil.copytree(found, path))
+        file = Path(local_path(source))
+        if file.is_dir():
+            return Path(shutil.copytree(file, path))
         try:
-            return Path(shutil.copyfile(found, path.with_suffix(found.suffix.lower())))
+            return Path(shutil.copyfile(file, path.with_suffix(file.suffix.lower())))
         except OSError as error:
-            raise MediaError(f"{found} cannot be copied: {error.strerror}") from None
+            raise MediaError(f"{file} cannot be copied: {error.strerror}") from None
     if isinstance(source, bytes):
         path = path.with_suffix(".mp4")
         path.write_bytes(source)
@@ -107,15 +107,11 @@ FILES = {
     "ms-swift": "data.jsonl",
     "messages": "data.jsonl",
 }
-
-
 _SPEAKERS = {
     "pai": {},
     "llava": {"user": "human", "assistant": "gpt"},
 }
-
-
-_TAGS = {  # what would be read as a picture or box where a text spells it
+_TAGS = {  # a text with one of these would be read as a picture or box
     "pai": ("<img>", "</img>", "<video>", "</video>"),
     "llava": ("<image>", "<video>", "<img>", "</img>", "</video>"),
     "ms-swift": ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>"),
@@ -140,31 +136,31 @@ def export(
     | ``ms-swift`` | ``data.jsonl``, boxes as ``objects`` | ms-swift |
     | ``messages`` | ``data.jsonl`` in transformers' chat format | TRL, transformers |
 
-    Paths are relative to the file; ms-swift takes them from the folder that ``ROOT_IMAGE_DIR``
-    names. Pictures that other readers would show turned, or with another background, are written
-    upright and opaque; all others are copied. :func:`load_conversations` reads each of them back.
+    Paths are relative to the file; set ``ROOT_IMAGE_DIR`` to the folder for ms-swift. Pictures that
+    other readers would show rotated, or with another background, are written upright and opaque;
+    all others are copied. :func:`load_conversations` reads each format back.
 
     Args:
         data: from :func:`load_conversations`, or what that reads.
         folder: a new or empty one; it appears whole or not at all.
         format: of the table above.
-        family: as whose the boxes in the texts are written, such as ``qwen2_5_vl``; by default as
-            the source has them. It has no meaning for ``ms-swift``, which converts by itself.
-        max_image_tokens: to which the model to train will be limited; counts for ``qwen2_5_vl``.
+        family: whose convention the boxes in the texts get, such as ``qwen2_5_vl``; by default that
+            of the source. Not used for ``ms-swift``, which converts boxes itself.
+        max_image_tokens: to which the model to train will be limited; only ``qwen2_5_vl`` uses it.
 
     Returns:
         The file.
 
     Raises:
-        VlkitError: what the format cannot hold, with its row; the folder is in use.
+        VlkitError: a row that the format cannot represent; the folder is in use.
         MediaError: a picture that cannot be read.
     """
     check_choice("format", format, FILES)
     check_choice("family", family, (None, *FAMILIES))
-    check_limit(max_image_tokens)
+    check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     data, target = as_data(data), as_folder("folder", folder)
     if not len(data):
-        raise VlkitError("data holds no rows, so there is nothing to export")
+        raise VlkitError("data has no rows, so there is nothing to export")
     with whole_folder(target) as written:
         media = MediaFolder(written / "media")
         rows = []
@@ -200,16 +196,19 @@ class _Row:
         turns = [(role, list(map(self._part, parts))) for role, parts in self.example.turns]
         if self.format == "messages":
             return {"messages": [{"role": role, "content": parts} for role, parts in turns]}
-        if self.format == SWIFT:  # it would keep a newline after a picture
+        if self.format == SWIFT:  # no newline after a picture: ms-swift would keep it
             messages = [{"role": role, "content": "".join(parts)} for role, parts in turns]
             files = {f"{kind}s": names for kind, names in self.files.items() if names}
             return {"messages": messages} | files | (self.writer.objects() if self.writer else {})
         names = _SPEAKERS[self.format]
-        said = [(role, "".join(_set_off(parts))) for role, parts in turns]
-        talk = [{"from": names.get(role, role), "value": text} for role, text in said]
-        beside = {kind: n[0] if len(n) == 1 else n for kind, n in self.files.items() if n}
-        beside = beside if self.format == "llava" else {}
-        return {"id": f"row-{self.example.row}"} | beside | {"conversations": talk}
+        conversation = [
+            {"from": names.get(role, role), "value": "".join(_add_newlines(parts))}
+            for role, parts in turns
+        ]
+        row = {"id": f"row-{self.example.row}", "conversations": conversation}
+        if self.format == "llava":
+            row |= {kind: n[0] if len(n) == 1 else n for kind, n in self.files.items() if n}
+        return row
 
     def _part(self, part: Text | dict) -> Any:
         if isinstance(part, Text):
@@ -220,7 +219,7 @@ class _Row:
         if self.format == "messages":
             return part | {kind: name}
         if options := sorted(part.keys() - {"type", kind}):
-            self._refuse(f"{options[0]}={part[options[0]]!r} has no place in it")
+            self._refuse(f"it has no field for {options[0]}={part[options[0]]!r}")
         self.files[kind].append(name)
         tag = "img" if kind == "image" else kind
         return f"<{tag}>{name}</{tag}>" if self.format == "pai" else f"<{kind}>"
@@ -228,30 +227,32 @@ class _Row:
     def _text(self, part: Text) -> str:
         plain = [segment for segment in part.segments if isinstance(segment, str)]
         for text in plain if self.writer else [part.raw]:
-            if found := [tag for tag in _TAGS[self.format] if tag in text]:
-                self._refuse(f"it would take {found[0]} in {text!r:.60} for a picture or box")
+            if tags := [tag for tag in _TAGS[self.format] if tag in text]:
+                self._refuse(f"{tags[0]} in {text!r:.60} would be read as a picture or box")
         return self.example.coordinates.write(part, self.writer)
 
     def _refuse(self, why: str) -> None:
-        raise VlkitError(f'format="{self.format}" cannot hold it: {why}; use format="messages"')
+        raise VlkitError(
+            f'format="{self.format}" cannot represent it: {why}; use format="messages"'
+        )
 
 
 def _writer(example: Example, family: str | None, limit: int | None) -> Writer | None:
     coordinates = example.coordinates
     if family == SWIFT and coordinates.convention:
         if coordinates.size is None:
-            raise VlkitError("ms-swift writes pixels, but it has several sizes of pictures")
+            raise VlkitError("ms-swift writes pixels, but the row has pictures of several sizes")
         return Writer(SWIFT, coordinates.size, None)
     if family in (None, SWIFT):
         if coordinates.convention == SWIFT:
-            raise VlkitError("its boxes are ms-swift's, which only that format has; pass family=")
+            raise VlkitError("its boxes are ms-swift's; for another format pass family=")
         return None
     size = coordinates.size
     return coordinates.writer(family, input_size_for(family, size, limit) if size else None)
 
 
-def _set_off(parts: list[str]) -> Iterator[str]:
-    """Texts after a picture on a line of their own; reading takes the newline away again."""
+def _add_newlines(parts: list[str]) -> Iterator[str]:
+    """A newline between a picture and the text behind it; reading removes it."""
     for before, part in zip(["", *parts], parts, strict=False):
         tagged = before.startswith("<") and before.endswith(">") and not part.startswith("<")
         yield "\n" + part if tagged else part

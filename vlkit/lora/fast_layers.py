@@ -1,9 +1,9 @@
-"""A language model's layers with adapters, in fewer steps and with less kept for the backward pass.
+"""A language model's layers with adapters, in fewer steps and with less memory.
 
-PEFT computes an adapter in float32 and keeps a float32 copy of its input for each; transformers
-keeps four values of the MLP's width for each token. Here an adapted layer is one step, computed in
-the model's own type (its weights stay float32), that keeps its input once; the MLP's product is
-computed again when it is needed.
+PEFT computes an adapter in float32 and keeps a float32 copy of its input for the backward pass;
+transformers keeps four values of the MLP's width for each token. Here an adapted layer is one step
+in the model's dtype (adapter weights stay float32) that keeps its input once; the MLP's product is
+recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -22,61 +22,73 @@ _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMS
 
 
 class _Adapted(torch.autograd.Function):
-    """``inner @ weight.T + bias + scale × inner @ down.T @ up.T``.
+    """A linear layer with its adapter, after an optional gate, as one step.
 
-    ``inner`` is (…, in); with ``gate`` of its shape it is ``silu(gate) × inner`` instead.
+    With x the input, g the gate, W and b the layer, A (``down``) and B (``up``) the adapter and s
+    its scale::
+
+        h = x, or silu(g) ⊙ x where there is a gate
+        y = h Wᵀ + b + s (h Aᵀ) Bᵀ
+
+    With dy the gradient of y, and n = s dy B::
+
+        dA = nᵀ h              dB = s dyᵀ (h Aᵀ)
+        dh = dy W + n A        dx = dh, or silu(g) ⊙ dh        dg = silu'(g) ⊙ dh ⊙ x
+
+    x and g are (…, in); h Aᵀ, of the adapter's rank, is kept for the backward pass, h is not.
     """
 
     @staticmethod
     def forward(ctx, inner, gate, weight, bias, down, up, scale):
-        ctx.scale, small = scale, None
-        product = inner if gate is None else silu(gate).mul_(inner)
-        flat = product.reshape(-1, product.shape[-1])
+        ctx.scale, low = scale, None
+        hidden = inner if gate is None else silu(gate).mul_(inner)
+        flat = hidden.reshape(-1, hidden.shape[-1])
         output = linear(flat, weight, bias)
         if down is not None:
-            small = flat @ down.to(flat.dtype).T
-            output.addmm_(small, up.to(flat.dtype).T, alpha=scale)
-        ctx.save_for_backward(inner, gate, weight, down, up, small)
+            low = flat @ down.to(flat.dtype).T
+            output.addmm_(low, up.to(flat.dtype).T, alpha=scale)
+        ctx.save_for_backward(inner, gate, weight, down, up, low)
         return output.view(*inner.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, gradient):
-        inner, gate, weight, down, up, small = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        wanted = ctx.needs_input_grad[0] or (gate is not None and ctx.needs_input_grad[1])
-        passed = flat @ weight if wanted else None
-        of_down = of_up = of_gate = None
+        inner, gate, weight, down, up, low = ctx.saved_tensors
+        d_output = gradient.reshape(-1, gradient.shape[-1])
         opened = None if gate is None else silu(gate)
+        needs_input = ctx.needs_input_grad[0] or (gate is not None and ctx.needs_input_grad[1])
+        d_hidden = d_output @ weight if needs_input else None
+        d_down = d_up = None
         if down is not None:
-            narrow = (flat @ up.to(flat.dtype)).mul_(ctx.scale)
-            product = inner if opened is None else opened * inner
-            of_down = (narrow.T @ product.reshape(-1, product.shape[-1])).to(down.dtype)
-            of_up = (flat.T @ small).to(up.dtype).mul_(ctx.scale)
-            if passed is not None:
-                passed.addmm_(narrow, down.to(flat.dtype))
-        if passed is not None:
-            passed = passed.view_as(inner)
-        if opened is not None and passed is not None:
-            of_gate = torch.ops.aten.silu_backward(passed * inner, gate)
-            passed = opened.mul_(passed)
-        return passed, of_gate, None, None, of_down, of_up, None
+            hidden = inner if opened is None else opened * inner
+            d_low = (d_output @ up.to(d_output.dtype)).mul_(ctx.scale)
+            d_down = (d_low.T @ hidden.reshape(-1, hidden.shape[-1])).to(down.dtype)
+            d_up = (d_output.T @ low).to(up.dtype).mul_(ctx.scale)
+            if d_hidden is not None:
+                d_hidden.addmm_(d_low, down.to(d_output.dtype))
+        if d_hidden is None:
+            return None, None, None, None, d_down, d_up, None
+        d_hidden = d_hidden.view_as(inner)
+        if opened is None:
+            return d_hidden, None, None, None, d_down, d_up, None
+        d_gate = torch.ops.aten.silu_backward(d_hidden * inner, gate)
+        return opened.mul_(d_hidden), d_gate, None, None, d_down, d_up, None
 
 
 @contextmanager
 def lean_layers(model: Any) -> Iterator[None]:
-    """The language model's layers do the same in fewer steps; as they were afterwards.
+    """The language model's layers compute the same in fewer steps; restored on exit.
 
-    Layers that are not of the usual kind (quantized, spread over devices) stay as they are.
+    Layers of other kinds (quantized, spread over devices) are not changed.
 
     Args:
         model: the transformers model, its adapters in place.
     """
-    changed = {}
+    forwards = {}
     for module in model.model.language_model.modules():
         forward = _lean_forward(module)
         if forward is not None and "forward" not in vars(module):
-            changed[module] = forward
-    with replaced_forwards(changed):
+            forwards[module] = forward
+    with replaced_forwards(forwards):
         yield
 
 
@@ -107,7 +119,7 @@ def _mlp(mlp: Any, hidden: Any) -> Any:
 
 
 def _parts(layer: Any) -> tuple | None:
-    """Weight, bias, the adapter's two weights (or None) and its scale; None of other layers."""
+    """Weight, bias, the adapter's two weights (or None) and its scale; None for other layers."""
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is torch.nn.Linear:

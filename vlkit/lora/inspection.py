@@ -1,4 +1,4 @@
-"""The X-ray: what is learnt, where, at which cost, before a step is made."""
+"""The X-ray: what will be trained and at which cost, before a step is made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlkit.lora.costs import (
 )
 from vlkit.lora.data import as_data
 from vlkit.lora.evaluating import Examiner, check_examined
-from vlkit.lora.example import Example
+from vlkit.lora.example import Example, source_key
 from vlkit.lora.networks import Part, check_quantized, plan_parts
 from vlkit.lora.token_labels import (
     IGNORED,
@@ -36,7 +36,7 @@ from vlkit.lora.token_labels import (
 )
 from vlkit.media.image import load_image
 from vlkit.models.load import VLM
-from vlkit.plotting.html import image_html
+from vlkit.plotting.html import FAINT, byte_text, duration_text, image_html, table_html
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class XRay:
         rows: how many there are.
         example: one of them as the model is trained on it.
         images: its pictures, upright.
-        runs: its tokens, each with what becomes of it.
+        runs: its tokens, each with its kind.
         lengths: of the rows that were measured: all, or 2,000 spread evenly.
         max_length: the most tokens of a row, or None.
         parts: what is trained in language model, vision tower and merger.
         memory: an estimate for the longest batch.
         steps: updates of the weights.
-        seconds: estimated time of all of them and of the answers on the way, by one forward pass
-            and a few answers on this machine.
+        seconds: estimated time of all updates and evaluations, from one forward pass and a few
+            answers on this machine.
     """
 
     model: str
@@ -95,8 +95,8 @@ class XRay:
     @property
     def cut(self) -> list[tuple[int, int]]:
         """Of each row that ``max_length`` shortens: its number, and answer tokens lost."""
-        longer = [each for each in self.lengths if each.total > (self.max_length or math.inf)]
-        return [(each.row, each.lost(self.max_length)) for each in longer]
+        longer = [length for length in self.lengths if length.total > (self.max_length or math.inf)]
+        return [(length.row, length.lost(self.max_length)) for length in longer]
 
     def __str__(self) -> str:
         totals = [length.total for length in self.lengths]
@@ -108,7 +108,6 @@ class XRay:
         )
 
     def _repr_html_(self) -> str:
-
         return xray_card(self)
 
 
@@ -131,27 +130,27 @@ def inspect(
 ) -> XRay:
     """What training would learn, where, and at which cost. Nothing is trained or changed.
 
-    The result shows itself in a notebook: one example with its tokens coloured by whether they are
-    learnt, all lengths, the layers that get adapters, memory, steps and time.
+    The result displays itself in a notebook: one example with its tokens coloured by whether they
+    are learnt, all lengths, the layers that get adapters, memory, steps and time.
 
     Args:
         vlm: from :func:`vlkit.load`, without an adapter.
         data: from :func:`vlkit.lora.load_conversations`, or what that reads.
-        eval_data: held-out data, as ``data``; looking at them takes time, too.
+        eval_data: held-out data, as ``data``; evaluating them takes time, too.
         example: the number of the row to show.
-        target: ``language``, ``vision`` (tower and merger), ``all``, or a regular expression that
-            matches whole names of layers.
+        target: ``language``, ``vision`` (encoder and merger), ``all``, or a regular expression
+            that matches whole names of layers.
         rank: of the adapters; None trains the layers themselves.
         epochs: passes over the data.
         batch_size: rows at a time, or ``auto``; the memory is that of the longest ones.
         gradient_accumulation: batches for one update of the weights.
         gradient_checkpointing: layers are computed again in the backward pass, not kept.
-        quantize: the model is loaded anew with its weights in ``"4bit"`` or ``"8bit"``.
+        quantize: load the model again with its weights in ``"4bit"`` or ``"8bit"``.
         max_length: the most tokens of a row, of which the end is cut.
         metric, samples: as in :func:`vlkit.lora.train`.
 
     Raises:
-        VlkitError: a cut that goes through a picture or leaves no answer, with its row; a target
+        VlkitError: a cut through a picture or one that leaves no answer, with its row; a target
             that matches nothing.
     """
     check_counts(batch_size, gradient_accumulation, epochs, max_length)
@@ -161,12 +160,12 @@ def inspect(
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     check_rows(data=data, eval_data=held_out)
     if not isinstance(example, int) or not -len(data) <= example < len(data):
-        raise VlkitError(f"example={example!r} is not there; the data has {len(data)} rows")
+        raise VlkitError(f"example={example!r} does not exist; the data has {len(data)} rows")
     parts = plan_parts(vlm, target, rank)
     check_quantized(vlm, quantize, rank)
     lengths = measure_lengths(vlm, data, max_length)
     labelled = label_example(vlm, data[example], max_length=max_length)
-    longest = max(each.total for each in lengths)
+    longest = max(length.total for length in lengths)
     cut = min(longest, max_length or longest)
     size = choose_batch(
         vlm, parts, [cut], rank=rank, batch_size=batch_size,
@@ -179,26 +178,26 @@ def inspect(
         parts,
         rank=rank,
         tokens=cut * together,
-        learnt=max(each.trained for each in lengths) * together,
-        patches=4 * max(each.media for each in lengths) * together,
+        learnt=max(length.trained for length in lengths) * together,
+        patches=4 * max(length.media for length in lengths) * together,
         gradient_checkpointing=gradient_checkpointing,
         quantize=quantize,
     )
-    mean = statistics.fmean(min(each.total, max_length or each.total) for each in lengths)
+    mean = statistics.fmean(min(n.total, max_length or n.total) for n in lengths)
     share = mean / labelled.length
-    whole, tower = time_forward(vlm, labelled)
+    whole, encoder = time_forward(vlm, labelled)
     seconds = estimate_seconds(
         parts,
-        (whole * share, tower * share),
+        (whole * share, encoder * share),
         rows=len(data) * epochs,
         pictured=count_pictured(data),
         gradient_checkpointing=gradient_checkpointing,
     )
     steps = count_steps(len(data), size.batch, size.accumulation, epochs)
     if held_out is not None:
-        looks = 1 + math.ceil(steps / checkpoint_every(steps, epochs))  # before the first step, too
+        evaluations = 1 + math.ceil(steps / checkpoint_every(steps, epochs))  # one before training
         answers = Examiner(vlm, held_out, metric, samples).estimate_seconds()
-        seconds += looks * len(held_out) * whole * share + (looks + 1) * answers
+        seconds += evaluations * len(held_out) * whole * share + (evaluations + 1) * answers
     return XRay(
         model=vlm.name,
         data=data.name,
@@ -216,20 +215,13 @@ def inspect(
 
 
 def count_pictured(data: Sequence[Example]) -> int:
-    """Rows with pictures or clips; several about the same ones, by their names, count once."""
-    shown = [tuple(_name(item[item["type"]]) for item in example.media) for example in data]
-    return len({names for names in shown if names})
-
-
-def _name(source: Any) -> Any:
-    return source if isinstance(source, str) else id(source)
+    """Rows with pictures or clips; rows about the same files or objects count once."""
+    media = [tuple(source_key(item[item["type"]]) for item in example.media) for example in data]
+    return len({keys for keys in media if keys})
 
 
 def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
-    """An example's tokens, each with its text; those of a picture together.
-
-    Tokens that only together spell a character are shown together.
-    """
+    """An example's tokens with their texts; the tokens of a picture or a character are one run."""
     decode, known = vlm.processor.tokenizer.decode, media_ids(vlm)
     ids, labels = (t[0].tolist() for t in (labelled.tensors["input_ids"], labelled.labels))
     runs: list[TokenRun] = []
@@ -250,76 +242,55 @@ def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
     return runs
 
 
-SHOWN = 1500  # runs of tokens that are spelt out
-
-
+SHOWN = 1500  # runs of tokens whose text is shown
 _BINS = 24
-
-
-_FAINT = "opacity:.65;font-size:.85em"
-
-
-_CELL = "padding:2px 14px 2px 0;text-align:left;border:none"
-
-
-_COLOURS = {
-    "learnt": "background:rgba(22,163,74,.28);border-bottom:2px solid #16a34a",
-    "prompt": "background:rgba(128,128,128,.13)",
-    "image": "background:rgba(37,99,235,.25);border-radius:4px;padding:0 6px",
-    "video": "background:rgba(147,51,234,.25);border-radius:4px;padding:0 6px",
+_TOKENS = {  # kind of token: its style, and its name in the legend
+    "learnt": (
+        "background:rgba(22,163,74,.28);border-bottom:2px solid #16a34a",
+        "learnt: answers and their end token",
+    ),
+    "prompt": ("background:rgba(128,128,128,.13)", "read, not learnt"),
+    "image": ("background:rgba(37,99,235,.25);border-radius:4px;padding:0 6px", "picture"),
+    "video": ("background:rgba(147,51,234,.25);border-radius:4px;padding:0 6px", "clip"),
 }
-
-
-_NAMES = {
-    "learnt": "learnt: answers and their end token",
-    "prompt": "read, not learnt",
-    "image": "picture",
-    "video": "clip",
+_MEMORY = {  # part of the memory: its colour, and its name in the legend
+    "weights": ("#64748b", "weights"),
+    "state": ("#16a34a", "trained parameters, gradients, AdamW"),
+    "activations": ("#2563eb", "activations"),
+    "logits": ("#d97706", "logits"),
 }
-
-
-_MEMORY = {
-    "weights": "#64748b",
-    "state": "#16a34a",
-    "activations": "#2563eb",
-    "logits": "#d97706",
-}
-
-
-_STATE = {"state": "trained parameters, gradients, AdamW"}
 
 
 def xray_card(xray: XRay) -> str:
-    """HTML that takes its colours from the page, so that it reads on dark and light."""
-    rows = "row" if xray.rows == 1 else "rows"
-    title = f"<b>{html.escape(xray.model)}</b>: {xray.rows:,} {rows} of {html.escape(xray.data)}"
+    """HTML in the page's colours, so that it reads on dark and light themes."""
+    title = f"<b>{html.escape(xray.model)}</b>: {counted(xray.rows, 'row')} of "
     sections = (_tokens(xray), _lengths(xray), _layers(xray.parts), _cost(xray))
     return (
         f'<div style="max-width:900px;line-height:1.5"><p style="font-size:1.05em;margin:4px 0">'
-        f"{title}</p>{''.join(sections)}</div>"
+        f"{title}{html.escape(xray.data)}</p>{''.join(sections)}</div>"
     )
 
 
 def _section(title: str, note: str, body: str) -> str:
     return (
         f'<div style="margin:14px 0"><div style="margin-bottom:4px"><b>{title}</b> '
-        f'<span style="{_FAINT}">{note}</span></div>{body}</div>'
+        f'<span style="{FAINT}">{note}</span></div>{body}</div>'
     )
 
 
 def _tokens(xray: XRay) -> str:
     example = xray.example
     note = f"{example.trained:,} of {example.length:,} tokens are learnt"
-    note += f"; the cut takes {example.lost:,} of the answer's" if example.lost else ""
-    kinds = dict.fromkeys(run.kind for run in xray.runs)
+    note += f"; the cut removes {example.lost:,} of the answer's" if example.lost else ""
+    kinds = {run.kind for run in xray.runs}
     legend = " ".join(
-        f'<span style="{_COLOURS[kind]};margin-right:10px;padding:0 6px">{_NAMES[kind]}</span>'
-        for kind in _NAMES
+        f'<span style="{style};margin-right:10px;padding:0 6px">{name}</span>'
+        for kind, (style, name) in _TOKENS.items()
         if kind in kinds
     )
     shown = "".join(map(_run, xray.runs[:SHOWN]))
     more = len(xray.runs) - SHOWN
-    shown += f"<span> … and {more:,} tokens more</span>" if more > 0 else ""
+    shown += f"<span> … and {more:,} more</span>" if more > 0 else ""
     box = (
         "font-family:ui-monospace,monospace;font-size:.85em;line-height:1.75;padding:8px 10px;"
         "border:1px solid rgba(128,128,128,.35);border-radius:6px;white-space:pre-wrap;"
@@ -336,12 +307,12 @@ def _tokens(xray: XRay) -> str:
 
 
 def _run(run: TokenRun) -> str:
+    style, name = _TOKENS[run.kind]
     if run.kind in ("image", "video"):
-        name = "picture" if run.kind == "image" else "clip"
-        return f'<span style="{_COLOURS[run.kind]}">{name}, {run.count:,} tokens</span>'
+        return f'<span style="{style}">{name}, {run.count:,} tokens</span>'
     text = html.escape(run.text).replace("\n", '<span style="opacity:.5">⏎</span>\n')
     title = f' title="{run.count} tokens"' if run.count > 1 else ""
-    return f'<span{title} style="{_COLOURS[run.kind]};margin-right:1px">{text}</span>'
+    return f'<span{title} style="{style};margin-right:1px">{text}</span>'
 
 
 def _lengths(xray: XRay) -> str:
@@ -364,8 +335,8 @@ def _cut(xray: XRay) -> str:
     lost = sum(tokens for _, tokens in cut)
     rows = ", ".join(str(row) for row, _ in cut[:8]) + (" …" if len(cut) > 8 else "")
     return (
-        f"max_length={xray.max_length:,} cuts <b>{len(cut):,} {'row' if len(cut) == 1 else 'rows'}"
-        f"</b> ({rows}): {lost:,} tokens of answers are lost, and none of a picture"
+        f"max_length={xray.max_length:,} cuts <b>{counted(len(cut), 'row')}</b> ({rows}): "
+        f"{lost:,} tokens of answers are lost, and none of a picture"
     )
 
 
@@ -377,7 +348,7 @@ def _histogram(totals: list[int]) -> str:
         counts[min(int((total - low) / width), _BINS - 1)] += 1
     bars = "".join(
         f'<div title="{low + i * width:,.0f} to {low + (i + 1) * width:,.0f} tokens: '
-        f'{count:,} rows" '
+        f'{counted(count, "row")}" '
         f'style="flex:1;background:#2563eb;opacity:.75;height:{56 * count / max(counts):.0f}px;'
         f'min-height:{2 if count else 0}px"></div>'
         for i, count in enumerate(counts)
@@ -385,72 +356,55 @@ def _histogram(totals: list[int]) -> str:
     return (
         f'<div style="display:flex;align-items:flex-end;gap:2px;height:58px;max-width:480px;'
         f'border-bottom:1px solid rgba(128,128,128,.5)">{bars}</div><div style="display:flex;'
-        f'justify-content:space-between;max-width:480px;{_FAINT}"><span>{low:,}</span>'
+        f'justify-content:space-between;max-width:480px;{FAINT}"><span>{low:,}</span>'
         f"<span>{high:,} tokens</span></div>"
     )
 
 
 def _layers(parts: tuple[Part, ...]) -> str:
     total, trained = (sum(getattr(p, name) for p in parts) for name in ("parameters", "trained"))
-    heads = ("part", "layers", "trained parameters", "compared with its own")
-    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in heads)
-    rows = "".join(map(_layer_row, parts))
-    style = "border-collapse:collapse;font-size:inherit;color:inherit"
-    table = f'<table style="{style}"><tr>{head}</tr>{rows}</table>'
+    heads = ("part", "layers", "trained parameters", "share of its parameters")
     note = f"{trained:,} parameters, {trained / total:.2%} of the model's {total:,}"
-    return _section("What is trained", note, table)
+    return _section("What is trained", note, table_html(heads, map(_layer_cells, parts)))
 
 
-def _layer_row(part: Part) -> str:
+def _layer_cells(part: Part) -> tuple[str, ...]:
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in part.modules)
-    named = [kind for kind in kinds if not kind.isdigit()]
-    layers = f"{len(part.modules):,}" + (f" ({', '.join(named)})" if named else "")
-    share = f"{part.trained / part.parameters:.2%} of " if part.modules else "none of "
+    named = ", ".join(kind for kind in kinds if not kind.isdigit())
+    layers = f"{len(part.modules):,}" + (f" ({html.escape(named)})" if named else "")
     cells = (
         part.name,
-        html.escape(layers) if part.modules else "none",
+        layers if part.modules else "none",
         f"{part.trained:,}",
-        f"{share}{part.parameters:,}",
+        f"{part.trained / part.parameters:.2%} of {part.parameters:,}",
     )
-    faint = "" if part.modules else ";opacity:.6"
-    return "<tr>" + "".join(f'<td style="{_CELL}{faint}">{cell}</td>' for cell in cells) + "</tr>"
+    return cells if part.modules else tuple(f'<span style="opacity:.6">{c}</span>' for c in cells)
 
 
 def _cost(xray: XRay) -> str:
     memory = xray.memory
     verdict = "fits" if memory.fits else "<b>does not fit</b>"
     place = "GPU memory" if memory.place == "GPU" else "RAM"
-    steps = f"{xray.steps:,} {'step' if xray.steps == 1 else 'steps'}"
     lines = (
-        f'<p style="margin:4px 0">about {_bytes(memory.total)} for the longest batch: {verdict} '
-        f"the {_bytes(memory.available)} of free {place}</p>{_bar(memory)}"
-        f'<p style="margin:8px 0 0">{steps}, about {_duration(xray.seconds)} on this machine</p>'
+        f'<p style="margin:4px 0">about {byte_text(memory.total)} for the longest batch: {verdict} '
+        f"the {byte_text(memory.available)} of free {place}</p>{_bar(memory)}"
+        f'<p style="margin:8px 0 0">{counted(xray.steps, "step")}, about '
+        f"{duration_text(xray.seconds)} on this machine</p>"
     )
     return _section("Cost", "memory estimated, time by one forward pass", lines)
 
 
 def _bar(memory: TrainingMemory) -> str:
     pieces, names = "", ""
-    for name, colour in _MEMORY.items():
-        value = getattr(memory, name)
+    for part, (colour, name) in _MEMORY.items():
+        value = getattr(memory, part)
         pieces += f'<div style="background:{colour};width:{100 * value / memory.total:.2f}%"></div>'
         names += (
             f'<span style="margin-right:14px;white-space:nowrap"><span style="display:inline-block;'
             f'width:.8em;height:.8em;border-radius:2px;background:{colour}"></span> '
-            f"{_STATE.get(name, name)} {_bytes(value)}</span>"
+            f"{name} {byte_text(value)}</span>"
         )
     return (
         f'<div style="display:flex;height:14px;max-width:480px;border-radius:4px;overflow:hidden">'
-        f'{pieces}</div><div style="{_FAINT};margin-top:4px">{names}</div>'
+        f'{pieces}</div><div style="{FAINT};margin-top:4px">{names}</div>'
     )
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

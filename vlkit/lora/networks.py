@@ -1,4 +1,4 @@
-"""Which layers get an adapter, and how many parameters that makes in each part of the model."""
+"""The layers that are trained, and the network with its adapters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from vlkit.errors import ModelError, VlkitError
+from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM
 
 PARTS = ("language model", "vision tower", "merger")
-
-
 TARGETS = {"language": PARTS[:1], "vision": PARTS[1:], "all": PARTS}
 
 
@@ -26,9 +24,9 @@ class Part:
 
     Attributes:
         name: of ``PARTS``.
-        modules: the layers that get an adapter (or, without one, are trained whole).
-        trained: parameters that are trained there.
-        parameters: that the part has, without adapters.
+        modules: names of the layers that get an adapter (or are trained themselves).
+        trained: number of parameters that are trained in it.
+        parameters: number of its parameters, without adapters.
     """
 
     name: str
@@ -51,18 +49,17 @@ def plan_parts(vlm: VLM, target: str, rank: int | None) -> tuple[Part, ...]:
     """
     check_loaded(vlm)
     if hasattr(vlm.model, "peft_config"):
-        raise VlkitError(f"{vlm.name} has an adapter already; load it without adapter=")
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise VlkitError(f"rank={rank!r} must be a whole number, 1 or more, or None")
+        raise VlkitError(f"{vlm.name} already has an adapter; load it without adapter=")
+    check_whole("rank", rank, 1, optional=True)
     chosen = find_modules(vlm.model, target)
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in vlm.model.named_parameters():
         sizes[part_of(name)] += _size(parameter)
     parts = []
     for part in PARTS:
-        own = {name: layer for name, layer in chosen.items() if part_of(name) == part}
-        trained = sum(_trained(layer, rank) for layer in own.values())
-        parts.append(Part(part, tuple(own), trained, sizes[part]))
+        layers = {name: layer for name, layer in chosen.items() if part_of(name) == part}
+        trained = sum(_trained(layer, rank) for layer in layers.values())
+        parts.append(Part(part, tuple(layers), trained, sizes[part]))
     return tuple(parts)
 
 
@@ -70,7 +67,7 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
     """The linear layers that a target names, in the model's order; never the output layer.
 
     Raises:
-        VlkitError: none, or a regular expression that is malformed.
+        VlkitError: it matches no layer, or is a malformed regular expression.
     """
     import torch
 
@@ -85,20 +82,20 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
         pattern = re.compile(target)
     except (re.error, TypeError) as error:
         raise VlkitError(
-            f"target={target!r} is neither of {list(TARGETS)} nor a regular expression ({error})"
+            f"target={target!r} is not one of {list(TARGETS)} or a regular expression ({error})"
         ) from None
     chosen = {name: layer for name, layer in layers.items() if pattern.fullmatch(name)}
     if not chosen:
         example = next(iter(layers), "")
         raise VlkitError(
-            f"target={target!r} matches no linear layer; choose of {list(TARGETS)}, or match whole "
-            f"names such as {example!r}"
+            f"target={target!r} matches no linear layer; choose one of {list(TARGETS)}, or match "
+            f"whole names such as {example!r}"
         )
     return chosen
 
 
 def part_of(name: str) -> str:
-    """Of ``PARTS``, the one in which a layer or parameter of this name stands."""
+    """The one of ``PARTS`` to which a layer or parameter of this name belongs."""
     if ".visual." not in f".{name}":
         return PARTS[0]
     return PARTS[2] if "merger" in name else PARTS[1]
@@ -111,24 +108,24 @@ def _trained(layer: Any, rank: int | None) -> int:
 
 
 def _size(parameter: Any) -> int:
-    """A parameter's values; a quantized one packs two in a byte and knows its shape."""
+    """The number of a parameter's values; a 4-bit one packs two in a byte and knows its shape."""
     state = getattr(parameter, "quant_state", None)
     return state.shape.numel() if state is not None else parameter.numel()
 
 
 def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | None) -> VLM:
-    """The same model with its weights in 4 or 8 bits; loaded anew where it is not so yet.
+    """The same model with its weights in 4 or 8 bits, loaded again if they are not so yet.
 
     Raises:
-        VlkitError: layers are to be trained themselves, which whole numbers cannot be.
+        VlkitError: quantized layers cannot be trained themselves (``rank=None``).
         ModelError: bitsandbytes is missing.
     """
     check_quantized(vlm, quantize, rank)
     packed = getattr(vlm.model, "is_quantized", False)
     if packed and getattr(vlm.model, "is_loaded_in_4bit", False):
         quantize = "4bit"
-    anew = quantize == "4bit" and vlm.model.device.type == "cpu"
-    if quantize is None or (packed and not anew):
+    on_cpu = quantize == "4bit" and vlm.model.device.type == "cpu"
+    if quantize is None or (packed and not on_cpu):
         return vlm
     from vlkit.models.load import load_here
 
@@ -137,20 +134,20 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
         vlm.folder.path, quantize=quantize, device=str(device) if device.index else "auto",
         dtype=dtype, max_image_tokens=vlm.max_image_tokens,
     )  # fmt: skip
-    if anew:
+    if on_cpu:
         for module in loaded.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                # else bitsandbytes lays the weights out anew for answers, and nothing is learnt
+                # bitsandbytes would rearrange the weights for inference, and nothing be trained
                 module.support_avx512bf16_for_cpu = False
     return replace(loaded, folder=vlm.folder)
 
 
 def check_quantized(vlm: VLM, quantize: str | None, rank: int | None) -> None:
-    """Raises VlkitError where layers are to be trained themselves that are quantized."""
+    """Raises VlkitError where quantized layers would be trained themselves."""
     if rank is None and (quantize or getattr(vlm.model, "is_quantized", False)):
         raise VlkitError(
             f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
-            "give a rank, or load and train it without quantize="
+            "pass a rank, or load and train it without quantize="
         )
 
 
@@ -158,10 +155,10 @@ def check_quantized(vlm: VLM, quantize: str | None, rank: int | None) -> None:
 def trainable(
     vlm: VLM, names: Sequence[str], rank: int | None, alpha: float | None
 ) -> Iterator[tuple[Any, Callable[..., float]]]:
-    """The network to train, and how to measure what has changed of it.
+    """The network to train, and a function that measures its largest change; undone on exit.
 
-    The second is the largest weight in the adapters' B, or the largest change of a layer's own; of
-    weights by their names, if it is given some, else of the network's.
+    The function returns the largest weight in the adapters' B, or the largest change of a layer's
+    weights; of the weights that are passed, by their names, or else of the network's.
 
     Args:
         vlm: a model without an adapter.
@@ -173,10 +170,10 @@ def trainable(
         ModelError: peft is needed and missing.
     """
     needed = {name: p.requires_grad for name, p in vlm.model.named_parameters()}
-    make = _opened(vlm, names) if rank is None else _adapted(vlm, names, rank, alpha)
+    layers = _unfrozen(vlm, names) if rank is None else _adapted(vlm, names, rank, alpha)
     try:
-        with make as made:
-            yield made
+        with layers as network_and_measure:
+            yield network_and_measure
     finally:
         for module in vlm.model.modules():
             if getattr(module, "gradient_checkpointing", False):
@@ -195,11 +192,11 @@ def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> 
         raise ModelError('training needs peft: pip install "vlkit[lora]"') from error
     scale = 2 * rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(names))
-    with warnings.catch_warnings():  # peft uses names that are to go
+    with warnings.catch_warnings():  # peft uses deprecated names
         warnings.simplefilter("ignore", FutureWarning)
         network = get_peft_model(vlm.model, config)
     config.base_model_name_or_path = vlm.name  # not a path of this machine
-    # else peft asks the hub, at every checkpoint, whether the embeddings have grown
+    # otherwise peft asks the hub at every checkpoint whether the embeddings were resized
     network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
     try:
         yield network, partial(_largest, network)
@@ -208,28 +205,28 @@ def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> 
 
 
 @contextmanager
-def _opened(vlm: VLM, names: Sequence[str]) -> Iterator[tuple]:
+def _unfrozen(vlm: VLM, names: Sequence[str]) -> Iterator[tuple]:
     import torch
 
     vlm.model.requires_grad_(False)
     chosen = {
-        f"{name}.{own}": parameter.requires_grad_(True)
+        f"{name}.{parameter_name}": parameter.requires_grad_(True)
         for name in names
-        for own, parameter in vlm.model.get_submodule(name).named_parameters()
+        for parameter_name, parameter in vlm.model.get_submodule(name).named_parameters()
     }
-    before = {name: each.detach().to("cpu", copy=True) for name, each in chosen.items()}
+    before = {name: weight.detach().to("cpu", copy=True) for name, weight in chosen.items()}
     try:
         yield vlm.model, partial(_change, before, chosen)
     finally:
         with torch.no_grad():
             for name, parameter in chosen.items():
-                if parameter.shape == before[name].shape:  # not so where it is spread out
+                if parameter.shape == before[name].shape:  # not where it is sharded
                     parameter.copy_(before[name])
 
 
 def _largest(network: Any, weights: Mapping[str, Any] | None = None) -> float:
     now = weights or dict(network.named_parameters())
-    return max(each.abs().max().item() for name, each in now.items() if "lora_B" in name)
+    return max(weight.abs().max().item() for name, weight in now.items() if "lora_B" in name)
 
 
 def _change(before: Mapping, chosen: Mapping, weights: Mapping | None = None) -> float:

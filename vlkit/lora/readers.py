@@ -1,11 +1,10 @@
-"""A row of any conversation format as turns: who speaks, and texts and media in their order."""
+"""A row of any conversation format as turns: for each message its role, its texts and media."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from vlkit.datasets.questions import COLUMNS
@@ -21,27 +20,23 @@ _INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
 _STRAY = re.compile(r"</?(?:img|video)>")
 _PAI = re.compile(r"</?img>|</video>")  # a lone <video> is LLaVA's placeholder
 _PLACE = re.compile(r"<(image|video)>")
-_BESIDE = ("image", "images", "video", "videos")  # where conversations have their media
+_MEDIA_COLUMNS = ("image", "images", "video", "videos")
 _KEYS = ("image", "image_url", "video", "video_url", "url", "path", "bytes")
 _PROMPTS, _SYSTEM = COLUMNS["prompt"], COLUMNS["system"]
 
 
-@dataclass
-class Turn:
-    """Who speaks, and the texts and content items of media in their order."""
-
-    role: str
-    parts: list[str | dict] = field(default_factory=list)
+Part = str | dict  # a text, or the content item of a picture or clip
+Turn = tuple[str, list[Part]]  # a role, and what it says and shows
 
 
 def detect_format(row: Mapping) -> str:
-    """The format of one row. Raises VlkitError where it has none."""
-    if isinstance(turns := row.get("conversations"), list):
-        said = [str(_said(turn)[1]) for turn in turns]
-        return "pai" if any(_PAI.search(text) for text in said) else "llava"
+    """The format of one row. Raises VlkitError where it is of none."""
+    if isinstance(messages := row.get("conversations"), list):
+        texts = [str(_role_and_content(message)[1]) for message in messages]
+        return "pai" if any(_PAI.search(text) for text in texts) else "llava"
     if isinstance(messages := row.get("messages"), list):
-        texts = [m.get("content") for m in messages if isinstance(m, Mapping)]
-        placed = any(isinstance(text, str) and _PLACE.search(text) for text in texts)
+        contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
+        placed = any(isinstance(text, str) and _PLACE.search(text) for text in contents)
         return "ms-swift" if placed or row.get("objects") else "messages"
     if row.get("query") is not None and row.get("response") is not None:
         return "ms-swift"
@@ -49,7 +44,7 @@ def detect_format(row: Mapping) -> str:
         return "table"
     for key in ("conversations", "messages"):
         if key in row:
-            raise VlkitError(f'no list of turns under "{key}", but {row[key]!r:.40}')
+            raise VlkitError(f'"{key}" is not a list of messages but {row[key]!r:.40}')
     raise VlkitError(
         'no "conversations", no "messages", and no columns for question and answer; its columns: '
         f"{list(row)!s:.100}"
@@ -60,20 +55,23 @@ def read_turns(row: Mapping, name: str) -> list[Turn]:
     """The turns of a row.
 
     Raises:
-        VlkitError: what keeps it from being read.
+        VlkitError: why it cannot be read.
     """
     if name == "table":
         return list(_table_turns(row))
     key = "messages" if name in ("ms-swift", "messages") else "conversations"
-    said = row.get(key)
-    if not said and name == "ms-swift" and {"query", "response"} & row.keys():
-        said = _swift_messages(row)
-    if not isinstance(said, list | tuple) or not len(said):
-        raise VlkitError(f'no list of turns under "{key}"; its columns: {list(row)!s:.100}')
+    messages = row.get(key)
+    if not messages and name == "ms-swift" and {"query", "response"} & row.keys():
+        messages = _swift_messages(row)
+    if not isinstance(messages, list | tuple) or not len(messages):
+        raise VlkitError(f'no list of messages under "{key}"; its columns: {list(row)!s:.100}')
     media = _Media(row)
-    turns = [Turn(role, list(_parts(text, name, media))) for role, text in map(_said, said)]
+    turns = [
+        (role, list(_parts(content, name, media)))
+        for role, content in map(_role_and_content, messages)
+    ]
     media.place_rest(turns)
-    return [Turn(turn.role, _tidy(turn.parts)) for turn in turns]
+    return [(role, _tidy(parts)) for role, parts in turns]
 
 
 def _swift_messages(row: Mapping) -> list[dict]:
@@ -83,21 +81,21 @@ def _swift_messages(row: Mapping) -> list[dict]:
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise VlkitError(f"its history is {history!r:.60}; expected pairs of texts")
     pairs.append((row.get("query", ""), row.get("response", "")))
-    said = [("system", row["system"])] if row.get("system") else []
+    turns = [("system", row["system"])] if row.get("system") else []
     for query, response in pairs:
-        said += [("user", query), ("assistant", response)]
-    return [{"role": role, "content": text} for role, text in said]
+        turns += [("user", query), ("assistant", response)]
+    return [{"role": role, "content": text} for role, text in turns]
 
 
-def _said(turn: Any) -> tuple[str, Any]:
-    if not isinstance(turn, Mapping):
-        raise VlkitError(f"a turn is {turn!r:.40}; expected who speaks and what")
-    role = str(turn.get("role") or turn.get("from") or "")
-    text = turn.get("content")
-    return _ROLES.get(role, role), turn.get("value") if text is None else text
+def _role_and_content(message: Any) -> tuple[str, Any]:
+    if not isinstance(message, Mapping):
+        raise VlkitError(f"a message is {message!r:.40}; expected a dict of role and content")
+    role = str(message.get("role") or message.get("from") or "")
+    content = message.get("content")
+    return _ROLES.get(role, role), message.get("value") if content is None else content
 
 
-def _parts(content: Any, name: str, media: _Media) -> Iterator[str | dict]:
+def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
     if isinstance(content, str):
         if name == "pai":
             yield from _inline_parts(content)
@@ -111,13 +109,13 @@ def _parts(content: Any, name: str, media: _Media) -> Iterator[str | dict]:
         for item in content:
             yield _item(item, media)
     elif content is not None:
-        raise VlkitError(f"a turn holds {content!r:.40}; expected text or a list of items")
+        raise VlkitError(f"a message has {content!r:.40}; expected text or a list of items")
 
 
-def _inline_parts(text: str) -> Iterator[str | dict]:
+def _inline_parts(text: str) -> Iterator[Part]:
     """``<img>file</img>`` anywhere: https://github.com/QwenLM/Qwen-VL#finetuning."""
     if stray := _STRAY.search(_INLINE.sub("", text)):
-        raise VlkitError(f"unbalanced tags: {stray[0]} has no partner in {text!r:.60}")
+        raise VlkitError(f"unbalanced tags: {stray[0]} has no counterpart in {text!r:.60}")
     end = 0
     for match in _INLINE.finditer(text):
         yield text[end : match.start()]
@@ -126,7 +124,7 @@ def _inline_parts(text: str) -> Iterator[str | dict]:
     yield text[end:]
 
 
-def _placed_parts(text: str, media: _Media) -> Iterator[str | dict]:
+def _placed_parts(text: str, media: _Media) -> Iterator[Part]:
     end = 0
     for match in _PLACE.finditer(text):
         yield text[end : match.start()]
@@ -135,7 +133,7 @@ def _placed_parts(text: str, media: _Media) -> Iterator[str | dict]:
     yield text[end:]
 
 
-def _item(item: Any, media: _Media) -> str | dict:
+def _item(item: Any, media: _Media) -> Part:
     if isinstance(item, str):
         return item
     if not isinstance(item, Mapping):
@@ -144,7 +142,7 @@ def _item(item: Any, media: _Media) -> str | dict:
     kind = str(item.get("type", "text" if "text" in item else "image"))
     if kind == "text":
         if not isinstance(item.get("text"), str):
-            raise VlkitError(f"an item of text without text: {item!r:.60}")
+            raise VlkitError(f"a text item without text: {item!r:.60}")
         return item["text"]
     kind = "video" if kind.startswith("video") else "image"
     source = next((item[key] for key in _KEYS if key in item), None)
@@ -168,10 +166,10 @@ def media_item(source: Any, kind: str) -> dict:
 
 
 class _Media:
-    """The pictures and clips beside a row's text, taken up in its order."""
+    """The pictures and clips in a row's columns; each placeholder in the text takes the next."""
 
     def __init__(self, row: Mapping):
-        row = {key: row[key] for key in _BESIDE if key in row}
+        row = {key: row[key] for key in _MEDIA_COLUMNS if key in row}
         self.left = {kind: list(_cells(row, kind)) for kind in ("image", "video")}
         self.count = {kind: len(items) for kind, items in self.left.items()}
 
@@ -181,38 +179,37 @@ class _Media:
         return self.left[kind].pop(0)
 
     def place_rest(self, turns: list[Turn]) -> None:
-        """Media that no placeholder asks for stand before the first question."""
+        """Put media without a placeholder before the first question, if no other has one."""
         rest = [*self.left["image"], *self.left["video"]]
-        placed = [part for turn in turns for part in turn.parts if isinstance(part, dict)]
-        inline = [item[item["type"]] for item in placed]
-        if placed and (other := [i for i in rest if not _named(i[i["type"]], inline)]):
+        placed = [part for _, parts in turns for part in parts if isinstance(part, dict)]
+        named = {source for item in placed if isinstance(source := item[item["type"]], str)}
+        without = [item["type"] for item in rest if not _is_among(item[item["type"]], named)]
+        if placed and without:
             raise VlkitError(
-                f"{len(other)} of its {other[0]['type']}s have no <{other[0]['type']}> in the text"
+                f"{len(without)} of its {without[0]}s have no <{without[0]}> in the text"
             )
-        first = next((turn for turn in turns if turn.role == "user"), None)
-        if not placed and first:
-            first.parts[:0] = rest
+        question = next((parts for role, parts in turns if role == "user"), None)
+        if not placed and question is not None:
+            question[:0] = rest
 
 
-def _named(source: Any, inline: list) -> bool:
-    """Whether a file beside the text is one that the text itself names."""
-    return isinstance(source, str) and any(source == s for s in inline if isinstance(s, str))
+def _is_among(source: Any, names: set[str]) -> bool:
+    return isinstance(source, str) and source in names
 
 
 def _cells(row: Mapping, kind: str) -> Iterator[dict]:
     column = _column(row, COLUMNS[kind])
     cell: Any = row[column] if column else None
-    several = isinstance(cell, list | tuple)
-    for each in cell if several else [cell]:
-        if not is_missing(each):
-            yield media_item(each, kind)
+    for source in cell if isinstance(cell, list | tuple) else [cell]:
+        if not is_missing(source):
+            yield media_item(source, kind)
 
 
 def _column(row: Mapping, names: Sequence[str]) -> str | None:
-    """The first of these columns that a row has, an empty one only where all are."""
+    """The first of these columns with a value in this row, else the first of them."""
     lower = {str(name).lower(): name for name in row}
-    found = [lower[name] for name in names if name in lower]
-    return next((name for name in found if not is_missing(row[name])), next(iter(found), None))
+    columns = [lower[name] for name in names if name in lower]
+    return next((name for name in columns if not is_missing(row[name])), next(iter(columns), None))
 
 
 def _table_turns(row: Mapping) -> Iterator[Turn]:
@@ -221,15 +218,19 @@ def _table_turns(row: Mapping) -> Iterator[Turn]:
         raise VlkitError(f"no question and answer among its columns {list(row)!s:.100}")
     system = _column(row, _SYSTEM)
     if system and not is_missing(row[system]):
-        yield Turn("system", [str(row[system])])
+        yield "system", [str(row[system])]
     media = [item for kind in ("image", "video") for item in _cells(row, kind)]
-    for role, name, before in (("user", question, media), ("assistant", answer, [])):
-        yield Turn(role, [*before, "" if is_missing(row[name]) else str(row[name])])
+    yield "user", [*media, _text(row[question])]
+    yield "assistant", [_text(row[answer])]
 
 
-def _tidy(parts: list[str | dict]) -> list[str | dict]:
-    """Neighbouring texts as one, without the newlines that set a picture's tag off."""
-    joined: list[str | dict] = []
+def _text(cell: Any) -> str:
+    return "" if is_missing(cell) else str(cell)
+
+
+def _tidy(parts: list[Part]) -> list[Part]:
+    """Adjacent texts as one, without the newlines between a picture's tag and the text."""
+    joined: list[Part] = []
     for part in parts:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             joined[-1] += part

@@ -1,4 +1,4 @@
-"""A training run as a notebook shows it."""
+"""A training run's result and its folder: checkpoints, and whether it can be resumed."""
 
 from __future__ import annotations
 
@@ -16,99 +16,22 @@ from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError
 from vlkit.files import read_json
-from vlkit.lora.curves import Curves, curves_html
+from vlkit.lora.curves import Curves, curves_html, read_series
 from vlkit.lora.example import Example, Text
 from vlkit.lora.proof import Checks
+from vlkit.media.image import load_image, pixel_hash
+from vlkit.media.sources import file_hash
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
+from vlkit.plotting.html import FAINT, duration_text, table_html
 
-_FAINT = "opacity:.7;font-size:90%"
-
-
-_CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884"
-
-
-_LONGEST = 160  # characters of an answer
-
-
-def run_card(run: LoraRun) -> str:
-    """HTML: how it went, the loss curve, answers before and after, and the checks."""
-    parts = [_head(run), _curve(run), _answers(run), _checks(run)]
-    return f'<div style="max-width:720px;line-height:1.45">{"".join(parts)}</div>'
-
-
-def _head(run: LoraRun) -> str:
-    stopped = "" if run.finished else ", stopped earlier"
-    took = f"{run.seconds:,.0f} s" if run.seconds < 100 else f"{run.seconds / 60:,.1f} min"
-    where = html.escape(str(run.output_dir))
-    return f"<b>{run.steps:,} steps</b> in {took}{stopped}; written to <code>{where}</code>"
-
-
-def _curve(run: LoraRun) -> str:
-    if not run.losses:
-        return ""
-    shown = Curves(losses=run.losses, evaluations=run.evaluations, metrics=run.metrics)
-    return f'<div style="margin-top:8px">{curves_html({"run": shown})}</div>'
-
-
-def _answers(run: LoraRun) -> str:
-    checks = run.checks
-    if checks is None or checks.table.empty:
-        return ""
-    head = _row(list(checks.table.columns), "th")
-    rows = "".join(_row(cells, "td") for cells in checks.table.values.tolist())
-    right = ""
-    if checks.after is not None:
-        before = "" if checks.before is None else f"{checks.before:.0%} before, "
-        right = f"; right on held-out rows: {before}<b>{checks.after:.0%}</b> after"
-    return (
-        f'<div style="margin-top:8px">Held-out answers{right}</div>'
-        f'<table style="border-collapse:collapse;font-size:90%">{head}{rows}</table>'
-    )
-
-
-def _row(cells: Sequence, tag: str) -> str:
-    shown = (html.escape(_short(str(cell))) for cell in cells)
-    return "<tr>" + "".join(f'<{tag} style="{_CELL}">{cell}</{tag}>' for cell in shown) + "</tr>"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
-
-
-def _checks(run: LoraRun) -> str:
-    checks = run.checks
-    if checks is None:
-        return ""
-    lines = [f"training moves the logits of an answer by {checks.change:.3g} on average"]
-    if checks.merged_difference is not None:
-        lines.append(f"merging the adapter moves them by {checks.merged_difference:.2g}")
-    if checks.refusal is not None:
-        lines.append("a model of the same shape with other weights refuses the adapter")
-    mark = "passed" if checks.passed else "<b>failed</b>"
-    listed = "".join(f"<li>{line}</li>" for line in lines)
-    listed = f'<ul style="margin:0;{_FAINT}">{listed}</ul>'
-    return f'<div style="margin-top:8px">Checks {mark}{listed}</div>'
-
-
-ARGUMENTS = "training.json"  # beside the adapter: what the run was asked for
-
-
-DATA = ("data", "eval_data")  # of these, digests
-
-
-_LOCK = ".training.lock"  # while a process trains into the folder
-
-
-_WEIGHTS = ("*model*.safetensors", "pytorch_model_fsdp_0")  # the latter where FSDP spreads them
-
-
+ARGUMENTS = "training.json"  # the run's arguments, in its folder
+DATA = ("data", "eval_data")  # arguments of which it holds a hash
+_LOCK = ".training.lock"  # exists while a process trains into the folder
+_WEIGHTS = ("*model*.safetensors", "pytorch_model_fsdp_0")  # the latter of FSDP
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")  # Trainer, FSDP, DeepSpeed
-
-
 _STATE = "trainer_state.json"  # written last
-
-
+_LONGEST = 160  # characters of an answer that is shown
 Answers = tuple[tuple[str, str, str], ...]  # question, truth, answer
 
 
@@ -117,17 +40,17 @@ class LoraRun:
     """A training run; made by :func:`vlkit.lora.train`.
 
     Attributes:
-        output_dir: where the adapter lies, for ``vlkit.load(adapter=…)``, and the checkpoints.
-        steps: updates of the weights, those before a resumption included.
+        output_dir: the folder of the adapter, for ``vlkit.load(adapter=…)``, and the checkpoints.
+        steps: updates of the weights, including those before a resumption.
         finished: False where a callback stopped it earlier.
-        losses: (step, mean loss since the line before) as logged.
+        losses: (step, mean loss since the entry before) as logged.
         evaluations: (step, loss on ``eval_data``), at each checkpoint.
         metrics: (step, share of right answers on held-out rows), at each checkpoint.
         samples: (step, ((question, truth, answer), …)) of a few held-out rows, at each checkpoint.
-        effect: the largest change of a trained weight; 0 would leave the model as it was.
-        seconds: of the training alone, without what was done before a resumption.
+        effect: the largest change of a trained weight; 0 if the model has not changed.
+        seconds: of the training alone, without the time before a resumption.
         checks: what the run proves of itself; None on all but the first of several processes, and
-            where these share one model's weights out (FSDP, DeepSpeed).
+            where these shard the model's weights (FSDP, DeepSpeed).
     """
 
     output_dir: Path
@@ -142,28 +65,68 @@ class LoraRun:
     checks: Checks | None = field(repr=False, default=None)
 
     def _repr_html_(self) -> str:
-
         return run_card(self)
 
 
+def run_card(run: LoraRun) -> str:
+    """HTML: how it went, the loss curve, answers before and after, and the checks."""
+    stopped = "" if run.finished else ", stopped earlier"
+    parts = [
+        f"<b>{run.steps:,} steps</b> in {duration_text(run.seconds)}{stopped}; written to "
+        f"<code>{html.escape(str(run.output_dir))}</code>"
+    ]
+    if run.losses:
+        parts.append(curves_html({"run": Curves(run.losses, run.evaluations, run.metrics)}))
+    if run.checks is not None:
+        parts += [_answers(run.checks), _checks(run.checks)]
+    shown = "".join(f'<div style="margin-top:8px">{part}</div>' for part in parts if part)
+    return f'<div style="max-width:720px;line-height:1.45">{shown}</div>'
+
+
+def _answers(checks: Checks) -> str:
+    if checks.table.empty:
+        return ""
+    right = ""
+    if checks.after is not None:
+        before = "" if checks.before is None else f"{checks.before:.0%} before, "
+        right = f"; right on held-out rows: {before}<b>{checks.after:.0%}</b> after"
+    rows = [[html.escape(_cut(str(cell))) for cell in row] for row in checks.table.values.tolist()]
+    return f"Held-out answers{right}{table_html(list(checks.table.columns), rows)}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+
+
+def _checks(checks: Checks) -> str:
+    lines = [f"training moves the logits of an answer by {checks.change:.3g} on average"]
+    if checks.merged_difference is not None:
+        lines.append(f"merging the adapter moves them by {checks.merged_difference:.2g}")
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    mark = "passed" if checks.passed else "<b>failed</b>"
+    return f'Checks {mark}<ul style="margin:0;{FAINT}">{items}</ul>'
+
+
 def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """The newest complete checkpoint.
 
     Args:
         folder: of the run.
-        resume: whether it is to be gone on from; None where either is right.
+        resume: True: there must be one; False: the folder must be new or empty; None: either.
 
     Raises:
-        VlkitError: there is one and it is not to be gone on from, or there is none.
+        VlkitError: there is no checkpoint, or the folder is in use.
     """
     finished = [path for path in _checkpoints(folder) if _is_finished(path)]
     if resume is False:
         if folder.exists() and not _is_free(folder):
-            raise VlkitError(f"{folder} is not empty; pass resume=True to go on, or another folder")
+            raise VlkitError(
+                f"{folder} is not empty; pass resume=True to continue, or another folder"
+            )
         return None
     whole = next(filter(_is_whole, sorted(finished, key=_step, reverse=True)), None)
     if resume and whole is None:
-        raise VlkitError(f"{folder} holds no checkpoint to resume from; pass resume=False")
+        raise VlkitError(f"{folder} has no checkpoint to resume from; pass resume=False")
     return whole
 
 
@@ -176,25 +139,25 @@ def _step(checkpoint: Path) -> int:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether nothing is lost of a folder: it holds at most what a run began and never saved."""
-    begun = {
+    """Whether a run may start in a folder: it has at most what an earlier one left unfinished."""
+    unfinished = {
         ARGUMENTS,
         MARKS,
         _LOCK,
         *(p.name for p in _checkpoints(folder) if not _is_finished(p)),
     }
-    return folder.is_dir() and all(path.name in begun for path in folder.iterdir())
+    return folder.is_dir() and all(path.name in unfinished for path in folder.iterdir())
 
 
 def _is_finished(path: Path) -> bool:
     return all(
-        any(each.exists() for name in names for each in path.glob(name))
+        any(file.exists() for name in names for file in path.glob(name))
         for names in (_WEIGHTS, _OPTIMIZER, ("scheduler.pt", "latest"), (_STATE,))
     )
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether its files are as long as they were written; a lost one may have been cut off."""
+    """Whether its files are complete; a copy may have been cut off."""
     try:
         for file in path.glob("*.safetensors"):
             check_shard(file)
@@ -206,10 +169,10 @@ def _is_whole(path: Path) -> bool:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from training into a folder, which is made if need be.
+    """Keep other processes from training into a folder; it is made if it does not exist.
 
     Raises:
-        VlkitError: another one does, or the folder cannot be written.
+        VlkitError: another process trains into it, or it cannot be written.
     """
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
@@ -217,7 +180,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise VlkitError(
-            f"{folder} is being trained into by another process; wait for it, or take another"
+            f"another process is training into {folder}; wait for it, or choose another folder"
         ) from None
     except OSError as error:
         raise VlkitError(f"{folder} cannot be written: {error.strerror or error}") from None
@@ -228,25 +191,25 @@ def only_writer(folder: Path) -> Iterator[None]:
         (folder / _LOCK).unlink(missing_ok=True)
 
 
-def check_same(path: Path, asked: dict) -> None:
-    """Raises VlkitError where a run is to be gone on with in another way than it began."""
-    began = read_json(path) if path.is_file() else None
-    if not isinstance(began, dict):
+def check_same(path: Path, recipe: dict) -> None:
+    """Raises VlkitError where a run is resumed with other arguments than it was started with."""
+    first = read_json(path) if path.is_file() else None
+    if not isinstance(first, dict):
         raise VlkitError(
-            f"{path} is missing or broken, so what the run was begun with is not known; train "
-            "into another folder"
+            f"{path} is missing or broken, so the run's arguments are unknown; train into another "
+            "folder"
         )
-    for name, value in asked.items():
-        if name in began and began[name] != value:
-            here = f"other {name}" if name in DATA else f"{name}={began[name]!r}, not {value!r}"
+    for name, value in recipe.items():
+        if name in first and first[name] != value:
+            change = f"other {name}" if name in DATA else f"{name}={first[name]!r}, not {value!r}"
             raise VlkitError(
-                f"{path.parent} was begun with {here}; resume with the same arguments and data, or "
-                "train into another folder"
+                f"{path.parent} was started with {change}; resume with the same arguments and "
+                "data, or train into another folder"
             )
 
 
 def digest_rows(data: Sequence[Example] | None) -> str | None:
-    """Of what rows say and of their media: of files their names, of others their content."""
+    """A hash of what rows say and of their media: of files the names, of others the content."""
     if data is None:
         return None
     digest = hashlib.sha256()
@@ -261,29 +224,23 @@ def _media_name(source: Any) -> Any:
     source = getattr(source, "source", source)
     if isinstance(source, str | os.PathLike):
         return Path(source).parts[-2:]
-    if isinstance(source, list | tuple):
-        return [_media_name(each) for each in source]
-    content = source if isinstance(source, bytes) else source.tobytes()
-    return hashlib.sha256(content).hexdigest()
+    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        return [_media_name(frame) for frame in source]
+    return file_hash(source) if isinstance(source, bytes) else pixel_hash(load_image(source))
 
 
 def summarize(state: Any, folder: Path) -> LoraRun:
-    """A run as its Trainer's state tells it."""
+    """The run that a Trainer's state describes."""
     history = state.log_history
     return LoraRun(
         output_dir=folder,
         steps=state.global_step,
         finished=state.global_step >= state.max_steps,
-        losses=_series(history, "loss"),
-        evaluations=_series(history, "eval_loss"),
-        metrics=_series(history, "eval_accuracy"),
+        losses=read_series(history, "loss"),
+        evaluations=read_series(history, "eval_loss"),
+        metrics=read_series(history, "eval_accuracy"),
         samples=tuple(
-            (step, tuple(tuple(each) for each in told))
-            for step, told in _series(history, "samples")
+            (step, tuple(map(tuple, answers))) for step, answers in read_series(history, "samples")
         ),
-        seconds=next((e["train_runtime"] for e in history[::-1] if "train_runtime" in e), 0.0),
+        seconds=next((e["train_runtime"] for e in reversed(history) if "train_runtime" in e), 0.0),
     )
-
-
-def _series(history: list[dict], name: str) -> tuple:
-    return tuple((each["step"], each[name]) for each in history if name in each)

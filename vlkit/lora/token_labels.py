@@ -1,4 +1,4 @@
-"""Where the answers stand in a rendered conversation, whatever its template marks or does not."""
+"""An example as tokens, with a label for each token of its answers, and its length in tokens."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from vlkit.analysis.preflight import ClipView, View, view_media
 from vlkit.analysis.target import Target, find_target
 from vlkit.engine.vision import Medium
 from vlkit.errors import VlkitError
-from vlkit.inputs import LoadedMessages, load_messages, make_inputs, render_prompt, tokenizing
+from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
 from vlkit.lora.checking import Problem, list_problems
-from vlkit.lora.example import Example, Text, naming_row
-from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.lora.example import Example, naming_row
+from vlkit.media.video import load_clip
+from vlkit.messages import as_messages, media_of, read_media_item
 from vlkit.models.load import VLM, base_model
 
-_HEAD = "<|im_start|>assistant\n"
-
-
-_ANSWER = re.compile(re.escape(_HEAD) + r".*?<\|im_end\|>", re.DOTALL)
+IGNORED = -100  # the label that transformers' losses leave out
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+MEASURED = 2000  # rows whose lengths are measured where none has to be cut
+_CHARACTERS = 3  # of a token, about
+_ASSISTANT = "<|im_start|>assistant\n"
+_ANSWER = re.compile(re.escape(_ASSISTANT) + r".*?<\|im_end\|>", re.DOTALL)
+_generation_prompts: dict[str, str] = {}  # by chat template
 
 
 class Piece(NamedTuple):
@@ -34,7 +40,7 @@ class Piece(NamedTuple):
 def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
     """The rendered conversation in pieces: prompts, and answers with their end token.
 
-    What the template writes when it asks for an answer (``<think>`` in some generations) is of the
+    What the template writes to ask for an answer (``<think>`` in some generations) belongs to the
     prompt. Texts cannot spell ``<|im_start|>``: :func:`vlkit.inputs.render_prompt` escapes it.
 
     Args:
@@ -47,36 +53,32 @@ def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
     if messages[-1]["role"] != "assistant":
         raise VlkitError("the last message must be the assistant's: an answer to learn")
     text = render_prompt(processor, messages, finished=True)
-    asking = _generation_prompt(processor, messages[:-1])
-    found = list(_ANSWER.finditer(text))
-    answers = sum(message["role"] == "assistant" for message in messages)
-    if len(found) != answers:
+    asking = _generation_prompt(processor)
+    answers = list(_ANSWER.finditer(text))
+    expected = sum(message["role"] == "assistant" for message in messages)
+    if len(answers) != expected:
         raise VlkitError(
-            f"the chat template shows {len(found)} of {answers} answers between {_HEAD!r} and "
-            "<|im_end|>, so what to learn cannot be told; use the template of the original model"
+            f"the chat template shows {len(answers)} of {expected} answers between {_ASSISTANT!r} "
+            "and <|im_end|>, so what to learn is unknown; use the template of the original model"
         )
     pieces, end = [], 0
-    for match in found:
-        head = asking if text.startswith(asking, match.start()) else _HEAD
+    for match in answers:
+        head = asking if text.startswith(asking, match.start()) else _ASSISTANT
         start = match.start() + len(head)
         pieces += [Piece(text[end:start], False), Piece(text[start : match.end()], True)]
         end = match.end()
     return [piece for piece in (*pieces, Piece(text[end:], False)) if piece.text]
 
 
-def _generation_prompt(processor: Any, question: list[dict]) -> str:
+def _generation_prompt(processor: Any) -> str:
     """What the template adds to a question to ask for its answer."""
-    asked = render_prompt(processor, question)
-    return asked.removeprefix(render_prompt(processor, question, finished=True))
-
-
-IGNORED = -100  # the label that transformers' losses leave out
-
-
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
-
-
-PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    template = str(processor.chat_template)
+    if template not in _generation_prompts:
+        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        prompt = render_prompt(processor, question)
+        finished = render_prompt(processor, question, finished=True)
+        _generation_prompts[template] = prompt.removeprefix(finished)
+    return _generation_prompts[template]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +89,8 @@ class Labelled:
         tensors: the processor's output for one row, on the CPU; ``input_ids`` (1, length).
         labels: (1, length); the token itself where the model learns it, else -100.
         lost: tokens of answers that ``max_length`` cut.
-        media: pictures, then clips, where they are kept apart from the tensors; without pixels
-            where their features are known.
+        media: pictures, then clips, where they are not in ``tensors``; without pixels where
+            their features are known.
     """
 
     tensors: dict[str, Any]
@@ -112,8 +114,8 @@ def label_example(
 ) -> Labelled:
     """Tokenize one conversation and label its answers, each with its end token.
 
-    A prompt is made into tokens apart from its answer, so that in training the model reads exactly
-    what it will be asked with.
+    A prompt is tokenized apart from its answer, so that in training the model reads exactly the
+    tokens with which it will be asked.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -125,21 +127,50 @@ def label_example(
         VlkitError: the cut would go through a picture or leave no answer.
     """
     with naming_row(example):
-        return truncate(vlm, _label(vlm, example), max_length)
+        pieces, media = read_example(vlm, example)
+        return truncate(vlm, tokenize_pieces(vlm, pieces, media), max_length)
 
 
-def _label(vlm: VLM, example: Example | list[dict]) -> Labelled:
+def read_example(vlm: VLM, example: Example | list[dict]) -> tuple[list[Piece], LoadedMessages]:
+    """An example's rendered pieces, and its media (with an empty prompt).
+
+    Raises:
+        MediaError: a picture or clip that cannot be read.
+        VlkitError: messages that cannot be used.
+    """
     messages = example.messages_for(vlm) if isinstance(example, Example) else as_messages(example)
     pieces = cut_turns(vlm.processor, messages)
-    loaded = load_messages(vlm, messages[:-1])
-    tensors = dict(make_inputs(vlm, list(_load_pieces(loaded, pieces))).tensors)
-    mask = tensors["attention_mask"].bool()  # what is left out was padding of the pieces
+    pictures, videos = media_of(messages)
+    images = [picture.load() for picture in pictures]
+    clips = [load_clip(video, partial(vlm.rules.frame_size, video=video)) for video in videos]
+    return pieces, LoadedMessages(pictures, images, clips, "", videos)
+
+
+def tokenize_pieces(vlm: VLM, pieces: Sequence[Piece], media: LoadedMessages) -> Labelled:
+    """The tokens of pieces and their media, one row, with labels where the model learns."""
+    tensors = dict(make_inputs(vlm, list(_rows_of_pieces(pieces, media))).tensors)
+    mask = tensors["attention_mask"].bool()  # without the padding between the pieces
     trained = mask.new_tensor([piece.trained for piece in pieces])[:, None].expand_as(mask)[mask]
     for name in PER_TOKEN:
         if name in tensors:
             tensors[name] = tensors[name][mask][None]
     labels = tensors["input_ids"].masked_fill(~trained[None], IGNORED)
     return Labelled(tensors, labels)
+
+
+def _rows_of_pieces(pieces: Sequence[Piece], media: LoadedMessages) -> Iterator[LoadedMessages]:
+    """Each piece as a row, with the media whose placeholders it has."""
+    image = video = 0
+    for piece in pieces:
+        images, videos = (piece.text.count(pad) for pad in PADS.values())
+        yield LoadedMessages(
+            media.pictures[image : image + images],
+            media.images[image : image + images],
+            media.clips[video : video + videos],
+            piece.text,
+            media.videos[video : video + videos],
+        )
+        image, video = image + images, video + videos
 
 
 def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
@@ -158,7 +189,7 @@ def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
 
 
 def cut_problem(length: int, max_length: int, needed: int) -> str:
-    """Why ``max_length`` cannot be kept; ``needed``, unless 0: where the last picture ends."""
+    """Why a row cannot be cut to ``max_length``; ``needed``: where its last picture ends, or 0."""
     why = f"would cut into a picture or clip, which ends at {needed:,}" if needed else ""
     why = why or "would leave nothing of any answer"
     return (
@@ -174,28 +205,10 @@ def media_end(vlm: VLM, ids: list[int]) -> int:
 
 
 def media_ids(vlm: VLM) -> dict[int, str]:
-    """The tokens that stand for media, and those around them."""
+    """The placeholder tokens of media, and the tokens around them, each with its kind."""
     config = base_model(vlm).config
     names = ("image", "video", "vision_start", "vision_end")
     return {getattr(config, f"{name}_token_id"): name.partition("_")[0] for name in names}
-
-
-def _load_pieces(loaded: LoadedMessages, pieces: list[Piece]) -> Iterator[LoadedMessages]:
-    """Each piece as a row of its own, with the media whose placeholders it holds."""
-    image = video = 0
-    for piece in pieces:
-        images, videos = (piece.text.count(pad) for pad in PADS.values())
-        yield LoadedMessages(
-            loaded.pictures[image : image + images],
-            loaded.images[image : image + images],
-            loaded.clips[video : video + videos],
-            piece.text,
-            loaded.videos[video : video + videos],
-        )
-        image, video = image + images, video + videos
-
-
-CHARACTERS = 3  # of a token, about
 
 
 @dataclass(frozen=True)
@@ -207,7 +220,7 @@ class Length:
         total: all tokens, media included.
         media: those of pictures and clips.
         media_end: tokens up to the end of the last picture or clip.
-        answers: from, up to, of each answer with its end token.
+        answers: of each answer with its end token, where it begins and ends.
     """
 
     row: int
@@ -222,7 +235,7 @@ class Length:
         return sum(end - start for start, end in self.answers)
 
     def lost(self, max_length: int | None) -> int:
-        """Tokens of answers that a cut takes away.
+        """Tokens of answers that a cut removes.
 
         Raises:
             VlkitError: the cut would go through a picture or leave no answer.
@@ -243,15 +256,12 @@ def measure_length(vlm: VLM, example: Example) -> Length:
     """
     target = find_target(vlm)
     with naming_row(example):
-        messages = example.messages_for(vlm)
-        views: list[View] = [
-            view_media(target, read_media_item(item)) for item in iterate_media(messages)
-        ]
+        views = _views(target, example)
     images = iter([view for view in views if not isinstance(view, ClipView)])
     clips = iter([view for view in views if isinstance(view, ClipView)])
     place = media_end = 0
     answers = []
-    for piece in cut_turns(vlm.processor, messages):
+    for piece in cut_turns(vlm.processor, example.messages_for(vlm)):
         count, end = _count(target, piece.text, images, clips)
         media_end = place + end if end else media_end
         if piece.trained:
@@ -261,33 +271,35 @@ def measure_length(vlm: VLM, example: Example) -> Length:
 
 
 def guess_length(vlm: VLM, example: Example) -> float:
-    """About how long an example is, to put rows of like lengths together: media are counted, its
-    texts' tokens guessed from their characters.
+    """About how long an example is, to put rows of similar lengths together.
+
+    Tokens of media are counted, those of texts guessed from their characters.
 
     Raises:
         MediaError: a picture or clip that cannot be read.
     """
-    target = find_target(vlm)
     with naming_row(example):
-        media = sum(view_media(target, read_media_item(item)).tokens for item in example.media)
-    texts = [part for _, parts in example.turns for part in parts if isinstance(part, Text)]
-    return media + sum(len(text.raw) for text in texts) / CHARACTERS
+        media = sum(view.tokens for view in _views(find_target(vlm), example))
+    return media + sum(len(text.raw) for text in example.texts) / _CHARACTERS
+
+
+def _views(target: Target, example: Example) -> list[View]:
+    return [view_media(target, read_media_item(item)) for item in example.media]
 
 
 def _count(target: Target, text: str, images: Any, clips: Any) -> tuple[int, int]:
-    """Tokens of a piece, and how many there are up to the end of its last picture or clip."""
-    written, inside = "", 0  # inside: tokens of media beyond their placeholders in ``written``
+    """Tokens of a piece, and those up to the end of its last picture or clip."""
+    written, inside = "", 0  # inside: tokens of media besides their placeholders in ``written``
     while (kind := _next_pad(text)) is not None:
         before, text = text.split(PADS[kind], 1)
         if kind == "image":
-            written, inside = written + before + PADS[kind], inside + next(images).tokens - 1
+            written += before + PADS[kind]
+            inside += next(images).tokens - 1
         else:
             clip = next(clips)
             shown = target.clip_text(clip.step_times)
-            written, inside = (
-                written + before + shown,
-                inside + clip.tokens - shown.count(PADS[kind]),
-            )
+            written += before + shown
+            inside += clip.tokens - shown.count(PADS[kind])
     tokenizer = target.processor.tokenizer
     tail = "<|vision_end|>" if text.startswith("<|vision_end|>") else ""
     end = _tokens(tokenizer, written + tail) + inside if written else 0
@@ -304,14 +316,11 @@ def _tokens(tokenizer: Any, text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-MEASURED = 2000  # rows whose lengths are measured where none has to be cut
-
-
 def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Length]:
-    """The lengths of rows: of all where some may have to be cut.
+    """The lengths of all rows, or, without ``max_length``, of at most 2,000 spread evenly.
 
     Raises:
-        VlkitError: every row that cannot be cut so.
+        VlkitError: naming every row that cannot be cut to ``max_length``.
     """
     step = 1 if max_length is not None else math.ceil(len(data) / MEASURED)
     lengths = [measure_length(vlm, data[i]) for i in range(0, len(data), step)]

@@ -1,4 +1,4 @@
-"""Callbacks of a training: a curve that grows in the notebook, and a hand on pause and stop."""
+"""The Trainer, and its callbacks: curves that grow in the notebook, pause and stop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from vlkit.errors import VlkitError
 from vlkit.lora.batches import FrozenTower, LengthSampler
 from vlkit.lora.curves import Curves, curves_html, read_history
 
-_TICK = 0.5  # seconds between two views
+_TICK = 0.5  # seconds between two drawings, at least
+_SHARE = 0.05  # of the time that drawing may take
 
 
 class LiveCurve(TrainerCallback):
-    """Loss, metric and sample answers, shown anew while a model is trained.
+    """Loss, metric and sample answers, redrawn while a model is trained.
+
+    Drawing takes at most a twentieth of the time: on a slow machine it is done less often.
 
     :func:`vlkit.lora.train` adds one in notebooks.
 
@@ -35,62 +38,64 @@ class LiveCurve(TrainerCallback):
         self._due = 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Show them, if that has not just been done."""
+        """Draw, unless that was just done."""
         if time.monotonic() >= self._due or "eval_accuracy" in (logs or {}):
             self._draw(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show them to the end."""
+        """Draw the end."""
         self._draw(state)
 
     def _draw(self, state: Any) -> None:
         if state.is_world_process_zero:
+            start = time.monotonic()
             self._show(read_history(state.log_history, state.max_steps))
-            self._due = time.monotonic() + _TICK
+            end = time.monotonic()
+            self._due = end + max(_TICK, (end - start) / _SHARE)
 
 
 class Steering(TrainerCallback):
-    """Pause, go on, stop: from another thread, between two steps."""
+    """Pause, resume, stop: from another thread, between two steps."""
 
     def __init__(self) -> None:
-        self._going = threading.Event()
-        self._going.set()
+        self._running = threading.Event()
+        self._running.set()
         self._stopped = False
 
     @property
     def paused(self) -> bool:
         """Whether it waits, or will after this step."""
-        return not self._going.is_set()
+        return not self._running.is_set()
 
     def pause(self) -> None:
         """Wait after this step."""
-        self._going.clear()
+        self._running.clear()
 
-    def go_on(self) -> None:
-        """Wait no more."""
-        self._going.set()
+    def resume(self) -> None:
+        """Continue after a pause."""
+        self._running.set()
 
     def stop(self) -> None:
-        """End after this step, with a checkpoint from which the run can be gone on with."""
+        """End after this step, with a checkpoint from which the run can be resumed."""
         self._stopped = True
-        self._going.set()
+        self._running.set()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Do what was asked for."""
-        self._going.wait()
+        """Wait while paused, or stop."""
+        self._running.wait()
         if self._stopped and state.global_step < state.max_steps:
             control.should_training_stop = control.should_save = True
 
 
 class _Bar(ProgressCallback):
-    """A bar on a terminal, but no line for every step."""
+    """A progress bar on a terminal, without a line for every step."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""
 
 
 class _Display:
-    """A place below the cell that is running."""
+    """Shows curves below the cell that is running."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -116,47 +121,48 @@ def in_notebook() -> bool:
 
 
 def show_progress(trainer: Any) -> None:
-    """A curve in a notebook and a bar on a terminal, instead of Trainer's line for every step."""
+    """Curves in a notebook and a bar on a terminal, instead of Trainer's line for every step."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(_Bar)
-    for callback in list(trainer.callback_handler.callbacks):  # its module needs IPython
-        if type(callback).__name__ == "NotebookProgressCallback":
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "NotebookProgressCallback":  # its module needs IPython
             trainer.remove_callback(callback)
-    shown = any(isinstance(each, LiveCurve) for each in trainer.callback_handler.callbacks)
-    if in_notebook() and not shown:
+    if in_notebook() and not any(
+        isinstance(callback, LiveCurve) for callback in trainer.callback_handler.callbacks
+    ):
         trainer.add_callback(LiveCurve)
 
 
 def is_spread(state: Any) -> bool:
-    """Whether processes share the weights out.
+    """Whether processes shard the weights (FSDP, DeepSpeed).
 
     Args:
         state: accelerate's ``PartialState``.
 
     Raises:
-        VlkitError: FSDP on CPUs, where accelerate would leave it out without a word.
+        VlkitError: FSDP on CPUs, where accelerate would silently not use it.
     """
-    fsdp, deepspeed = map(_asked, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    fsdp, deepspeed = map(_is_set, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     if fsdp and state.distributed_type.value == "MULTI_CPU":
         raise VlkitError(
-            "accelerate spreads weights with FSDP over GPUs only; on CPUs use --multi_gpu in place "
-            "of --use_fsdp, or DeepSpeed"
+            "accelerate supports FSDP on GPUs only; on CPUs use --multi_gpu instead of --use_fsdp, "
+            "or DeepSpeed"
         )
     return fsdp or deepspeed
 
 
-def _asked(name: str) -> bool:
+def _is_set(name: str) -> bool:
     return os.environ.get(name, "false").lower() == "true"
 
 
 def write_spread(trainer: Any, folder: Path) -> float:
-    """Write the whole weights once; called on every process.
+    """Write sharded weights as a whole; called on every process.
 
     Returns:
-        What has changed of them, as the trainer measures it.
+        The largest change of them, as the trainer measures it.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -167,24 +173,24 @@ def write_spread(trainer: Any, folder: Path) -> float:
     return broadcast_object_list([trainer.effect])[0]
 
 
-# it takes checkpoints within a second of each other for a fault of the filesystem
+# it warns of a faulty filesystem where checkpoints are within a second of each other
 logging.getLogger("transformers.trainer_utils").addFilter(
     lambda record: "mtime" not in str(record.msg)
 )
 
 
 class VisionTrainer(Trainer):
-    """A Trainer whose batches hold features of pictures, and which asks the model on the way.
+    """A Trainer whose batches have features of pictures, and which asks the model questions.
 
     Args:
         sampler: of the training rows.
-        tower: whose features the batches hold, or None.
-        examine: called after each evaluation; what it returns is logged: numbers as Trainer's
-            own, anything else in ``state.log_history`` alone.
-        measure: what has changed of weights by their names.
+        tower: whose features are in the batches, or None.
+        examine: called after each evaluation; its result is logged: numbers like Trainer's
+            metrics, anything else in ``state.log_history`` only.
+        measure: the largest change of weights, given by their names.
 
     Attributes:
-        effect: what that was when weights spread over processes were last written, on the first.
+        effect: the largest change when sharded weights were last written, on the first process.
     """
 
     def __init__(
@@ -197,7 +203,7 @@ class VisionTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        # a loss is the mean over an update's learnt tokens, however many batches they come in
+        # a loss is the mean over an update's trained tokens, in however many batches they come
         self.model_accepts_loss_kwargs = True
         self.sampler, self.tower, self.examine = sampler, tower, examine
         self.measure, self.effect = measure, 0.0
@@ -217,7 +223,7 @@ class VisionTrainer(Trainer):
             self.effect = self.measure(state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Whole weights by way of the model's own loader: on disk they have other names."""
+        """Load whole weights with the model's own loader: on disk they have other names."""
         if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         loaded = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
@@ -231,9 +237,9 @@ class VisionTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, with the answers' metric; samples go to ``state.log_history``."""
         metrics = super().evaluate(*args, **kwargs)
-        found = self.examine()
-        numbers = {name: value for name, value in found.items() if isinstance(value, float)}
-        others = {name: value for name, value in found.items() if name not in numbers}
+        results = self.examine()
+        numbers = {name: value for name, value in results.items() if isinstance(value, float)}
+        others = {name: value for name, value in results.items() if name not in numbers}
         if others:
             self.state.log_history.append({"step": self.state.global_step, **others})
         if numbers:

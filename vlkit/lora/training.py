@@ -1,4 +1,4 @@
-"""One training run, its arguments checked."""
+"""A training run: its arguments checked, then trained, written and proved."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vlkit.lora.data import TrainingData, as_data
 from vlkit.lora.evaluating import Examiner, check_examined
 from vlkit.lora.fast_layers import lean_layers
 from vlkit.lora.networks import Part, plan_parts, quantized, trainable
-from vlkit.lora.proof import Prover
+from vlkit.lora.proof import Checks, Prover
 from vlkit.lora.runs import (
     ARGUMENTS,
     LoraRun,
@@ -43,29 +43,26 @@ from vlkit.lora.runs import (
     only_writer,
     summarize,
 )
-from vlkit.lora.token_labels import guess_length, label_example, measure_lengths
+from vlkit.lora.token_labels import guess_length, measure_lengths
 from vlkit.lora.trainer import VisionTrainer, is_spread, write_spread
 from vlkit.models.adapters import check_base, write_marks
 from vlkit.models.load import VLM, base_model
 
-LOGGED = 500  # points of the loss curve
-
-
-WORKERS = 4  # threads that read pictures ahead for a GPU
+_LOGGED = 500  # points of the loss curve
+_WORKERS = 4  # threads that read pictures ahead for a GPU
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What :func:`run` is to do.
+    """A checked training run.
 
     Attributes:
-        vlm, data, held_out, folder: as for :func:`vlkit.lora.train`.
+        vlm, data, held_out, folder: as for :func:`train`.
         parts: which layers are trained.
         lengths: of the rows, about.
-        asked: the run's arguments, as they are written down.
-        size: rows at a time.
-        gradient_checkpointing, metric, samples: as for :func:`vlkit.lora.train`.
-        report_to, callbacks: likewise.
+        recipe: the run's arguments, as they are written into its folder.
+        size: rows of a batch.
+        gradient_checkpointing, metric, samples, report_to, callbacks: as for :func:`train`.
     """
 
     vlm: VLM
@@ -74,7 +71,7 @@ class Task:
     folder: Path
     parts: tuple[Part, ...]
     lengths: Sequence[float]
-    asked: dict[str, Any]
+    recipe: dict[str, Any]
     size: BatchSize
     gradient_checkpointing: bool
     metric: str | None
@@ -82,153 +79,157 @@ class Task:
     report_to: Sequence[str]
     callbacks: tuple[Any, ...]
 
-
-def run(task: Task, last: Path | None) -> LoraRun:
-    """Train, in smaller batches where the memory runs out and may be divided.
-
-    Args:
-        task: what to do.
-        last: the checkpoint to go on from.
-
-    Raises:
-        ModelError: the GPU's memory does not suffice.
-        VlkitError: another process trains into the folder, or it cannot be written.
-    """
-    first = os.environ.get("RANK", "0") == "0"
-    with only_writer(task.folder) if first else nullcontext():
-        return _run_in_parts(task, last)
+    @property
+    def trains_vision(self) -> bool:
+        """Whether a layer of the vision encoder or merger is trained."""
+        return any(part.modules for part in self.parts[1:])
 
 
-def _run_in_parts(task: Task, last: Path | None) -> LoraRun:
-    while True:
-        try:
-            return _run_once(task, last)
-        except torch.cuda.OutOfMemoryError as error:
-            smaller = task.size.smaller()
-            if smaller is None:
-                raise ModelError(
-                    f"training {task.vlm.name} needs more than the GPU's memory; pass a smaller "
-                    "batch_size, gradient_checkpointing=True, or load(…, max_image_tokens=…)"
-                ) from error
-        torch.cuda.empty_cache()
-        task = replace(task, size=smaller)
-        last = last_checkpoint(task.folder, None)
+def _run(task: Task, checkpoint: Path | None) -> LoraRun:
+    """Train, in smaller batches where the GPU's memory runs out and batches may be divided."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    with only_writer(task.folder) if is_first else nullcontext():
+        while True:
+            try:
+                return _run_once(task, checkpoint)
+            except torch.cuda.OutOfMemoryError as error:
+                smaller = task.size.smaller()
+                if smaller is None:
+                    raise ModelError(
+                        f"training {task.vlm.name} needs more than the GPU's memory; pass a "
+                        "smaller batch_size, gradient_checkpointing=True, or "
+                        "load(…, max_image_tokens=…)"
+                    ) from error
+            torch.cuda.empty_cache()
+            task = replace(task, size=smaller)
+            checkpoint = last_checkpoint(task.folder, None)
 
 
-def _run_once(task: Task, last: Path | None) -> LoraRun:
-    vlm, asked = task.vlm, task.asked
-    arguments = _arguments(task)
-    arguments.eval_on_start = last is None and task.held_out is not None
+def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
+    arguments = _training_arguments(task, is_resumed=checkpoint is not None)
+    is_first = arguments.process_index == 0
     spread = is_spread(arguments.distributed_state)
-    arguments.distributed_state.wait_for_everyone()  # nobody has looked at the folder after this
-    if arguments.process_index == 0:
-        write_whole(task.folder / ARGUMENTS, json.dumps(asked, indent=1) + "\n")
-        if asked["rank"] is not None:
-            if last is not None:
-                check_base(last, vlm.model, vlm.folder)
-            write_marks(vlm.model, task.folder)
-    set_seed(asked["seed"])
-    names = [name for part in task.parts for name in part.modules]
+    arguments.distributed_state.wait_for_everyone()  # all have looked at the folder before it fills
+    if is_first:
+        _begin(task, checkpoint)
+    set_seed(task.recipe["seed"])
     with ExitStack() as stack:
-        network, measure = stack.enter_context(trainable(vlm, names, asked["rank"], asked["alpha"]))
-        seen = any(part.modules for part in task.parts[1:])
-        tower = None if seen or spread else FrozenTower(base_model(vlm))
-        if not spread:
-            stack.enter_context(lean_layers(base_model(vlm)))
-        examples = _examples(task, task.data, tower)
-        stack.callback(examples.close)
-        alone = arguments.process_index == 0 and not spread  # who asks and proves
-        examiner = Examiner(vlm, task.held_out if alone else None, task.metric, task.samples)
-        trainer = VisionTrainer(
-            network,
-            arguments,
-            data_collator=Collator(
-                vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
-            ),
-            train_dataset=examples,
-            eval_dataset=None if task.held_out is None else _examples(task, task.held_out, tower),
-            callbacks=list(task.callbacks),
-            sampler=_sampler(task, examples, arguments.world_size),
-            tower=tower,
-            examine=examiner,
-            measure=measure,
+        names = [name for part in task.parts for name in part.modules]
+        network, measure = stack.enter_context(
+            trainable(task.vlm, names, task.recipe["rank"], task.recipe["alpha"])
         )
-        prover = Prover(vlm, _proving_row(task)) if alone else None
+        if not spread:
+            stack.enter_context(lean_layers(base_model(task.vlm)))
+        trainer = _make_trainer(task, arguments, network, measure, spread)
+        stack.callback(trainer.train_dataset.close)
+        prover = None
+        if is_first and not spread:
+            example = (task.held_out or task.data)[0]
+            prover = Prover(task.vlm, example, task.recipe["max_length"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         effect = write_spread(trainer, task.folder) if spread else measure()
-        if arguments.process_index == 0:
+        if is_first:
             _write(task, None if spread else network)
-        history = trainer.state.log_history
-        before = [each for each in history if each["step"] == 0]
-        found = _joined(before)
-        checks = None if prover is None else prover.check(task.folder, found, examiner())
-        return replace(summarize(trainer.state, task.folder), effect=effect, checks=checks)
+        run = replace(summarize(trainer.state, task.folder), effect=effect)
+        return replace(run, checks=_check(trainer, prover, task.folder)) if prover else run
 
 
-def _proving_row(task: Task) -> Any:
-    data = task.held_out or task.data
-    return label_example(task.vlm, data[0], max_length=task.asked["max_length"])
+def _begin(task: Task, checkpoint: Path | None) -> None:
+    """Write what a later resumption and ``load`` compare."""
+    write_whole(task.folder / ARGUMENTS, json.dumps(task.recipe, indent=1) + "\n")
+    if task.recipe["rank"] is not None:
+        if checkpoint is not None:
+            check_base(checkpoint, task.vlm.model, task.vlm.folder)
+        write_marks(task.vlm.model, task.folder)
 
 
-def _joined(entries: Sequence[dict]) -> dict[str, Any]:
-    return {name: value for each in entries for name, value in each.items()}
+def _make_trainer(
+    task: Task, arguments: TrainingArguments, network: Any, measure: Any, spread: bool
+) -> VisionTrainer:
+    vlm = task.vlm
+    tower = None if task.trains_vision or spread else FrozenTower(base_model(vlm))
+    examples = _examples(task, task.data, tower)
+    asks = arguments.process_index == 0 and not spread
+    return VisionTrainer(
+        network,
+        arguments,
+        data_collator=Collator(
+            vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
+        ),
+        train_dataset=examples,
+        eval_dataset=None if task.held_out is None else _examples(task, task.held_out, tower),
+        callbacks=list(task.callbacks),
+        sampler=_sampler(task, examples, arguments.world_size),
+        tower=tower,
+        examine=Examiner(vlm, task.held_out if asks else None, task.metric, task.samples),
+        measure=measure,
+    )
+
+
+def _check(trainer: VisionTrainer, prover: Prover, folder: Path) -> Checks:
+    """Compare with what the run logged before its first step."""
+    before: dict[str, Any] = {}
+    for entry in trainer.state.log_history:
+        before |= entry if entry["step"] == 0 else {}
+    return prover.check(folder, before, trainer.examine())
 
 
 def _write(task: Task, network: Any) -> None:
-    """The adapter, or a model folder like the one that it was made from."""
+    """The adapter, or the rest of a model folder like the one that it was made from."""
     if network is not None:
         network.save_pretrained(task.folder)
-    if task.asked["rank"] is None:
+    if task.recipe["rank"] is None:
         task.vlm.processor.save_pretrained(task.folder)
 
 
 def _examples(task: Task, data: TrainingData, tower: FrozenTower | None) -> Examples:
-    workers = WORKERS if task.vlm.model.device.type == "cuda" and data is task.data else 0
-    return Examples(Preparer(task.vlm, data, task.asked["max_length"], tower), workers)
+    workers = _WORKERS if task.vlm.model.device.type == "cuda" and data is task.data else 0
+    return Examples(Preparer(task.vlm, data, task.recipe["max_length"], tower), workers)
 
 
 def _sampler(task: Task, examples: Examples, processes: int) -> LengthSampler:
     share = task.size.batch * processes if processes > 1 else 1
-    rows, seed = task.size.rows * processes, task.asked["seed"]
+    rows, seed = task.size.rows * processes, task.recipe["seed"]
     return LengthSampler(examples, task.lengths, rows, seed, share=share)
 
 
-def _arguments(task: Task) -> TrainingArguments:
-    asked, size = task.asked, task.size
+def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
+    recipe, size, evaluates = task.recipe, task.size, task.held_out is not None
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = count_steps(len(task.data), size.batch * world, size.accumulation, asked["epochs"])
-    every = checkpoint_every(steps, asked["epochs"])
+    steps = count_steps(len(task.data), size.batch * world, size.accumulation, recipe["epochs"])
+    every = checkpoint_every(steps, recipe["epochs"])
     names = ("activation_checkpointing", "gradient_checkpointing")  # of newer and older versions
     checkpointing = next(name for name in names if hasattr(TrainingArguments, name))
     arguments = TrainingArguments(
         output_dir=str(task.folder),
-        num_train_epochs=asked["epochs"],
+        num_train_epochs=recipe["epochs"],
         per_device_train_batch_size=size.batch,
         per_device_eval_batch_size=size.batch,
         gradient_accumulation_steps=size.accumulation,
         **({checkpointing: True} if task.gradient_checkpointing else {}),
-        learning_rate=asked["learning_rate"],
+        learning_rate=recipe["learning_rate"],
         lr_scheduler_type="cosine",
-        logging_steps=max(1, steps // LOGGED),
+        logging_steps=max(1, steps // _LOGGED),
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        eval_strategy="no" if task.held_out is None else "steps",
+        eval_strategy="steps" if evaluates else "no",
         eval_steps=every,
-        load_best_model_at_end=task.held_out is not None,
+        eval_on_start=evaluates and not is_resumed,
+        load_best_model_at_end=evaluates,
         metric_for_best_model="loss",
-        seed=asked["seed"],
+        seed=recipe["seed"],
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
         report_to=list(task.report_to),
         dataloader_pin_memory=False,  # batches are made where the model is
-        ddp_find_unused_parameters=any(part.modules for part in task.parts[1:]),
+        ddp_find_unused_parameters=task.trains_vision,
         use_cpu=task.vlm.model.device.type == "cpu",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several take `accelerate launch`
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # for several GPUs use `accelerate launch`
     return arguments
 
 
@@ -256,12 +257,12 @@ def train(
     report_to: str | Sequence[str] = "none",
     callbacks: Sequence[Any] = (),
 ) -> LoraRun:
-    """Train adapters, or layers themselves; the model that is passed stays as it was.
+    """Train adapters, or the layers themselves; the model that is passed does not change.
 
     A checkpoint is written after each epoch, and at least ten times. With ``eval_data`` the one
-    with the smallest loss on it becomes the result, else the last. Where the vision tower is not
-    trained it looks at each picture once. Started by ``accelerate launch`` on several processes,
-    each takes ``batch_size`` rows at a time.
+    with the smallest loss on it becomes the result, else the last. A vision encoder that is not
+    trained encodes each picture once. Started by ``accelerate launch`` on several processes, each
+    takes ``batch_size`` rows at a time.
 
     Args:
         vlm: from :func:`vlkit.load`, without an adapter.
@@ -273,23 +274,24 @@ def train(
         rank: of the adapters; None trains the layers themselves and writes a plain model folder.
         alpha: their scale times ``rank``; twice the rank by default.
         target, gradient_checkpointing, max_length: as in :func:`vlkit.lora.inspect`.
-        batch_size: rows at a time. ``auto``: eight rows for one update, in as many parts as the
-            memory asks for, now or when it runs out; the losses are the same.
+        batch_size: rows at a time. ``auto``: eight rows for one update, in as many batches as the
+            memory needs; the losses are the same.
         gradient_accumulation: batches for one update of the weights.
-        quantize: load the model anew in ``"4bit"`` or ``"8bit"`` for this run (QLoRA).
+        quantize: load the model again in ``"4bit"`` or ``"8bit"`` for this run (QLoRA).
         metric: of answers to at most 64 rows of ``eval_data``, whenever its loss is measured:
-            ``exact`` text, ``iou`` (share of boxes found at IoU 0.5), ``auto`` for whichever a row
-            holds, or None.
+            ``exact`` text, ``iou`` (share of true boxes found at IoU 0.5), ``auto`` for the one
+            that fits a row, or None.
         samples: how many of these answers the run shows.
         seed: of the adapters' first weights and the order of the rows.
-        resume: go on from the last whole checkpoint; losses are those of an uninterrupted run.
-        report_to: trackers that are told losses and metrics, such as ``"tensorboard"``, as for
+        resume: continue from the last complete checkpoint; losses are those of an uninterrupted
+            run.
+        report_to: trackers that get losses and metrics, such as ``"tensorboard"``, as for
             transformers' ``TrainingArguments``.
         callbacks: transformers' ``TrainerCallback``.
 
     Raises:
         VlkitError: data or arguments that cannot be used, an output folder that is in use, or
-            other arguments than those of the run to resume.
+            arguments that differ from those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
     check_loaded(vlm)
@@ -301,7 +303,7 @@ def train(
     trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
     check_rows(data=data, eval_data=held_out)
-    asked = {
+    recipe = {
         "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
         "rank": rank, "alpha": 2 * rank if rank and alpha is None else alpha, "target": target,
         "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
@@ -309,13 +311,13 @@ def train(
         "data": digest_rows(data), "eval_data": digest_rows(held_out),
     }  # fmt: skip
     parts = plan_parts(vlm, target, rank)
-    last = last_checkpoint(folder, resume)
-    if last is not None:
-        check_same(folder / ARGUMENTS, asked)
+    checkpoint = last_checkpoint(folder, resume)
+    if checkpoint is not None:
+        check_same(folder / ARGUMENTS, recipe)
     vlm = quantized(vlm, quantize, rank)
-    for each in (data, held_out):
-        if each is not None and max_length is not None:
-            measure_lengths(vlm, each, max_length)
+    for rows in (data, held_out):
+        if rows is not None and max_length is not None:
+            measure_lengths(vlm, rows, max_length)
     lengths = [guess_length(vlm, example) for example in data]
     size = choose_batch(
         vlm, parts, lengths, rank=rank, batch_size=batch_size,
@@ -324,7 +326,7 @@ def train(
 
     task = Task(
         vlm=vlm, data=data, held_out=held_out, folder=folder, parts=parts, lengths=lengths,
-        asked=asked, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
+        recipe=recipe, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
         samples=samples, report_to=trackers, callbacks=tuple(callbacks),
     )  # fmt: skip
-    return run(task, last)
+    return _run(task, checkpoint)

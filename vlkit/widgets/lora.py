@@ -291,7 +291,7 @@ class LoraPanel(PanelBox):
         """Wait after the step that is under way, or go on; returns at once."""
         if self._steering is None or not self.start_button.disabled:
             return
-        self._steering.go_on() if self._steering.paused else self._steering.pause()
+        self._steering.resume() if self._steering.paused else self._steering.pause()
         self._show_pause()
 
     def stop(self) -> None:

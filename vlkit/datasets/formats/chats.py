@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -139,17 +139,21 @@ def row_segments(
     objects = SwiftObjects(row, size) if name == SWIFT else None
     for role, holder, key in _texts(row):
         if objects:
-            text = objects.as_json(holder[key])
-            if text is None:
-                yield role, list(objects.segments(holder[key]))
-            else:
-                pixels = {"family": "qwen3_vl", "image_size": size, "space": "original"}
-                yield role, list(_family_segments(text, pixels))
+            yield role, swift_segments(holder[key], objects)
         else:
             sizes: dict[str, Any] = {"family": name, "image_size": size, "input_size": input_size}
-            yield role, list(_family_segments(holder[key], sizes))
+            yield role, _family_segments(holder[key], sizes)
     if objects:
         objects.check_used_up()
+
+
+def swift_segments(text: str, objects: SwiftObjects) -> list[Segment]:
+    """A text of ms-swift with its items in place of their tags."""
+    with_numbers = objects.as_json(text)
+    if with_numbers is None:
+        return list(objects.segments(text))
+    pixels = {"family": "qwen3_vl", "image_size": objects.size, "space": "original"}
+    return _family_segments(with_numbers, pixels)
 
 
 def strip_labels(text: str, name: str) -> str:
@@ -192,10 +196,18 @@ def _texts(row: dict) -> Iterator[tuple[str, dict, str]]:
 # --- text and items told apart --------------------------------------------------------------------
 
 
-def _family_segments(text: str, sizes: dict[str, Any]) -> Iterator[Segment]:
+def _family_segments(text: str, sizes: dict[str, Any]) -> list[Segment]:
     placed, left_out = locate_grounding(text, **sizes)
     if left_out:
         raise VlkitError(left_out)
+    return list(group_items(text, placed))
+
+
+def group_items(text: str, placed: Sequence[tuple[Item, int, int]]) -> Iterator[Segment]:
+    """A text with its items, each with its place (from, up to), as texts and lists of items.
+
+    Items with nothing but blanks and commas between them are one list.
+    """
     group: list[Item] = []
     done = begin = end = 0
     for item, start, stop in placed:

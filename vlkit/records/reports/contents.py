@@ -20,7 +20,7 @@ from vlkit.records.record import question_of
 import base64
 import io
 from collections.abc import Sequence
-from vlkit.plotting.comparing import ANSWER
+from vlkit.lora.curves import Curves, loss_figure
 from vlkit.plotting.comparing import TRUTH
 
 
@@ -305,12 +305,9 @@ def curve_plot(training: dict) -> bytes | None:
     losses, held_out = training.get("losses") or [], training.get("evaluations") or []
     if not losses:
         return None
-    figure, axis = _axes()
-    axis.plot(*zip(*losses, strict=True), color=TRUTH, label="training")
+    figure = loss_figure({"run": Curves(losses, held_out)}, (7, 2.8))
     if held_out:
-        axis.plot(*zip(*held_out, strict=True), "o--", color=ANSWER, label="held-out")
-        axis.legend(frameon=False)
-    axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
+        figure.axes[0].legend(frameon=False)
     return _png(figure)
 
 
