@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlkit import hooks
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box, Item, list_items
-from vlkit.hooks import measured
 
 if TYPE_CHECKING:
     import pandas
@@ -102,7 +102,6 @@ class Evaluation:
         return "".join(parts)
 
 
-@measured
 def evaluate_grounding(
     predicted: Pictures,
     truth: Pictures,
@@ -167,7 +166,9 @@ def evaluate_grounding(
     groups = names if groups is None else list(groups)
     if len(groups) != len(names):
         raise VlkitError(f"{len(groups)} groups for {len(names)} pictures; give one for each")
-    return tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
+    evaluation = tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
+    hooks.record_evaluation(evaluation)
+    return evaluation
 
 
 def check_thresholds(iou: Any) -> tuple[float, ...]:

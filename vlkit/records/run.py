@@ -11,7 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -166,7 +165,7 @@ def seed_everything(seed: int) -> int:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-    hooks.tell(hooks.open_runs(), "log", seed_everything=seed)
+    hooks.notify(hooks.open_runs(), "log", seed_everything=seed)
     return seed
 
 
@@ -292,7 +291,7 @@ class Run:
         with self._lock:
             self._write("exhibit", caption=caption, **exhibit_facts(exhibit, self.path))
 
-    # --- called by vlkit.recording ----------------------------------------------------------------
+    # --- called by vlkit.hooks --------------------------------------------------------------------
 
     def add_answer(
         self, kind: str, vlm: Any, messages: Any, options: Mapping, result: Any, **facts: Any
@@ -313,11 +312,6 @@ class Run:
         self._write(
             "answer", kind=kind, model=model, key=key, **facts, **question, **answer, memory=memory
         )
-
-    def add_batch(self, batch: Mapping, vlm: Any, report: Any) -> None:
-        """How a batch went; its rows were written before."""
-        facts = asdict(report) if is_dataclass(report) else {}  # type: ignore[arg-type]
-        self._write("batch", **batch, report=facts)
 
     def add_training(self, arguments: Mapping[str, Any], result: Any) -> None:
         """The beginning of a training, or its LoraRun, or the error that came instead."""
