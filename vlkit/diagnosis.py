@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vlkit.errors import VlkitError, counted
+from vlkit.plotting.html import table_html
 
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
@@ -65,20 +66,13 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         color = {"ok": "#009E73", "note": "#B26B00", "problem": "#C0392B"}
-        rows = "".join(
-            f'<tr><td style="color:{color[f.level]};font-weight:600">{f.level}</td>'
-            + "".join(
-                f'<td style="text-align:left">{html.escape(text)}</td>'
-                for text in (f.topic, f.value, f.remedy)
-            )
-            + "</tr>"
+        rows = [
+            [f'<b style="color:{color[f.level]}">{f.level}</b>']
+            + [html.escape(text) for text in (f.topic, f.value, f.remedy)]
             for f in self.findings
-        )
-        head = "".join(
-            f'<th style="text-align:left">{name}</th>' for name in ("", "What", "Found", "To do")
-        )
-        verdict = html.escape(self._verdict())
-        return f"<table><tr>{head}</tr>{rows}</table><p><b>{verdict}</b></p>"
+        ]
+        table = table_html(("", "What", "Found", "To do"), rows)
+        return f"{table}<p><b>{html.escape(self._verdict())}</b></p>"
 
     def _verdict(self) -> str:
         count = len(self.problems)

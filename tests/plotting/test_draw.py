@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 import vlkit
 from vlkit import Box, Point, draw_boxes, plot_boxes
 from vlkit.errors import MediaError, VlkitError
+from vlkit.plotting.curves import COLORS, draw_curves
 from vlkit.plotting.fonts import load_font
 from vlkit.plotting.labels import PALETTE, label_colors
 
@@ -350,3 +351,59 @@ def test_a_legend_is_no_higher_than_its_picture():
 def test_a_line_width_that_is_none(width):
     with pytest.raises(VlkitError, match=r"line_width=.* 1 or more"):
         draw_boxes(blank(), Box("a", 0, 0, 50, 50), line_width=width)
+
+
+# --- curves of trainings --------------------------------------------------------------------------
+
+LOSSES = [(step, 2 - step / 50) for step in range(1, 101)]
+
+
+def curves(*series, **options):
+    """(height, width, 4) values of the picture."""
+    png = draw_curves(*series, **options)
+    return np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGBA")).astype(int)
+
+
+def pixels_of(picture, color):
+    """(rows, columns) where a line of this colour runs."""
+    near = np.abs(picture[..., :3] - rgb(color)).max(axis=2) < 12
+    return np.nonzero(near & (picture[..., 3] > 200))
+
+
+def test_a_falling_loss_falls_to_the_right():
+    rows, columns = pixels_of(curves({"run": LOSSES}, {}, {}), COLORS[0])
+    assert rows[columns.argmin()] < 100 and rows[columns.argmax()] > 300
+    assert columns.max() > 850  # up to the last step
+
+
+def test_the_axis_keeps_the_length_of_the_whole_run():
+    _, columns = pixels_of(curves({"run": LOSSES}, {}, {}, steps=200), COLORS[0])
+    assert 450 < columns.max() < 520
+
+
+def test_curves_leave_the_page_visible_but_not_those_of_a_report():
+    assert curves({"run": LOSSES}, {}, {})[0, 0].tolist()[3] == 0
+    white = curves({"run": LOSSES}, {}, {}, background="white")
+    assert white[0, 0].tolist() == [255] * 4
+
+
+def test_each_run_has_one_colour_and_the_better_one_ends_lower():
+    bad = [(step, 1 + value) for step, value in LOSSES]
+    losses, shares = {"good": LOSSES, "_bad $1$": bad}, {"good": [(100, 0.9)], "_bad $1$": []}
+    picture = curves(losses, {}, shares)
+    assert picture.shape[:2] == (460, 1600)
+    ends = []
+    for color in COLORS[:2]:
+        rows, columns = pixels_of(picture[:, :780], color)
+        ends.append(rows[columns > columns.max() - 10].mean())
+    assert ends[0] > ends[1] + 50  # pixels count down
+    assert len(pixels_of(picture[:, 800:], COLORS[0])[0]) and not len(
+        pixels_of(picture[:, 800:], COLORS[1])[0]
+    )
+
+
+def test_curves_of_nothing_yet_and_of_values_that_are_not_numbers():
+    nothing = curves({}, {}, {})
+    assert nothing.shape[:2] == (460, 900) and not len(pixels_of(nothing, COLORS[0])[0])
+    gap = curves({"run": [(1, float("nan")), (2, 1.0), (3, float("inf"))]}, {}, {})
+    assert len(pixels_of(gap, COLORS[0])[0])  # one dot

@@ -355,7 +355,7 @@ def test_a_question_whose_models_line_is_lost_cannot_be_asked_again(tmp_path):
     path = run.path / "records.jsonl"
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
     assert records.replay(run.path).rows["reason"].item() == (
-        "model 1's line is lost, so what it was is not known"
+        "the line that describes model 1 is missing from the run's records"
     )
     assert read_run(run).gap == "1 line of records.jsonl gone since the run ended"
     assert str(records.replay(run.path)).startswith("r: 1 answer, 1 cannot; 1 line of")

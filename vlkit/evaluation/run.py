@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vlkit
+from vlkit import __version__
 from vlkit.batch.run import answer_all
 from vlkit.bundled import bundled_path
 from vlkit.datasets.scene import Scene
@@ -21,6 +21,7 @@ from vlkit.files import whole_folder
 from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.grounding.formats import FORMATS
+from vlkit.messages import user
 
 if TYPE_CHECKING:
     import pandas
@@ -195,7 +196,7 @@ def ask_grounding(
     questions, iou = list(questions), check_thresholds(iou)  # before what may take hours
     if not questions:
         raise VlkitError("there is no question to ask; pass those of read_questions")
-    asked = [vlkit.user(question.prompt, question.image) for question in questions]
+    asked = [user(question.prompt, question.image) for question in questions]
     answers = answer_all(
         vlm, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -216,7 +217,7 @@ def ask_grounding(
         "iou": list(evaluation.thresholds),
         "bootstrap": bootstrap,
         "seed": seed,
-        "vlkit": vlkit.__version__,
+        "vlkit": __version__,
     }
     return GroundingRun(
         evaluation, questions, list(answers), boxes, [why for _, why in read], about

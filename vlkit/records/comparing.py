@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import vlkit
 from vlkit.batch.run import answer_all, check_conversations
 from vlkit.errors import VlkitError, counted
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding, iou, pair_boxes
@@ -18,8 +17,9 @@ from vlkit.hooks import as_kind
 from vlkit.inputs import check_model
 from vlkit.messages import as_messages
 from vlkit.plotting.comparing import draw_comparison
-from vlkit.plotting.html import image_html
-from vlkit.records.pictures import draw_answers, picture_html
+from vlkit.plotting.draw import draw_boxes
+from vlkit.plotting.html import image_html, table_html
+from vlkit.records.pictures import WIDTH, draw_answers
 from vlkit.records.record import (
     Record,
     answer_of,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 
 SHOWN = 30  # rows that are drawn
-
-
-_CELL = "padding:6px 14px 6px 0;text-align:left;vertical-align:top;border:none;max-width:320px"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +56,17 @@ class ModelComparison:
     truth: Sequence[Sequence[Item]] | None = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
-        heads = ("question", *self.answers)
-        head = "".join(f'<th style="{_CELL}">{html.escape(each)}</th>' for each in heads)
-        rows = "".join(map(self._row, range(min(SHOWN, len(self.frame)))))
+        rows = map(self._cells, range(min(SHOWN, len(self.frame))))
+        table = table_html(("question", *self.answers), rows, cell="max-width:320px")
         more = len(self.frame) - SHOWN
         note = f"<p>and {more:,} more rows in .frame</p>" if more > 0 else ""
         summary = self.summary.to_html(escape=True, na_rep="–", float_format="{:.3g}".format)
-        return f"{summary}<table><tr>{head}</tr>{rows}</table>{note}"
+        return summary + table + note
 
-    def _row(self, index: int) -> str:
-        cells = [html.escape(self.frame["question"].iloc[index])]
+    def _cells(self, index: int) -> list[str]:
+        question = html.escape(self.frame["question"].iloc[index])
         truth = self.truth[index] if self.truth else None
-        cells += [_answer_html(answers[index], truth) for answers in self.answers.values()]
-        return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+        return [question, *(_answer_html(row[index], truth) for row in self.answers.values())]
 
 
 def compare(
@@ -205,14 +200,11 @@ def _answer_html(answer: Reply | Failure, truth: Sequence[Item] | None) -> str:
     items = _boxes(answer) or []
     picture = draw_comparison(answer.images[-1], items, truth) if truth else answer.images[-1]
     if not truth:
-        picture = vlkit.draw_boxes(picture, items)
+        picture = draw_boxes(picture, items)
     return f"{image_html(picture, width=320, alt=answer.text)}<br>{text}"
 
 
 MOST_SHOWN = 40  # rows that are drawn
-
-
-_DIFF_CELL = "padding:4px 14px 4px 0;text-align:left;vertical-align:top;border:none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,23 +244,21 @@ class RunDiff:
             if len(table):
                 parts.append(f"<h4>{title}</h4>{table.to_html(escape=True, na_rep='–')}")
         both = zip(self.pairs, self.rows["same"], strict=True)
-        shown = [pair for pair, same in both if not same]
-        rows = "".join(self._row(*pair) for pair in shown[:MOST_SHOWN])
-        if rows:
+        different = [pair for pair, same in both if not same]
+        if different:
             heads = ("", "question", self.a.name, self.b.name, "IoU")
-            head = "".join(f'<th style="{_DIFF_CELL}">{html.escape(each)}</th>' for each in heads)
-            parts.append(f"<h4>answers that differ</h4><table><tr>{head}</tr>{rows}</table>")
+            rows = (self._cells(*pair) for pair in different[:MOST_SHOWN])
+            parts.append(f"<h4>answers that differ</h4>{table_html(heads, rows)}")
         return "".join(parts)
 
-    def _row(self, a: dict, b: dict) -> str:
+    def _cells(self, a: dict, b: dict) -> list[str]:
         sets = [("a", items_of(a)), ("b", items_of(b))]
         picture = draw_answers(self.a, a, sets) if any(each for _, each in sets) else None
-        drawn = picture_html(picture, question_of(a)) if picture else ""
+        drawn = image_html(picture, width=WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"
-        texts = map(html.escape, (question_of(a), answer_of(a), answer_of(b), shown))
-        cells = (drawn, *texts)
-        return "<tr>" + "".join(f'<td style="{_DIFF_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+        texts = (question_of(a), answer_of(a), answer_of(b), shown)
+        return [drawn, *map(html.escape, texts)]
 
 
 def diff(a: Any, b: Any) -> RunDiff:

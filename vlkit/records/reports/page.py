@@ -6,22 +6,20 @@ import os
 import shutil
 import subprocess
 import tempfile
-from pathlib import Path
-from vlkit.errors import VlkitError
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
-import vlkit
-from vlkit.files import write_whole
-from vlkit.records.reports import contents
-from vlkit.records.reports.citations import bibtex
-from vlkit.records.reports.contents import cost_plot
-from vlkit.records.reports.contents import curve_plot
-from vlkit.records.reports.contents import png_url
-from vlkit.records.pictures import picture_html
-from vlkit.records.record import Record
-from vlkit.records.record import read_run
 
+from vlkit import __version__
+from vlkit.errors import VlkitError
+from vlkit.files import write_whole
+from vlkit.plotting.html import image_html, png_url
+from vlkit.records.pictures import WIDTH
+from vlkit.records.record import Record, read_run
+from vlkit.records.reports import sections
+from vlkit.records.reports.citations import bibtex
+from vlkit.records.reports.sections import cost_plot, curve_plot
 
 BROWSERS = (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -83,7 +81,7 @@ def report(
     run: Any,
     path: str | os.PathLike = "report.html",
     *,
-    truth: contents.Truth | None = None,
+    truth: sections.Truth | None = None,
     extra: Extra = (),
     most: int = MOST_ANSWERS,
 ) -> Path:
@@ -125,7 +123,7 @@ def report(
 def page_html(
     record: Record,
     *,
-    truth: contents.Truth | None = None,
+    truth: sections.Truth | None = None,
     extra: Extra = (),
     most: int = MOST_ANSWERS,
 ) -> str:
@@ -135,32 +133,32 @@ def page_html(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    template = files("vlkit.records.reports").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    how, code = contents.how_to_repeat(record)
+    template = files("vlkit.records.reports").joinpath("report.html.jinja")
+    how, code = sections.how_to_repeat(record)
     cost = cost_plot(record.answers)
-    return environment.from_string(template).render(
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         title=record.name,
         subtitle=_subtitle(record),
         notes=record.manifest.get("notes"),
         error=record.manifest.get("error"),
-        tiles=contents.tiles(record),
+        tiles=sections.tiles(record),
         values=list(record.values.items()),
-        evaluations=contents.evaluations(record),
+        evaluations=sections.evaluations(record),
         exhibits=[_exhibit(record, line) for line in record.of("exhibit")],
-        trainings=[_training(each) for each in contents.training_rows(record)],
+        trainings=[_training(each) for each in sections.training_rows(record)],
         cost=cost and png_url(cost),
-        answers=[_answer(record, i, truth or {}) for i in contents.chosen(record, most)],
+        answers=[_answer(record, i, truth or {}) for i in sections.chosen(record, most)],
         count=len(record.answers),
         extra=extra,
-        models=contents.model_rows(record),
-        options=contents.option_rows(record),
-        environment=contents.environment_rows(record),
+        models=sections.model_rows(record),
+        options=sections.option_rows(record),
+        environment=sections.environment_rows(record),
         how=how,
         code=code,
         bibtex=bibtex(record),
-        version=vlkit.__version__,
+        version=__version__,
         folder=record.path.name,
-        show=contents.show,
+        show=sections.show,
         numeric=_numeric,
     )
 
@@ -173,13 +171,13 @@ def _subtitle(record: Record) -> str:
     return " · ".join(filter(None, [began, record.status, *models, record.gap]))
 
 
-def _answer(record: Record, index: int, truth: contents.Truth) -> dict[str, Any]:
+def _answer(record: Record, index: int, truth: sections.Truth) -> dict[str, Any]:
     import markupsafe
 
-    view = contents.view_answer(record, index, truth)
-    picture = view.picture and markupsafe.Markup(picture_html(view.picture, view.text))
+    view = sections.view_answer(record, index, truth)
+    picture = view.picture and image_html(view.picture, width=WIDTH, alt=view.text)
     before = [{"role": role, "text": text} for role, text in view.before]
-    return {**vars(view), "picture": picture, "before": before}
+    return {**vars(view), "picture": picture and markupsafe.Markup(picture), "before": before}
 
 
 def _exhibit(record: Record, line: dict) -> dict[str, Any]:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-import PIL.Image
-from vlkit.grounding.boxes import Box
-from vlkit.grounding.boxes import Item
-from vlkit.evaluation.metrics import iou
-from vlkit.records.record import flat
-from vlkit.records.pictures import draw_answer
-from vlkit.records.record import Record
-from vlkit.records.record import answer_of
-from vlkit.records.record import items_of
-from vlkit.records.record import question_of
-import base64
-import io
-from collections.abc import Sequence
-from vlkit.plotting.comparing import ANSWER
-from vlkit.plotting.comparing import TRUTH
 
+import PIL.Image
+
+from vlkit.evaluation.metrics import iou
+from vlkit.grounding.boxes import Box, Item
+from vlkit.plotting.comparing import TRUTH
+from vlkit.plotting.curves import draw_curves
+from vlkit.records.pictures import draw_answer
+from vlkit.records.record import Record, answer_of, flat, items_of, question_of
 
 MOST_LABELS = 40  # of an evaluation's table
 
@@ -294,41 +288,21 @@ def cost_plot(answers: Sequence[dict]) -> bytes | None:
     tokens = [each["usage"]["prompt_tokens"] for each in alone]
     if len(alone) < LEAST or len(set(tokens)) < 3:
         return None
-    figure, axis = _axes()
-    axis.plot(tokens, [each["seconds"] for each in alone], "o", color=TRUTH, alpha=0.75)
-    axis.set(xlabel="prompt tokens", ylabel="seconds", ylim=(0, None))
-    return _png(figure)
-
-
-def curve_plot(training: dict) -> bytes | None:
-    """The losses of a training by step; None where there are none."""
-    losses, held_out = training.get("losses") or [], training.get("evaluations") or []
-    if not losses:
-        return None
-    figure, axis = _axes()
-    axis.plot(*zip(*losses, strict=True), color=TRUTH, label="training")
-    if held_out:
-        axis.plot(*zip(*held_out, strict=True), "o--", color=ANSWER, label="held-out")
-        axis.legend(frameon=False)
-    axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    return _png(figure)
-
-
-def png_url(content: bytes) -> str:
-    """A PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def _axes() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
-
-
-def _png(figure: Any) -> bytes:
+    axis.plot(tokens, [each["seconds"] for each in alone], "o", color=TRUTH, alpha=0.75)
+    axis.set(xlabel="prompt tokens", ylabel="seconds", ylim=(0, None))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
+
+
+def curve_plot(training: dict) -> bytes | None:
+    """The losses of a training by step; None where there are none."""
+    if not (losses := training.get("losses")):
+        return None
+    held_out = {"run": training.get("evaluations") or []}
+    return draw_curves({"run": losses}, held_out, {}, background="white")
