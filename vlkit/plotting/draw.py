@@ -61,6 +61,13 @@ def draw_strokes(
             draw_text(draw, (x1 + pad, y1 + pad // 2 - top), text, text_color(color), font)
 
 
+def label_strokes(boxes: Items) -> list[Stroke]:
+    """Each item in the colour and pattern of its label."""
+    items = list_items(boxes)
+    styles = label_styles(item.label for item in items)
+    return [(item, *styles[item.label]) for item in items]
+
+
 def draw_mark(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, color: str, pattern: int
 ) -> None:
@@ -218,8 +225,7 @@ def draw_boxes(
     """
     picture, items = load_image(image), list_items(boxes)
     styles = label_styles(item.label for item in items)
-    strokes = [(item, *styles[item.label]) for item in items]
-    draw_strokes(picture, strokes, labels=labels, line_width=line_width)
+    draw_strokes(picture, label_strokes(items), labels=labels, line_width=line_width)
     if not legend:
         return picture
     counts = Counter(item.label for item in items)
@@ -241,23 +247,39 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
     Returns:
         The same axes, to go on with.
     """
+    items = list_items(boxes)
+    font = plot_strokes(axes, load_image(image), label_strokes(items), labels=labels)
+    if legend:
+        styles = label_styles(item.label for item in items)
+        _plot_legend(axes, styles, _only_points(items), font)
+    return axes
+
+
+def plot_strokes(
+    axes: Any,
+    picture: PIL.Image.Image,
+    strokes: Sequence[Stroke],
+    *,
+    labels: bool = True,
+    line_width: float = 2,
+    font_size: float = 9,
+) -> Any:
+    """Show a picture and its items on matplotlib axes; sizes are in points. Returns the font."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.patches import Polygon, Rectangle
 
-    picture, items = load_image(image), list_items(boxes)
-    styles = label_styles(item.label for item in items)
     axes.imshow(picture, extent=(0, picture.width, picture.height, 0))
     axes.autoscale(False)
     axes.set_axis_off()
-    font = FontProperties(family=font_families(map(printable, styles)), size=9)
-    for item in items:
-        color, pattern = styles[item.label]
-        line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2}
+    families = font_families(printable(item.label) for item, _, _ in strokes)
+    font = FontProperties(family=families, size=font_size)
+    for item, color, pattern in strokes:
+        line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": line_width}
         line |= {"linestyle": _line_style(pattern)}
         corner = bounds_of(item)[:2]
         if isinstance(item, Point):
-            mark = _MARKERS[pattern]
-            axes.plot(*corner, mark, color=color, markeredgecolor=text_color(color))
+            look = {"markersize": 3 * line_width, "markeredgecolor": text_color(color)}
+            axes.plot(*corner, _MARKERS[pattern], color=color, **look)
         elif isinstance(item, Box):
             size = (item.x2 - item.x1, item.y2 - item.y1)
             axes.add_patch(Rectangle(corner, *size, **line))
@@ -273,9 +295,7 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
                 verticalalignment="bottom",
                 parse_math=False,
             )
-    if legend:
-        _plot_legend(axes, styles, _only_points(items), font)
-    return axes
+    return font
 
 
 def _plot_legend(axes, styles: dict[str, tuple[str, int]], points: set[str], font) -> None:
