@@ -25,10 +25,10 @@ NAMES = [f"thing {i}" for i in range(60)]
 def only_dejavu(monkeypatch):
     """A machine with no other font than matplotlib's: Arabic and Hebrew, no Korean, no Thai."""
     monkeypatch.setattr(fonts, "_system_fonts", lambda: [DEJAVU])
-    monkeypatch.setattr(fonts, "_told", set())
-    fonts._path.cache_clear()
+    monkeypatch.setattr(fonts, "_warned_scripts", set())
+    fonts._font_path.cache_clear()
     yield
-    fonts._path.cache_clear()
+    fonts._font_path.cache_clear()
 
 
 def blank(width=300, height=200, color="white"):
