@@ -27,7 +27,7 @@ from vlkit.plotting.labels import (
     line_width_for,
 )
 
-TRUTH, ANSWER = "#0072B2", "#D55E00"  # of the palette, the two that differ most to every eye
+TRUTH, ANSWER = "#0072B2", "#D55E00"  # the two of the palette that are easiest to tell apart
 
 
 def draw_comparison(
