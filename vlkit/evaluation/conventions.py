@@ -332,14 +332,14 @@ def _verdict(table: Any) -> str:
     if first["mean_iou"] < _FITS:
         return (
             f"No reading fits: the best, {best}, has a mean IoU of {first['mean_iou']:.2f}. "
-            "The boxes are of other things, or wrong."
+            "The boxes mark other objects, or are wrong."
         )
     numbers = f"mean IoU {first['mean_iou']:.2f}"
     rival = f"{other} ({second['mean_iou']:.2f})"
     if first["probability"] >= _SURE:
         return f"{best} fits best: {numbers}, then {rival}; probability {first['probability']:.2f}."
     return (
-        f"{best} fits best ({numbers}), but these boxes hardly tell it from {rival}: probability "
-        f"{first['probability']:.2f} and {second['probability']:.2f}. More boxes, or pictures of "
-        "other sizes, would."
+        f"{best} fits best ({numbers}), but these boxes hardly separate it from {rival}: "
+        f"probability {first['probability']:.2f} and {second['probability']:.2f}. "
+        "Add boxes, or pictures of other sizes."
     )

@@ -147,7 +147,7 @@ def _load(facts: dict) -> Any:
     if "hosted" in facts:
         raise VlkitError(f"{facts['name']} is hosted; load it and pass it as vlm=")
     adapter = facts["adapter"] and facts["adapter"]["name"]
-    hub = facts["hub"] if facts["hub"] in ("huggingface", "modelscope") else "auto"
+    hub: Any = facts["hub"] if facts["hub"] in ("huggingface", "modelscope") else "auto"
     revision = (facts["commit"] or facts["revision"]) if hub != "auto" else None
     device = facts["device"]
     if device.startswith("cuda"):
