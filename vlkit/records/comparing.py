@@ -212,13 +212,13 @@ class RunDiff:
     """Two runs side by side; it shows itself in a notebook.
 
     Attributes:
-        rows: a row for each question that both were asked: the ``question``, its ``media``, the
-            answers ``a`` and ``b``, whether they are the ``same``, the first token that differs
-            (``at``), the mean ``iou`` of their boxes (one without a partner counts 0; missing
-            where neither has any), boxes, new tokens and seconds of each.
-        metrics: what was logged and evaluated: ``a``, ``b``, ``difference`` (b - a).
-        settings: what was not the same: models, options, environment, code.
-        only_a, only_b: questions that only one of them was asked.
+        rows: a row for each question of both runs: the ``question``, its ``media``, the answers
+            ``a`` and ``b``, whether they are the ``same``, the index of the first different token
+            (``at``), the mean ``iou`` of their boxes (an unpaired box counts 0; missing if there
+            are no boxes), boxes, new tokens and seconds of each.
+        metrics: logged and evaluated numbers: ``a``, ``b``, ``difference`` (b - a).
+        settings: all that differs: models, options, environment, code.
+        only_a, only_b: the questions of one run alone.
         a, b: the runs.
     """
 
@@ -264,14 +264,14 @@ class RunDiff:
 def diff(a: Any, b: Any) -> RunDiff:
     """Two runs side by side: answers, boxes, metrics and settings.
 
-    Answers are paired by question and media content; where limits of the pictures were others,
-    still by text and content.
+    Answers are paired by question, media content and the media's limits; what is left, by question
+    and content alone.
 
     Args:
         a, b: the runs' folders, or Runs.
 
     Raises:
-        VlkitError: no run lies there.
+        VlkitError: there is no run.
     """
     import pandas
 
@@ -310,29 +310,31 @@ def _facts(a: dict, b: dict) -> dict[str, Any]:
 
 
 def _mean_iou(a: dict, b: dict) -> float | None:
-    """Of the best pairs of boxes; one without a partner counts 0."""
-    mine, yours = ([i for i in items_of(each) if isinstance(i, Box)] for each in (a, b))
-    if not mine and not yours:
+    """Over the best pairs of boxes; an unpaired box counts 0."""
+    boxes_a, boxes_b = ([i for i in items_of(line) if isinstance(i, Box)] for line in (a, b))
+    if not boxes_a and not boxes_b:
         return None
-    pairs = pair_boxes(yours, mine)
-    return sum(iou(mine[t], yours[o]) for t, o in pairs.items()) / max(len(mine), len(yours))
+    pairs = pair_boxes(boxes_b, boxes_a)
+    total = sum(iou(boxes_a[i], boxes_b[j]) for i, j in pairs.items())
+    return total / max(len(boxes_a), len(boxes_b))
 
 
 def _pair(a: list[dict], b: list[dict]) -> tuple[list[tuple[dict, dict]], list[str], list[str]]:
-    pairs: list[tuple[int, int]] = []
+    """Answers of both, and the questions of ``a`` alone and of ``b`` alone."""
+    partner: dict[int, int] = {}  # index in a: index in b
     for key in (lambda answer: answer["key"], _content_key):
-        taken = ({i for i, _ in pairs}, {j for _, j in pairs})
-        waiting = defaultdict(list)
+        paired = set(partner.values())
+        unpaired = defaultdict(list)  # indices in b by key
         for j, answer in enumerate(b):
-            if j not in taken[1]:
-                waiting[key(answer)].append(j)
+            if j not in paired:
+                unpaired[key(answer)].append(j)
         for i, answer in enumerate(a):
-            if i not in taken[0] and waiting[key(answer)]:
-                pairs.append((i, waiting[key(answer)].pop(0)))
-    done_a, done_b = {i for i, _ in pairs}, {j for _, j in pairs}
-    only_a = [question_of(answer) for i, answer in enumerate(a) if i not in done_a]
-    only_b = [question_of(answer) for j, answer in enumerate(b) if j not in done_b]
-    return [(a[i], b[j]) for i, j in sorted(pairs)], only_a, only_b
+            if i not in partner and unpaired[key(answer)]:
+                partner[i] = unpaired[key(answer)].pop(0)
+    paired = set(partner.values())
+    only_a = [question_of(answer) for i, answer in enumerate(a) if i not in partner]
+    only_b = [question_of(answer) for j, answer in enumerate(b) if j not in paired]
+    return [(a[i], b[j]) for i, j in sorted(partner.items())], only_a, only_b
 
 
 def _content_key(answer: dict) -> tuple:
