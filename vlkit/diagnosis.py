@@ -1,4 +1,4 @@
-"""What this machine has, what is wrong with it, and how to mend it."""
+"""What this machine has, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Finding:
     """One line of the diagnosis.
 
     Attributes:
-        topic: what was looked at.
-        value: what was found.
+        topic: of the check.
+        value: its result.
         level: ``"ok"``, ``"note"`` (works, could be better) or ``"problem"``.
-        remedy: what to do, where there is something.
+        remedy: what to do, or "".
     """
 
     topic: str
@@ -76,7 +76,7 @@ class Diagnosis:
 
     def _verdict(self) -> str:
         count = len(self.problems)
-        return f"{counted(count, 'problem')} to mend." if count else "Ready."
+        return f"{counted(count, 'problem')} to fix." if count else "Ready."
 
 
 def doctor() -> Diagnosis:
@@ -90,7 +90,7 @@ def doctor() -> Diagnosis:
     for check in checks:
         try:
             findings += check()
-        except Exception as error:  # a doctor must not fall ill: report and go on
+        except Exception as error:  # one failing check must not hide the others
             topic = check.__name__.removeprefix("_check_")
             findings.append(Finding(topic, f"{type(error).__name__}: {error}", "problem"))
     return Diagnosis(tuple(findings))
@@ -109,14 +109,14 @@ def _check_python() -> list[Finding]:
 
 
 def _check_packages() -> list[Finding]:
-    found = {package: _version(package) for package in _CORE}
-    missing = [package for package, number in found.items() if number is None]
-    have = ", ".join(f"{package} {number}" for package, number in found.items() if number)
-    rows = [Finding("packages", have)]
+    versions = {package: _version(package) for package in _CORE}
+    missing = [package for package, number in versions.items() if number is None]
+    installed = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
+    rows = [Finding("packages", installed)]
     if missing:
         remedy = "pip install " + " ".join(missing)
         rows.append(Finding("packages", f"missing: {', '.join(missing)}", "problem", remedy))
-    number = found["transformers"]
+    number = versions["transformers"]
     if number and tuple(map(int, number.split(".")[:2])) < OLDEST_TRANSFORMERS:
         remedy = 'pip install -U "transformers>=5.17"'
         rows.append(Finding("transformers", f"{number} is too old", "problem", remedy))
@@ -144,7 +144,7 @@ def _check_torch() -> list[Finding]:
     if torch.backends.mps.is_available():
         return [Finding("accelerator", "Apple GPU (mps)")]
     if shutil.which("nvidia-smi") and _driver_answers():
-        value = f"an NVIDIA driver is here, but torch {torch.__version__} sees no GPU"
+        value = f"an NVIDIA driver is installed, but torch {torch.__version__} finds no GPU"
         remedy = "install a torch built for the driver's CUDA version, or update the driver"
         return [Finding("accelerator", value, "problem", remedy)]
     value = f"none; {os.cpu_count()} CPU cores (enough for the bundled model, slow from 2B on)"
@@ -187,7 +187,7 @@ def _check_memory() -> list[Finding]:
         return []
     value = f"{total / 1e9:.0f} GB"
     if total < 4e9:
-        remedy = "8 GB are comfortable for the bundled model and JupyterLab"
+        remedy = "use 8 GB or more for the bundled model with JupyterLab"
         return [Finding("memory", value, "note", remedy)]
     return [Finding("memory", value)]
 
@@ -196,16 +196,16 @@ def _check_disk() -> list[Finding]:
     free = shutil.disk_usage(Path.home()).free
     value = f"{free / 1e9:.0f} GB free in the home folder"
     if free < 20e9:
-        remedy = "a 7B model takes 17 GB; --local-dir or HF_HOME name another disk"
+        remedy = "a 7B model takes 17 GB; set HF_HOME to a folder on another disk"
         return [Finding("disk", value, "note", remedy)]
     return [Finding("disk", value)]
 
 
 def _check_video() -> list[Finding]:
     readers = {"av": "PyAV", "torchcodec": "torchcodec", "decord": "decord"}
-    found = [name for module, name in readers.items() if importlib.util.find_spec(module)]
-    if found:
-        return [Finding("video readers", ", ".join(found))]
+    installed = [name for module, name in readers.items() if importlib.util.find_spec(module)]
+    if installed:
+        return [Finding("video readers", ", ".join(installed))]
     return [Finding("video readers", "none", "note", "pip install av, for clips")]
 
 

@@ -14,7 +14,7 @@ from vlkit.errors import VlkitError, counted
 
 
 def doctor() -> None:
-    """Say what is installed, what is wrong, and how to mend it."""
+    """Say what is installed, what is wrong, and how to fix it."""
     from vlkit.diagnosis import doctor as examine
 
     diagnosis = examine()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.errors import VlkitError, counted, is_number
 from vlkit.grounding.boxes import Box, Item, Point
+from vlkit.messages import text_of
 from vlkit.records.media import MediaStore
 
 if TYPE_CHECKING:
@@ -219,8 +220,7 @@ def question_of(answer: dict) -> str:
     if "malformed" in answer["messages"][0]:
         return answer["messages"][0]["malformed"]
     questions = [m for m in answer["messages"] if m.get("role") == "user"]
-    content = questions[-1]["content"] if questions else []
-    return " ".join(item["text"] for item in content if item["type"] == "text")
+    return text_of(questions[-1], " ") if questions else ""
 
 
 def answer_of(answer: dict) -> str:

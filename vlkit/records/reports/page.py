@@ -1,4 +1,4 @@
-"""A page as PDF, printed by a browser that is installed."""
+"""Write a report: the HTML page, and the same page as PDF, printed by an installed browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS = 120
 
 
 def find_browser() -> str | None:
-    """The path of a browser of Chromium's kind; ``CHROMIUM`` names another."""
+    """The path of a Chromium-based browser; the variable ``CHROMIUM`` takes precedence."""
     mac = [_MAC.format(name) for name in ("Google Chrome", "Chromium", "Microsoft Edge")]
     named = [os.environ.get("CHROMIUM"), *BROWSERS, *mac]
     return next((path for name in named if name and (path := shutil.which(name))), None)
@@ -66,12 +66,12 @@ def print_page(page: Path, pdf: Path) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise VlkitError(f"{browser} did not print the page: {error}") from None
         if not made.is_file():
-            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise VlkitError(f"{browser} did not print the page: {reason:.200}")
         shutil.copyfile(made, pdf)
 
 
-MOST_ANSWERS = 100  # that are shown with their pictures
+MOST_ANSWERS = 100  # shown with pictures
 
 
 Extra = Sequence[tuple[str, Sequence[Sequence[Any]]]]
@@ -85,22 +85,22 @@ def report(
     extra: Extra = (),
     most: int = MOST_ANSWERS,
 ) -> Path:
-    """Write a run up.
+    """Write a report of a run.
 
     Args:
         run: a Run, or its folder.
         path: ``.html`` is one page that needs no other file and no network; ``.pdf`` is that page
             printed by Chromium, Chrome or Edge; ``.md`` is Markdown for a paper's appendix, with
             its pictures in a folder beside it; ``.bib`` is what to cite.
-        truth: true boxes by a picture's file name; drawn dashed, and counted against the answer's.
+        truth: true boxes by a picture's file name; drawn dashed, with their IoU in the tables.
         extra: (title, rows of cells) of more tables.
-        most: how many answers are shown; of more, so many evenly spread.
+        most: the most answers to show; of more, so many evenly spread.
 
     Returns:
         The path.
 
     Raises:
-        VlkitError: no run lies there, an unknown ending, a folder that cannot be written, or no
+        VlkitError: there is no run, an unknown ending, a folder that cannot be written, or no
             browser for a PDF.
     """
     record, path = read_run(run), Path(path).expanduser()
@@ -195,7 +195,7 @@ def _training(training: dict) -> dict[str, Any]:
 
 
 def _numeric(rows: Sequence[Sequence[Any]]) -> set[int]:
-    """The columns that hold numbers and nothing else."""
+    """The indices of the columns that contain only numbers."""
     columns = range(len(rows[0])) if rows else range(0)
     return {
         column
