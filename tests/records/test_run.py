@@ -100,11 +100,11 @@ def test_a_service_that_is_gone_is_given_up_once(vlm, tmp_path, monkeypatch):
 def test_what_is_no_model_is_refused_before_anything_is_asked(vlm, tmp_path, wrong):
     with Run("r", directory=tmp_path) as run:
         vlkit.generate(vlm, "Hello!", **OPTIONS)
-    with pytest.raises(vlkit.errors.VlkitError, match="is no loaded model"):
+    with pytest.raises(vlkit.errors.VlkitError, match="is not a loaded model"):
         replay(run.path, wrong)
     with Run("c", directory=tmp_path) as compared:
         for models in ([vlm, wrong], {"a": vlm, "b": wrong}, {"a": vlm, "b": (wrong, {})}):
-            with pytest.raises(vlkit.errors.VlkitError, match="is no loaded model"):
+            with pytest.raises(vlkit.errors.VlkitError, match="is not a loaded model"):
                 compare(models, ["Hello!"], **OPTIONS)
         with pytest.raises(vlkit.errors.VlkitError, match="conversations is a str"):
             compare([vlm], "Hello!", **OPTIONS)
