@@ -1,4 +1,4 @@
-"""What this machine has, what is wrong with it, and how to mend it."""
+"""What this machine has, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vlkit.errors import VlkitError, counted
+from vlkit.plotting.html import table_html
 
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
@@ -32,10 +33,10 @@ class Finding:
     """One line of the diagnosis.
 
     Attributes:
-        topic: what was looked at.
-        value: what was found.
+        topic: of the check.
+        value: its result.
         level: ``"ok"``, ``"note"`` (works, could be better) or ``"problem"``.
-        remedy: what to do, where there is something.
+        remedy: what to do, or "".
     """
 
     topic: str
@@ -65,24 +66,17 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         color = {"ok": "#009E73", "note": "#B26B00", "problem": "#C0392B"}
-        rows = "".join(
-            f'<tr><td style="color:{color[f.level]};font-weight:600">{f.level}</td>'
-            + "".join(
-                f'<td style="text-align:left">{html.escape(text)}</td>'
-                for text in (f.topic, f.value, f.remedy)
-            )
-            + "</tr>"
+        rows = [
+            [f'<b style="color:{color[f.level]}">{f.level}</b>']
+            + [html.escape(text) for text in (f.topic, f.value, f.remedy)]
             for f in self.findings
-        )
-        head = "".join(
-            f'<th style="text-align:left">{name}</th>' for name in ("", "What", "Found", "To do")
-        )
-        verdict = html.escape(self._verdict())
-        return f"<table><tr>{head}</tr>{rows}</table><p><b>{verdict}</b></p>"
+        ]
+        table = table_html(("", "What", "Found", "To do"), rows)
+        return f"{table}<p><b>{html.escape(self._verdict())}</b></p>"
 
     def _verdict(self) -> str:
         count = len(self.problems)
-        return f"{counted(count, 'problem')} to mend." if count else "Ready."
+        return f"{counted(count, 'problem')} to fix." if count else "Ready."
 
 
 def doctor() -> Diagnosis:
@@ -96,7 +90,7 @@ def doctor() -> Diagnosis:
     for check in checks:
         try:
             findings += check()
-        except Exception as error:  # a doctor must not fall ill: report and go on
+        except Exception as error:  # one failing check must not hide the others
             topic = check.__name__.removeprefix("_check_")
             findings.append(Finding(topic, f"{type(error).__name__}: {error}", "problem"))
     return Diagnosis(tuple(findings))
@@ -115,14 +109,14 @@ def _check_python() -> list[Finding]:
 
 
 def _check_packages() -> list[Finding]:
-    found = {package: _version(package) for package in _CORE}
-    missing = [package for package, number in found.items() if number is None]
-    have = ", ".join(f"{package} {number}" for package, number in found.items() if number)
-    rows = [Finding("packages", have)]
+    versions = {package: _version(package) for package in _CORE}
+    missing = [package for package, number in versions.items() if number is None]
+    installed = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
+    rows = [Finding("packages", installed)]
     if missing:
         remedy = "pip install " + " ".join(missing)
         rows.append(Finding("packages", f"missing: {', '.join(missing)}", "problem", remedy))
-    number = found["transformers"]
+    number = versions["transformers"]
     if number and tuple(map(int, number.split(".")[:2])) < OLDEST_TRANSFORMERS:
         remedy = 'pip install -U "transformers>=5.17"'
         rows.append(Finding("transformers", f"{number} is too old", "problem", remedy))
@@ -150,7 +144,7 @@ def _check_torch() -> list[Finding]:
     if torch.backends.mps.is_available():
         return [Finding("accelerator", "Apple GPU (mps)")]
     if shutil.which("nvidia-smi") and _driver_answers():
-        value = f"an NVIDIA driver is here, but torch {torch.__version__} sees no GPU"
+        value = f"an NVIDIA driver is installed, but torch {torch.__version__} finds no GPU"
         remedy = "install a torch built for the driver's CUDA version, or update the driver"
         return [Finding("accelerator", value, "problem", remedy)]
     value = f"none; {os.cpu_count()} CPU cores (enough for the bundled model, slow from 2B on)"
@@ -193,7 +187,7 @@ def _check_memory() -> list[Finding]:
         return []
     value = f"{total / 1e9:.0f} GB"
     if total < 4e9:
-        remedy = "8 GB are comfortable for the bundled model and JupyterLab"
+        remedy = "use 8 GB or more for the bundled model with JupyterLab"
         return [Finding("memory", value, "note", remedy)]
     return [Finding("memory", value)]
 
@@ -202,16 +196,16 @@ def _check_disk() -> list[Finding]:
     free = shutil.disk_usage(Path.home()).free
     value = f"{free / 1e9:.0f} GB free in the home folder"
     if free < 20e9:
-        remedy = "a 7B model takes 17 GB; --local-dir or HF_HOME name another disk"
+        remedy = "a 7B model takes 17 GB; set HF_HOME to a folder on another disk"
         return [Finding("disk", value, "note", remedy)]
     return [Finding("disk", value)]
 
 
 def _check_video() -> list[Finding]:
     readers = {"av": "PyAV", "torchcodec": "torchcodec", "decord": "decord"}
-    found = [name for module, name in readers.items() if importlib.util.find_spec(module)]
-    if found:
-        return [Finding("video readers", ", ".join(found))]
+    installed = [name for module, name in readers.items() if importlib.util.find_spec(module)]
+    if installed:
+        return [Finding("video readers", ", ".join(installed))]
     return [Finding("video readers", "none", "note", "pip install av, for clips")]
 
 

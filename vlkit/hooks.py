@@ -1,46 +1,35 @@
-"""Where answers, batches and trainings tell the open runs of ``vlkit.records`` about themselves.
+"""How answers, batches, trainings and evaluations reach the open runs of ``vlkit.records``.
 
-Without an open run a hook costs a look at a context variable.
+Without an open run a hook costs one look at a context variable.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
+
+from vlkit.errors import one_line
 
 RUN_VARIABLE = "VLKIT_RUN"  # a run's folder, into which the whole process records
 
-
 OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed")
 
-
-P = ParamSpec("P")
-
-
-V = TypeVar("V")
-
-
-_own: ContextVar[tuple[Any, ...] | None] = ContextVar("vlkit_runs", default=None)
-
-
+_thread_runs: ContextVar[tuple[Any, ...] | None] = ContextVar("vlkit_runs", default=None)
+_main_runs: list[Any] = []  # opened in the main thread; other threads without a run use them
 _kind: ContextVar[str | None] = ContextVar("vlkit_kind", default=None)
-
-
-_shared: list[Any] = []  # of the main thread; threads without a run of their own take part in them
 
 
 def open_runs() -> tuple[Any, ...]:
     """The runs into which this thread records."""
-    own = _own.get()
-    runs = tuple(_shared) if own is None else own
+    runs = _thread_runs.get()
+    if runs is None:
+        runs = tuple(_main_runs)
     if os.environ.get(RUN_VARIABLE):
         from vlkit.records.run import process_run
 
@@ -49,26 +38,27 @@ def open_runs() -> tuple[Any, ...]:
 
 
 def enter(run: Any) -> None:
-    """Record into ``run`` from here on: in this thread, and in threads that follow it."""
-    main = threading.current_thread() is threading.main_thread()
-    own = _own.get()
-    outer = own if own is not None else tuple(_shared) if main else ()
-    _own.set((*outer, run))
-    if main:
-        _shared.append(run)
+    """Record into ``run`` from now on: in this thread, and in the threads that it starts."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    outer = _thread_runs.get()
+    if outer is None:
+        outer = tuple(_main_runs) if in_main_thread else ()
+    _thread_runs.set((*outer, run))
+    if in_main_thread:
+        _main_runs.append(run)
 
 
 def leave(run: Any) -> None:
     """The opposite of :func:`enter`."""
-    own = tuple(each for each in _own.get() or () if each is not run)
-    _own.set(own or None)
-    if run in _shared:
-        _shared.remove(run)
+    remaining = tuple(other for other in _thread_runs.get() or () if other is not run)
+    _thread_runs.set(remaining or None)
+    if run in _main_runs:
+        _main_runs.remove(run)
 
 
 @contextmanager
 def as_kind(kind: str) -> Iterator[None]:
-    """Calls within are noted as ``kind``, such as a chat's turn or a setting that is compared."""
+    """Calls in this block are recorded as ``kind``, such as a chat's turn or a setting's name."""
     token = _kind.set(kind)
     try:
         yield
@@ -76,120 +66,79 @@ def as_kind(kind: str) -> Iterator[None]:
         _kind.reset(token)
 
 
-def begin(kind: str, vlm: Any, messages: Any, options: Mapping[str, Any]) -> Callable[[Any], None]:
-    """To be called with the Reply, or the error that came instead of one."""
-    runs, kind = open_runs(), _kind.get() or kind
-    if not runs:
-        return _nothing
-    asked = {name: options[name] for name in OPTIONS if name in options}
-    asked = {k: {"temperature": 0.0, "top_p": 1.0}.get(k) if v is None else v for k, v in
-             asked.items()}  # fmt: skip
-
-    def note(result: Any) -> None:
-        tell(runs, "add_answer", kind, vlm, messages, asked, result)
-
-    return note
-
-
-def tell(runs: tuple[Any, ...], method: str, *facts: Any, **more: Any) -> None:
-    """Call a method of each run; what goes wrong there is a warning, and never ends the work."""
+def notify(runs: Sequence[Any], method: str, *args: Any, **kwargs: Any) -> None:
+    """Call a method of each run; an error there becomes a warning and never ends the work."""
     for run in runs:
         try:
-            getattr(run, method)(*facts, **more)
+            getattr(run, method)(*args, **kwargs)
         except Exception as error:
-            line = (str(error) or repr(error)).splitlines()[0]
+            line = one_line(error)
             warnings.warn(f"run {run.name!r} could not record this: {line}", stacklevel=3)
 
 
-def answered(function: Callable[P, V]) -> Callable[P, V]:
-    """A function of ``(vlm, messages, …options)`` that gives a Reply, noted in the open runs."""
-
-    def call(given: inspect.BoundArguments, runs: tuple) -> V:
-        asked = given.arguments
-        note = begin("generate", asked["vlm"], asked["messages"], asked)
-        try:
-            reply = function(*given.args, **given.kwargs)
-        except BaseException as error:
-            note(error)
-            raise
-        note(reply)
-        return reply
-
-    return _hooked(function, call)
+def answer_recorder(
+    kind: str, vlm: Any, messages: Any, options: Mapping[str, Any]
+) -> Callable[[Any], None]:
+    """A function that records the Reply, or the error that ended the call, in the open runs."""
+    runs, kind = open_runs(), _kind.get() or kind
+    if not runs:
+        return _ignore
+    recorded = {name: options[name] for name in OPTIONS if name in options}
+    for name, default in (("temperature", 0.0), ("top_p", 1.0)):
+        if name in recorded and recorded[name] is None:
+            recorded[name] = default
+    return lambda result: notify(runs, "add_answer", kind, vlm, messages, recorded, result)
 
 
-def batched(function: Callable[P, V]) -> Callable[P, V]:
-    """``generate_batch``: each row is noted as it finishes, those of an earlier call as well."""
+@contextmanager
+def recording(
+    kind: str, vlm: Any, messages: Any, options: Mapping[str, Any]
+) -> Iterator[Callable[[Any], None]]:
+    """Record one answer: call what the block is given with the Reply; an error records itself."""
+    record = answer_recorder(kind, vlm, messages, options)
+    try:
+        yield record
+    except BaseException as error:
+        record(error)
+        raise
 
-    def call(given: inspect.BoundArguments, runs: tuple) -> V:
-        asked = given.arguments
-        vlm, conversations, on_result = asked["vlm"], asked["conversations"], asked["on_result"]
-        options = {name: asked[name] for name in OPTIONS}
-        batch = {"batch": time.time_ns(), "batch_size": asked["batch_size"]}
-        batch |= {"setting": setting} if (setting := _kind.get()) else {}
+
+def row_recorder(
+    vlm: Any, conversations: Sequence[Any], options: Mapping[str, Any], batch_size: Any
+) -> Callable[[int, Any], None]:
+    """A function that records a batch's row, by its index and result, in the open runs."""
+    runs = open_runs()
+    if not runs:
+        return _ignore
+    facts = {"batch": time.time_ns(), "batch_size": batch_size}
+    facts |= {"setting": setting} if (setting := _kind.get()) else {}
+
+    def record(index: int, result: Any) -> None:
         seed = options["seed"]
+        row_options = options if seed is None else {**options, "seed": seed + index}
+        row = conversations[index]
+        notify(runs, "add_answer", "batch", vlm, row, row_options, result, index=index, **facts)
 
-        def take(index: int, result: Any) -> None:
-            own = options if seed is None else options | {"seed": seed + index}
-            row, facts = conversations[index], batch | {"index": index}
-            tell(runs, "add_answer", "batch", vlm, row, own, result, **facts)
-            if on_result is not None:
-                on_result(index, result)
-
-        given.arguments["on_result"] = take
-        with as_kind("agreement"):  # rows asked again alone
-            results = function(*given.args, **given.kwargs)
-        tell(runs, "add_batch", batch, vlm, getattr(results, "report", None))
-        return results
-
-    return _hooked(function, call)
+    return record
 
 
-def trained(function: Callable[P, V]) -> Callable[P, V]:
-    """``lora.train``: noted when it begins and when it ends."""
-
-    def call(given: inspect.BoundArguments, runs: tuple) -> V:
-        tell(runs, "add_training", given.arguments, None)
-        try:
-            with as_kind("training"):
-                result = function(*given.args, **given.kwargs)
-        except BaseException as error:
-            tell(runs, "add_training", given.arguments, error)
-            raise
-        tell(runs, "add_training", given.arguments, result)
-        return result
-
-    return _hooked(function, call)
+@contextmanager
+def recording_training(arguments: Mapping[str, Any]) -> Iterator[Callable[[Any], None]]:
+    """Record a training's start, then its LoraRun, with which the block calls what it is given."""
+    runs = open_runs()
+    notify(runs, "add_training", arguments, None)
+    try:
+        with as_kind("training"):
+            yield lambda result: notify(runs, "add_training", arguments, result)
+    except BaseException as error:
+        notify(runs, "add_training", arguments, error)
+        raise
 
 
-def measured(function: Callable[P, V]) -> Callable[P, V]:
-    """``evaluate_grounding``: its metrics are noted."""
-
-    def call(given: inspect.BoundArguments, runs: tuple) -> V:
-        evaluation = function(*given.args, **given.kwargs)
-        tell(runs, "add_evaluation", evaluation, _kind.get() or "")
-        return evaluation
-
-    return _hooked(function, call)
+def record_evaluation(evaluation: Any) -> None:
+    """Record an Evaluation's metrics in the open runs."""
+    notify(open_runs(), "add_evaluation", evaluation, _kind.get() or "")
 
 
-def _hooked(function: Callable[P, V], call: Callable[..., V]) -> Callable[P, V]:
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> V:
-        runs = open_runs()
-        if not runs:
-            return function(*args, **kwargs)
-        try:
-            given = signature.bind(*args, **kwargs)
-        except TypeError:
-            return function(*args, **kwargs)  # says what is wrong in Python's own words
-        given.apply_defaults()
-        return call(given, runs)
-
-    return wrapper
-
-
-def _nothing(result: Any) -> None:
+def _ignore(*results: Any) -> None:
     return None

@@ -285,12 +285,13 @@ def test_parts_are_merged_in_order_of_the_rows(tmp_path):
     journals = [Journal(path, part=part) for part in range(3)]
     for index in range(10):
         journals[index % 3].append(f"key {index}", index, reply(f"answer {index}"))
+    journals[0].close()
     with pytest.raises(VlkitError, match="part-00001 is being written"):
-        journals[0].merge()
+        Journal(path)
     assert len(journals[0].parts) == 3
     for journal in journals:
         journal.close()
-    journals[0].merge()
+    Journal(path).close()
     assert [record["text"] for record in lines(path)] == [f"answer {i}" for i in range(10)]
     assert os.listdir(tmp_path) == ["run.jsonl"]
 
@@ -305,7 +306,7 @@ def test_rows_of_a_process_that_died_count(tmp_path, part):
     with Journal(path, part=part) as journal:
         assert sorted(journal.finished) == [f"key {i}" for i in range(4)]
         journal.append("key 4", 4, reply())
-    journal.merge()
+    Journal(path).close()
     assert [record["index"] for record in lines(path)] == [0, 1, 2, 3, 4]
     assert os.listdir(tmp_path) == [path.name]
 

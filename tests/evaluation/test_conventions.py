@@ -93,7 +93,7 @@ def test_the_boxes_of_a_reading_are_where_it_says():
 
 def test_noise_leaves_0_999_and_0_1000_apart_by_little_and_says_so():
     diagnosis = diagnose_boxes(numbers("0-999", noise=0.08), TRUTH, SIZES)
-    assert not diagnosis.sure and "hardly tell" in diagnosis.verdict
+    assert not diagnosis.sure and "hardly separate" in diagnosis.verdict
     assert set(diagnosis.table.index[:2]) == {"0-999", "0-1000"}
 
 

@@ -246,8 +246,8 @@ def test_json_and_html():
     "arguments, options, message",
     [
         (([[]], [[], []]), {}, "1 answers for 2 pictures"),
-        (([], []), {}, "no box at all"),
-        (([[]], [[]]), {}, "no box at all"),
+        (([], []), {}, "there are no boxes"),
+        (([[]], [[]]), {}, "there are no boxes"),
         (([[square(0)]], [[square(0)]]), {"iou": ()}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"iou": (0.5, 1.5)}, "thresholds above 0"),
         (([[square(0)]], [[square(0)]]), {"iou": 0.5}, "thresholds above 0"),

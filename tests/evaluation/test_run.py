@@ -156,7 +156,7 @@ def test_killed_while_asking_leaves_no_folder(warm, tmp_path):
         (["tiny", "samples", "--prompt", "Where is it?"], '"{label}"'),
         (["tiny", "samples", "--output-dir", "full"], "is there already"),
         (["nowhere", "samples", "--output-dir", "x"], "'nowhere' is neither a folder"),
-        (["tiny", "empty.json"], "holds no boxes"),
+        (["tiny", "empty.json"], "has no boxes to ask for"),
     ],
 )
 def test_user_errors_are_one_line_before_a_model_is_loaded(arguments, message, warm, tmp_path):
@@ -236,5 +236,5 @@ def test_wrong_options_are_told_before_a_model_is_loaded(warm, tmp_path, option,
 
 
 def test_no_questions_are_no_evaluation(vlm):
-    with pytest.raises(VlkitError, match="there is no question to ask"):
+    with pytest.raises(VlkitError, match="questions is empty"):
         ask_grounding(vlm, [])

@@ -60,9 +60,14 @@ def saved(folder: Path, name: str = "a.png", color: str = "gray") -> Path:
     return folder / name
 
 
-@hooks.answered
 def ask(vlm, messages, *, reply=None, max_new_tokens=256, temperature=0.0, top_p=1.0, seed=None):
     """Stands for ``vlkit.generate``; gives or raises ``reply``."""
-    if isinstance(reply, BaseException):
-        raise reply
-    return answer() if reply is None else reply
+    options = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
+    with hooks.recording("generate", vlm, messages, options) as record:
+        if isinstance(reply, BaseException):
+            raise reply
+        result = answer() if reply is None else reply
+        record(result)
+    return result

@@ -1,6 +1,7 @@
 """Quads, legends, tracks, truth against answer, SVG: drawn where they should be, safely."""
 
 import itertools
+import re
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -13,12 +14,13 @@ from matplotlib.patches import Polygon
 import vlkit
 from vlkit import Box, Point, Quad, draw_boxes, draw_comparison, save_boxes
 from vlkit.errors import VlkitError
-from vlkit.plotting.comparing import ANSWER, TRUTH, svg_boxes
+from vlkit.plotting.comparing import ANSWER, TRUTH
 from vlkit.plotting.labels import PALETTE, font_for, label_colors, place_labels
 
 GRAY = (128, 128, 128)
 QUAD = Quad("sign", 60, 40, 160, 60, 150, 130, 50, 110)
 SVG = "{http://www.w3.org/2000/svg}"
+XLINK = "{http://www.w3.org/1999/xlink}"
 
 
 def blank(width=240, height=180):
@@ -166,32 +168,48 @@ def test_tracks_leave_a_trail(clip):
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_svg_holds_the_boxes_as_they_are():
+def svg(folder, boxes, **options):
+    path = save_boxes(folder / "boxes.svg", blank(), boxes, **options)
+    return ElementTree.parse(path).getroot()
+
+
+def lines(root):
+    """(corners, style) of each outline."""
+    for path in root.iter(f"{SVG}path"):
+        style = dict(part.split(": ") for part in path.get("style", "").split("; ") if part)
+        if style.get("fill") == "none" and "stroke" in style:
+            numbers = [float(number) for number in re.findall(r"[-\d.]+", path.get("d"))]
+            yield list(zip(numbers[::2], numbers[1::2], strict=True))[:4], style
+
+
+def test_svg_holds_the_boxes_as_they_are(tmp_path):
     items = [Box('<cat> & "co"', 50.25, 40, 150, 120), QUAD, Point("eye", 10, 20)]
-    root = ElementTree.fromstring(svg_boxes(blank(), items))
+    root = svg(tmp_path, items)
     assert root.get("viewBox") == "0 0 240 180"
-    assert root.find(f"{SVG}image").get("href").startswith("data:image/png;base64,")
-    rects = [rect for rect in root.iter(f"{SVG}rect") if rect.get("fill") == "none"]
-    assert {tuple(float(r.get(k)) for k in ("x", "y", "width", "height")) for r in rects} == {
-        (50.25, 40, 99.75, 80)
+    (image,) = root.iter(f"{SVG}image")
+    assert (image.get("width"), image.get("height")) == ("240", "180")
+    assert image.get(f"{XLINK}href").startswith("data:image/png;base64,")
+    outlines = {tuple(corners) for corners, _ in lines(root)}
+    box = ((50.25, 40), (150, 40), (150, 120), (50.25, 120))
+    assert {frozenset(corners) for corners in outlines} == {
+        frozenset(box),
+        frozenset(QUAD.corners),
     }
-    points = root.find(f"{SVG}polygon").get("points").split()
-    assert [tuple(map(float, p.split(","))) for p in points] == QUAD.corners
-    assert root.find(f"{SVG}circle").get("cx") == "10.00"
+    (mark,) = [use for use in root.iter(f"{SVG}use") if use.get("x")]
+    assert (float(mark.get("x")), float(mark.get("y"))) == (10, 20)
     assert {text.text for text in root.iter(f"{SVG}text")} == {'<cat> & "co"', "sign", "eye"}
-    assert not list(
-        ElementTree.fromstring(svg_boxes(blank(), items, labels=False)).iter(f"{SVG}text")
-    )
+    assert not list(svg(tmp_path, items, labels=False).iter(f"{SVG}text"))
 
 
-def test_svg_of_truth_and_answer():
-    root = ElementTree.fromstring(
-        svg_boxes(blank(), Box("a", 1, 2, 30, 40), truth=[Box("a", 0, 0, 9, 9)])
-    )
-    lines = {
-        (r.get("stroke"), r.get("stroke-dasharray") is not None) for r in root.iter(f"{SVG}rect")
-    }
-    assert {(TRUTH, True), (ANSWER, False)} <= lines
+def test_svg_of_truth_and_answer(tmp_path):
+    root = svg(tmp_path, Box("a", 1, 2, 30, 40), truth=[Box("a", 0, 0, 9, 9)])
+    styles = {(style["stroke"].upper(), "stroke-dasharray" in style) for _, style in lines(root)}
+    assert styles == {(TRUTH, True), (ANSWER, False)}
+
+
+def test_an_svg_is_the_same_every_time(tmp_path):
+    a, b = (save_boxes(tmp_path / name, blank(), QUAD).read_bytes() for name in ("a.svg", "b.svg"))
+    assert a == b
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.svg", "a.SVG", "a.webp"])

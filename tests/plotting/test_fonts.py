@@ -1,5 +1,6 @@
 """Many labels can be told apart, and every script is drawn that some font has."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import ImageDraw, ImageFont
 
-from vlkit import Box, Point, draw_boxes, plot_boxes
+from vlkit import Box, Point, draw_boxes, plot_boxes, save_boxes
 from vlkit.plotting import fonts
-from vlkit.plotting.comparing import svg_boxes
 from vlkit.plotting.fonts import draw_text, load_font, text_width
 from vlkit.plotting.labels import PALETTE, PATTERNS, label_styles
 
@@ -25,10 +25,10 @@ NAMES = [f"thing {i}" for i in range(60)]
 def only_dejavu(monkeypatch):
     """A machine with no other font than matplotlib's: Arabic and Hebrew, no Korean, no Thai."""
     monkeypatch.setattr(fonts, "_system_fonts", lambda: [DEJAVU])
-    monkeypatch.setattr(fonts, "_told", set())
-    fonts._path.cache_clear()
+    monkeypatch.setattr(fonts, "_warned_scripts", set())
+    fonts._font_path.cache_clear()
     yield
-    fonts._path.cache_clear()
+    fonts._font_path.cache_clear()
 
 
 def blank(width=300, height=200, color="white"):
@@ -136,16 +136,15 @@ def test_points_of_one_colour_differ_in_shape():
     assert ink(plain).sum() > 20 and ink(other).sum() > 20 and (ink(plain) != ink(other)).any()
 
 
-def test_an_svg_has_the_same_patterns():
+def test_an_svg_has_the_same_patterns(tmp_path):
     items = [Box(name, 0, 0, 50, 50) for name in NAMES[:28]]
-    svg = svg_boxes(blank(), items)
-    assert svg.count("stroke-dasharray") == 21 and len(set(_dashes(svg))) == 3
-    points = svg_boxes(blank(), [Point(name, 10, 10) for name in NAMES[:28]])
-    assert points.count("<circle") == 7 and points.count("<polygon") == 21
-
-
-def _dashes(svg):
-    return [piece.partition('"')[0] for piece in svg.split('stroke-dasharray="')[1:]]
+    svg = save_boxes(tmp_path / "boxes.svg", blank(), items).read_text()
+    dashes = re.findall(r"stroke-dasharray: ([^;]+)", svg)
+    assert len(dashes) == 21 and len(set(dashes)) == 3
+    points = [Point(name, 10, 10) for name in NAMES[:28]]
+    svg = save_boxes(tmp_path / "points.svg", blank(), points).read_text()
+    shapes = re.findall(r'<path id="(\w+)" d="([^"]+)"', svg)
+    assert len(shapes) == len({d for _, d in shapes}) * 7 == 28
 
 
 # --- legends -------------------------------------------------------------------------------------

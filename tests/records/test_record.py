@@ -247,7 +247,7 @@ def test_media_that_were_changed_or_are_gone(tmp_path):
     saved(tmp_path, "a.png", "red")
     assert store.find(facts) == (None, "a.png has other content now")
     path.unlink()
-    assert store.find(facts) == (None, "a.png is gone")
+    assert store.find(facts) == (None, "a.png no longer exists")
 
 
 def test_run_and_media_may_move_together(tmp_path):
@@ -355,7 +355,7 @@ def test_a_question_whose_models_line_is_lost_cannot_be_asked_again(tmp_path):
     path = run.path / "records.jsonl"
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
     assert records.replay(run.path).rows["reason"].item() == (
-        "model 1's line is lost, so what it was is not known"
+        "the line that describes model 1 is missing from the run's records"
     )
     assert read_run(run).gap == "1 line of records.jsonl gone since the run ended"
     assert str(records.replay(run.path)).startswith("r: 1 answer, 1 cannot; 1 line of")
@@ -381,7 +381,7 @@ def test_lines_that_are_gone_are_missed_and_later_ones_are_none_too_many(tmp_pat
 
 def test_a_broken_manifest_is_not_called_missing(tmp_path):
     (tmp_path / "manifest.json").write_text('{"vlkit_run": 1, "na')
-    with pytest.raises(VlkitError, match=r"manifest\.json is broken"):
+    with pytest.raises(VlkitError, match=r"manifest\.json is damaged"):
         read_run(tmp_path)
 
 
@@ -413,11 +413,11 @@ def test_runs_lists_them_oldest_first(tmp_path):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda p: read_run(p), "holds no run of vlkit"),
-        (lambda p: read_run(3), "is no run"),
-        (lambda p: runs(p / "nowhere"), "is no folder"),
+        (lambda p: read_run(p), "is not a run of vlkit"),
+        (lambda p: read_run(3), "is not a run"),
+        (lambda p: runs(p / "nowhere"), "is not a folder"),
         (lambda p: Run(""), "must be a text"),
-        (lambda p: records.report(p), "holds no run"),
+        (lambda p: records.report(p), "is not a run"),
         (lambda p: vlkit.seed_everything(-1), "seed=-1 must be"),
     ],
 )

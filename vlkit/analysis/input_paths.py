@@ -20,6 +20,7 @@ from vlkit.inputs import prepare_inputs
 from vlkit.models.families import FAMILIES
 from vlkit.models.hub import ModelFolder
 from vlkit.models.load import VLM
+from vlkit.plotting.html import FAINT, table_html
 
 if TYPE_CHECKING:
     import pandas
@@ -203,15 +204,13 @@ class PathComparison:
         return self.table[self.table["differs"]]
 
     def _repr_html_(self) -> str:
-        cell = "padding:3px 12px 3px 0;text-align:left;vertical-align:top;border:none"
-        heads = "".join(f'<th style="{cell}">{name}</th>' for name in ("", *PATHS, "what it means"))
-        rows = ""
+        rows = []
         for name, row in self.table.iterrows():
-            values = [name, *(row[path] for path in PATHS), row["note"]]
-            faint = "" if row["differs"] else "opacity:.65"
-            cells = "".join(f'<td style="{cell}">{html.escape(str(v))}</td>' for v in values)
-            rows += f'<tr style="{faint}">{cells}</tr>'
-        return f'<table style="border-collapse:collapse"><tr>{heads}</tr>{rows}</table>'
+            values = [html.escape(str(v)) for v in (name, *(row[p] for p in PATHS), row["note"])]
+            if not row["differs"]:
+                values = [f'<span style="{FAINT}">{value}</span>' for value in values]
+            rows.append(values)
+        return table_html(("", *PATHS, "what it means"), rows)
 
 
 def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:

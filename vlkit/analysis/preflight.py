@@ -20,7 +20,7 @@ from vlkit.media.video import ClipInfo, Video, clip_name, load_clip, probe_clip,
 from vlkit.messages import as_messages, iterate_media, read_media_item
 from vlkit.models.load import Model
 from vlkit.models.memory import Memory, estimate_memory
-from vlkit.plotting.html import image_html
+from vlkit.plotting.html import FAINT, byte_text, image_html, table_html
 
 
 @dataclass(frozen=True)
@@ -288,20 +288,12 @@ def view_clip(target: Target, video: Video, info: ClipInfo) -> ClipView:
 SHOWN = 6  # pictures and clips that are drawn
 
 
-_CELL = "padding:2px 12px 2px 0;text-align:left;border:none"
-
-
-_FAINT = "opacity:.65;font-size:.85em"
-
-
 def preflight_card(plan: Preflight) -> str:
     """HTML that takes its colours from the page, so that it reads on dark and light."""
-    rows = "".join(map(_row, plan.views[: 4 * SHOWN]))
     heads = ("picture or clip", "upright", "as seen", "patch grid", "tokens")
-    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in heads)
-    table = f'<table style="border-collapse:collapse"><tr>{head}</tr>{rows}</table>' if rows else ""
+    table = table_html(heads, map(_cells, plan.views[: 4 * SHOWN]))
     more = len(plan.views) - 4 * SHOWN
-    table += f'<p style="{_FAINT}">and {more:,} more</p>' if more > 0 else ""
+    table += f'<p style="{FAINT}">and {more:,} more</p>' if more > 0 else ""
     pictures = "".join(map(_figure, plan.views[:SHOWN]))
     lines = "".join(f'<p style="margin:4px 0">{line}</p>' for line in _lines(plan))
     return (
@@ -329,15 +321,15 @@ def _lines(plan: Preflight) -> list[str]:
         return [*lines, "memory: the shape of this model is not known here"]
     verdict = "fits" if memory.fits else "<b>does not fit</b>"
     lines.append(
-        f"about {_bytes(memory.total)}: weights {_bytes(memory.weights)}, cache "
-        f"{_bytes(memory.cache)}, activations {_bytes(memory.activations)}; {verdict} the "
-        f"{_bytes(memory.available)} of free {'GPU memory' if memory.place == 'GPU' else 'RAM'}"
+        f"about {byte_text(memory.total)}: weights {byte_text(memory.weights)}, cache "
+        f"{byte_text(memory.cache)}, activations {byte_text(memory.activations)}; {verdict} the "
+        f"{byte_text(memory.available)} of free {'GPU memory' if memory.place == 'GPU' else 'RAM'}"
         + (f" (× {memory.factor:g} on a CPU)" if memory.factor != 1 else "")
     )
     return lines
 
 
-def _row(view: View) -> str:
+def _cells(view: View) -> tuple[str, ...]:
     steps, rows, columns = view.grid
     grid = f"{rows} × {columns}"
     if isinstance(view, ClipView):
@@ -346,14 +338,13 @@ def _row(view: View) -> str:
         span = f", {len(times)} frames at {times[0]:.2f}–{times[-1]:.2f} s"
     else:
         span = ""
-    cells = (
+    return (
         _short_name(view) + span,
         "{}×{}".format(*view.size),
         "{}×{}".format(*view.input_size),
         grid,
         f"{view.tokens:,}",
     )
-    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
 
 
 def _figure(view: View) -> str:
@@ -363,7 +354,7 @@ def _figure(view: View) -> str:
         drawn = f'<p style="color:#B45309">{html.escape(str(error))}</p>'
     caption = f"{_short_name(view)}: {view.tokens:,} tokens"
     return (
-        f'<figure style="margin:6px 0;max-width:420px">{drawn}<figcaption style="{_FAINT}">'
+        f'<figure style="margin:6px 0;max-width:420px">{drawn}<figcaption style="{FAINT}">'
         f"{caption}</figcaption></figure>"
     )
 
@@ -371,10 +362,6 @@ def _figure(view: View) -> str:
 def _short_name(view: View) -> str:
     """The file's name alone: a notebook that is handed on should not tell folders."""
     return html.escape(view.name.rstrip("/").rpartition("/")[2])
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 GOOD_FRAME = 32  # tokens; a clip gives up frames before its frames get smaller

@@ -107,22 +107,11 @@ class Journal:
             self._file = -1
             _unlock(self._lock)
 
-    def merge(self) -> None:
-        """Close, and make one file of it and all parts: a line a row, in the order of the rows.
+    def _absorb(self) -> None:
+        """One file of it and all parts: a line a row, in the order of the rows.
 
         The parts are deleted when the new file is in its place, so a kill loses nothing.
-
-        Raises:
-            VlkitError: a process is still writing its part.
         """
-        self.close()
-        lock = _lock(self.path)
-        try:
-            self._absorb()
-        finally:
-            _unlock(lock)
-
-    def _absorb(self) -> None:
         parts, locks = self.parts, []
         try:
             for part in parts:

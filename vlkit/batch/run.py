@@ -11,11 +11,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from vlkit import hooks
 from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.generation.generate import generate, generation_options
 from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.generation.rows import Settings, Tally
-from vlkit.hooks import batched
 from vlkit.inputs import check_model
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models.load import Model
@@ -83,7 +83,6 @@ class Results(list):
     report: BatchReport
 
 
-@batched
 def generate_batch(
     vlm: Model,
     conversations: Sequence[Any],
@@ -134,12 +133,17 @@ def generate_batch(
     conversations = check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
     _check_agreement(agreement)
-    options = generation_options(max_new_tokens, temperature, top_p, seed)
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
+    options = generation_options(**given)
+    record_row = hooks.row_recorder(vlm, conversations, given, batch_size)
     settings = Settings(options, seed, _check_batch_size(batch_size), *vlm.answer_path(), stopped)
     tally, cut = Tally(), False
+    callbacks = [record_row] if on_result is None else [record_row, on_result]
     with ExitStack() as stack:
         journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
-        done = stack.enter_context(closing(_Done(len(indices), progress, tally, on_result)))
+        done = stack.enter_context(closing(_Done(len(indices), progress, tally, callbacks)))
 
         def write(index: int, result: Result) -> Result:
             if not journal:
@@ -199,11 +203,11 @@ def answer_all(vlm: Model, conversations: Sequence[Any], **options: Any) -> Resu
 class _Done:
     """The rows that are finished, and the bar that tells of them."""
 
-    def __init__(self, total: int, progress: bool, tally: Tally, on_result):
+    def __init__(self, total: int, progress: bool, tally: Tally, callbacks: list):
         from tqdm.auto import tqdm
 
         self.found: dict[int, Result] = {}
-        self.failures, self._tally, self._on_result = 0, tally, on_result
+        self.failures, self._tally, self._callbacks = 0, tally, callbacks
         self._bar = tqdm(total=total, unit="row", disable=not (progress and total))
 
     def take(self, index: int, result: Result) -> None:
@@ -215,10 +219,10 @@ class _Done:
             self._bar.set_postfix_str(
                 f"{speed:,.0f} tokens/s, {self.failures} failed", refresh=False
             )
-        if self._on_result:
-            handed = attempt(self._on_result, index, result)
-            if isinstance(handed, Failure):
-                warn_user(f"row {index}: on_result failed ({handed}); the batch goes on")
+        for callback in self._callbacks:
+            outcome = attempt(callback, index, result)
+            if isinstance(outcome, Failure):
+                warn_user(f"row {index}: on_result failed ({outcome}); the batch goes on")
 
     def close(self) -> None:
         self._bar.close()
@@ -292,7 +296,8 @@ def _agree(vlm, conversations, found: dict[int, Result], count: int, settings: S
         seed = None if settings.seed is None else settings.seed + index
         options = {k: settings.options[k] for k in ("max_new_tokens", "temperature", "top_p")}
         options = {k: v for k, v in options.items() if v is not None}
-        alone = attempt(generate, vlm, conversations[index], seed=seed, **options)
+        with hooks.as_kind("agreement"):
+            alone = attempt(generate, vlm, conversations[index], seed=seed, **options)
         if isinstance(alone, Failure) or alone.raw != getattr(found[index], "raw", None):
             different.append(index)
     share = 1 - len(different) / len(chosen) if chosen else None

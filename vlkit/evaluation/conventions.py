@@ -1,4 +1,4 @@
-"""The ways in which a model's numbers can be meant."""
+"""Which convention box coordinates follow: each is tried and compared with the truth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Corners = tuple[float, float, float, float]
 SWAPPED = "swapped axes"
 
 
-# of EXIF orientations that turn a picture: from pixels of the stored one to the upright one's
+# by EXIF orientation: from pixels of the stored picture to pixels of the upright one
 _TURNS: dict[int, Callable[[float, float, Size], tuple[float, float]]] = {
     3: lambda x, y, size: (size[0] - x, size[1] - y),
     6: lambda x, y, size: (size[0] - y, x),
@@ -36,17 +36,17 @@ _TURNS: dict[int, Callable[[float, float, Size], tuple[float, float]]] = {
 
 
 def readings_of(sizes: list[Size], seen: list[Size] | None) -> dict[str, Callable]:
-    """From a box's numbers and its picture's number to pixels of the upright original."""
+    """By name, functions from (a box's numbers, the picture's index) to upright original pixels."""
     readings = {}
-    twists: tuple[str | int, ...] = ("", SWAPPED, *_TURNS)
-    for (space, span), twist in product(_spaces(seen).items(), twists):
-        name = f"unrotated EXIF ({twist})" if isinstance(twist, int) else twist
-        readings[f"{space}, {name}" if name else space] = _reading(sizes, span, twist)
+    variants: tuple[str | int, ...] = ("", SWAPPED, *_TURNS)
+    for (space, span), variant in product(_spaces(seen).items(), variants):
+        name = f"unrotated EXIF ({variant})" if isinstance(variant, int) else variant
+        readings[f"{space}, {name}" if name else space] = _reading(sizes, span, variant)
     return readings
 
 
 def _spaces(seen: list[Size] | None) -> dict[str, Callable[[Size, int], Size]]:
-    """From the size of a picture as stored, and its number, to what the numbers run over."""
+    """By name, functions from (a picture's stored size, its index) to the range of coordinates."""
     from vlkit.models.families import published_rules
 
     spaces: dict[str, Callable[[Size, int], Size]] = {
@@ -69,15 +69,16 @@ def _published_size(family: str, size: Size, picture: int) -> Size:
     return published_rules(family).image_size(size)
 
 
-def _reading(sizes: list[Size], span: Callable, twist: str | int) -> Callable:
+def _reading(sizes: list[Size], span: Callable, variant: str | int) -> Callable:
     def read(numbers: Corners, picture: int) -> Corners:
         size = sizes[picture]
-        if twist == SWAPPED:
+        if variant == SWAPPED:
             numbers = numbers[1], numbers[0], numbers[3], numbers[2]
-        stored = size[::-1] if twist in (6, 8) else size
+        stored = size[::-1] if variant in (6, 8) else size
         x1, y1, x2, y2 = scale_corners(numbers, span(stored, picture), stored)
-        if isinstance(twist, int):
-            (x1, y1), (x2, y2) = (_TURNS[twist](*corner, size) for corner in ((x1, y1), (x2, y2)))
+        if isinstance(variant, int):
+            turn = _TURNS[variant]
+            (x1, y1), (x2, y2) = turn(x1, y1, size), turn(x2, y2, size)
         return x1, y1, x2, y2
 
     return read
@@ -100,7 +101,7 @@ def box_of(label: str, corners: Corners, sort: bool = True) -> Box:
 OFFSET = "constant offset"
 
 
-_SURE, _FITS = 0.95, 0.3  # a probability, and a mean IoU under which nothing fits
+_SURE, _FITS = 0.95, 0.3  # the least probability, and mean IoU, of a reading that fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ class BoxDiagnosis:
         probability: of ``best`` among the readings tried, 0 to 1.
         table: a row for each reading, the likeliest first: ``mean_iou``, ``probability``.
         boxes: for each reading, the boxes in pixels of each picture, as it reads them.
-        verdict: all this in a sentence.
+        verdict: the result in a sentence or two.
     """
 
     best: str
@@ -125,7 +126,7 @@ class BoxDiagnosis:
 
     @property
     def sure(self) -> bool:
-        """One reading fits, and the others do not fit as well."""
+        """Whether one reading fits, and clearly better than all others."""
         return self.probability >= _SURE and self.table["mean_iou"].iloc[0] >= _FITS
 
     def plot(self, images: Any, picture: int = 0, *, readings: int = 4) -> PIL.Image.Image:
@@ -162,13 +163,13 @@ def diagnose_boxes(
     read_as: Space = "original",
     match_labels: bool = True,
 ) -> BoxDiagnosis:
-    """Say which reading of the predicted numbers fits the truth, and how sure that is.
+    """Find the reading of the predicted numbers that fits the truth, and its probability.
 
-    Tried are 0-1000, 0-999, pixels of the resized and of the original picture, each of them plain,
-    with x and y swapped, on the picture before its EXIF rotation, and with a constant offset (from
-    the other boxes' median, so that no box judges itself). The probability is that of errors
-    that follow a Laplace distribution, whose width each reading may choose; plain readings count
-    three times as likely beforehand. Nothing is changed: read the answers as the verdict says.
+    The readings are 0-1000, 0-999, pixels of the resized and of the original picture; each of them
+    plain, with x and y swapped, on the picture before its EXIF rotation, and with a constant offset
+    (for each box the median over the other boxes). A reading's likelihood is that of its errors
+    under a Laplace distribution with the best width; a plain reading has three times the prior
+    probability of the others. ``predicted`` is not changed: read the answers as the verdict says.
 
     Args:
         predicted: for each picture boxes that hold the model's numbers as they are.
@@ -177,26 +178,34 @@ def diagnose_boxes(
         input_sizes: for each picture the size at which the model saw it (``reply.input_sizes``);
             without it, the published sizes of processors with patches of 14 and of 16 are tried.
         read_as: where ``predicted`` went through :func:`vlkit.parse_grounding` already, the space
-            that it read; what was clipped there stays lost.
+            that was assumed; what was clipped then cannot be restored.
         match_labels: as in :func:`vlkit.evaluate_grounding`.
 
     Raises:
-        VlkitError: lists of different lengths, or no box that a true one could be compared with.
+        VlkitError: lists of different lengths, or no predicted box shares a label with a true one.
     """
     _, answers, truths = align_pictures(predicted, truth)
     sizes = _check_sizes("image_sizes", image_sizes, len(truths))
     seen = _check_sizes("input_sizes", input_sizes, len(truths)) if input_sizes else None
     numbers = _numbers(answers, sizes, seen, read_as)
-    found = {}
+    candidates = {}
     for name, read in readings_of(sizes, seen).items():
-        boxes = [[box_of(b.label, read(b.xyxy, i)) for b in own] for i, own in enumerate(numbers)]
-        found[name] = (boxes, _compare(boxes, truths, match_labels))
-    if not any(len(pairs) for _, pairs in found.values()):
+        boxes = [[box_of(b.label, read(b.xyxy, i)) for b in row] for i, row in enumerate(numbers)]
+        candidates[name] = (boxes, _pair_nearest(boxes, truths, match_labels))
+    if not any(len(pairs) for _, pairs in candidates.values()):
         raise VlkitError("no predicted box has a true box of its label; pass match_labels=False")
-    for name in [name for name in found if "," not in name]:
-        if shifted := _shifted(*found[name], truths, match_labels):
-            found[f"{name}, {OFFSET}"] = shifted
-    return _conclude(found, truths, sum(map(len, truths)))
+    for name in [name for name in candidates if "," not in name]:
+        if shifted := _remove_offset(*candidates[name], truths, match_labels):
+            candidates[f"{name}, {OFFSET}"] = shifted
+    table = _rank_readings(candidates, truths)
+    return BoxDiagnosis(
+        best=str(table.index[0]),
+        probability=float(table["probability"].iloc[0]),
+        table=table,
+        boxes={name: boxes for name, (boxes, _) in candidates.items()},
+        truth=truths,
+        verdict=_verdict(table),
+    )
 
 
 def _check_sizes(name: str, sizes: Any, count: int) -> list[Size]:
@@ -218,96 +227,103 @@ def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Spac
     if space == "resized" and not seen:
         raise VlkitError('read_as="resized" needs input_sizes')
     spans = {"0-1000": [(1000, 1000)] * len(sizes), "0-999": [(999, 999)] * len(sizes)}
-    own = spans.get(space) or seen
+    spans_read = spans.get(space) or seen
     return [
         [box_of(b.label, scale_corners(b.xyxy, size, span), sort=False) for b in boxes]
-        for boxes, size, span in zip(answers, sizes, own, strict=True)
+        for boxes, size, span in zip(answers, sizes, spans_read, strict=True)
     ]
 
 
 # --- how well they fit ----------------------------------------------------------------------------
 
-Pair = tuple[int, int, int]  # the picture, its predicted box, its true box
+Pair = tuple[int, int, int]  # indices of the picture, its predicted box, its true box
 
 
-def _compare(boxes: list[list[Box]], truths: list[list[Box]], match_labels: bool) -> list[Pair]:
-    """The pairs of boxes of one label that lie best, also where they do not overlap."""
+def _pair_nearest(
+    boxes: list[list[Box]], truths: list[list[Box]], match_labels: bool
+) -> list[Pair]:
+    """Pairs of boxes of one label, the nearest first, no box twice; they need not overlap."""
     pairs = []
-    for picture, (own, true) in enumerate(zip(boxes, truths, strict=True)):
-        close = sorted(
+    for picture, (predicted, true) in enumerate(zip(boxes, truths, strict=True)):
+        nearest_first = sorted(
             (-_nearness(a, b), i, k)
-            for i, a in enumerate(own)
+            for i, a in enumerate(predicted)
             for k, b in enumerate(true)
             if label_key(a.label, match_labels) == label_key(b.label, match_labels)
         )
-        left, right = set(range(len(own))), set(range(len(true)))
-        for _, i, k in close:
-            if i in left and k in right:
+        free_boxes, free_truths = set(range(len(predicted))), set(range(len(true)))
+        for _, i, k in nearest_first:
+            if i in free_boxes and k in free_truths:
                 pairs.append((picture, i, k))
-                left.remove(i)
-                right.remove(k)
+                free_boxes.remove(i)
+                free_truths.remove(k)
     return pairs
 
 
 def _nearness(a: Box, b: Box) -> float:
-    """Distance-IoU, https://arxiv.org/abs/1911.08287: IoU, less the middles' distance."""
-    across = max(a.x2, b.x2) - min(a.x1, b.x1), max(a.y2, b.y2) - min(a.y1, b.y1)
-    apart = (a.x1 + a.x2 - b.x1 - b.x2) / 2, (a.y1 + a.y2 - b.y1 - b.y2) / 2
-    diagonal = across[0] ** 2 + across[1] ** 2
-    return iou(a, b) - ((apart[0] ** 2 + apart[1] ** 2) / diagonal if diagonal else 0)
+    """Distance-IoU, https://arxiv.org/abs/1911.08287: IoU minus the distance of the centres.
+
+    The squared distance is divided by the squared diagonal of the box around both.
+    """
+    width, height = max(a.x2, b.x2) - min(a.x1, b.x1), max(a.y2, b.y2) - min(a.y1, b.y1)
+    dx, dy = (a.x1 + a.x2 - b.x1 - b.x2) / 2, (a.y1 + a.y2 - b.y1 - b.y2) / 2
+    diagonal = width**2 + height**2
+    return iou(a, b) - ((dx**2 + dy**2) / diagonal if diagonal else 0)
 
 
-def _shifted(boxes: list[list[Box]], pairs: list[Pair], truths: list[list[Box]], match: bool):
-    """The boxes moved by what the others' medians say; None without a shift worth the name."""
+def _remove_offset(boxes: list[list[Box]], pairs: list[Pair], truths: list[list[Box]], match: bool):
+    """The boxes without a constant offset, and their pairs; None where there is no clear offset."""
     import numpy as np
 
     if len(pairs) < 4:
         return None
-    edges = [(truths[n][k].xyxy, boxes[n][i].xyxy) for n, i, k in pairs]
-    off = np.array([np.subtract(true, own) for true, own in edges])
-    shift = np.median(off.reshape(-1, 2, 2), axis=1)  # of each box, in x and in y
-    spread = np.median(abs(shift - np.median(shift, axis=0)), axis=0)
-    if (abs(np.median(shift, axis=0)) < np.maximum(1, 4 * spread / np.sqrt(len(pairs)))).all():
+    corners = [(truths[n][k].xyxy, boxes[n][i].xyxy) for n, i, k in pairs]
+    distances = np.array([np.subtract(true, box) for true, box in corners])
+    offsets = np.median(distances.reshape(-1, 2, 2), axis=1)  # (pairs, 2): of each box in x and y
+    median = np.median(offsets, axis=0)
+    spread = np.median(abs(offsets - median), axis=0)
+    if (abs(median) < np.maximum(1, 4 * spread / np.sqrt(len(pairs)))).all():
         return None
-    moved = [list(own) for own in boxes]
-    for place, (n, i, _) in enumerate(pairs):
-        dx, dy = np.median(np.delete(shift, place, axis=0), axis=0)
+    moved = [list(row) for row in boxes]
+    for pair, (n, i, _) in enumerate(pairs):
+        # the other boxes' median: a box must not correct itself
+        dx, dy = np.median(np.delete(offsets, pair, axis=0), axis=0)
         box = boxes[n][i]
         moved[n][i] = Box(box.label, box.x1 + dx, box.y1 + dy, box.x2 + dx, box.y2 + dy)
-    return moved, _compare(moved, truths, match)
+    return moved, _pair_nearest(moved, truths, match)
 
 
-def _conclude(found: dict, truths: list[list[Box]], count: int) -> BoxDiagnosis:
+def _rank_readings(candidates: dict, truths: list[list[Box]]) -> pandas.DataFrame:
+    """A row for each reading with its mean IoU and probability, the likeliest first."""
     import numpy as np
     import pandas as pd
 
+    count = sum(map(len, truths))
     rows = {}
-    for name, (boxes, pairs) in found.items():
+    for name, (boxes, pairs) in candidates.items():
         matched = [(boxes[n][i], truths[n][k]) for n, i, k in pairs]
-        errors = [_error(a, b) for a, b in matched]
-        width = max(float(np.mean(errors)), 1e-3)  # as fine as whole numbers to 1000 can be
+        # the best width of a Laplace distribution is the mean error; not below 1/1000, to which
+        # models round their numbers
+        width = max(float(np.mean([_error(a, b) for a, b in matched])), 1e-3)
+        prior = 1.0 if "," not in name else 1 / 3
         rows[name] = {
             "mean_iou": sum(iou(a, b) for a, b in matched) / count,
-            # two of a box's four numbers count: they err together
-            "evidence": -2 * len(pairs) * np.log(width) + np.log(1.0 if "," not in name else 1 / 3),
+            # a box counts as two independent numbers, not four: its errors are correlated
+            "log_posterior": -2 * len(pairs) * np.log(width) + np.log(prior),
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    likelihood = np.exp(table["evidence"] - table["evidence"].max())
-    table["probability"] = likelihood / likelihood.sum()
-    table = table.drop(columns="evidence").sort_values(
+    posterior = np.exp(table["log_posterior"] - table["log_posterior"].max())
+    table["probability"] = posterior / posterior.sum()
+    return table.drop(columns="log_posterior").sort_values(
         ["probability", "mean_iou"], ascending=False, kind="stable"
     )
-    best = str(table.index[0])
-    boxes = {name: own for name, (own, _) in found.items()}
-    probability = float(table["probability"].iloc[0])
-    return BoxDiagnosis(best, probability, table, boxes, truths, _verdict(table))
 
 
 def _error(answer: Box, true: Box) -> float:
-    """The mean distance of the four numbers, as a share of the true box's size, at most 10."""
+    """The mean error of the four coordinates relative to the true box's size, at most 10."""
     scale = max(1.0, (true.x2 - true.x1 + true.y2 - true.y1) / 2)
-    off = sum(abs(a - b) for a, b in zip(answer.xyxy, true.xyxy, strict=True)) / 4
-    return min(off / scale, 10.0)
+    error = sum(abs(a - b) for a, b in zip(answer.xyxy, true.xyxy, strict=True)) / 4
+    return min(error / scale, 10.0)
 
 
 def _verdict(table: Any) -> str:
@@ -316,14 +332,14 @@ def _verdict(table: Any) -> str:
     if first["mean_iou"] < _FITS:
         return (
             f"No reading fits: the best, {best}, has a mean IoU of {first['mean_iou']:.2f}. "
-            "The boxes are of other things, or wrong."
+            "The boxes mark other objects, or are wrong."
         )
     numbers = f"mean IoU {first['mean_iou']:.2f}"
     rival = f"{other} ({second['mean_iou']:.2f})"
     if first["probability"] >= _SURE:
         return f"{best} fits best: {numbers}, then {rival}; probability {first['probability']:.2f}."
     return (
-        f"{best} fits best ({numbers}), but these boxes hardly tell it from {rival}: probability "
-        f"{first['probability']:.2f} and {second['probability']:.2f}. More boxes, or pictures of "
-        "other sizes, would."
+        f"{best} fits best ({numbers}), but these boxes hardly separate it from {rival}: "
+        f"probability {first['probability']:.2f} and {second['probability']:.2f}. "
+        "Add boxes, or pictures of other sizes."
     )

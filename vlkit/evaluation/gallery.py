@@ -1,4 +1,4 @@
-"""The pictures that went worst, truth against answer, as one page that holds everything."""
+"""The pictures with the worst boxes, truth against answer, as one self-contained page."""
 
 from __future__ import annotations
 
@@ -82,14 +82,13 @@ def failure_gallery(
     """The worst pictures by mean IoU, true boxes dashed in blue, the answer's in orange-red.
 
     Args:
-        images: anything that ``vlkit.Image`` takes, for each picture; a mapping where the boxes
-            are one.
+        images: anything that ``vlkit.Image`` takes, for each picture; a mapping if the boxes are.
         predicted, truth: as for :func:`vlkit.evaluate_grounding`.
-        worst: how many.
-        captions: for each picture text to show under it, such as question and answer; escaped.
-        evaluation: of these boxes, if there is one already.
+        worst: the number of pictures.
+        captions: a text under each picture, such as question and answer; it is escaped.
+        evaluation: of these boxes, if it was computed already.
         title: of the page.
-        head: HTML to stand above the pictures, as it is.
+        head: HTML above the pictures, not escaped.
 
     Raises:
         VlkitError: as ``evaluate_grounding``, or fewer images than pictures.
@@ -100,17 +99,17 @@ def failure_gallery(
     figures = []
     for name in shown:
         try:
-            image, own, true = images[name], predicted[name], truth[name]
+            image, boxes, true = images[name], predicted[name], truth[name]
             caption = captions[name] if captions else ""
         except (KeyError, IndexError):
             raise VlkitError(f"there is no image or caption for picture {name!r}") from None
-        figures.append(_figure(name, image, own or [], true or [], caption, means[name]))
+        figures.append(_figure(name, image, boxes or [], true or [], caption, means[name]))
     body = f'<div class="grid">{"".join(figures)}</div>\n'
     return Gallery(shown, body, head, title)
 
 
-def _figure(name: Any, image: Any, own: Any, true: Any, caption: str, mean: float) -> str:
-    picture = draw_comparison(load_image(image), own, true)
+def _figure(name: Any, image: Any, boxes: Any, true: Any, caption: str, mean: float) -> str:
+    picture = draw_comparison(load_image(image), boxes, true)
     picture.thumbnail((640, 640))
     shown = caption if len(caption) <= _MOST else caption[: _MOST - 1] + "…"
     lines = f"<b>{html.escape(str(name))}</b> mean IoU {mean:.2f}<div>{html.escape(shown)}</div>"

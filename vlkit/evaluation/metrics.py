@@ -1,4 +1,4 @@
-"""How well boxes agree: accuracy as RefCOCO counts it, precision and recall, COCO's mAP."""
+"""Metrics of predicted boxes: RefCOCO's accuracy, precision and recall, COCO's mAP."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlkit import hooks
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box, Item, list_items
-from vlkit.hooks import measured
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +35,7 @@ def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, 0 to 1; 0 where both are empty.
 
     Raises:
-        VlkitError: one is no Box.
+        VlkitError: one is not a Box.
     """
     for box in (a, b):
         if not isinstance(box, Box):
@@ -49,7 +49,7 @@ def iou(a: Box, b: Box) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What :func:`evaluate_grounding` found; it shows itself in a notebook.
+    """The result of :func:`evaluate_grounding`; it shows itself in a notebook.
 
     Attributes:
         overall: a row for each metric: ``value``, and ``low`` and ``high`` of its 95 % interval.
@@ -75,21 +75,21 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of true boxes that were found at the first threshold; see the function."""
+        """Share of true boxes found at the first threshold; see :func:`evaluate_grounding`."""
         return self[f"accuracy@{self.thresholds[0]:g}"]
 
     @property
     def mean_iou(self) -> float:
-        """Over the true boxes; a missed one counts 0."""
+        """Mean over the true boxes; a missed one counts 0."""
         return self["mean_iou"]
 
     def worst(self, count: int = 12) -> list[Any]:
-        """The pictures with the lowest mean IoU, further boxes counting 0, worst first."""
+        """The pictures with the lowest mean IoU, worst first; extra boxes count 0."""
         means = self.rows.groupby("picture", sort=False)["first_iou"].mean()
         return means.sort_values(kind="stable").index[:count].tolist()
 
     def to_dict(self) -> dict:
-        """Everything but the rows, for JSON; what cannot be counted is None."""
+        """All tables but ``rows``, for JSON; None where a metric is undefined."""
         tables = {"overall": self.overall, "by_label": self.by_label, "by_size": self.by_size}
         return {name: _records(table) for name, table in tables.items()}
 
@@ -102,7 +102,6 @@ class Evaluation:
         return "".join(parts)
 
 
-@measured
 def evaluate_grounding(
     predicted: Pictures,
     truth: Pictures,
@@ -115,29 +114,28 @@ def evaluate_grounding(
     seed: int = 0,
     groups: Sequence[Any] | None = None,
 ) -> Evaluation:
-    """Compare boxes with the truth.
+    """Compare predicted boxes with the true ones.
 
-    Accuracy is what the RefCOCO papers count: a true box is found where the answer's box has at
-    least that IoU with it. Where one box is asked for, the first that the answer gives counts, as
-    in their scripts; where several are, each true box has the answer's that overlaps it most, no
-    box twice. Precision and recall count the best pairs in both cases. Points and quads do not
-    count.
+    Accuracy is that of the RefCOCO papers: a true box is found where the answer's box has at least
+    that IoU with it. For one true box the first box of the answer counts, as in their scripts; for
+    several, each is paired with the answer's box that overlaps it most, no box twice. Precision and
+    recall always count the best pairs. Points and quads are ignored.
 
     Args:
         predicted: a list of boxes for each picture (or question), in pixels of the upright
-            original; one flat list for a single picture; or a mapping, as of file names. None
-            stands for an answer that could not be read, and counts as one without boxes.
-        truth: the same pictures.
+            original; one flat list for a single picture; or a mapping, such as from file names.
+            None is an answer that could not be parsed; it counts as one without boxes.
+        truth: the true boxes of the same pictures.
         iou: the thresholds.
-        scores: for each box of ``predicted`` how sure the model was, for mAP; else all are alike.
-        match_labels: compare only boxes of one label, case and blanks at its ends aside. False
-            for referring expressions, where the label is the question.
-        coco: count COCO's mAP, with pycocotools.
-        bootstrap: how often pictures are drawn again for the 95 % intervals; 0 for none. mAP is
-            counted again a tenth as often.
-        seed: of that draw.
-        groups: for each picture what it belongs to, as several questions to one image; those of
-            one group are drawn together.
+        scores: for mAP, the confidence of each box of ``predicted``; by default all are equal.
+        match_labels: compare only boxes of the same label, ignoring case and surrounding spaces.
+            False for referring expressions, where the label is the question.
+        coco: compute COCO's mAP, with pycocotools.
+        bootstrap: samples for the 95 % bootstrap intervals over pictures; 0 for none. For mAP a
+            tenth of them.
+        seed: of the bootstrap.
+        groups: for each picture the group it belongs to, such as the image of several questions;
+            the bootstrap draws whole groups.
 
     Raises:
         VlkitError: lists of different lengths, wrong thresholds or bootstrap, pycocotools is
@@ -148,8 +146,8 @@ def evaluate_grounding(
         raise VlkitError(f"bootstrap={bootstrap!r} must be a whole number, 0 for no intervals")
     names, answers, truths = align_pictures(predicted, truth)
     if not any(truths) and not any(answers):
-        raise VlkitError("there is no box at all; pass the boxes of each picture")
-    labels = {label_key(box.label, match_labels) for own in truths for box in own}
+        raise VlkitError("there are no boxes; pass the boxes of each picture")
+    labels = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
     if coco and len(labels) * len(truths) > _MOST_WORK:
         raise VlkitError(
             f"mAP over {len(labels):,} labels in {len(truths):,} pictures takes hours; pass "
@@ -157,8 +155,8 @@ def evaluate_grounding(
         )
     rows = [
         {"picture": name, **row}
-        for name, own, true in zip(names, answers, truths, strict=True)
-        for row in _match(own, true, match_labels)
+        for name, predicted_boxes, true_boxes in zip(names, answers, truths, strict=True)
+        for row in _match(predicted_boxes, true_boxes, match_labels)
     ]
 
     precision = None
@@ -167,7 +165,9 @@ def evaluate_grounding(
     groups = names if groups is None else list(groups)
     if len(groups) != len(names):
         raise VlkitError(f"{len(groups)} groups for {len(names)} pictures; give one for each")
-    return tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
+    evaluation = tabulate(rows, names, thresholds, precision, bootstrap, seed, groups)
+    hooks.record_evaluation(evaluation)
+    return evaluation
 
 
 def check_thresholds(iou: Any) -> tuple[float, ...]:
@@ -187,7 +187,9 @@ def align_pictures(
     """The pictures' keys, and for each its predicted and its true boxes. Raises VlkitError."""
     if isinstance(predicted, Mapping) or isinstance(truth, Mapping):
         if not isinstance(predicted, Mapping) or not isinstance(truth, Mapping):
-            raise VlkitError("one of predicted and truth is a mapping; pass both by the same names")
+            raise VlkitError(
+                "only one of predicted and truth is a mapping; use the same keys for both"
+            )
         if unknown := predicted.keys() - truth.keys():
             raise VlkitError(f"predicted has pictures without truth: {sorted(map(str, unknown))}")
         names = list(truth)
@@ -203,7 +205,7 @@ def align_pictures(
                 f"{len(predicted)} answers for {len(truth)} pictures; give one list for each"
             )
         names, pairs = list(range(len(truth))), list(zip(predicted, truth, strict=True))
-    return names, [_boxes(own) for own, _ in pairs], [_boxes(true) for _, true in pairs]
+    return names, [_boxes(items) for items, _ in pairs], [_boxes(items) for _, items in pairs]
 
 
 def _boxes(items: Any) -> list[Box]:
@@ -212,26 +214,27 @@ def _boxes(items: Any) -> list[Box]:
 
 def _check_scores(scores: Any, answers: list[list[Box]]) -> list[list[float]]:
     if scores is None:
-        return [[1.0] * len(own) for own in answers]
-    given = [list(each) for each in scores]
-    if [len(each) for each in given] != [len(own) for own in answers]:
+        return [[1.0] * len(boxes) for boxes in answers]
+    checked = [list(row) for row in scores]
+    if [len(row) for row in checked] != [len(boxes) for boxes in answers]:
         raise VlkitError("scores must have one number for each box of predicted")
-    return given
+    return checked
 
 
 # --- which box answers which ----------------------------------------------------------------------
 
 
 def label_key(label: str, match_labels: bool) -> str:
-    """What two labels must share to be compared."""
+    """Equal for labels whose boxes are compared with each other."""
     return label.strip().casefold() if match_labels else ""
 
 
-def _match(own: list[Box], truth: list[Box], match_labels: bool) -> Iterable[dict]:
+def _match(predicted: list[Box], truth: list[Box], match_labels: bool) -> Iterable[dict]:
+    """A row for each true box of a picture, and for each box of the answer that has none."""
     groups: dict[str, tuple[list[Box], list[Box]]] = defaultdict(lambda: ([], []))
-    for index, boxes in enumerate((own, truth)):
+    for side, boxes in enumerate((predicted, truth)):
         for box in boxes:
-            groups[label_key(box.label, match_labels)][index].append(box)
+            groups[label_key(box.label, match_labels)][side].append(box)
     for answers, truths in groups.values():
         pairs = pair_boxes(answers, truths)
         for index, true in enumerate(truths):
@@ -244,7 +247,7 @@ def _match(own: list[Box], truth: list[Box], match_labels: bool) -> Iterable[dic
 
 
 def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
-    """For true boxes the one that answers, by number: the best pairs first, no box twice."""
+    """Indices of the answer by those of the truth: the best pairs first, no box twice."""
     overlaps = [
         (-overlap, t, a)
         for t, true in enumerate(truths)
@@ -307,24 +310,24 @@ class AveragePrecision:
     ):
         keys = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
         numbers = {key: number for number, key in enumerate(sorted(keys), start=1)}
-        kinds = [[numbers.get(label_key(b.label, match_labels)) for b in own] for own in answers]
-        true_kinds = [[numbers[label_key(b.label, match_labels)] for b in own] for own in truths]
-        sure = [[1.0] * len(own) for own in truths]
+        kinds = [[numbers.get(label_key(b.label, match_labels)) for b in row] for row in answers]
+        true_kinds = [[numbers[label_key(b.label, match_labels)] for b in row] for row in truths]
+        true_scores = [[1.0] * len(boxes) for boxes in truths]
         sides = (
-            _dataset(truths, true_kinds, sure, len(numbers)),
+            _dataset(truths, true_kinds, true_scores, len(numbers)),
             _dataset(answers, kinds, scores, len(numbers)),
         )
         self._evaluator = _evaluate(*sides, [(0, 1e10)])
         precision = self._accumulate(self._evaluator)[:, :, :, 0]
         self.overall = dict(zip(NAMES, _means(precision), strict=True))
-        each = [_means(precision[:, :, k])[0] for k in range(len(numbers))]
-        self.by_label = dict(zip(sorted(keys), each, strict=True)) if match_labels else {}
+        means = [_means(precision[:, :, k])[0] for k in range(len(numbers))]
+        self.by_label = dict(zip(sorted(keys), means, strict=True)) if match_labels else {}
         areas = [(low, min(high, 1e10)) for low, high in SIZES.values()]
         sized = self._accumulate(_evaluate(*sides, areas))
         self.by_size = {name: _means(sized[..., i])[0] for i, name in enumerate(SIZES)}
 
-    def drawn(self, pictures: np.ndarray) -> list[float]:
-        """The three of ``overall`` for pictures drawn by number, each as often as it is drawn."""
+    def resampled(self, pictures: np.ndarray) -> list[float]:
+        """The values of ``overall`` for a bootstrap sample: indices of pictures, with repeats."""
         evaluator = copy.copy(self._evaluator)
         count = len(evaluator.params.imgIds)
         blocks = len(evaluator.evalImgs) // count
@@ -344,7 +347,7 @@ class AveragePrecision:
 
 
 def _means(precision: np.ndarray) -> list[float]:
-    """Over what could be counted: pycocotools writes -1 for a label without a true box."""
+    """map, map@0.5, map@0.75; pycocotools writes -1 for a label without a true box."""
     parts = (precision, precision[0], precision[5])
     return [float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in parts]
 
@@ -378,7 +381,7 @@ def _evaluate(truth: dict, answer: dict, areas: list[tuple[float, float]]) -> An
         raise VlkitError(
             "mAP needs pycocotools: pip install 'vlkit[eval]', or pass coco=False"
         ) from None
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports on its way
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         sides = []
         for dataset in (truth, answer):
             side = COCO()
@@ -393,7 +396,7 @@ def _evaluate(truth: dict, answer: dict, areas: list[tuple[float, float]]) -> An
     return evaluator
 
 
-MOST_INTERVALS = 200  # labels; of more, as of referring expressions, each has too few boxes
+MOST_INTERVALS = 200  # labels; with more, as in referring expressions, each has too few boxes
 
 
 _CORNERS = [f"{who}_{key}" for who in ("true", "answer") for key in ("x1", "y1", "x2", "y2")]
@@ -411,7 +414,7 @@ def tabulate(
     seed: int,
     groups: Sequence[Any],
 ) -> Evaluation:
-    """The evaluation of matched rows."""
+    """The tables of matched rows."""
     import pandas
 
     table = pandas.DataFrame(rows)
@@ -420,14 +423,14 @@ def tabulate(
     place = {name: number for number, name in enumerate(names)}
     pictures = table["picture"].map(place).to_numpy()
     draws = _draw(pandas.factorize(pandas.Series(list(groups), dtype=object))[0], bootstrap, seed)
-    counted = _counted(table, thresholds)
-    overall = _overall(_sums(counted, pictures, len(names)), thresholds, draws)
+    counts = _counts(table, thresholds)
+    overall = _overall(_sums(counts, pictures, len(names)), thresholds, draws)
     if precision:
         overall = pandas.concat([overall, _precision_rows(precision, draws[: bootstrap // 10])])
     keys = table["label"].map(lambda label: label_key(label, True))
     shown = keys.map(table["label"].groupby(keys).first())
-    by_label = _by(shown, sorted(set(shown)), counted, pictures, thresholds, draws)
-    by_size = _by(table["size"], list(SIZES), counted, pictures, thresholds, draws)
+    by_label = _by(shown, sorted(set(shown)), counts, pictures, thresholds, draws)
+    by_size = _by(table["size"], list(SIZES), counts, pictures, thresholds, draws)
     if precision:
         by_size["ap"] = [precision.by_size[name] for name in by_size.index]
     if precision and precision.by_label:
@@ -437,7 +440,7 @@ def tabulate(
 
 
 def _draw(groups: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
-    """How often each picture is drawn, a row for each draw; none for a single group."""
+    """(draws, pictures): how often a bootstrap sample has each picture; no rows for one group."""
     generator, count = np.random.default_rng(seed), int(groups.max()) + 1
     draws = np.zeros((bootstrap if count > 1 else 0, len(groups)), np.uint16)
     for row in draws:
@@ -445,21 +448,24 @@ def _draw(groups: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
     return draws
 
 
-def _counted(table: pandas.DataFrame, thresholds: tuple[float, ...]) -> np.ndarray:
-    """What is summed, a column each: true boxes, answers, overlap, found first, found at all."""
+def _counts(table: pandas.DataFrame, thresholds: tuple[float, ...]) -> np.ndarray:
+    """(rows, 3 + 2 a threshold), to be summed: is a true box, is an answer, IoU as RefCOCO pairs
+    them; for each threshold whether RefCOCO's pair and the best pair reach it."""
     columns = [table["truth"], table["answer"], table["first_iou"]]
     for limit in thresholds:
         columns += [table["first_iou"] >= limit, table["iou"] >= limit]
     return np.stack([column.to_numpy(float) for column in columns], axis=1)
 
 
-def _sums(counted: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
-    sums = np.zeros((count, counted.shape[1]))
-    np.add.at(sums, groups, counted)
+def _sums(counts: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """(groups, columns)"""
+    sums = np.zeros((count, counts.shape[1]))
+    np.add.at(sums, groups, counts)
     return sums
 
 
-def _drawn(sums: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _resample(sums: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """(draws, columns): the sums over each bootstrap sample, in parts that fit the memory."""
     parts = [draws[i : i + 64].astype(float) @ sums for i in range(0, len(draws), 64)]
     return np.concatenate(parts) if parts else np.zeros((0, sums.shape[1]))
 
@@ -468,27 +474,25 @@ def _overall(sums: np.ndarray, thresholds: tuple, draws: np.ndarray) -> pandas.D
     """A row for each metric: its value and its 95 % interval."""
     import pandas
 
-    values, drawn = (
-        _ratios(sums.sum(axis=0)[None], thresholds),
-        _ratios(_drawn(sums, draws), thresholds),
-    )
-    rows = {name: (value[0], *_interval(drawn[name])) for name, value in values.items()}
+    values = _ratios(sums.sum(axis=0)[None], thresholds)
+    samples = _ratios(_resample(sums, draws), thresholds)
+    rows = {name: (value[0], *_interval(samples[name])) for name, value in values.items()}
     return pandas.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
 
 def _by(
     keys: pandas.Series,
     names: list,
-    counted: np.ndarray,
+    counts: np.ndarray,
     pictures: np.ndarray,
     thresholds: tuple,
     draws,
 ) -> pandas.DataFrame:
-    """A row for each part: how many, its metrics, and the interval of its first accuracy."""
+    """A row for each label or size: counts, metrics, and the interval of the first accuracy."""
     import pandas
 
     groups = keys.map({name: number for number, name in enumerate(names)}).to_numpy()
-    sums = _sums(counted, groups, len(names))
+    sums = _sums(counts, groups, len(names))
     table = pandas.DataFrame(_ratios(sums, thresholds), index=names)
     table.insert(0, "truths", sums[:, 0].astype(int))
     table.insert(1, "answers", sums[:, 1].astype(int))
@@ -497,8 +501,8 @@ def _by(
         first = f"accuracy@{thresholds[0]:g}"
         for number, name in enumerate(names):
             part = groups == number
-            own = _drawn(_sums(counted[part], pictures[part], draws.shape[1]), draws)
-            table.loc[name, ["low", "high"]] = _interval(_ratios(own, thresholds)[first])
+            samples = _resample(_sums(counts[part], pictures[part], draws.shape[1]), draws)
+            table.loc[name, ["low", "high"]] = _interval(_ratios(samples, thresholds)[first])
     return table
 
 
@@ -524,8 +528,8 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def _precision_rows(precision: AveragePrecision, draws: np.ndarray) -> pandas.DataFrame:
     import pandas
 
-    drawn = [precision.drawn(np.repeat(np.arange(len(row)), row)) for row in draws]
-    each = np.array(drawn).reshape(-1, len(precision.overall)).T
+    samples = [precision.resampled(np.repeat(np.arange(len(row)), row)) for row in draws]
+    columns = np.array(samples).reshape(-1, len(precision.overall)).T
     values = precision.overall.items()
-    rows = {name: (v, *_interval(d)) for (name, v), d in zip(values, each, strict=True)}
+    rows = {name: (v, *_interval(c)) for (name, v), c in zip(values, columns, strict=True)}
     return pandas.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])

@@ -1,4 +1,4 @@
-"""A model asked to locate what is known to be there, and what it got right."""
+"""Ask a model to locate known objects, and evaluate its boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vlkit
+from vlkit import __version__
 from vlkit.batch.run import answer_all
 from vlkit.bundled import bundled_path
 from vlkit.datasets.scene import Scene
@@ -21,6 +21,7 @@ from vlkit.files import whole_folder
 from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.grounding.formats import FORMATS
+from vlkit.messages import user
 
 if TYPE_CHECKING:
     import pandas
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 MOST_LABELS = 200
 
 
-PROMPTS = {  # how the generations' own recipes ask; {label} is what to find
+PROMPTS = {  # of each generation's own examples; {label} is the object to find
     "tags": "Locate the {label}.",
     "json": "Locate the {label}, report its bounding box coordinates in JSON format.",
 }
@@ -54,9 +55,9 @@ class GroundingRun:
 
     Attributes:
         evaluation: of the boxes; a picture's name in it is the question's number.
-        questions, answers: in one order; a Failure stands where the model gave no answer.
+        questions, answers: in the same order; a Failure where the model gave no answer.
         boxes: of each answer, None where it could not be read.
-        errors: an answer and why it could not be read, wholly or in part, else "".
+        errors: the answer and why it, or a part of it, could not be parsed; else "".
         about: the model, the data and the settings.
     """
 
@@ -98,7 +99,7 @@ class GroundingRun:
         )
 
     def to_dict(self) -> dict:
-        """What the metrics file holds."""
+        """The content of ``metrics.json``."""
         unread = sum(boxes is None for boxes in self.boxes)
         counts = {"questions": len(self.questions), "unreadable": unread}
         return {**self.about, **counts, **self.evaluation.to_dict()}
@@ -107,7 +108,7 @@ class GroundingRun:
         """Write ``metrics.json``, ``rows.csv`` and ``gallery.html``, all of them or none.
 
         Raises:
-            VlkitError: the folder holds something already, or cannot be written.
+            VlkitError: the folder is not empty, or cannot be written.
         """
         with whole_folder(Path(folder)) as made:
             self._write(made, worst)
@@ -136,16 +137,16 @@ def read_questions(
         format, images, max_image_tokens: as for :func:`vlkit.datasets.read_scenes`.
 
     Raises:
-        VlkitError: the data set cannot be read, or holds no box.
+        VlkitError: the data set cannot be read, or has no boxes.
     """
     if "{label}" not in prompt:
-        raise VlkitError(f'the prompt {prompt!r:.60} must hold "{{label}}", what to find')
+        raise VlkitError(f'the prompt {prompt!r:.60} must contain "{{label}}", the object to find')
     if str(data) == "samples" and not Path(data).exists():
         data = bundled_path("samples")
     scenes = read_scenes(data, format=format, images=images, max_image_tokens=max_image_tokens)
     questions = [q for scene in scenes for q in _questions_of(scene, prompt)]
     if not questions:
-        raise VlkitError(f"{data} holds no boxes to ask for")
+        raise VlkitError(f"{data} has no boxes to ask for")
     return questions
 
 
@@ -178,9 +179,9 @@ def ask_grounding(
 ) -> GroundingRun:
     """Ask a model, greedily, and evaluate its boxes.
 
-    Where one kind of thing is asked for, the answer's boxes count as that, whatever it calls them.
-    An answer that cannot be read counts as one without boxes, and is listed. Where there are over
-    200 labels, as in referring expressions, mAP counts them as one.
+    For a question about one label, the answer's boxes count for it, whatever labels they have. An
+    answer that cannot be parsed counts as one without boxes, and is listed in ``errors``. With over
+    200 labels, as in referring expressions, mAP treats them as one.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -190,19 +191,19 @@ def ask_grounding(
         max_new_tokens, batch_size, progress: as for :func:`vlkit.generate_batch`.
 
     Raises:
-        KeyboardInterrupt: it was stopped; answers that are lacking are not counted as wrong.
+        KeyboardInterrupt: it was stopped; missing answers must not count as wrong.
     """
-    questions, iou = list(questions), check_thresholds(iou)  # before what may take hours
+    questions, iou = list(questions), check_thresholds(iou)  # checked before hours of work
     if not questions:
-        raise VlkitError("there is no question to ask; pass those of read_questions")
-    asked = [vlkit.user(question.prompt, question.image) for question in questions]
+        raise VlkitError("questions is empty; pass those of read_questions")
+    messages = [user(question.prompt, question.image) for question in questions]
     answers = answer_all(
-        vlm, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+        vlm, messages, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
-    read = [_read(answer, question) for answer, question in zip(answers, questions, strict=True)]
-    boxes = [own for own, _ in read]
+    parsed = [_parse(answer, question) for answer, question in zip(answers, questions, strict=True)]
+    boxes = [boxes_of_answer for boxes_of_answer, _ in parsed]
     truth = [question.truth for question in questions]
-    labels = {box.label for own in truth for box in own}
+    labels = {box.label for true_boxes in truth for box in true_boxes}
     evaluation = evaluate_grounding(
         boxes, truth, iou, match_labels=len(labels) <= MOST_LABELS, bootstrap=bootstrap, seed=seed,
         groups=[question.image for question in questions],
@@ -216,19 +217,18 @@ def ask_grounding(
         "iou": list(evaluation.thresholds),
         "bootstrap": bootstrap,
         "seed": seed,
-        "vlkit": vlkit.__version__,
+        "vlkit": __version__,
     }
-    return GroundingRun(
-        evaluation, questions, list(answers), boxes, [why for _, why in read], about
-    )
+    errors = [error for _, error in parsed]
+    return GroundingRun(evaluation, questions, list(answers), boxes, errors, about)
 
 
 def default_prompt(family: str) -> str:
-    """How a family is asked where a thing is."""
+    """The prompt with which a family is asked to locate an object."""
     return PROMPTS[FORMATS[family].style]
 
 
-def _read(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
+def _parse(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
     if isinstance(answer, Failure):
         return None, str(answer)
     read = attempt(answer.read_grounding)

@@ -52,7 +52,6 @@ def sampling_temperature(temperature: float) -> float:
     return 0.0 if temperature < GREEDY_BELOW else float(temperature)
 
 
-@hooks.answered
 def generate(
     vlm: Model,
     messages: str | Mapping | list,
@@ -80,9 +79,15 @@ def generate(
         RemoteError: a hosted model that cannot be reached, or refuses.
         VlkitError: malformed messages or options.
     """
-    options = generation_options(max_new_tokens, temperature, top_p, seed)
-    check_model(vlm)
-    return vlm.answer(as_messages(messages), options, seed)
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
+    with hooks.recording("generate", vlm, messages, given) as record:
+        options = generation_options(**given)
+        check_model(vlm)
+        reply = vlm.answer(as_messages(messages), options, seed)
+        record(reply)
+    return reply
 
 
 def stream(
@@ -112,7 +117,7 @@ class Stream:
         self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
         self._pieces: queue.SimpleQueue = queue.SimpleQueue()
         self._stopped = threading.Event()
-        self._note = hooks.begin("stream", vlm, messages, {**options, "seed": seed})
+        self._record = hooks.answer_recorder("stream", vlm, messages, {**options, "seed": seed})
         self._reply: Reply | None = None
         work = partial(copy_context().run, self._work)
         self._thread = threading.Thread(target=work, name="vlkit-stream", daemon=True)
@@ -145,10 +150,10 @@ class Stream:
             self._reply = self._vlm.answer(
                 self._messages, self._options, self._seed, self._put, self._stopped
             )
-            self._note(self._reply)
+            self._record(self._reply)
             self._pieces.put(None)
         except BaseException as error:  # raised again where the stream is read
-            self._note(error)
+            self._record(error)
             self._pieces.put(error)
 
     def _put(self, text: str) -> None:

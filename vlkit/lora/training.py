@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments, set_seed
 
+from vlkit import hooks
 from vlkit.errors import ModelError
 from vlkit.files import write_whole
-from vlkit.hooks import trained
 from vlkit.inputs import check_loaded
 from vlkit.lora.arguments import (
     as_folder,
@@ -233,7 +233,6 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
     return arguments
 
 
-@trained
 def train(
     vlm: VLM,
     data: Any,
@@ -294,39 +293,42 @@ def train(
             arguments that differ from those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
-    check_loaded(vlm)
-    check_counts(batch_size, gradient_accumulation, epochs, max_length)
-    check_recipe(learning_rate, alpha, seed, callbacks)
-    check_bits(quantize)
-    check_switches(gradient_checkpointing=gradient_checkpointing, resume=resume)
-    check_examined(metric, samples)
-    trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
-    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
-    check_rows(data=data, eval_data=held_out)
-    recipe = {
-        "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
-        "rank": rank, "alpha": 2 * rank if rank and alpha is None else alpha, "target": target,
-        "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
-        "quantize": quantize, "max_length": max_length, "seed": seed,
-        "data": digest_rows(data), "eval_data": digest_rows(held_out),
-    }  # fmt: skip
-    parts = plan_parts(vlm, target, rank)
-    checkpoint = last_checkpoint(folder, resume)
-    if checkpoint is not None:
-        check_same(folder / ARGUMENTS, recipe)
-    vlm = quantized(vlm, quantize, rank)
-    for rows in (data, held_out):
-        if rows is not None and max_length is not None:
-            measure_lengths(vlm, rows, max_length)
-    lengths = [guess_length(vlm, example) for example in data]
-    size = choose_batch(
-        vlm, parts, lengths, rank=rank, batch_size=batch_size,
-        accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
-    )  # fmt: skip
+    with hooks.recording_training(dict(locals())) as record:  # the arguments as they were passed
+        check_loaded(vlm)
+        check_counts(batch_size, gradient_accumulation, epochs, max_length)
+        check_recipe(learning_rate, alpha, seed, callbacks)
+        check_bits(quantize)
+        check_switches(gradient_checkpointing=gradient_checkpointing, resume=resume)
+        check_examined(metric, samples)
+        trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
+        data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
+        check_rows(data=data, eval_data=held_out)
+        recipe = {
+            "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
+            "rank": rank, "alpha": 2 * rank if rank and alpha is None else alpha, "target": target,
+            "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
+            "quantize": quantize, "max_length": max_length, "seed": seed,
+            "data": digest_rows(data), "eval_data": digest_rows(held_out),
+        }  # fmt: skip
+        parts = plan_parts(vlm, target, rank)
+        checkpoint = last_checkpoint(folder, resume)
+        if checkpoint is not None:
+            check_same(folder / ARGUMENTS, recipe)
+        vlm = quantized(vlm, quantize, rank)
+        for rows in (data, held_out):
+            if rows is not None and max_length is not None:
+                measure_lengths(vlm, rows, max_length)
+        lengths = [guess_length(vlm, example) for example in data]
+        size = choose_batch(
+            vlm, parts, lengths, rank=rank, batch_size=batch_size,
+            accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
+        )  # fmt: skip
 
-    task = Task(
-        vlm=vlm, data=data, held_out=held_out, folder=folder, parts=parts, lengths=lengths,
-        recipe=recipe, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
-        samples=samples, report_to=trackers, callbacks=tuple(callbacks),
-    )  # fmt: skip
-    return _run(task, checkpoint)
+        task = Task(
+            vlm=vlm, data=data, held_out=held_out, folder=folder, parts=parts, lengths=lengths,
+            recipe=recipe, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
+            samples=samples, report_to=trackers, callbacks=tuple(callbacks),
+        )  # fmt: skip
+        result = _run(task, checkpoint)
+        record(result)
+    return result

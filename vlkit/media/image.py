@@ -31,7 +31,8 @@ _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\
 _TURN = PIL.Image.Transpose
 
 
-_TURNS = {  # by the EXIF orientation
+# by the EXIF orientation; PIL.ImageOps.exif_transpose writes all tags again, and fails on some
+_TURNS = {
     2: _TURN.FLIP_LEFT_RIGHT,
     3: _TURN.ROTATE_180,
     4: _TURN.FLIP_TOP_BOTTOM,

@@ -46,7 +46,7 @@ def draw_strokes(
     labels: bool = True,
     line_width: int | None = None,
 ) -> None:
-    """Draw on the picture itself: each item with its colour and the number of its pattern."""
+    """Draw items on the picture itself, in place."""
     if line_width is not None and not (isinstance(line_width, int) and line_width > 0):
         raise VlkitError(f"line_width={line_width!r} must be a whole number of pixels, 1 or more")
     width = line_width or line_width_for(picture.size)
@@ -61,10 +61,17 @@ def draw_strokes(
             draw_text(draw, (x1 + pad, y1 + pad // 2 - top), text, text_color(color), font)
 
 
+def label_strokes(boxes: Items) -> list[Stroke]:
+    """Each item in the colour and pattern of its label."""
+    items = list_items(boxes)
+    styles = label_styles(item.label for item in items)
+    return [(item, *styles[item.label]) for item in items]
+
+
 def draw_mark(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, color: str, pattern: int
 ) -> None:
-    """A point: round, or of the shape that its pattern's number has."""
+    """A point: a disc, or the shape that belongs to its pattern."""
     sides, turn = SHAPES[pattern]
     if sides:
         draw.regular_polygon((*place, 1.25 * radius), sides, rotation=turn, fill=color)
@@ -79,31 +86,31 @@ def draw_path(
     color: str,
     pattern: int,
 ) -> None:
-    """A line from point to point; each piece of one with a pattern begins and ends with a dash."""
+    """A line from point to point; each segment of a dashed line begins and ends with a dash."""
     if not (dashes := PATTERNS[pattern]):
         draw.line(points, fill=color, width=width, joint="curve")
         return
     for (x1, y1), (x2, y2) in pairwise(points):
-        steps = _steps(dashes, max(abs(x2 - x1), abs(y2 - y1)) / max(2, width))
-        for a, b in steps:
-            ends = [(x1 + (x2 - x1) * t, y1 + (y2 - y1) * t) for t in (a, b)]
+        length = max(abs(x2 - x1), abs(y2 - y1)) / max(2, width)
+        for start, end in _dash_spans(dashes, length):
+            ends = [(x1 + (x2 - x1) * t, y1 + (y2 - y1) * t) for t in (start, end)]
             draw.line(ends, fill=color, width=width)
 
 
-def _steps(dashes: tuple[float, ...], length: float) -> list[tuple[float, float]]:
-    """From where to where along a line there are dashes, as shares of its length."""
+def _dash_spans(dashes: tuple[float, ...], length: float) -> list[tuple[float, float]]:
+    """(start, end) of each dash along a line, as shares of its length."""
     repeats = max(1, round((length - dashes[0]) / sum(dashes)))
     whole = repeats * sum(dashes) + dashes[0]  # it ends with a dash
-    places, at = [], 0.0
-    for on, piece in zip(cycle((True, False)), [*dashes * repeats, dashes[0]], strict=False):
-        if on:
-            places.append((at / whole, min(1.0, (at + piece) / whole)))
-        at += piece
-    return places
+    spans, start = [], 0.0
+    for is_dash, piece in zip(cycle((True, False)), [*dashes * repeats, dashes[0]], strict=False):
+        if is_dash:
+            spans.append((start / whole, min(1.0, (start + piece) / whole)))
+        start += piece
+    return spans
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str, pattern: int):
-    """The line with a thin edge on both sides that sets it off from any background."""
+    """The line, with a thin edge on both sides so that it shows on any background."""
     edge, edge_color = max(1, width // 3), EDGES[text_color(color)]
     if isinstance(item, Point):
         for radius, fill in ((3 * width + edge, edge_color), (3 * width, color)):
@@ -116,8 +123,8 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
         if not pattern:
             draw.rectangle((x1, y1, x2, y2), outline=color, width=width)
             return
-        a, b = width / 2 - 0.5, width // 2  # the line's middle: it goes inwards
-        x1, y1, x2, y2 = x1 + a, y1 + a, x2 - b, y2 - b
+        low, high = width / 2 - 0.5, width // 2  # to the line's middle: it is drawn inwards
+        x1, y1, x2, y2 = x1 + low, y1 + low, x2 - high, y2 - high
         corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
     else:
         corners = item.corners
@@ -127,18 +134,23 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
 
 def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
     x1, y1 = round(box.x1), round(box.y1)
-    return x1, y1, max(x1, round(box.x2) - 1), max(y1, round(box.y2) - 1)  # Pillow draws these too
+    return (
+        x1,
+        y1,
+        max(x1, round(box.x2) - 1),
+        max(y1, round(box.y2) - 1),
+    )  # Pillow includes the last pixel
 
 
 def add_legend(
     picture: PIL.Image.Image, rows: Sequence[tuple[str, str, int]], *, points: Container = ()
 ) -> PIL.Image.Image:
-    """The picture on a sheet with a strip under it, as high as the picture or a single line.
+    """The picture with a legend under it, at most as high as the picture, but at least a line.
 
     Args:
         picture: what the legend is for.
-        rows: colour, text and the number of the pattern.
-        points: the texts that stand for points, whose shape is shown.
+        rows: (colour, text, number of the pattern) of each entry.
+        points: the texts of entries that are shown as points instead of lines.
     """
     font = font_for(picture.size) or load_font(12)
     top, height = text_height(font)
@@ -167,7 +179,7 @@ def add_legend(
 
 
 def _flow(widths: list[float], room: int, line: int, gap: int) -> list[tuple[float, float]]:
-    """Where things of these widths stand, one after the other in lines; the first at y 0."""
+    """The places of things of these widths, wrapped into lines; the first line is at y 0."""
     places: list[tuple[float, float]] = []
     x, y = gap, 0
     for width in widths:
@@ -218,8 +230,7 @@ def draw_boxes(
     """
     picture, items = load_image(image), list_items(boxes)
     styles = label_styles(item.label for item in items)
-    strokes = [(item, *styles[item.label]) for item in items]
-    draw_strokes(picture, strokes, labels=labels, line_width=line_width)
+    draw_strokes(picture, label_strokes(items), labels=labels, line_width=line_width)
     if not legend:
         return picture
     counts = Counter(item.label for item in items)
@@ -241,23 +252,39 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
     Returns:
         The same axes, to go on with.
     """
+    items = list_items(boxes)
+    font = plot_strokes(axes, load_image(image), label_strokes(items), labels=labels)
+    if legend:
+        styles = label_styles(item.label for item in items)
+        _plot_legend(axes, styles, _only_points(items), font)
+    return axes
+
+
+def plot_strokes(
+    axes: Any,
+    picture: PIL.Image.Image,
+    strokes: Sequence[Stroke],
+    *,
+    labels: bool = True,
+    line_width: float = 2,
+    font_size: float = 9,
+) -> Any:
+    """Show a picture and its items on matplotlib axes; sizes are in points. Returns the font."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.patches import Polygon, Rectangle
 
-    picture, items = load_image(image), list_items(boxes)
-    styles = label_styles(item.label for item in items)
     axes.imshow(picture, extent=(0, picture.width, picture.height, 0))
     axes.autoscale(False)
     axes.set_axis_off()
-    font = FontProperties(family=font_families(map(printable, styles)), size=9)
-    for item in items:
-        color, pattern = styles[item.label]
-        line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2}
+    families = font_families(printable(item.label) for item, _, _ in strokes)
+    font = FontProperties(family=families, size=font_size)
+    for item, color, pattern in strokes:
+        line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": line_width}
         line |= {"linestyle": _line_style(pattern)}
         corner = bounds_of(item)[:2]
         if isinstance(item, Point):
-            mark = _MARKERS[pattern]
-            axes.plot(*corner, mark, color=color, markeredgecolor=text_color(color))
+            look = {"markersize": 3 * line_width, "markeredgecolor": text_color(color)}
+            axes.plot(*corner, _MARKERS[pattern], color=color, **look)
         elif isinstance(item, Box):
             size = (item.x2 - item.x1, item.y2 - item.y1)
             axes.add_patch(Rectangle(corner, *size, **line))
@@ -273,9 +300,7 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
                 verticalalignment="bottom",
                 parse_math=False,
             )
-    if legend:
-        _plot_legend(axes, styles, _only_points(items), font)
-    return axes
+    return font
 
 
 def _plot_legend(axes, styles: dict[str, tuple[str, int]], points: set[str], font) -> None:
@@ -312,8 +337,8 @@ def draw_frames(
     Args:
         clip: from ``vlkit.Video(…).load()`` or ``reply.clips``.
         boxes: in pixels of the clip's upright original frames: the same for every frame, or one
-            list for each. Then those of one label are a track, and a line shows the way that its
-            middle has come.
+            list for each. With a list for each, the boxes of one label are a track, and a line
+            shows the path of its middle so far.
         columns: frames in a row.
 
     Raises:
@@ -337,7 +362,7 @@ def draw_frames(
 
 
 def draw_patch_grid(image: Any, patch_size: int) -> PIL.Image.Image:
-    """A copy of a resized picture with the model's patches in fine lines, its tokens in strong.
+    """A copy of a resized picture with the borders of patches (thin) and of tokens (strong).
 
     Args:
         image: anything that ``vlkit.Image`` takes; its sides are multiples of two patches.
@@ -378,9 +403,10 @@ def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:
     for label, (color, pattern) in styles.items():
         middles = []
         for items in tracks:
-            own = [bounds_of(item) for item in items if item.label == label]
-            if len(own) == 1:  # of several alike nobody knows which went where
-                middles.append(((own[0][0] + own[0][2]) / 2, (own[0][1] + own[0][3]) / 2))
+            areas = [bounds_of(item) for item in items if item.label == label]
+            if len(areas) == 1:  # with two of one label it is not known which moved where
+                x1, y1, x2, y2 = areas[0]
+                middles.append(((x1 + x2) / 2, (y1 + y2) / 2))
         if len(middles) > 1:
             draw_path(draw, middles, width, color, 0)
         for middle in middles:

@@ -1,4 +1,4 @@
-"""Letters: vlkit's own font, and for what it lacks the fonts that the system has."""
+"""Fonts: vlkit's own, and the system's for the characters that it lacks."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from PIL import ImageDraw, ImageFont
 Font = ImageFont.FreeTypeFont
 
 
-_NO_CHARACTER = "\U0010ffff"  # every font draws its sign for what is missing
-
+_NO_CHARACTER = "\U0010ffff"  # every font draws its missing-glyph sign for it
 
 _SPECIAL = re.compile("bold|black|heavy|light|thin|ital|obli|cond|narrow|mono|serif|math|emoji")
 
-
-_told: set[str] = set()
+_warned_scripts: set[str] = set()
 
 
 def font_path() -> str:
-    """The font that vlkit brings: Latin, kana and the Chinese characters of GB 2312."""
+    """The font that comes with vlkit: Latin, kana and the Chinese characters of GB 2312."""
     return str(files("vlkit") / "fonts" / "NotoSansSC-subset.otf")
 
 
@@ -39,14 +37,14 @@ def load_font(size: float, path: str | None = None) -> Font:
 
 
 def text_height(font: Font) -> tuple[float, float]:
-    """Where letters begin below the drawing position, and how high they are, for every text."""
+    """(top, height) of letters: their offset from the drawing position, and how high they are."""
     _, top, _, bottom = font.getbbox("Åg国")
     return top, bottom - top
 
 
 def text_width(text: str, font: Font) -> float:
     """Pixels from the text's beginning to its end, as :func:`draw_text` writes it."""
-    return sum(own.getlength(run) for own, run in _runs(text, font))
+    return sum(run_font.getlength(run) for run_font, run in _split_by_font(text, font))
 
 
 def fit_text(text: str, font: Font, width: float) -> str:
@@ -61,27 +59,28 @@ def fit_text(text: str, font: Font, width: float) -> str:
 def draw_text(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, fill: str, font: Font
 ) -> None:
-    """Write on one line; letters that the font lacks come from the system's fonts.
+    """Write one line; characters that the font lacks are drawn with the system's fonts.
 
-    Where no font has one, the line shows an empty box, and a warning says so once for each script.
+    A character that no font has is shown as an empty box, with one warning for each script.
     """
     x, y = place
     baseline = y + font.getmetrics()[0]
-    for own, run in _runs(text, font):
-        if own is font:
+    for run_font, run in _split_by_font(text, font):
+        if run_font is font:
             draw.text((x, y), run, fill, font)
         else:
-            draw.text((x, baseline), run, fill, own, anchor="ls")
-        x += own.getlength(run)
+            draw.text((x, baseline), run, fill, run_font, anchor="ls")
+        x += run_font.getlength(run)
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
     """The names of the fonts that matplotlib needs for these texts, vlkit's own first."""
     from matplotlib.font_manager import fontManager
 
-    paths = dict.fromkeys(path for text in texts for path in _paths(text) if path)
-    empty = {each.name for each in fontManager.ttflist if "Last Resort" in each.name}
-    return [*map(_register, (font_path(), *paths)), *empty]  # boxes, of which _tell has told
+    paths = dict.fromkeys(path for text in texts for path in _font_paths(text) if path)
+    # draws an empty box for any character; _warn_missing_font has warned of those
+    last_resort = {font.name for font in fontManager.ttflist if "Last Resort" in font.name}
+    return [*map(_register, (font_path(), *paths)), *last_resort, "sans-serif"]
 
 
 @cache
@@ -92,55 +91,55 @@ def _register(path: str) -> str:
     return FontProperties(fname=path).get_name()
 
 
-# --- which font has a letter ----------------------------------------------------------------------
+# --- which font has a character -------------------------------------------------------------------
 
 
-def _runs(text: str, font: Font) -> list[tuple[Font, str]]:
-    """The text in pieces, each with the font that draws it."""
+def _split_by_font(text: str, font: Font) -> list[tuple[Font, str]]:
+    """The text in runs of characters that one font draws."""
     if text.isascii():
         return [(font, text)]
-    pairs = groupby(zip(_paths(text), text, strict=True), lambda pair: pair[0])
+    pairs = groupby(zip(_font_paths(text), text, strict=True), lambda pair: pair[0])
     runs = [(path, "".join(letter for _, letter in group)) for path, group in pairs]
     return [(load_font(font.size, path) if path else font, run) for path, run in runs]
 
 
-def _paths(text: str) -> list[str | None]:
-    """For each letter the system's font that has it; None is vlkit's own."""
+def _font_paths(text: str) -> list[str | None]:
+    """For each character the path of the system's font that has it; None for vlkit's own."""
     paths: list[str | None] = []
     for before, letter in pairwise(" " + text):
         if unicodedata.category(letter)[0] != "M" or not paths:
-            paths.append(None if letter.isspace() else _path(letter))
+            paths.append(None if letter.isspace() else _font_path(letter))
             continue
         if paths[-1] is None and len(unicodedata.normalize("NFC", before + letter)) > 1:
-            paths[-1] = _path(letter)  # an accent, in one font with what it stands on
+            paths[-1] = _font_path(letter)  # an accent and its base letter in one font
         paths.append(paths[-1])
     for place, letter in enumerate(text[1:-1], 1):
         if letter.isspace() and paths[place - 1] == paths[place + 1]:
-            paths[place] = paths[place - 1]  # words that run from right to left stay in order
+            paths[place] = paths[place - 1]  # keeps right-to-left words in order
     return paths
 
 
 @lru_cache(maxsize=1 << 14)
-def _path(letter: str) -> str | None:
-    if letter.isascii() or _draws(letter, font_path()):
+def _font_path(letter: str) -> str | None:
+    if letter.isascii() or _has_glyph(letter, font_path()):
         return None
     for path in _system_fonts():
-        if ord(letter) in _letters(path) and _draws(letter, path):
+        if ord(letter) in _code_points(path) and _has_glyph(letter, path):
             return path
-    _tell(letter)
+    _warn_missing_font(letter)
     return None
 
 
-def _draws(letter: str, path: str) -> bool:
-    if unicodedata.category(letter)[0] == "M":  # drawn on a circle where it stands alone
-        return ord(letter) in _letters(path)
-    mask, missing = (load_font(20, path).getmask(each) for each in (letter, _NO_CHARACTER))
+def _has_glyph(letter: str, path: str) -> bool:
+    if unicodedata.category(letter)[0] == "M":  # alone it would be drawn on a dotted circle
+        return ord(letter) in _code_points(path)
+    mask, missing = (load_font(20, path).getmask(text) for text in (letter, _NO_CHARACTER))
     return mask.getbbox() is not None and bytes(mask) != bytes(missing)
 
 
 @cache
 def _system_fonts() -> list[str]:
-    """The system's fonts, regular ones without serifs first; and one that matplotlib brings."""
+    """The system's fonts and matplotlib's DejaVu Sans, regular sans-serif fonts first."""
     import matplotlib
     from matplotlib.font_manager import findSystemFonts
 
@@ -148,29 +147,30 @@ def _system_fonts() -> list[str]:
         name = Path(path).stem.lower()
         return bool(_SPECIAL.search(name)), "sans" not in name, name, path
 
-    brought = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return sorted({*findSystemFonts(), str(brought)}, key=rank)
+    dejavu = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return sorted({*findSystemFonts(), str(dejavu)}, key=rank)
 
 
 @cache
-def _letters(path: str) -> np.ndarray:
-    """The code points of an outline font, none of another; small, as there may be 500 fonts."""
+def _code_points(path: str) -> np.ndarray:
+    """The characters of an outline font; empty for a bitmap font or one that cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
         font = FT2Font(path)
+        # an array takes little memory; there may be 500 fonts
         return np.array(list(font.get_charmap()) if font.scalable else [], np.uint32)
-    except (OSError, RuntimeError):  # no longer there, or of a kind that FreeType does not read
+    except (OSError, RuntimeError):  # deleted since, or of a kind that FreeType does not read
         return np.array([], np.uint32)
 
 
-def _tell(letter: str) -> None:
-    """Warn once for a script, at the line outside vlkit that asked."""
+def _warn_missing_font(letter: str) -> None:
+    """Warn once for each script, at the line outside vlkit that called."""
     script = unicodedata.name(letter, "unknown").partition(" ")[0].capitalize()
     kind = "symbols" if unicodedata.category(letter)[0] in "SC" else f"{script} letters"
-    if kind in _told:
+    if kind in _warned_scripts:
         return
-    _told.add(kind)
+    _warned_scripts.add(kind)
     level, frame = 1, sys._getframe()
     while frame.f_back and Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]):
         level, frame = level + 1, frame.f_back

@@ -18,6 +18,11 @@ def data_url(picture: PIL.Image.Image) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def png_url(content: bytes) -> str:
+    """A PNG file's bytes as an address."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
 def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> str:
     """An ``<img>`` that holds the picture itself, at most ``width`` pixels wide."""
     picture = picture.convert("RGB")

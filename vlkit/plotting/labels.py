@@ -1,4 +1,4 @@
-"""Colours, letters and places of the labels on a picture."""
+"""Labels on a picture: their colours, patterns, sizes and places."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ Stroke = tuple[Item, str, int]  # an item, its colour, the number of its pattern
 def label_styles(labels: Iterable[str]) -> dict[str, tuple[str, int]]:
     """A palette colour and the number of a pattern for each label of a picture.
 
-    A label prefers the same colour in every picture. Labels differ in colour as far as the palette
-    goes, then in pattern as well, up to 28 of them.
+    A label has the same colour in every picture where that is free. Up to 7 labels differ in
+    colour, up to 28 in colour or pattern.
     """
     styles: dict[str, tuple[str, int]] = {}
     used: Counter[str] = Counter()
@@ -65,7 +65,7 @@ def text_color(background: str) -> str:
 
 def printable(label: str) -> str:
     """The label on one line, at most ``MAX_LABEL`` characters."""
-    letters = (c for c in label if not "\ufe00" <= c <= "\ufe0f")  # they choose among emoji
+    letters = (c for c in label if not "\ufe00" <= c <= "\ufe0f")  # variation selectors
     label = "".join(c if c.isprintable() else " " for c in letters)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
 
@@ -97,13 +97,13 @@ def area_of(item: Item) -> float:
 def place_labels(
     strokes: Sequence[Stroke], size: Size, font: Font, pad: int
 ) -> list[tuple[str, str, Area]]:
-    """For each item with a label that is on the picture: its colour, its text, where it stands.
+    """(colour, text, area) of the label of each item that is on the picture.
 
-    A label stands above its item, inside, under or beside it, or, in a crowd, further off: where
-    it covers least of the labels before it.
+    A label is above its item, inside, below or next to it, or further away where many items are
+    close together: at the first place where it covers least of the labels placed before.
     """
     placed: list[tuple[str, str, Area]] = []
-    r = 2 * pad  # a point is as small as a label is large, and would vanish under one
+    r = 2 * pad  # labels keep off points, which they would hide
     taken = [(i.x - r, i.y - r, i.x + r, i.y + r) for i, _, _ in strokes if isinstance(i, Point)]
     for item, color, _ in strokes:
         bounds = np.array([bounds_of(item)])

@@ -1,14 +1,13 @@
-"""Several models, adapters or settings over the same rows."""
+"""Compare models, adapters or settings on the same rows; compare two recorded runs."""
 
 from __future__ import annotations
 
 import html
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import vlkit
 from vlkit.batch.run import answer_all, check_conversations
 from vlkit.errors import VlkitError, counted
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding, iou, pair_boxes
@@ -16,10 +15,11 @@ from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.grounding.boxes import Box, Item
 from vlkit.hooks import as_kind
 from vlkit.inputs import check_model
-from vlkit.messages import as_messages
+from vlkit.messages import as_messages, text_of
 from vlkit.plotting.comparing import draw_comparison
-from vlkit.plotting.html import image_html
-from vlkit.records.pictures import draw_answers, picture_html
+from vlkit.plotting.draw import draw_boxes
+from vlkit.plotting.html import image_html, table_html
+from vlkit.records.pictures import WIDTH, draw_answers
 from vlkit.records.record import (
     Record,
     answer_of,
@@ -34,22 +34,19 @@ if TYPE_CHECKING:
     import pandas
 
 
-SHOWN = 30  # rows that are drawn
-
-
-_CELL = "padding:6px 14px 6px 0;text-align:left;vertical-align:top;border:none;max-width:320px"
+SHOWN = 30  # rows with pictures in a notebook
 
 
 @dataclass(frozen=True, eq=False)
 class ModelComparison:
-    """What :func:`compare` found; in a notebook it is one table with pictures.
+    """The result of :func:`compare`; in a notebook it is one table with pictures.
 
     Attributes:
-        frame: a row for each conversation: ``question``, and each one's answer under its name.
-        summary: a row for each: ``failures``, ``seconds`` of the batch for each row, the mean
-            ``image_tokens`` and ``new_tokens``; with ``truth`` also metrics with 95 % intervals.
-        answers: each one's Replies and Failures, in order.
-        evaluations: with ``truth``, each one's Evaluation.
+        frame: a row for each conversation: ``question``, and a column of answers for each model.
+        summary: a row for each model: ``failures``, mean ``seconds`` a row, mean ``image_tokens``
+            and ``new_tokens``; with ``truth`` also metrics with 95 % intervals.
+        answers: for each model its Replies and Failures, in order.
+        evaluations: with ``truth``, for each model its Evaluation.
     """
 
     frame: pandas.DataFrame
@@ -59,19 +56,17 @@ class ModelComparison:
     truth: Sequence[Sequence[Item]] | None = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
-        heads = ("question", *self.answers)
-        head = "".join(f'<th style="{_CELL}">{html.escape(each)}</th>' for each in heads)
-        rows = "".join(map(self._row, range(min(SHOWN, len(self.frame)))))
+        rows = map(self._cells, range(min(SHOWN, len(self.frame))))
+        table = table_html(("question", *self.answers), rows, cell="max-width:320px")
         more = len(self.frame) - SHOWN
         note = f"<p>and {more:,} more rows in .frame</p>" if more > 0 else ""
         summary = self.summary.to_html(escape=True, na_rep="–", float_format="{:.3g}".format)
-        return f"{summary}<table><tr>{head}</tr>{rows}</table>{note}"
+        return summary + table + note
 
-    def _row(self, index: int) -> str:
-        cells = [html.escape(self.frame["question"].iloc[index])]
+    def _cells(self, index: int) -> list[str]:
+        question = html.escape(self.frame["question"].iloc[index])
         truth = self.truth[index] if self.truth else None
-        cells += [_answer_html(answers[index], truth) for answers in self.answers.values()]
-        return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+        return [question, *(_answer_html(row[index], truth) for row in self.answers.values())]
 
 
 def compare(
@@ -84,12 +79,12 @@ def compare(
     groups: Sequence[Any] | None = None,
     **options: Any,
 ) -> ModelComparison:
-    """Ask several models, adapters or settings the same.
+    """Ask several models, adapters or settings the same questions.
 
     Args:
-        vlms: a list of models, or a mapping of names to models; in place of a model also
-            ``(model, options)``, where options may hold ``max_image_tokens`` beside those of
-            :func:`vlkit.generate_batch`.
+        vlms: a list of models, or a mapping of names to models. Instead of a model also
+            ``(model, options)``, with options of :func:`vlkit.generate_batch` and
+            ``max_image_tokens``.
         conversations: as for :func:`vlkit.generate_batch`.
         truth: for each conversation its true boxes, in pixels of the upright original.
         match_labels, bootstrap, groups: as for :func:`vlkit.evaluate_grounding`.
@@ -100,24 +95,24 @@ def compare(
     """
     import pandas
 
-    asked = check_conversations(conversations)
-    if truth is not None and len(truth) != len(asked):
-        raise VlkitError(f"{len(truth)} lists of true boxes for {len(asked)} conversations")
+    conversations = check_conversations(conversations)
+    if truth is not None and len(truth) != len(conversations):
+        raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations")
     answers, evaluations, rows = {}, {}, {}
-    for name, (vlm, own) in _settings(vlms).items():
+    for name, (vlm, own_options) in _settings(vlms).items():
         with as_kind(name):
-            answers[name] = _ask(vlm, asked, {"progress": False, **options, **own})
+            answers[name] = _ask(vlm, conversations, {"progress": False, **options, **own_options})
             rows[name] = _summarise(answers[name])
             if truth is None:
                 continue
-            boxes = [_boxes(each) for each in answers[name]]
+            boxes = [_boxes(answer) for answer in answers[name]]
             evaluations[name] = evaluate_grounding(
                 boxes, truth, match_labels=match_labels, coco=False, bootstrap=bootstrap,
                 groups=groups,
             )  # fmt: skip
             rows[name] |= _metrics(evaluations[name])
-    questions = [_text(messages) for messages in asked]
-    texts = {name: [str(each) for each in own] for name, own in answers.items()}
+    questions = [_text(messages) for messages in conversations]
+    texts = {name: list(map(str, replies)) for name, replies in answers.items()}
     frame = pandas.DataFrame({"question": questions, **texts})
     summary = pandas.DataFrame.from_dict(rows, orient="index")
     return ModelComparison(frame, summary, answers, evaluations, truth)
@@ -127,44 +122,38 @@ def _settings(vlms: Any) -> dict[str, tuple[Any, dict]]:
     if isinstance(vlms, Mapping):
         named = list(vlms.items())
     elif isinstance(vlms, list | tuple):
-        named = [(_name(each), each) for each in vlms]
+        named = [(_name(setting), setting) for setting in vlms]
     else:
         raise VlkitError(f"vlms is a {type(vlms).__name__}; pass a list or mapping of models")
     if not named:
         raise VlkitError("there is no model to compare; pass at least one")
-    found: dict[str, tuple[Any, dict]] = {}
-    for _, each in named:  # all of them, before the first is asked for hours
-        check_model(each[0] if isinstance(each, tuple) else each)
-    for label, each in named:
+    settings: dict[str, tuple[Any, dict]] = {}
+    for label, setting in named:
+        vlm, options = setting if isinstance(setting, tuple) else (setting, {})
+        check_model(vlm)
         name, number = str(label), 2
-        while name in found:
+        while name in settings:
             name, number = f"{label} ({number})", number + 1
-        found[name] = (each[0], dict(each[1])) if isinstance(each, tuple) else (each, {})
-    return found
+        settings[name] = (vlm, dict(options))
+    return settings
 
 
-def _name(each: Any) -> str:
-    vlm, options = each if isinstance(each, tuple) else (each, {})
+def _name(setting: Any) -> str:
+    vlm, options = setting if isinstance(setting, tuple) else (setting, {})
     if not hasattr(vlm, "name"):
-        return str(vlm)  # no model, as is said next
+        return str(vlm)  # not a model; check_model says so
     adapter = [f"+ {vlm.adapter}"] if getattr(vlm, "adapter", None) else []
     return " ".join([vlm.name, *adapter, *(f"{key}={value}" for key, value in options.items())])
 
 
-def _ask(vlm: Any, asked: list, options: dict) -> Any:
+def _ask(vlm: Any, conversations: list, options: dict) -> Any:
     if "max_image_tokens" in options:
-        vlm = _limited(vlm, options.pop("max_image_tokens"))
-    return answer_all(vlm, asked, **options)
-
-
-def _limited(vlm: Any, tokens: int | None) -> Any:
-    if hasattr(vlm, "rules"):  # a hosted model's
-        return replace(vlm, rules=replace(vlm.rules, max_image_tokens=tokens))
-    return replace(vlm, max_image_tokens=tokens)
+        vlm = vlm.with_limit(options.pop("max_image_tokens"))
+    return answer_all(vlm, conversations, **options)
 
 
 def _summarise(answers: Any) -> dict[str, Any]:
-    usages = [each.usage for each in answers if isinstance(each, Reply)]
+    usages = [answer.usage for answer in answers if isinstance(answer, Reply)]
     row: dict[str, Any] = {"failures": len(answers) - len(usages)}
     row["seconds"] = answers.report.seconds / max(1, len(answers))
     for name in ("image_tokens", "new_tokens"):
@@ -190,10 +179,9 @@ def _boxes(answer: Reply | Failure) -> list | None:
 
 def _text(messages: Any) -> str:
     try:
-        last = as_messages(messages)[-1]["content"]
+        return text_of(as_messages(messages)[-1], " ")
     except VlkitError:
         return f"{messages!r:.80}"
-    return " ".join(item["text"] for item in last if item["type"] == "text")
 
 
 def _answer_html(answer: Reply | Failure, truth: Sequence[Item] | None) -> str:
@@ -203,16 +191,12 @@ def _answer_html(answer: Reply | Failure, truth: Sequence[Item] | None) -> str:
     if not answer.images:
         return text
     items = _boxes(answer) or []
-    picture = draw_comparison(answer.images[-1], items, truth) if truth else answer.images[-1]
-    if not truth:
-        picture = vlkit.draw_boxes(picture, items)
-    return f"{image_html(picture, width=320, alt=answer.text)}<br>{text}"
+    picture = answer.images[-1]
+    drawn = draw_comparison(picture, items, truth) if truth else draw_boxes(picture, items)
+    return f"{image_html(drawn, width=320, alt=answer.text)}<br>{text}"
 
 
-MOST_SHOWN = 40  # rows that are drawn
-
-
-_DIFF_CELL = "padding:4px 14px 4px 0;text-align:left;vertical-align:top;border:none"
+MOST_SHOWN = 40  # rows with pictures in a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,13 +204,13 @@ class RunDiff:
     """Two runs side by side; it shows itself in a notebook.
 
     Attributes:
-        rows: a row for each question that both were asked: the ``question``, its ``media``, the
-            answers ``a`` and ``b``, whether they are the ``same``, the first token that differs
-            (``at``), the mean ``iou`` of their boxes (one without a partner counts 0; missing
-            where neither has any), boxes, new tokens and seconds of each.
-        metrics: what was logged and evaluated: ``a``, ``b``, ``difference`` (b - a).
-        settings: what was not the same: models, options, environment, code.
-        only_a, only_b: questions that only one of them was asked.
+        rows: a row for each question of both runs: the ``question``, its ``media``, the answers
+            ``a`` and ``b``, whether they are the ``same``, the index of the first different token
+            (``at``), the mean ``iou`` of their boxes (an unpaired box counts 0; missing if there
+            are no boxes), boxes, new tokens and seconds of each.
+        metrics: logged and evaluated numbers: ``a``, ``b``, ``difference`` (b - a).
+        settings: all that differs: models, options, environment, code.
+        only_a, only_b: the questions of one run alone.
         a, b: the runs.
     """
 
@@ -252,36 +236,34 @@ class RunDiff:
             if len(table):
                 parts.append(f"<h4>{title}</h4>{table.to_html(escape=True, na_rep='–')}")
         both = zip(self.pairs, self.rows["same"], strict=True)
-        shown = [pair for pair, same in both if not same]
-        rows = "".join(self._row(*pair) for pair in shown[:MOST_SHOWN])
-        if rows:
+        different = [pair for pair, same in both if not same]
+        if different:
             heads = ("", "question", self.a.name, self.b.name, "IoU")
-            head = "".join(f'<th style="{_DIFF_CELL}">{html.escape(each)}</th>' for each in heads)
-            parts.append(f"<h4>answers that differ</h4><table><tr>{head}</tr>{rows}</table>")
+            rows = (self._cells(*pair) for pair in different[:MOST_SHOWN])
+            parts.append(f"<h4>answers that differ</h4>{table_html(heads, rows)}")
         return "".join(parts)
 
-    def _row(self, a: dict, b: dict) -> str:
+    def _cells(self, a: dict, b: dict) -> list[str]:
         sets = [("a", items_of(a)), ("b", items_of(b))]
         picture = draw_answers(self.a, a, sets) if any(each for _, each in sets) else None
-        drawn = picture_html(picture, question_of(a)) if picture else ""
+        drawn = image_html(picture, width=WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"
-        texts = map(html.escape, (question_of(a), answer_of(a), answer_of(b), shown))
-        cells = (drawn, *texts)
-        return "<tr>" + "".join(f'<td style="{_DIFF_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+        texts = (question_of(a), answer_of(a), answer_of(b), shown)
+        return [drawn, *map(html.escape, texts)]
 
 
 def diff(a: Any, b: Any) -> RunDiff:
     """Two runs side by side: answers, boxes, metrics and settings.
 
-    Answers are paired by question and media content; where limits of the pictures were others,
-    still by text and content.
+    Answers are paired by question, media content and the media's limits; what is left, by question
+    and content alone.
 
     Args:
         a, b: the runs' folders, or Runs.
 
     Raises:
-        VlkitError: no run lies there.
+        VlkitError: there is no run.
     """
     import pandas
 
@@ -309,7 +291,7 @@ def _facts(a: dict, b: dict) -> dict[str, Any]:
     same = at is None if both else answer_of(a) == answer_of(b)
     row = {
         "question": question_of(a),
-        "media": ", ".join(each["name"] for each in a["media"]),
+        "media": ", ".join(medium["name"] for medium in a["media"]),
         "a": answer_of(a), "b": answer_of(b), "same": same, "at": at, "iou": _mean_iou(a, b),
     }  # fmt: skip
     for name, answer in (("a", a), ("b", b)):
@@ -320,33 +302,35 @@ def _facts(a: dict, b: dict) -> dict[str, Any]:
 
 
 def _mean_iou(a: dict, b: dict) -> float | None:
-    """Of the best pairs of boxes; one without a partner counts 0."""
-    mine, yours = ([i for i in items_of(each) if isinstance(i, Box)] for each in (a, b))
-    if not mine and not yours:
+    """Over the best pairs of boxes; an unpaired box counts 0."""
+    boxes_a, boxes_b = ([i for i in items_of(line) if isinstance(i, Box)] for line in (a, b))
+    if not boxes_a and not boxes_b:
         return None
-    pairs = pair_boxes(yours, mine)
-    return sum(iou(mine[t], yours[o]) for t, o in pairs.items()) / max(len(mine), len(yours))
+    pairs = pair_boxes(boxes_b, boxes_a)
+    total = sum(iou(boxes_a[i], boxes_b[j]) for i, j in pairs.items())
+    return total / max(len(boxes_a), len(boxes_b))
 
 
 def _pair(a: list[dict], b: list[dict]) -> tuple[list[tuple[dict, dict]], list[str], list[str]]:
-    pairs: list[tuple[int, int]] = []
+    """Answers of both, and the questions of ``a`` alone and of ``b`` alone."""
+    partner: dict[int, int] = {}  # index in a: index in b
     for key in (lambda answer: answer["key"], _content_key):
-        taken = ({i for i, _ in pairs}, {j for _, j in pairs})
-        waiting = defaultdict(list)
+        paired = set(partner.values())
+        unpaired = defaultdict(list)  # indices in b by key
         for j, answer in enumerate(b):
-            if j not in taken[1]:
-                waiting[key(answer)].append(j)
+            if j not in paired:
+                unpaired[key(answer)].append(j)
         for i, answer in enumerate(a):
-            if i not in taken[0] and waiting[key(answer)]:
-                pairs.append((i, waiting[key(answer)].pop(0)))
-    done_a, done_b = {i for i, _ in pairs}, {j for _, j in pairs}
-    only_a = [question_of(answer) for i, answer in enumerate(a) if i not in done_a]
-    only_b = [question_of(answer) for j, answer in enumerate(b) if j not in done_b]
-    return [(a[i], b[j]) for i, j in sorted(pairs)], only_a, only_b
+            if i not in partner and unpaired[key(answer)]:
+                partner[i] = unpaired[key(answer)].pop(0)
+    paired = set(partner.values())
+    only_a = [question_of(answer) for i, answer in enumerate(a) if i not in partner]
+    only_b = [question_of(answer) for j, answer in enumerate(b) if j not in paired]
+    return [(a[i], b[j]) for i, j in sorted(partner.items())], only_a, only_b
 
 
 def _content_key(answer: dict) -> tuple:
-    return question_of(answer), *((each["of"], each["sha256"]) for each in answer["media"])
+    return question_of(answer), *((medium["of"], medium["sha256"]) for medium in answer["media"])
 
 
 def _changed(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
@@ -367,7 +351,7 @@ def _changed_settings(record: Record) -> Iterator[tuple[str, Any]]:
         if name != "seed" or len(values) == 1:
             yield name, _one_or_all(values)
     limits = [str(m.get("options", {})) for answer in record.answers for m in answer["media"]]
-    if any(each != "{}" for each in limits):
+    if any(limit != "{}" for limit in limits):
         yield "limits of media", _one_or_all(dict.fromkeys(limits))
     yield from flat(record.manifest["environment"])
     yield from flat({"git": record.manifest.get("git")})

@@ -1,4 +1,4 @@
-"""Which weights they are, told within a moment also for a large model."""
+"""Facts of a run: weights, packages, code, models and memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-WHOLE_BYTES = 2 * 10**9  # of a folder; up to here the files themselves are summed
+WHOLE_BYTES = 2 * 10**9  # of a folder's weights; up to this size whole files are hashed
 
-
-SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of each file of a larger one
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of each file of a larger folder
 
 
 def weights_hash(folder: Path) -> dict[str, str]:
-    """``sha256`` of a folder's weights, and ``of`` what it is.
+    """The ``sha256`` of a folder's weights, quick for large models too, and what it is ``of``.
 
-    ``"files"``: of the whole files, up to 2 GB together. ``"hub"``: of the sums that the hub
-    itself gave for each file (its cache names files by them). ``"headers"``: of each file's size,
-    its header (names, types and shapes of the tensors) and 16 samples of 64 KiB, which another
-    training of the same model changes.
+    ``"files"``: the whole files, up to 2 GB together. ``"hub"``: the hub's own hashes of the files
+    (its cache names files by them). ``"headers"``: each file's size, header (names, types and
+    shapes of the tensors) and 16 samples of 64 KiB, which differ after any further training.
     """
     files = sorted(folder.glob("*.safetensors"))
     sums = [_hub_sum(file) for file in files]
@@ -36,7 +34,7 @@ def weights_hash(folder: Path) -> dict[str, str]:
 
 
 def _join(files: list[Path], sums: list) -> str:
-    lines = [f"{file.name} {each}" for file, each in zip(files, sums, strict=True)]
+    lines = [f"{file.name} {digest}" for file, digest in zip(files, sums, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -73,13 +71,13 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Python, packages and processor; nothing of the user or of the environment variables."""
+    """Python, packages and processor; nothing about the user, no environment variables."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: number for name in PACKAGES if (number := _version(name))},
     }
 
 
@@ -93,7 +91,7 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
 
 def model_facts(vlm: Any) -> dict[str, Any]:
-    """What is needed to load the same model again and to know that it is the same."""
+    """The facts to load the same model again, and to check that it is the same."""
     facts = {
         "name": vlm.name,
         "family": vlm.family,
@@ -116,7 +114,7 @@ def adapter_facts(name: str) -> dict[str, Any]:
 
 
 def memory_facts(vlm: Any) -> dict[str, int]:
-    """Bytes that the process holds, and the most that it ever held on the model's GPUs."""
+    """Bytes of the process's memory, and of its peak on all GPUs."""
     import psutil
 
     facts = {"process": psutil.Process().memory_info().rss}
@@ -151,7 +149,7 @@ def _network_facts(network: Any) -> dict[str, Any]:
 
 
 def _commit(path: Path) -> str | None:
-    """The commit under which a hub's cache keeps a folder."""
+    """The commit of a folder in a hub's cache."""
     return path.name if path.parent.name == "snapshots" else None
 
 

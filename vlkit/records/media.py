@@ -1,4 +1,4 @@
-"""Pictures and clips in a run: known by their content, kept as thumbnails or whole."""
+"""Pictures and clips of a run: content hashes, thumbnails, and originals if asked for."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SAMPLES = "vlkit:"
 
 
 def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str, str]:
-    """What a picture's or clip's content is known by.
+    """The identity of a picture's or clip's content.
 
     Args:
-        source: as it stands in a message.
-        picture: the upright picture, where it is at hand; a URL's content is known by it.
+        source: from a message.
+        picture: the upright picture, if it is loaded; it identifies a URL's content.
 
     Returns:
-        ``"file"``, ``"pixels"``, ``"frames"`` or ``"url"``, and a sha256 of that in hex;
-        ``"unreadable"`` and nothing.
+        What is hashed (``"file"``, ``"pixels"``, ``"frames"`` or ``"url"``), and its sha256 in hex;
+        ``"unreadable"`` and "".
     """
     if picture is not None and not _is_file(source):
         return "pixels", _pixels_hash(picture)
@@ -72,68 +72,68 @@ class MediaStore:
 
     Args:
         path: the run's folder.
-        keep: whether originals are kept.
+        keep: whether to copy originals.
     """
 
     def __init__(self, path: Path, keep: bool):
         self.path, self.keep = path, keep
 
     def describe(self, item: dict, media: Sequence[Any], index: int) -> dict[str, Any]:
-        """What a run writes of the item of a message.
+        """The facts that a run records of a picture or clip in a message.
 
         Args:
             item: a checked content item.
-            media: the reply's upright pictures, or its clips; empty where there is no reply.
-            index: which of them.
+            media: the reply's upright pictures, or its clips; empty if there is no reply.
+            index: of the item among them.
         """
         kind = item["type"]
         source = item[kind]
-        own = (lambda: media[index]) if index < len(media) else None
-        picture = own() if own and kind == "image" and not _is_file(source) else None
+        load = (lambda: media[index]) if index < len(media) else None
+        picture = load() if load and kind == "image" and not _is_file(source) else None
         of, digest = content_of(source, picture)
         options = {key: item[key] for key in item if key not in ("type", kind)}
         facts = {"kind": kind, "name": _name(source), "of": of, "sha256": digest}
         facts |= {"options": options} if options else {}
-        if path := self._where(source):
+        if path := self._relative_path(source):
             facts["path"] = path
-        if digest and own:
-            view = (lambda: _view(own())) if kind == "image" else lambda: _strip(own())
+        if digest and load:
+            view = (lambda: _view(load())) if kind == "image" else lambda: _strip(load())
             facts["thumbnail"] = self._thumbnail(digest, view)
-        if digest and self.keep and (kept := self._keep(source, digest, own)):
+        if digest and self.keep and (kept := self._keep(source, digest, load)):
             facts["kept"] = kept
         return facts
 
     def find(self, facts: dict) -> tuple[Any, str]:
-        """A source whose content is that of the record, or None and why there is none."""
-        found = "is gone"
+        """A source with the recorded content and "", or None and the reason."""
+        problem = "no longer exists"
         for source in self._candidates(facts):
             if content_of(source) == (facts["of"], facts["sha256"]):
                 return source, ""
             if _is_file(source) and facts["of"] != "file" and _same_pixels(source, facts):
                 return source, ""
-            found = "has other content now"
+            problem = "has other content now"
         if facts.get("path"):
-            return None, f"{facts['name']} {found}"
-        hint = "it was no file; record with keep_media=True"
+            return None, f"{facts['name']} {problem}"
+        hint = "it was not a file; record with keep_media=True"
         return None, f"{facts['name']} was not kept ({hint})"
 
     def _candidates(self, facts: dict) -> list[Any]:
-        found: list[Any] = []
+        candidates: list[Any] = []
         if kept := facts.get("kept"):
             path = self.path / kept
             if path.is_dir():
-                found.append([load_image(each) for each in pictures_of(path, str(path))])
+                candidates.append([load_image(frame) for frame in pictures_of(path, str(path))])
             elif path.is_file():
-                found.append(str(path))
+                candidates.append(str(path))
         path = facts.get("path", "")
         if path.startswith(_SAMPLES):
-            found.append(str(bundled_path("samples") / path.removeprefix(_SAMPLES)))
+            candidates.append(str(bundled_path("samples") / path.removeprefix(_SAMPLES)))
         elif path:
-            found.append(os.path.normpath(self.path / path))
-        return [each for each in found if isinstance(each, list) or os.path.exists(each)]
+            candidates.append(os.path.normpath(self.path / path))
+        return [one for one in candidates if isinstance(one, list) or os.path.exists(one)]
 
-    def _where(self, source: Any) -> str:
-        """A file's place as seen from the run's folder, so that both may move together."""
+    def _relative_path(self, source: Any) -> str:
+        """A file's path relative to the run's folder, so that both can be moved together; or ""."""
         source = getattr(source, "filename", source)  # of a picture that was read from one
         if not isinstance(source, str | os.PathLike) or not source or is_url(source):
             return ""
@@ -150,12 +150,12 @@ class MediaStore:
         if not (self.path / name).exists():
             try:
                 picture = view()
-            except VlkitError:  # gone since the answer
+            except VlkitError:  # deleted since the answer
                 return None
             self._write(name, lambda file: picture.save(file, "JPEG", quality=85))
         return name
 
-    def _keep(self, source: Any, digest: str, own: Callable[[], Any] | None) -> str | None:
+    def _keep(self, source: Any, digest: str, load: Callable[[], Any] | None) -> str | None:
         suffix = Path(source).suffix.lower() if isinstance(source, str | os.PathLike) else ""
         name = f"{KEPT}/{digest[:20]}"
         if isinstance(source, str | os.PathLike) and os.path.isdir(local_path(source)):
@@ -168,10 +168,10 @@ class MediaStore:
             for index, frame in enumerate(source):
                 picture = load_image(frame)
                 self._write(f"{name}/{index:05d}.png", partial(picture.save, format="PNG"))
-        elif own is not None:
+        elif load is not None:
             name += ".png"
             if not (self.path / name).exists():
-                self._write(name, lambda file: own().save(file, "PNG"))
+                self._write(name, lambda file: load().save(file, "PNG"))
         else:
             return None
         return name
@@ -200,12 +200,12 @@ def _copy(source: Any, file: Any) -> None:
 
 
 def _same_pixels(source: Any, facts: dict) -> bool:
-    """Whether a file that was kept of a picture in memory holds its pixels."""
+    """Whether a file has the recorded pixels, such as the copy of a picture in memory."""
     return facts["of"] == "pixels" and _pixels_hash(load_image(source)) == facts["sha256"]
 
 
 def _name(source: Any) -> str:
-    """For people; of a path the file alone."""
+    """A short name for people; of a path only the file's name."""
     if isinstance(source, list | tuple):
         return f"{len(source)} frames"
     if isinstance(source, str) and is_url(source):

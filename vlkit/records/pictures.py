@@ -11,7 +11,6 @@ from vlkit.grounding.boxes import Item, list_items, scale_item
 from vlkit.media.image import load_image
 from vlkit.plotting.comparing import ANSWER, TRUTH
 from vlkit.plotting.draw import add_legend, draw_boxes, draw_strokes
-from vlkit.plotting.html import image_html
 from vlkit.records.media import MediaStore
 from vlkit.records.record import Record
 
@@ -48,11 +47,6 @@ def draw_answers(
     draw_strokes(picture, strokes, labels=True)
     rows = [(color, name, d) for (name, _), (color, d) in zip(sets, styles, strict=True)]
     return add_legend(picture, rows)
-
-
-def picture_html(picture: PIL.Image.Image, alt: str, width: int = WIDTH) -> str:
-    """An ``<img>`` that holds the picture itself."""
-    return image_html(picture, width=width, alt=alt)
 
 
 def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image, float] | None:

@@ -1,4 +1,4 @@
-"""Runs read back, also those that were killed."""
+"""Read runs back, also those that were killed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.errors import VlkitError, counted
+from vlkit.errors import VlkitError, counted, is_number
 from vlkit.grounding.boxes import Box, Item, Point
+from vlkit.messages import text_of
 from vlkit.records.media import MediaStore
 
 if TYPE_CHECKING:
@@ -21,19 +22,18 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-
 MANIFEST, LINES = "manifest.json", "records.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A run as it lies on the disk.
+    """A run as it is on the disk.
 
     Attributes:
         path: its folder.
-        manifest: what was known when it began, and how it ended.
-        lines: everything recorded, in order; ``line["record"]`` says what each is.
-        torn: lines that a kill left half written.
+        manifest: facts known at its start, and how it ended.
+        lines: everything recorded, in order; ``line["record"]`` is the kind of each.
+        torn: the number of lines that cannot be read, such as one half written at a kill.
     """
 
     path: Path
@@ -43,67 +43,69 @@ class Record:
 
     @property
     def name(self) -> str:
-        """What the run was called."""
+        """The name that the user gave."""
         return self.manifest["name"]
 
     @property
     def status(self) -> str:
-        """``"finished"``, ``"failed"`` (by an error), or ``"unfinished"``: it goes on, or died."""
+        """``"finished"``, ``"failed"`` (by an error) or ``"unfinished"`` (running, or killed)."""
         if not self.manifest.get("ended"):
             return "unfinished"
         return "failed" if self.manifest.get("error") else "finished"
 
     @property
     def seconds(self) -> float:
-        """From the beginning to the end, or to the last line."""
+        """From the start to the end, or to the last line."""
         last = self.lines[-1]["seconds_in"] if self.lines else 0.0
         return self.manifest.get("seconds") or last
 
     @cached_property
     def answers(self) -> list[dict[str, Any]]:
-        """Of every question that was asked: the answer, or why there is none."""
+        """A line for each question: the answer, or why there is none."""
         return self.of("answer")
 
     @cached_property
     def models(self) -> dict[str, dict[str, Any]]:
-        """The models by the name that the answers have for them."""
+        """The models by the id that the answers name."""
         return {line["id"]: line for line in self.of("model")}
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """What was logged; of what was logged twice the last."""
+        """The logged values; the last of those logged twice."""
         return {name: v for line in self.of("values") for name, v in line["values"].items()}
 
     @cached_property
     def metrics(self) -> dict[str, float | None]:
         """Logged numbers, and the metrics of evaluations as ``metric`` or ``metric (2)`` …"""
-        found: dict[str, float | None] = {}
+        metrics: dict[str, float | None] = {}
         for number, line in enumerate(self.of("evaluation"), 1):
             for name, row in line["evaluation"]["overall"].items():
-                found[name if number == 1 else f"{name} ({number})"] = row["value"]
-        numbers = {k: v for k, v in self.values.items() if _is_number(v)}
-        return found | numbers
+                metrics[name if number == 1 else f"{name} ({number})"] = row["value"]
+        return metrics | {name: v for name, v in self.values.items() if is_number(v)}
 
     @property
     def trainings(self) -> int:
-        """How many trainings were begun."""
+        """How many trainings were started."""
         return sum(line["state"] == "begun" for line in self.of("training"))
 
     @property
     def gap(self) -> str:
-        """What is missing, in words; "" where nothing is known to be."""
-        whole = self.manifest.get("lines")  # when it ended; what is logged later comes on top
-        lost = (whole if isinstance(whole, int) else 0) - len(self.lines) - self.torn
-        torn = f"{counted(self.torn, 'line')} of {LINES} cut off or broken, and left out"
-        gone = f"{counted(lost, 'line')} of {LINES} gone since the run ended"
-        return "; ".join([*([torn] if self.torn else []), *([gone] if lost > 0 else [])])
+        """What is missing, in words; "" if nothing is known to be missing."""
+        count = self.manifest.get("lines")  # when it ended; values may be logged after that
+        lost = (count if isinstance(count, int) else 0) - len(self.lines) - self.torn
+        parts = []
+        if self.torn:
+            parts.append(f"{counted(self.torn, 'line')} of {LINES} cut off or broken, and left out")
+        if lost > 0:
+            parts.append(f"{counted(lost, 'line')} of {LINES} gone since the run ended")
+        return "; ".join(parts)
 
     def model_of(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The facts of the model that an answer is of; only a name where its line was lost."""
+        """The facts of the model that gave an answer; only its id if its line is lost."""
         return self.models.get(answer["model"], {"name": f"{answer['model']} (its line is lost)"})
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """All lines of one kind: model, answer, batch, training, evaluation, values, exhibit."""
+        """All lines of one kind: model, answer, training, evaluation, values, exhibit."""
         return [line for line in self.lines if line["record"] == kind]
 
 
@@ -111,21 +113,21 @@ def read_run(run: Any) -> Record:
     """A run from its folder, a file in it, a :class:`Run` or a :class:`Record`.
 
     Raises:
-        VlkitError: no run lies there, or one of a newer version.
+        VlkitError: there is no run, or a newer version wrote it.
     """
     if isinstance(run, Record):
         return run
     place = getattr(run, "path", run)
     if not isinstance(place, str | os.PathLike):
-        raise VlkitError(f"{run!r:.60} is no run; pass a Run or its folder")
+        raise VlkitError(f"{run!r:.60} is not a run; pass a Run or its folder")
     path = Path(place).expanduser()
     path = path.parent if path.name in (MANIFEST, LINES) else path
     manifest = _read_manifest(path)
     if manifest is None:
         if (path / MANIFEST).is_file():
-            raise VlkitError(f"{path / MANIFEST} is broken, or of another program; get a whole one")
+            raise VlkitError(f"{path / MANIFEST} is damaged, or of another program; copy it again")
         raise VlkitError(
-            f"{path} holds no run of vlkit ({MANIFEST}); vlkit.records.runs() lists those there are"
+            f"{path} is not a run of vlkit (it has no {MANIFEST}); vlkit.records.runs() lists runs"
         )
     if manifest["vlkit_run"] > VERSION:
         raise VlkitError(f"{path} was written by a newer vlkit; update: pip install -U vlkit")
@@ -134,16 +136,16 @@ def read_run(run: Any) -> Record:
 
 
 def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
-    """The runs of a folder, oldest first, with what was logged in columns of its own.
+    """The runs of a folder, oldest first; logged values have their own columns.
 
     Raises:
-        VlkitError: the folder is not there.
+        VlkitError: the folder does not exist.
     """
     import pandas
 
     folder = Path(directory).expanduser()
     if not folder.is_dir():
-        raise VlkitError(f"{folder} is no folder; runs lie where Run(…, directory=…) put them")
+        raise VlkitError(f"{folder} is not a folder; pass the directory= of your Run calls")
     found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
     records = [read_run(path) for path in found if _read_manifest(path)]
     rows = [_row(record) for record in sorted(records, key=lambda r: r.manifest["started"])]
@@ -188,7 +190,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def count_lines(path: Path) -> int:
-    """Of a run's file, torn ones too."""
+    """The number of lines in a run's file, with unreadable ones."""
     if not path.is_file():
         return 0
     with path.open("rb") as file:
@@ -210,20 +212,15 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, torn
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_TURN_ENDS = re.compile(r"(<\|im_end\|>|<\|endoftext\|>)+$")  # a service keeps them to itself
+_TURN_ENDS = re.compile(r"(<\|im_end\|>|<\|endoftext\|>)+$")  # services leave them out
 
 
 def question_of(answer: dict) -> str:
-    """The text of the last turn that asks."""
+    """The text of the user's last turn."""
     if "malformed" in answer["messages"][0]:
         return answer["messages"][0]["malformed"]
-    asked = [m for m in answer["messages"] if m.get("role") == "user"]
-    content = asked[-1]["content"] if asked else []
-    return " ".join(item["text"] for item in content if item["type"] == "text")
+    questions = [m for m in answer["messages"] if m.get("role") == "user"]
+    return text_of(questions[-1], " ") if questions else ""
 
 
 def answer_of(answer: dict) -> str:
@@ -238,7 +235,7 @@ def items_of(answer: dict) -> list[Item]:
 
 
 def messages_of(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
-    """The conversation with its media, or None and why it cannot be had."""
+    """The conversation with its media, or None and the reason."""
     if answer.get("secrets_left_out"):
         return None, "a secret in the question was left out"
     if any("malformed" in message for message in answer["messages"]):
@@ -263,10 +260,10 @@ def messages_of(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
 
 
 def first_difference(then: dict, now: dict) -> int | None:
-    """The first token (or, where tokens are not known, letter) that differs; None if none does."""
+    """The index of the first token that differs, or character if tokens are not known; or None."""
     a, b = then.get("tokens"), now.get("tokens")
     if a is None or b is None:
-        a, b = (_TURN_ENDS.sub("", each["raw"]) for each in (then, now))
+        a, b = (_TURN_ENDS.sub("", answer["raw"]) for answer in (then, now))
     if a == b:
         return None
     pairs = zip(a, b, strict=False)
@@ -274,7 +271,7 @@ def first_difference(then: dict, now: dict) -> int | None:
 
 
 def flat(facts: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of everything in nested facts."""
+    """(name, value) pairs of nested facts; names of inner ones are joined by spaces."""
     for name, value in facts.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name} ")

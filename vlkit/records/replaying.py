@@ -1,4 +1,4 @@
-"""A run asked again: which answers are the same, and what is not as it was."""
+"""Ask a run's questions again: which answers are the same, and what has changed since."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlkit.batch.run import answer_all
 from vlkit.errors import RemoteError, VlkitError, counted
+from vlkit.generation.generate import generate
 from vlkit.generation.reply import Reply
 from vlkit.inputs import check_model
+from vlkit.models.load import load
 from vlkit.records.facts import environment, git_state, model_facts
 from vlkit.records.record import (
     Record,
@@ -39,7 +41,7 @@ class Replay:
         rows: a row for each recorded answer: ``status`` is ``"same"`` (token for token),
             ``"differs"`` (``at`` is the first such token, counted from 0) or ``"cannot"``, with
             the ``reason``; ``then`` and ``now`` are the answers.
-        environment: what is not as it was: ``what``, ``then``, ``now``.
+        environment: what has changed since: ``what``, ``then``, ``now``.
         record: the run that was replayed.
     """
 
@@ -57,18 +59,19 @@ class Replay:
         counts = self.rows["status"].value_counts()
         parts = [f"{counts[s]} {s}" for s in ("same", "differs", "cannot") if s in counts]
         count, trainings = len(self.rows), self.record.trainings
-        told = [", ".join([counted(count, "answer"), *parts])]
+        sentences = [", ".join([counted(count, "answer"), *parts])]
         if trainings:
-            told.append(f"{counted(trainings, 'training')} not repeated")
-        told += [self.record.gap] * bool(self.record.gap)
+            sentences.append(f"{counted(trainings, 'training')} not repeated")
+        if self.record.gap:
+            sentences.append(self.record.gap)
         if len(self.environment):
-            told.append(f"not as it was: {', '.join(self.environment['what'])}")
-        return f"{self.record.name}: {'; '.join(told)}"
+            sentences.append(f"changed since: {', '.join(self.environment['what'])}")
+        return f"{self.record.name}: {'; '.join(sentences)}"
 
     def _repr_html_(self) -> str:
         tables = self.rows.to_html(escape=True, na_rep="–")
         if len(self.environment):
-            tables += "<h4>not as it was</h4>" + self.environment.to_html(escape=True, index=False)
+            tables += "<h4>changed since</h4>" + self.environment.to_html(escape=True, index=False)
         return f"<p>{html.escape(str(self))}</p>{tables}"
 
 
@@ -78,16 +81,16 @@ _NO_ANSWER = "there was no answer"
 def replay(path: Any, vlm: Any = None) -> Replay:
     """Ask everything in a run again, with the same options and seeds, and compare the answers.
 
-    An answer that was stopped is asked as far as it went. Rows of a batch are asked as a batch.
-    Trainings are not repeated; an answer of an adapter that one made is asked of that adapter.
-    A service that cannot be reached, or refuses the key, is not asked for the rest.
+    Of an answer that was stopped, only the part that exists is compared. Rows of a batch are asked
+    as a batch. Trainings are not repeated; answers of a trained adapter are asked of that adapter.
+    A service that cannot be reached, or refuses the key, gets no further questions.
 
     Args:
         path: the run's folder, or a Run.
         vlm: the model to ask; by default each answer's own is loaded as it was.
 
     Raises:
-        VlkitError: no run lies there, or ``vlm`` is no model.
+        VlkitError: there is no run at ``path``, or ``vlm`` is not a model.
     """
     import pandas
 
@@ -95,10 +98,10 @@ def replay(path: Any, vlm: Any = None) -> Replay:
     if vlm is not None:
         check_model(vlm)
     models = _Models(record, vlm)
-    found: dict[int, dict] = {}
+    rows_by_number: dict[int, dict] = {}
     for numbers in _groups(record.answers):
-        found |= dict(_ask(record, models, numbers))
-    rows = [found[number] for number in range(len(record.answers))]
+        rows_by_number |= dict(_ask(record, models, numbers))
+    rows = [rows_by_number[number] for number in range(len(record.answers))]
     frame = pandas.DataFrame(rows, columns=list(_COLUMNS)).astype({"at": "Int64"})
     changes = [*_changes(record), *models.changes()]
     environment = pandas.DataFrame(changes, columns=["what", "then", "now"])
@@ -111,13 +114,13 @@ class _Models:
     def __init__(self, record: Record, vlm: Any):
         self._record, self._vlm = record, vlm
         self._loaded: dict[str, Any] = {}
-        self._hopeless: dict[str, VlkitError] = {}
+        self._unreachable: dict[str, VlkitError] = {}
 
     def get(self, name: str) -> Any:
-        if error := self._hopeless.get(self._asked(name)):
+        if error := self._unreachable.get(self._key(name)):
             raise error
         if name not in self._record.models:
-            raise VlkitError(f"{name}'s line is lost, so what it was is not known")
+            raise VlkitError(f"the line that describes {name} is missing from the run's records")
         if self._vlm is not None:
             self._loaded[name] = self._vlm
         if name not in self._loaded:
@@ -125,11 +128,11 @@ class _Models:
         return self._loaded[name]
 
     def give_up(self, name: str, error: VlkitError) -> None:
-        """Ask it no more, where an error is one that every question would meet."""
+        """Stop asking a model after an error that every further question would meet."""
         if isinstance(error, RemoteError) and error.fatal:
-            self._hopeless[self._asked(name)] = error
+            self._unreachable[self._key(name)] = error
 
-    def _asked(self, name: str) -> str:
+    def _key(self, name: str) -> str:
         return name if self._vlm is None else ""
 
     def changes(self) -> Iterator[tuple[str, Any, Any]]:
@@ -141,19 +144,17 @@ class _Models:
 
 
 def _load(facts: dict) -> Any:
-    import vlkit
-
     if "hosted" in facts:
         raise VlkitError(f"{facts['name']} is hosted; load it and pass it as vlm=")
     adapter = facts["adapter"] and facts["adapter"]["name"]
-    hub = facts["hub"] if facts["hub"] in ("huggingface", "modelscope") else "auto"
+    hub: Any = facts["hub"] if facts["hub"] in ("huggingface", "modelscope") else "auto"
     revision = (facts["commit"] or facts["revision"]) if hub != "auto" else None
     device = facts["device"]
     if device.startswith("cuda"):
         import torch
 
         device = "auto" if device == "cuda:0" or not torch.cuda.is_available() else device
-    return vlkit.load(
+    return load(
         facts["name"], hub=hub, revision=revision, adapter=adapter, device=device,
         dtype=facts["dtype"], attn=_attention(facts["attention"], device),
         quantize=facts["quantize"], max_image_tokens=facts["max_image_tokens"],
@@ -174,23 +175,23 @@ def _groups(answers: list[dict]) -> list[list[int]]:
 
 
 def _ask(record: Record, models: _Models, numbers: list[int]) -> Iterator[tuple[int, dict]]:
-    """(number, row) of each answer of a group."""
-    asked: dict[int, list[dict]] = {}
+    """(number, row) for each answer of a group."""
+    questions: dict[int, list[dict]] = {}
     for number in numbers:
         answer = record.answers[number]
         messages, reason = _question(record, answer)
         if messages is None:
             yield number, _row(answer, "cannot", reason=reason)
         else:
-            asked[number] = messages
-    if not asked:
+            questions[number] = messages
+    if not questions:
         return
     name = record.answers[numbers[0]]["model"]
     try:
-        replies = _answer(models.get(name), record, asked)
+        replies = _answer(models.get(name), record, questions)
     except VlkitError as error:
         models.give_up(name, error)
-        replies = dict.fromkeys(asked, error)
+        replies = dict.fromkeys(questions, error)
     for number, reply in replies.items():
         yield number, _compare(record.answers[number], reply)
 
@@ -203,29 +204,27 @@ def _question(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
     return messages_of(record, answer)
 
 
-def _answer(vlm: Any, record: Record, asked: dict[int, list[dict]]) -> dict[int, Any]:
-    import vlkit
-
-    number = next(iter(asked))
+def _answer(vlm: Any, record: Record, questions: dict[int, list[dict]]) -> dict[int, Any]:
+    number = next(iter(questions))
     first = record.answers[number]
     options = dict(first["options"])
     if "batch" not in first:
         if first["finish_reason"] == "cancelled":
             options["max_new_tokens"] = _tokens_of(first)
-        return {number: vlkit.generate(vlm, asked[number], **options)}
+        return {number: generate(vlm, questions[number], **options)}
     if options["seed"] is not None:
         options["seed"] -= first["index"]
-    places = {record.answers[number]["index"]: number for number in asked}
-    conversations: list[Any] = [""] * (max(places) + 1)
-    for index, number in places.items():
-        conversations[index] = asked[number]
-    options |= {"batch_size": first["batch_size"], "progress": False, "rows": list(places)}
+    number_of_row = {record.answers[number]["index"]: number for number in questions}
+    conversations: list[Any] = [""] * (max(number_of_row) + 1)
+    for index, number in number_of_row.items():
+        conversations[index] = questions[number]
+    options |= {"batch_size": first["batch_size"], "progress": False, "rows": list(number_of_row)}
     answers = answer_all(vlm, conversations, **options)
-    return dict(zip(places.values(), answers, strict=True))
+    return dict(zip(number_of_row.values(), answers, strict=True))
 
 
 def _tokens_of(stopped: dict) -> int:
-    """As many tokens as a stopped answer has; at least so many where a service did not count."""
+    """The number of tokens of a stopped answer, or an upper bound if a service did not count."""
     if stopped["tokens"]:
         return len(stopped["tokens"])
     return min(stopped["options"]["max_new_tokens"], max(1, len(stopped["raw"].encode())))

@@ -1,9 +1,8 @@
-"""What a user adds to a run: figures, tables, pictures, texts."""
+"""Record a run: every answer, batch, training and evaluation, and what a user adds to it."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -11,9 +10,8 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +19,7 @@ from weakref import WeakKeyDictionary
 import PIL.Image
 
 from vlkit import hooks
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_whole, failure_line
 from vlkit.files import whole_folder, write_whole
 from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
@@ -32,12 +30,11 @@ from vlkit.records.secrets import SHORTEST, without_secrets
 
 FIGURES = "figures"
 
-
-MOST_ROWS = 500  # of a table that is kept
+MOST_ROWS = 500  # of an added table; further rows are not recorded
 
 
 def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
-    """What the run writes of it; pictures go into a file.
+    """The line that a run writes of what a user adds; figures and pictures go into a file.
 
     Raises:
         VlkitError: something that cannot be shown on a page.
@@ -45,12 +42,9 @@ def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
     if isinstance(exhibit, str):
         return {"exhibit": "text", "text": exhibit}
     if hasattr(exhibit, "savefig"):
-        return {
-            "exhibit": "figure",
-            "file": _save(folder, lambda path: _save_figure(exhibit, path)),
-        }
+        return {"exhibit": "figure", "file": _save(folder, partial(_save_figure, exhibit))}
     if isinstance(exhibit, PIL.Image.Image):
-        return {"exhibit": "figure", "file": _save(folder, lambda path: exhibit.save(path, "PNG"))}
+        return {"exhibit": "figure", "file": _save(folder, partial(exhibit.save, format="PNG"))}
     if hasattr(exhibit, "to_frame") and hasattr(exhibit, "index"):
         exhibit = exhibit.to_frame()
     if hasattr(exhibit, "columns") and hasattr(exhibit, "itertuples"):
@@ -67,12 +61,11 @@ def _save_figure(figure: Any, path: Path) -> None:
 
 def _save(folder: Path, write: Any) -> str:
     (folder / FIGURES).mkdir(exist_ok=True)
-    for number in itertools.count(1):
-        name = f"{FIGURES}/{number:03d}.png"
-        if not (folder / name).exists():
-            write(folder / name)
-            return name
-    raise AssertionError  # there is always a next number
+    number = 1
+    while (folder / (name := f"{FIGURES}/{number:03d}.png")).exists():
+        number += 1
+    write(folder / name)
+    return name
 
 
 def _table_facts(frame: Any) -> dict[str, Any]:
@@ -88,7 +81,7 @@ _CURVES = ("losses", "evaluations", "metrics", "samples")
 
 
 def answer_facts(result: Any) -> dict[str, Any]:
-    """What the line of an answer holds of a Reply, a Failure or an error."""
+    """The part of an answer's line that comes from the Reply, Failure or error."""
     if isinstance(result, BaseException):
         text = str(result) or "it was interrupted"
         result = Failure(text.splitlines()[0], type(result).__name__)
@@ -101,14 +94,14 @@ def answer_facts(result: Any) -> dict[str, Any]:
 
 
 def training_facts(run: Any) -> dict[str, Any]:
-    """What came of a training: its curves, and the adapter with the hash of its weights."""
+    """The result of a training: its curves, and the adapter with the hash of its weights."""
     facts = {name: getattr(run, name, None) for name in ("steps", "finished", "effect", "seconds")}
     curves = {name: getattr(run, name, ()) for name in _CURVES}
     return facts | curves | {"adapter": adapter_facts(str(run.output_dir))}
 
 
 def plain_value(value: Any) -> Any:
-    """An argument as it can be read again; of what cannot, what it is."""
+    """An argument as JSON can hold it; of other objects the type and number of rows."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, os.PathLike):
@@ -119,15 +112,15 @@ def plain_value(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Values for JSON: what is no number is None, what is of another type its text."""
+    """A copy for JSON: NaN and infinity become None, other types their text."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return plain(value.item()) if hasattr(value, "item") else str(value)
 
 
@@ -137,53 +130,47 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
-def line_of(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
 def seed_everything(seed: int) -> int:
-    """Seed Python, numpy and torch on all devices; an open run takes note of it.
+    """Seed Python, numpy and torch on all devices; an open run records the seed.
 
-    With a ``seed`` of its own an answer needs no call of this. Same seed and same machine give
-    the same answers, sampled ones and those of a batch included. What nobody can promise: other
-    GPUs, drivers, versions of torch or numbers of threads round sums in another order, so a token
-    that was nearly tied may turn out the other way, and everything after it differs; on a GPU in
-    bfloat16 another batch size does the same, and torch draws other random numbers on a GPU than
-    on a CPU. :func:`vlkit.records.replay` says which answers are the same here.
+    An answer with a ``seed=`` does not need this. The same seed on the same machine gives the same
+    answers, also sampled ones and those of a batch. That cannot be promised across machines: other
+    GPUs, drivers, torch versions or thread counts sum in another order, so one of two nearly equal
+    tokens may win instead of the other, and all that follows differs. On a GPU in bfloat16 another
+    batch size has the same effect, and torch's random numbers differ between GPU and CPU.
+    :func:`vlkit.records.replay` shows which answers are the same here.
 
     Returns:
         The seed.
 
     Raises:
-        VlkitError: no whole number from 0 to 2³² - 1.
+        VlkitError: not a whole number from 0 to 2³² - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise VlkitError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1:,}")
+    check_whole("seed", seed, 0, 2**32 - 1)
     import numpy
     import torch
 
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-    hooks.tell(hooks.open_runs(), "log", seed_everything=seed)
+    hooks.notify(hooks.open_runs(), "log", seed_everything=seed)
     return seed
 
 
 class Run:
     """Records every answer, batch, training and evaluation inside its ``with`` block.
 
-    Runs within runs record into all of them. What another thread asks counts where it opened no
-    run of its own and this one was opened in the main thread; an answer that was begun inside is
-    recorded also where it ends later. A notebook that cannot use ``with`` over several cells calls
-    :meth:`open` and :meth:`close`.
+    A run inside another records into both. A run that the main thread opened also records what
+    other threads ask, unless they open runs themselves. An answer that starts inside the block is
+    recorded even if it ends later. In a notebook, call :meth:`open` and :meth:`close` instead of
+    ``with`` to record over several cells.
 
     Args:
-        name: for people; the folder is called by it and the time.
+        name: for people; the folder's name has it and the time.
         directory: where the run's folder is made.
-        keep_media: keep the originals of pictures and clips, not their thumbnails alone. Needed to
-            replay answers about what was no file.
-        notes: what it is about, for the report.
+        keep_media: keep the originals of pictures and clips, not only thumbnails. Needed to replay
+            answers about pictures that were not files.
+        notes: what the run is about, for the report.
 
     Attributes:
         path: the run's folder.
@@ -218,7 +205,7 @@ class Run:
 
     @classmethod
     def attach(cls, path: str | os.PathLike) -> Run:
-        """Go on recording into a run that lies on the disk, such as another process's."""
+        """Continue to record into an existing run, such as that of another process."""
         record = read_run(path)
         run = cls.__new__(cls)
         run.name, run.notes = record.name, record.manifest.get("notes", "")
@@ -233,7 +220,7 @@ class Run:
     def open(self) -> Run:
         """Begin to record."""
         if self._manifest:
-            raise VlkitError(f"the run {self.name!r} was begun before; make a new Run")
+            raise VlkitError(f"the run {self.name!r} was opened before; make a new Run")
         self._started = time.time()
         self._manifest = {
             "vlkit_run": VERSION,
@@ -261,7 +248,7 @@ class Run:
         self._manifest |= {"ended": _now(), "seconds": round(time.time() - self._started, 3)}
         self._manifest["lines"] = count_lines(self.path / LINES)
         if error is not None:
-            self._manifest["error"] = line_of(error)
+            self._manifest["error"] = failure_line(error)
         write_whole(self.path / MANIFEST, self._manifest_text())
 
     def __enter__(self) -> Run:
@@ -275,11 +262,11 @@ class Run:
 
     @property
     def record(self) -> Record:
-        """What is on the disk by now."""
+        """What has been recorded so far."""
         return read_run(self.path)
 
     def log(self, **values: Any) -> None:
-        """Write down results of your own: numbers, texts, lists; also after the end."""
+        """Record values such as numbers, texts and lists; also after the end."""
         self._write("values", values=values)
 
     def add(self, exhibit: Any, caption: str = "") -> None:
@@ -288,50 +275,44 @@ class Run:
         Raises:
             VlkitError: something that cannot be shown on a page.
         """
-
         with self._lock:
             self._write("exhibit", caption=caption, **exhibit_facts(exhibit, self.path))
 
-    # --- called by vlkit.recording ----------------------------------------------------------------
+    # --- called by vlkit.hooks --------------------------------------------------------------------
 
     def add_answer(
         self, kind: str, vlm: Any, messages: Any, options: Mapping, result: Any, **facts: Any
     ) -> None:
-        """A Reply, a Failure or the error that came instead."""
-        asked, media = self._conversation(messages, result)
+        """Record a Reply, a Failure or the error that ended the call."""
+        recorded, media = self._conversation(messages, result)
         with self._lock:
             model = self._model(vlm)
-        question = {"messages": asked, "media": media, "options": dict(options)}
+        question = {"messages": recorded, "media": media, "options": dict(options)}
         answer = answer_facts(result)
-        shown = without_secrets({"messages": asked, "answer": answer}, self._secrets)
-        if shown["messages"] != asked:
+        shown = without_secrets({"messages": recorded, "answer": answer}, self._secrets)
+        if shown["messages"] != recorded:
             facts["secrets_left_out"] = True
         if shown["answer"].get("raw") != answer.get("raw"):
-            answer["tokens"] = None  # they would spell it
+            answer["tokens"] = None  # they would spell the secret
         key = digest([shown["messages"], [[m["of"], m["sha256"], m.get("options")] for m in media]])
         memory = memory_facts(vlm)
         self._write(
             "answer", kind=kind, model=model, key=key, **facts, **question, **answer, memory=memory
         )
 
-    def add_batch(self, batch: Mapping, vlm: Any, report: Any) -> None:
-        """How a batch went; its rows were written before."""
-        facts = asdict(report) if is_dataclass(report) else {}  # type: ignore[arg-type]
-        self._write("batch", **batch, report=facts)
-
     def add_training(self, arguments: Mapping[str, Any], result: Any) -> None:
-        """The beginning of a training, or its LoraRun, or the error that came instead."""
-        given = {name: plain_value(value) for name, value in arguments.items() if name != "vlm"}
+        """Record a training's start (``result`` None), its LoraRun, or the error that ended it."""
+        values = {name: plain_value(value) for name, value in arguments.items() if name != "vlm"}
         facts: dict[str, Any] = {"state": "begun" if result is None else "ended"}
         if isinstance(result, BaseException):
-            facts |= {"error": line_of(result)}
+            facts |= {"error": failure_line(result)}
         elif result is not None:
             facts |= training_facts(result)
         with self._lock:
-            self._write("training", model=self._model(arguments["vlm"]), arguments=given, **facts)
+            self._write("training", model=self._model(arguments["vlm"]), arguments=values, **facts)
 
     def add_evaluation(self, evaluation: Any, title: str = "") -> None:
-        """The metrics of an Evaluation."""
+        """Record the metrics of an Evaluation."""
         self._write("evaluation", title=title, evaluation=evaluation.to_dict())
 
     def _model(self, vlm: Any) -> str:
@@ -351,20 +332,20 @@ class Run:
         except VlkitError:
             return [{"malformed": f"{messages!r:.200}"}], []
         media: list[dict] = []
-        asked = []
+        recorded = []
         for message in checked:
             content = [self._item(item, media, result) for item in message["content"]]
-            asked.append({"role": message["role"], "content": content})
-        return asked, media
+            recorded.append({"role": message["role"], "content": content})
+        return recorded, media
 
     def _item(self, item: dict, media: list[dict], result: Any) -> dict:
         if item["type"] == "text":
             return dict(item)
-        those: Any = ()
+        loaded: Any = ()
         if isinstance(result, Reply):
-            those = result.images if item["type"] == "image" else result.clips
-        index = sum(each["kind"] == item["type"] for each in media)
-        media.append(self._store.describe(item, those, index))
+            loaded = result.images if item["type"] == "image" else result.clips
+        index = sum(facts["kind"] == item["type"] for facts in media)
+        media.append(self._store.describe(item, loaded, index))
         return {"type": item["type"], "media": len(media) - 1}
 
     def _write(self, record: str, **facts: Any) -> None:
@@ -411,7 +392,7 @@ def _folder_name(name: str) -> str:
 
 
 def _free_place(path: Path) -> Path:
-    """The path, or with a number behind it; two runs may begin in one second."""
+    """The path, with a number appended if it exists: two runs may start in the same second."""
     number, free = 1, path
     while free.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""What must never be written down: keys, tokens, passwords."""
+"""Keep API keys, tokens and passwords out of everything that a run writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 LEFT_OUT = "[left out]"
-SHORTEST = 8  # letters; a shorter value stands in too many innocent words
+SHORTEST = 8  # characters; a shorter value is part of too many harmless words
 _SECRET_NAME = re.compile(
     r"(?:^|[_.-])(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|key|tokens?|secret|pass(?:word|wd|phrase)?"
     r"|pwd|credentials?|auth(?:orization)?|signature|sig|security|session|cookie|code)(?:$|[_.-])"
@@ -28,17 +28,17 @@ _SHAPES = re.compile(
 
 
 def without_secrets(value: Any, known: Collection[str] = ()) -> Any:
-    """A copy of plain data in which ``[left out]`` stands where a secret stood.
+    """A copy of plain data with ``[left out]`` in place of secrets.
 
-    Left out are the values of environment variables whose names speak of keys, tokens or
-    passwords, the ``known`` ones, what has the shape of a well-known service's key, and of URLs
-    the password and the values of such parameters.
+    Secrets are the values of environment variables that are named like keys, tokens or passwords;
+    the ``known`` ones; text in the format of a well-known service's keys; and, in URLs, passwords
+    and the values of parameters with such names.
     """
     return _clean(value, sorted({*_environment(), *known}, key=len, reverse=True))
 
 
 def clean_url(url: str) -> str:
-    """A URL without user, password and the values of its parameters."""
+    """A URL without user name, password and parameters."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", "")) + ("?…" if parts.query else "")
@@ -56,10 +56,11 @@ def _clean(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, str):
         return _clean_text(value, secrets)
     if isinstance(value, dict):
-        return {_clean(key, secrets): _clean(each, secrets) for key, each in value.items()}
+        return {_clean(key, secrets): _clean(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        numbers = all(isinstance(each, int | float) for each in value)  # as hundreds of token ids
-        return list(value) if numbers else [_clean(each, secrets) for each in value]
+        if all(isinstance(item, int | float) for item in value):  # such as hundreds of token ids
+            return list(value)
+        return [_clean(item, secrets) for item in value]
     return value
 
 
@@ -68,16 +69,16 @@ def _clean_text(text: str, secrets: list[str]) -> str:
         if secret in text:
             text = text.replace(secret, LEFT_OUT)
     if "://" in text:
-        text = _URL.sub(lambda found: _clean_found(found[0]), text)
+        text = _URL.sub(lambda match: _clean_url_in_text(match[0]), text)
     return _SHAPES.sub(LEFT_OUT, text)
 
 
-def _clean_found(url: str) -> str:
-    """A URL in a text, changed only where it holds a secret."""
+def _clean_url_in_text(url: str) -> str:
+    """The URL, changed only if it contains a secret."""
     try:
         parts = urlsplit(url)
         names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    except ValueError:  # no URL after all, or one that hides something
+    except ValueError:  # not a valid URL
         return url.partition("?")[0] if "@" not in url else LEFT_OUT
     if "@" in parts.netloc or any(map(_SECRET_NAME.search, names)) or "token" in parts.fragment:
         return clean_url(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,7 @@ def _states(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.parent.name[11:]))
 
 
-def next_name(output_dir: str, taken: Mapping[str, Any] | Sequence[str] = ()) -> str:
+def next_name(output_dir: str) -> str:
     """The folder's name with the next number at its end that is free."""
     stem = output_dir.rstrip("0123456789")
     number = int(output_dir[len(stem) :] or 1)

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from vlkit.records.record import Record
-from vlkit.records.record import read_run
 
+from vlkit.records.record import Record, read_run
 
 _PAPERS = {  # family: key, title, authors, year, arXiv number
     "qwen_vl": (

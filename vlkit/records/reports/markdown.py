@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from vlkit.files import write_whole
-from vlkit.records.reports import contents
-from vlkit.records.reports.citations import cited
-from vlkit.records.reports.contents import curve_plot
-from vlkit.records.record import Record
 
+from vlkit.files import write_whole
+from vlkit.records.record import Record
+from vlkit.records.reports import sections
+from vlkit.records.reports.citations import cited
+from vlkit.records.reports.sections import curve_plot
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
 def write_markdown(
-    record: Record, path: Path, *, truth: contents.Truth | None = None, most: int = 100
+    record: Record, path: Path, *, truth: sections.Truth | None = None, most: int = 100
 ) -> None:
     """The report, its pictures in ``NAME_files`` beside it; arguments as for ``report``."""
     folder = path.with_name(f"{path.stem}_files")
@@ -39,7 +39,7 @@ def _results(record: Record, folder: Path) -> Iterator[str]:
         yield "## Results"
     if record.values:
         yield _table(list(record.values.items()), ["", "value"])
-    for found in contents.evaluations(record):
+    for found in sections.evaluations(record):
         yield f"### {found['title']}"
         yield _table(found["rows"], found["head"])
     for line in record.of("exhibit"):
@@ -56,7 +56,7 @@ def _results(record: Record, folder: Path) -> Iterator[str]:
 
 
 def _trainings(record: Record, folder: Path) -> Iterator[str]:
-    for number, training in enumerate(contents.training_rows(record), 1):
+    for number, training in enumerate(sections.training_rows(record), 1):
         yield "## Training"
         yield _escape(training["error"])
         if curve := curve_plot(training["line"]):
@@ -66,11 +66,11 @@ def _trainings(record: Record, folder: Path) -> Iterator[str]:
         yield _table(training["facts"], ["", "value"])
 
 
-def _answers(record: Record, folder: Path, truth: contents.Truth, most: int) -> Iterator[str]:
+def _answers(record: Record, folder: Path, truth: sections.Truth, most: int) -> Iterator[str]:
     if record.answers:
         yield "## Answers"
-    for index in contents.chosen(record, most):
-        view = contents.view_answer(record, index, truth)
+    for index in sections.chosen(record, most):
+        view = sections.view_answer(record, index, truth)
         yield f"### {view.number}. {_escape(view.question)}"
         yield f"*{_escape(view.about)}*"
         if view.picture is not None:
@@ -87,13 +87,13 @@ def _answers(record: Record, folder: Path, truth: contents.Truth, most: int) -> 
 
 def _settings(record: Record) -> Iterator[str]:
     yield "## Settings"
-    for model in contents.model_rows(record):
+    for model in sections.model_rows(record):
         yield f"### {_escape(model['name'])}"
         yield _table(model["facts"], ["", "value"])
-    yield _table(contents.option_rows(record), ["option", "values"])
+    yield _table(sections.option_rows(record), ["option", "values"])
     yield "## Environment"
-    yield _table(contents.environment_rows(record), ["", "value"])
-    how, code = contents.how_to_repeat(record)
+    yield _table(sections.environment_rows(record), ["", "value"])
+    how, code = sections.how_to_repeat(record)
     yield "## How to repeat it"
     yield "\n\n".join(map(_escape, how))
     yield f"```\n{code}\n```"
@@ -103,7 +103,7 @@ def _settings(record: Record) -> Iterator[str]:
 def _table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
     if not rows:
         return ""
-    cells = [[_escape(contents.show(cell)) for cell in row] for row in rows]
+    cells = [[_escape(sections.show(cell)) for cell in row] for row in rows]
     lines = [[_escape(name) for name in head], ["---"] * len(head), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

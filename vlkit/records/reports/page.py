@@ -1,4 +1,4 @@
-"""A page as PDF, printed by a browser that is installed."""
+"""Write a report: the HTML page, and the same page as PDF, printed by an installed browser."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import os
 import shutil
 import subprocess
 import tempfile
-from pathlib import Path
-from vlkit.errors import VlkitError
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
-import vlkit
-from vlkit.files import write_whole
-from vlkit.records.reports import contents
-from vlkit.records.reports.citations import bibtex
-from vlkit.records.reports.contents import cost_plot
-from vlkit.records.reports.contents import curve_plot
-from vlkit.records.reports.contents import png_url
-from vlkit.records.pictures import picture_html
-from vlkit.records.record import Record
-from vlkit.records.record import read_run
 
+from vlkit import __version__
+from vlkit.errors import VlkitError
+from vlkit.files import write_whole
+from vlkit.plotting.html import image_html, png_url
+from vlkit.records.pictures import WIDTH
+from vlkit.records.record import Record, read_run
+from vlkit.records.reports import sections
+from vlkit.records.reports.citations import bibtex
+from vlkit.records.reports.sections import cost_plot, curve_plot
 
 BROWSERS = (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -36,7 +34,7 @@ SECONDS = 120
 
 
 def find_browser() -> str | None:
-    """The path of a browser of Chromium's kind; ``CHROMIUM`` names another."""
+    """The path of a Chromium-based browser; the variable ``CHROMIUM`` takes precedence."""
     mac = [_MAC.format(name) for name in ("Google Chrome", "Chromium", "Microsoft Edge")]
     named = [os.environ.get("CHROMIUM"), *BROWSERS, *mac]
     return next((path for name in named if name and (path := shutil.which(name))), None)
@@ -68,12 +66,12 @@ def print_page(page: Path, pdf: Path) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise VlkitError(f"{browser} did not print the page: {error}") from None
         if not made.is_file():
-            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise VlkitError(f"{browser} did not print the page: {reason:.200}")
         shutil.copyfile(made, pdf)
 
 
-MOST_ANSWERS = 100  # that are shown with their pictures
+MOST_ANSWERS = 100  # shown with pictures
 
 
 Extra = Sequence[tuple[str, Sequence[Sequence[Any]]]]
@@ -83,26 +81,26 @@ def report(
     run: Any,
     path: str | os.PathLike = "report.html",
     *,
-    truth: contents.Truth | None = None,
+    truth: sections.Truth | None = None,
     extra: Extra = (),
     most: int = MOST_ANSWERS,
 ) -> Path:
-    """Write a run up.
+    """Write a report of a run.
 
     Args:
         run: a Run, or its folder.
         path: ``.html`` is one page that needs no other file and no network; ``.pdf`` is that page
             printed by Chromium, Chrome or Edge; ``.md`` is Markdown for a paper's appendix, with
             its pictures in a folder beside it; ``.bib`` is what to cite.
-        truth: true boxes by a picture's file name; drawn dashed, and counted against the answer's.
+        truth: true boxes by a picture's file name; drawn dashed, with their IoU in the tables.
         extra: (title, rows of cells) of more tables.
-        most: how many answers are shown; of more, so many evenly spread.
+        most: the most answers to show; of more, so many evenly spread.
 
     Returns:
         The path.
 
     Raises:
-        VlkitError: no run lies there, an unknown ending, a folder that cannot be written, or no
+        VlkitError: there is no run, an unknown ending, a folder that cannot be written, or no
             browser for a PDF.
     """
     record, path = read_run(run), Path(path).expanduser()
@@ -125,7 +123,7 @@ def report(
 def page_html(
     record: Record,
     *,
-    truth: contents.Truth | None = None,
+    truth: sections.Truth | None = None,
     extra: Extra = (),
     most: int = MOST_ANSWERS,
 ) -> str:
@@ -135,32 +133,32 @@ def page_html(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    template = files("vlkit.records.reports").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    how, code = contents.how_to_repeat(record)
+    template = files("vlkit.records.reports").joinpath("report.html.jinja")
+    how, code = sections.how_to_repeat(record)
     cost = cost_plot(record.answers)
-    return environment.from_string(template).render(
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         title=record.name,
         subtitle=_subtitle(record),
         notes=record.manifest.get("notes"),
         error=record.manifest.get("error"),
-        tiles=contents.tiles(record),
+        tiles=sections.tiles(record),
         values=list(record.values.items()),
-        evaluations=contents.evaluations(record),
+        evaluations=sections.evaluations(record),
         exhibits=[_exhibit(record, line) for line in record.of("exhibit")],
-        trainings=[_training(each) for each in contents.training_rows(record)],
+        trainings=[_training(each) for each in sections.training_rows(record)],
         cost=cost and png_url(cost),
-        answers=[_answer(record, i, truth or {}) for i in contents.chosen(record, most)],
+        answers=[_answer(record, i, truth or {}) for i in sections.chosen(record, most)],
         count=len(record.answers),
         extra=extra,
-        models=contents.model_rows(record),
-        options=contents.option_rows(record),
-        environment=contents.environment_rows(record),
+        models=sections.model_rows(record),
+        options=sections.option_rows(record),
+        environment=sections.environment_rows(record),
         how=how,
         code=code,
         bibtex=bibtex(record),
-        version=vlkit.__version__,
+        version=__version__,
         folder=record.path.name,
-        show=contents.show,
+        show=sections.show,
         numeric=_numeric,
     )
 
@@ -173,13 +171,13 @@ def _subtitle(record: Record) -> str:
     return " · ".join(filter(None, [began, record.status, *models, record.gap]))
 
 
-def _answer(record: Record, index: int, truth: contents.Truth) -> dict[str, Any]:
+def _answer(record: Record, index: int, truth: sections.Truth) -> dict[str, Any]:
     import markupsafe
 
-    view = contents.view_answer(record, index, truth)
-    picture = view.picture and markupsafe.Markup(picture_html(view.picture, view.text))
+    view = sections.view_answer(record, index, truth)
+    picture = view.picture and image_html(view.picture, width=WIDTH, alt=view.text)
     before = [{"role": role, "text": text} for role, text in view.before]
-    return {**vars(view), "picture": picture, "before": before}
+    return {**vars(view), "picture": picture and markupsafe.Markup(picture), "before": before}
 
 
 def _exhibit(record: Record, line: dict) -> dict[str, Any]:
@@ -197,7 +195,7 @@ def _training(training: dict) -> dict[str, Any]:
 
 
 def _numeric(rows: Sequence[Sequence[Any]]) -> set[int]:
-    """The columns that hold numbers and nothing else."""
+    """The indices of the columns that contain only numbers."""
     columns = range(len(rows[0])) if rows else range(0)
     return {
         column

@@ -1,28 +1,23 @@
-"""What a report says, as plain values, before it becomes a page or Markdown."""
+"""The sections of a report as plain values, which become a page or Markdown."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-import PIL.Image
-from vlkit.grounding.boxes import Box
-from vlkit.grounding.boxes import Item
-from vlkit.evaluation.metrics import iou
-from vlkit.records.record import flat
-from vlkit.records.pictures import draw_answer
-from vlkit.records.record import Record
-from vlkit.records.record import answer_of
-from vlkit.records.record import items_of
-from vlkit.records.record import question_of
-import base64
-import io
-from collections.abc import Sequence
-from vlkit.lora.curves import Curves, loss_figure
-from vlkit.plotting.comparing import TRUTH
 
+import PIL.Image
+
+from vlkit.evaluation.metrics import iou
+from vlkit.grounding.boxes import Box, Item
+from vlkit.lora.curves import Curves, loss_figure
+from vlkit.messages import text_of
+from vlkit.plotting.comparing import TRUTH
+from vlkit.records.pictures import draw_answer
+from vlkit.records.record import Record, answer_of, flat, items_of, question_of
 
 MOST_LABELS = 40  # of an evaluation's table
 
@@ -38,17 +33,17 @@ _OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed")
 
 @dataclass(frozen=True, eq=False)
 class AnswerView:
-    """An answer as it is shown.
+    """An answer as a report shows it.
 
     Attributes:
         number: counted from 1.
-        about: how it was asked, about what, by which model.
+        about: kind of call, names of the media, model and setting.
         before: (role, text) of the turns before the question.
-        question, text: what was asked and answered.
-        failed: there was no answer; ``text`` says why.
+        question, text: the question, and the answer.
+        failed: there was no answer; ``text`` is the error.
         picture: with boxes, or None.
         boxes, box_head: a row for each box; with truth its IoU with the nearest true box.
-        note: what could not be read of the boxes.
+        note: the part of the boxes that could not be parsed.
         cost: tokens, seconds and options in a line.
     """
 
@@ -66,7 +61,7 @@ class AnswerView:
 
 
 def show(value: Any) -> str:
-    """A value for people."""
+    """A value as text for people."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -86,14 +81,14 @@ def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
     Args:
         record: the run.
         number: of the answer, counted from 0.
-        truth: true boxes by the picture's file name; those nearest to the answer's are drawn.
+        truth: true boxes by the picture's file name; those nearest to the answer's boxes are drawn.
     """
     answer = record.answers[number]
     items, failed = items_of(answer), "raw" not in answer
-    names = [each["name"] for each in answer["media"]]
+    names = [medium["name"] for medium in answer["media"]]
     true = [box for box in truth.get(names[-1] if names else "", ()) if isinstance(box, Box)]
     boxes = [item for item in items if isinstance(item, Box)]
-    met = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
+    nearest = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
     model = record.model_of(answer)["name"]
     setting = [answer["setting"]] if "setting" in answer else []
     return AnswerView(
@@ -103,7 +98,7 @@ def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
         question=question_of(answer),
         text=answer_of(answer),
         failed=failed,
-        picture=draw_answer(record, answer, items, list(met)),
+        picture=draw_answer(record, answer, items, list(nearest)),
         boxes=[_box_row(box, true) for box in boxes],
         box_head=("label", "x1", "y1", "x2", "y2", *(["IoU"] if true else [])),
         note=answer.get("grounding_note", ""),
@@ -113,11 +108,10 @@ def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
 
 def _turns_before(answer: dict) -> Iterator[tuple[str, str]]:
     messages = answer["messages"]
-    asked = [i for i, message in enumerate(messages) if message.get("role") == "user"]
+    questions = [i for i, message in enumerate(messages) if message.get("role") == "user"]
     for index, message in enumerate(messages):
-        if "content" in message and (not asked or index != asked[-1]):
-            text = " ".join(item["text"] for item in message["content"] if item["type"] == "text")
-            yield message["role"], text
+        if "content" in message and (not questions or index != questions[-1]):
+            yield message["role"], text_of(message, " ")
 
 
 def _box_row(box: Box, truth: Sequence[Box]) -> tuple:
@@ -144,7 +138,7 @@ def _cost_line(answer: dict) -> str:
 
 
 def chosen(record: Record, most: int) -> list[int]:
-    """The numbers of the answers that are shown: all, or so many evenly spread."""
+    """The indices of the answers to show: all, or ``most`` evenly spread."""
     count = len(record.answers)
     if count <= most:
         return list(range(count))
@@ -152,24 +146,24 @@ def chosen(record: Record, most: int) -> list[int]:
 
 
 def tiles(record: Record) -> list[tuple[str, str]]:
-    """The numbers at the top."""
+    """The (name, value) tiles at the top."""
     answered = [answer for answer in record.answers if "raw" in answer]
     failed = len(record.answers) - len(answered)
     new = sum(answer["usage"]["new_tokens"] for answer in answered)
-    found = [("answers", show(len(answered)))] + [("without answer", show(failed))] * bool(failed)
+    shown = [("answers", show(len(answered)))] + [("without answer", show(failed))] * bool(failed)
     trainings = [line for line in record.of("training") if line["state"] == "ended"]
-    found += [("trainings", show(len(trainings)))] * bool(trainings)
-    return [*found, ("new tokens", show(new)), ("seconds", show(round(record.seconds)))]
+    shown += [("trainings", show(len(trainings)))] * bool(trainings)
+    return [*shown, ("new tokens", show(new)), ("seconds", show(round(record.seconds)))]
 
 
 def evaluations(record: Record) -> list[dict[str, Any]]:
-    """Tables of the metrics with their intervals: one of all, and for a single one by label."""
+    """Tables of metrics with intervals: all evaluations, and one by label if there is only one."""
     lines = record.of("evaluation")
     if not lines:
         return []
     names = list(dict.fromkeys(name for line in lines for name in line["evaluation"]["overall"]))
-    found = [line["evaluation"]["overall"] for line in lines]
-    rows = [(name, *(_value(each.get(name)) for each in found)) for name in names]
+    columns = [line["evaluation"]["overall"] for line in lines]
+    rows = [(name, *(_value(column.get(name)) for column in columns)) for name in names]
     titles = [line["title"] or (f"({i})" if len(lines) > 1 else "value (95 % interval)")
               for i, line in enumerate(lines, 1)]  # fmt: skip
     tables = [{"title": "Metrics", "head": ["metric", *titles], "rows": rows}]
@@ -202,7 +196,7 @@ def _share(value: float | None) -> str:
 
 
 def model_rows(record: Record) -> list[dict[str, Any]]:
-    """Each model with what it was loaded with."""
+    """Each model with the facts to load it again."""
     hidden = ("id", "record", "time", "seconds_in", "name")
     return [
         {
@@ -243,34 +237,34 @@ def environment_rows(record: Record) -> list[tuple[str, Any]]:
 
 
 def training_rows(record: Record) -> list[dict[str, Any]]:
-    """Each training with its arguments and what came of it; one that was killed as far as known."""
+    """Each training with its arguments and result, also one that was killed."""
     lines = record.of("training")
-    found = []
-    for place, line in enumerate(lines):
+    rows = []
+    for index, line in enumerate(lines):
         ended = line["state"] == "ended"
-        if not ended and place + 1 < len(lines) and lines[place + 1]["state"] == "ended":
-            continue
+        if not ended and index + 1 < len(lines) and lines[index + 1]["state"] == "ended":
+            continue  # the next line says how this training ended
         names = ("steps", "finished", "effect", "seconds")
         facts = [(name, line[name]) for name in names if name in line]
         adapter = [("adapter", Path(line["adapter"]["name"]).name)] if "adapter" in line else []
-        given = [(name, value) for name, value in line["arguments"].items() if value is not None]
+        arguments = [(name, v) for name, v in line["arguments"].items() if v is not None]
         error = line.get("error") or ("" if ended else "It was not finished.")
-        found.append({"line": line, "facts": [*facts, *adapter, *given], "error": error})
-    return found
+        rows.append({"line": line, "facts": [*facts, *adapter, *arguments], "error": error})
+    return rows
 
 
 def how_to_repeat(record: Record) -> tuple[list[str], str]:
-    """Sentences, and the code."""
+    """Sentences, and the commands."""
     packages = record.manifest["environment"]["packages"]
     git, lines = record.manifest.get("git"), []
     if git:
         extra = " and the changes that were not committed" if git["dirty"] else ""
         lines.append(f"Code: commit {git['commit'][:12]}{extra}.")
-    media = [each for answer in record.answers for each in answer["media"]]
+    media = [medium for answer in record.answers for medium in answer["media"]]
     unkept = sum(m["of"] != "unreadable" and not m.keys() & {"path", "kept"} for m in media)
     if unkept:
         lines.append(
-            "Pictures and clips that were no files and were not kept (keep_media=True): "
+            "Pictures and clips that were not files and were not kept (keep_media=True): "
             f"{unkept}. Answers about them cannot be replayed."
         )
     if record.trainings:
@@ -285,23 +279,27 @@ def how_to_repeat(record: Record) -> tuple[list[str], str]:
 _PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
 
 
-LEAST = 5  # answers, below which a plot says nothing
+LEAST = 5  # answers for a plot
 
 
 def cost_plot(answers: Sequence[dict]) -> bytes | None:
-    """Seconds by prompt tokens of the answers that were asked alone; None where there are few."""
-    alone = [each for each in answers if "raw" in each and "batch" not in each]
-    tokens = [each["usage"]["prompt_tokens"] for each in alone]
+    """A PNG of seconds by prompt tokens, without answers of batches; None for few answers."""
+    alone = [answer for answer in answers if "raw" in answer and "batch" not in answer]
+    tokens = [answer["usage"]["prompt_tokens"] for answer in alone]
     if len(alone) < LEAST or len(set(tokens)) < 3:
         return None
-    figure, axis = _axes()
-    axis.plot(tokens, [each["seconds"] for each in alone], "o", color=TRUTH, alpha=0.75)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.plot(tokens, [answer["seconds"] for answer in alone], "o", color=TRUTH, alpha=0.75)
     axis.set(xlabel="prompt tokens", ylabel="seconds", ylim=(0, None))
     return _png(figure)
 
 
 def curve_plot(training: dict) -> bytes | None:
-    """The losses of a training by step; None where there are none."""
+    """A PNG of a training's losses by step; None without losses."""
     losses, held_out = training.get("losses") or [], training.get("evaluations") or []
     if not losses:
         return None
@@ -309,20 +307,6 @@ def curve_plot(training: dict) -> bytes | None:
     if held_out:
         figure.axes[0].legend(frameon=False)
     return _png(figure)
-
-
-def png_url(content: bytes) -> str:
-    """A PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def _axes() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
 
 
 def _png(figure: Any) -> bytes:
