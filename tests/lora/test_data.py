@@ -351,7 +351,7 @@ PROBLEMS = {
     "history of no list": ({"query": "A", "response": "B", "history": 5}, "its history is 5"),
     "history of no pairs": ({"query": "A", "response": "B", "history": ["C"]}, "pairs of texts"),
     "no picture file": (qwen("<img>meta.json</img>?", "A"), "is not a picture"),
-    "half a character": (qwen("What?", "\ud800"), "half a character"),
+    "lone surrogate": (qwen("What?", "\ud800"), "lone surrogate"),
     "no turns": ({"conversations": []}, "no list of turns"),
     "nothing known": ({"colour": "red"}, "no columns for question and answer"),
     "no object": (5, "expected an object, not 5"),
