@@ -1,6 +1,7 @@
 """Any source becomes the right upright RGB picture, or a MediaError of one line with a remedy."""
 
 import base64
+import hashlib
 import io
 import os
 import pathlib
@@ -18,7 +19,7 @@ import pytest
 import vlkit
 from vlkit.errors import MediaError
 from vlkit.media import sources
-from vlkit.media.image import describe_source, load_image
+from vlkit.media.image import describe_source, load_image, pixel_hash
 
 RED, GREEN, BLUE, YELLOW = (230, 30, 30), (30, 160, 60), (30, 60, 220), (240, 220, 40)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -611,3 +612,30 @@ def test_mutated_files_load_or_are_refused(kind, options):
             assert str(error).isprintable()
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 5
+
+
+def test_pixels_know_a_picture_whatever_its_file_is(tmp_path):
+    picture = corners()
+    turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned back when it is read
+    turned.save(tmp_path / "turned.png", exif=exif)
+    picture.save(tmp_path / "plain.bmp")
+    hashes = {pixel_hash(load_image(tmp_path / name)) for name in ("turned.png", "plain.bmp")}
+    assert hashes == {pixel_hash(picture)}
+    grey = [PIL.Image.new("RGB", size) for size in ((48, 32), (32, 48))]  # the same bytes
+    assert len({*hashes, *map(pixel_hash, grey)}) == 3
+
+
+def test_bytes_know_a_file_and_a_change_is_noticed(tmp_path):
+    path = tmp_path / "a b.png"
+    for content in (b"first", b"other", b"longer than before"):
+        path.write_bytes(content)
+        expected = hashlib.sha256(content).hexdigest()
+        assert expected == sources.file_hash(path) == sources.file_hash(content)
+        assert sources.file_hash(path.as_uri()) == expected
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    os.mkfifo(tmp_path / "pipe")
+    for refused in ("pipe", "missing", "."):
+        with pytest.raises(OSError):
+            sources.file_hash(tmp_path / refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -106,6 +107,16 @@ def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
     if isinstance(source, str | os.PathLike) and not is_url(source):
         picture.filename = local_path(source)  # for names in messages and records
     return picture
+
+
+def pixel_hash(picture: PIL.Image.Image) -> str:
+    """A sha256, in hex, of size and pixels: the identity of a picture whatever its file is.
+
+    Args:
+        picture: upright and RGB, as :func:`load_image` returns it.
+    """
+    digest = hashlib.sha256(picture.tobytes()).hexdigest()
+    return hashlib.sha256(f"{picture.width}×{picture.height} {digest}".encode()).hexdigest()
 
 
 def describe_source(source: Any) -> str:

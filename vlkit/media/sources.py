@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import queue
 import stat
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from functools import lru_cache
 from typing import Any
 
 from vlkit.errors import MediaError
@@ -58,6 +60,32 @@ def read_bytes(source: Any, name: str) -> bytes:
         f"cannot read a picture from a {type(source).__name__}; pass a path, URL, data URL, "
         "bytes, PIL image, numpy array, torch tensor or vlkit.Image"
     )
+
+
+def file_hash(source: str | os.PathLike | bytes) -> str:
+    """The sha256, in hex, of a file's bytes: one of the two identities that a medium has.
+
+    A file is read again only where its size, time or inode has changed.
+
+    Args:
+        source: a path, or the bytes themselves.
+
+    Raises:
+        OSError: the file cannot be read or is not a regular one (a pipe would never end).
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return hashlib.sha256(source).hexdigest()
+    path = local_path(source)
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is not a regular file")
+    return _hash_file(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash_file(path: str, size: int, changed: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_file(path: str, name: str) -> bytes:
