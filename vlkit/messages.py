@@ -131,7 +131,9 @@ def _text_item(text: str) -> dict:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise VlkitError(f"the text contains a lone surrogate ({error}); decode it again") from error
+        raise VlkitError(
+            f"the text contains a lone surrogate ({error}); decode it again"
+        ) from error
     return {"type": "text", "text": text}
 
 
@@ -196,8 +198,8 @@ def _check_item(item: Any) -> dict:
     unsupported = _SIDES | ({"min_pixels", "max_pixels"} if kind.startswith("video") else set())
     if unread := sorted(unsupported & item.keys()):
         raise VlkitError(
-            f"{unread[0]}={item[unread[0]]!r} is not supported; limit tokens with max_tokens, those of a "
-            "clip with max_frame_tokens (one covers 28×28 pixels; 32×32 from Qwen3-VL on)"
+            f"{unread[0]}={item[unread[0]]!r} is not supported; limit tokens with max_tokens "
+            "(a clip's with max_frame_tokens); a token covers 28×28 pixels, 32×32 from Qwen3-VL on"
         )
     if isinstance(source, Mapping):  # {"image_url": {"url": "…"}}, the OpenAI spelling
         source = source.get("url")

@@ -290,7 +290,7 @@ def test_pictures_of_one_name_are_copied_apart(folder):
     [
         ("d.json", "", "cannot be told"),
         ("d.json", "[]", "cannot be told"),
-        ("d.json", "{nope", "line 1 is no JSON"),
+        ("d.json", "{nope", "line 1 is not JSON"),
         ("d.json", '{"x": 1}', "cannot be told"),
         ("d.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError"),
         ("d.json", '{"images": [], "annotations": [{}], "categories": []}', "KeyError"),
@@ -372,7 +372,7 @@ def test_malformed_yolo_lines_are_named(folder, scenes, line):
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(folder, scenes):
-    with pytest.raises(VlkitError, match="is there already"):
+    with pytest.raises(VlkitError, match="already exists and is not empty"):
         write_scenes(scenes, folder, format="yolo")
     path = folder / "d.json"
     path.write_text("before")

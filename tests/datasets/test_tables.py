@@ -206,8 +206,8 @@ def test_a_bad_row_is_left_to_fail_by_itself():
         ("t.csv", b"image,prompt\na,b\na,b,c\n", "cannot be read"),
         ("t.csv", b"image,answer\na,b\n", r"no column is called prompt or .*\['image', 'answer'\]"),
         ("t.jsonl", b'{"prompt": "a"}\n{"prompt', "line 2 is not JSON"),
-        ("t.jsonl", b"[1]\n", "no list of objects"),
-        ("t.json", b'{"prompt": "a"}', "no list of objects"),
+        ("t.jsonl", b"[1]\n", "row 1: expected a JSON object"),
+        ("t.json", b'{"prompt": "a"}', "expected a list of objects"),
         ("t.parquet", b"no parquet", "cannot be read"),
     ],
 )

@@ -134,7 +134,7 @@ def test_nothing_is_left_of_a_run_that_breaks_off(vlm, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    with pytest.raises(VlkitError, match="is there already"):
+    with pytest.raises(VlkitError, match="already exists and is not empty"):
         result.save(tmp_path / "out")
 
 
@@ -154,7 +154,7 @@ def test_killed_while_asking_leaves_no_folder(warm, tmp_path):
     [
         (["tiny", "nothing.json"], "nothing.json does not exist"),
         (["tiny", "samples", "--prompt", "Where is it?"], '"{label}"'),
-        (["tiny", "samples", "--output-dir", "full"], "is there already"),
+        (["tiny", "samples", "--output-dir", "full"], "already exists and is not empty"),
         (["nowhere", "samples", "--output-dir", "x"], "'nowhere' is neither a folder"),
         (["tiny", "empty.json"], "holds no boxes"),
     ],

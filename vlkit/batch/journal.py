@@ -14,6 +14,7 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError, warn_user
+from vlkit.files import json_line, write_rows
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a killed process loses nothing that was written
@@ -128,7 +129,9 @@ class Journal:
             for part in parts:
                 locks.append(_lock(part))
             if parts:
-                _write_in_order(self.path, _latest([self.path, *parts]).values())
+                records = _latest([self.path, *parts]).values()
+                in_order = sorted(records, key=lambda record: record["index"])
+                write_rows(self.path, in_order, sync=True)
             for part in parts:
                 part.unlink()
         finally:
@@ -295,7 +298,7 @@ def _compose(
 ) -> tuple[dict, bytes]:
     """A row's record and its line."""
     record = record_of(result, index, key) | ({"media": list(sources)} if sources else {})
-    return record, _line(record)
+    return record, json_line(record)
 
 
 def _write_line(file: int, path: Path, line: bytes) -> None:
@@ -308,17 +311,3 @@ def _write_line(file: int, path: Path, line: bytes) -> None:
         reason = error.strerror or str(error)
     os.ftruncate(file, size)
     raise VlkitError(f"{path} cannot be written ({reason}); make room and call again: it goes on")
-
-
-def _line(record: dict) -> bytes:
-    text = json.dumps(record, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"  # half a character, as JSON escapes it
-
-
-def _write_in_order(path: Path, records: Iterable[dict]) -> None:
-    temporary = path.with_name(f".{path.name}.merging")
-    with temporary.open("wb") as stream:
-        stream.writelines(map(_line, sorted(records, key=lambda record: record["index"])))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)

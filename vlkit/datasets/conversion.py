@@ -10,7 +10,7 @@ from vlkit.datasets.formats.chats import pictures_of, rewrite_row
 from vlkit.datasets.pictures import picture_folder
 from vlkit.datasets.scenes import CHATS, check_format, detect_format, read_scenes, write_scenes
 from vlkit.errors import VlkitError
-from vlkit.files import dump_lines, read_rows, relative, write_whole
+from vlkit.files import read_rows, relative, write_rows
 
 
 @dataclass(frozen=True)
@@ -83,5 +83,5 @@ def _convert_chats(source: Path, target: Path, known: str, to: str, images, limi
             new | ({key: names[0] if isinstance(row[key], str) else names} if names else {})
         )
         total += count
-    write_whole(target, dump_lines(rows))
+    write_rows(target, rows)
     return len(rows), total

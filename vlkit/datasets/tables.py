@@ -9,13 +9,15 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError
+from vlkit.files import json_line, read_json, read_rows, write_whole
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import local_path
 from vlkit.media.video import pictures_of
@@ -104,31 +106,18 @@ def _check_names(names: Iterable[Any], where: str) -> None:
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    records = []
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                records.append(_parse(line, f"line {number}"))
-    return _frame(records)
+    import pandas as pd
+
+    return pd.DataFrame(read_rows(path), dtype=object)
 
 
 def _read_json(path: Path) -> pd.DataFrame:
-    return _frame(_parse(path.read_text(encoding="utf-8-sig"), "it"))
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from error
-
-
-def _frame(records: Any) -> pd.DataFrame:
     import pandas as pd
 
-    if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
-        raise ValueError("it holds no list of objects, one for each row")
-    return pd.DataFrame(records, dtype=object)
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected a list of objects, one for each row")
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -174,14 +163,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
         raise VlkitError(f"{path} ends in none of {', '.join(_WRITERS)}; name one of them")
     if not path.parent.is_dir():
         raise VlkitError(f"{path}: the folder {path.parent} does not exist; create it")
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        write(frame, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise VlkitError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, partial(write, frame))
     return path
 
 
@@ -196,28 +178,26 @@ def is_missing(cell: Any) -> bool:
     return cell is None or kind in ("NAType", "NaTType") or (kind == "str" and not cell)
 
 
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+def _write_csv(frame: pd.DataFrame, stream: BinaryIO) -> None:
     written = _map(frame, _csv_cell, list(frame.columns))
-    written.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    written.to_csv(stream, mode="wb", index=False, encoding="utf-8", lineterminator="\n")
 
 
-def _write_jsonl(frame: pd.DataFrame, path: Path) -> None:
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-        for record in frame.to_dict("records"):
-            stream.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+def _write_jsonl(frame: pd.DataFrame, stream: BinaryIO) -> None:
+    stream.writelines(json_line(_plain(record)) for record in frame.to_dict("records"))
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+def _write_parquet(frame: pd.DataFrame, stream: BinaryIO) -> None:
     _need_pyarrow()
     try:
         objects = [name for name in frame if frame[name].dtype == object]
-        _map(frame, _parquet_cell, objects).to_parquet(path, index=False, engine="pyarrow")
+        _map(frame, _parquet_cell, objects).to_parquet(stream, index=False, engine="pyarrow")
     except ValueError as error:  # a column that mixes kinds
         reason = str(error).partition("\n")[0]
         raise VlkitError(f"Parquet cannot hold this table ({reason}); write .jsonl") from error
 
 
-_WRITERS: dict[str, Callable[[Any, Path], None]] = {
+_WRITERS: dict[str, Callable[[Any, BinaryIO], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

@@ -17,7 +17,7 @@ from vlkit.datasets.formats.swift import Segment, SwiftObjects
 from vlkit.datasets.pictures import find_picture, upright_size
 from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
-from vlkit.files import dump_lines, read_rows, relative, write_whole
+from vlkit.files import read_rows, relative, write_rows
 from vlkit.grounding.boxes import Item, Quad, Size
 from vlkit.grounding.formats import FORMATS
 from vlkit.grounding.parse import format_grounding, locate_grounding
@@ -80,7 +80,7 @@ def write_chats(
         writer = Writer(name, scene.size, input_size_for(name, scene.size, max_image_tokens))
         row["messages"][1]["content"] = writer.text([list(scene.items)])  # type: ignore[index]
         rows.append(row | writer.objects())
-    write_whole(path, dump_lines(rows))
+    write_rows(path, rows)
 
 
 def rewrite_row(

@@ -8,7 +8,7 @@ from typing import Any
 from vlkit.datasets.pictures import boxes_of, checked_box, find_picture, upright_size
 from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
-from vlkit.files import dump_lines, read_json, read_rows, relative, write_whole
+from vlkit.files import read_json, read_rows, relative, write_rows, write_whole
 from vlkit.grounding.boxes import Item
 
 # --- COCO: https://cocodataset.org/#format-data ---------------------------------------------------
@@ -106,4 +106,4 @@ def write_refcoco(scenes: list[Scene], path: Path) -> None:
         for scene in scenes
         for box in boxes_of(scene.items, "refcoco")
     ]
-    write_whole(path, dump_lines(rows))
+    write_rows(path, rows)
