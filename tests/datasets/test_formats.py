@@ -11,7 +11,7 @@ import pytest
 
 import vlkit
 from vlkit import Box, Point, Quad
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
 
@@ -226,7 +226,7 @@ def test_ms_swift_labels_go_on_from_the_question(folder):
 def test_rows_that_ask_with_a_box_are_left_out_of_scenes(folder):
     objects = {"ref": [], "bbox": [[1, 2, 3, 4]]}
     path = swift(folder, messages=said("<image>What is in <bbox>?", "A cat."), objects=objects)
-    with pytest.warns(UserWarning, match="1 rows that ask with a box left out"):
+    with pytest.warns(UserWarning, match="left out 1 rows with a box in the question"):
         assert read_scenes(path) == []
 
 
@@ -243,7 +243,7 @@ def test_boxes_made_before_the_exif_rotation_are_refused(folder):
     path.write_text(json.dumps(row | {"width": 100, "height": 200}))
     assert read_scenes(path)[0].size == (100, 200)
     path.write_text(json.dumps(row | {"width": 50, "height": 100}))
-    with pytest.raises(VlkitError, match="of another"):
+    with pytest.raises(VlkitError, match="for another size"):
         read_scenes(path)
 
 
@@ -288,10 +288,10 @@ def test_pictures_of_one_name_are_copied_apart(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("d.json", "", "cannot be told"),
-        ("d.json", "[]", "cannot be told"),
+        ("d.json", "", "cannot tell the format of"),
+        ("d.json", "[]", "cannot tell the format of"),
         ("d.json", "{nope", "line 1 is not JSON"),
-        ("d.json", '{"x": 1}', "cannot be told"),
+        ("d.json", '{"x": 1}', "cannot tell the format of"),
         ("d.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError"),
         ("d.json", '{"images": [], "annotations": [{}], "categories": []}', "KeyError"),
         ("d.json", '{"images": [], "annotations": {}, "categories": 7}', "no COCO file"),
@@ -317,7 +317,7 @@ def test_pictures_of_one_name_are_copied_apart(folder):
         ),
         ("d.jsonl", '{"objects": {}, "messages": [], "images": [3]}', "row 1: its picture is 3"),
         ("d.jsonl", '{"objects": {}, "messages": []}', "row 1: it names no picture"),
-        ("d.jsonl", '{"messages": [], "images": ["a.png"]}', "pass the one, of .*qwen2_5_vl"),
+        ("d.jsonl", '{"messages": [], "images": ["a.png"]}', "cannot tell which family.*pass one of .*qwen2_5_vl"),
     ],
 )
 def test_malformed_files_are_one_line(folder, name, text, message):
@@ -347,7 +347,7 @@ def test_malformed_ms_swift(folder, answer, objects, message):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "holds no Annotations"),
+        ({}, "has no Annotations"),
         ({"a.xml": "<annotation>"}, "no Pascal VOC"),
         ({"a.xml": "<annotation/>"}, "lacks <filename>"),
         ({"a.xml": "<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>"}, "declares entities"),

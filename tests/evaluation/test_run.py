@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import Box
 from vlkit.cli.app import app
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
 from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions

@@ -5,8 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vlkit.datasets.pictures import boxes_of, checked_box, find_picture, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, boxes_of, checked_box, find_picture, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_json, read_rows, relative, write_rows, write_whole
 from vlkit.grounding.boxes import Item

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from vlkit.datasets.pictures import find_picture, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, find_picture, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_rows, relative, write_whole
 from vlkit.grounding.boxes import Box, Item, Point, Quad, Size

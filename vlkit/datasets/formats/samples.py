@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlkit.datasets.pictures import checked_box, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, checked_box, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_rows
 

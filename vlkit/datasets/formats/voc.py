@@ -5,13 +5,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vlkit.datasets.pictures import (
+    Scene,
     boxes_of,
     checked_box,
     copy_pictures,
     find_picture,
     upright_size,
 )
-from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
 from vlkit.files import read_text, write_whole
 from vlkit.grounding.boxes import Box

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from vlkit.datasets.pictures import (
     ENDINGS,
+    Scene,
     boxes_of,
     checked_box,
     copy_pictures,
     upright_size,
 )
-from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
 from vlkit.files import read_text, write_whole
 from vlkit.grounding.boxes import Box, Item
