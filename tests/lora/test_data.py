@@ -319,7 +319,7 @@ PROBLEMS = {
     ),
     "swift box left": (
         chat("<image>?", "A", images=["a.png"], objects={"ref": [], "bbox": [[0, 0, 9, 9]]}),
-        "1 boxes more than <bbox>",
+        "1 more boxes than <bbox>",
     ),
     "pixels on two sizes": (
         chat("<image><image>?", "<ref-object><bbox>", images=["a.png", "clip/0.png"],
