@@ -217,6 +217,6 @@ def test_wrong_options_are_named_and_nothing_is_written(folder, to):
     source = chat(folder, "<image>Find the cat.", CAT)
     with pytest.raises(VlkitError, match=r"images='.*nowhere' is not a folder"):
         vlkit.convert(source, folder / "out", to=to, images=folder / "nowhere")
-    with pytest.raises(VlkitError, match="max_image_tokens=0 must be 1 or more"):
+    with pytest.raises(VlkitError, match="max_image_tokens=0 must be a whole number, 1 or more"):
         vlkit.convert(source, folder / "out", to=to, max_image_tokens=0)
     assert not (folder / "out").exists()

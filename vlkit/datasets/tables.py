@@ -1,4 +1,4 @@
-"""Files of tables: read into a DataFrame as they are, written whole or not at all."""
+"""Files of tables: read into a DataFrame unchanged, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_SEPARATOR = re.compile(r"[;\t|]")  # what spreadsheets put for a comma
+_SEPARATOR = re.compile(r"[;\t|]")  # what spreadsheets use instead of a comma
 
 
 def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
-    """A table's path, a folder of pictures or a DataFrame as a DataFrame; the folder of its paths.
+    """A table as a DataFrame, and the folder to which its paths are relative.
+
+    Args:
+        source: a table's path, a folder of pictures, or a DataFrame.
 
     Raises:
         VlkitError: it cannot be read.
@@ -53,9 +56,7 @@ def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
     if not path.exists():
         raise VlkitError(f"{path} does not exist; check the path")
     if read is None:
-        raise VlkitError(
-            f"{path} ends in none of {', '.join(_READERS)}; convert it to one of these"
-        )
+        raise VlkitError(f"{path} is not one of {', '.join(_READERS)}; convert it to one of these")
     try:
         return read(path), path.parent
     except UnicodeDecodeError as error:
@@ -71,7 +72,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         table = _parse_csv(path)
     except pd.errors.EmptyDataError as error:
-        raise VlkitError(f"{path} is empty; it needs a header, then a row each") from error
+        raise VlkitError(f"{path} is empty; it needs a header and a line a row") from error
     except pd.errors.ParserWarning as error:
         raise VlkitError(
             f"{path} has rows with more cells than its header; quote cells that hold commas"
@@ -100,7 +101,7 @@ def _parse_csv(path: Path) -> pd.DataFrame:
 
 
 def _check_names(names: Iterable[Any], where: str) -> None:
-    """Two columns of one name: pandas would rename the second, or read neither."""
+    """Raises VlkitError for two columns of one name, which pandas would rename or not read."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise VlkitError(f"{where} has several columns called {twice[0]!r}; rename all but one")
 
@@ -151,7 +152,8 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     text when the answers come from pictures that you do not trust.
 
     Raises:
-        VlkitError: no DataFrame, another ending, a folder that is not there, or pyarrow is missing.
+        VlkitError: not a DataFrame, another suffix, a folder that does not exist, or pyarrow is
+            not installed.
     """
     import pandas as pd
 
@@ -160,7 +162,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     path = Path(path).expanduser()
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
-        raise VlkitError(f"{path} ends in none of {', '.join(_WRITERS)}; name one of them")
+        raise VlkitError(f"{path} is not one of {', '.join(_WRITERS)}; use one of these suffixes")
     if not path.parent.is_dir():
         raise VlkitError(f"{path}: the folder {path.parent} does not exist; create it")
     write_whole(path, partial(write, frame))
@@ -171,7 +173,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell is empty, None, NaN or another of pandas' marks for nothing."""
+    """Whether a cell is empty, None, NaN or another of pandas' missing values."""
     if isinstance(cell, float):
         return math.isnan(cell)
     kind = type(cell).__name__
@@ -205,7 +207,7 @@ _WRITERS: dict[str, Callable[[Any, BinaryIO], None]] = {
 
 
 def _map(frame: pd.DataFrame, convert: Callable, columns: Sequence) -> pd.DataFrame:
-    """The cells of some columns converted; DataFrame.map would make floats of whole numbers."""
+    """Converts the cells of some columns; DataFrame.map would turn whole numbers into floats."""
     import pandas as pd
 
     cells = {name: [convert(cell) for cell in frame[name]] for name in columns}
@@ -224,7 +226,7 @@ def _parquet_cell(cell: Any) -> Any:
 
 
 def _plain(cell: Any) -> Any:
-    """What JSON knows; media that are no paths by a description."""
+    """A cell as JSON has it; media other than paths as a description."""
     cell = _described(cell)
     if isinstance(cell, Mapping):
         return {str(key): _plain(value) for key, value in cell.items()}
