@@ -10,7 +10,7 @@ from typing import Any
 from vlkit.errors import VlkitError
 from vlkit.media.image import Image, load_image
 from vlkit.media.sources import is_url, local_path
-from vlkit.media.video import Video
+from vlkit.media.video import ClipStore, Video
 
 ROLES = ("system", "user", "assistant")
 _LIMITS = ("max_tokens", "min_tokens", "max_pixels", "min_pixels", "strict")
@@ -37,7 +37,12 @@ class CheckedMessages(list):
 
     The messages in it are plain dicts. A slice of it, or a list made from it, is a plain list and
     is checked again.
+
+    Attributes:
+        clips: a cache of their sampled clips, or None.
     """
+
+    clips: ClipStore | None = None
 
 
 def system(text: str) -> dict:

@@ -8,8 +8,6 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -326,27 +324,18 @@ class Clip:
 
 
 class ClipStore:
-    """Sampled clips, so that a conversation decodes each of them once; the oldest go first.
+    """A cache of sampled clips, so that a conversation decodes each of them once.
 
     Args:
-        most_bytes: of frames kept; what is larger is sampled anew each time.
+        most_bytes: of frames kept; the oldest clips are dropped first.
     """
 
     def __init__(self, most_bytes: int = 2**29):
         self._most_bytes = most_bytes
-        self._clips: dict[tuple, tuple[Video, Clip]] = {}  # the Video keeps its source's id in use
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """What is sampled within, in this context, is kept and found here."""
-        token = _store.set(self)
-        try:
-            yield
-        finally:
-            _store.reset(token)
+        self._clips: dict[tuple, tuple[Video, Clip]] = {}  # a Video in it keeps its source's id
 
     def find(self, video: Video, resize: Resize | None) -> Clip | None:
-        """The clip as it was sampled; None where it was not, or to another size."""
+        """The clip as it was sampled; None where it was not, or resized to another size."""
         _, clip = self._clips.get(_key(video), (None, None))
         if clip is None:
             return None
@@ -354,14 +343,11 @@ class ClipStore:
         return clip if size == clip.frame_size else None
 
     def keep(self, video: Video, clip: Clip) -> None:
-        """Keep a clip, and let older ones go that there is no room for."""
+        """Keep a clip, and drop the oldest ones where they take too much memory."""
         self._clips.pop(_key(video), None)
         self._clips[_key(video)] = video, clip
-        while sum(each.frames.nbytes for _, each in self._clips.values()) > self._most_bytes:
+        while sum(kept.frames.nbytes for _, kept in self._clips.values()) > self._most_bytes:
             del self._clips[next(iter(self._clips))]
-
-
-_store: ContextVar[ClipStore | None] = ContextVar("vlkit_clips", default=None)
 
 
 def _key(video: Video) -> tuple:
@@ -369,25 +355,25 @@ def _key(video: Video) -> tuple:
     return id(source), *options
 
 
-def load_clip(video: Any, resize: Resize | None = None) -> Clip:
+def load_clip(video: Any, resize: Resize | None = None, *, cache: ClipStore | None = None) -> Clip:
     """Sample a video.
 
     The number of frames follows qwen-vl-utils' ``smart_nframes``; they are spread evenly over the
-    part asked for.
-    A frame is the one that is on screen at its time, also where the frame rate varies. Memory is
-    bounded by the frames kept; what lies between is skipped by seeking.
+    part from ``start`` to ``end``. A frame is the one on screen at its time, also where the frame
+    rate varies. Only the sampled frames are kept in memory; seeking skips the ones between.
 
     Args:
         video: a :class:`Video` or anything that it takes.
-        resize: gives each frame's (width, height) from the original's and the count of frames.
+        resize: gives each frame's (width, height) from the original's and the number of frames.
+        cache: clips sampled before; the clip is looked up there, and kept there.
 
     Raises:
         MediaError: naming the source and the remedy.
     """
     video = video if isinstance(video, Video) else Video(video)
-    store, name = _store.get(), clip_name(video.source)
-    if store and (kept := store.find(video, resize)):
+    if cache and (kept := cache.find(video, resize)):
         return kept
+    name = clip_name(video.source)
     with _open(video, name) as reader:
         indices, range_frames = sample_indices(video, reader.info, name)
         size = resize(reader.info.size, len(indices)) if resize else reader.info.size
@@ -397,8 +383,8 @@ def load_clip(video: Any, resize: Resize | None = None) -> Clip:
                 picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
             frames[position] = np.asarray(picture)
     clip = Clip(frames, tuple(indices), range_frames, reader.info, name)
-    if store:
-        store.keep(video, clip)
+    if cache:
+        cache.keep(video, clip)
     return clip
 
 
