@@ -137,7 +137,7 @@ def test_zeros_that_a_power_cut_left_are_cut_off(tmp_path):
 def test_a_file_of_somebody_else_is_left_alone(tmp_path, content):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
-    with pytest.raises(VlkitError, match=r"questions\.jsonl holds something else .* name another"):
+    with pytest.raises(VlkitError, match=r"questions\.jsonl contains something other .* choose another"):
         Journal(path)
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
 
@@ -214,10 +214,10 @@ def test_resume_false_refuses_rows_and_deletes_nothing(tmp_path):
     ("name", "message"),
     [
         ("nowhere/run.jsonl", "nowhere does not exist; create it"),
-        ("folder", "is no file"),
-        ("run.csv", "is written as JSON lines; name a .jsonl file"),
+        ("folder", "is not a file"),
+        ("run.csv", "must be a .jsonl file, as rows are written as JSON lines"),
         ("/proc/run.jsonl", r"/proc/run\.jsonl cannot be written \(No such file or directory\)"),
-        ("汉" * 100 + ".jsonl", "File name too long; name another file"),
+        ("汉" * 100 + ".jsonl", "File name too long; choose another file"),
     ],
 )
 def test_places_that_cannot_be_written(tmp_path, name, message):
@@ -285,12 +285,12 @@ def test_parts_are_merged_in_order_of_the_rows(tmp_path):
     journals = [Journal(path, part=part) for part in range(3)]
     for index in range(10):
         journals[index % 3].append(f"key {index}", index, reply(f"answer {index}"))
-    with pytest.raises(VlkitError, match="part-00001 is being written"):
-        journals[0].merge()
+    with pytest.raises(VlkitError, match="part-00000 is being written"):
+        Journal(path)
     assert len(journals[0].parts) == 3
     for journal in journals:
         journal.close()
-    journals[0].merge()
+    Journal(path).close()
     assert [record["text"] for record in lines(path)] == [f"answer {i}" for i in range(10)]
     assert os.listdir(tmp_path) == ["run.jsonl"]
 
@@ -305,7 +305,7 @@ def test_rows_of_a_process_that_died_count(tmp_path, part):
     with Journal(path, part=part) as journal:
         assert sorted(journal.finished) == [f"key {i}" for i in range(4)]
         journal.append("key 4", 4, reply())
-    journal.merge()
+    Journal(path).close()
     assert [record["index"] for record in lines(path)] == [0, 1, 2, 3, 4]
     assert os.listdir(tmp_path) == [path.name]
 
