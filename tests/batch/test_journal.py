@@ -137,7 +137,9 @@ def test_zeros_that_a_power_cut_left_are_cut_off(tmp_path):
 def test_a_file_of_somebody_else_is_left_alone(tmp_path, content):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
-    with pytest.raises(VlkitError, match=r"questions\.jsonl contains something other .* choose another"):
+    with pytest.raises(
+        VlkitError, match=r"questions\.jsonl contains something other .* choose another"
+    ):
         Journal(path)
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
 

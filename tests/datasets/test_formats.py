@@ -317,7 +317,11 @@ def test_pictures_of_one_name_are_copied_apart(folder):
         ),
         ("d.jsonl", '{"objects": {}, "messages": [], "images": [3]}', "row 1: its picture is 3"),
         ("d.jsonl", '{"objects": {}, "messages": []}', "row 1: it names no picture"),
-        ("d.jsonl", '{"messages": [], "images": ["a.png"]}', "cannot tell which family.*pass one of .*qwen2_5_vl"),
+        (
+            "d.jsonl",
+            '{"messages": [], "images": ["a.png"]}',
+            "cannot tell which family.*pass one of .*qwen2_5_vl",
+        ),
     ],
 )
 def test_malformed_files_are_one_line(folder, name, text, message):
