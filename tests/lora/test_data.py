@@ -270,7 +270,7 @@ PROBLEMS = {
     "picture as a clip": (qwen("<video>a.png</video>?", "A"), r"a\.png is not a clip"),
     "part that a clip has not": (
         chat([{"type": "video", "video": "clip", "video_start": 9.0}, TEXT], "A"),
-        "start=9 lies behind the end",
+        "start=9 is behind the end",
     ),
     "picture of another folder": (qwen("<img>sub/b.png</img>?", "A"), r"sub/b\.png is missing"),
     "name on two lines": (qwen("<img>no\npe.png</img>?", "A"), r"image 'no\\npe\.png' is missing"),
