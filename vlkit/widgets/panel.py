@@ -116,8 +116,8 @@ class Panel(PanelBox, metaclass=_AbstractWidget):
         above: widgets above the answer.
 
     Attributes:
-        reply: the Reply to the last question, also of a stopped one; None before, while one is
-            being answered, and after an error.
+        reply: the Reply to the last question, also a stopped one; None at first, during an
+            answer, and after an error.
     """
 
     def __init__(
