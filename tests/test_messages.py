@@ -178,6 +178,15 @@ def test_spellings(given, expected):
     assert as_messages(as_messages(given)) == expected
 
 
+def test_checked_messages_are_not_checked_again():
+    checked = as_messages([one("a"), one("b", "assistant")])
+    assert as_messages(checked) is checked
+    again = as_messages([*checked, one("c")])
+    assert again is not checked and again[:2] == checked
+    with pytest.raises(VlkitError, match="message 1"):
+        as_messages([*checked[:1], {"role": "nobody"}])
+
+
 def test_checking_leaves_the_input_alone():
     content = [{"type": "text", "text": "a", "image": None}]
     given = one(content)
@@ -204,7 +213,7 @@ def test_checking_leaves_the_input_alone():
         ([one([{}])], ("message 0", "text, image or video", "{}")),
         ([one([{"type": "text"}])], ("message 0", "text, image or video")),
         ([one([{"type": "text", "text": 3}])], ("message 0", "string", "int")),
-        ([one("a"), one("\ud800")], ("message 1", "half a character")),
+        ([one("a"), one("\ud800")], ("message 1", "lone surrogate")),
         ([one([{"type": "image"}])], ("message 0", "text, image or video")),
         ([one([{"type": "image", "image": None}])], ("message 0", "text, image or video")),
         ([one([{"type": "image_url", "image_url": {}}])], ("message 0", "text, image or video")),
@@ -234,7 +243,7 @@ def test_malformed_messages_are_named(messages, words):
         (lambda: vlkit.user(pathlib.Path("a.png"), "?"), ("string", "PosixPath")),
         (lambda: vlkit.user(None), ("string", "NoneType")),
         (lambda: vlkit.system(b"bytes"), ("string", "bytes")),
-        (lambda: vlkit.assistant("\udcff"), ("half a character",)),
+        (lambda: vlkit.assistant("\udcff"), ("lone surrogate",)),
         (lambda: vlkit.user("?", None), ("NoneType", "pass a path")),
         (lambda: vlkit.user("?", ["a.png"]), ("one by one", "vlkit.Video")),
         (lambda: vlkit.user("?", b""), ("empty",)),

@@ -6,41 +6,38 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlkit.errors import VlkitError, shorten
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises VlkitError."""
+def read_text(path: Path, kind: type[VlkitError] = VlkitError) -> str:
+    """A UTF-8 file. Raises ``kind``."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         why = f"is not UTF-8 text ({error.reason}); save it as UTF-8"
-    except (OSError, ValueError) as error:  # the latter of a NUL in the path
+    except (OSError, ValueError) as error:  # the latter for a NUL in the path
         why = f"cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
-    raise VlkitError(f"{shorten(os.fsdecode(path))} {why}")
+    raise kind(f"{shorten(os.fsdecode(path))} {why}")
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises VlkitError."""
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise VlkitError(f"{path} is no JSON: {error}") from None
+def read_json(path: Path, kind: type[VlkitError] = VlkitError) -> Any:
+    """A JSON file. Raises ``kind``."""
+    return _parse(read_text(path, kind), str(path), kind)
 
 
 def read_rows(path: Path) -> list[dict]:
     """The objects of a .jsonl, or of the list in a .json. Raises VlkitError naming the line."""
     text = read_text(path)
     if text.lstrip().startswith("["):
-        rows = list(enumerate(read_json(path), start=1))
+        rows = list(enumerate(_parse(text, str(path)), start=1))
     else:
         lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-        rows = [(n, _parse_line(path, n, line)) for n, line in lines]
+        rows = [(n, _parse(line, f"{path}, line {n}")) for n, line in lines]
     for number, row in rows:
         if not isinstance(row, dict):
             raise VlkitError(f"{path}, row {number}: expected a JSON object, not {row!r:.40}")
@@ -48,47 +45,78 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def first_json(path: Path) -> Any:
-    """The whole of a .json that holds one object, else its first row. None where there is none."""
+    """The first row of a JSON list or of JSON lines, or the one object of a .json; None if empty.
+
+    Raises:
+        VlkitError: the first line is not JSON either.
+    """
     text = read_text(path).lstrip()
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         first = text.partition("\n")[0]
-        value = _parse_line(path, 1, first) if first else None
+        value = _parse(first, f"{path}, line 1") if first else None
     return (value[0] if value else None) if isinstance(value, list) else value
 
 
-def _parse_line(path: Path, number: int, line: str) -> Any:
+def _parse(text: str, where: str, kind: type[VlkitError] = VlkitError) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise VlkitError(f"{path}, line {number} is no JSON: {error}") from None
+        raise kind(f"{where} is not JSON: {error}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that at no time half of it is there. Raises VlkitError."""
+def write_whole(
+    path: Path,
+    content: str | bytes | Callable[[BinaryIO], Any],
+    *,
+    sync: bool = False,
+    kind: type[VlkitError] = VlkitError,
+) -> None:
+    """Write a file whole or not at all: a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; its folder is created.
+        content: text (written as UTF-8), bytes, or a function that writes to an open binary file.
+        sync: return only when the content is on the disk, safe from a power cut.
+        kind: what is raised.
+
+    Raises:
+        VlkitError: (or ``kind``) the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                if callable(content):
+                    content(stream)
+                else:
+                    stream.write(content.encode() if isinstance(content, str) else content)
+                if sync:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise VlkitError(f"{path} cannot be written: {error.strerror}") from None
+        raise kind(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def dump_lines(rows: Iterable[dict]) -> str:
-    """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def json_line(row: Any) -> bytes:
+    """A row as a line of JSON in UTF-8; a lone surrogate is escaped, as JSON allows."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def write_rows(path: Path, rows: Iterable[Any], *, sync: bool = False) -> None:
+    """Write rows as JSON lines, whole or not at all. Raises VlkitError."""
+    write_whole(path, lambda stream: stream.writelines(map(json_line, rows)), sync=sync)
 
 
 def relative(image: Path, target: Path) -> str:
-    """A picture's path as seen from the file that names it, where that is possible."""
+    """A picture's path relative to the file that names it; absolute on another drive."""
     try:
         return Path(os.path.relpath(image, target.parent)).as_posix()
     except ValueError:  # another drive
@@ -96,28 +124,34 @@ def relative(image: Path, target: Path) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """Raises VlkitError where something is in the folder, or it is a file."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise VlkitError(f"{folder} is there already; name a new or empty folder")
+    """Raises VlkitError where a folder is not empty, or is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise VlkitError(f"{folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise VlkitError(f"{folder} already exists and is not empty; choose another folder")
 
 
 def check_writable(folder: Path) -> None:
-    """Raises VlkitError where a folder, there or not, cannot be written to; makes nothing."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise VlkitError(f"{there} is a file; name a folder")
+    """Raises VlkitError where a folder, existing or not, cannot be written to; creates nothing."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise VlkitError(f"{existing} is a file; name a folder")
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise VlkitError(
-            f"{folder} cannot be written ({error.strerror}); name a folder of your own"
+            f"{folder} cannot be written ({error.strerror}); choose a folder that you can write to"
         ) from error
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` at the end, or vanishes. Raises VlkitError."""
+    """A temporary folder to fill: it becomes ``path`` on success, and is deleted on an error.
+
+    Raises:
+        VlkitError: ``path`` is not empty, or cannot be written.
+    """
     check_free(path)
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import PIL.Image
 from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.grounding.boxes import Size
 from vlkit.media.image import Image
-from vlkit.media.video import Clip, Video, load_clip
+from vlkit.media.video import Clip, ClipStore, Video, load_clip
 from vlkit.messages import (
     as_messages,
     escape_control_tokens,
@@ -168,7 +168,7 @@ def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     messages = as_messages(conversation)
     pictures, videos = media_of(messages)
     images = [each.load() for each in pictures]
-    clips = [_sample(vlm, each) for each in videos]
+    clips = [_sample(vlm, video, messages.clips) for video in videos]
     return LoadedMessages(pictures, images, clips, render_prompt(vlm.processor, messages), videos)
 
 
@@ -235,8 +235,10 @@ def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[H
 KEEP_FRAMES = {"do_sample_frames": False, "do_resize": False}
 
 
-def _sample(vlm: VLM, video: Video) -> Clip:
-    return load_clip(video, lambda size, count: vlm.rules.frame_size(size, count, video))
+def _sample(vlm: VLM, video: Video, cache: ClipStore | None) -> Clip:
+    return load_clip(
+        video, lambda size, count: vlm.rules.frame_size(size, count, video), cache=cache
+    )
 
 
 def render_prompt(processor: Any, messages: list[dict], *, finished: bool = False) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 from vlkit.errors import VlkitError
 from vlkit.media.image import Image, load_image
 from vlkit.media.sources import is_url, local_path
-from vlkit.media.video import Video
+from vlkit.media.video import ClipStore, Video
 
 ROLES = ("system", "user", "assistant")
 _LIMITS = ("max_tokens", "min_tokens", "max_pixels", "min_pixels", "strict")
 _SOURCES = ("image", "image_url", "video", "video_url", "url", "path")
-# a clip's options in an item, as qwen-vl-utils spells them where it has them
-_CLIP = {
+# a clip's options: the key in a content item (qwen-vl-utils' where it has one), the Video's field
+_CLIP_OPTIONS = {
     "fps": "fps",
     "nframes": "frames",
     "max_frames": "max_frames",
@@ -27,9 +27,22 @@ _CLIP = {
 }
 _CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".mpg", ".mpeg", ".ogv")
 _SIDES = {"resized_height", "resized_width"}
-# every <|…|> token writes a turn, a picture or a tool call, save those of grounding, which a
-# question may hold: "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
+# every <|…|> token writes a turn, a picture or a tool call, except those of grounding, which a
+# question may contain: "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
 _CONTROL = re.compile(r"<(?=\|(?!object_ref_|box_|quad_)\w+\|>)")
+
+
+class CheckedMessages(list):
+    """Messages that :func:`as_messages` has checked; it returns such a list unchanged.
+
+    The messages in it are plain dicts. A slice of it, or a list made from it, is a plain list and
+    is checked again.
+
+    Attributes:
+        clips: a cache of their sampled clips, or None.
+    """
+
+    clips: ClipStore | None = None
 
 
 def system(text: str) -> dict:
@@ -41,32 +54,36 @@ def user(text: str, *media: Any) -> dict:
     """A user's message: pictures and clips in the order given, then the text.
 
     Paths and http(s) URLs stay as they are and are read when the model is asked; PIL images,
-    arrays, tensors and bytes become upright RGB PIL images at once. A path or URL that ends like
-    a clip's (.mp4, .webm …) is one; for anything else that moves, pass a ``vlkit.Video``.
+    arrays, tensors and bytes become upright RGB PIL images at once. A path or URL with a clip's
+    suffix (.mp4, .webm …) is a clip; pass any other clip as a ``vlkit.Video``.
 
     Args:
-        text: the question; control tokens in it are harmless (see :func:`escape_control_tokens`).
+        text: the question; control tokens in it are escaped (see :func:`escape_control_tokens`).
         *media: path, ``Path``, URL, data URL, bytes, PIL image, array, tensor, ``vlkit.Image`` or
             ``vlkit.Video``.
 
     Raises:
         VlkitError: the text is not a string.
-        MediaError: bytes, an array or a tensor that is no picture.
+        MediaError: bytes, an array or a tensor that is not a picture.
     """
     return {"role": "user", "content": [*map(_media_item, media), _text_item(text)]}
 
 
 def assistant(text: str) -> dict:
-    """An assistant's message: an earlier answer, or, last in the list, a prefill to go on from."""
+    """An assistant's message: an earlier answer, or, last in the list, a prefill to continue."""
     return {"role": "assistant", "content": [_text_item(text)]}
 
 
-def as_messages(messages: str | Mapping | list) -> list[dict]:
+def as_messages(messages: str | Mapping | list) -> CheckedMessages:
     """One message, a list of messages or plain text as a checked list of messages.
+
+    A list that was checked before is returned unchanged, so a second call costs nothing.
 
     Raises:
         VlkitError: naming the message that is malformed.
     """
+    if isinstance(messages, CheckedMessages):
+        return messages
     if isinstance(messages, str):
         messages = [user(messages)]
     elif isinstance(messages, Mapping):
@@ -75,11 +92,11 @@ def as_messages(messages: str | Mapping | list) -> list[dict]:
         raise VlkitError(
             f"expected text, a message or a non-empty list of messages, not {messages!r:.60}"
         )
-    return [_check_message(i, message) for i, message in enumerate(messages)]
+    return CheckedMessages(_check_message(i, message) for i, message in enumerate(messages))
 
 
 def iterate_media(messages: list[dict]) -> Iterator[dict]:
-    """The items of pictures and clips in checked messages, in the order the model meets them."""
+    """The content items of pictures and clips in checked messages, in order."""
     for message in messages:
         yield from (item for item in message["content"] if item["type"] != "text")
 
@@ -90,25 +107,25 @@ def text_of(message: Mapping, between: str = "") -> str:
 
 
 def media_of(messages: list[dict]) -> tuple[list[Image], list[Video]]:
-    """The pictures and the clips of checked messages, each in the order the model meets them."""
+    """The pictures and the clips of checked messages, each in order."""
     media = [read_media_item(item) for item in iterate_media(messages)]
-    pictures = [each for each in media if isinstance(each, Image)]
-    return pictures, [each for each in media if isinstance(each, Video)]
+    pictures = [medium for medium in media if isinstance(medium, Image)]
+    return pictures, [medium for medium in media if isinstance(medium, Video)]
 
 
 def read_media_item(item: Mapping) -> Image | Video:
-    """A content item as a :class:`vlkit.Image` or :class:`vlkit.Video` with its own options."""
+    """A content item as a :class:`vlkit.Image` or :class:`vlkit.Video` with its options."""
     if item["type"] == "video":
-        options = {field: item[key] for key, field in _CLIP.items() if key in item}
+        options = {field: item[key] for key, field in _CLIP_OPTIONS.items() if key in item}
         return Video(item["video"], **options)
     return Image(item["image"], **{name: item[name] for name in _LIMITS if name in item})
 
 
 def escape_control_tokens(text: str) -> str:
-    """Text in which ``<|im_end|>``, ``<|image_pad|>`` and their like are no tokens any more.
+    """Text in which ``<|im_end|>``, ``<|image_pad|>`` and similar control tokens are plain text.
 
-    A space goes in after the ``<``, so that the model reads the same letters and nothing is
-    hidden. Grounding tokens stay.
+    A space after the ``<`` keeps the tokenizer from reading a token; the model still reads the
+    same letters. Grounding tokens stay.
     """
     return _CONTROL.sub("< ", text)
 
@@ -119,7 +136,9 @@ def _text_item(text: str) -> dict:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise VlkitError(f"the text holds half a character ({error}); decode it again") from error
+        raise VlkitError(
+            f"the text contains a lone surrogate ({error}); decode it again"
+        ) from error
     return {"type": "text", "text": text}
 
 
@@ -142,16 +161,16 @@ def _media_item(source: Any, *, strict: bool = True) -> dict:
 
 
 def _clip_item(video: Video) -> dict:
-    source, plain = video.source, Video(None)
+    source, defaults = video.source, Video(None)
     if isinstance(source, str | os.PathLike):
         source = source if is_url(source) else local_path(source)
-    options = {key: getattr(video, field) for key, field in _CLIP.items()}
-    given = {k: v for k, v in options.items() if v != getattr(plain, _CLIP[k])}
+    options = {key: getattr(video, field) for key, field in _CLIP_OPTIONS.items()}
+    given = {k: v for k, v in options.items() if v != getattr(defaults, _CLIP_OPTIONS[k])}
     return {"type": "video", "video": source, **given}
 
 
 def looks_like_clip(source: str | bytes) -> bool:
-    """Whether a path or URL ends like a clip's."""
+    """Whether a path or URL has a clip's suffix."""
     if isinstance(source, bytes):
         return False
     return source.partition("?")[0].lower().endswith(_CLIP_SUFFIXES)
@@ -181,17 +200,17 @@ def _check_item(item: Any) -> dict:
     kind = item.get("type", _guess_type(item))
     if kind == "text" and "text" in item:
         return _text_item(item["text"])
-    unread = _SIDES | ({"min_pixels", "max_pixels"} if kind.startswith("video") else set())
-    if found := sorted(unread & item.keys()):
+    unsupported = _SIDES | ({"min_pixels", "max_pixels"} if kind.startswith("video") else set())
+    if unread := sorted(unsupported & item.keys()):
         raise VlkitError(
-            f"{found[0]}={item[found[0]]!r} is not read; limit tokens with max_tokens, those of a "
-            "clip with max_frame_tokens (one covers 28×28 pixels; 32×32 from Qwen3-VL on)"
+            f"{unread[0]}={item[unread[0]]!r} is not supported; limit tokens with max_tokens "
+            "(a clip's with max_frame_tokens); a token covers 28×28 pixels, 32×32 from Qwen3-VL on"
         )
     if isinstance(source, Mapping):  # {"image_url": {"url": "…"}}, the OpenAI spelling
         source = source.get("url")
     if source is not None and kind in ("video", "video_url"):
         given = _clip_item(source) if isinstance(source, Video) else {"video": source}
-        return {"type": "video", **given} | {key: item[key] for key in _CLIP if key in item}
+        return {"type": "video", **given} | {key: item[key] for key in _CLIP_OPTIONS if key in item}
     if source is None or kind not in ("image", "image_url"):
         raise VlkitError(f"expected an item of text, image or video, not {item!r:.80}")
     given = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}

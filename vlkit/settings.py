@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from vlkit.errors import ModelError, VlkitError
+from vlkit.files import write_whole
 
 MODEL_VARIABLE = "VLKIT_MODEL"  # a model for this process, whatever the file says
 FILE_VARIABLE = "VLKIT_SETTINGS"  # another file; empty: none
@@ -88,13 +89,8 @@ def remember_model(model: str | os.PathLike, **options: Any) -> Path:
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     content = {"model": model, **options}
     _checked(content, "")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.{os.getpid()}")
-        new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        new.replace(path)
-    except OSError as error:
-        raise ModelError(f"{short_path(path)} cannot be written: {error.strerror}") from error
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, text, kind=ModelError)
     return path
 
 

@@ -269,7 +269,7 @@ def test_what_cannot_be_counted(model, messages, error, match):
 
 
 def test_folders_of_no_use(tmp_path):
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with pytest.raises(ModelError, match=r"contains no config\.json"):
         vlkit.preflight(tmp_path, "Hi")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError, match="no vision model of this family"):

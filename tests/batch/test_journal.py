@@ -137,7 +137,9 @@ def test_zeros_that_a_power_cut_left_are_cut_off(tmp_path):
 def test_a_file_of_somebody_else_is_left_alone(tmp_path, content):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
-    with pytest.raises(VlkitError, match=r"questions\.jsonl holds something else .* name another"):
+    with pytest.raises(
+        VlkitError, match=r"questions\.jsonl contains something other .* choose another"
+    ):
         Journal(path)
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
 
@@ -214,10 +216,10 @@ def test_resume_false_refuses_rows_and_deletes_nothing(tmp_path):
     ("name", "message"),
     [
         ("nowhere/run.jsonl", "nowhere does not exist; create it"),
-        ("folder", "is no file"),
-        ("run.csv", "is written as JSON lines; name a .jsonl file"),
+        ("folder", "is not a file"),
+        ("run.csv", "must be a .jsonl file, as rows are written as JSON lines"),
         ("/proc/run.jsonl", r"/proc/run\.jsonl cannot be written \(No such file or directory\)"),
-        ("汉" * 100 + ".jsonl", "File name too long; name another file"),
+        ("汉" * 100 + ".jsonl", "File name too long; choose another file"),
     ],
 )
 def test_places_that_cannot_be_written(tmp_path, name, message):

@@ -250,7 +250,7 @@ def test_longer_rows_that_come_later_find_room(tiny_vlm):
         (["a"], {"max_new_tokens": 0}, "max_new_tokens=0"),
         (["a"], {"agreement": -1}, "agreement=-1 must be a whole number"),
         (["a"], {"rows": [1]}, "rows: 1 is no row of 1"),
-        (["a"], {"out": "run.csv"}, "name a .jsonl file"),
+        (["a"], {"out": "run.csv"}, "must be a .jsonl file"),
     ],
 )
 def test_wrong_options_are_named(vlm, rows, options, words):

@@ -101,7 +101,7 @@ def test_all_rows_failed_is_exit_code_1(table, tmp_path):
         ("a.jsonl", ["--batch-size", "many"], "batch_size='many'"),
         ("nowhere/a.csv", [], "nowhere does not exist"),
         ("old.jsonl", ["--no-resume"], "it already contains rows; delete it"),
-        ("a.jsonl", ["--image-column", "photo"], "no column is called 'photo'"),
+        ("a.jsonl", ["--image-column", "photo"], "there is no column 'photo'"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_overwritten(table, out, options, message):

@@ -197,7 +197,7 @@ def test_the_limit_of_the_training_counts_on_both_ways(folder):
 
 def test_the_samples_boxes_survive_every_convention(folder):
     """Every sample picture through every family and back: within half a unit of each."""
-    from vlkit.datasets.scene import Scene
+    from vlkit.datasets.pictures import Scene
     from vlkit.datasets.scenes import write_scenes
 
     samples = [sample for sample in vlkit.samples().values() if sample.boxes]
@@ -215,8 +215,8 @@ def test_the_samples_boxes_survive_every_convention(folder):
 @pytest.mark.parametrize("to", ["coco", "qwen2_5_vl"])
 def test_wrong_options_are_named_and_nothing_is_written(folder, to):
     source = chat(folder, "<image>Find the cat.", CAT)
-    with pytest.raises(VlkitError, match=r"images='.*nowhere' is no folder"):
+    with pytest.raises(VlkitError, match=r"images='.*nowhere' is not a folder"):
         vlkit.convert(source, folder / "out", to=to, images=folder / "nowhere")
-    with pytest.raises(VlkitError, match="max_image_tokens=0 must be 1 or more"):
+    with pytest.raises(VlkitError, match="max_image_tokens=0 must be a whole number, 1 or more"):
         vlkit.convert(source, folder / "out", to=to, max_image_tokens=0)
     assert not (folder / "out").exists()

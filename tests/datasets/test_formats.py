@@ -11,7 +11,7 @@ import pytest
 
 import vlkit
 from vlkit import Box, Point, Quad
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
 
@@ -142,7 +142,7 @@ def test_yolo_is_the_middle_and_the_size_as_shares(folder):
     (folder / "data.yaml").write_text("names: {0: katze, 1: hund}\n")
     assert [box.label for box in read_scenes(folder)[0].items] == ["hund", "katze"]
     (folder / "labels" / "a.txt").write_text("0 0 0 1 0 1 1 0 1\n")
-    with pytest.warns(UserWarning, match="1 polygons left out"):
+    with pytest.warns(UserWarning, match="left out 1 polygons"):
         assert read_scenes(folder)[0].items == ()
 
 
@@ -166,7 +166,7 @@ def test_label_studio_percent_rotation_and_addresses(folder):
     for source in ("/data/local-files/?d=some/where/a.png", "/data/upload/1/a.png", "a.png"):
         tasks = [{"data": {"image": source}, "annotations": [{"result": [result, other]}]}]
         (folder / "d.json").write_text(json.dumps(tasks))
-        with pytest.warns(UserWarning, match="1 results left out"):
+        with pytest.warns(UserWarning, match="left out 1 results"):
             (scene,) = read_scenes(folder / "d.json")
         assert scene.image == folder / "a.png"
         (quad,) = scene.items  # 20 wide and 20 high, hanging from (100, 0) to the left
@@ -226,7 +226,7 @@ def test_ms_swift_labels_go_on_from_the_question(folder):
 def test_rows_that_ask_with_a_box_are_left_out_of_scenes(folder):
     objects = {"ref": [], "bbox": [[1, 2, 3, 4]]}
     path = swift(folder, messages=said("<image>What is in <bbox>?", "A cat."), objects=objects)
-    with pytest.warns(UserWarning, match="1 rows that ask with a box left out"):
+    with pytest.warns(UserWarning, match="left out 1 rows with a box in the question"):
         assert read_scenes(path) == []
 
 
@@ -243,7 +243,7 @@ def test_boxes_made_before_the_exif_rotation_are_refused(folder):
     path.write_text(json.dumps(row | {"width": 100, "height": 200}))
     assert read_scenes(path)[0].size == (100, 200)
     path.write_text(json.dumps(row | {"width": 50, "height": 100}))
-    with pytest.raises(VlkitError, match="of another"):
+    with pytest.raises(VlkitError, match="for another size"):
         read_scenes(path)
 
 
@@ -288,13 +288,13 @@ def test_pictures_of_one_name_are_copied_apart(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("d.json", "", "cannot be told"),
-        ("d.json", "[]", "cannot be told"),
-        ("d.json", "{nope", "line 1 is no JSON"),
-        ("d.json", '{"x": 1}', "cannot be told"),
+        ("d.json", "", "cannot tell the format of"),
+        ("d.json", "[]", "cannot tell the format of"),
+        ("d.json", "{nope", "line 1 is not JSON"),
+        ("d.json", '{"x": 1}', "cannot tell the format of"),
         ("d.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError"),
         ("d.json", '{"images": [], "annotations": [{}], "categories": []}', "KeyError"),
-        ("d.json", '{"images": [], "annotations": {}, "categories": 7}', "no COCO file"),
+        ("d.json", '{"images": [], "annotations": {}, "categories": 7}', "not a COCO file"),
         ("d.jsonl", '{"sent": "x"}', 'row 1 lacks "image"'),
         (
             "d.jsonl",
@@ -308,7 +308,7 @@ def test_pictures_of_one_name_are_copied_apart(folder):
         ),
         ("d.jsonl", '{"sent": "x", "image": "a.png", "bbox": [1,2,3,4]}\n[1]', "row 2: expected"),
         ("d.jsonl", '{"sent": "x", "image": "a.png", "width": -1, "height": 2}', "its size is"),
-        ("d.json", '[{"data": {}, "annotations": []}]', "task 1 is no Label Studio"),
+        ("d.json", '[{"data": {}, "annotations": []}]', "task 1 is not a Label Studio"),
         ("d.json", '[{"data": {"image": "a.png"}, "annotations": [{"result": [{}]}]}]', "task"),
         (
             "d.jsonl",
@@ -317,7 +317,11 @@ def test_pictures_of_one_name_are_copied_apart(folder):
         ),
         ("d.jsonl", '{"objects": {}, "messages": [], "images": [3]}', "row 1: its picture is 3"),
         ("d.jsonl", '{"objects": {}, "messages": []}', "row 1: it names no picture"),
-        ("d.jsonl", '{"messages": [], "images": ["a.png"]}', "pass the one, of .*qwen2_5_vl"),
+        (
+            "d.jsonl",
+            '{"messages": [], "images": ["a.png"]}',
+            "cannot tell which family.*qwen2_5_vl",
+        ),
     ],
 )
 def test_malformed_files_are_one_line(folder, name, text, message):
@@ -331,11 +335,11 @@ def test_malformed_files_are_one_line(folder, name, text, message):
     "answer, objects, message",
     [
         ("<bbox>", {"bbox": []}, "more <bbox> than its objects"),
-        ("none", {"bbox": [[1, 2, 3, 4]]}, "1 boxes more than <bbox>"),
+        ("none", {"bbox": [[1, 2, 3, 4]]}, "1 more boxes than <bbox>"),
         ("<ref-object><bbox>", {"bbox": [[1, 2, 3, 4]]}, "more <ref-object>"),
-        ("<bbox>", {"bbox": [[1, 2, 3]]}, "is no box"),
-        ("<bbox>", {"bbox": ["abcd"]}, "is no box"),
-        ("<bbox>", {"bbox": [[1, 2, 3, 4]], "image_id": [1]}, "other pictures"),
+        ("<bbox>", {"bbox": [[1, 2, 3]]}, "is neither a box"),
+        ("<bbox>", {"bbox": ["abcd"]}, "is neither a box"),
+        ("<bbox>", {"bbox": [[1, 2, 3, 4]], "image_id": [1]}, "on another picture"),
     ],
 )
 def test_malformed_ms_swift(folder, answer, objects, message):
@@ -347,12 +351,12 @@ def test_malformed_ms_swift(folder, answer, objects, message):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "holds no Annotations"),
-        ({"a.xml": "<annotation>"}, "no Pascal VOC"),
-        ({"a.xml": "<annotation/>"}, "lacks <filename>"),
+        ({}, "has no Annotations"),
+        ({"a.xml": "<annotation>"}, "not a Pascal VOC"),
+        ({"a.xml": "<annotation/>"}, "it has no <filename>"),
         ({"a.xml": "<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>"}, "declares entities"),
         ({"labels/a.txt": "0 0 0 1 1", "images/x": ""}, "neither a data.yaml"),
-        ({"labels/a.txt": "", "classes.txt": "cat"}, "holds no pictures"),
+        ({"labels/a.txt": "", "classes.txt": "cat"}, "contains no pictures"),
     ],
 )
 def test_malformed_folders(tmp_path, files, message):
@@ -372,7 +376,7 @@ def test_malformed_yolo_lines_are_named(folder, scenes, line):
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(folder, scenes):
-    with pytest.raises(VlkitError, match="is there already"):
+    with pytest.raises(VlkitError, match="already exists and is not empty"):
         write_scenes(scenes, folder, format="yolo")
     path = folder / "d.json"
     path.write_text("before")

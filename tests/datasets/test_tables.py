@@ -163,7 +163,7 @@ def test_cells_are_put_in_as_they_are(prompt, text):
     "prompt", ["{c}", "{a.__class__}", "{a!r}", "{0}", "{}", "{a", "a}", '{"a": 1}']
 )
 def test_anything_else_in_braces_is_refused(prompt):
-    with pytest.raises(VlkitError, match=r"names no column; columns = \['a'\] .*doubled"):
+    with pytest.raises(VlkitError, match=r"is not a column; columns = \['a'\] .*double"):
         read_conversations(pd.DataFrame({"a": ["x"]}), prompt)
 
 
@@ -187,7 +187,7 @@ def test_a_bad_row_is_left_to_fail_by_itself():
     ("name", "content", "message"),
     [
         ("t.csv", None, "does not exist"),
-        ("t.xlsx", b"x", r"ends in none of \.csv, "),
+        ("t.xlsx", b"x", r"is not one of \.csv, "),
         ("t.csv", b"", "is empty; it needs a header"),
         ("t.csv", b"image;prompt\na;b\n", "separates its cells by ';'; save it with commas"),
         ("t.csv", b"image\tprompt\na\tb\n", "separates its cells by"),
@@ -204,10 +204,10 @@ def test_a_bad_row_is_left_to_fail_by_itself():
         ),
         ("t.csv", b"image,prompt\na,b,c\n", "more cells than its header"),
         ("t.csv", b"image,prompt\na,b\na,b,c\n", "cannot be read"),
-        ("t.csv", b"image,answer\na,b\n", r"no column is called prompt or .*\['image', 'answer'\]"),
+        ("t.csv", b"image,answer\na,b\n", r"there is no column prompt or .*\['image', 'answer'\]"),
         ("t.jsonl", b'{"prompt": "a"}\n{"prompt', "line 2 is not JSON"),
-        ("t.jsonl", b"[1]\n", "no list of objects"),
-        ("t.json", b'{"prompt": "a"}', "no list of objects"),
+        ("t.jsonl", b"[1]\n", "row 1: expected a JSON object"),
+        ("t.json", b'{"prompt": "a"}', "expected a list of objects"),
         ("t.parquet", b"no parquet", "cannot be read"),
     ],
 )
@@ -220,7 +220,7 @@ def test_tables_that_cannot_be_read(tmp_path, name, content, message):
 
 def test_other_mistakes(tmp_path):
     frame = pd.DataFrame({"prompt": ["?"]})
-    with pytest.raises(VlkitError, match=r"no column is called 'photo'; columns = \['prompt'\]"):
+    with pytest.raises(VlkitError, match=r"there is no column 'photo'; columns = \['prompt'\]"):
         read_conversations(frame, image="photo")
     with pytest.raises(VlkitError, match="the DataFrame has several columns called 'prompt'"):
         read_conversations(pd.concat([frame, frame], axis=1))
@@ -230,7 +230,7 @@ def test_other_mistakes(tmp_path):
         read_conversations([frame])
     with pytest.raises(VlkitError, match="without pictures"):
         read_conversations(tmp_path, "?")
-    with pytest.raises(VlkitError, match=r"none of \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(VlkitError, match=r"not one of \.csv, \.jsonl, \.parquet"):
         write_table(frame, tmp_path / "t.xlsx")
     with pytest.raises(VlkitError, match=r"the folder .*nowhere does not exist; create it"):
         write_table(frame, tmp_path / "nowhere" / "t.csv")
@@ -245,7 +245,7 @@ def test_other_mistakes(tmp_path):
 
 def test_rows_without_a_picture_among_others_are_counted():
     table = pd.DataFrame({"image": ["a.png", "", None, "b.png"], "prompt": list("abcd")})
-    with pytest.warns(UserWarning, match=r"2 rows of 4 hold no picture or clip in \['image'\]"):
+    with pytest.warns(UserWarning, match=r"2 rows of 4 have no picture or clip in \['image'\]"):
         conversations = read_conversations(table)
     assert said(conversations[1]) == ([], "b") and said(conversations[3])[0]
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import Box
 from vlkit.cli.app import app
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
 from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions
@@ -134,7 +134,7 @@ def test_nothing_is_left_of_a_run_that_breaks_off(vlm, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    with pytest.raises(VlkitError, match="is there already"):
+    with pytest.raises(VlkitError, match="already exists and is not empty"):
         result.save(tmp_path / "out")
 
 
@@ -154,7 +154,7 @@ def test_killed_while_asking_leaves_no_folder(warm, tmp_path):
     [
         (["tiny", "nothing.json"], "nothing.json does not exist"),
         (["tiny", "samples", "--prompt", "Where is it?"], '"{label}"'),
-        (["tiny", "samples", "--output-dir", "full"], "is there already"),
+        (["tiny", "samples", "--output-dir", "full"], "already exists and is not empty"),
         (["nowhere", "samples", "--output-dir", "x"], "'nowhere' is neither a folder"),
         (["tiny", "empty.json"], "has no boxes to ask for"),
     ],

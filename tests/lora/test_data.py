@@ -271,7 +271,7 @@ PROBLEMS = {
     "picture as a clip": (qwen("<video>a.png</video>?", "A"), r"a\.png is not a clip"),
     "part that a clip has not": (
         chat([{"type": "video", "video": "clip", "video_start": 9.0}, TEXT], "A"),
-        "start=9 lies behind the end",
+        "start=9 is behind the end",
     ),
     "picture of another folder": (qwen("<img>sub/b.png</img>?", "A"), r"sub/b\.png is missing"),
     "name on two lines": (qwen("<img>no\npe.png</img>?", "A"), r"image 'no\\npe\.png' is missing"),
@@ -322,7 +322,7 @@ PROBLEMS = {
     ),
     "swift box left": (
         chat("<image>?", "A", images=["a.png"], objects={"ref": [], "bbox": [[0, 0, 9, 9]]}),
-        "1 boxes more than <bbox>",
+        "1 more boxes than <bbox>",
     ),
     "pixels on two sizes": (
         chat("<image><image>?", "<ref-object><bbox>", images=["a.png", "clip/0.png"],
@@ -354,7 +354,7 @@ PROBLEMS = {
     "history of no list": ({"query": "A", "response": "B", "history": 5}, "its history is 5"),
     "history of no pairs": ({"query": "A", "response": "B", "history": ["C"]}, "pairs of texts"),
     "no picture file": (qwen("<img>meta.json</img>?", "A"), "is not a picture"),
-    "half a character": (qwen("What?", "\ud800"), "half a character"),
+    "lone surrogate": (qwen("What?", "\ud800"), "lone surrogate"),
     "no turns": ({"conversations": []}, "no list of messages"),
     "nothing known": ({"colour": "red"}, "no columns for question and answer"),
     "no object": (5, "expected an object, not 5"),

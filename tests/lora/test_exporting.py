@@ -220,7 +220,7 @@ def test_boxes_of_ms_swift_need_a_family_elsewhere(pictures, tmp_path):
 
 
 def test_folder_in_use_and_picture_gone(pictures, tmp_path):
-    with pytest.raises(VlkitError, match="name a new or empty folder"):
+    with pytest.raises(VlkitError, match="is not empty; choose another folder"):
         export(rows_of(pictures), pictures)
     data = load_conversations(rows_of(pictures))
     (pictures / "a.png").unlink()

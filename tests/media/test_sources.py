@@ -151,7 +151,7 @@ def test_scheme_in_capitals(address):
         ("to_file", ("could not be downloaded|answered HTTP 302", "check the address")),
         ("page", ("is not a picture", "<html>Pleas")),
         ("empty", ("is empty (0 bytes)", "again")),
-        ("short", (f"short broke off after {len(PNG) - 20} of {len(PNG)} bytes", "try again")),
+        ("short", (f"short was cut off after {len(PNG) - 20} of {len(PNG)} bytes", "try again")),
         ("nonsense", ("could not be downloaded", "check the address")),
     ],
 )

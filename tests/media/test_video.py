@@ -185,9 +185,9 @@ def test_options_out_of_range(options, match):
 
 
 def test_more_asked_than_there_is(clip_path):
-    with pytest.raises(MediaError, match=r"frames=100, but .* has only 90"):
+    with pytest.raises(MediaError, match=r"frames=100, but that part of .* has 90 frames"):
         load_clip(vlkit.Video(clip_path, frames=100))
-    with pytest.raises(MediaError, match=r"start=4 lies behind the end .*3\.00 s"):
+    with pytest.raises(MediaError, match=r"start=4 is behind the end .*3\.00 s"):
         load_clip(vlkit.Video(clip_path, start=4))
 
 

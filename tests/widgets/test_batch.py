@@ -102,7 +102,7 @@ def test_saved_as_a_table(make, folder, monkeypatch):
     assert records[3]["error"].startswith("MediaError: ") and records[3]["image"] == "torn.png"
     panel.save_as.value = "answers.txt"
     panel.save_button.click()
-    assert "ends in none of .csv, .jsonl, .parquet" in panel.status.value
+    assert "is not one of .csv, .jsonl, .parquet" in panel.status.value
 
 
 def test_stopped_with_a_journal_it_goes_on(make, vlm, folder, monkeypatch):
@@ -150,8 +150,8 @@ def test_content_is_data(make, folder):
     [
         ("nowhere", "?", "nowhere does not exist"),
         ("", "?", "no source; name a folder"),
-        ("{folder}", "{nothing}", "names no column"),
-        ("{folder}", "", "no column is called prompt"),
+        ("{folder}", "{nothing}", "is not a column"),
+        ("{folder}", "", "there is no column prompt"),
     ],
 )
 def test_mistakes_are_one_line_in_the_panel(make, folder, source, prompt, message):

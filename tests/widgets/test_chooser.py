@@ -77,7 +77,7 @@ def test_what_does_not_load_is_one_line_and_the_panel_goes_on(file, tmp_path):
     panel.model.value = " "
     for button in (panel.try_button, panel.remember_button):
         button.click()
-        assert "no model is named" in panel.status.value
+        assert "no model is chosen" in panel.status.value
     assert not file.exists()
 
 

@@ -128,7 +128,7 @@ def test_the_button_hands_the_json_to_the_browser(panel, monkeypatch):
 
 def test_no_box_no_picture_and_no_words_are_one_line(panel):
     panel.ask_box()
-    assert "no box is drawn; drag with the mouse" in panel.status.value
+    assert "there is no box; draw one with the mouse" in panel.status.value
     panel.picker.sample.value = ""
     assert ask(panel, "Detect all objects.") is None
     assert "MediaError: no picture is chosen" in panel.status.value

@@ -130,7 +130,7 @@ def test_pause_stop_and_resume(panel, monkeypatch):
     while "Paused." not in panel.status.value and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    assert waits[-1] == 3 and panel.pause_button.description == "Go on"
+    assert waits[-1] == 3 and panel.pause_button.description == "Continue"
     panel.pause_button.click()
     panel.stop_button.click()
     assert panel.wait(LONG)

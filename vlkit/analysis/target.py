@@ -21,7 +21,7 @@ from vlkit.models.families import (
     published_rules,
     rules_of_processor,
 )
-from vlkit.models.hub import HUB_ID, HUBS, ModelFolder, cached_folder, read_config, read_json
+from vlkit.models.hub import HUB_ID, HUBS, ModelFolder, cached_folder, read_config, read_model_file
 from vlkit.models.load import Model, load_processor
 from vlkit.models.memory import Cost, count_cost
 
@@ -130,7 +130,7 @@ def _folder_target(name: str, folder: Path) -> Target:
     processor = _own_processor(name, folder, config)
     if processor is None:
         file = folder / "preprocessor_config.json"
-        rules = published_rules(family, read_json(file) if file.is_file() else None)
+        rules = published_rules(family, read_model_file(file) if file.is_file() else None)
     else:
         rules = rules_of_processor(processor, family, None)
     return Target(name, family, rules, context, processor, folder=folder)
@@ -138,7 +138,7 @@ def _folder_target(name: str, folder: Path) -> Target:
 
 def _weight_bytes(folder: Path) -> int:
     index = folder / "model.safetensors.index.json"  # knows of shards that are not there yet
-    total = index.is_file() and read_json(index).get("metadata", {}).get("total_size")
+    total = index.is_file() and read_model_file(index).get("metadata", {}).get("total_size")
     return total or sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

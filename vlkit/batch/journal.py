@@ -14,49 +14,49 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError, warn_user
+from vlkit.files import json_line, write_rows
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a killed process loses nothing that was written
-
-
-_BEGINNING = b'{"key": "'
+_BEGINNING = b'{"key": "'  # of every line
 
 
 class Journal:
     """Finished rows in a JSONL file that is only ever appended to, one writer at a time.
 
-    A line is written with a single call, so a reader sees whole rows. What a kill may have left
-    torn, the last line, is cut off at the next opening, and its row is computed anew. Parts that
-    processes of a sharded run left behind count, too; without ``part`` they are merged first.
+    A line is written with a single call, so a reader sees whole rows. A kill can tear only the last
+    line: it is cut off when the file is opened again, and its row is computed again. The parts that
+    processes of a sharded run left are read, too; without ``part`` they are first merged into the
+    file, one line a row, in the order of the rows.
 
     Args:
         path: the file; its folder must exist.
-        resume: with False, a file that holds rows is refused (and never deleted).
-        part: the number of a process of a sharded run, which writes ``path.part-…`` instead.
+        resume: with False, a file with rows is refused (and never deleted).
+        part: the number of a process in a sharded run, which writes ``path.part-…`` instead.
 
     Attributes:
         path: the file.
-        finished: the records of all rows that have an answer, by key; those of failures are not
-            among them, so that they are tried again.
+        finished: the records of all rows with an answer, by key; failed rows are not in it, so
+            that they are tried again.
 
     Raises:
-        VlkitError: the file cannot be written, holds something else than results, or another
+        VlkitError: the file cannot be written, contains something other than results, or another
             process is writing it.
     """
 
     def __init__(self, path: str | os.PathLike, *, resume: bool = True, part: int | None = None):
         self.path = Path(path).expanduser()
-        self._own = self.path if part is None else _part_path(self.path, part)
+        self._written = self.path if part is None else _part_path(self.path, part)
         _check_place(self.path)
-        self._lock = _lock(self._own)
+        self._lock = _lock(self._written)
         try:
-            if not resume:  # the other processes' parts may be under way already
-                _refuse_rows([self.path, self._own] if part is not None else self._files)
+            if not resume:  # other processes may have begun their parts already
+                _refuse_rows([self.path, self._written] if part is not None else self._files)
             self.finished = _finished(self._files)
-            _cut_torn_line(self._own)
+            _cut_torn_line(self._written)
             if part is None:
-                self._absorb()
-            self._file = _open_to_append(self._own)
+                self._merge_parts()
+            self._file = _open_to_append(self._written)
         except BaseException:
             _unlock(self._lock)
             raise
@@ -64,7 +64,7 @@ class Journal:
 
     @property
     def parts(self) -> list[Path]:
-        """The files of a sharded run's processes that are there."""
+        """The existing files of a sharded run's processes."""
         return sorted(self.path.parent.glob(glob.escape(self.path.name) + ".part-*[0-9]"))
 
     @property
@@ -74,25 +74,25 @@ class Journal:
     def append(
         self, key: str, index: int, result: Reply | Failure, sources: Sequence[str] = ()
     ) -> Reply | Failure:
-        """Write a row: it is in the file when this returns, whole or, on an error, not at all.
+        """Write a row, whole or, on an error, not at all.
 
         Args:
             key: from :func:`row_key`.
             index: the row's number.
             result: the answer, or why there is none.
-            sources: the names of its media, for people who read the file.
+            sources: the names of its media, for readers of the file.
 
         Returns:
-            What the file holds now: the result, or the Failure of one that cannot be written.
+            What the file now contains: the result, or the Failure of one that cannot be written.
 
         Raises:
-            VlkitError: the disk is full, or the file cannot be written any more.
+            VlkitError: the disk is full, or the file can no longer be written.
         """
         written = attempt(_compose, result, index, key, sources)
         if isinstance(written, Failure):
             result, written = written, _compose(written, index, key, sources)
         record, line = written
-        _write_line(self._file, self._own, line)
+        _write_line(self._file, self._written, line)
         if not isinstance(result, Failure):
             self.finished[key] = record
         if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -100,24 +100,23 @@ class Journal:
         return result
 
     def close(self) -> None:
-        """Bring everything to the disk and let others write; a second call does nothing."""
+        """Write everything to the disk and release the lock; a second call does nothing."""
         if self._file >= 0:
             self._sync()
             os.close(self._file)
             self._file = -1
             _unlock(self._lock)
 
-    def _absorb(self) -> None:
-        """One file of it and all parts: a line a row, in the order of the rows.
-
-        The parts are deleted when the new file is in its place, so a kill loses nothing.
-        """
+    def _merge_parts(self) -> None:
+        """The parts are deleted after the new file is complete, so a kill loses nothing."""
         parts, locks = self.parts, []
         try:
             for part in parts:
                 locks.append(_lock(part))
             if parts:
-                _write_in_order(self.path, _latest([self.path, *parts]).values())
+                records = _latest([self.path, *parts]).values()
+                in_order = sorted(records, key=lambda record: record["index"])
+                write_rows(self.path, in_order, sync=True)
             for part in parts:
                 part.unlink()
         finally:
@@ -143,7 +142,7 @@ def _finished(files: Sequence[Path]) -> dict[str, dict]:
 
 
 def _latest(files: Sequence[Path]) -> dict[str, dict]:
-    """The last record of each row; a failure never takes the place of an answer."""
+    """The last record of each row; a failure never replaces an answer."""
     records: dict[str, dict] = {}
     for file in files:
         for record in _records(file):
@@ -190,8 +189,8 @@ def _parse(line: bytes) -> dict | None:
 
 def _refuse(file: Path, number: int, line: bytes) -> NoReturn:
     raise VlkitError(
-        f"{file} holds something else than results of vlkit (line {number}: {line[:40]!r}); "
-        "name another file for out="
+        f"{file} contains something other than results of vlkit (line {number}: {line[:40]!r}); "
+        "choose another file for out="
     )
 
 
@@ -204,13 +203,13 @@ def _check_place(path: Path) -> None:
     try:
         is_other = path.exists() and not path.is_file()
     except OSError as error:  # a name that is too long
-        raise VlkitError(f"out={str(path)!r:.80}: {error.strerror}; name another file") from error
+        raise VlkitError(f"out={str(path)!r:.80}: {error.strerror}; choose another file") from error
     if is_other:
-        raise VlkitError(f"out={str(path)!r} is no file; name a .jsonl file")
+        raise VlkitError(f"out={str(path)!r} is not a file; choose a .jsonl file")
     if path.suffix.lower() in (".csv", ".tsv", ".json", ".parquet", ".xlsx"):
         raise VlkitError(
-            f"out={str(path)!r} is written as JSON lines; name a .jsonl file, and write the table "
-            "with vlkit.write_table"
+            f"out={str(path)!r} must be a .jsonl file, as rows are written as JSON lines; write "
+            "the table with vlkit.write_table"
         )
 
 
@@ -218,8 +217,8 @@ def _refuse_rows(files: Iterable[Path]) -> None:
     for file in files:
         if file.exists() and file.stat().st_size:
             raise VlkitError(
-                f"{file} exists and resume=False; delete it, name another file, or go on with "
-                "resume=True"
+                f"{file} exists and resume=False; delete it, choose another file, or continue it "
+                "with resume=True"
             )
 
 
@@ -231,16 +230,16 @@ def _lock(file: Path) -> FileLock:
     path = file.with_name(f".{file.name}.lock")
     lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        path.touch()  # where no file can be made, filelock waits as if somebody held it
+        path.touch()  # where no file can be created, filelock would wait as if it were locked
         lock.acquire()
     except Timeout as error:
         raise VlkitError(
-            f"{file} is being written by another process; wait for it, or name another file"
+            f"{file} is being written by another process; wait for it, or choose another file"
         ) from error
     except OSError as error:
         raise VlkitError(
-            f"{file} cannot be written ({error.strerror or error}); name a file in a folder of "
-            "your own"
+            f"{file} cannot be written ({error.strerror or error}); choose a folder that you "
+            "can write to"
         ) from error
     return lock
 
@@ -261,7 +260,7 @@ def _cut_torn_line(file: Path) -> None:
             end = start + newline + 1 if newline >= 0 else start
             if newline >= 0:
                 break
-        if not end:  # not one whole line: is it a row's beginning?
+        if not end:  # no whole line: accept only the beginning of a row
             stream.seek(0)
             torn = stream.read(len(_BEGINNING)).rstrip(b"\0")
             if not torn.startswith(_BEGINNING[: len(torn)]):
@@ -284,7 +283,7 @@ def _compose(
 ) -> tuple[dict, bytes]:
     """A row's record and its line."""
     record = record_of(result, index, key) | ({"media": list(sources)} if sources else {})
-    return record, _line(record)
+    return record, json_line(record)
 
 
 def _write_line(file: int, path: Path, line: bytes) -> None:
@@ -296,18 +295,6 @@ def _write_line(file: int, path: Path, line: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     os.ftruncate(file, size)
-    raise VlkitError(f"{path} cannot be written ({reason}); make room and call again: it goes on")
-
-
-def _line(record: dict) -> bytes:
-    text = json.dumps(record, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"  # half a character, as JSON escapes it
-
-
-def _write_in_order(path: Path, records: Iterable[dict]) -> None:
-    temporary = path.with_name(f".{path.name}.merging")
-    with temporary.open("wb") as stream:
-        stream.writelines(map(_line, sorted(records, key=lambda record: record["index"])))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    raise VlkitError(
+        f"{path} cannot be written ({reason}); free some space and call again to continue"
+    )

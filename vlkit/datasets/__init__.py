@@ -12,7 +12,7 @@
 | a family, as ``qwen2_5_vl`` | a .jsonl of ``messages``, ``images`` | as that family writes |
 """
 
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 
 __all__ = ["Scene", "read_scenes", "write_scenes"]

@@ -1,4 +1,4 @@
-"""Pictures and clips in a table's cells."""
+"""A table's rows as conversations, and results as a table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
+from vlkit.datasets.conversations import media_source
 from vlkit.datasets.tables import is_missing, read_table
 from vlkit.errors import VlkitError, counted
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
@@ -26,66 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_media(cell: Any, kind: str, folder: Path | None) -> list[dict]:
-    """The pictures and clips of a cell as content items."""
-    if is_missing(cell):
-        return []
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        cell = parse(cell)
-    if isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.dtype == object):
-        return [item for each in cell for item in read_media(each, kind, folder)]
-    if isinstance(cell, Mapping) and {"bytes", "path"} & cell.keys():  # as `datasets` stores them
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str | os.PathLike):
-        cell = place(os.fspath(cell), folder)
-        kind = "video" if looks_like_clip(cell) else kind
-    kind = "video" if isinstance(cell, Video) else kind
-    return [{"type": kind, kind: cell}]
-
-
-def place(path: str, folder: Path | None) -> str:
-    """A relative path within a table's folder; a URL as it is."""
-    return path if folder is None or is_url(path) else str(folder / local_path(path))
-
-
-def parse(text: str) -> Any:
-    """JSON, or the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def check_overlooked(table: pd.DataFrame, prompt: str) -> None:
-    """A column of pictures that is not used, though nobody said so, is an error."""
-    for name in table.columns:
-        cells = [cell for cell in table[name].head(20) if not is_missing(cell)]
-        if cells and f"{{{name}}}" not in prompt and all(map(_is_media, cells)):
-            raise VlkitError(
-                f"the column {name!r} seems to hold pictures or clips, but has none of the usual "
-                f"names; pass image={str(name)!r}, or image=[] to ask without"
-            )
-
-
-def _is_media(cell: Any) -> bool:
-    if isinstance(cell, str | os.PathLike):
-        path = os.fspath(cell).partition("?")[0].lower()
-        return looks_like_clip(path) or path.endswith(PICTURE_SUFFIXES)
-    return isinstance(cell, PIL.Image.Image | Image | Video)
-
-
-def tell_of_bare_rows(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """A warning where some rows have media in these columns and others have none."""
-    bare = int(table[list(columns)].map(is_missing).all(axis=1).sum())
-    if 0 < bare < len(table):
-        warnings.warn(
-            f"{counted(bare, 'row')} of {len(table):,} hold no picture or clip in {list(columns)} "
-            "and are asked without",
-            stacklevel=3,
-        )
-
-
-# names that a column is known by, in any case; the first that is there counts
+# names by which a column is recognised, in any case; the first that exists counts
 COLUMNS = {
     "messages": ("messages",),
     "prompt": ("prompt", "question", "instruction", "query"),
@@ -93,13 +35,12 @@ COLUMNS = {
     "image": ("image", "images", "image_path", "image_url", "picture", "file_name", "filename"),
     "video": ("video", "videos", "video_path", "video_url", "clip"),
 }
-
-
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # a doubled brace, {column}, a lone brace
+_MEDIA_KEYS = ("image", "image_url", "video", "video_url", "url", "path")
 
 
 class Conversations(Sequence):
-    """Conversations read from a table, a list of messages each; made by :func:`read_conversations`.
+    """Conversations from a table, each a list of messages; see :func:`read_conversations`.
 
     Attributes:
         table: the source's columns as a DataFrame, a row for each conversation.
@@ -133,39 +74,41 @@ def read_conversations(
     """Read a table as conversations for :func:`vlkit.generate_batch`.
 
     A cell with media holds a path, a URL, a list of them (in CSV as JSON), or, in Parquet and
-    DataFrames, pictures themselves; an empty one is no picture, and a warning counts these rows.
-    Relative paths are relative to the table's folder. Content is not looked at here: a file that is
-    missing fails in its own row, and so does a row whose prompt is empty or whose messages are
-    malformed. Cells of a CSV stay text, as they are written.
+    DataFrames, pictures themselves; an empty cell is no picture, and a warning counts these rows.
+    Relative paths are relative to the table's folder. Nothing is opened or checked here: a missing
+    file, an empty prompt or malformed messages fail in their row when the model is asked. Cells of
+    a CSV are read as text.
 
     Args:
         source: path of a ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (a list of objects) or
             ``.parquet`` file; a DataFrame; or a folder of pictures, in natural order (2 before
             10), which has the columns ``image`` and ``name``.
-        prompt: the question, ``{column}`` standing for a cell: ``"Is this a {name}?"``. Braces
-            that are meant are doubled. By default, the column that holds questions.
+        prompt: the question, with ``{column}`` for a cell: ``"Is this a {name}?"``. Literal
+            braces are doubled. By default, the column with questions.
         image, video: columns with media, by default those with a usual name; ``[]`` is none.
         system: column with the system message.
-        messages: column with whole conversations, used as they are.
+        messages: column with whole conversations, used unchanged.
 
     Raises:
-        VlkitError: the file or a column cannot be read, naming the columns that there are; or a
-            column without a usual name seems to hold media, and none is named.
+        VlkitError: the file or a column cannot be read (the error lists the columns), or a column
+            with an unusual name seems to contain media and no media column is named.
     """
     table, folder = read_table(source)
     named = {"image": image, "video": video, "system": system}
-    found = {kind: _names(columns) for kind, columns in named.items()}
-    _check_columns(table, [*_names(messages), *itertools.chain(*found.values())])
-    columns = {kind: _detect(table, kind) if named[kind] is None else found[kind] for kind in named}
+    _check_columns(table, [*_names(messages), *itertools.chain(*map(_names, named.values()))])
+    columns = {
+        kind: _detect(table, kind) if names is None else _names(names)
+        for kind, names in named.items()
+    }
     whole = _names(messages) or ([] if prompt is not None else _detect(table, "messages"))
     if whole:
         return Conversations(table, [_messages(cell, folder) for cell in table[whole[0]]])
     question = _question(table, prompt)
     media = [*columns["image"], *columns["video"]]
     if media:
-        tell_of_bare_rows(table, media)
+        _warn_rows_without_media(table, media)
     elif image is None and video is None:
-        check_overlooked(table, prompt or "")
+        _check_unused_media(table, prompt or "")
     rows = table.to_dict("records")
     return Conversations(table, [_conversation(row, columns, question, folder) for row in rows])
 
@@ -175,18 +118,18 @@ def to_frame(results: Sequence[Reply | Failure], conversations: Any = None) -> p
 
     Args:
         results: from :func:`vlkit.generate_batch`, in the order of the conversations.
-        conversations: from :func:`read_conversations`, for their columns. An answer's column whose
-            name is taken there begins with ``reply_``.
+        conversations: from :func:`read_conversations`, for their columns. Where both have a
+            column of the same name, the answer's gets the prefix ``reply_``.
 
     Raises:
-        VlkitError: something that is no result, or more or fewer conversations than results.
+        VlkitError: something that is not a result, or another number of conversations.
     """
     import pandas as pd
 
     for result in results if isinstance(results, Sequence) else [results]:
         if not isinstance(result, Reply | Failure):
             raise VlkitError(
-                f"expected results of generate_batch, a Reply or Failure each; got {result!r:.60}"
+                f"expected results of generate_batch (Reply or Failure), not {result!r:.60}"
             )
     records = [_flat(result) for result in results]
     answers = pd.DataFrame(records, columns=list(_flat(Failure(""))), dtype=object)
@@ -195,8 +138,8 @@ def to_frame(results: Sequence[Reply | Failure], conversations: Any = None) -> p
         return answers
     if len(conversations) != len(answers):
         raise VlkitError(
-            f"{len(answers):,} results, but {len(conversations):,} conversations; pass those that "
-            "were answered"
+            f"{len(answers):,} results, but {len(conversations):,} conversations; pass the ones "
+            "that were answered"
         )
     table = conversations.table
     names = {name: f"reply_{name}" for name in answers.columns if name in table.columns}
@@ -206,8 +149,6 @@ def to_frame(results: Sequence[Reply | Failure], conversations: Any = None) -> p
 
 # --- from cells to messages ----------------------------------------------------------------------
 
-_MEDIA_KEYS = ("image", "image_url", "video", "video_url", "url", "path")
-
 
 def _names(columns: str | Sequence[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns or [])
@@ -216,7 +157,7 @@ def _names(columns: str | Sequence[str] | None) -> list[str]:
 def _check_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
         if name not in table.columns:
-            raise VlkitError(f"no column is called {name!r}; columns = {list(table.columns)}")
+            raise VlkitError(f"there is no column {name!r}; columns = {list(table.columns)}")
 
 
 def _detect(table: pd.DataFrame, kind: str) -> list[str]:
@@ -225,7 +166,7 @@ def _detect(table: pd.DataFrame, kind: str) -> list[str]:
 
 
 def _question(table: pd.DataFrame, prompt: str | None) -> Callable[[dict], str]:
-    """What writes a row's question."""
+    """A function from a row to its question."""
     if prompt is not None and not isinstance(prompt, str):
         raise VlkitError(f"prompt={prompt!r:.60} must be text, as 'Is this a {{name}}?'")
     if prompt is not None:
@@ -233,14 +174,14 @@ def _question(table: pd.DataFrame, prompt: str | None) -> Callable[[dict], str]:
         return lambda row: "".join(_text(row[name]) if name else text for text, name in pieces)
     if not (column := _detect(table, "prompt")):
         raise VlkitError(
-            f'no column is called {" or ".join(COLUMNS["prompt"])}; pass prompt="… {{column}} …"; '
+            f'there is no column {" or ".join(COLUMNS["prompt"])}; pass prompt="… {{column}} …"; '
             f"columns = {list(table.columns)}"
         )
     return lambda row: _text(row[column[0]])
 
 
 def _pieces(prompt: str, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
-    """A template's texts and the columns between them; a cell's braces are never looked at."""
+    """A template as pairs (text, column), one of them empty; braces in cells mean nothing."""
     columns, end = {str(name): name for name in table.columns}, 0
     for match in _FIELD.finditer(prompt):
         yield prompt[end : match.start()], None
@@ -251,8 +192,8 @@ def _pieces(prompt: str, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
             yield "", columns[match[1]]
         else:
             raise VlkitError(
-                f"the prompt's {match[0]} names no column; columns = {list(columns)} "
-                "(braces that are meant are doubled: {{ }})"
+                f"the prompt's {match[0]} is not a column; columns = {list(columns)} "
+                "(double literal braces: {{ }})"
             )
     yield prompt[end:], None
 
@@ -262,43 +203,107 @@ def _text(cell: Any) -> str:
 
 
 def _conversation(row: dict, columns: dict, question: Callable, folder: Path | None) -> Any:
-    """A row's messages; None, which fails as a row of its own, where there is no question."""
+    """A row's messages; None, which fails in its row, where there is no question."""
     text = question(row)
     if not text.strip():
         return None
-    media = [item for kind in ("image", "video") for name in columns[kind]
-             for item in read_media(row[name], kind, folder)]  # fmt: skip
-    asked = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
+    content = [item for kind in ("image", "video") for name in columns[kind]
+               for item in _media_items(row[name], kind, folder)]  # fmt: skip
+    content.append({"type": "text", "text": text})
     systems = [_text(row[name]) for name in columns["system"] if _text(row[name])]
-    return [*({"role": "system", "content": each} for each in systems), asked]
+    messages = [{"role": "system", "content": system} for system in systems]
+    return [*messages, {"role": "user", "content": content}]
 
 
 def _messages(cell: Any, folder: Path | None) -> Any:
-    """A cell's messages with its paths made whole; what is malformed fails as a row of its own."""
-    cell = parse(cell) if isinstance(cell, str) else cell
-    cell = _placed(cell, folder)
-    return cell if isinstance(cell, list) else None if is_missing(cell) else [cell]
+    """A cell's messages with their paths resolved; malformed ones fail in their row."""
+    messages = _with_paths(_parse(cell) if isinstance(cell, str) else cell, folder)
+    if isinstance(messages, list):
+        return messages
+    return None if is_missing(messages) else [messages]
 
 
-def _placed(value: Any, folder: Path | None) -> Any:
-    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype == object):
-        return [_placed(each, folder) for each in value]
+def _with_paths(value: Any, folder: Path | None) -> Any:
+    if _is_list(value):
+        return [_with_paths(element, folder) for element in value]
     if not isinstance(value, Mapping):
         return value
     return {
-        key: place(each, folder)
-        if key in _MEDIA_KEYS and isinstance(each, str)
-        else _placed(each, folder)
-        for key, each in value.items()
+        key: _resolve(element, folder)
+        if key in _MEDIA_KEYS and isinstance(element, str)
+        else _with_paths(element, folder)
+        for key, element in value.items()
     }
+
+
+def _media_items(cell: Any, kind: str, folder: Path | None) -> list[dict]:
+    """The pictures and clips of a cell as content items."""
+    if is_missing(cell):
+        return []
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        cell = _parse(cell)
+    if _is_list(cell):
+        return [item for element in cell for item in _media_items(element, kind, folder)]
+    source = media_source(cell)
+    if isinstance(source, str | os.PathLike):
+        source = _resolve(os.fspath(source), folder)
+        kind = "video" if looks_like_clip(source) else kind
+    kind = "video" if isinstance(source, Video) else kind
+    return [{"type": kind, kind: source}]
+
+
+def _resolve(path: str, folder: Path | None) -> str:
+    """A path relative to a table's folder; a URL unchanged."""
+    return path if folder is None or is_url(path) else str(folder / local_path(path))
+
+
+def _parse(text: str) -> Any:
+    """The text as JSON, or the text itself where it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a cell is a list; Parquet has arrays of objects, pictures are arrays of numbers."""
+    if isinstance(value, np.ndarray):
+        return value.dtype == object
+    return isinstance(value, list | tuple)
+
+
+def _check_unused_media(table: pd.DataFrame, prompt: str) -> None:
+    """Raises VlkitError where a column seems to contain media and the prompt does not use it."""
+    for name in table.columns:
+        cells = [cell for cell in table[name].head(20) if not is_missing(cell)]
+        if cells and f"{{{name}}}" not in prompt and all(map(_is_media, cells)):
+            raise VlkitError(
+                f"the column {name!r} seems to contain pictures or clips, but its name is not one "
+                f"of the usual; pass image={str(name)!r}, or image=[] to ask without"
+            )
+
+
+def _is_media(cell: Any) -> bool:
+    if isinstance(cell, str | os.PathLike):
+        path = os.fspath(cell).partition("?")[0].lower()
+        return looks_like_clip(path) or path.endswith(PICTURE_SUFFIXES)
+    return isinstance(cell, PIL.Image.Image | Image | Video)
+
+
+def _warn_rows_without_media(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    count = int(table[list(columns)].map(is_missing).all(axis=1).sum())
+    if 0 < count < len(table):
+        warnings.warn(
+            f"{counted(count, 'row')} of {len(table):,} have no picture or clip in {list(columns)} "
+            "and are asked without",
+            stacklevel=3,
+        )
 
 
 # --- from results to cells -----------------------------------------------------------------------
 
 
 _COUNTS = ("image_tokens", "video_tokens", "prompt_tokens", "new_tokens")
-
-
 _NUMBERS = {name: "Int64" for name in _COUNTS} | {"seconds": "Float64"}
 
 

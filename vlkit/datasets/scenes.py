@@ -1,34 +1,43 @@
-"""A picture with what is in it; which format a file or folder has."""
+"""Data sets of pictures with boxes: read and written in any format, which is found by content."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from importlib import import_module
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from vlkit.datasets.pictures import picture_folder
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.conversations import AMBIGUOUS, SWIFT, detect_convention, json_families
+from vlkit.datasets.formats.chats import read_chats, write_chats
+from vlkit.datasets.formats.coco import read_coco, read_refcoco, write_coco, write_refcoco
+from vlkit.datasets.formats.label_studio import read_label_studio, write_label_studio
+from vlkit.datasets.formats.samples import read_samples
+from vlkit.datasets.formats.voc import read_voc, write_voc
+from vlkit.datasets.formats.yolo import read_yolo, write_yolo
+from vlkit.datasets.pictures import Scene, picture_folder
 from vlkit.errors import VlkitError
 from vlkit.files import first_json, read_text, whole_folder
 from vlkit.grounding.formats import FORMATS
 
-_HOME = {
-    "coco": "coco",
-    "label-studio": "label_studio",
-    "refcoco": "coco",
-    "samples": "samples",
-    "yolo": "yolo",
-    "voc": "voc",
+
+class _Format(NamedTuple):
+    """How a data set in one format is read and written."""
+
+    read: Callable[[Path, Path | None], list[Scene]]
+    write: Callable[[list[Scene], Path], None] | None = None
+    is_folder: bool = False
+
+
+_FORMATS = {
+    "coco": _Format(read_coco, write_coco),
+    "label-studio": _Format(read_label_studio, write_label_studio),
+    "refcoco": _Format(read_refcoco, write_refcoco),
+    "samples": _Format(read_samples),
+    "yolo": _Format(read_yolo, write_yolo, is_folder=True),
+    "voc": _Format(read_voc, write_voc, is_folder=True),
 }
-
-
-CHATS = (*FORMATS, "ms-swift")
-
-
-_FOLDERS = ("yolo", "voc")
-NAMES = (*_HOME, *CHATS)
+CHATS = (*FORMATS, SWIFT)  # conversations, with their coordinates in one of these conventions
+NAMES = (*_FORMATS, *CHATS)
 
 
 def read_scenes(
@@ -42,22 +51,20 @@ def read_scenes(
 
     Args:
         path: the file or folder.
-        format: a name of the table above; ``auto`` tells it from the content.
-        images: the folder with the pictures, where it is not the data set's own.
+        format: a name in the table of :mod:`vlkit.datasets`; ``auto`` finds it by the content.
+        images: the folder with the pictures, where the data set does not contain them.
         max_image_tokens: to which a family that writes pixels of the resized picture was limited.
 
     Raises:
-        VlkitError: what is malformed, or a picture whose size the data set states wrongly, as
-            where boxes were drawn on a picture that its EXIF orientation turns.
+        VlkitError: something is malformed, or a picture has another size than the data set
+            states, for example because its boxes were drawn before its EXIF rotation.
     """
     path = Path(path)
     name = detect_format(path) if format == "auto" else check_format(format)
     folder = picture_folder(images)
     if name in CHATS:
-        from vlkit.datasets.formats.chats import read_chats
-
         return read_chats(path, name, folder, max_image_tokens)
-    return _functions(name)[0](path, folder)
+    return _FORMATS[name].read(path, folder)
 
 
 def write_scenes(
@@ -69,29 +76,27 @@ def write_scenes(
 ) -> None:
     """Write a data set, whole or not at all.
 
-    ``yolo`` and ``voc`` copy the pictures into their folder, the others name them where they are.
+    ``yolo`` and ``voc`` copy the pictures into their folder; the others refer to them.
 
     Args:
         scenes: what to write.
         path: the file or folder; a folder must be new or empty.
-        format: a name of the table above.
+        format: a name in the table of :mod:`vlkit.datasets`.
         max_image_tokens: to which a family that writes pixels of the resized picture is limited.
 
     Raises:
         VlkitError: what the format cannot hold.
     """
-    name = check_format(format)
-    if name == "samples":
-        raise VlkitError("samples is read only; write another format")
+    name, path, rows = check_format(format), Path(path), list(scenes)
     if name in CHATS:
-        from vlkit.datasets.formats.chats import write_chats
-
-        write_chats(list(scenes), Path(path), name, max_image_tokens)
-    elif name in _FOLDERS:
-        with whole_folder(Path(path)) as folder:
-            _functions(name)[1](list(scenes), folder)
-    else:
-        _functions(name)[1](list(scenes), Path(path))
+        return write_chats(rows, path, name, max_image_tokens)
+    _, write, is_folder = _FORMATS[name]
+    if write is None:
+        raise VlkitError(f"{name} can only be read; write another format")
+    if not is_folder:
+        return write(rows, path)
+    with whole_folder(path) as folder:
+        write(rows, folder)
 
 
 def check_format(name: str) -> str:
@@ -105,7 +110,7 @@ def detect_format(path: Path) -> str:
     """The format of a file or folder.
 
     Raises:
-        VlkitError: it is missing, or cannot be told.
+        VlkitError: it does not exist, or its format cannot be determined.
     """
     if not path.exists():
         raise VlkitError(f"{path} does not exist; name a data set's file or folder")
@@ -114,7 +119,7 @@ def detect_format(path: Path) -> str:
         for name, pattern in known.items():
             if next(path.glob(pattern), None):
                 return name
-        raise VlkitError(f"{path} holds no Annotations/*.xml and no labels/*.txt; pass its format")
+        raise VlkitError(f"{path} has no Annotations/*.xml and no labels/*.txt; pass its format")
     return _detect_rows(path)
 
 
@@ -129,26 +134,15 @@ def _detect_rows(path: Path) -> str:
         if row.keys() & {"messages", "conversations"}:
             return _detect_family(path)
     raise VlkitError(
-        f"the format of {path} cannot be told from its content; pass source_format (in the shell "
-        f"--from), of {NAMES}"
+        f"cannot tell the format of {path} from its content; pass source_format (in the shell "
+        f"--from), one of {NAMES}"
     )
 
 
 def _detect_family(path: Path) -> str:
-    text = read_text(path)
-    for name, form in FORMATS.items():
-        if form.style == "tags" and form.box_tags[0] in text:
-            return name
-    if "<bbox>" in text:
-        return "ms-swift"
-    known = [name for name, form in FORMATS.items() if form.style == "json"]
+    name = detect_convention({}, [read_text(path)])
+    if name and name != AMBIGUOUS:
+        return name
     raise VlkitError(
-        f"{path} holds conversations whose coordinates may be of any family that writes JSON; "
-        f"pass the one, of {known}"
+        f"cannot tell which family wrote the coordinates in {path}; pass one of {json_families()}"
     )
-
-
-def _functions(name: str) -> tuple[Any, Any]:
-    module = import_module(f"vlkit.datasets.formats.{_HOME[name]}")
-    name = name.replace("-", "_")
-    return getattr(module, f"read_{name}"), getattr(module, f"write_{name}", None)

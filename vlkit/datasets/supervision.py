@@ -1,4 +1,4 @@
-"""To and from ``supervision.Detections``, so that its annotators, trackers and zones go on."""
+"""To and from ``supervision.Detections``, for its annotators, trackers and zones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def from_detections(detections: Any, *, classes: Iterable[str] | None = None) ->
     if labels is None and detections.class_id is not None:
         names = list(classes or ())
         if any(not 0 <= number < len(names) for number in detections.class_id):
-            raise VlkitError("the detections hold class numbers without names; pass classes=[…]")
+            raise VlkitError("the detections have class numbers without names; pass classes=[…]")
         labels = [names[number] for number in detections.class_id]
     labels = [""] * len(detections.xyxy) if labels is None else labels
     rows = zip(labels, detections.xyxy, strict=True)

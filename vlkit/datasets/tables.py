@@ -1,4 +1,4 @@
-"""Files of tables: read into a DataFrame as they are, written whole or not at all."""
+"""Files of tables: read into a DataFrame unchanged, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError
+from vlkit.files import json_line, read_json, read_rows, write_whole
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import local_path
 from vlkit.media.video import pictures_of
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_SEPARATOR = re.compile(r"[;\t|]")  # what spreadsheets put for a comma
+_SEPARATOR = re.compile(r"[;\t|]")  # what spreadsheets use instead of a comma
 
 
 def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
-    """A table's path, a folder of pictures or a DataFrame as a DataFrame; the folder of its paths.
+    """A table as a DataFrame, and the folder to which its paths are relative.
+
+    Args:
+        source: a table's path, a folder of pictures, or a DataFrame.
 
     Raises:
         VlkitError: it cannot be read.
@@ -51,9 +56,7 @@ def read_table(source: Any) -> tuple[pd.DataFrame, Path | None]:
     if not path.exists():
         raise VlkitError(f"{path} does not exist; check the path")
     if read is None:
-        raise VlkitError(
-            f"{path} ends in none of {', '.join(_READERS)}; convert it to one of these"
-        )
+        raise VlkitError(f"{path} is not one of {', '.join(_READERS)}; convert it to one of these")
     try:
         return read(path), path.parent
     except UnicodeDecodeError as error:
@@ -69,7 +72,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         table = _parse_csv(path)
     except pd.errors.EmptyDataError as error:
-        raise VlkitError(f"{path} is empty; it needs a header, then a row each") from error
+        raise VlkitError(f"{path} is empty; it needs a header and a line a row") from error
     except pd.errors.ParserWarning as error:
         raise VlkitError(
             f"{path} has rows with more cells than its header; quote cells that hold commas"
@@ -98,37 +101,24 @@ def _parse_csv(path: Path) -> pd.DataFrame:
 
 
 def _check_names(names: Iterable[Any], where: str) -> None:
-    """Two columns of one name: pandas would rename the second, or read neither."""
+    """Raises VlkitError for two columns of one name, which pandas would rename or not read."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise VlkitError(f"{where} has several columns called {twice[0]!r}; rename all but one")
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    records = []
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                records.append(_parse(line, f"line {number}"))
-    return _frame(records)
+    import pandas as pd
+
+    return pd.DataFrame(read_rows(path), dtype=object)
 
 
 def _read_json(path: Path) -> pd.DataFrame:
-    return _frame(_parse(path.read_text(encoding="utf-8-sig"), "it"))
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from error
-
-
-def _frame(records: Any) -> pd.DataFrame:
     import pandas as pd
 
-    if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
-        raise ValueError("it holds no list of objects, one for each row")
-    return pd.DataFrame(records, dtype=object)
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected a list of objects, one for each row")
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -162,7 +152,8 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     text when the answers come from pictures that you do not trust.
 
     Raises:
-        VlkitError: no DataFrame, another ending, a folder that is not there, or pyarrow is missing.
+        VlkitError: not a DataFrame, another suffix, a folder that does not exist, or pyarrow is
+            not installed.
     """
     import pandas as pd
 
@@ -171,17 +162,10 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     path = Path(path).expanduser()
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
-        raise VlkitError(f"{path} ends in none of {', '.join(_WRITERS)}; name one of them")
+        raise VlkitError(f"{path} is not one of {', '.join(_WRITERS)}; use one of these suffixes")
     if not path.parent.is_dir():
         raise VlkitError(f"{path}: the folder {path.parent} does not exist; create it")
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        write(frame, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise VlkitError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, partial(write, frame))
     return path
 
 
@@ -189,35 +173,33 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell is empty, None, NaN or another of pandas' marks for nothing."""
+    """Whether a cell is empty, None, NaN or another of pandas' missing values."""
     if isinstance(cell, float):
         return math.isnan(cell)
     kind = type(cell).__name__
     return cell is None or kind in ("NAType", "NaTType") or (kind == "str" and not cell)
 
 
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+def _write_csv(frame: pd.DataFrame, stream: BinaryIO) -> None:
     written = _map(frame, _csv_cell, list(frame.columns))
-    written.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    written.to_csv(stream, mode="wb", index=False, encoding="utf-8", lineterminator="\n")
 
 
-def _write_jsonl(frame: pd.DataFrame, path: Path) -> None:
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-        for record in frame.to_dict("records"):
-            stream.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+def _write_jsonl(frame: pd.DataFrame, stream: BinaryIO) -> None:
+    stream.writelines(json_line(_plain(record)) for record in frame.to_dict("records"))
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+def _write_parquet(frame: pd.DataFrame, stream: BinaryIO) -> None:
     _need_pyarrow()
     try:
         objects = [name for name in frame if frame[name].dtype == object]
-        _map(frame, _parquet_cell, objects).to_parquet(path, index=False, engine="pyarrow")
+        _map(frame, _parquet_cell, objects).to_parquet(stream, index=False, engine="pyarrow")
     except ValueError as error:  # a column that mixes kinds
         reason = str(error).partition("\n")[0]
         raise VlkitError(f"Parquet cannot hold this table ({reason}); write .jsonl") from error
 
 
-_WRITERS: dict[str, Callable[[Any, Path], None]] = {
+_WRITERS: dict[str, Callable[[Any, BinaryIO], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,
@@ -225,7 +207,7 @@ _WRITERS: dict[str, Callable[[Any, Path], None]] = {
 
 
 def _map(frame: pd.DataFrame, convert: Callable, columns: Sequence) -> pd.DataFrame:
-    """The cells of some columns converted; DataFrame.map would make floats of whole numbers."""
+    """Converts the cells of some columns; DataFrame.map would turn whole numbers into floats."""
     import pandas as pd
 
     cells = {name: [convert(cell) for cell in frame[name]] for name in columns}
@@ -244,7 +226,7 @@ def _parquet_cell(cell: Any) -> Any:
 
 
 def _plain(cell: Any) -> Any:
-    """What JSON knows; media that are no paths by a description."""
+    """A cell as JSON has it; media other than paths as a description."""
     cell = _described(cell)
     if isinstance(cell, Mapping):
         return {str(key): _plain(value) for key, value in cell.items()}

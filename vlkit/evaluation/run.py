@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlkit import __version__
 from vlkit.batch.run import answer_all
 from vlkit.bundled import bundled_path
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes
 from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import Evaluation, check_thresholds, evaluate_grounding

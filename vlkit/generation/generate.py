@@ -17,7 +17,7 @@ from vlkit.generation.reply import Reply, make_reply
 from vlkit.inputs import ModelInputs, check_context, check_model, ending_tokens, prepare_inputs
 from vlkit.media.image import load_image
 from vlkit.media.video import ClipStore
-from vlkit.messages import as_messages, assistant, iterate_media, user
+from vlkit.messages import CheckedMessages, as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
 from vlkit.models.load import VLM, Model
 
@@ -285,16 +285,16 @@ class Chat:
     def ask(self, text: str, *media: Any, **options: Any) -> Reply:
         """Ask the next question; on an error the conversation stays as it was."""
         turn = self._turn(text, media)
-        with hooks.as_kind("chat"), self._clips.in_use():
-            reply = generate(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        with hooks.as_kind("chat"):
+            reply = generate(self.vlm, self._with(turn), **{**self.options, **options})
         self._remember(turn, reply)
         return reply
 
     def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
         """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
         turn = self._turn(text, media)
-        with hooks.as_kind("chat"), self._clips.in_use():
-            pieces = stream(self.vlm, [*self.messages, turn], **{**self.options, **options})
+        with hooks.as_kind("chat"):
+            pieces = stream(self.vlm, self._with(turn), **{**self.options, **options})
         try:
             yield from pieces
         finally:
@@ -310,6 +310,11 @@ class Chat:
                 continue  # its frames are kept beside the conversation, which names the file
             item["image"] = load_image(item["image"], strict=item.pop("strict", True))
         return turn
+
+    def _with(self, turn: dict) -> CheckedMessages:
+        messages = as_messages([*self.messages, turn])
+        messages.clips = self._clips
+        return messages
 
     def _remember(self, turn: dict, reply: Reply) -> None:
         self.messages += [turn, assistant(self.vlm.spoken(reply.raw))]

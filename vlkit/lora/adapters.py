@@ -11,7 +11,7 @@ from typing import Any
 from vlkit.errors import ModelError
 from vlkit.files import whole_folder
 from vlkit.models.adapters import WEIGHTS, check_name, family_of_adapter, find_marks
-from vlkit.models.hub import check_shard, read_json
+from vlkit.models.hub import check_shard, read_model_file
 from vlkit.models.load import load_here
 
 CONFIG = "adapter_config.json"
@@ -63,7 +63,7 @@ def _read_config(source: Path) -> dict:
     if not (source / CONFIG).is_file() or not (source / WEIGHTS).is_file():
         raise ModelError(f"{source} has no adapter: {CONFIG} and {WEIGHTS} are needed")
     check_shard(source / WEIGHTS)
-    config = read_json(source / CONFIG)
+    config = read_model_file(source / CONFIG)
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float):
             raise ModelError(

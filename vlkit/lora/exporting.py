@@ -13,7 +13,7 @@ import PIL.Image
 
 from vlkit.datasets.formats.chats import SWIFT, Writer, input_size_for
 from vlkit.errors import MediaError, VlkitError, check_whole
-from vlkit.files import dump_lines, whole_folder
+from vlkit.files import whole_folder, write_rows, write_whole
 from vlkit.grounding.formats import FORMATS as FAMILIES
 from vlkit.lora.arguments import as_folder
 from vlkit.lora.data import as_data, check_choice
@@ -167,13 +167,12 @@ def export(
         for example in data:
             with naming_row(example):
                 rows.append(_Row(example, format, family, max_image_tokens, media).as_dict())
-        text = dump_lines(rows) if FILES[format].endswith("l") else _dump_list(rows)
-        (written / FILES[format]).write_text(text, encoding="utf-8")
+        file = written / FILES[format]
+        if file.suffix == ".jsonl":
+            write_rows(file, rows)
+        else:
+            write_whole(file, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     return target / FILES[format]
-
-
-def _dump_list(rows: list[dict]) -> str:
-    return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
 
 
 class _Row:

@@ -1,4 +1,4 @@
-"""One honest loader: any source in, an upright 8-bit RGB picture or a MediaError out."""
+"""Pictures: any source in, an upright 8-bit RGB picture or a MediaError out."""
 
 from __future__ import annotations
 
@@ -15,22 +15,14 @@ import PIL.Image
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
-from vlkit.errors import MediaError, shorten
+from vlkit.errors import MediaError, check_whole, shorten
 from vlkit.grounding.boxes import Size
 from vlkit.media.sources import is_url, local_path, read_bytes
 
 MAX_ASPECT_RATIO = 200  # the processors of the whole family refuse more
-
-
-_HALF_STEP = 0.5 / 255  # what interpolation and rounding may overshoot 0–1 by
-
-
+_ROUNDING = 0.5 / 255  # how far interpolation may leave the range 0–1
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-
-
 _TURN = PIL.Image.Transpose
-
-
 # by the EXIF orientation; PIL.ImageOps.exif_transpose writes all tags again, and fails on some
 _TURNS = {
     2: _TURN.FLIP_LEFT_RIGHT,
@@ -41,17 +33,19 @@ _TURNS = {
     7: _TURN.TRANSVERSE,
     8: _TURN.ROTATE_90,
 }
+_PLAIN = ("JPEG", "MPO", "WEBP", "BMP", "PNG", "GIF")  # their header has the size
+_EXIF_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # in PNG's text chunks
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture together with how it is to be read.
+    """A picture and how to read it.
 
     Args:
         source: path, ``Path``, ``file://`` or http(s) URL, data URL, bytes, PIL image, numpy array
             (H, W), (H, W, 1|3|4) of bool, uint8, uint16 or float 0–1, or torch tensor (C, H, W).
-        max_tokens: the most image tokens that this picture may cost; it is shrunk to fit.
-        min_tokens: the fewest; a smaller picture is enlarged.
+        max_tokens: the most image tokens; a larger picture is shrunk to fit.
+        min_tokens: the fewest image tokens; a smaller picture is enlarged.
         max_pixels, min_pixels: the same limits in pixels, as the model cards give them.
         strict: with False, a truncated file is read as far as it goes (the rest is grey or black).
     """
@@ -67,10 +61,7 @@ class Image:
         for unit in ("tokens", "pixels"):
             least, most = (getattr(self, f"{end}_{unit}") for end in ("min", "max"))
             for name, value in ((f"max_{unit}", most), (f"min_{unit}", least)):
-                if value is not None and (not isinstance(value, int) or value < 1):
-                    raise MediaError(
-                        f"{name}={value!r} must be a whole number of {unit}, 1 or more"
-                    )
+                check_whole(name, value, 1, optional=True, kind=MediaError)
             if most and least and least > most:
                 raise MediaError(f"min_{unit}={least} exceeds max_{unit}={most}; swap them")
 
@@ -82,8 +73,8 @@ class Image:
 def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
     """Read a picture from any source into a new upright 8-bit RGB PIL image.
 
-    EXIF orientation is applied, alpha is composed on white, 16-bit grey is scaled, and the first
-    frame of an animated file is taken (of a PIL image, the frame that it stands at).
+    EXIF orientation is applied, alpha is composed on white, 16-bit grey is scaled, and of an
+    animated file the first frame is read (of a PIL image, its present frame).
 
     Args:
         source: see :class:`Image`.
@@ -103,7 +94,7 @@ def load_image(source: Any, *, strict: bool = True) -> PIL.Image.Image:
         data = read_bytes(source, name)
         picture, size = _open(data, name, strict), len(data)
     picture = _decode(picture, name, size, strict)
-    picture.info.clear()  # an orientation or transparency left there would be applied again
+    picture.info.clear()  # so that orientation and transparency are not applied again
     check_shape(picture, name)
     if isinstance(source, str | os.PathLike) and not is_url(source):
         picture.filename = local_path(source)  # for names in messages and records
@@ -121,7 +112,7 @@ def pixel_hash(picture: PIL.Image.Image) -> str:
 
 
 def describe_source(source: Any) -> str:
-    """A short name for messages and reports, of one line; never the content itself."""
+    """A short name for messages and reports, on one line, without the content itself."""
     if isinstance(source, Image):
         return describe_source(source.source)
     if isinstance(source, str | os.PathLike):
@@ -143,7 +134,7 @@ def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
     if not data:
         raise MediaError(f"{name} is empty (0 bytes); save or download it again")
     if not strict and data.startswith(b"\xff\xd8"):
-        data += b"\xff\xd9"  # JPEG's end marker: the decoder then gives out what it has
+        data += b"\xff\xd9"  # JPEG's end marker, so that the decoder returns what it has
     try:
         picture = PIL.Image.open(io.BytesIO(data))
         if picture.format == "EPS":
@@ -192,11 +183,13 @@ def _load_pixels(picture: PIL.Image.Image, strict: bool) -> None:
     except Exception:
         if strict or not isinstance(picture, ImageFile):
             raise
-        picture.tile = []  # ends the reading and keeps the rows that are there; Pillow's own
-        picture.load()  # switch, LOAD_TRUNCATED_IMAGES, would count for every thread
+        # stop reading and keep the rows so far; Pillow's LOAD_TRUNCATED_IMAGES is for all threads
+        picture.tile = []
+        picture.load()
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    # not ImageOps.exif_transpose: it rewrites the EXIF, too, and fails where that is odd elsewhere
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTag.Orientation, 1))
     except Exception:  # EXIF that cannot be parsed says nothing about orientation
@@ -218,12 +211,12 @@ def _flatten(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
 
 
 def check_shape(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """The picture itself. Raises MediaError where it is too long for its height, or the reverse."""
+    """The picture itself. Raises MediaError where one side is too long for the other."""
     long, short = max(picture.size), min(picture.size)
     if not 0 < long <= MAX_ASPECT_RATIO * short:
         raise MediaError(
-            f"{name} is {picture.width}×{picture.height} pixels; models of this family take sides "
-            f"of at most {MAX_ASPECT_RATIO}:1, so crop or pad it"
+            f"{name} is {picture.width}×{picture.height} pixels; the models accept aspect ratios "
+            f"up to {MAX_ASPECT_RATIO}:1, so crop or pad it"
         )
     return picture
 
@@ -260,9 +253,9 @@ def _scale_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
         return np.round(values.astype(np.float32) / 257).astype(np.uint8)  # 65535 → 255
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())
-        if not (low >= -_HALF_STEP and high <= 1 + _HALF_STEP):  # also refuses NaN
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also refuses NaN
             raise MediaError(
-                f"{name} holds floats from {low:.4g} to {high:.4g}; floats must lie in 0–1, "
+                f"{name} contains floats from {low:.4g} to {high:.4g}; floats must be in 0–1, "
                 "so scale or clip them, or pass uint8"
             )
         return np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
@@ -271,17 +264,11 @@ def _scale_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-_PLAIN = ("JPEG", "MPO", "WEBP", "BMP", "PNG", "GIF")
-
-
-_EXIF_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")
-
-
 def picture_size(source: Any) -> Size:
     """The (width, height) that ``load_image(source)`` would have, upright.
 
-    Of files only the header is read, so one that is damaged further on goes unnoticed; formats
-    whose header does not suffice are loaded.
+    Only a file's header is read, so damage behind it goes unnoticed; formats whose header does not
+    suffice are loaded.
 
     Raises:
         MediaError: as :func:`vlkit.load_image`.
@@ -289,7 +276,7 @@ def picture_size(source: Any) -> Size:
     image = source if isinstance(source, Image) else Image(source)
     source, name = image.source, describe_source(image.source)
     if isinstance(source, bytes | bytearray | memoryview) or is_url(source):
-        source = read_bytes(source, name)  # of a URL, what it holds: it is not asked twice
+        source = read_bytes(source, name)  # a URL is fetched once
         opened = _header_size(io.BytesIO(source))
     elif isinstance(source, str | os.PathLike) and os.path.isfile(local_path(source)):
         with open(local_path(source), "rb") as stream:
@@ -304,7 +291,7 @@ def picture_size(source: Any) -> Size:
 
 
 def _header_size(stream: Any) -> tuple[Size, PIL.Image.Image] | None:
-    """The upright size and the unread picture; None where only loading tells."""
+    """The upright size and the undecoded picture; None where the header does not suffice."""
     try:
         picture = PIL.Image.open(stream)
         if picture.format == "TIFF":  # Pillow gives its size upright
@@ -314,12 +301,12 @@ def _header_size(stream: Any) -> tuple[Size, PIL.Image.Image] | None:
         # PNG's own getexif decodes the picture first
         turned = PIL.Image.Image.getexif(picture).get(ExifTag.Orientation, 1) in (5, 6, 7, 8)
         return (picture.size[::-1] if turned else picture.size), picture
-    except Exception:  # a decoder may raise anything; load_image then says what is wrong
+    except Exception:  # a decoder may raise anything; load_image then reports it
         return None
 
 
 def _has_late_exif(stream: Any) -> bool:
-    """Whether a PNG says its orientation behind its pixels."""
+    """Whether a PNG has its orientation behind its pixels."""
     place, next_chunk, behind = stream.tell(), 8, False
     try:
         while True:
@@ -338,10 +325,10 @@ def _has_late_exif(stream: Any) -> bool:
 
 
 class DeferredImages(Sequence):
-    """Upright originals, read from their sources at every access.
+    """Upright originals, read from their sources on every access.
 
     Args:
-        images: how each is read.
+        images: the sources, with how to read them.
         sizes: (width, height) of each upright original, known without reading.
     """
 

@@ -1,4 +1,4 @@
-"""Where bytes come from: files, http(s) and data URLs, each with a limit on size and time."""
+"""The bytes of files, http(s) and data URLs, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -19,27 +19,23 @@ from typing import Any
 from vlkit.errors import MediaError
 
 MAX_FILE_BYTES = 2**30
-
-
 MAX_DOWNLOAD_BYTES = 64 * 2**20
-
-
 DOWNLOAD_TIMEOUT = 20.0  # seconds for the whole download
 
 
 def is_url(source: Any) -> bool:
-    """Whether a source is an http(s) or data URL, so not a file."""
+    """Whether a source is an http(s) or data URL."""
     schemes = ("http://", "https://", "data:")
     return isinstance(source, str) and source[:8].lower().startswith(schemes)
 
 
 def is_remote(source: Any) -> bool:
-    """Whether a source has to be fetched: an http(s) URL, not a data URL."""
+    """Whether a source has to be downloaded: an http(s) URL, not a data URL."""
     return is_url(source) and source[:5].lower() != "data:"
 
 
 def local_path(source: str | os.PathLike) -> str:
-    """A path as a plain string; ``~`` is expanded and ``file://`` with its %20s undone."""
+    """A path as a plain string, with ``~`` expanded and ``file://`` URLs decoded."""
     path = os.fsdecode(source)
     if path[:7].lower() == "file://":
         path = path[7:].removeprefix("localhost")
@@ -128,7 +124,7 @@ def _decode_data_url(url: str, name: str) -> bytes:
 
 
 def _download(url: str, name: str) -> bytes:
-    """Read a URL in a thread of its own, since names, redirects and headers may hang as well."""
+    """Read a URL in another thread, as name look-up, redirects and headers may hang, too."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT
     threading.Thread(target=_fetch, args=(url, name, deadline, answers), daemon=True).start()
@@ -152,7 +148,7 @@ def _fetch(url: str, name: str, deadline: float, answers: queue.SimpleQueue) -> 
         answers.put(error)
     except urllib.error.HTTPError as error:
         answers.put(MediaError(f"{name} answered HTTP {error.code} {error.reason}; {remedy}"))
-    except Exception as error:  # whatever it is, the waiting thread has to hear of it
+    except Exception as error:  # the waiting thread raises it
         reason = getattr(error, "reason", None) or error
         failed = MediaError(f"{name} could not be downloaded: {reason}; {remedy}")
         answers.put(_too_late(name) if isinstance(reason, TimeoutError) else failed)
@@ -170,7 +166,7 @@ def _read_response(response, name: str, deadline: float) -> bytes:
             )
     if response.length:  # promised, but not sent
         promised = len(data) + response.length
-        raise MediaError(f"{name} broke off after {len(data):,} of {promised:,} bytes; try again")
+        raise MediaError(f"{name} was cut off after {len(data):,} of {promised:,} bytes; try again")
     return bytes(data)
 
 

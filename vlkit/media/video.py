@@ -1,4 +1,4 @@
-"""Readers of clips: the frames at rising times, by seeking where that saves decoding."""
+"""Clips: a video's frames are sampled, by seeking where that saves decoding."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +24,7 @@ from vlkit.media.sources import is_url, local_path, read_bytes
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-# what holds its frames itself; a playlist would have ffmpeg open what it names
+# files that contain their frames; a playlist would make ffmpeg open other files
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,ogg,flv,asf,"
     "ivf,nut,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
@@ -46,8 +44,8 @@ class ClipInfo:
 
     Attributes:
         size: (width, height) of the upright frames.
-        fps: its own frames per second (the mean, where they vary).
-        total_frames: how many frames it has.
+        fps: frames per second (the mean, where the rate varies).
+        total_frames: the number of its frames.
     """
 
     size: Size
@@ -66,18 +64,18 @@ def pictures_of(folder: Path, name: str) -> list[Path]:
     def natural(path: Path) -> list:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
-    if not found:
-        raise MediaError(f"{name} is a folder without pictures; pass a folder that holds some")
-    return sorted(found, key=natural)
+    pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not pictures:
+        raise MediaError(f"{name} is a folder without pictures; pass a folder that contains some")
+    return sorted(pictures, key=natural)
 
 
 class FrameReader:
-    """Reads frames that are taken already."""
+    """Reads frames that exist already as pictures."""
 
     def __init__(self, sources: Sequence[Any], fps: float, name: str):
         if not sources:
-            raise MediaError(f"{name} holds no frames")
+            raise MediaError(f"{name} contains no frames")
         self._sources, self._name = sources, name
         self.info = ClipInfo(load_image(sources[0]).size, float(fps), len(sources))
 
@@ -93,7 +91,7 @@ class FrameReader:
             if picture.size != self.info.size:
                 raise MediaError(
                     f"{self._name}: frame {index} is {picture.width}×{picture.height}, the first "
-                    f"{self.info.size[0]}×{self.info.size[1]}; frames of a clip have one size"
+                    f"{self.info.size[0]}×{self.info.size[1]}; all frames must have one size"
                 )
             yield picture
 
@@ -107,13 +105,13 @@ class FileReader:
         self._name = name
         self._container = _open_container(source, name)
         if not self._container.streams.video:
-            raise MediaError(f"{name} holds no pictures, only sound; pass a clip with video")
+            raise MediaError(f"{name} contains only sound; pass a clip with video")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self._errors = (av.FFmpegError, ValueError, OSError)
         first = next(self._decode(), None)
         if first is None:
-            raise MediaError(f"{name} holds no frame that can be decoded; save it again")
+            raise MediaError(f"{name} contains no frame that can be decoded; save it again")
         self._origin = first.time or 0.0
         self._rotation = round(first.rotation / 90) % 4
         size = (first.width, first.height)
@@ -135,7 +133,7 @@ class FileReader:
             ) from error
 
     def _count(self) -> tuple[float, int]:
-        """Mean frames per second, and the number of frames."""
+        """The mean frames per second, and the number of frames."""
         stream, total = self._stream, self._stream.frames
         seconds = None
         if stream.duration and stream.time_base:
@@ -158,7 +156,7 @@ class FileReader:
         return ((total - 1) / span if span else rate or 1.0), total
 
     def read(self, indices: Sequence[int]) -> Iterator[PIL.Image.Image]:
-        """The frame on screen at each index's time; indices rise."""
+        """The frame on screen at each index's time; the indices must be in increasing order."""
         frames, shown, ahead = self._seek(0.0), None, None
         tolerance = 0.5 / self.info.fps
         for index in indices:
@@ -173,7 +171,7 @@ class FileReader:
             if frame is None or (ahead is None and time - self._time(frame) > self._longest_hold()):
                 raise MediaError(
                     f"{self._name} cannot be decoded at {time:.2f} of {self.info.duration:.2f} s; "
-                    "it is truncated, so save it again, or pass end="
+                    "it is truncated: save it again, or pass end="
                 )
             yield self._upright(frame)
 
@@ -185,10 +183,10 @@ class FileReader:
         return max(1.0, 3 / self.info.fps)
 
     def _keyframe_between(self, after: float, before: float) -> bool:
-        """Whether seeking to ``before`` saves decoding from ``after`` on."""
+        """Whether seeking to ``before`` is faster than decoding everything from ``after``."""
         keyframes = self._keyframes
         if not keyframes:
-            return before - after > 10.0  # no index: seek over long stretches only
+            return before - after > 10.0  # no index: seek over long gaps only
         position = bisect.bisect_right(keyframes, before) - 1
         return position >= 0 and keyframes[position] > after
 
@@ -200,7 +198,7 @@ class FileReader:
         return sorted(e.timestamp * base - self._origin for e in entries)
 
     def _seek(self, time: float) -> Iterator[Any]:
-        """Frames from the last keyframe at or before a time on."""
+        """The frames from the last keyframe at or before a time."""
         for back in (0.0, 2.0, 20.0):
             target = max(0.0, time - back) + self._origin
             self._container.seek(int(target / self._stream.time_base), stream=self._stream)
@@ -224,7 +222,7 @@ def _open_container(source: Any, name: str) -> Any:
     elif isinstance(source, str | os.PathLike):
         source = local_path(source)
         if not os.path.isfile(source):
-            raise MediaError(f"{name} does not exist, or is no regular file; check the path")
+            raise MediaError(f"{name} does not exist, or is not a regular file; check the path")
     else:
         raise MediaError(
             f"cannot read a clip from a {type(source).__name__}; pass a path, URL, bytes, a folder "
@@ -247,18 +245,18 @@ Resize = Callable[[Size, int], Size]  # ((width, height) of the upright original
 
 @dataclass(frozen=True)
 class Video:
-    """A clip together with how it is to be sampled.
+    """A clip and how to sample it.
 
     Args:
-        source: path, URL or bytes of mp4, webm, mov, avi, mkv, gif …; or frames that are taken
+        source: path, URL or bytes of mp4, webm, mov, avi, mkv, gif …; or frames that exist
             already: a folder of pictures (in natural order), a list of anything that
             ``vlkit.Image`` takes, or an array (frames, height, width, 3) of uint8.
         fps: frames to sample per second of the clip.
-        frames: how many frames to sample, instead of ``fps``.
-        max_frames: the most frames that ``fps`` may give; they are then spread evenly.
-        start, end: the part to look at, in seconds.
-        max_frame_tokens: the most tokens that one frame may cost.
-        source_fps: the rate at which frames that are taken already were taken.
+        frames: the number of frames to sample, instead of ``fps``.
+        max_frames: the most frames that ``fps`` may result in; they are then spread evenly.
+        start, end: the part to sample, in seconds.
+        max_frame_tokens: the most tokens for one frame.
+        source_fps: the rate of frames that exist already.
     """
 
     source: Any
@@ -285,7 +283,7 @@ class Clip:
     Attributes:
         frames: (count, height, width, 3) uint8, upright RGB.
         indices: which of the clip's frames they are, counted at its mean rate.
-        range_frames: how many frames the sampled part of the clip has.
+        range_frames: the number of frames in the sampled part of the clip.
         info: the whole clip's size, rate and length.
         name: for messages and reports.
     """
@@ -308,7 +306,7 @@ class Clip:
 
     @property
     def metadata(self) -> dict:
-        """As transformers' ``VideoMetadata`` wants it; with ``do_sample_frames=False``."""
+        """For transformers' ``VideoMetadata``, with ``do_sample_frames=False``."""
         return {
             "total_num_frames": self.range_frames,
             "fps": self.info.fps,
@@ -326,27 +324,18 @@ class Clip:
 
 
 class ClipStore:
-    """Sampled clips, so that a conversation decodes each of them once; the oldest go first.
+    """A cache of sampled clips, so that a conversation decodes each of them once.
 
     Args:
-        most_bytes: of frames kept; what is larger is sampled anew each time.
+        most_bytes: of frames kept; the oldest clips are dropped first.
     """
 
     def __init__(self, most_bytes: int = 2**29):
         self._most_bytes = most_bytes
-        self._clips: dict[tuple, tuple[Video, Clip]] = {}  # the Video keeps its source's id in use
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """What is sampled within, in this context, is kept and found here."""
-        token = _store.set(self)
-        try:
-            yield
-        finally:
-            _store.reset(token)
+        self._clips: dict[tuple, tuple[Video, Clip]] = {}  # a Video in it keeps its source's id
 
     def find(self, video: Video, resize: Resize | None) -> Clip | None:
-        """The clip as it was sampled; None where it was not, or to another size."""
+        """The clip as it was sampled; None where it was not, or resized to another size."""
         _, clip = self._clips.get(_key(video), (None, None))
         if clip is None:
             return None
@@ -354,14 +343,11 @@ class ClipStore:
         return clip if size == clip.frame_size else None
 
     def keep(self, video: Video, clip: Clip) -> None:
-        """Keep a clip, and let older ones go that there is no room for."""
+        """Keep a clip, and drop the oldest ones where they take too much memory."""
         self._clips.pop(_key(video), None)
         self._clips[_key(video)] = video, clip
-        while sum(each.frames.nbytes for _, each in self._clips.values()) > self._most_bytes:
+        while sum(kept.frames.nbytes for _, kept in self._clips.values()) > self._most_bytes:
             del self._clips[next(iter(self._clips))]
-
-
-_store: ContextVar[ClipStore | None] = ContextVar("vlkit_clips", default=None)
 
 
 def _key(video: Video) -> tuple:
@@ -369,25 +355,25 @@ def _key(video: Video) -> tuple:
     return id(source), *options
 
 
-def load_clip(video: Any, resize: Resize | None = None) -> Clip:
+def load_clip(video: Any, resize: Resize | None = None, *, cache: ClipStore | None = None) -> Clip:
     """Sample a video.
 
     The number of frames follows qwen-vl-utils' ``smart_nframes``; they are spread evenly over the
-    part asked for.
-    A frame is the one that is on screen at its time, also where the frame rate varies. Memory is
-    bounded by the frames kept; what lies between is skipped by seeking.
+    part from ``start`` to ``end``. A frame is the one on screen at its time, also where the frame
+    rate varies. Only the sampled frames are kept in memory; seeking skips the ones between.
 
     Args:
         video: a :class:`Video` or anything that it takes.
-        resize: gives each frame's (width, height) from the original's and the count of frames.
+        resize: gives each frame's (width, height) from the original's and the number of frames.
+        cache: clips sampled before; the clip is looked up there, and kept there.
 
     Raises:
         MediaError: naming the source and the remedy.
     """
     video = video if isinstance(video, Video) else Video(video)
-    store, name = _store.get(), clip_name(video.source)
-    if store and (kept := store.find(video, resize)):
+    if cache and (kept := cache.find(video, resize)):
         return kept
+    name = clip_name(video.source)
     with _open(video, name) as reader:
         indices, range_frames = sample_indices(video, reader.info, name)
         size = resize(reader.info.size, len(indices)) if resize else reader.info.size
@@ -397,8 +383,8 @@ def load_clip(video: Any, resize: Resize | None = None) -> Clip:
                 picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
             frames[position] = np.asarray(picture)
     clip = Clip(frames, tuple(indices), range_frames, reader.info, name)
-    if store:
-        store.keep(video, clip)
+    if cache:
+        cache.keep(video, clip)
     return clip
 
 
@@ -410,13 +396,15 @@ def probe_clip(video: Any) -> ClipInfo:
 
 
 def sample_indices(video: Video, info: ClipInfo, name: str = "video") -> tuple[list[int], int]:
-    """Which frames a video's options choose, and how many the sampled part has."""
+    """The indices of the frames to sample, and the number of frames in the sampled part."""
     first, last = _frame_range(video, info, name)
     total = last - first + 1
     if total == 1:
         return [first], 1
     if video.frames is not None and video.frames > total:
-        raise MediaError(f"frames={video.frames}, but {name} has only {total} there; ask fewer")
+        raise MediaError(
+            f"frames={video.frames}, but that part of {name} has {total} frames; lower frames="
+        )
     count = _count_frames(video, total, info.fps)
     return [round(value) for value in np.linspace(first, last, count)], total
 
@@ -426,14 +414,14 @@ def _count_frames(video: Video, total: int, fps: float) -> int:
     most = min(video.max_frames, total) // 2 * 2
     if video.frames is not None:
         return min(max(2, round(video.frames / 2) * 2), total // 2 * 2)
-    asked = max(total / fps * video.fps, min(4, video.max_frames // 2 * 2))
-    return int(min(asked, most)) // 2 * 2
+    count = max(total / fps * video.fps, min(4, video.max_frames // 2 * 2))
+    return int(min(count, most)) // 2 * 2
 
 
 def _frame_range(video: Video, info: ClipInfo, name: str) -> tuple[int, int]:
     start, end = video.start or 0.0, info.duration if video.end is None else video.end
     if start >= info.duration:
-        raise MediaError(f"start={start:g} lies behind the end of {name} ({info.duration:.2f} s)")
+        raise MediaError(f"start={start:g} is behind the end of {name} ({info.duration:.2f} s)")
     first = min(int(np.ceil(start * info.fps - 1e-6)), info.total_frames - 1)
     last = min(int(np.floor(end * info.fps + 1e-6)), info.total_frames - 1)
     return first, max(first, last)
@@ -472,7 +460,7 @@ def _open(video: Video, name: str):
         return FrameReader(list(source), video.source_fps, name)
     if isinstance(source, np.ndarray):
         if source.ndim != 4:
-            raise MediaError(f"{name} is no clip; expected (frames, height, width, 3)")
+            raise MediaError(f"{name} is not a clip; expected (frames, height, width, 3)")
         return FrameReader(list(source), video.source_fps, name)
     if isinstance(source, str | os.PathLike) and not is_url(source):
         folder = Path(local_path(source))
@@ -482,11 +470,11 @@ def _open(video: Video, name: str):
 
 
 class DeferredClips(Sequence):
-    """Sampled clips, sampled again at every access.
+    """Sampled clips, sampled again on every access.
 
     Args:
-        videos: how each is sampled.
-        sizes: of each the original's (width, height) and that of its sampled frames.
+        videos: the sources, with how to sample them.
+        sizes: for each clip, (width, height) of the original and of its sampled frames.
     """
 
     def __init__(self, videos: Sequence[Video], sizes: Sequence[tuple[Size, Size]]):

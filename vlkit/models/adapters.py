@@ -23,7 +23,7 @@ from vlkit.models.hub import (
     check_shard,
     download_model,
     read_config,
-    read_json,
+    read_model_file,
 )
 
 MARKS = "adapter_base.json"  # hubs are asked for adapter_*
@@ -96,7 +96,7 @@ def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
         ModelError: a weight is another than when the adapter was made, or the marks are broken.
     """
     file = find_marks(path)
-    marks = read_json(file) if file else {}
+    marks = read_model_file(file) if file else {}
     try:
         changed = [
             f"{name}: {then:.4g}, here {now:.4g}"
@@ -107,7 +107,7 @@ def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
     except (TypeError, ValueError) as error:
         raise ModelError(f"{file} is broken ({error}); copy it again, or delete it") from error
     if changed:
-        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        base = read_model_file(path / "adapter_config.json").get("base_model_name_or_path")
         raise ModelError(
             f"adapter {path} was made for {base!r}, whose weights were not those of {folder.name} "
             f"({min(changed)}); load the model that it was made for"
@@ -164,7 +164,7 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
         cached = [cached_folder(adapter, hub) for hub in HUBS]
         whole = [each for each in cached if each and (each / WEIGHTS).is_file()]
         path = whole[0] if whole else download_model(adapter, ["adapter_*"])
-    config = read_json(path / "adapter_config.json")
+    config = read_model_file(path / "adapter_config.json")
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"adapter {path} has no {WEIGHTS}; save or download it again")
     check_shard(path / WEIGHTS)

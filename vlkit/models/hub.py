@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.bundled import bundled_path
-from vlkit.errors import ModelError, one_line
+from vlkit.errors import ModelError, VlkitError, one_line
+from vlkit.files import read_json
 from vlkit.models.families import family_of
 
 NOT_NEEDED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
@@ -65,18 +66,19 @@ def read_config(path: Path) -> dict:
     """A folder's ``config.json``. Raises ModelError where it is missing or broken."""
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise ModelError(f'{path} is an adapter, no model: vlkit.load(BASE, adapter="…")')
-    return read_json(path / "config.json")
+    return read_model_file(path / "config.json")
 
 
-def read_json(file: Path) -> dict:
-    """The object in a JSON file. Raises ModelError where there is none."""
+def read_model_file(file: Path) -> dict:
+    """The object in a model folder's JSON file. Raises ModelError where there is none."""
+    if not file.is_file():
+        raise ModelError(
+            f"{file.parent} contains no {file.name}; check the path, or download it again"
+        )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = f"{file.parent} holds no {file.name}; check the path, or download it again"
-        raise ModelError(reason) from error
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON ({error}); download it again") from error
+        content = read_json(file)
+    except VlkitError as error:
+        raise ModelError(f"{error}; download it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a JSON object; download it again")
     return content
@@ -90,7 +92,7 @@ def _shards(path: Path) -> list[Path]:
         numbered = any(re.search(r"-of-\d+$", shard.stem) for shard in found)
         return [index, *found] if numbered else found
     try:
-        return [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        return [path / name for name in sorted(set(read_model_file(index)["weight_map"].values()))]
     except (KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is broken ({error!r}); download it again") from error
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import PIL.Image
 from vlkit.batch.keys import hash_medium
 from vlkit.bundled import bundled_path
 from vlkit.errors import VlkitError
+from vlkit.files import write_whole
 from vlkit.media.image import describe_source, load_image
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import pictures_of
@@ -152,7 +152,7 @@ class MediaStore:
                 picture = view()
             except VlkitError:  # deleted since the answer
                 return None
-            self._write(name, lambda file: picture.save(file, "JPEG", quality=85))
+            write_whole(self.path / name, lambda file: picture.save(file, "JPEG", quality=85))
         return name
 
     def _keep(self, source: Any, digest: str, load: Callable[[], Any] | None) -> str | None:
@@ -163,32 +163,20 @@ class MediaStore:
         if _is_file(source):
             name += suffix
             if not (self.path / name).exists():
-                self._write(name, lambda file: _copy(source, file))
+                write_whole(self.path / name, lambda file: _copy(source, file))
         elif isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
             for index, frame in enumerate(source):
                 picture = load_image(frame)
-                self._write(f"{name}/{index:05d}.png", partial(picture.save, format="PNG"))
+                write_whole(
+                    self.path / f"{name}/{index:05d}.png", partial(picture.save, format="PNG")
+                )
         elif load is not None:
             name += ".png"
             if not (self.path / name).exists():
-                self._write(name, lambda file: load().save(file, "PNG"))
+                write_whole(self.path / name, lambda file: load().save(file, "PNG"))
         else:
             return None
         return name
-
-    def _write(self, name: str, fill: Callable[[Any], Any]) -> None:
-        """Whole or not at all."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                fill(file)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
 
 def _copy(source: Any, file: Any) -> None:

@@ -15,7 +15,7 @@ from vlkit.errors import RemoteError
 from vlkit.grounding.boxes import Size
 from vlkit.inputs import plain_content
 from vlkit.media.image import Image
-from vlkit.media.video import Clip, Video, load_clip
+from vlkit.media.video import Clip, ClipStore, Video, load_clip
 from vlkit.messages import as_messages, iterate_media, media_of, read_media_item, text_of
 from vlkit.models.families import fit_size, smart_resize
 from vlkit.remote.endpoint import Endpoint
@@ -126,7 +126,7 @@ def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int |
     images = [each.load() for each in pictures]
     pairs = zip(images, pictures, strict=True)
     sizes = tuple(seen_size(remote, image.size, picture) for image, picture in pairs)
-    clips = [_sample(remote, video) for video in videos]
+    clips = [_sample(remote, video, messages.clips) for video in videos]
     parts = _media_parts(remote, media, iter(zip(images, pictures, sizes, strict=True)), clips)
     body = {
         "model": remote.model,
@@ -179,7 +179,7 @@ def _is_resized_alike(remote: Endpoint, image, picture: Image, size: Size) -> bo
     return known and image.width * image.height <= 2 * size[0] * size[1]
 
 
-def _sample(remote: Endpoint, video: Video) -> Clip:
+def _sample(remote: Endpoint, video: Video, cache: ClipStore | None) -> Clip:
     if remote.service.name == "openai":
         raise RemoteError(
             f"{remote.base_url} takes no clips; pass frames as pictures: "
@@ -194,7 +194,7 @@ def _sample(remote: Endpoint, video: Video) -> Clip:
             return fit_size(size, rules.side, (0, share), strictly=True)
         return size
 
-    return load_clip(video, resize)
+    return load_clip(video, resize, cache=cache)
 
 
 def _clip_part(remote: Endpoint, clip: Clip) -> dict:

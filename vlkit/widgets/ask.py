@@ -25,19 +25,19 @@ _TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512
 
 
 class AskPanel(Panel):
-    """Ask a model about pictures: choose, write, ask; the answer streams in, its boxes are drawn.
+    """Ask a model about pictures: the answer streams in, and its boxes are drawn.
 
     Errors appear as one line in the panel. Every control is an attribute (``prompt``,
-    ``max_new_tokens``, ``temperature``, ``image_tokens``, ``seed``, ``picker``), so what a hand can
-    do, code can do: ``panel.prompt.value = "这是什么？"; panel.ask(); panel.wait()``.
+    ``max_new_tokens``, ``temperature``, ``image_tokens``, ``seed``, ``picker``), so code can do
+    what a hand can do: ``panel.prompt.value = "这是什么？"; panel.ask(); panel.wait()``.
 
     Args:
         vlm: from :func:`vlkit.load`.
-        samples: offer the bundled sample pictures beside the upload button.
+        samples: also offer the bundled sample pictures.
 
     Attributes:
-        reply: the Reply to the last question, also of a stopped one; None before, while one is
-            being answered, and after an error.
+        reply: the Reply to the last question, also a stopped one; None at first, during an
+            answer, and after an error.
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
@@ -64,7 +64,7 @@ class AskPanel(Panel):
 
 
 class PicturePicker(Picker):
-    """Upload pictures or choose a sample, and see them; errors go to the status line."""
+    """Uploads pictures or chooses a sample, and shows them; errors go to the status line."""
 
     def __init__(self, status: StatusLine, *, samples: bool = True):
         super().__init__(

@@ -1,4 +1,4 @@
-"""A row of a batch as HTML: its picture with the boxes, what was asked, what was answered."""
+"""A panel to ask the same question about many pictures."""
 
 from __future__ import annotations
 
@@ -42,12 +42,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-THUMBNAIL = 264  # pixels, twice of what is shown
-
-
+SAMPLES = "samples"  # as a source, it is the folder of sample pictures
+PAGE = 8  # rows in view
+THUMBNAIL = 264  # pixels, twice the size on the page
 MOST_TEXT = 2000  # characters of an answer
+Row = Reply | Failure | None  # None: not answered yet
+_QUIET = 0.2  # seconds without a change before rows are drawn
+_TICK = 0.4  # seconds between two updates during a run
+_CODE = """import vlkit
 
-
+# vlm = {load}
+conversations = vlkit.read_conversations({source}, {prompt!r})
+results = vlkit.generate_batch(vlm, conversations, {options})
+vlkit.to_frame(results, conversations)"""
 ROW_CSS = """
 .vlkit-row .widget-html-content { line-height: 1.4; width: 100%; }
 .vlkit-row-grid { display: grid; grid-template-columns: 30px 132px 1fr; gap: 10px; padding: 6px 0;
@@ -62,96 +69,19 @@ ROW_CSS = """
 """
 
 
-def row_html(index: int, messages: Any, result: Reply | Failure | None) -> str:
-    """A row; what it holds is data, so escaped. A picture that cannot be read is left out."""
-    media, asked = _read(messages)
-    names = ", ".join(PurePath(describe_source(each.source)).name for each in media)
-    asked = " · ".join(part for part in (names, asked) if part)
-    return (
-        f'<div class="vlkit-row-grid"><div class="vlkit-row-number">{index}</div>'
-        f"<div>{_thumbnail(media, result)}</div>"
-        f'<div><div class="vlkit-row-asked">{html.escape(asked[:300])}</div>{_answer(result)}</div>'
-        "</div>"
-    )
-
-
-def _answer(result: Reply | Failure | None) -> str:
-    if result is None:
-        return '<div class="vlkit-row-waiting">…</div>'
-    text = html.escape(str(result)[:MOST_TEXT])
-    if isinstance(result, Failure):
-        return f'<div class="vlkit-error">{text}</div>'
-    return f'<div class="vlkit-row-answer">{text}</div>'
-
-
-def _read(messages: Any) -> tuple[list, str]:
-    """A row's media, and the last text in it."""
-    try:
-        checked = as_messages(messages)
-        media = [read_media_item(item) for item in iterate_media(checked)]
-    except VlkitError:
-        return [], ""
-    texts = [item["text"] for item in checked[-1]["content"] if item["type"] == "text"]
-    return media, texts[-1] if texts else ""
-
-
-def _thumbnail(media: list, result: Reply | Failure | None) -> str:
-    images = [each for each in media if isinstance(each, Image)]
-    if not media or (result is None and is_url(media[-1].source)):  # not fetched twice
-        return ""
-    try:
-        picture = images[-1].load() if images else _first_frame(media[-1])
-    except VlkitError:
-        return ""  # the failure tells why
-    scale = min(1.0, THUMBNAIL / max(picture.size))
-    small = picture.resize([max(1, round(side * scale)) for side in picture.size])
-    boxes = result.try_grounding()[0] if images and isinstance(result, Reply) else []
-    drawn = draw_boxes(
-        small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
-    )
-    return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
-
-
-def _first_frame(video: Any) -> PIL.Image.Image:
-    return replace(video, frames=None, max_frames=2).load().pictures[0]
-
-
-SAMPLES = "samples"  # typed as a source, it is the folder of sample pictures
-
-
-PAGE = 8  # rows in view
-
-
-_QUIET = 0.2  # seconds without a change before rows are drawn
-
-
-_TICK = 0.4  # seconds between two views of a run
-
-
-_CODE = """import vlkit
-
-# vlm = {load}
-conversations = vlkit.read_conversations({source}, {prompt!r})
-results = vlkit.generate_batch(vlm, conversations, {options})
-vlkit.to_frame(results, conversations)"""
-
-
-Row = Reply | Failure | None
-
-
 class BatchPanel(PanelBox):
-    """Ask of many pictures: name a folder or a table, write the prompt, start; answers come in.
+    """Ask about many pictures: name a folder or a table, write the prompt, start; answers come in.
 
-    A prompt may hold ``{column}``; the line under it lists the columns. Rows that fail are shown
-    with their reason, and the others go on. With a journal (``out``), a run that was stopped goes
-    on with the next start. Every control is an attribute (``source``, ``prompt``,
+    A prompt may contain ``{column}``; the line under it lists the columns. Rows that fail are shown
+    with their reason, and the other rows continue. With a journal (``out``), the next start resumes
+    a stopped run. Every control is an attribute (``source``, ``prompt``,
     ``max_new_tokens``, ``out``, ``save_as``, ``shown``, ``page``), so what a hand can do, code
     can do: ``panel.source.value = "scans"; panel.start(); panel.wait()``.
 
     Args:
         vlm: from :func:`vlkit.load`.
         source: a folder of pictures, a table's file, or ``"samples"``.
-        prompt: what is asked at the beginning.
+        prompt: the initial prompt.
 
     Attributes:
         conversations: the rows, from :func:`vlkit.read_conversations`; None where the source
@@ -167,15 +97,15 @@ class BatchPanel(PanelBox):
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._began, self._drawing = 0.0, threading.Lock()
-        self._drawn: list[Any] = [None] * PAGE  # what each place shows
+        self._drawn: list[Any] = [None] * PAGE  # what each row in view shows
         self._draw_later = Debounce(self._draw, _QUIET)
         self._make_controls(source, prompt)
-        asked = [self.source, self.prompt, self.columns_line, self.max_new_tokens, self.out]
+        ask = [self.source, self.prompt, self.columns_line, self.max_new_tokens, self.out]
         start = buttons(self.start_button, self.stop_button)
         save = widgets.HBox([self.save_as, self.save_button])
         bar = widgets.HBox([self.bar, self.counts])
         bar.add_class("vlkit-bar")
-        left = [style(ROW_CSS), *asked, start, self.status, save]
+        left = [style(ROW_CSS), *ask, start, self.status, save]
         chooser = widgets.HBox([self.shown, self.page])
         super().__init__(columns(left, [bar, chooser, *self.rows, code_fold(self._code_view)]))
         self.add_class("vlkit-panel").add_class("vlkit-batch")
@@ -193,13 +123,13 @@ class BatchPanel(PanelBox):
         self._thread.start()
 
     def stop(self) -> None:
-        """End the run with the rows that are done, and return at once."""
+        """End the run with the rows answered so far, and return at once."""
         self._stopped.set()
         if self.start_button.disabled:
             self.status.say("Stopping …")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for run and view, at most ``timeout`` seconds; True if neither is under way."""
+        """Wait for run and view, at most ``timeout`` seconds; True if both are finished."""
         if self._thread is not None:
             self._thread.join(timeout)
         drawn = self._draw_later.wait(timeout)
@@ -217,7 +147,7 @@ class BatchPanel(PanelBox):
         if not self.results:
             raise VlkitError("there are no answers yet; press Start")
         waiting = Failure("not answered yet", "Waiting")
-        return questions.to_frame([each or waiting for each in self.results], self.conversations)
+        return questions.to_frame([row or waiting for row in self.results], self.conversations)
 
     @property
     def code(self) -> str:
@@ -243,7 +173,7 @@ class BatchPanel(PanelBox):
         self.columns_line = widgets.HTML()
         self.max_new_tokens = widgets.IntSlider(64, 1, 2048, description="new tokens ≤")
         self.out = widgets.Text(
-            placeholder="optional: a .jsonl to go on with", description="Journal", **wide
+            placeholder="optional: a .jsonl, to resume a run", description="Journal", **wide
         )
         self.start_button = widgets.Button(description="Start", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -268,7 +198,7 @@ class BatchPanel(PanelBox):
         self.stop_button.on_click(lambda _: self.stop())
         self.save_button.on_click(lambda _: self.save())
         for control in (self.source, self.prompt):
-            control.observe(self._renew, names="value")
+            control.observe(self._take_source, names="value")
         for control in (self.shown, self.page):
             control.observe(lambda _: self._draw_later.call(), names="value")
         for control in (self.source, self.prompt, self.max_new_tokens, self.out):
@@ -282,13 +212,13 @@ class BatchPanel(PanelBox):
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens.value}
         return options | ({"out": out} if (out := self.out.value.strip()) else {})
 
-    def _renew(self, change: dict) -> None:
+    def _take_source(self, change: dict) -> None:
         if not self.start_button.disabled:
             self.results = []
             self._read()
 
     def _read(self) -> bool:
-        """Read the source; whether that went well."""
+        """Read the source; True on success."""
         self.conversations, self.columns_line.value = None, ""
         with self.status.catching():
             source = self.source.value.strip()
@@ -347,9 +277,10 @@ class BatchPanel(PanelBox):
             for place, view in enumerate(self.rows):
                 index = indices[place] if place < len(indices) else None
                 result = None if index is None or not results else results[index]
-                if self._drawn[place] == (shown := (conversations, index, result)):
+                content = (conversations, index, result)
+                if self._drawn[place] == content:
                     continue
-                self._drawn[place] = shown
+                self._drawn[place] = content
                 if conversations is None or index is None:
                     view.value = ""
                 else:
@@ -359,16 +290,17 @@ class BatchPanel(PanelBox):
                     view.value = shown_row
 
     def _visible(self) -> Sequence[int]:
+        """The numbers of the rows on the present page."""
         indices: Sequence[int] = range(len(self.conversations or ()))
         if self.shown.value == "failures":
-            indices = [i for i, each in enumerate(self.results) if isinstance(each, Failure)]
+            indices = [i for i, row in enumerate(self.results) if isinstance(row, Failure)]
         self.page.max = max(1, -(-len(indices) // PAGE))
         first = (self.page.value - 1) * PAGE
         return indices[first : first + PAGE]
 
     def _count(self, results: list[Row]) -> None:
-        done = [each for each in results if each is not None]
-        failed = sum(isinstance(each, Failure) for each in done)
+        done = [row for row in results if row is not None]
+        failed = sum(isinstance(row, Failure) for row in done)
         total = len(self.conversations or ())
         self.bar.max, self.bar.value = max(1, total), len(done)
         text = f"{len(done):,} of {total:,} rows, {failed:,} failed"
@@ -389,3 +321,63 @@ def _outcome(report: run.BatchReport) -> str:
 def _columns_line(conversations: questions.Conversations) -> str:
     names = " ".join(f"{{{name}}}" for name in conversations.table.columns)
     return f"{len(conversations):,} rows; columns {names}"
+
+
+# --- a row as HTML -------------------------------------------------------------------------------
+
+
+def row_html(index: int, messages: Any, result: Reply | Failure | None) -> str:
+    """A row: its picture with the boxes, the question, the answer; all text is escaped.
+
+    A picture that cannot be read is left out.
+    """
+    media, question = _read(messages)
+    names = ", ".join(PurePath(describe_source(medium.source)).name for medium in media)
+    asked = " · ".join(part for part in (names, question) if part)
+    return (
+        f'<div class="vlkit-row-grid"><div class="vlkit-row-number">{index}</div>'
+        f"<div>{_thumbnail(media, result)}</div>"
+        f'<div><div class="vlkit-row-asked">{html.escape(asked[:300])}</div>{_answer(result)}</div>'
+        "</div>"
+    )
+
+
+def _answer(result: Reply | Failure | None) -> str:
+    if result is None:
+        return '<div class="vlkit-row-waiting">…</div>'
+    text = html.escape(str(result)[:MOST_TEXT])
+    if isinstance(result, Failure):
+        return f'<div class="vlkit-error">{text}</div>'
+    return f'<div class="vlkit-row-answer">{text}</div>'
+
+
+def _read(messages: Any) -> tuple[list, str]:
+    """A row's media, and its last text."""
+    try:
+        checked = as_messages(messages)
+        media = [read_media_item(item) for item in iterate_media(checked)]
+    except VlkitError:
+        return [], ""
+    texts = [item["text"] for item in checked[-1]["content"] if item["type"] == "text"]
+    return media, texts[-1] if texts else ""
+
+
+def _thumbnail(media: list, result: Reply | Failure | None) -> str:
+    images = [medium for medium in media if isinstance(medium, Image)]
+    if not media or (result is None and is_url(media[-1].source)):  # a URL is not fetched twice
+        return ""
+    try:
+        picture = images[-1].load() if images else _first_frame(media[-1])
+    except VlkitError:
+        return ""  # the row's failure says why
+    scale = min(1.0, THUMBNAIL / max(picture.size))
+    small = picture.resize([max(1, round(side * scale)) for side in picture.size])
+    boxes = result.try_grounding()[0] if images and isinstance(result, Reply) else []
+    drawn = draw_boxes(
+        small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
+    )
+    return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
+
+
+def _first_frame(video: Any) -> PIL.Image.Image:
+    return replace(video, frames=None, max_frames=2).load().pictures[0]

@@ -1,4 +1,4 @@
-"""A picture on which a box can be drawn, with the boxes of an answer and a list of them."""
+"""A picture on which a user draws a box, with the boxes of an answer and a list of them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class BoxCanvas(anywidget.AnyWidget):
 
     Attributes:
         drawn: ``[x1, y1, x2, y2]``, or empty.
-        highlighted: the number of the item under the mouse or the focus; -1 is none.
-        threshold: items less sure than this are hidden.
+        highlighted: the index of the item under the mouse or the focus; -1 is none.
+        threshold: items with a lower confidence are hidden.
         show_truth: whether the true boxes are shown, dashed.
-        busy: while True nothing can be drawn.
+        busy: while True, drawing is disabled.
     """
 
     _esm = _HERE / "canvas.js"
@@ -44,7 +44,7 @@ class BoxCanvas(anywidget.AnyWidget):
     busy = traitlets.Bool(False).tag(sync=True)
 
     def show_picture(self, picture: PIL.Image.Image | None, about: str = "") -> None:
-        """Show another picture, or none; what was drawn on the last is gone."""
+        """Show another picture, or none; the boxes on the last one are removed."""
         self.drawn, self.items, self.truth, self.highlighted = [], [], [], -1
         self.about = about
         if picture is None:
@@ -56,13 +56,13 @@ class BoxCanvas(anywidget.AnyWidget):
         self.picture = data_url(small)
 
     def show_items(self, items: list[Item], confidences: Mapping[Item, float]) -> None:
-        """Show the boxes, points and quads of an answer, each with how sure the model was."""
+        """Show the boxes, points and quads of an answer, each with its confidence."""
         colors = label_colors(item.label for item in items)
         self.highlighted = -1
         self.items = [_record(i, colors[i.label], confidences.get(i)) for i in items]
 
     def show_true(self, boxes: list[Item]) -> None:
-        """The true boxes, seen while ``show_truth`` is on."""
+        """The true boxes, visible while ``show_truth`` is on."""
         self.truth = [_record(box, TRUTH, None) | {"truth": True} for box in boxes]
 
 

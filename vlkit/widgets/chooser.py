@@ -30,8 +30,8 @@ from vlkit.widgets.panel import (
 )
 
 SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
-_TAIL = 4000  # characters of what a trial said besides its answer
-# a process of its own, so that Stop works at once and no memory stays; it ends with its parent
+_TAIL = 4000  # characters of a trial's standard error that are kept
+# another process, so that Stop works at once and all memory is freed; it ends with its parent
 _PROGRAM = """import os, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 from vlkit.cli import main
@@ -39,14 +39,14 @@ main()"""
 
 
 class ModelChooser(PanelBox):
-    """Choose the model that ``vlkit.load()`` takes, try it, and have it remembered.
+    """Choose the model that ``vlkit.load()`` loads by default, try it, and remember it.
 
     Every control is an attribute (``model``, ``dtype``, ``quantize``, ``device``, ``adapter``,
-    ``max_image_tokens`` …), so what a hand can do, code can do:
+    ``max_image_tokens`` …), so code can do what a hand can do:
     ``panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"; panel.remember()``.
 
     Attributes:
-        answer: what the model said when it was last tried, as ``vlkit predict --json`` has it.
+        answer: the last trial's answer, as ``vlkit predict --json`` prints it.
     """
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class ModelChooser(PanelBox):
         )
 
     def try_out(self) -> None:
-        """Load the model in a process of its own, ask it one question, and return at once."""
+        """Load the model in another process, ask it one question, and return at once."""
         if self.try_button.disabled:
             return
-        self.answer, self.tried.value, self._heard, self._stopped = None, "", "", False
+        self.answer, self.tried.value, self._messages, self._stopped = None, "", "", False
         with self.status.catching():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, "predict", *self._arguments()],
@@ -103,7 +103,7 @@ class ModelChooser(PanelBox):
             self._process.kill()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the trial, at most ``timeout`` seconds; True if none is under way any more."""
+        """Wait for the trial, at most ``timeout`` seconds; True if it is finished."""
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
@@ -142,7 +142,7 @@ class ModelChooser(PanelBox):
             placeholder="optional: a LoRA adapter's folder", description="adapter"
         )
         self.max_image_tokens = widgets.BoundedIntText(
-            0, min=0, max=2**20, description="image tokens ≤", tooltip="0: no limit of its own"
+            0, min=0, max=2**20, description="image tokens ≤", tooltip="0: the model's limit"
         )
         names = ("hub", "revision", "device", "dtype", "quantize", "adapter", "max_image_tokens")
         self._options: dict[str, Any] = {name: getattr(self, name) for name in names}
@@ -167,7 +167,7 @@ class ModelChooser(PanelBox):
         show_code(self._code_view, self.code)
 
     def _begin(self) -> None:
-        """The controls as they were remembered."""
+        """Set the controls to the remembered choice."""
         with self.status.catching():
             if choice := self._show_chosen():
                 self.model.value = choice.model
@@ -190,7 +190,7 @@ class ModelChooser(PanelBox):
 
     def _name(self) -> str:
         if not self.model.value.strip():
-            raise ModelError("no model is named; choose one, or write a hub id or a folder")
+            raise ModelError("no model is chosen; choose one, or write a hub id or a folder")
         return self.model.value.strip()
 
     def _arguments(self) -> list[str]:
@@ -204,26 +204,26 @@ class ModelChooser(PanelBox):
             with self.status.catching():
                 listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
                 listener.start()
-                said = process.stdout.read()  # type: ignore[union-attr]
+                output = process.stdout.read()  # type: ignore[union-attr]
                 listener.join()
                 self.tried.value, failed = "", process.wait() != 0
                 if self._stopped:
                     self.status.say("Stopped.")
                 elif failed:
-                    raise VlkitError(_last_line(self._heard))
+                    raise VlkitError(_last_line(self._messages))
                 else:
-                    self.answer = json.loads(said)
+                    self.answer = json.loads(output)
                     self.tried.value = _answer_html(self.answer)
                     self.status.say("It works. Remember it, or try another.")
         finally:
             self._set_running(False)
 
     def _listen(self, process: subprocess.Popen) -> None:
-        """Bars of a download or of the weights, as they are drawn."""
+        """Show the progress bars of a download or of the weights."""
         stream: Any = process.stderr
         while piece := stream.read1(4096):
-            self._heard = (self._heard + piece.decode(errors="replace"))[-_TAIL:]
-            self.tried.value = f"<pre>{html.escape(_last_line(self._heard))}</pre>"
+            self._messages = (self._messages + piece.decode(errors="replace"))[-_TAIL:]
+            self.tried.value = f"<pre>{html.escape(_last_line(self._messages))}</pre>"
 
     def _set_running(self, running: bool) -> None:
         if running:
@@ -233,15 +233,15 @@ class ModelChooser(PanelBox):
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]  # also at \r
-    return lines[-1].removeprefix("Error: ") if lines else "the trial ended without a word"
+    return lines[-1].removeprefix("Error: ") if lines else "the trial ended without a message"
 
 
 def _answer_html(answer: dict[str, Any]) -> str:
     boxes = [Box(**box) for box in answer["boxes"]]
     picture = draw_boxes(image.load_image(bundled.sample(SAMPLE)), boxes)
-    said, question = html.escape(answer["text"]), html.escape(QUESTION)
+    text, question = html.escape(answer["text"]), html.escape(QUESTION)
     return (
-        f"<div><div style='opacity:.7'>{question}</div><div>{said}</div>"
+        f"<div><div style='opacity:.7'>{question}</div><div>{text}</div>"
         f"{image_html(picture, width=320, alt=answer['text'])}"
         f"<div style='opacity:.7'>{html.escape(answer['family'])}, answered in "
         f"{answer['seconds']:.2f} s</div></div>"

@@ -32,18 +32,19 @@ BOX_QUESTION = "What is in this box? {}"
 class GroundingPanel(Panel):
     """Draw a box on the picture to ask what is in it, or ask in words and see boxes.
 
-    A list under the picture and the picture itself light up together. Every control is an
-    attribute (``picker``, ``prompt``, ``threshold``, ``show_truth``, ``canvas`` …), so what a hand
-    can do, code can do: ``panel.canvas.drawn = [40, 40, 140, 140]; panel.ask_box(); panel.wait()``.
+    The boxes are also a list under the picture; box and line are highlighted together. Every
+    control is an attribute (``picker``, ``prompt``, ``threshold``, ``show_truth``, ``canvas`` …),
+    so code can do what a hand can do:
+    ``panel.canvas.drawn = [40, 40, 140, 140]; panel.ask_box(); panel.wait()``.
 
     Args:
         vlm: from :func:`vlkit.load`.
-        samples: offer the bundled sample pictures, whose truth is known, beside the upload button.
+        samples: also offer the bundled sample pictures, whose true boxes are known.
 
     Attributes:
-        reply: the Reply to the last question, also of a stopped one; None before, while one is
-            being answered, and after an error.
-        scores: how sure the model was of that reply's tokens and boxes, or None.
+        reply: the Reply to the last question, also a stopped one; None at first, during an
+            answer, and after an error.
+        scores: the probabilities of that reply's tokens and boxes, or None.
         items: the boxes, points and quads of that reply, in pixels of the upright original.
     """
 
@@ -67,11 +68,11 @@ class GroundingPanel(Panel):
 
     @property
     def drawn(self) -> Box | None:
-        """The box on the picture, in pixels of the upright original; None where there is none."""
+        """The drawn box, in pixels of the upright original, or None."""
         return Box("", *self.canvas.drawn) if len(self.canvas.drawn) == 4 else None
 
     def ask_box(self) -> None:
-        """Ask what is in the drawn box, written as the model's generation writes boxes."""
+        """Ask what is in the drawn box, written in the convention of the model's family."""
         if self.ask_button.disabled:
             return
         with self.status.catching():
@@ -79,7 +80,7 @@ class GroundingPanel(Panel):
             self.ask()
 
     def export(self) -> dict:
-        """Question, answer and the boxes that are shown, as plain values for JSON."""
+        """Question, answer and the visible boxes, as plain values for JSON."""
         answer = None if self.reply is None else self.reply.raw
         shown = [
             asdict(item) | {"confidence": record["confidence"]}
@@ -100,7 +101,7 @@ class GroundingPanel(Panel):
         }
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        # Colab loads the canvas only where the output names a manager, as the canvas' own does
+        # Colab loads the canvas only where the output's metadata names a manager
         _, metadata = self.canvas._repr_mimebundle_() or ({}, {})
         return super()._repr_mimebundle_(**kwargs), metadata
 
@@ -151,7 +152,7 @@ class GroundingPanel(Panel):
 
     def _written_box(self) -> str:
         if self._picture is None or self.drawn is None:
-            raise VlkitError("no box is drawn; drag with the mouse on the picture")
+            raise VlkitError("there is no box; draw one with the mouse on the picture")
         return format_grounding(
             self.drawn,
             family=self.vlm.family,
@@ -178,19 +179,19 @@ class GroundingPanel(Panel):
         self._allow()
 
     def _take_reply(self) -> None:
-        """Called in the thread that follows the answer, before the next one may be asked for."""
+        """Runs in the answer's thread, before the next question is allowed."""
         picture, message = self._asked
         if self.reply is None or not self.reply.raw:
             return
         outcome, left_out = self.status.value, ""
-        if picture is self._picture:  # else another was chosen meanwhile
+        if picture is self._picture:  # no other was chosen meanwhile
             self.items, left_out = _read(self.reply)
             self.canvas.show_items(self.items, {})
         if not self.vlm.scores_tokens:
             if left_out:
                 self.status.say(left_out)
             return
-        self.status.say("Weighing each token …")
+        self.status.say("Computing the tokens' probabilities …")
         self.scores = token_logprobs(self.vlm, message, answer=self.reply)
         self.answer.value = self.scores._repr_html_()
         if picture is self._picture:

@@ -1,4 +1,4 @@
-"""Controls for what ``vlkit.lora.train`` takes, each by its argument's name."""
+"""A panel to fine-tune a model: a control for each argument of ``vlkit.lora.train``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vlkit.lora import train
 from vlkit.lora.curves import Curves, curves_html, read_history
 from vlkit.lora.data import as_data
 from vlkit.lora.runs import ARGUMENTS, DATA
+from vlkit.plotting.html import duration_text, table_html
 from vlkit.widgets.panel import (
     Debounce,
     PanelBox,
@@ -36,24 +37,29 @@ if TYPE_CHECKING:
 
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-
-
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
 MAIN = ("epochs", "learning_rate", "rank", "target", "batch_size", "output_dir", "resume")
-
-
 COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
     "epochs", "rank", "target", "batch_size", "gradient_accumulation", "gradient_checkpointing",
     "quantize", "max_length", "metric", "samples",
 )  # fmt: skip
-
-
-OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments that are no knobs
-
-
+OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments without a control
 DEFAULTS = {name: each.default for name, each in inspect.signature(train).parameters.items()}
+_STATE = "trainer_state.json"
+_QUIET = 0.4  # seconds without a change before the cost is computed
+_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the rows, held out
+_CODE = """import vlkit
+
+# vlm = {load}
+{data}
+run = vlkit.lora.train(
+    vlm,
+    {learnt},
+{options})
+run"""
+
+
+# --- the controls of train's arguments -----------------------------------------------------------
 
 
 class Knobs:
@@ -74,28 +80,29 @@ class Knobs:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What ``train`` is called with."""
-        found = {name: widget.value for name, widget in self.widgets.items()}
-        found["max_length"] = found["max_length"] or None
-        found["output_dir"], found["target"] = (
-            found[name].strip() for name in ("output_dir", "target")
-        )
-        return found
+        """The arguments for ``train``."""
+        values = {name: widget.value for name, widget in self.widgets.items()}
+        values["max_length"] = values["max_length"] or None
+        values |= {name: values[name].strip() for name in ("output_dir", "target")}
+        return values
 
     @property
     def code(self) -> str:
-        """The arguments that stand in a call: the main ones, and those that were changed."""
-        told = {n: v for n, v in self.values.items() if n in MAIN[:-1] or v != DEFAULTS[n]}
-        return "".join(f"    {name}={value!r},\n" for name, value in told.items())
+        """The arguments as lines of a call: the main ones, and those that were changed."""
+        return "".join(
+            f"    {name}={value!r},\n"
+            for name, value in self.values.items()
+            if name in MAIN[:-1] or value != DEFAULTS[name]
+        )
 
     def lock(self, locked: bool) -> None:
-        """Let nothing be changed, or all."""
+        """Disable all controls, or enable them."""
         for widget in self.widgets.values():
             widget.disabled = locked
 
     @property
     def rows(self) -> list[widgets.Widget]:
-        """The main ones, and the others folded."""
+        """The main controls, then the others in a fold."""
         rest = [widget for name, widget in self.widgets.items() if name not in MAIN]
         fold = widgets.Accordion([widgets.VBox(rest)], titles=["More arguments"])
         return [*(self.widgets[name] for name in MAIN), fold]
@@ -144,73 +151,66 @@ def _make() -> dict[str, widgets.Widget]:
     }  # fmt: skip
 
 
-_STATE = "trainer_state.json"
-
-
-_CELL = "padding:2px 14px 2px 0;text-align:left;border:none;white-space:nowrap"
+# --- saved runs ----------------------------------------------------------------------------------
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The folders in a folder that hold a run with something to show, the newest last."""
-    found = [path.parent for path in folder.glob(f"*/{ARGUMENTS}") if _states(path.parent)]
-    return sorted(found, key=lambda run: (run / ARGUMENTS).stat().st_mtime)
+    """The runs with a checkpoint in a folder, the newest last."""
+    runs = [path.parent for path in folder.glob(f"*/{ARGUMENTS}") if _states(path.parent)]
+    return sorted(runs, key=lambda run: (run / ARGUMENTS).stat().st_mtime)
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Curves]:
-    """What a run was asked for, and its curves as its newest checkpoint has them.
+    """A run's arguments, and its curves up to the newest checkpoint.
 
     Raises:
         VlkitError: there is no run, or its files are damaged.
     """
     states = _states(folder)
     if not states:
-        raise VlkitError(f"{folder} holds no run with a checkpoint")
+        raise VlkitError(f"{folder} contains no run with a checkpoint")
     state = read_json(states[-1])
     history = state.get("log_history", [])
     return read_json(folder / ARGUMENTS), read_history(history, state.get("max_steps", 0))
 
 
 def runs_html(folders: Sequence[Path]) -> str:
-    """Curves of runs over each other, and a table of what they do not have in common."""
+    """The curves of runs in one figure, and a table of their results and different arguments."""
     if not folders:
         return ""
     runs = {folder.name: read_run(folder) for folder in folders}
-    curves = curves_html({name: each for name, (_, each) in runs.items()})
-    asked = {name: arguments for name, (arguments, _) in runs.items()}
-    names = dict.fromkeys(key for told in asked.values() for key in told if key not in DATA)
-    told = [n for n in names if len({repr(a.get(n)) for a in asked.values()}) > 1]
-    heads = ["run", *told, "last loss", "held out", "right"]
-    rows = [
-        [name, *(arguments.get(n) for n in told), *_last(runs[name][1])]
-        for name, arguments in asked.items()
+    names = dict.fromkeys(n for arguments, _ in runs.values() for n in arguments if n not in DATA)
+    differing = [
+        n for n in names if len({repr(arguments.get(n)) for arguments, _ in runs.values()}) > 1
     ]
-    return curves + _table(heads, rows)
+    rows = [
+        [name, *(arguments.get(n) for n in differing), *_last_values(curves)]
+        for name, (arguments, curves) in runs.items()
+    ]
+    heads = ["run", *differing, "last loss", "held out", "right"]
+    cells = [[html.escape(str(value)) for value in row] for row in rows]
+    table = table_html(heads, cells, cell="white-space:nowrap")
+    figure = curves_html({name: curves for name, (_, curves) in runs.items()})
+    return f'{figure}<div style="overflow-x:auto;font-size:.9em;margin-top:6px">{table}</div>'
 
 
-def _last(curves: Curves) -> list[str]:
+def _last_values(curves: Curves) -> list[str]:
     series = (curves.losses, curves.evaluations, curves.metrics)
-    return [f"{each[-1][1]:.3g}" if each else "" for each in series]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    def line(tag: str, cells: Sequence[Any]) -> str:
-        return "".join(f'<{tag} style="{_CELL}">{html.escape(str(c))}</{tag}>' for c in cells)
-
-    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    style = "border-collapse:collapse;font-size:.9em;color:inherit;margin-top:6px"
-    table = f'<table style="{style}"><tr>{line("th", heads)}</tr>{body}</table>'
-    return f'<div style="overflow-x:auto">{table}</div>'
+    return [f"{points[-1][1]:.3g}" if points else "" for points in series]
 
 
 def _states(folder: Path) -> list[Path]:
-    found = [
-        path for path in folder.glob(f"checkpoint-*/{_STATE}") if path.parent.name[11:].isdigit()
-    ]
-    return sorted(found, key=lambda path: int(path.parent.name[11:]))
+    """The trainer's state in each checkpoint of a run, the newest last."""
+    states = {
+        int(number): path
+        for path in folder.glob(f"checkpoint-*/{_STATE}")
+        if (number := path.parent.name.removeprefix("checkpoint-")).isdigit()
+    }
+    return [states[number] for number in sorted(states)]
 
 
 def next_name(output_dir: str) -> str:
-    """The folder's name with the next number at its end that is free."""
+    """The folder's name with the next free number at its end."""
     stem = output_dir.rstrip("0123456789")
     number = int(output_dir[len(stem) :] or 1)
     while Path(f"{stem}{number}").exists():
@@ -218,53 +218,39 @@ def next_name(output_dir: str) -> str:
     return f"{stem}{number}" if output_dir != stem else f"{stem}-{number}"
 
 
-_QUIET = 0.4  # seconds without a change before the cost is reckoned
-
-
-_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)
-
-
-_CODE = """import vlkit
-
-# vlm = {load}
-{data}
-run = vlkit.lora.train(
-    vlm,
-    {learnt},
-{options})
-run"""
+# --- the panel -----------------------------------------------------------------------------------
 
 
 class LoraPanel(PanelBox):
     """Fine-tune a model: choose data, turn knobs and see what they cost, train, watch, compare.
 
     Each knob is an argument of :func:`vlkit.lora.train` and found by its name:
-    ``panel.knobs["rank"].value = 16; panel.start(); panel.wait()``. Training goes on in a thread,
-    so the notebook stays usable; do not ask the model before it is done. A run that was stopped
-    goes on with ``resume``.
+    ``panel.knobs["rank"].value = 16; panel.start(); panel.wait()``. Training runs in a thread, so
+    the notebook stays usable; do not ask the model before it is done. A stopped run is continued
+    with ``resume``.
 
     Args:
         vlm: from :func:`vlkit.load`, without an adapter.
-        data: conversations to learn from; without them a file is chosen in the panel.
+        data: conversations to learn from; by default a file is chosen in the panel.
 
     Attributes:
         run: the last finished or stopped :class:`vlkit.lora.LoraRun`; None before.
-        xray: what the present knobs would cost, from :func:`vlkit.lora.inspect`; None where the
-            data or a knob cannot be used.
+        xray: what a run with the present knobs costs, from :func:`vlkit.lora.inspect`; None where
+            the data or a knob cannot be used.
     """
 
     def __init__(self, vlm: Any, data: Any = None):
         check_loaded(vlm)
         self.vlm, self.status = vlm, StatusLine()
         self._given = None if data is None else as_data(data)
-        self._read: tuple[str, Any] = ("", None)
-        self._split: tuple[Any, ...] = ()
+        self._read: tuple[str, Any] = ("", None)  # source, data
+        self._split: tuple[Any, ...] = ()  # data, share, seed, (train rows, held-out rows)
         self.run: lora.LoraRun | None = None
         self.xray: lora.XRay | None = None
         self._steering: Steering | None = None
         self._thread: threading.Thread | None = None
         self._model_in_use = threading.Lock()
-        self._cost_later = Debounce(self._reckon, _QUIET)
+        self._cost_later = Debounce(self._compute_cost, _QUIET)
         self.knobs = Knobs(self._change)
         self._make_controls()
         steer = buttons(self.start_button, self.pause_button, self.stop_button)
@@ -288,33 +274,32 @@ class LoraPanel(PanelBox):
         self._thread.start()
 
     def pause(self) -> None:
-        """Wait after the step that is under way, or go on; returns at once."""
+        """Pause after the present step, or continue; returns at once."""
         if self._steering is None or not self.start_button.disabled:
             return
         self._steering.resume() if self._steering.paused else self._steering.pause()
         self._show_pause()
 
     def stop(self) -> None:
-        """End after the step that is under way, with a checkpoint to go on from."""
+        """End after the present step, with a checkpoint from which to continue."""
         if self._steering is not None and self.start_button.disabled:
             self._steering.stop()
             self.status.say("Stopping …")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for run and cost, at most ``timeout`` seconds; True if neither is under way."""
+        """Wait for run and cost, at most ``timeout`` seconds; True if both are finished."""
         if self._thread is not None:
             self._thread.join(timeout)
-        reckoned = self._cost_later.wait(timeout)
-        return reckoned and (self._thread is None or not self._thread.is_alive())
+        cost_known = self._cost_later.wait(timeout)
+        return cost_known and (self._thread is None or not self._thread.is_alive())
 
     @property
     def code(self) -> str:
         """Plain Python that does what Start does with the present knobs."""
         source = self.source.value.strip()
-        given = self._given is not None and source == self._given.name
-        data = (
-            f"# data = {source}" if given else f"data = vlkit.lora.load_conversations({source!r})"
-        )
+        data = f"data = vlkit.lora.load_conversations({source!r})"
+        if self._is_given(source):
+            data = f"# data = {source}"
         share, seed = self.held_out.value, self.knobs["seed"].value
         if share:
             data += f"\nlearnt, held_out = data.split({share}, seed={seed})"
@@ -328,9 +313,9 @@ class LoraPanel(PanelBox):
 
     def _make_controls(self) -> None:
         files = sorted(str(p) for p in Path().glob("*.json*") if p.suffix in (".json", ".jsonl"))
-        known = [self._given.name] if self._given is not None else []
+        name = "" if self._given is None else self._given.name
         self.source = widgets.Combobox(
-            value=next(iter(known), ""), options=[*known, *files], description="Data",
+            value=name, options=[name, *files] if name else files, description="Data",
             placeholder="a .json, .jsonl, .csv or .parquet", continuous_update=False,
         )  # fmt: skip
         self.held_out = widgets.SelectionSlider(
@@ -376,7 +361,7 @@ class LoraPanel(PanelBox):
 
     def _show_pause(self) -> None:
         paused = self._steering is not None and self._steering.paused
-        self.pause_button.description = "Go on" if paused else "Pause"
+        self.pause_button.description = "Continue" if paused else "Pause"
         if self.start_button.disabled:
             self.status.say("Paused." if paused else "Training …")
 
@@ -388,7 +373,7 @@ class LoraPanel(PanelBox):
         if not source:
             raise VlkitError("no data; name a file of conversations")
         if self._read[0] != source:
-            given = self._given is not None and source == self._given.name
+            given = self._is_given(source)
             self._read = (source, self._given if given else lora.load_conversations(source))
         data, share, seed = self._read[1], self.held_out.value, self.knobs["seed"].value
         key = (data, share, seed)
@@ -396,7 +381,11 @@ class LoraPanel(PanelBox):
             self._split = (*key, data.split(share, seed=seed) if share else (data, None))
         return self._split[3]
 
-    def _reckon(self) -> None:
+    def _is_given(self, source: str) -> bool:
+        """Whether the source is the data that the panel was made with."""
+        return self._given is not None and source == self._given.name
+
+    def _compute_cost(self) -> None:
         with self._model_in_use, self.status.catching():
             if self.start_button.disabled:  # a run is about to begin
                 return
@@ -455,21 +444,17 @@ def _cost_html(xray: lora.XRay) -> str:
     memory = xray.memory
     share = xray.trained / sum(part.parameters for part in xray.parts)
     lines = [
-        f"{xray.rows:,} rows, {max(each.total for each in xray.lengths):,} tokens at most",
+        f"{xray.rows:,} rows, {max(length.total for length in xray.lengths):,} tokens at most",
         f"{xray.trained:,} weights trained ({share:.1%})",
         f"about {memory.total / 1e9:.1f} of {memory.available / 1e9:.0f} GB {memory.place}",
-        f"{counted(xray.steps, 'step')} in about {_duration(xray.seconds)}",
+        f"{counted(xray.steps, 'step')} in about {duration_text(xray.seconds)}",
     ]
     kind = "" if memory.fits else ' class="vlkit-error"'
     return f"<div{kind}>{'<br>'.join(map(html.escape, lines))}</div>"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
-
-
 def _outcome(run: lora.LoraRun) -> str:
     name = "Done" if run.finished else "Stopped"
     right = f", {run.metrics[-1][1]:.0%} right" if run.metrics else ""
-    steps = f"{counted(run.steps, 'step')} in {_duration(run.seconds)}"
+    steps = f"{counted(run.steps, 'step')} in {duration_text(run.seconds)}"
     return f"{name}: {steps}{right}; {run.output_dir}"

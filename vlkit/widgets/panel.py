@@ -1,10 +1,11 @@
-"""The look that all panels share: two columns, one line of status, buttons, the code below."""
+"""What all panels share: two columns, a status line, buttons, and the same in plain code."""
 
 from __future__ import annotations
 
 import html
 import threading
 import time
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, failure_line
 from vlkit.generation import generate
 from vlkit.generation.reply import Reply
 from vlkit.inputs import check_model
@@ -20,8 +21,12 @@ from vlkit.inputs import check_model
 _CSS = Path(__file__).with_name("panel.css").read_text(encoding="utf-8")
 
 
+class _AbstractWidget(ABCMeta, type(widgets.VBox)):  # type: ignore[misc]
+    """The metaclass of widgets with abstract methods."""
+
+
 class PanelBox(widgets.VBox):
-    """A panel as a whole; where widgets are not shown, one line stands for it."""
+    """A whole panel; where widgets cannot be shown, one line of text replaces it."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: run this cell in Jupyter to use it"
@@ -31,24 +36,24 @@ class StatusLine(widgets.HTML):
     """One line that says what a panel is doing, or what went wrong."""
 
     def say(self, text: str) -> None:
-        """Show what is going on; what ends in an ellipsis goes on and is marked as busy."""
+        """Show what is going on; a text that ends in an ellipsis is marked as busy."""
         busy = ' class="vlkit-busy"' if text.endswith("…") else ""
         self.value = f'<div role="status"{busy}>{html.escape(text)}</div>'
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """Show an error of the block as one line; Jupyter loses those of callbacks and threads."""
+        """Show an error inside as one line; Jupyter loses errors of callbacks and threads."""
         try:
             yield
         except Exception as error:
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.value = f'<div role="alert" class="vlkit-error">{html.escape(line)}</div>'
+            line = html.escape(failure_line(error))
+            self.value = f'<div role="alert" class="vlkit-error">{line}</div>'
 
 
 def columns(
     left: Sequence[widgets.Widget], right: Sequence[widgets.Widget]
 ) -> list[widgets.Widget]:
-    """Two columns that stand below each other where there is no room; the style comes along."""
+    """Two columns, below each other on narrow pages, and the panels' style sheet."""
     side = widgets.Layout(flex="1 1 280px", max_width="420px", min_width="0")
     main = widgets.Layout(flex="1 1 280px", min_width="0")
     boxes = [widgets.VBox(left, layout=side), widgets.VBox(right, layout=main)]
@@ -57,13 +62,13 @@ def columns(
 
 
 def style(css: str) -> widgets.HTML:
-    """A style sheet that comes with a panel."""
+    """A style sheet as an invisible widget."""
     return widgets.HTML(f"<style>{css}</style>", layout=widgets.Layout(display="none"))
 
 
-def buttons(*those: widgets.Widget) -> widgets.HBox:
+def buttons(*row: widgets.Widget) -> widgets.HBox:
     """Buttons in a row under the controls."""
-    return widgets.HBox(those).add_class("vlkit-buttons")
+    return widgets.HBox(row).add_class("vlkit-buttons")
 
 
 def code_fold(view: widgets.HTML) -> widgets.Accordion:
@@ -72,7 +77,7 @@ def code_fold(view: widgets.HTML) -> widgets.Accordion:
 
 
 def show_code(view: widgets.HTML, code: str) -> None:
-    """Put code into a view that :func:`code_fold` folds."""
+    """Show code in the view of a :func:`code_fold`."""
     view.value = f"<pre>{html.escape(code)}</pre>"
 
 
@@ -80,8 +85,8 @@ def load_code(vlm: Any) -> str:
     """Plain Python that loads this model again."""
     options = {name: getattr(vlm, name, None) for name in ("adapter", "max_image_tokens")}
     options |= getattr(vlm, "load_options", {})  # of a hosted model, without its key
-    given = [f", {name}={value!r}" for name, value in options.items() if value is not None]
-    return f"vlkit.load({vlm.name!r}{''.join(given)})"
+    arguments = [f", {name}={value!r}" for name, value in options.items() if value is not None]
+    return f"vlkit.load({vlm.name!r}{''.join(arguments)})"
 
 
 def add_classes(panel: widgets.Widget, *names: str) -> None:
@@ -91,8 +96,6 @@ def add_classes(panel: widgets.Widget, *names: str) -> None:
 
 
 _OUTCOMES = {"stop": "Done.", "length": "Cut off at max_new_tokens.", "cancelled": "Stopped."}
-
-
 _CODE = """import vlkit
 
 # vlm = {load}
@@ -101,20 +104,20 @@ reply = vlkit.generate(vlm, message, {options})
 reply"""
 
 
-class Panel(PanelBox):
-    """A question about media, answered in a panel; AskPanel and VideoPanel are such.
+class Panel(PanelBox, metaclass=_AbstractWidget):
+    """The base of AskPanel, VideoPanel and GroundingPanel: asks a question about chosen media.
 
     Args:
         vlm: from :func:`vlkit.load`.
         status: the line for errors.
-        chooser: the widgets with which media are chosen, and how they are to be read.
+        chooser: the widgets that choose media and how to read them.
         watched: those of them whose value changes the code.
-        examples: questions to choose from; the first is the prompt at the beginning.
-        above: what stands above the answer.
+        examples: questions to choose from; the first one is the initial prompt.
+        above: widgets above the answer.
 
     Attributes:
-        reply: the Reply to the last question, also of a stopped one; None before, while one is
-            being answered, and after an error.
+        reply: the Reply to the last question, also a stopped one; None at first, during an
+            answer, and after an error.
     """
 
     def __init__(
@@ -152,12 +155,12 @@ class Panel(PanelBox):
             self._thread.start()
 
     def stop(self) -> None:
-        """End the answer within a token and return at once; what is written stays."""
+        """End the answer within a token and return at once; the text so far stays."""
         if self.ask_button.disabled:  # Stream.stop waits for the model, which would freeze the page
             threading.Thread(target=self._stream.stop, daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the answer, at most ``timeout`` seconds; True if none is under way any more."""
+        """Wait for the answer, at most ``timeout`` seconds; True if it is finished."""
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
@@ -169,11 +172,13 @@ class Panel(PanelBox):
         options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
         return _CODE.format(load=load_code(self.vlm), message=message, options=options)
 
+    @abstractmethod
     def _media_code(self) -> list[str]:
-        raise NotImplementedError
+        """Python expressions of the chosen media, for :attr:`code`."""
 
+    @abstractmethod
     def _message(self) -> dict:
-        raise NotImplementedError
+        """The question with the chosen media. Raises MediaError where none can be read."""
 
     def _options(self) -> dict:
         names = ("max_new_tokens", "temperature", "seed")
@@ -224,8 +229,8 @@ class Panel(PanelBox):
         self.stop_button.on_click(lambda _: self.stop())
         self.examples.observe(self._take_example, names="value")
         self.prompt.observe(self._leave_example, names="value")
-        own = [self.prompt, self.max_new_tokens, self.temperature, self.seed]
-        for control in (*own, *watched):
+        asking = [self.prompt, self.max_new_tokens, self.temperature, self.seed]
+        for control in (*asking, *watched):
             control.observe(self._show_code, names="value")
         self._show_code()
 
@@ -242,11 +247,11 @@ class Panel(PanelBox):
             show_code(self._code_view, self.code)
 
 
-class Picker(widgets.VBox):
-    """Upload or choose a sample; the latest choice counts, and errors go to the status line.
+class Picker(widgets.VBox, metaclass=_AbstractWidget):
+    """Uploads media or chooses a sample; the latest choice counts, errors go to the status line.
 
     Attributes:
-        upload: the upload button; what is uploaded counts before the sample.
+        upload: the upload button; an uploaded file takes precedence over the sample.
         sample: the samples' dropdown; "" is none.
         view: shows what is chosen.
     """
@@ -270,7 +275,7 @@ class Picker(widgets.VBox):
 
     @property
     def code(self) -> list[str]:
-        """Python expressions of what is chosen; an uploaded file is one of its name."""
+        """Python expressions of the choice; an uploaded file is represented by its name."""
         if self.upload.value:
             return [f"{file['name']!r}" for file in self.upload.value]
         return [f"vlkit.sample({self.sample.value!r})"] if self.sample.value else []
@@ -283,12 +288,13 @@ class Picker(widgets.VBox):
                 self.upload.value = ()
         self._show()
 
+    @abstractmethod
     def _show(self) -> None:
-        raise NotImplementedError
+        """Show the choice in :attr:`view`."""
 
 
 class Debounce:
-    """Calls a function once things have been quiet for a while, in a thread of its own."""
+    """Calls a function in another thread, once there was no :meth:`call` for a while."""
 
     def __init__(self, function: Callable[[], None], seconds: float):
         self._function, self._seconds = function, seconds
@@ -296,7 +302,7 @@ class Debounce:
         self._one_at_a_time = threading.Lock()
 
     def call(self) -> None:
-        """Ask for a call; an earlier one that has not begun is dropped."""
+        """Request a call; an earlier request that has not begun is dropped."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = threading.Timer(self._seconds, self._run)
@@ -304,7 +310,7 @@ class Debounce:
         self._timer.start()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the last call, at most ``timeout`` seconds; True if none is under way."""
+        """Wait for the last call, at most ``timeout`` seconds; True if it is finished."""
         if self._timer is not None:
             self._timer.join(timeout)
         return self._timer is None or not self._timer.is_alive()

@@ -32,22 +32,22 @@ _PLAYABLE = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mp4", ".webm": "webm", ".ogv
 
 
 class VideoPanel(Panel):
-    """Ask a model about a clip: choose, play, choose the frames, ask; the answer streams in.
+    """Ask a model about a clip: play it, choose the frames, ask; the answer streams in.
 
-    The strip shows the frames that the model will see, with their times; the line above it what
-    they cost. Every control is an attribute (``fps``, ``max_frames``, ``part``, ``prompt``,
-    ``picker`` …), so what a hand can do, code can do:
+    The strip shows the frames that the model will see, with their times; the line above it, their
+    number of tokens. Every control is an attribute (``fps``, ``max_frames``, ``part``, ``prompt``,
+    ``picker`` …), so code can do what a hand can do:
     ``panel.fps.value = 4; panel.ask(); panel.wait()``.
 
     Args:
         vlm: from :func:`vlkit.load`.
-        samples: offer the bundled clips beside the upload button.
+        samples: also offer the bundled clips.
 
     Attributes:
-        reply: the Reply to the last question, also of a stopped one; None before, while one is
-            being answered, and after an error.
-        view: the frames, times and tokens that the present controls give, as
-            :func:`vlkit.preflight` has them; None without a clip.
+        reply: the Reply to the last question, also a stopped one; None at first, during an
+            answer, and after an error.
+        view: the frames, times and tokens for the present controls, as :func:`vlkit.preflight`
+            computes them; None without a clip.
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
@@ -73,12 +73,12 @@ class VideoPanel(Panel):
         self._take_clip()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the strip and the answer; True if neither is under way any more."""
+        """Wait for the strip and the answer; True if both are finished."""
         return all([self._strip_later.wait(timeout), super().wait(timeout)])
 
     @property
     def video(self) -> Video:
-        """The chosen clip as the controls have it. Raises MediaError where none is chosen."""
+        """The chosen clip with the controls' options. Raises MediaError where none is chosen."""
         return Video(self.picker.source(), **self._sampling())
 
     def _sampling(self) -> dict:
@@ -143,12 +143,12 @@ class VideoPanel(Panel):
                 clip = load_clip(view.video, lambda size, count: _thumbnail(size, 800 // columns))
                 alt = f"{len(view.indices)} frames of {self.picker.chosen}"
                 shown = image_html(draw_frames(clip, columns=columns), width=824, alt=alt)
-        if view is self.view:  # nothing else was chosen while this was decoded
+        if view is self.view:  # no other clip was chosen meanwhile
             self.strip.value = shown
 
 
 class ClipPicker(Picker):
-    """Upload a clip or choose a sample, and play it; errors go to the status line."""
+    """Uploads a clip or chooses a sample, and plays it; errors go to the status line."""
 
     def __init__(self, status: StatusLine, *, samples: bool = True):
         super().__init__(
@@ -200,7 +200,7 @@ def _player(name: str, content: bytes) -> widgets.Widget:
     if suffix == ".gif":
         return widgets.Image(value=content, format="gif")
     if suffix not in _PLAYABLE:
-        return widgets.Label(f"Browsers do not play {suffix or 'this'}; its frames stand beside.")
+        return widgets.Label(f"Browsers do not play {suffix or 'this'}; see its frames.")
     return widgets.Video(value=content, format=_PLAYABLE[suffix], autoplay=False, loop=False)
 
 

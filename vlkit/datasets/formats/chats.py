@@ -1,6 +1,6 @@
 """Conversations about pictures with coordinates in their text, in any family's convention.
 
-ms-swift's is one more; see :mod:`vlkit.datasets.swift`.
+ms-swift's convention is one more; see :mod:`vlkit.datasets.formats.swift`.
 """
 
 from __future__ import annotations
@@ -9,56 +9,60 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vlkit.datasets.conversations import SWIFT, picture_names, texts_of
 from vlkit.datasets.formats.swift import Segment, SwiftObjects
-from vlkit.datasets.pictures import find_picture, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, find_picture, upright_size
 from vlkit.errors import VlkitError
-from vlkit.files import dump_lines, read_rows, relative, write_whole
+from vlkit.files import read_rows, relative, write_rows
 from vlkit.grounding.boxes import Item, Quad, Size
 from vlkit.grounding.formats import FORMATS
 from vlkit.grounding.parse import format_grounding, locate_grounding
 
-SWIFT = "ms-swift"
-
-
-_BETWEEN = re.compile(r"[\s,]*")
-
-
-_BEFORE = re.compile(r"(?:```(?:json|xml)?\s*)?\[?\s*\Z")
-
-
-_AFTER = re.compile(r"(?:[^<>]{0,200}</points?>)?(?:\s*\])?(?:\s*```)?")
+# what belongs to a group of boxes: the separators in it, and the brackets, fences and tags around
+_SEPARATOR = re.compile(r"[\s,]*")
+_OPENING = re.compile(r"(?:```(?:json|xml)?\s*)?\[?\s*\Z")
+_CLOSING = re.compile(r"(?:[^<>]{0,200}</points?>)?(?:\s*\])?(?:\s*```)?")
+_LONGEST_OPENING = 40  # characters
 
 
 def read_chats(
     path: Path, name: str, images: Path | None, max_image_tokens: int | None = None
 ) -> list[Scene]:
-    """A scene for each row: the first question, and the boxes of all answers."""
-    scenes, asked = [], 0
+    """A scene for each row: the first question, and the boxes of all answers.
+
+    Args:
+        path: a .json or .jsonl.
+        name: a family, or ``SWIFT``.
+        images: the folder with the pictures, where it is not the file's.
+        max_image_tokens: to which a family that writes pixels of the resized picture was limited.
+    """
+    scenes, skipped = [], 0
     for number, row in enumerate(read_rows(path), start=1):
         where = f"{path}, row {number}"
         try:
             pictures, size = pictures_of(row, images or path.parent)
-            parts = list(
-                row_segments(row, name, size, input_size_for(name, size, max_image_tokens))
-            )
+            input_size = input_size_for(name, size, max_image_tokens)
+            texts = list(row_segments(row, name, size, input_size))
         except VlkitError as error:
             raise VlkitError(f"{where}: {error}") from None
         if not pictures:
             raise VlkitError(f'{where}: it names no picture under "images" or "image"')
-        if any(role == "user" and not all(isinstance(s, str) for s in p) for role, p in parts):
-            asked += 1  # a box is part of the question
+        questions = [segments for role, segments in texts if role == "user"]
+        if any(isinstance(segment, list) for segments in questions for segment in segments):
+            skipped += 1
             continue
-        items = [i for role, p in parts if role == "assistant" for s in p for i in _items_in(s)]
-        prompts = ["".join(map(str, p)) for role, p in parts if role == "user"]
-        prompt = strip_labels(prompts[0] if prompts else "", name).replace("<image>", "").strip()
-        scenes.append(Scene(pictures[0], size, tuple(items), prompt))
-    if asked:
-        warnings.warn(f"{path}: {asked} rows that ask with a box left out", stacklevel=4)
+        answers = [segments for role, segments in texts if role == "assistant"]
+        groups = [s for segments in answers for s in segments if isinstance(s, list)]
+        prompt = "".join(map(str, questions[0])) if questions else ""
+        prompt = strip_labels(prompt, name).replace("<image>", "").strip()
+        scenes.append(Scene(pictures[0], size, tuple(chain(*groups)), prompt))
+    if skipped:
+        warnings.warn(f"{path}: left out {skipped} rows with a box in the question", stacklevel=4)
     return scenes
 
 
@@ -70,32 +74,30 @@ def write_chats(
     for scene in scenes:
         labels = ", ".join(dict.fromkeys(i.label for i in scene.items if i.label)) or "everything"
         question = scene.prompt or f"Locate every instance of: {labels}."
-        row = {
-            "messages": [
-                {"role": "user", "content": f"<image>{question}"},
-                {"role": "assistant", "content": ""},
-            ],
-            "images": [relative(scene.image, path)],
-        }
         writer = Writer(name, scene.size, input_size_for(name, scene.size, max_image_tokens))
-        row["messages"][1]["content"] = writer.text([list(scene.items)])  # type: ignore[index]
-        rows.append(row | writer.objects())
-    write_whole(path, dump_lines(rows))
+        answer = writer.text([list(scene.items)])
+        messages = [
+            {"role": "user", "content": f"<image>{question}"},
+            {"role": "assistant", "content": answer},
+        ]
+        images = [relative(scene.image, path)]
+        rows.append({"messages": messages, "images": images} | writer.objects())
+    write_rows(path, rows)
 
 
 def rewrite_row(
     row: dict, source: str, target: str, size: Size, max_image_tokens: int | None = None
 ) -> tuple[dict, int]:
-    """The row with its coordinates in another convention, all else as it was; how many items."""
-    reading = input_size_for(source, size, max_image_tokens)
-    parts = [p for _, p in row_segments(row, source, size, reading)]
+    """The row with its coordinates in another convention, all else unchanged; how many items."""
+    input_size = input_size_for(source, size, max_image_tokens)
+    texts = [segments for _, segments in row_segments(row, source, size, input_size)]
+    if source == target:
+        return row, 0
     writer = Writer(target, size, input_size_for(target, size, max_image_tokens))
     new = {key: value for key, value in copy.deepcopy(row).items() if key != "objects"}
-    for _, holder, key in _texts(new):
-        segments = parts.pop(0)
-        if source != target:
-            holder[key] = writer.text([rename_segment(s, source, target) for s in segments])
-    return (new | writer.objects(), writer.count) if source != target else (row, 0)
+    for (_, holder, key), segments in zip(texts_of(new), texts, strict=True):
+        holder[key] = writer.text([rename_segment(s, source, target) for s in segments])
+    return new | writer.objects(), writer.count
 
 
 def pictures_of(row: dict, folder: Path) -> tuple[list[Path], Size]:
@@ -104,8 +106,7 @@ def pictures_of(row: dict, folder: Path) -> tuple[list[Path], Size]:
     Raises:
         VlkitError: a picture that is missing, or several of different sizes.
     """
-    given = row.get("images") or row.get("image") or []
-    names = [_name_of(each) for each in (given if isinstance(given, list) else [given])]
+    names = picture_names(row)
     paths = [find_picture(name.removeprefix("file://"), [folder]) for name in names]
     sizes = {upright_size(path, (row.get("width"), row.get("height"))) for path in paths}
     if len(sizes) > 1:
@@ -113,31 +114,24 @@ def pictures_of(row: dict, folder: Path) -> tuple[list[Path], Size]:
     return paths, (sizes.pop() if sizes else (1000, 1000))
 
 
-def _name_of(picture: Any) -> str:
-    if isinstance(picture, dict):
-        picture = picture.get("path") or picture.get("url")
-    if not isinstance(picture, str) or not picture:
-        raise VlkitError(f"its picture is {picture!r:.60}; expected a path")
-    return picture
-
-
 def input_size_for(name: str, size: Size, max_image_tokens: int | None) -> Size | None:
-    """The size at which a family's processor, with its published limits, shows such a picture."""
+    """The size to which a family's processor, with its published limits, resizes a picture."""
     if name == SWIFT or FORMATS[name].space != "resized":
         return None
-    from dataclasses import replace
-
     from vlkit.models.families import published_rules
 
     return replace(published_rules(name), max_image_tokens=max_image_tokens).image_size(size)
 
 
+# --- reading: a text as segments -----------------------------------------------------------------
+
+
 def row_segments(
     row: dict, name: str, size: Size, input_size: Size | None
 ) -> Iterator[tuple[str, list[Segment]]]:
-    """For each text of a row, in order: who speaks, and the text with its items told apart."""
+    """Each text of a row, in order: who speaks, and the text split at its boxes."""
     objects = SwiftObjects(row, size) if name == SWIFT else None
-    for role, holder, key in _texts(row):
+    for role, holder, key in texts_of(row):
         if objects:
             yield role, swift_segments(holder[key], objects)
         else:
@@ -156,6 +150,53 @@ def swift_segments(text: str, objects: SwiftObjects) -> list[Segment]:
     return _family_segments(with_numbers, pixels)
 
 
+def _family_segments(text: str, sizes: dict[str, Any]) -> list[Segment]:
+    placed, left_out = locate_grounding(text, **sizes)
+    if left_out:
+        raise VlkitError(left_out)
+    return list(group_items(text, placed))
+
+
+def group_items(text: str, placed: Sequence[tuple[Item, int, int]]) -> Iterator[Segment]:
+    """A text as segments: text, and lists of the items that follow each other in it.
+
+    Args:
+        text: the whole text.
+        placed: its items in order, each with its place in the text (start, end).
+    """
+    groups: list[tuple[list[Item], int, int]] = []
+    for item, start, end in placed:
+        if groups:
+            items, group_start, group_end = groups[-1]
+            if start < group_end or _SEPARATOR.fullmatch(text, group_end, start):
+                items.append(item)
+                groups[-1] = items, group_start, end
+                continue
+        groups.append(([item], start, end))
+    done = 0
+    for items, start, end in groups:
+        yield text[done : _start_of_list(text, done, start)]
+        yield items
+        done = _end_of_list(text, end)
+    yield text[done:]
+
+
+def _start_of_list(text: str, done: int, start: int) -> int:
+    """Where the bracket and the code fence before a group begin, or the group itself."""
+    low = max(done, start - _LONGEST_OPENING)
+    match = _OPENING.search(text[low:start])
+    return low + match.start() if match and match[0].strip() else start
+
+
+def _end_of_list(text: str, end: int) -> int:
+    """Where the tag, the bracket and the code fence behind a group end, or the group itself."""
+    match = _CLOSING.match(text, end)
+    return match.end() if match and match[0].strip() else end
+
+
+# --- writing: segments as a text -----------------------------------------------------------------
+
+
 def strip_labels(text: str, name: str) -> str:
     """A text without the tags around labels that no box follows."""
     tags = ("<ref-object>",) if name == SWIFT else FORMATS[name].label_tags
@@ -165,7 +206,7 @@ def strip_labels(text: str, name: str) -> str:
 
 
 def rename_segment(segment: Segment, source: str, target: str) -> Segment:
-    """A text with the tags around its labels as another convention writes them; boxes stay."""
+    """A segment for :class:`Writer`: label tags in a text change, a list of items stays."""
     if not isinstance(segment, str) or source == SWIFT or not FORMATS[source].label_tags[0]:
         return segment
     tags = ("", "") if target == SWIFT else FORMATS[target].label_tags
@@ -174,72 +215,17 @@ def rename_segment(segment: Segment, source: str, target: str) -> Segment:
     return segment
 
 
-def _texts(row: dict) -> Iterator[tuple[str, dict, str]]:
-    """A row's texts: who speaks, the dict that holds it, and its key there."""
-    messages = row.get("messages", row.get("conversations"))
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise VlkitError('it has no list of messages under "messages" or "conversations"')
-    for message in messages:
-        said_by = message.get("role") or message.get("from") or ""
-        role = {"human": "user", "gpt": "assistant"}.get(str(said_by), str(said_by))
-        key = "content" if "content" in message else "value"
-        content = message.get(key)
-        if isinstance(content, str):
-            yield role, message, key
-        elif isinstance(content, list):
-            items = [i for i in content if isinstance(i, dict) and isinstance(i.get("text"), str)]
-            yield from ((role, item, "text") for item in items)
-        elif content is not None:
-            raise VlkitError(f"a message holds {content!r:.40}; expected text")
-
-
-# --- text and items told apart --------------------------------------------------------------------
-
-
-def _family_segments(text: str, sizes: dict[str, Any]) -> list[Segment]:
-    placed, left_out = locate_grounding(text, **sizes)
-    if left_out:
-        raise VlkitError(left_out)
-    return list(group_items(text, placed))
-
-
-def group_items(text: str, placed: Sequence[tuple[Item, int, int]]) -> Iterator[Segment]:
-    """A text with its items, each with its place (from, up to), as texts and lists of items.
-
-    Items with nothing but blanks and commas between them are one list.
-    """
-    group: list[Item] = []
-    done = begin = end = 0
-    for item, start, stop in placed:
-        if group and start >= end and not _BETWEEN.fullmatch(text, end, start):
-            yield from (text[done : _begin(text, done, begin)], group)
-            done, group = _finish(text, end), []
-        begin = begin if group else start
-        group, end = [*group, item], stop
-    if group:
-        yield from (text[done : _begin(text, done, begin)], group)
-        done = _finish(text, end)
-    yield text[done:]
-
-
-def _begin(text: str, low: int, start: int) -> int:
-    """Where the list and the fence around items begin."""
-    low = max(low, start - 40)
-    match = _BEFORE.search(text[low:start])
-    return low + match.start() if match and match[0].strip() else start
-
-
-def _finish(text: str, end: int) -> int:
-    match = _AFTER.match(text, end)
-    return match.end() if match and match[0].strip() else end
-
-
-def _items_in(segment: Segment) -> list[Item]:
-    return [] if isinstance(segment, str) else segment
-
-
 class Writer:
-    """Segments as one convention's text; for ms-swift it gathers the objects."""
+    """Writes the segments of one row's texts in one convention.
+
+    Args:
+        name: a family, or ``SWIFT``, whose boxes are collected in :meth:`objects`.
+        size: of the upright picture.
+        input_size: of the picture as the processor resizes it, where the family needs it.
+
+    Attributes:
+        count: how many boxes, points and quads were written.
+    """
 
     def __init__(self, name: str, size: Size, input_size: Size | None):
         self.name, self.sizes = name, {"image_size": size, "input_size": input_size}
@@ -252,23 +238,26 @@ class Writer:
         return "".join(s if isinstance(s, str) else self._write(s) for s in segments)
 
     def objects(self) -> dict:
-        """What belongs beside the text."""
-        if self.name != SWIFT or not self.boxes:
+        """The row's ``objects``, for ms-swift; empty for a family."""
+        if not self.boxes:
             return {}
         return {"objects": {"ref": self.refs, "bbox": self.boxes}}
 
     def _write(self, items: list[Item]) -> str:
         self.count += len(items)
-        if self.name != SWIFT:
-            return format_grounding(items, family=self.name, **self.sizes)  # type: ignore[arg-type]
-        text, before = "", ""
+        if self.name == SWIFT:
+            return self._write_tags(items)
+        return format_grounding(items, family=self.name, **self.sizes)  # type: ignore[arg-type]
+
+    def _write_tags(self, items: list[Item]) -> str:
+        text, label = "", ""
         for item in items:
             if isinstance(item, Quad):
-                raise VlkitError("ms-swift has boxes and points, no quads")
-            if item.label != before:
-                text += ", <ref-object>" if text else "<ref-object>"  # as Qwen2-VL's own
-                before = item.label
-                self.refs.append(item.label)
+                raise VlkitError("ms-swift has boxes and points, but no quads")
+            if item.label != label:
+                text += ", <ref-object>" if text else "<ref-object>"  # as Qwen2-VL writes them
+                label = item.label
+                self.refs.append(label)
             self.boxes.append([round(value, 3) for value in astuple(item)[1:]])
             text += "<bbox>"
         return text

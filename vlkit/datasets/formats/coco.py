@@ -1,3 +1,5 @@
+"""COCO (https://cocodataset.org/#format-data), and RefCOCO's expressions as Qwen evaluates them."""
+
 from __future__ import annotations
 
 import json
@@ -5,42 +7,39 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vlkit.datasets.pictures import boxes_of, checked_box, find_picture, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, boxes_of, checked_box, find_picture, upright_size
 from vlkit.errors import VlkitError
-from vlkit.files import dump_lines, read_json, read_rows, relative, write_whole
-from vlkit.grounding.boxes import Item
-
-# --- COCO: https://cocodataset.org/#format-data ---------------------------------------------------
+from vlkit.files import read_json, read_rows, relative, write_rows, write_whole
+from vlkit.grounding.boxes import Box, Item
 
 
 def read_coco(path: Path, images: Path | None) -> list[Scene]:
     """``images``, ``annotations`` and ``categories``; groups (``iscrowd``) are left out."""
     data = read_json(path)
     try:
-        names = {each["id"]: each["name"] for each in data["categories"]}
-        rows: dict[Any, list[Item]] = {each["id"]: [] for each in data["images"]}
+        labels = {category["id"]: category["name"] for category in data["categories"]}
+        boxes: dict[Any, list[Item]] = {image["id"]: [] for image in data["images"]}
         crowds = 0
-        for each in data["annotations"]:
-            if each.get("iscrowd"):
+        for annotation in data["annotations"]:
+            if annotation.get("iscrowd"):
                 crowds += 1
                 continue
-            where = f"{path}, annotation {each.get('id')}"
-            label, (x, y, w, h) = names[each["category_id"]], _four(each["bbox"], where)
-            box = checked_box(label, (x, y, x + w, y + h), where)
-            rows[each["image_id"]].append(box)
+            where = f"{path}, annotation {annotation.get('id')}"
+            box = _coco_box(labels[annotation["category_id"]], annotation["bbox"], where)
+            boxes[annotation["image_id"]].append(box)
         places = [images] if images else [path.parent, path.parent / "images"]
-        scenes = [_coco_scene(each, rows[each["id"]], places) for each in data["images"]]
+        scenes = [_coco_scene(image, boxes[image["id"]], places) for image in data["images"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise VlkitError(f"{path} is no COCO file: {type(error).__name__} {error}") from None
+        raise VlkitError(f"{path} is not a COCO file: {type(error).__name__} {error}") from None
     if crowds:
-        warnings.warn(f"{path}: {crowds} groups (iscrowd) left out", stacklevel=3)
+        warnings.warn(f"{path}: left out {crowds} groups (iscrowd)", stacklevel=3)
     return scenes
 
 
-def _four(numbers: Any, where: str) -> list[float]:
-    checked_box("", numbers, where)
-    return [float(n) for n in numbers]
+def _coco_box(label: Any, numbers: Any, where: str) -> Box:
+    checked_box(label, numbers, where)
+    x, y, width, height = (float(n) for n in numbers)
+    return checked_box(label, (x, y, x + width, y + height), where)
 
 
 def _coco_scene(record: dict, items: list[Item], places: list[Path]) -> Scene:
@@ -76,11 +75,11 @@ def write_coco(scenes: list[Scene], path: Path) -> None:
     write_whole(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
-# --- RefCOCO as Qwen's own evaluation has it: eval_mm/evaluate_grounding.py of QwenLM/Qwen-VL -----
+# --- RefCOCO: the lines of eval_mm/evaluate_grounding.py in QwenLM/Qwen-VL ------------------------
 
 
 def read_refcoco(path: Path, images: Path | None) -> list[Scene]:
-    """A row for each expression: ``image``, ``sent``, ``bbox``, at most ``width``, ``height``."""
+    """A row for each expression: ``image``, ``sent``, ``bbox``; ``width``, ``height`` if known."""
     scenes = []
     for number, row in enumerate(read_rows(path), start=1):
         where = f"{path}, row {number}"
@@ -106,4 +105,4 @@ def write_refcoco(scenes: list[Scene], path: Path) -> None:
         for scene in scenes
         for box in boxes_of(scene.items, "refcoco")
     ]
-    write_whole(path, dump_lines(rows))
+    write_rows(path, rows)

@@ -1,4 +1,4 @@
-"""COCO, RefCOCO-style lines and Label Studio exports."""
+"""Label Studio's export and import of tasks: https://labelstud.io/guide/task_format."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from vlkit.datasets.pictures import find_picture, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, find_picture, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_rows, relative, write_whole
 from vlkit.grounding.boxes import Box, Item, Point, Quad, Size
-
-# --- Label Studio: https://labelstud.io/guide/task_format -----------------------------------------
 
 _KINDS = {"rectanglelabels": Box, "keypointlabels": Point, "polygonlabels": Quad}
 
 
 def read_label_studio(path: Path, images: Path | None) -> list[Scene]:
-    """An export of tasks; of each the first annotation. Turned rectangles become quads."""
+    """The first annotation of each task in an export. Rotated rectangles become quads."""
     scenes, left_out = [], 0
     for number, task in enumerate(read_rows(path), start=1):
         try:
@@ -33,11 +30,11 @@ def read_label_studio(path: Path, images: Path | None) -> list[Scene]:
             items = [_label_studio_item(result, size) for result in results]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             why = f"{type(error).__name__} {error}"
-            raise VlkitError(f"{path}, task {number} is no Label Studio task: {why}") from None
+            raise VlkitError(f"{path}, task {number} is not a Label Studio task: {why}") from None
         left_out += items.count(None)
         scenes.append(Scene(image, size, tuple(item for item in items if item)))
     if left_out:
-        warnings.warn(f"{path}: {left_out} results left out, as polygons and text", stacklevel=3)
+        warnings.warn(f"{path}: left out {left_out} results, as polygons and text", stacklevel=3)
     return scenes
 
 
@@ -60,11 +57,11 @@ def _label_studio_item(result: dict, size: Size) -> Item | None:
         return Point(label, x, y)
     w, h = float(value["width"]) * across, float(value["height"]) * down
     angle = float(value.get("rotation") or 0)
-    return _turned(label, x, y, w, h, angle) if angle else Box(label, x, y, x + w, y + h)
+    return _rotated(label, x, y, w, h, angle) if angle else Box(label, x, y, x + w, y + h)
 
 
-def _turned(label: str, x: float, y: float, w: float, h: float, degrees: float) -> Quad:
-    """A rectangle turned clockwise around its top left corner."""
+def _rotated(label: str, x: float, y: float, w: float, h: float, degrees: float) -> Quad:
+    """A rectangle rotated clockwise around its top left corner."""
     from math import cos, radians, sin
 
     c, s = cos(radians(degrees)), sin(radians(degrees))

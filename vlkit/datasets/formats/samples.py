@@ -1,13 +1,12 @@
+"""vlkit's bundled samples, as data/README.md describes them; read only."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
-from vlkit.datasets.pictures import checked_box, upright_size
-from vlkit.datasets.scene import Scene
+from vlkit.datasets.pictures import Scene, checked_box, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_rows
-
-# --- vlkit's own samples: data/README.md ----------------------------------------------------------
 
 
 def read_samples(path: Path, images: Path | None) -> list[Scene]:
@@ -20,12 +19,12 @@ def read_samples(path: Path, images: Path | None) -> list[Scene]:
         try:
             image, size = (images or file.parent) / row["file"], (row["width"], row["height"])
             items = [
-                checked_box(each["label"], each["box"], f"{file}, {row['name']}")
-                for each in row["objects"]
-                if each.get("box")
+                checked_box(thing["label"], thing["box"], f"{file}, {row['name']}")
+                for thing in row["objects"]
+                if thing.get("box")
             ]
         except (KeyError, TypeError) as error:
             why = f"{type(error).__name__} {error}"
-            raise VlkitError(f"{file} is no samples.json: {why}") from None
+            raise VlkitError(f"{file} is not a samples.json of vlkit: {why}") from None
         scenes.append(Scene(image, upright_size(image, size), tuple(items)))
     return scenes

@@ -1,4 +1,4 @@
-"""ms-swift's objects: ``<ref-object>`` and ``<bbox>`` in the text, the boxes beside it.
+"""ms-swift: ``<ref-object>`` and ``<bbox>`` in the text, labels and boxes in the row's ``objects``.
 
 https://swift.readthedocs.io/en/latest/Customization/Custom-dataset.html#grounding
 """
@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box, Item, Point, Size
 
-Segment = str | list[Item]  # text, or what stands in its place
-
-
+Segment = str | list[Item]  # text, or the items at that place in it
 _TAG = re.compile("(<ref-object>|<bbox>)")
-
-
 _JSON = re.compile(r"""(?:bbox|point)_2d["']\s*:\s*<bbox>""")
 
 
@@ -27,7 +23,7 @@ class _Ref(NamedTuple):
 
 
 class SwiftObjects:
-    """The boxes and labels beside a row's text, taken up in its order."""
+    """The labels and boxes of a row, used one by one as its text refers to them."""
 
     def __init__(self, row: dict, size: Size):
         objects, self.size, self.label = row.get("objects") or {}, size, ""
@@ -35,7 +31,7 @@ class SwiftObjects:
             raise VlkitError(f"its objects are {objects!r:.40}; expected a dict of ref and bbox")
         numbers = objects.get("image_id") or []
         if not isinstance(numbers, list) or any(numbers):
-            raise VlkitError("it has boxes on other pictures than its first (image_id)")
+            raise VlkitError("some of its boxes are on another picture than its first (image_id)")
         for key in ("ref", "bbox"):
             if not isinstance(objects.get(key) or [], list):
                 raise VlkitError(f"its objects have {key}={objects[key]!r:.40}; expected a list")
@@ -47,32 +43,32 @@ class SwiftObjects:
         self.boxes = [_numbers(box, scale) for box in objects.get("bbox") or []]
 
     def segments(self, text: str) -> Iterator[Segment]:
-        """A text in which the boxes stand in place of their tags."""
-        marks = [self._take_up(piece) for piece in _TAG.split(text)]
-        held = ""
+        """A text split at its tags, with boxes and points in place of them."""
+        marks = [self._resolve(piece) for piece in _TAG.split(text)]
         group: list[Item] = []
+        after = ""  # the text behind the group
         for i, mark in enumerate(marks):
             if isinstance(mark, Item):
-                if held.strip(" ,\n") or not group:
-                    yield from _ended(group, held)
+                if after.strip(" ,\n") or not group:
+                    yield from _nonempty(group, after)
                     group = []
-                held, group = "", [*group, mark]
+                group, after = [*group, mark], ""
             elif isinstance(mark, str):
-                held += mark
+                after += mark
             elif not isinstance(_next_mark(marks[i + 1 :]), Item):
-                held += mark.label
-        yield from _ended(group, held)
+                after += mark.label  # of a label without a box
+        yield from _nonempty(group, after)
 
     def as_json(self, text: str) -> str | None:
-        """A text that has the JSON around its tags, with the numbers in; None for any other."""
+        """A text with JSON around its tags, the numbers filled in; None for any other text."""
         return _TAG.sub(lambda tag: self._as_json(tag[0]), text) if _JSON.search(text) else None
 
     def check_used_up(self) -> None:
-        """Raises VlkitError where boxes are left that no tag took."""
+        """Raises VlkitError where boxes are left that no tag refers to."""
         if self.boxes:
-            raise VlkitError(f"it has {len(self.boxes)} boxes more than <bbox> in its text")
+            raise VlkitError(f"it has {len(self.boxes)} more boxes than <bbox> in its text")
 
-    def _take_up(self, piece: str) -> str | _Ref | Item:
+    def _resolve(self, piece: str) -> str | _Ref | Item:
         if piece == "<ref-object>":
             self.label = _take(self.refs, piece)
             return _Ref(self.label)
@@ -87,13 +83,13 @@ class SwiftObjects:
         return json.dumps(_take(self.refs, tag), ensure_ascii=False)[1:-1]
 
 
-def _ended(group: list[Item], held: str) -> list[Segment]:
-    return [group, held] if group else [held]
+def _nonempty(group: list[Item], after: str) -> list[Segment]:
+    return [group, after] if group else [after]
 
 
 def _take(values: list, tag: str) -> Any:
     if not values:
-        raise VlkitError(f"its text has more {tag} than its objects")
+        raise VlkitError(f"its text has more {tag} than its objects have")
     return values.pop(0)
 
 
@@ -108,4 +104,4 @@ def _numbers(box: Any, scale: Size) -> list[float]:
             return numbers
     except (TypeError, ValueError, OverflowError):
         pass
-    raise VlkitError(f"{box!r:.60} is no box [x1, y1, x2, y2] and no point [x, y]")
+    raise VlkitError(f"{box!r:.60} is neither a box [x1, y1, x2, y2] nor a point [x, y]")

@@ -1,3 +1,9 @@
+"""Pascal VOC: a folder with an XML file for each picture.
+
+Its pixels count from 1 and the last one is inside: xmin=1, xmax=width is the whole picture.
+http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,27 +11,24 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vlkit.datasets.pictures import (
+    Scene,
     boxes_of,
     checked_box,
     copy_pictures,
     find_picture,
     upright_size,
 )
-from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
 from vlkit.files import read_text, write_whole
 from vlkit.grounding.boxes import Box
 
-# --- Pascal VOC: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html -----------
-# Its pixels are counted from 1 and the last is inside: xmin=1, xmax=width is the whole picture.
-
 
 def read_voc(path: Path, images: Path | None) -> list[Scene]:
-    """``Annotations/*.xml``, or the folder's own; pictures in ``JPEGImages`` or beside them."""
+    """``Annotations/*.xml``, or the folder's own; pictures in ``JPEGImages`` or next to it."""
     folder = path / "Annotations" if (path / "Annotations").is_dir() else path
     files = sorted(folder.rglob("*.xml"))
     if not files:
-        raise VlkitError(f"{folder} holds no .xml")
+        raise VlkitError(f"{folder} contains no .xml")
     places = [images] if images else [path / "JPEGImages", path / "images", folder, path]
     return [_voc_scene(file, places) for file in files]
 
@@ -45,14 +48,14 @@ def _voc_scene(file: Path, places: list[Path]) -> Scene:
             box = checked_box(_text(thing, "name"), numbers, str(file))
             items.append(Box(box.label, box.x1 - 1, box.y1 - 1, box.x2, box.y2))
     except (ElementTree.ParseError, ValueError) as error:
-        raise VlkitError(f"{file} is no Pascal VOC annotation: {error}") from None
+        raise VlkitError(f"{file} is not a Pascal VOC annotation: {error}") from None
     return Scene(image, size, tuple(items))
 
 
 def _text(element: ElementTree.Element, key: str) -> str:
     value = element.findtext(key)
     if value is None:
-        raise ValueError(f"it lacks <{key}>")
+        raise ValueError(f"it has no <{key}>")
     return value
 
 
@@ -79,5 +82,5 @@ def write_voc(scenes: list[Scene], path: Path) -> None:
 
 def _add(element: ElementTree.Element, **values: Any) -> None:
     for key, value in values.items():
-        text = "".join(c for c in str(value) if c.isprintable())  # XML knows no control characters
+        text = "".join(c for c in str(value) if c.isprintable())  # XML has no control characters
         ElementTree.SubElement(element, key).text = text

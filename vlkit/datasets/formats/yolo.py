@@ -1,4 +1,4 @@
-"""YOLO and Pascal VOC: a folder with one label file for each picture."""
+"""YOLO: a folder with a label file for each picture, https://docs.ultralytics.com/datasets/detect/."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from pathlib import Path
 
 from vlkit.datasets.pictures import (
     ENDINGS,
+    Scene,
     boxes_of,
     checked_box,
     copy_pictures,
     upright_size,
 )
-from vlkit.datasets.scene import Scene
 from vlkit.errors import VlkitError
 from vlkit.files import read_text, write_whole
 from vlkit.grounding.boxes import Box, Item
 
-# --- YOLO: https://docs.ultralytics.com/datasets/detect/ ------------------------------------------
-
 
 def read_yolo(path: Path, images: Path | None) -> list[Scene]:
-    """``class x y width height``, the middle and the size as shares of the picture."""
+    """``class x y width height``: center and size as shares of the picture."""
     names = _yolo_names(path)
     folder = images or path / "images"
     pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
     if not pictures:
-        raise VlkitError(f"{folder} holds no pictures; YOLO needs them for their sizes")
+        raise VlkitError(f"{folder} contains no pictures; YOLO needs them for their sizes")
     labels = {p.relative_to(path / "labels").with_suffix(""): p for p in _label_files(path)}
     scenes, polygons = [], 0
     for picture in pictures:
@@ -41,7 +39,7 @@ def read_yolo(path: Path, images: Path | None) -> list[Scene]:
                 items.append(_yolo_box(line.split(), names, size, f"{file}, line {number}"))
         scenes.append(Scene(picture, size, tuple(items)))
     if polygons:
-        warnings.warn(f"{path}: {polygons} polygons left out", stacklevel=3)
+        warnings.warn(f"{path}: left out {polygons} polygons", stacklevel=3)
     return scenes
 
 
@@ -56,7 +54,7 @@ def _yolo_names(path: Path) -> dict[int, str]:
         try:
             names = (yaml.safe_load(read_text(file)) or {}).get("names")
         except (yaml.YAMLError, AttributeError) as error:
-            raise VlkitError(f"{file} is no YAML with names: {error}") from None
+            raise VlkitError(f"{file} is not YAML with names: {error}") from None
         if names:
             pairs = names.items() if isinstance(names, dict) else enumerate(names)
             return {int(i): str(name) for i, name in pairs}
