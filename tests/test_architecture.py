@@ -11,8 +11,8 @@ import vlkit
 
 PACKAGE = Path(vlkit.__file__).parent
 CORE = (
-    "lazy errors hooks files settings grounding media bundled plotting messages models inputs "
-    "engine generation"
+    "lazy threads errors hooks files settings grounding media bundled plotting messages models "
+    "inputs engine generation"
 ).split()
 WORKBENCH = (
     "remote datasets batch analysis evaluation lora serving records diagnosis widgets cli"

@@ -1,6 +1,9 @@
 """vlkit: a workbench for the Qwen-VL family. Start with ``vlm = vlkit.load()``."""
 
 from vlkit.lazy import lazy_names
+from vlkit.threads import wait_passively
+
+wait_passively()  # before torch is imported: OpenMP then reads how its threads wait
 
 __version__ = "0.2.0"
 

@@ -20,6 +20,7 @@ from vlkit.media.video import ClipStore
 from vlkit.messages import CheckedMessages, as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
 from vlkit.models.load import VLM, Model
+from vlkit.threads import leave_busy_cores
 
 GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
 
@@ -207,6 +208,7 @@ def run_rows(
 
     length = tensors["input_ids"].shape[1]
     check_context(vlm, length, options["max_new_tokens"])
+    leave_busy_cores(vlm.model)
     options = {**options, **_streaming(vlm, put, stopped)}
     tensors = tensors.to(vlm.model.device, dtype=vlm.model.dtype)
     try:

@@ -23,6 +23,7 @@ from vlkit.inputs import (
 )
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
+from vlkit.threads import leave_busy_cores
 
 Result = Reply | Failure
 
@@ -124,6 +125,7 @@ def answer_rows_here(
     kind = "cuda" if vlm.model.device.type == "cuda" else "cpu"
     capacity = min(settings.batch_size or MOST_ROWS[kind], len(indices))
     cache = PixelCache()
+    leave_busy_cores(vlm.model)
 
     def read(index: int) -> Row | tuple[int, Failure]:
         row = attempt(_read_row, vlm, index, conversations[index], settings, cache)

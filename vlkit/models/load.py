@@ -21,6 +21,7 @@ from vlkit.models.hub import Hub, ModelFolder, find_model
 from vlkit.models.memory import Cost, count_cost
 from vlkit.models.weights import model_identity
 from vlkit.settings import HOSTED_OPTIONS, honours_choice
+from vlkit.threads import leave_busy_cores
 
 if TYPE_CHECKING:
     from vlkit.remote.model import HostedOptions, RemoteVLM
@@ -440,6 +441,7 @@ def load_here(
     if adapter_path is not None:
         network = attach_adapter(network, adapter_path, folder)
     name = None if adapter is None else os.fspath(adapter)
+    leave_busy_cores(network)
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
 
 

@@ -1,0 +1,84 @@
+"""OpenMP's threads on a machine that others use too: they sleep while they wait.
+
+By default they spin. On a busy machine a thread then spins on the core that the thread it waits for
+needs, and an answer takes many times as long (``benchmarks/busy_machine.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+_COUNTS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+LOOK_AGAIN = 10.0  # seconds for which a count of busy cores holds
+
+spinning = False  # whether torch's threads spin, because torch was imported before vlkit
+_all = 0  # how many threads torch starts with, once seen
+_chosen = 0  # how many it was given here
+_looked = float("-inf")
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait, here and in child processes.
+
+    OpenMP reads the variable once, as torch is imported. A user's own setting stays.
+    """
+    global spinning
+    if not _WAITING & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        spinning = "torch" in sys.modules
+
+
+def leave_busy_cores(model: Any) -> None:
+    """Where threads spin, give torch no more of them than there are cores that others leave idle.
+
+    Called when a model is loaded, and before it answers; for one on a CPU. A user's own number of
+    threads stays: the environment's, or one that is neither torch's default nor chosen here.
+    """
+    global _all, _chosen, _looked
+    if not spinning or model.device.type != "cpu" or _COUNTS & os.environ.keys():
+        return
+    import torch
+
+    present = torch.get_num_threads()
+    if present not in {_chosen, *_default_counts()}:
+        return
+    _all = _all or present
+    if time.monotonic() - _looked > LOOK_AGAIN:
+        _chosen = max(1, min(_all, len(_cores()) - round(busy_cores())))
+        _looked = time.monotonic()
+    if present != _chosen:
+        torch.set_num_threads(_chosen)
+
+
+def busy_cores(seconds: float = 0.1) -> float:
+    """How many of the cores that this process may use are busy with other processes."""
+    before, own = _busy_seconds(), time.process_time()
+    start = time.perf_counter()
+    time.sleep(seconds)
+    others = _busy_seconds() - before - (time.process_time() - own)
+    return max(0.0, others / (time.perf_counter() - start))
+
+
+def _busy_seconds() -> float:
+    import psutil
+
+    cores = psutil.cpu_times(percpu=True)
+    used = [cores[core] for core in _cores() if core < len(cores)]
+    return sum(times.user + times.system + getattr(times, "nice", 0.0) for times in used)
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _default_counts() -> set[int]:
+    """The numbers of threads that torch's builds start with: all cores, or the physical ones."""
+    import psutil
+
+    return {len(_cores()), psutil.cpu_count(logical=False) or 1}
