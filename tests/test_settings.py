@@ -9,7 +9,7 @@ import pytest
 import vlkit
 from vlkit import settings
 from vlkit.errors import ModelError
-from vlkit.remote import HostedOptions
+from vlkit.remote.model import HostedOptions
 
 
 @dataclass(frozen=True)

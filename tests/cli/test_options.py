@@ -11,7 +11,7 @@ import vlkit
 from vlkit.cli.app import app
 from vlkit.cli.options import LOAD_OPTIONS
 from vlkit.errors import VlkitError
-from vlkit.remote import HostedOptions
+from vlkit.remote.model import HostedOptions
 from vlkit.serving.limits import Limits
 from vlkit.settings import MAX_NEW_TOKENS
 

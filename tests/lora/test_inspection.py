@@ -14,8 +14,7 @@ import vlkit
 from vlkit.errors import VlkitError
 from vlkit.lora import costs, inspect, label_example, load_conversations
 from vlkit.lora.costs import estimate_training
-from vlkit.lora.fast_layers import lean_layers
-from vlkit.lora.networks import PARTS, find_modules, part_of, plan_parts, quantized
+from vlkit.lora.networks import PARTS, find_modules, lean_layers, part_of, plan_parts, quantized
 from vlkit.lora.token_labels import measure_length, truncate
 
 ODD = vlkit.Video([noise(96, 64, i) for i in range(9)], frames=6, source_fps=3)

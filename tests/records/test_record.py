@@ -16,9 +16,8 @@ import vlkit
 from vlkit import records
 from vlkit.errors import VlkitError
 from vlkit.records import Run, diff, read_run, runs
-from vlkit.records.facts import weights_hash
+from vlkit.records.facts import LEFT_OUT, weights_hash, without_secrets
 from vlkit.records.media import MediaStore
-from vlkit.records.secrets import LEFT_OUT, without_secrets
 
 SECRET = "kd83-Jw9x-secret-0192"
 

@@ -18,8 +18,9 @@ from vlkit.cli.app import app
 from vlkit.errors import VlkitError
 from vlkit.records import Run
 from vlkit.remote.request import seen_size
-from vlkit.widgets import AskPanel, GroundingPanel, VideoPanel
+from vlkit.widgets import AskPanel, VideoPanel
 from vlkit.widgets.batch import BatchPanel
+from vlkit.widgets.grounding import GroundingPanel
 
 SAMPLES = ["three_shapes", "rotated", "transparent", "gray16", "large", "hello", "cat", "banner"]
 LOCATE = "Detect all objects."

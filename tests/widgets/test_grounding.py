@@ -8,8 +8,7 @@ from panels import LONG, ask, upload
 
 import vlkit
 from vlkit.errors import VlkitError
-from vlkit.widgets import GroundingPanel
-from vlkit.widgets.canvas import BoxCanvas
+from vlkit.widgets.grounding import BoxCanvas, GroundingPanel
 
 
 @pytest.fixture

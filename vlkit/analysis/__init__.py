@@ -4,7 +4,6 @@ from vlkit.lazy import lazy_names
 
 _HOMES = {
     "preflight": [],
-    "target": [],
     "attention": ["AttentionMap", "attention_map"],
     "logprobs": ["AnswerLogprobs", "token_logprobs"],
     "input_paths": ["compare_paths"],

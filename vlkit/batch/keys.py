@@ -17,7 +17,7 @@ from vlkit.media.image import Image, describe_source, load_image
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import pictures_of
 from vlkit.messages import as_messages
-from vlkit.models.weights import digest
+from vlkit.models.adapters import digest
 
 
 def row_key(vlm: Any, messages: Any, options: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`vlkit …`: what belongs in a shell. Each command only calls the package's functions."""
+"""The ``vlkit`` command: predict, chat, download, doctor, report; other files hold the rest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlkit.cli.batch import batch
-from vlkit.cli.conversion import convert
-from vlkit.cli.grounding import evaluate_grounding
+from vlkit.cli.grounding import convert, evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
 from vlkit.cli.options import (
     LOAD_OPTIONS,
@@ -24,13 +23,62 @@ from vlkit.cli.options import (
     TokensOption,
     console,
     error_console,
+    print_plain,
     with_load_options,
 )
-from vlkit.cli.reports import doctor, report
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, counted
 from vlkit.settings import MAX_NEW_TOKENS
+
+
+def doctor() -> None:
+    """Show what is installed, what is wrong, and how to fix it."""
+    from vlkit.diagnosis import doctor as diagnose
+
+    diagnosis = diagnose()
+    table = Table("", "what", "found", "to do", box=None)
+    color = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    for finding in diagnosis.findings:
+        level = f"[{color[finding.level]}]{finding.level}[/]"
+        table.add_row(level, finding.topic, escape(finding.value), escape(finding.remedy))
+    console.print(table)
+    problems = len(diagnosis.problems)
+    console.print(f"{counted(problems, 'problem')}." if problems else "Ready.")
+    raise typer.Exit(1 if diagnosis.problems else 0)
+
+
+def report(
+    run: Annotated[str, typer.Argument(help='A run\'s folder, or "last".')] = "last",
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="A .html, .pdf, .md or .bib; may be repeated. By default report.html."),
+    ] = None,
+    directory: Annotated[Path, typer.Option(help='Where "last" looks for runs.')] = Path("runs"),
+    most: Annotated[int, typer.Option(min=0, help="How many answers are shown.")] = 100,
+) -> None:
+    """Write a report of a recorded run: a self-contained HTML page, PDF, Markdown or BibTeX."""
+    from vlkit import records
+
+    record = records.read_run(_last(directory) if run == "last" else run)
+    for path in out or [Path("report.html")]:
+        records.report(record, path, most=most)
+        print_plain(f"written to {path}")
+
+
+def _last(directory: Path) -> str:
+    """The path of the run that ended last, or was written to last."""
+    import pandas
+
+    from vlkit import records
+
+    runs = records.runs(directory)
+    if not len(runs):
+        raise VlkitError(f"{directory} contains no run; record one with vlkit.records.Run")
+    started = pandas.to_datetime(runs["started"], utc=True, format="ISO8601")
+    ended = started + pandas.to_timedelta(runs["seconds"], unit="s")  # a run may contain others
+    return runs["path"][ended.idxmax()]
+
 
 app = typer.Typer(
     help="A workbench for the Qwen-VL family.",
@@ -41,14 +89,32 @@ app = typer.Typer(
 
 
 app.command()(batch)
+
+
 app.command()(convert)
+
+
 app.command()(doctor)
+
+
 app.command()(evaluate_grounding)
+
+
 app.command()(train)
+
+
 app.command(context_settings=PASS_ON)(lab)
+
+
 app.command(context_settings=PASS_ON)(classroom)
+
+
 app.command()(report)
+
+
 app.command(context_settings={"ignore_unknown_options": True})(run)  # a value may be -1
+
+
 app.command()(serve)
 
 

@@ -10,10 +10,8 @@ _HOMES = {
     "inspection": ["XRay", "inspect"],
     "training": ["train"],
     "trainer": ["LiveCurve"],
-    "runs": ["LoraRun"],
-    "proof": ["Checks"],
+    "runs": ["Checks", "LoraRun"],
     "evaluating": ["Comparison", "Scores", "compare", "evaluate", "use_adapter"],
-    "adapters": ["export_adapter", "merge"],
-    "exporting": ["export"],
+    "exporting": ["export", "export_adapter", "merge"],
 }
 __getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

@@ -127,7 +127,7 @@ def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
 
 
 def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int) -> int:
-    """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.fast_layers`."""
+    """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.networks`."""
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     hidden, query, key, inner = (

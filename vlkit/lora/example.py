@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from vlkit.datasets.conversations import SWIFT
 from vlkit.datasets.formats.chats import (
-    SWIFT,
+    Segment,
+    SwiftObjects,
     Writer,
     group_items,
     input_size_for,
     rename_segment,
     swift_segments,
 )
-from vlkit.datasets.formats.swift import Segment, SwiftObjects
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Size
 from vlkit.grounding.formats import FORMATS

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from vlkit.analysis.preflight import ClipView, View, view_media
-from vlkit.analysis.target import Target, find_target
+from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_media
 from vlkit.engine.vision import Medium
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing

@@ -31,12 +31,12 @@ from vlkit.lora.batches import Collator, Examples, FrozenTower, LengthSampler, P
 from vlkit.lora.costs import BatchSize, checkpoint_every, choose_batch, count_steps
 from vlkit.lora.data import TrainingData, as_data
 from vlkit.lora.evaluating import Examiner, check_examined
-from vlkit.lora.fast_layers import lean_layers
-from vlkit.lora.networks import Part, plan_parts, quantized, trainable
-from vlkit.lora.proof import Checks, Prover
+from vlkit.lora.networks import Part, lean_layers, plan_parts, quantized, trainable
 from vlkit.lora.runs import (
     ARGUMENTS,
+    Checks,
     LoraRun,
+    Prover,
     check_same,
     digest_rows,
     last_checkpoint,

@@ -15,11 +15,10 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
 
 from vlkit.errors import ModelError, RemoteError, check_whole, one_line
-from vlkit.models.adapters import attach_adapter, find_adapter
+from vlkit.models.adapters import attach_adapter, find_adapter, model_identity
 from vlkit.models.families import SizeRules, family_of, rules_of_processor
 from vlkit.models.hub import Hub, ModelFolder, find_model
 from vlkit.models.memory import Cost, count_cost
-from vlkit.models.weights import model_identity
 from vlkit.settings import HOSTED_OPTIONS, honours_choice
 from vlkit.threads import leave_busy_cores
 

@@ -10,7 +10,6 @@ _HOMES = {
     "record": ["Record", "read_run", "runs"],
     "replaying": ["Replay", "replay"],
     "comparing": ["ModelComparison", "RunDiff", "compare", "diff"],
-    "reports.page": ["report"],
-    "reports.citations": ["bibtex"],
+    "reports.page": ["bibtex", "report"],
 }
 __getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

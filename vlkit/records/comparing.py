@@ -19,10 +19,11 @@ from vlkit.messages import as_messages, text_of
 from vlkit.plotting.comparing import draw_comparison
 from vlkit.plotting.draw import draw_boxes
 from vlkit.plotting.html import image_html, table_html
-from vlkit.records.pictures import WIDTH, draw_answers
 from vlkit.records.record import (
+    WIDTH,
     Record,
     answer_of,
+    draw_answers,
     first_difference,
     flat,
     items_of,

@@ -20,7 +20,7 @@ from vlkit.files import write_whole
 from vlkit.media.image import describe_source, load_image
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import pictures_of
-from vlkit.records.secrets import clean_url
+from vlkit.records.facts import clean_url
 
 THUMBNAILS, KEPT = "thumbnails", "media"
 SIDE = 400  # pixels of a thumbnail

@@ -1,19 +1,24 @@
-"""Read runs back, also those that were killed."""
+"""A run read back: its lines, its answers and their pictures."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import PIL.Image
+
 from vlkit.errors import VlkitError, counted, is_number
-from vlkit.grounding.boxes import Box, Item, Point
+from vlkit.grounding.boxes import Box, Item, Point, list_items, scale_item
+from vlkit.media.image import load_image
 from vlkit.messages import text_of
+from vlkit.plotting.comparing import ANSWER, TRUTH
+from vlkit.plotting.draw import add_legend, draw_boxes, draw_strokes
 from vlkit.records.media import MediaStore
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
+
 
 MANIFEST, LINES = "manifest.json", "records.jsonl"
 
@@ -277,3 +283,61 @@ def flat(facts: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name} ")
         else:
             yield f"{prefix}{name}", value
+
+
+WIDTH = 840  # of a picture on a page
+
+
+def draw_answer(
+    record: Record, answer: dict, items: Sequence[Item], truth: Sequence[Item] = ()
+) -> PIL.Image.Image | None:
+    """The last picture of a conversation with the answer's boxes; None where there is none."""
+    if truth:
+        return draw_answers(record, answer, [("truth", truth), ("answer", items)])
+    found = _picture(record, answer)
+    if found is None:
+        return None
+    picture, scale = found
+    return draw_boxes(picture, [scale_item(item, scale) for item in items])
+
+
+def draw_answers(
+    record: Record, answer: dict, sets: Sequence[tuple[str, Sequence[Item]]]
+) -> PIL.Image.Image | None:
+    """The last picture with two sets of boxes, the first dashed, and a legend."""
+    found = _picture(record, answer)
+    if found is None:
+        return None
+    picture, scale = found
+    styles = [(TRUTH, True), (ANSWER, False)]
+    strokes = [
+        (scale_item(item, scale), color, dashed)
+        for (_, items), (color, dashed) in zip(sets, styles, strict=True)
+        for item in list_items(items)
+    ]
+    draw_strokes(picture, strokes, labels=True)
+    rows = [(color, name, d) for (name, _), (color, d) in zip(sets, styles, strict=True)]
+    return add_legend(picture, rows)
+
+
+def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image, float] | None:
+    """The picture, and the scale by which boxes of the original fit it."""
+    if not answer["media"]:
+        return None
+    images = [each for each in answer["media"] if each["kind"] == "image"]
+    facts = (images or answer["media"])[-1]
+    if images:
+        source, _ = MediaStore(record.path, keep=False).find(facts)
+        try:
+            if source is not None:
+                return load_image(source), 1.0
+        except VlkitError:  # another picture lies there now
+            pass
+    if not facts.get("thumbnail"):
+        return None
+    try:
+        picture = load_image(record.path / facts["thumbnail"])
+    except VlkitError:  # lost
+        return None
+    sizes = answer.get("image_sizes")
+    return picture, picture.width / sizes[-1][0] if images and sizes else 0.0

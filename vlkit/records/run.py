@@ -23,10 +23,17 @@ from vlkit.errors import VlkitError, check_whole, failure_line
 from vlkit.files import whole_folder, write_whole
 from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
-from vlkit.records.facts import adapter_facts, environment, git_state, memory_facts, model_facts
+from vlkit.records.facts import (
+    SHORTEST,
+    adapter_facts,
+    environment,
+    git_state,
+    memory_facts,
+    model_facts,
+    without_secrets,
+)
 from vlkit.records.media import MediaStore
 from vlkit.records.record import LINES, MANIFEST, VERSION, Record, count_lines, read_run
-from vlkit.records.secrets import SHORTEST, without_secrets
 
 FIGURES = "figures"
 

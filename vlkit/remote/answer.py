@@ -14,8 +14,8 @@ from vlkit.inputs import estimate_text
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import DeferredClips
 from vlkit.remote.client import TRIES_AGAIN, RawAnswer, ask, run
-from vlkit.remote.endpoint import Endpoint
 from vlkit.remote.request import Request, make_request
+from vlkit.remote.services import Endpoint
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
 

@@ -18,8 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vlkit.errors import RemoteError, one_line
-from vlkit.remote.endpoint import Endpoint
-from vlkit.remote.services import Service
+from vlkit.remote.services import Endpoint, Service
 
 NO_KEY = "none"  # the openai package needs a key, also for a server that needs none
 MOST_WAIT = 60.0  # the longest Retry-After, in seconds, that is waited for

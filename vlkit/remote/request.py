@@ -18,8 +18,7 @@ from vlkit.media.image import Image
 from vlkit.media.video import Clip, ClipStore, Video, load_clip
 from vlkit.messages import as_messages, iterate_media, media_of, read_media_item, text_of
 from vlkit.models.families import fit_size, smart_resize
-from vlkit.remote.endpoint import Endpoint
-from vlkit.remote.services import frame_bounds, picture_bounds
+from vlkit.remote.services import Endpoint, frame_bounds, picture_bounds
 
 MOST_BYTES = 7_000_000  # of a file: DashScope takes data URLs of under 10 MB
 

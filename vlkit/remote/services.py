@@ -1,14 +1,10 @@
-"""What is known about services: addresses, keys, and how large pictures may be.
-
-Sources: Alibaba Cloud Model Studio's reference of the OpenAI-compatible chat (base URLs,
-``min_pixels``, ``max_pixels``, ``total_pixels``, ``fps``, ``top_k``) and its page on visual
-understanding (pixels of a token, frames of a clip, megabytes); vLLM's page on multimodal inputs.
-"""
+"""The services that host models, and a model at one of them."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,15 +13,23 @@ from vlkit.models.families import FAMILIES, SizeRules, family_of_name, published
 from vlkit.models.load import hosted_prefix
 
 OPENAI_URL = "https://api.openai.com/v1"
+
+
 REGIONS = {
     "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
     "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
     "virginia": "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
     "hongkong": "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
 }
+
+
 # tokens of prompt and answer; the first generation is still hosted, though vlkit does not load it
 CONTEXTS = {"qwen_vl": 8192} | {name: family.context_length for name, family in FAMILIES.items()}
+
+
 _FIRST_RULES = SizeRules(14, *((4 * 28**2, 1280 * 28**2),) * 2)  # the service resizes to 448×448
+
+
 _MOST_TOKENS = 16_384  # of a picture, on every service and in every generation
 
 
@@ -60,8 +64,13 @@ class Service:
 
 
 DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True)
+
+
 OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
+
+
 COMPATIBLE = Service("compatible")
+
 
 # name, family, patch size. Since the middle of 2025, qwen-vl-max and qwen-vl-plus write boxes like
 # Qwen2.5-VL, and have patches of 16 pixels like Qwen3-VL.
@@ -194,3 +203,74 @@ def frame_bounds(rules: SizeRules) -> dict[str, int]:
     """The same for the frames of a clip."""
     token = rules.side**2
     return {"min_pixels": 4 * token, "max_pixels": 768 * token, "total_pixels": 65_536 * token}
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoint:
+    """A model behind an address; it never shows its key.
+
+    Attributes:
+        name: what it was called when it was loaded.
+        model: what the service calls it.
+        base_url: the endpoint.
+        family: a key of ``FAMILIES``.
+        rules: how large its pictures are sent.
+        context_length: the most tokens that prompt and answer may have together.
+        service: the kind of service.
+        rules_told: whether the service itself told the rules.
+        prices: per million input and output tokens, or None.
+        timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
+        load_options: what it was loaded with, without the key.
+        served: names of the models that the endpoint serves, as far as it tells.
+        client: the openai package's client.
+        chosen_by: the settings file or variable that named the model, or None.
+    """
+
+    name: str
+    model: str
+    base_url: str
+    family: str
+    rules: SizeRules
+    context_length: int
+    service: Service
+    rules_told: bool
+    prices: Mapping[str, float] | None
+    timeout: float
+    retries: int
+    concurrency: int
+    extra_body: Mapping[str, Any]
+    load_options: Mapping[str, Any]
+    served: tuple[str, ...]
+    client: Any = field(repr=False)
+    chosen_by: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on beside the question, without the key; values for JSON."""
+        return {
+            "model": self.model,
+            "base_url": self.base_url,
+            "family": self.family,
+            "rules": asdict(self.rules),
+            "extra_body": dict(self.extra_body),
+        }
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no file may hold."""
+        key = getattr(self.client, "api_key", None)
+        return (key,) if key else ()
+
+    def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
+        """What so many tokens cost by ``prices``, in their currency; None without prices."""
+        if self.prices is None:
+            return None
+        return (prompt_tokens * self.prices["input"] + new_tokens * self.prices["output"]) / 1e6
+
+    def __reduce__(self) -> Any:
+        raise RemoteError(f"{self.name} holds a key and cannot be saved; load it where it is used")
+
+    def __repr__(self) -> str:
+        extra = f", chosen by {self.chosen_by}" if self.chosen_by else ""
+        where = f"base_url={self.base_url!r}"
+        return f"{type(self).__name__}({self.name!r}, family={self.family!r}, {where}{extra})"

@@ -2,9 +2,8 @@
 
 from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
 from vlkit.widgets.batch import BatchPanel
-from vlkit.widgets.canvas import BoxCanvas
 from vlkit.widgets.chooser import ModelChooser
-from vlkit.widgets.grounding import GroundingPanel
+from vlkit.widgets.grounding import BoxCanvas, GroundingPanel
 from vlkit.widgets.lora import LoraPanel
 from vlkit.widgets.panel import Panel, StatusLine
 from vlkit.widgets.video import ClipPicker, VideoPanel

@@ -9,8 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from vlkit import bundled, messages
-from vlkit.analysis.preflight import ClipView, view_clip
-from vlkit.analysis.target import find_target
+from vlkit.analysis.preflight import ClipView, find_target, view_clip
 from vlkit.errors import MediaError, VlkitError
 from vlkit.grounding.boxes import Size
 from vlkit.inputs import check_model

@@ -16,8 +16,7 @@ from vlkit.grounding.boxes import Box, Item
 from vlkit.lora.curves import Curves, loss_figure
 from vlkit.messages import text_of
 from vlkit.plotting.comparing import TRUTH
-from vlkit.records.pictures import draw_answer
-from vlkit.records.record import Record, answer_of, flat, items_of, question_of
+from vlkit.records.record import Record, answer_of, draw_answer, flat, items_of, question_of
 
 MOST_LABELS = 40  # of an evaluation's table
 
