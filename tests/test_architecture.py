@@ -7,17 +7,8 @@ import graphlib
 from collections import defaultdict
 from pathlib import Path
 
-import vlkit
+from house import ORDER, PACKAGE
 
-PACKAGE = Path(vlkit.__file__).parent
-CORE = (
-    "lazy threads errors hooks files settings grounding media bundled plotting messages models "
-    "inputs engine generation"
-).split()
-WORKBENCH = (
-    "remote datasets batch analysis evaluation lora serving records diagnosis widgets cli"
-).split()
-ORDER = [*CORE, *WORKBENCH]  # a room imports from the rooms before it
 DOORS = {  # imported by name when they are first used; tests/test_core.py shows that they stay shut
     ("models/load.py", "remote"): "load() finds openai: and dashscope: in a table of prefixes",
     ("hooks.py", "records"): "VLKIT_RUN records a whole process",
