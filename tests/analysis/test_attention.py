@@ -209,6 +209,7 @@ def seeing_layer(vlm, located):
     return max(layers, key=lambda layer: sum(look(vlm, r, layer).inside(r[2]) for r in rows))
 
 
+@pytest.mark.slow
 def test_the_label_looks_at_its_thing(vlm, located, seeing_layer):
     """Judged by the answers by which the layer was not chosen."""
     inside, peaks, areas = [], [], []

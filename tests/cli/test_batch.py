@@ -153,6 +153,7 @@ def wait_for_rows(path, count, seconds=120):
     pytest.fail(f"{path} did not get {count} rows in {seconds} s")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows_and_merge_them_in_order(folder, tmp_path):
     asked = [folder, "--prompt", "Describe this image.", *SHORT, "--out"]
     command = [*LAUNCHER, "vlkit", "batch", *map(str, asked), str(tmp_path / "two.csv")]

@@ -78,6 +78,7 @@ FSDP = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
     """Also where an update's rows are too few for the second (six in an epoch); and with FSDP,
     whose checkpoints are in two parts, are resumed, and end in a whole adapter.

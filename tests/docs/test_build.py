@@ -21,6 +21,7 @@ def site(tmp_path, blocked_network, monkeypatch):
     del sys.modules["build"]
 
 
+@pytest.mark.slow
 def test_every_page_is_built_and_needs_nothing_from_outside(site):
     pages = {path.relative_to(site).as_posix(): path for path in site.rglob("*.html")}
     wanted = [f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")]

@@ -9,6 +9,7 @@ def test_every_notebook_has_a_case():
     assert {path.stem for path in FOLDER.glob("[0-9]*.ipynb")} == set(CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_runs_to_its_end_with_right_results(name, tmp_path):
     client = NotebookClient(
