@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import serving
 from vlkit.cli.app import app
-from vlkit.engine.scheduler import Scheduler
 from vlkit.engine.slots import Engine
 from vlkit.models.memory import return_freed_memory
 from vlkit.serving import worker
@@ -255,20 +254,13 @@ def test_a_client_that_leaves_frees_its_slot(endless, stream):
     assert send(endless, body)[0] == 200
 
 
-def test_forty_at_once_are_all_answered_and_right(vlm, server, monkeypatch):
+def test_forty_at_once_are_all_answered_and_right(vlm, server):
+    # answers so long that the next pictures are read meanwhile, also on a busy machine
     names = [name for name, path in SAMPLES.items() if path.stat().st_size < 100_000][:8]
-    messages = [user("How many objects are there?", SAMPLES[name]) for name in names]
-    alone = [text_of(ask(server, message, max_tokens=12)) for message in messages]
-    admit, gathered = Scheduler.admit, []
-
-    def gather(self, waiting):
-        if not gathered:  # however slowly a busy machine brings the others in
-            gathered.append(wait_until(lambda: health(server)["waiting"] >= 8, seconds=60))
-        return admit(self, waiting)
-
-    monkeypatch.setattr(Scheduler, "admit", gather)
+    messages = [user("Describe this image.", SAMPLES[name]) for name in names]
+    alone = [text_of(ask(server, message, max_tokens=40)) for message in messages]
     with ThreadPoolExecutor(40) as pool:
-        texts = pool.map(lambda i: text_of(ask(server, messages[i % 8], max_tokens=12)), range(40))
+        texts = pool.map(lambda i: text_of(ask(server, messages[i % 8], max_tokens=40)), range(40))
         assert list(texts) == alone * 5
     assert health(server)["most_at_once"] >= 4
     assert health(server)["running"] == health(server)["waiting"] == 0
