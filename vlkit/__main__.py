@@ -1,4 +1,4 @@
-"""`python -m vlkit` is the `vlkit` command."""
+"""``python -m vlkit`` runs the ``vlkit`` command."""
 
 from vlkit.cli.app import main
 

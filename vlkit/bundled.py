@@ -1,4 +1,4 @@
-"""What vlkit brings: the tiny model, and sample pictures and clips whose content is known."""
+"""The bundled model, pictures and clips: ``sample``, ``samples``, ``clips``."""
 
 from __future__ import annotations
 

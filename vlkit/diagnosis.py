@@ -1,4 +1,4 @@
-"""What this machine has, what is wrong, and how to fix it."""
+"""``vlkit.doctor()``: what this machine has, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 

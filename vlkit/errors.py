@@ -1,4 +1,4 @@
-"""What vlkit raises: one line that says what was wrong, the value, and what to do."""
+"""The errors that vlkit raises, and the checks and wording that their messages share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole files and folders, JSON and JSON lines: written whole or not at all."""
+"""Files and folders that are written whole or not at all; JSON and JSON lines."""
 
 from __future__ import annotations
 

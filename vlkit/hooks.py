@@ -1,4 +1,4 @@
-"""How answers, batches, trainings and evaluations reach the open runs of ``vlkit.records``.
+"""How answers, batches, trainings and evaluations reach an open ``vlkit.records.Run``.
 
 Without an open run a hook costs one look at a context variable.
 """

@@ -1,4 +1,4 @@
-"""Pictures that several rows ask about are resized and cut into patches once."""
+"""From messages to tensors: media read, chat template rendered, resized, tokenized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public names of a package, imported when they are first used."""
+"""A package's public names, each imported when it is first used."""
 
 from __future__ import annotations
 

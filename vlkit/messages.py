@@ -1,4 +1,4 @@
-"""Messages are the plain dicts of the transformers chat format, built and checked here."""
+"""Messages, plain dicts of the chat format: built by ``user`` and others, checked once."""
 
 from __future__ import annotations
 

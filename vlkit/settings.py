@@ -1,4 +1,4 @@
-"""The model chosen once for all notebooks: a small file that ``vlkit.load()`` honours."""
+"""The model that ``vlkit.load()`` takes by default, and the file that remembers it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenMP's threads on a machine that others use too: they sleep while they wait.
+"""How OpenMP's and torch's threads wait: asleep, so that a busy machine stays fast.
 
 By default they spin. On a busy machine a thread then spins on the core that the thread it waits for
 needs, and an answer takes many times as long (``benchmarks/busy_machine.py``).

@@ -1,4 +1,4 @@
-"""What a model sees, what it costs, where it looks and how sure it is."""
+"""Look inside: what a model sees, what it costs, where it looks, how sure it is."""
 
 from vlkit.lazy import lazy_names
 

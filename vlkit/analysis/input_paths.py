@@ -1,4 +1,4 @@
-"""The table of :func:`vlkit.compare_paths`: what each path made of the same messages."""
+"""``compare_paths``: what transformers, qwen_vl_utils and vlkit make of messages."""
 
 from __future__ import annotations
 

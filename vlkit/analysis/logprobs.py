@@ -1,4 +1,4 @@
-"""An answer as its tokens: where each stands in the text, and which of them write a box."""
+"""``token_logprobs``: each token's probability, and how sure each box is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model will see of messages and what it will cost, before any weight is loaded."""
+"""``preflight``: image tokens, memory and fit of messages, without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many conversations at once, written as they finish, and resumed."""
+"""Many conversations: answered together, written as they finish, resumed."""
 
 from vlkit.batch.run import BatchReport, Results, generate_batch
 

@@ -1,4 +1,4 @@
-"""The file behind ``out=``: a line for each finished row, safe against a kill at any instant."""
+"""The file of ``out=``: one JSON line for each finished row, safe against a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer depends on, as one hash: the model as it is now, the options and the content."""
+"""A row's key: the hash of model, options, texts and media that its answer depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many conversations: answered together, written as they finish, resumed where they stopped."""
+"""``generate_batch`` and its report: rows answered, written, resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``vlkit`` command: predict, chat, download, doctor, report; other files hold the rest."""
+"""The list of commands; ``predict``, ``chat``, ``download``, ``doctor``, ``report``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlkit batch`: from a table or a folder of pictures to a file of answers."""
+"""``vlkit batch``: a table or folder of pictures to a file of answers."""
 
 from __future__ import annotations
 

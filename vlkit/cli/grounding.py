@@ -1,4 +1,4 @@
-"""`vlkit convert` and `vlkit evaluate-grounding`: data with boxes."""
+"""``vlkit convert`` and ``vlkit evaluate-grounding``: data sets with boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlkit lab` and `vlkit classroom`: the notebooks in JupyterLab, the panels as pages."""
+"""``vlkit lab``, ``classroom`` and ``run``: notebooks opened, served or executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and where the commands print."""
+"""Options that several commands share, and where commands print."""
 
 from __future__ import annotations
 

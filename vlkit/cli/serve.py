@@ -1,4 +1,4 @@
-"""`vlkit serve`: an OpenAI-compatible endpoint over a model."""
+"""``vlkit serve``: an OpenAI-compatible server for a model."""
 
 from __future__ import annotations
 

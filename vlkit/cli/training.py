@@ -1,4 +1,4 @@
-"""`vlkit train`: a training run from a YAML file, on one process or many."""
+"""``vlkit train``: fine-tuning from a YAML file, on one process or many."""
 
 from __future__ import annotations
 

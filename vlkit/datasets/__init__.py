@@ -1,4 +1,4 @@
-"""Pictures with their boxes in other tools' formats, read and written.
+"""Pictures with boxes, conversations and tables, in other tools' formats.
 
 | name | where | boxes |
 |---|---|---|

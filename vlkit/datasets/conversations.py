@@ -1,4 +1,4 @@
-"""What every reader of conversation rows needs: who speaks, its texts, media and coordinates."""
+"""What readers of conversations share: roles, texts, media, box conventions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures with boxes, as every format has them, and as the supervision library has them."""
+"""``Scene``, a picture with its boxes; sizes and copies of pictures; supervision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table's rows as conversations, and results as a table."""
+"""``read_conversations`` and ``to_frame``: a table to conversations, replies to a table."""
 
 from __future__ import annotations
 

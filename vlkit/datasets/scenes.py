@@ -1,4 +1,4 @@
-"""Data sets of pictures with boxes: read, written and converted, each format by its own file."""
+"""``read_scenes``, ``write_scenes``, ``convert``: the table of formats, and detection."""
 
 from __future__ import annotations
 

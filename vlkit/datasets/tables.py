@@ -1,4 +1,4 @@
-"""Files of tables: read into a DataFrame unchanged, written whole or not at all."""
+"""Table files (CSV, JSON lines, Parquet), read unchanged and written whole."""
 
 from __future__ import annotations
 

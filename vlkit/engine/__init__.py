@@ -1,1 +1,1 @@
-"""Rows of tensors in, tokens out: many rows at a time, by continuous batching."""
+"""The batch engine: rows of tensors in, tokens out, by continuous batching."""

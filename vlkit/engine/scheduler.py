@@ -1,4 +1,4 @@
-"""Which rows the engine reads next, how many it holds, and what happens when memory runs out.
+"""The batching policy: which rows are read next, how many at a time, out of memory.
 
 A batch and a server use the same :class:`Scheduler`; they differ in when they call ``admit``.
 """

@@ -1,4 +1,4 @@
-"""Rows on their way through the engine, and a group of them as one set of tensors."""
+"""Rows, the slots in which they are decoded together, and how a token is chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU kernels of ``vlkit.batching.kernels``; imported only where Triton is installed."""
+"""The GPU kernels of ``engine/kernels.py`` in Triton; imported on a GPU only."""
 
 import triton
 import triton.language as tl

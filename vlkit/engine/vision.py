@@ -1,4 +1,4 @@
-"""The cores of a CPU, shared out among the threads that compute at once."""
+"""The vision encoder on many pictures, each once; CPU cores shared between threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good boxes are: metrics, questions over a data set, conventions and failures."""
+"""How good boxes are: questions, metrics, wrong conventions, failures."""
 
 from vlkit.lazy import lazy_names
 

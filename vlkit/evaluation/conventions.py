@@ -1,4 +1,4 @@
-"""Which convention box coordinates follow: each is tried and compared with the truth."""
+"""``diagnose_boxes``: which coordinate convention makes boxes fit the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures with the worst boxes, truth against answer, as one self-contained page."""
+"""``failure_gallery``: the worst answers against the truth, as one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of predicted boxes: RefCOCO's accuracy, precision and recall, COCO's mAP."""
+"""``evaluate_grounding``: IoU, accuracy, precision, recall, mAP, intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask a model to locate known objects, and evaluate its boxes."""
+"""``ask_grounding``: a question for each label of a data set, asked and evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions asked and answers read: generate, stream, Chat and Reply."""
+"""Questions asked and answers read: ``generate``, ``stream``, ``Chat``, ``Reply``."""
 
 from vlkit.generation.generate import Chat, Stream
 from vlkit.generation.reply import Failure, Reply, Usage

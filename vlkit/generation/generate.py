@@ -1,4 +1,4 @@
-"""The options of an answer, checked, as transformers' generate takes them."""
+"""``generate``, ``stream`` and ``Chat``: options checked, one conversation answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Reply: what the model answered, read, counted and shown."""
+"""``Reply`` and ``Failure``: an answer with its boxes, token counts and pictures."""
 
 from __future__ import annotations
 

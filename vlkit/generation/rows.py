@@ -1,4 +1,4 @@
-"""How many rows are answered: by the engine, or by transformers' own generate."""
+"""Many conversations answered by the engine, or by transformers' own ``generate``."""
 
 from __future__ import annotations
 

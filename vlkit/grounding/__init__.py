@@ -1,4 +1,4 @@
-"""Boxes, points and quads, and each generation's way of writing them."""
+"""Boxes, points and quads, and how each model generation writes them."""
 
 from vlkit.grounding.boxes import Box, Item, Items, Point, Quad, Size
 from vlkit.grounding.formats import FORMATS, GroundingFormat, Space

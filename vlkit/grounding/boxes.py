@@ -1,4 +1,4 @@
-"""What the values of a box, point or quad must be."""
+"""``Box``, ``Point`` and ``Quad``: what their values must be, and their coordinates."""
 
 from __future__ import annotations
 

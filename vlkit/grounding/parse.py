@@ -1,4 +1,4 @@
-"""Boxes and points in pixels of the upright original, read from a model's answer and written."""
+"""Boxes in an answer to pixels of the upright original, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: data that is checked, and an X-ray of what will be trained."""
+"""LoRA fine-tuning: data checked, inspected, trained, evaluated and exported."""
 
 from vlkit.lazy import lazy_names
 

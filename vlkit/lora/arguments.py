@@ -1,4 +1,4 @@
-"""Checks of the arguments of ``train`` and ``inspect``, before anything is done."""
+"""Checks of the arguments of ``train`` and ``inspect``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and batches of training; a frozen vision encoder encodes each picture once."""
+"""Training rows prepared, ordered and collated; pictures of a frozen encoder encoded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a source as checked examples, and everything that is wrong with any of them."""
+"""Rows checked and made to examples; the list of every problem (``DataError``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step needs: memory counted from the model's shape, time from one forward pass."""
+"""The memory and time of a training step, and the batch size that fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of training runs: a figure, and HTML that is redrawn as they grow."""
+"""Loss and metric curves, as a figure and as HTML."""
 
 from __future__ import annotations
 

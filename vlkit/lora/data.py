@@ -1,4 +1,4 @@
-"""Training data: rows of a file, table or data set, read as examples; and their split."""
+"""``load_conversations``: a source's rows as ``TrainingData``, and its split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model answers held-out data, with and without adapters."""
+"""``lora.evaluate``, ``compare``, ``use_adapter``: answers to held-out rows."""
 
 from __future__ import annotations
 

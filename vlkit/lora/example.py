@@ -1,4 +1,4 @@
-"""One conversation to learn from, its boxes as the model that is trained writes them."""
+"""``Example``: one conversation to learn from, its boxes as the trained model writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data and adapters as other tools read them, and an adapter merged into its model."""
+"""``lora.export``, ``export_adapter`` and ``merge``: files for other tools."""
 
 from __future__ import annotations
 

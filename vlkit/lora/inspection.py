@@ -1,4 +1,4 @@
-"""The X-ray: what will be trained and at which cost, before a step is made."""
+"""``lora.inspect``: the tokens, layers, memory and time of a training, beforehand."""
 
 from __future__ import annotations
 

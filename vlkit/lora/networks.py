@@ -1,4 +1,4 @@
-"""The network while it is trained: layers with adapters, and their leaner forward and backward."""
+"""Which layers are trained (``target=``), with LoRA or whole; their lean forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row of any conversation format as turns: for each message its role, its texts and media."""
+"""The formats of a training row: PAI, LLaVA, ms-swift, messages and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run in its folder: arguments, checkpoints, curves, and proof of what was trained."""
+"""``LoraRun``, a run's folder: checkpoints, arguments, and proof that it learnt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An example as tokens, with a label for each token of its answers, and its length in tokens."""
+"""An example as tokens, each with the label that it is trained on; row lengths."""
 
 from __future__ import annotations
 

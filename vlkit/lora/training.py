@@ -1,4 +1,4 @@
-"""A training run: its arguments checked, then trained, written and proved."""
+"""``lora.train``: from checked arguments to a trained adapter; TrainingArguments."""
 
 from __future__ import annotations
 

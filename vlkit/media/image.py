@@ -1,4 +1,4 @@
-"""Pictures: any source in, an upright 8-bit RGB picture or a MediaError out."""
+"""``Image``: any picture source to an upright 8-bit RGB picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips: a video's frames are sampled, by seeking where that saves decoding."""
+"""``Video``: which frames of a clip are sampled, and how they are decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT adapters: found, attached and checked against the base; and which weights are in memory."""
+"""LoRA adapters found, checked against their base and attached; a model's identity."""
 
 from __future__ import annotations
 

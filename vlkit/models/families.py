@@ -1,4 +1,4 @@
-"""The family table: which architectures belong to which generation."""
+"""The table of families (model generations), and how large each sees a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders: checked before anything is loaded from them."""
+"""Where a model's folder comes from: local, a cache or a hub; and whether it is whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and how a network is loaded: device, dtype, attention, quantization."""
+"""``vlkit.load()``, the ``VLM`` that it returns, and the interface of every model."""
 
 from __future__ import annotations
 

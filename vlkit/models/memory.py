@@ -1,4 +1,4 @@
-"""How much memory a model needs for a prompt, estimated from its config alone."""
+"""The memory that a prompt needs, from the config alone; shapes of published models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth against an answer on one picture, as PNG or SVG."""
+"""``draw_comparison`` and ``save_boxes``: truth against answer, as PNG or SVG."""
 
 from __future__ import annotations
 

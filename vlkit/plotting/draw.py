@@ -1,4 +1,4 @@
-"""Lines, points and labels drawn into a picture."""
+"""``draw_boxes``, ``plot_boxes`` and ``draw_frames``: boxes, tracks and legends drawn."""
 
 from __future__ import annotations
 

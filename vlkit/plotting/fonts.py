@@ -1,4 +1,4 @@
-"""Fonts: vlkit's own, and the system's for the characters that it lacks."""
+"""The bundled font, system fonts for what it lacks, and the width of a text."""
 
 from __future__ import annotations
 

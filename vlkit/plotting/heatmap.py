@@ -1,4 +1,4 @@
-"""A heat map over a picture."""
+"""A heat map over a picture, with its colour bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML for notebooks and reports, in the colours of the page that it is shown on."""
+"""HTML of notebooks and reports: pictures, tables, sizes and times as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels on a picture: their colours, patterns, sizes and places."""
+"""How boxes and labels look: colours, line widths, font sizes, where a label goes."""
 
 from __future__ import annotations
 

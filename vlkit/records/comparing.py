@@ -1,4 +1,4 @@
-"""Compare models, adapters or settings on the same rows; compare two recorded runs."""
+"""``compare`` models on the same rows; ``diff`` two recorded runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded of the machine, the code and the model; secrets are left out."""
+"""Facts of machine, code and model that a run records; secrets are left out."""
 
 from __future__ import annotations
 

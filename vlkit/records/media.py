@@ -1,4 +1,4 @@
-"""Pictures and clips of a run: content hashes, thumbnails, and originals if asked for."""
+"""The pictures and clips of a run: content hashes, thumbnails, copies."""
 
 from __future__ import annotations
 

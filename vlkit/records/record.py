@@ -1,4 +1,4 @@
-"""A run read back: its lines, its answers and their pictures."""
+"""``Record``: a run read back, its answers and pictures; the table of ``runs``."""
 
 from __future__ import annotations
 

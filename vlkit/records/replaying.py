@@ -1,4 +1,4 @@
-"""Ask a run's questions again: which answers are the same, and what has changed since."""
+"""``replay``: a run's questions asked again, and which answers are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record a run: every answer, batch, training and evaluation, and what a user adds to it."""
+"""``Run``: records every answer, batch, training and evaluation in a folder."""
 
 from __future__ import annotations
 

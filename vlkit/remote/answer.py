@@ -1,4 +1,4 @@
-"""A question to a remote model, and the Reply."""
+"""From a service's response to a ``Reply``."""
 
 from __future__ import annotations
 

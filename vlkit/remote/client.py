@@ -1,4 +1,4 @@
-"""Requests to a service: errors as one line without the key, retries, and the event loop."""
+"""The HTTP requests: retries, streaming, and each failure as one line without the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hosted model: the same interface as a model on this machine, for one question and for many."""
+"""``RemoteVLM`` and its options: keys, prices, retries; one question or many."""
 
 from __future__ import annotations
 

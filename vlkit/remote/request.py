@@ -1,4 +1,4 @@
-"""Pictures and frames as data URLs: of the size that the model sees, not too many bytes."""
+"""From messages to a request: pictures and frames as data URLs, sized as the model sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The services that host models, and a model at one of them."""
+"""The services: their addresses, families, size rules, limits and what tokens cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint over a model: ``vlkit serve`` in a shell, ``start`` in Python."""
+"""An OpenAI-compatible server for a model: ``vlkit serve``, ``serving.start``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP server: checks of each request, routes, and answers in OpenAI's form."""
+"""The HTTP application: host and key checked, routes, responses in OpenAI's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request may cost and name; in a file of its own, so that ``--help`` needs no FastAPI."""
+"""``Limits``: the most that a request may cost, and what it may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request: its fields, its errors, and the media that it contains."""
+"""The fields of a request, and the media in it, checked and decoded."""
 
 from __future__ import annotations
 

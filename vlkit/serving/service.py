@@ -1,4 +1,4 @@
-"""From a request to a row for the engine: decode media, render the prompt, check limits."""
+"""From a request to a row for the worker: limits, memory budget, prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread that runs the model: rows join in the batch engine, or go one by one."""
+"""The thread that runs the model: rows join the engine, tokens become events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels for notebooks: controls over vlkit's functions, and the code that does the same."""
+"""Panels for notebooks; each calls vlkit's functions and shows the same as code."""
 
 from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
 from vlkit.widgets.batch import BatchPanel

@@ -1,4 +1,4 @@
-"""A panel to ask about pictures."""
+"""``AskPanel``: ask about pictures; the control that chooses pictures."""
 
 from __future__ import annotations
 

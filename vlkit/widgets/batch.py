@@ -1,4 +1,4 @@
-"""A panel to ask the same question about many pictures."""
+"""``BatchPanel``: the same question about many pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A panel that chooses the model once for all notebooks."""
+"""``ModelChooser``: try a model, and remember it for all notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grounding panel, and the canvas on which boxes are drawn."""
+"""``GroundingPanel``, and the canvas on which boxes are drawn by hand."""
 
 from __future__ import annotations
 

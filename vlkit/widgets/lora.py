@@ -1,4 +1,4 @@
-"""A panel to fine-tune a model: a control for each argument of ``vlkit.lora.train``."""
+"""``LoraPanel``: fine-tune a model; a control for each argument of ``lora.train``."""
 
 from __future__ import annotations
 

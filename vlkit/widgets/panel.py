@@ -1,4 +1,4 @@
-"""What all panels share: two columns, a status line, buttons, and the same in plain code."""
+"""The base of all panels: layout, status line, run and stop, the code of a panel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A panel to ask about a clip."""
+"""``VideoPanel``: ask about a clip; the control that chooses its frames."""
 
 from __future__ import annotations
 

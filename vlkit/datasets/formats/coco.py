@@ -1,4 +1,4 @@
-"""COCO (https://cocodataset.org/#format-data), and RefCOCO's expressions as Qwen evaluates them."""
+"""COCO (https://cocodataset.org/#format-data), and RefCOCO's lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YOLO: a folder with a label file for each picture, https://docs.ultralytics.com/datasets/detect/."""
+"""YOLO: a folder with a label file for each picture."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A run as a page: HTML, PDF, Markdown and citations."""
+"""A run as a report: HTML, PDF, Markdown and citations."""

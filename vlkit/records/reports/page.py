@@ -1,4 +1,4 @@
-"""A run as a page: HTML, PDF or Markdown, with what to cite."""
+"""``report`` and ``bibtex``: the page, its PDF and Markdown, the citations."""
 
 from __future__ import annotations
 

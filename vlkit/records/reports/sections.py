@@ -1,4 +1,4 @@
-"""The sections of a report as plain values, which become a page or Markdown."""
+"""The content of each section of a report, as plain values."""
 
 from __future__ import annotations
 
