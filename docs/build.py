@@ -21,7 +21,7 @@ import nbformat
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ROOMS = ["settings", "lora", "records", "remote", "serving", "datasets", "widgets", "evaluation"]
-ROOMS += ["comparison", "formats", "errors"]
+ROOMS += ["plotting", "grounding", "models", "media", "errors"]
 PANEL = "A panel stands here; run the notebook to use it."
 COMMAND_TITLE = "# In a shell\n\nWhat `vlkit` says of itself.\n"
 

@@ -1,4 +1,4 @@
-"""An example as tokens, each with the label that it is trained on; row lengths."""
+"""An example as tokens, each with its training label; the length of a row in tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a service's response to a ``Reply``."""
+"""One question to a hosted model, and the service's response as a ``Reply``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``RemoteVLM`` and its options: keys, prices, retries; one question or many."""
+"""``RemoteVLM``, a hosted model: its options, keys and prices; many rows at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``VideoPanel``: ask about a clip; the control that chooses its frames."""
+"""``VideoPanel``: ask about a clip; the control that uploads, chooses and plays it."""
 
 from __future__ import annotations
 
