@@ -15,10 +15,7 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from house import CORE, PACKAGE, WORKBENCH  # noqa: E402
 
 OTHER_FILES = {  # what a file that has no docstring is for
-    "fonts/": "The font of labels, for Latin and Chinese letters; data, no code.",
-    "fonts/NotoSansSC-subset.otf": "The font: a part of Noto Sans SC.",
-    "fonts/OFL.txt": "Its licence.",
-    "fonts/README.md": "Where it comes from, and how the part was made.",
+    "fonts/": "The font of labels (a part of Noto Sans SC), and its licence.",
     "py.typed": "Type checkers read vlkit's annotations.",
     "records/reports/report.html.jinja": "The HTML page of a report.",
     "widgets/canvas.css": "The look of the canvas.",
@@ -58,7 +55,7 @@ def file_tree() -> str:
         for room in rooms:
             rows += room_rows(room)
             if room == "plotting":
-                rows += folder_rows("fonts", 1)
+                rows.append(("  fonts/", about("fonts/")))
     return "vlkit/\n" + aligned(rows)
 
 

@@ -1,4 +1,4 @@
-"""``vlkit.doctor()``: what this machine has, what is wrong, and how to fix it."""
+"""``vlkit.doctor()``: what this machine has, what is wrong, how to fix it."""
 
 from __future__ import annotations
 

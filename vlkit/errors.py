@@ -1,4 +1,4 @@
-"""The errors that vlkit raises, and the checks and wording that their messages share."""
+"""The errors that vlkit raises; checks and wording that they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all; JSON and JSON lines."""
+"""Files and folders written whole or not at all; JSON, JSON lines."""
 
 from __future__ import annotations
 

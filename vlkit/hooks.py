@@ -1,4 +1,4 @@
-"""How answers, batches, trainings and evaluations reach an open ``vlkit.records.Run``.
+"""How answers, batches, trainings, evaluations reach an open ``Run``.
 
 Without an open run a hook costs one look at a context variable.
 """

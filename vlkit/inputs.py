@@ -1,4 +1,4 @@
-"""From messages to tensors: media read, chat template rendered, resized, tokenized."""
+"""Messages to tensors: media read, template rendered, tokenized."""
 
 from __future__ import annotations
 

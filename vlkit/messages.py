@@ -1,4 +1,4 @@
-"""Messages, plain dicts of the chat format: built by ``user`` and others, checked once."""
+"""Messages, plain dicts of the chat format: built, and checked once."""
 
 from __future__ import annotations
 

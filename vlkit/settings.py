@@ -1,4 +1,4 @@
-"""The model that ``vlkit.load()`` takes by default, and the file that remembers it."""
+"""The default model of ``vlkit.load()``, and the file that remembers it."""
 
 from __future__ import annotations
 

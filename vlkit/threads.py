@@ -1,4 +1,4 @@
-"""How OpenMP's and torch's threads wait: asleep, so that a busy machine stays fast.
+"""How OpenMP's threads wait: asleep, to keep a busy machine fast.
 
 By default they spin. On a busy machine a thread then spins on the core that the thread it waits for
 needs, and an answer takes many times as long (``benchmarks/busy_machine.py``).

@@ -1,4 +1,4 @@
-"""Look inside: what a model sees, what it costs, where it looks, how sure it is."""
+"""What a model sees, what that costs, where it looks, how sure it is."""
 
 from vlkit.lazy import lazy_names
 

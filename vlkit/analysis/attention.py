@@ -1,4 +1,4 @@
-"""``attention_map``: where on a picture the model looked as it wrote a token."""
+"""``attention_map``: where the model looked as it wrote a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``compare_paths``: what transformers, qwen_vl_utils and vlkit make of messages."""
+"""``compare_paths``: three ways to prepare the same messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``token_logprobs``: each token's probability, and how sure each box is."""
+"""``token_logprobs``: how probable each token, how sure each box is."""
 
 from __future__ import annotations
 

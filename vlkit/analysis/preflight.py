@@ -1,4 +1,4 @@
-"""``preflight``: image tokens, memory and fit of messages, without weights."""
+"""``preflight``: image tokens, memory and fit, without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many conversations: answered together, written as they finish, resumed."""
+"""Many conversations: answered, written as they finish, resumed."""
 
 from vlkit.batch.run import BatchReport, Results, generate_batch
 

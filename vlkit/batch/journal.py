@@ -1,4 +1,4 @@
-"""The file of ``out=``: one JSON line for each finished row, safe against a kill."""
+"""The file of ``out=``: a JSON line for each finished row; survives a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row's key: the hash of model, options, texts and media that its answer depends on."""
+"""A row's key: a hash of model, options and content of the question."""
 
 from __future__ import annotations
 

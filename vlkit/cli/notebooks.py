@@ -1,4 +1,4 @@
-"""``vlkit lab``, ``classroom`` and ``run``: notebooks opened, served or executed."""
+"""``vlkit lab``, ``classroom``, ``run``: notebooks opened, served, run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vlkit train``: fine-tuning from a YAML file, on one process or many."""
+"""``vlkit train``: fine-tuning from a YAML file, in many processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures with boxes, conversations and tables, in other tools' formats.
+"""Pictures with boxes, conversations and tables, in many formats.
 
 | name | where | boxes |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""What readers of conversations share: roles, texts, media, box conventions."""
+"""What readers of chat rows share: roles, texts, media, conventions."""
 
 from __future__ import annotations
 

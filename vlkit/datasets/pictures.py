@@ -1,4 +1,4 @@
-"""``Scene``, a picture with its boxes; sizes and copies of pictures; supervision."""
+"""``Scene``: a picture with its boxes; sizes, copies; supervision."""
 
 from __future__ import annotations
 

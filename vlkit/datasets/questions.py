@@ -1,4 +1,4 @@
-"""``read_conversations`` and ``to_frame``: a table to conversations, replies to a table."""
+"""``read_conversations``, ``to_frame``: tables to questions, answers to tables."""
 
 from __future__ import annotations
 

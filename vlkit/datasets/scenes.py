@@ -1,4 +1,4 @@
-"""``read_scenes``, ``write_scenes``, ``convert``: the table of formats, and detection."""
+"""``read_scenes``, ``write_scenes``, ``convert``; the table of formats."""
 
 from __future__ import annotations
 

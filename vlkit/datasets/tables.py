@@ -1,4 +1,4 @@
-"""Table files (CSV, JSON lines, Parquet), read unchanged and written whole."""
+"""Table files: CSV, JSON lines, Parquet; read, and written whole."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The batch engine: rows of tensors in, tokens out, by continuous batching."""
+"""The batch engine: rows of tensors in, tokens out."""

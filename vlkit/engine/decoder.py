@@ -1,4 +1,4 @@
-"""One decoding step of many rows over the model's own text layers and KV cache.
+"""One decoding step of many rows: the text layers and the KV cache.
 
 transformers' step repeats keys and values for every query head and launches over a thousand small
 kernels. This one reads the cache once for all heads of a group, launches about a third of them,

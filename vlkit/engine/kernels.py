@@ -1,4 +1,4 @@
-"""Small steps of a layer: one GPU kernel each, or plain torch without a GPU.
+"""Small steps of a layer: one GPU kernel each, or plain torch.
 
 Between the matrix products of a decoding step lie a dozen operations on a few numbers, and each
 launch costs more than its arithmetic. Written in Triton, which comes with torch for CUDA.

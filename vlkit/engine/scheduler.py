@@ -1,4 +1,4 @@
-"""The batching policy: which rows are read next, how many at a time, out of memory.
+"""The batching policy: which rows, how many at a time, out of memory.
 
 A batch and a server use the same :class:`Scheduler`; they differ in when they call ``admit``.
 """

@@ -1,4 +1,4 @@
-"""Rows, the slots in which they are decoded together, and how a token is chosen."""
+"""Rows and the slots that decode them together; how tokens are chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU kernels of ``engine/kernels.py`` in Triton; imported on a GPU only."""
+"""The GPU kernels of ``engine/kernels.py``, in Triton; for GPUs only."""
 
 import triton
 import triton.language as tl

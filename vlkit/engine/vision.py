@@ -1,4 +1,4 @@
-"""The vision encoder on many pictures, each once; CPU cores shared between threads."""
+"""The vision encoder, each picture once; CPU cores shared by threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good boxes are: questions, metrics, wrong conventions, failures."""
+"""How good boxes are: questions, metrics, conventions, failures."""
 
 from vlkit.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""``diagnose_boxes``: which coordinate convention makes boxes fit the truth."""
+"""``diagnose_boxes``: which coordinate convention fits the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``failure_gallery``: the worst answers against the truth, as one page."""
+"""``failure_gallery``: a page of the worst answers against the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``evaluate_grounding``: IoU, accuracy, precision, recall, mAP, intervals."""
+"""``evaluate_grounding``: IoU, accuracy, precision, recall, mAP."""
 
 from __future__ import annotations
 

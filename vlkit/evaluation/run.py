@@ -1,4 +1,4 @@
-"""``ask_grounding``: a question for each label of a data set, asked and evaluated."""
+"""``ask_grounding``: a question for each label of a data set, scored."""
 
 from __future__ import annotations
 

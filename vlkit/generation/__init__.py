@@ -1,4 +1,4 @@
-"""Questions asked and answers read: ``generate``, ``stream``, ``Chat``, ``Reply``."""
+"""Questions and answers: ``generate``, ``stream``, ``Chat``, ``Reply``."""
 
 from vlkit.generation.generate import Chat, Stream
 from vlkit.generation.reply import Failure, Reply, Usage

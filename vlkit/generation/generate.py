@@ -1,4 +1,4 @@
-"""``generate``, ``stream`` and ``Chat``: options checked, one conversation answered."""
+"""``generate``, ``stream``, ``Chat``: options checked, one answer made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Reply`` and ``Failure``: an answer with its boxes, token counts and pictures."""
+"""``Reply`` and ``Failure``: an answer, its boxes, token counts, pictures."""
 
 from __future__ import annotations
 

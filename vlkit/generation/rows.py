@@ -1,4 +1,4 @@
-"""Many conversations answered by the engine, or by transformers' own ``generate``."""
+"""Many rows answered: by the engine, or transformers' ``generate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Box``, ``Point`` and ``Quad``: what their values must be, and their coordinates."""
+"""``Box``, ``Point`` and ``Quad``, and checks of their coordinates."""
 
 from __future__ import annotations
 

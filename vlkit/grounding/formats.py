@@ -1,4 +1,4 @@
-"""The syntax of boxes in each generation's answers, read and written; no geometry.
+"""How each generation spells boxes: read and written; no geometry.
 
 Every format names its coordinate space, one of ``SPACES``: ``0-1000`` and ``0-999`` are shares of
 the picture's width and height, ``resized`` is pixels of the picture as the processor resized it,

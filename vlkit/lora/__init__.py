@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: data checked, inspected, trained, evaluated and exported."""
+"""LoRA: data checked and inspected, trained, evaluated, exported."""
 
 from vlkit.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""Training rows prepared, ordered and collated; pictures of a frozen encoder encoded once."""
+"""Training rows prepared, ordered, collated; a frozen encoder's cache."""
 
 from __future__ import annotations
 

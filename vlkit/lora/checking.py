@@ -1,4 +1,4 @@
-"""Rows checked and made to examples; the list of every problem (``DataError``)."""
+"""Rows checked and made to examples; all problems (``DataError``)."""
 
 from __future__ import annotations
 

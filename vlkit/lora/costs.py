@@ -1,4 +1,4 @@
-"""The memory and time of a training step, and the batch size that fits."""
+"""Memory and time of a training step; the batch size that fits."""
 
 from __future__ import annotations
 

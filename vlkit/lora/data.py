@@ -1,4 +1,4 @@
-"""``load_conversations``: a source's rows as ``TrainingData``, and its split."""
+"""``load_conversations``: a source as ``TrainingData``; its split."""
 
 from __future__ import annotations
 

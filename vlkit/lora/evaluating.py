@@ -1,4 +1,4 @@
-"""``lora.evaluate``, ``compare``, ``use_adapter``: answers to held-out rows."""
+"""``lora.evaluate``, ``compare``, ``use_adapter``: held-out answers."""
 
 from __future__ import annotations
 

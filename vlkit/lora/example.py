@@ -1,4 +1,4 @@
-"""``Example``: one conversation to learn from, its boxes as the trained model writes."""
+"""``Example``: a conversation to learn from, boxes in the model's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lora.export``, ``export_adapter`` and ``merge``: files for other tools."""
+"""``lora.export``, ``export_adapter``, ``merge``: for other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lora.inspect``: the tokens, layers, memory and time of a training, beforehand."""
+"""``lora.inspect``: tokens, layers, memory and time, before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are trained (``target=``), with LoRA or whole; their lean forward."""
+"""Which layers are trained (``target=``), by LoRA or whole; lean forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats of a training row: PAI, LLaVA, ms-swift, messages and tables."""
+"""The formats of a training row: PAI, LLaVA, ms-swift, messages, tables."""
 
 from __future__ import annotations
 

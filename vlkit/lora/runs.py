@@ -1,4 +1,4 @@
-"""``LoraRun``, a run's folder: checkpoints, arguments, and proof that it learnt."""
+"""``LoraRun`` and its folder: checkpoints, arguments, proof of effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An example as tokens, each with its training label; the length of a row in tokens."""
+"""An example as tokens with training labels; lengths of rows."""
 
 from __future__ import annotations
 

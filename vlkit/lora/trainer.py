@@ -1,4 +1,4 @@
-"""The Trainer and its callbacks: progress bar, live curve, pause and stop."""
+"""The Trainer and its callbacks: bar, live curve, pause and stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lora.train``: from checked arguments to a trained adapter; TrainingArguments."""
+"""``lora.train``: from checked arguments to a trained adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and clips from any source, as upright pictures and timed frames."""
+"""Pictures and clips from any source: upright pictures, timed frames."""
 
 from vlkit.media.image import Image, load_image
 from vlkit.media.video import Clip, Video, load_clip, probe_clip

@@ -1,4 +1,4 @@
-"""The bytes of files, http(s) and data URLs, with limits on size and time."""
+"""The bytes of files, http(s) and data URLs; limits on size and time."""
 
 from __future__ import annotations
 

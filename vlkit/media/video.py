@@ -1,4 +1,4 @@
-"""``Video``: which frames of a clip are sampled, and how they are decoded."""
+"""``Video``: which frames of a clip are sampled, and how they are read."""
 
 from __future__ import annotations
 

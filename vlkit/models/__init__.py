@@ -1,4 +1,4 @@
-"""Models: found, checked and loaded, and the rules of each generation."""
+"""Models found, checked and loaded; the rules of each generation."""
 
 from vlkit.models.families import FAMILIES, SizeRules, published_rules
 from vlkit.models.hub import ModelFolder, available_models

@@ -1,4 +1,4 @@
-"""LoRA adapters found, checked against their base and attached; a model's identity."""
+"""LoRA adapters found, checked, attached; the identity of a model."""
 
 from __future__ import annotations
 

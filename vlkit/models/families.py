@@ -1,4 +1,4 @@
-"""The table of families (model generations), and how large each sees a picture."""
+"""The families (generations), and how large each sees a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's folder comes from: local, a cache or a hub; and whether it is whole."""
+"""Where a model's folder comes from (local, cache, hub), and its checks."""
 
 from __future__ import annotations
 

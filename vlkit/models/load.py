@@ -1,4 +1,4 @@
-"""``vlkit.load()``, the ``VLM`` that it returns, and the interface of every model."""
+"""``vlkit.load()`` and its ``VLM``; the interface of every model."""
 
 from __future__ import annotations
 

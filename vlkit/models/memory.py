@@ -1,4 +1,4 @@
-"""The memory that a prompt needs, from the config alone; shapes of published models."""
+"""Memory that a prompt needs, from the config; published shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``draw_comparison`` and ``save_boxes``: truth against answer, as PNG or SVG."""
+"""``draw_comparison``, ``save_boxes``: truth against answer, PNG or SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``draw_boxes``, ``plot_boxes`` and ``draw_frames``: boxes, tracks and legends drawn."""
+"""``draw_boxes``, ``plot_boxes``, ``draw_frames``: boxes, tracks, legends."""
 
 from __future__ import annotations
 

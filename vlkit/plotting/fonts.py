@@ -1,4 +1,4 @@
-"""The bundled font, system fonts for what it lacks, and the width of a text."""
+"""The bundled font, system fonts for what it lacks, widths of texts."""
 
 from __future__ import annotations
 

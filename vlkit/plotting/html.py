@@ -1,4 +1,4 @@
-"""HTML of notebooks and reports: pictures, tables, sizes and times as text."""
+"""HTML of notebooks and reports: pictures, tables, sizes and times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How boxes and labels look: colours, line widths, font sizes, where a label goes."""
+"""How boxes and labels look: colours, sizes, and where a label goes."""
 
 from __future__ import annotations
 

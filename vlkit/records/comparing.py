@@ -1,4 +1,4 @@
-"""``compare`` models on the same rows; ``diff`` two recorded runs."""
+"""``compare``: models on the same rows. ``diff``: two recorded runs."""
 
 from __future__ import annotations
 

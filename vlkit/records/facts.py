@@ -1,4 +1,4 @@
-"""Facts of machine, code and model that a run records; secrets are left out."""
+"""Facts of machine, code and model for a run; secrets left out."""
 
 from __future__ import annotations
 

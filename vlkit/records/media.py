@@ -1,4 +1,4 @@
-"""The pictures and clips of a run: content hashes, thumbnails, copies."""
+"""A run's pictures and clips: content hashes, thumbnails, copies."""
 
 from __future__ import annotations
 

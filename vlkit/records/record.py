@@ -1,4 +1,4 @@
-"""``Record``: a run read back, its answers and pictures; the table of ``runs``."""
+"""``Record``: a run read back; its answers; the table of ``runs``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``replay``: a run's questions asked again, and which answers are the same."""
+"""``replay``: a run's questions asked again, and the answers compared."""
 
 from __future__ import annotations
 

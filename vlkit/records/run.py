@@ -1,4 +1,4 @@
-"""``Run``: records every answer, batch, training and evaluation in a folder."""
+"""``Run``: writes every answer, training and evaluation to a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosted and served models behind the same interface (OpenAI-compatible endpoints)."""
+"""Hosted and served models behind the same interface as local ones."""
 
 from vlkit.remote.model import HostedOptions, RemoteVLM, load_remote
 from vlkit.remote.services import is_remote_name

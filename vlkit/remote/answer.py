@@ -1,4 +1,4 @@
-"""One question to a hosted model, and the service's response as a ``Reply``."""
+"""One question to a hosted model; the response as a ``Reply``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP requests: retries, streaming, and each failure as one line without the key."""
+"""HTTP: retries, streaming, each failure as one line without the key."""
 
 from __future__ import annotations
 

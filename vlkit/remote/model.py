@@ -1,4 +1,4 @@
-"""``RemoteVLM``, a hosted model: its options, keys and prices; many rows at a time."""
+"""``RemoteVLM``, a hosted model: options, keys, prices; many rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From messages to a request: pictures and frames as data URLs, sized as the model sees."""
+"""Messages to a request: pictures as data URLs, sized for the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The services: their addresses, families, size rules, limits and what tokens cost."""
+"""The services: addresses, families, size rules, limits, costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server for a model: ``vlkit serve``, ``serving.start``."""
+"""An OpenAI-compatible server: ``vlkit serve``, ``serving.start``."""
 
 from __future__ import annotations
 

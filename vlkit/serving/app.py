@@ -1,4 +1,4 @@
-"""The HTTP application: host and key checked, routes, responses in OpenAI's form."""
+"""HTTP: host and key checked, routes, responses in OpenAI's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields of a request, and the media in it, checked and decoded."""
+"""The fields of a request and the media in it, checked and decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request to a row for the worker: limits, memory budget, prompt."""
+"""A request to a row for the worker: prompt, limits, memory budget."""
 
 from __future__ import annotations
 

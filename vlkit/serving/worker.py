@@ -1,4 +1,4 @@
-"""The thread that runs the model: rows join the engine, tokens become events."""
+"""The thread that runs the model: rows in, tokens out as events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels for notebooks; each calls vlkit's functions and shows the same as code."""
+"""Panels for notebooks; each also shows the code that does the same."""
 
 from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
 from vlkit.widgets.batch import BatchPanel

@@ -1,4 +1,4 @@
-"""``AskPanel``: ask about pictures; the control that chooses pictures."""
+"""``AskPanel``: ask about pictures; the control that chooses them."""
 
 from __future__ import annotations
 

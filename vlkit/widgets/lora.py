@@ -1,4 +1,4 @@
-"""``LoraPanel``: fine-tune a model; a control for each argument of ``lora.train``."""
+"""``LoraPanel``: fine-tune a model, a control for each argument."""
 
 from __future__ import annotations
 

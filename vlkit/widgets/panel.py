@@ -1,4 +1,4 @@
-"""The base of all panels: layout, status line, run and stop, the code of a panel."""
+"""The base of all panels: layout, status line, buttons, code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``VideoPanel``: ask about a clip; the control that uploads, chooses and plays it."""
+"""``VideoPanel``: ask about a clip; the control that chooses it."""
 
 from __future__ import annotations
 

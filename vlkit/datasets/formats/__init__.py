@@ -1,1 +1,1 @@
-"""One file for each format: how its pictures with boxes are read and written."""
+"""One file for each format of pictures with boxes: read and written."""

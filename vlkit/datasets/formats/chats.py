@@ -1,4 +1,4 @@
-"""Conversations with boxes in their answers: each family's form, and ms-swift's."""
+"""Conversations with boxes: each family's form, and ms-swift's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO (https://cocodataset.org/#format-data), and RefCOCO's lines."""
+"""COCO (https://cocodataset.org/#format-data); RefCOCO's lines."""
 
 from __future__ import annotations
 

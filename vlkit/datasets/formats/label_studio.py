@@ -1,4 +1,4 @@
-"""Label Studio's tasks (https://labelstud.io/guide/task_format)."""
+"""Label Studio's tasks: https://labelstud.io/guide/task_format."""
 
 from __future__ import annotations
 

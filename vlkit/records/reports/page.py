@@ -1,4 +1,4 @@
-"""``report`` and ``bibtex``: the page, its PDF and Markdown, the citations."""
+"""``report``, ``bibtex``: the page, PDF, Markdown, citations."""
 
 from __future__ import annotations
 
