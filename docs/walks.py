@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parent / "figures"
-WIDTH, MARGIN, BOX, NOTE = 980, 20, 600, 660  # pixels; a note begins at NOTE
+WIDTH, MARGIN, BOX, NOTE = 868, 10, 545, 569  # pixels; a note begins at NOTE
 LINE, PASSED = 19, 30  # height of a line of text, and of an arrow with what passes along it
 STYLE = """
   svg { background: #ffffff }
@@ -73,7 +73,7 @@ ANSWER = [
         ),
     ),
     Step(
-        "Read pictures upright, sample clips, render the chat template",
+        "Read pictures upright, sample clips, render the template",
         [
             ("inputs.py", ["load_messages", "render_prompt"]),
             ("media/image.py", ["Image.load"]),
@@ -174,7 +174,7 @@ TRAINING = [
         "the network with its LoRA layers",
     ),
     Step(
-        "Choose the order of the rows, prepare each when it is needed",
+        "Order the rows, prepare each when it is needed",
         [("lora/batches.py", ["LengthSampler.order", "Examples", "Preparer.prepare"])],
         "an Example at a time",
     ),
@@ -189,14 +189,15 @@ TRAINING = [
         ("Boxes are written as the family", "of the trained model writes them."),
     ),
     Step(
-        "Make batches; a frozen vision encoder encodes each picture once",
+        "Make batches; a frozen encoder encodes each picture once",
         [("lora/batches.py", ["Collator", "FrozenTower.encode"])],
         "batches with labels",
     ),
     Step(
         "Train, evaluate, write checkpoints",
         [
-            ("lora/trainer.py", ["VisionTrainer.compute_loss", "VisionTrainer.evaluate"]),
+            ("lora/trainer.py", ["VisionTrainer.compute_loss"]),
+            ("lora/trainer.py", ["VisionTrainer.evaluate"]),
             ("lora/evaluating.py", ["Examiner"]),
         ],
         "trained weights and the log",
@@ -274,7 +275,7 @@ def draw_step(number: int, step: Step, y: int) -> list[str]:
             kind = "code" if line.startswith("`") else "small"
             words = escape(line.replace("`", ""))
             parts.append(
-                f'<text class="{kind}" x="{NOTE + 12}" y="{y + 23 + LINE * i}">{words}</text>'
+                f'<text class="{kind}" x="{NOTE + 10}" y="{y + 23 + LINE * i}">{words}</text>'
             )
     return parts
 
