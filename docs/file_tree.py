@@ -22,6 +22,7 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "widgets/canvas.js": "The canvas on which boxes are drawn, in the browser.",
     "widgets/panel.css": "The look of the panels.",
 }
+EVERY_FILE = "vlkit/ with every file"
 CORE_LINE = "── the core: loads a model, asks it, draws boxes; knows nothing of the workbench ──"
 WORKBENCH_LINE = "── the workbench: stands on the core ──"
 
@@ -34,13 +35,21 @@ def main() -> int:
 
 def pages() -> dict[Path, str]:
     """The pages with their trees as they should be."""
-    trees = {ROOT / "docs" / "architecture.md": file_tree(), ROOT / "README.md": room_tree()}
-    return {page: with_tree(page.read_text(encoding="utf-8"), tree) for page, tree in trees.items()}
+    every_file = file_tree().replace("vlkit/", EVERY_FILE, 1)
+    trees = {
+        ROOT / "docs" / "architecture.md": [file_tree()],
+        ROOT / "README.md": [room_tree(), every_file],
+    }
+    texts = {page: page.read_text(encoding="utf-8") for page in trees}
+    for page, those in trees.items():
+        for tree in those:
+            texts[page] = with_tree(texts[page], tree)
+    return texts
 
 
 def with_tree(text: str, tree: str) -> str:
-    """A page's text with its first block that begins with ``vlkit/`` replaced."""
-    begins = "```text\nvlkit/\n"
+    """A page's text with the block replaced that begins with the tree's first line."""
+    begins = f"```text\n{tree.partition(chr(10))[0]}\n"
     before, found, rest = text.partition(begins)
     assert found, "the page has no tree"
     return f"{before}```text\n{tree}\n```{rest.partition('```')[2]}"
