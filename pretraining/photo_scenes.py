@@ -151,7 +151,10 @@ def place_photo(rng, art, scene, thing, taken, allowed, cut):
 def sample_photo_half(rng, count, short):
     top = 0.46 if count == 1 else 0.34 if count == 2 else 0.26 if count <= 4 else 0.19
     smallest = max(0.055, 9.0 / short)
-    return math.exp(rng.uniform(math.log(smallest), math.log(top)) * 0.75 + 0.25 * math.log(top)) * short
+    return (
+        math.exp(rng.uniform(math.log(smallest), math.log(top)) * 0.75 + 0.25 * math.log(top))
+        * short
+    )
 
 
 def plan_photos(rng, art, count):

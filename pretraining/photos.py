@@ -1,6 +1,6 @@
 """Build time: cut-out photographs and photographic grounds, shrunk to a few megabytes.
 
-    apt-get download tuxpaint-stamps-default …   # every package of grounds.tsv; README.md has the line
+    apt-get download tuxpaint-stamps-default …   # and the packages of grounds.tsv
     for package in *.deb; do dpkg-deb -x $package debian; done
     python photos.py --debian debian
 

@@ -203,12 +203,21 @@ class Trainer:
         self.elapsed = meta["elapsed"] if elapsed is None else elapsed
 
     def load_model(self, folder, heads=HERE / "dense_heads.safetensors"):
-        """Start a new schedule from a finished model folder and the heads that belong to it."""
+        """Start a new schedule from a finished model folder and the heads that belong to it.
+
+        Tokens and kinds that the folder did not have begin as `transplant` and `add_kinds` say.
+        """
         from transformers import AutoModelForImageTextToText
 
         source = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        self.model.load_state_dict(source.state_dict())
+        weights = source.state_dict()
+        before = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+            weights[name] = transplant(weights[name], before, self.tokenizer)
+        self.model.load_state_dict(weights)
         kept = {k.removeprefix("heads."): v.float() for k, v in load_file(heads).items()}
+        for name in ("kind.weight", "kind.bias"):
+            kept[name] = add_kinds(kept[name], self.heads.state_dict()[name])
         self.heads.load_state_dict(kept, strict=False)  # a new head starts afresh
         self.averages = [p.detach().clone() for p in self.parameters]
 
@@ -231,6 +240,27 @@ class Trainer:
             save_file(part, folder / f"part{index}.safetensors")
         meta = {"step": self.step, "elapsed": self.elapsed, "config": self.config}
         (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def transplant(embedding, before, after):
+    """Embeddings for another vocabulary: a token's own, or the mean of those that spell it."""
+    if before.get_vocab() == after.get_vocab():
+        return embedding
+    known, rows = before.get_vocab(), []
+    for token, index in sorted(after.get_vocab().items(), key=lambda item: item[1]):
+        if token in known:
+            rows.append(embedding[known[token]])
+        else:
+            ids = before.encode(after.decode([index]), add_special_tokens=False).ids
+            rows.append(embedding[ids].mean(0) if ids else embedding.mean(0))
+    return torch.stack(rows)
+
+
+def add_kinds(old, new):
+    """Rows of the head for kinds: the old ones first; "a word" and "nothing" stay last."""
+    new = new.detach().cpu().clone()
+    new[: len(old) - 2], new[-2:] = old[:-2], old[-2:]
+    return new
 
 
 def part(batch, name, index):

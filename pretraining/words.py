@@ -366,6 +366,8 @@ _PLURALS = {
     "stone cross": "stone crosses",
     "post box": "post boxes",
     "mailbox": "mailboxes",
+    "toolbox": "toolboxes",
+    "snowman": "snowmen",
     "wreath": "wreaths",
 }
 
