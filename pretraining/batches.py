@@ -319,25 +319,25 @@ def sample_size(rng, smallest, largest):
 
 
 class BatchStream(torch.utils.data.IterableDataset):
-    """Batches first, first + 1, …, dealt out to workers in turn; the trainer sets `progress`."""
+    """Batches first, first + stride, …, dealt out to workers; the trainer sets `progress`."""
 
-    def __init__(self, maker, first, progress):
-        self.maker, self.first, self.progress = maker, first, progress
+    def __init__(self, maker, first, stride, progress):
+        self.maker, self.first, self.stride, self.progress = maker, first, stride, progress
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         index, step = (worker.id, worker.num_workers) if worker else (0, 1)
         torch.set_num_threads(1)
-        number = self.first + index
+        number = self.first + index * self.stride
         while True:
             yield self.maker.make(number, self.progress.value)
-            number += step
+            number += step * self.stride
 
 
-def stream(maker, first, progress, workers, pin):
+def stream(maker, first, stride, progress, workers, pin):
     return iter(
         torch.utils.data.DataLoader(
-            BatchStream(maker, first, progress),
+            BatchStream(maker, first, stride, progress),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,

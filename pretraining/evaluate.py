@@ -915,6 +915,8 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="that draw")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints/evaluation.json")
     parser.add_argument("--more", action="store_true", help="add to the questions in --out")
+    parser.add_argument("--part", type=int, nargs=2, help="only every Nth row, from the Ith on")
+    parser.add_argument("--join", type=Path, nargs="+", help="only join these files into --out")
     parser.add_argument(
         "--card", type=Path, help="only put the table of --out into this model card"
     )
@@ -926,6 +928,18 @@ def main():
         note = f"{total} questions, seed {seeds}; 95% Wilson intervals in brackets."
         update_card(arguments.card, done["rows"], done["boxes"], note)
         return
+    if arguments.join:
+        parts = [json.loads(path.read_text()) for path in arguments.join]
+        items = sorted(
+            (item for part in parts for item in part["items"]),
+            key=lambda item: EVERY_ROW.index(item["row"]),
+        )
+        save(arguments.out, parts[0]["seeds"], items)
+        print(table(summarise(items)), box_table(box_errors(items)), sep="\n\n")
+        return
+    if arguments.part:
+        first, step = arguments.part
+        arguments.rows = arguments.rows[first::step]
     answer = Answerer(arguments.model, arguments.device, arguments.batch_size)
     if arguments.pixels:
         smallest, largest = arguments.pixels

@@ -187,7 +187,7 @@ def add_photos(rng, art, scene, plan, taken, allowed):
 
 def sample_photo_scene(rng, art, width, height, *, max_things, word_share, smallest_em=SMALLEST_EM):
     scene, taken = Scene(width, height, [], [], sample_background(rng)), []
-    if rng.random() < 0.65:
+    if rng.random() < 0.75:
         add_ground(rng, art, scene)
     if rng.random() < word_share * 0.6:
         for _ in range(rng.choice([1, 1, 2])):
@@ -198,7 +198,7 @@ def sample_photo_scene(rng, art, width, height, *, max_things, word_share, small
     if rng.random() < 0.3:
         for _ in range(rng.choice([1, 1, 2, 3])):
             add_unnamed(rng, art, scene, taken)
-    nothing = scene.unknown is not None and rng.random() < 0.12
+    nothing = scene.unknown is not None and rng.random() < 0.18
     count = 0 if nothing else rng.choice([1, 1, 2, 2, 3, 3, 4, 5, MOST_PHOTOS])
     allowed = rng.choice([0.0, 0.0, 0.0, 0.15, 0.3])
     add_photos(rng, art, scene, plan_photos(rng, art, count), taken, allowed)

@@ -2,7 +2,8 @@
 
     apt-get download tuxpaint-stamps-default …   # and the packages of grounds.tsv
     for package in *.deb; do dpkg-deb -x $package debian; done
-    python photos.py --debian debian
+    npm install startbootstrap-agency@7.0.12 …   # those of grounds.tsv whose names hold an @
+    python photos.py --debian debian --npm node_modules
 
 Needs atlas.py's build before. `photos.tsv` lists the cut-outs of tuxpaint-stamps-default: "train",
 "test" (other photographs of the same things, for evaluate.py alone) and "unknown" (drawn, never
@@ -71,11 +72,14 @@ def embedded_pictures(path):
 class Package:
     """Opens the files of grounds.tsv: a path, or a resource file's name and a picture's number."""
 
-    def __init__(self, debian):
-        self.debian, self.resources = debian, {}
+    def __init__(self, debian, npm):
+        self.debian, self.npm, self.resources = debian, npm, {}
 
-    def open(self, name):
-        if "/" in name:
+    def open(self, row):
+        name = row["file"]
+        if "@" in row["package"]:
+            image = Image.open(self.npm / name)
+        elif "/" in name:
             image = Image.open(self.debian / name)
         else:
             resource, number = name.split()
@@ -106,8 +110,8 @@ def packed(image, form, quality):
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def build(debian, out):
-    package = Package(debian)
+def build(debian, npm, out):
+    package = Package(debian, npm)
     files, meta = {}, {"photo": PHOTO, "ground": GROUND}
     for use in ("train", "test", "unknown"):
         rows = [row for row in PHOTOGRAPHS if row["use"] == use]
@@ -124,8 +128,7 @@ def build(debian, out):
     for row in rows:
         if row["use"] == "train":
             squares += [
-                s.resize((GROUND, GROUND), Image.LANCZOS)
-                for s in ground_squares(package.open(row["file"]))
+                s.resize((GROUND, GROUND), Image.LANCZOS) for s in ground_squares(package.open(row))
             ]
     # A coarse picture of each ground, so that what is drawn on it can stand out.
     meta["grounds"] = [np.asarray(s.resize((8, 8), Image.BOX)).tolist() for s in squares]
@@ -135,7 +138,7 @@ def build(debian, out):
     for use in ("test", "unknown", "whole"):
         chosen = [row for row in rows if row["use"] == use]
         for i, row in enumerate(chosen):
-            image = package.open(row["file"])
+            image = package.open(row)
             image.thumbnail((WHOLE, WHOLE), Image.LANCZOS)
             evaluation[f"{use}{i}"] = packed(image, "JPEG", 85)
         if use == "whole":
@@ -163,9 +166,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--debian", type=Path, required=True, help="folder of unpacked packages")
+    parser.add_argument("--npm", type=Path, required=True, help="folder node_modules")
     parser.add_argument("--out", type=Path, default=HERE / "build")
     arguments = parser.parse_args()
-    build(arguments.debian, arguments.out)
+    build(arguments.debian, arguments.npm, arguments.out)
 
 
 if __name__ == "__main__":

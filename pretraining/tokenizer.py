@@ -1,6 +1,7 @@
 """Build time: a byte-level BPE of the words that are trained, and bytes for the rest.
 
     python tokenizer.py --out tokenizer.json
+    python tokenizer.py --check 1500    # how many tokens so many batches never hold
 
 Pre-tokenisation and special tokens are Qwen2's. Chinese text is cut into words before training, so
 that no merge is longer than a word; digits stay single and every byte has a token.
@@ -175,12 +176,35 @@ def train(pieces):
     return tokenizer
 
 
+def count_unseen(path, atlas, batches):
+    """(tokens that no batch of a run holds, of them single bytes, all)."""
+    from batches import BatchMaker
+    from train import HERE, load_config
+
+    config = load_config([HERE / "config.toml", HERE / "restart.toml"])
+    tokenizer = Tokenizer.from_file(str(path))
+    maker = BatchMaker(config["data"], Art.load(atlas), tokenizer)
+    seen = set()
+    for number in range(batches):
+        batch = maker.make(number, 0.5)
+        seen.update(batch["ids"].unique().tolist(), batch["lead"].unique().tolist())
+        seen.update(batch["prefix"].tolist())
+    vocabulary = tokenizer.get_vocab()
+    unseen = [token for token, index in vocabulary.items() if index not in seen]
+    return len(unseen), sum(len(token) == 1 for token in unseen), len(vocabulary)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     here = Path(__file__).parent
     parser.add_argument("--atlas", type=Path, default=here / "build/atlas.json")
     parser.add_argument("--out", type=Path, default=here / "tokenizer.json")
+    parser.add_argument("--check", type=int, help="batches: only count what they never hold")
     arguments = parser.parse_args()
+    if arguments.check:
+        unseen, single, every = count_unseen(arguments.out, arguments.atlas, arguments.check)
+        print(f"{unseen} of {every} tokens in no batch, {single} of them single bytes")
+        return
     tokenizer = train(count_pieces(Art.load(arguments.atlas)))
     tokenizer.save(str(arguments.out))
     print(tokenizer.get_vocab_size(), "tokens,", arguments.out.stat().st_size >> 10, "KiB")
