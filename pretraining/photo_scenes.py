@@ -66,7 +66,7 @@ def add_ground(rng, art, scene):
     """A photograph behind everything; the corner colours become some of its own."""
     index = rng.randrange(len(art.grounds))
     entry = art.count + art.photo_count + index
-    larger = math.exp(rng.uniform(0.02, 0.9))
+    larger = math.exp(rng.uniform(0.02, 0.6))
     half_x, half_y = scene.width / 2 * larger, scene.height / 2 * larger
     if rng.random() < 0.7:  # keep its proportions
         half_x = half_y = max(half_x, half_y)

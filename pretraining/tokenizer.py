@@ -15,7 +15,7 @@ import random
 from pathlib import Path
 
 from questions import CHAT, Examiner, plain
-from scenes import COMMON_WORDS, Art, sample_album, sample_clip, sample_scene
+from scenes import Art, sample_album, sample_clip, sample_scene
 from tokenizers import (
     AddedToken,
     Regex,
@@ -30,7 +30,7 @@ from wordings import BETWEEN, EVERYDAY, LEADS, OPENERS, OPENERS_ZH, SYSTEMS, TRA
 from words import CHARACTERS, COLOR_NAMES, KINDS, SYNONYMS, SYNONYMS_ZH, ZH, plural
 
 SIZE = 2000  # of the Chinese part
-SPELLING = 500  # bytes and pieces that spell unknown English words
+SPELLING = 400  # bytes and pieces that spell unknown English words
 FEWEST = 30  # times that a merge must occur
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -122,7 +122,8 @@ def count_pieces(art):
     for name in [*KINDS, *COLOR_NAMES, *map(plural, KINDS), *itertools.chain(*SYNONYMS.values())]:
         for word in name.split():
             pieces[" " + word] += 400
-            pieces[word.capitalize()] += 150
+    for name in [*KINDS, *COLOR_NAMES]:  # as the first word of a short answer
+        pieces[name.split()[0].capitalize()] += 150
     for word in ZH.values():
         pieces[word] += 600
     for word in EVERYDAY:
@@ -132,8 +133,6 @@ def count_pieces(art):
             pieces[word.capitalize()] += 15
     for character in CHARACTERS:
         pieces[character] += 1000
-    for word in COMMON_WORDS:
-        pieces[word] += 30
     return pieces
 
 
@@ -159,8 +158,9 @@ def train(pieces):
     Merging would need every step on the way to a word as a token too, and none of those is trained.
     """
     english = {p: n for p, n in pieces.items() if p.isascii()}
+    spelled = {p: n for p, n in english.items() if "ass" not in p}  # " ass" would be a piece
     chinese = {p: n for p, n in pieces.items() if not p.isascii()}
-    spelling, merges = learn_merges(english, SPELLING)
+    spelling, merges = learn_merges(spelled, SPELLING)
     words, more_merges = learn_merges(chinese, SIZE)
     vocabulary = dict.fromkeys([*spelling, *words])
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -407,6 +407,9 @@ def parse_arguments(argv=None):
         "--elapsed", type=float, help="with --weights: where in the schedule to start"
     )
     parser.add_argument("--model", type=Path, help="finished model folder to go on from")
+    parser.add_argument(
+        "--heads", type=Path, default=HERE / "dense_heads.safetensors", help="that belong to it"
+    )
     parser.add_argument("--minutes", type=float, help="length of the whole schedule")
     parser.add_argument("--out", type=Path, help="folder for the averaged weights")
     parser.add_argument("--workers", type=int, default=14)
@@ -436,7 +439,7 @@ def main():
     elif arguments.weights:
         trainer.load_weights(arguments.weights, arguments.elapsed)
     elif arguments.model:
-        trainer.load_model(arguments.model)
+        trainer.load_model(arguments.model, arguments.heads)
     maker = BatchMaker(config["data"], art, tokenizer)
     size = sum(p.numel() for p in trainer.parameters) / 1e6
     print(

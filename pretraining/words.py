@@ -344,6 +344,7 @@ _PLURALS = {
     "lionfish": "lionfish",
     "shrimp": "shrimp",
     "fly": "flies",
+    "hoverfly": "hoverflies",
     "mantis": "mantises",
     "bison": "bison",
     "wildebeest": "wildebeest",
