@@ -230,7 +230,8 @@ def hull(alpha, limit=24):
     keep = chain[::step]
     for axis in (0, 1):  # the extreme points always stay
         keep += [min(chain, key=lambda p, a=axis: p[a]), max(chain, key=lambda p, a=axis: p[a])]
-    return [[round(x / CELL * 2 - 1, 4), round(y / CELL * 2 - 1, 4)] for x, y in keep]
+    side = len(alpha)
+    return [[round(x / side * 2 - 1, 4), round(y / side * 2 - 1, 4)] for x, y in keep]
 
 
 def _half_hull(points):

@@ -1,7 +1,11 @@
 """Batches for training, made by CPU workers: scenes, questions as token ids, dense targets.
 
-All rows of a batch share kind, picture sizes and prefix. A row holds as many conversations about
-its scene as fit; `segments` keeps them apart and `offsets` restarts the positions of each.
+All rows of a batch share kind and picture sizes. A row begins with a lead of its own (system prompt
+and what comes before the first picture), padded on the left to one length, and a tail that all rows
+share (pictures and what is between them). Then come as many conversations about its scene as fit;
+`segments` keeps them apart and `offsets` restarts the positions of each. Where the question comes
+before the pictures, it is part of the lead: then a scene has several rows, each with one
+conversation, which share the pictures' encoding.
 """
 
 import math
@@ -10,6 +14,7 @@ import random
 import numpy as np
 import torch
 from hard import sample_hard_album, sample_hard_scene
+from photo_scenes import sample_photo_album, sample_photo_clip, sample_photo_scene
 from questions import CHAT, SPELL, TASK_NAMES, Examiner, place_name
 from scenes import (
     MAX_THINGS,
@@ -23,14 +28,8 @@ from scenes import (
     sample_scene,
     thing_targets,
 )
+from wordings import BETWEEN, LEADS, TRAILS, sample_system
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
-SYSTEMS = [DEFAULT_SYSTEM] * 9 + [
-    "You are terse.",
-    "You are a careful teacher.",
-    "Answer in short sentences.",
-    "你是一个有用的助手。",
-]
 TASK_INDEX = {name: i for i, name in enumerate(TASK_NAMES)}
 PLACE_TASKS = [TASK_INDEX["caption"], TASK_INDEX["position"]]
 NINTHS = [(x, y) for x in (0.2, 0.5, 0.8) for y in (0.2, 0.5, 0.8)]
@@ -73,18 +72,28 @@ class Encoder:
             at += len(row)
         return found
 
-    def prefix(self, rng, kind, visual_tokens):
-        """System prompt and pictures of so many tokens each; several are sometimes numbered."""
-        ids = self.ids(f"<|im_start|>system\n{rng.choice(SYSTEMS)}<|im_end|>\n") + self.user
+    def lead(self, rng, before=""):
+        """System prompt, the user's turn and what is said before the first picture."""
+        system = f"<|im_start|>system\n{sample_system(rng)}<|im_end|>\n"
+        if rng.random() < 0.03:
+            question, answer = rng.choice(CHAT)
+            system += f"<|im_start|>user\n{question}<|im_end|>\n"
+            system += f"<|im_start|>assistant\n{answer}<|im_end|>\n"
+        return self.ids(system) + self.user + (self.ids(before) if before else [])
+
+    def tail(self, rng, kind, visual_tokens):
+        """(what introduces the first picture, pictures and what is between) for so many tokens."""
         if kind == "chat":
-            return ids
+            return "", []
         pad = self.video if kind == "clip" else self.image
         numbered = kind == "album" and rng.random() < 0.25
+        between = rng.choice(BETWEEN) if rng.random() < 0.3 else ""
+        ids = []
         for number, length in enumerate(visual_tokens):
-            if numbered:
-                ids = ids + self.ids(f"Picture {number + 1}: ")
-            ids = [*ids, self.vision[0], *[pad] * length, self.vision[1]]
-        return ids
+            if number:
+                ids += self.ids(f"Picture {number + 1}: " if numbered else between)
+            ids += [self.vision[0], *[pad] * length, self.vision[1]]
+        return "Picture 1: " if numbered else "", ids
 
     def conversation(self, turns):
         """(ids, labels, answer lengths) of [(question, answer)] ids; the prefix opens the first."""
@@ -110,20 +119,49 @@ class BatchMaker:
         frames = rng.choice(self.config["frames"]) if kind == "clip" else 1
         sizes = self.sample_sizes(rng, kind, progress)
         visual_tokens = [(h // BLOCK) * (w // BLOCK) * max(1, frames // 2) for h, w in sizes]
-        prefix = self.encoder.prefix(rng, kind, visual_tokens)
-        room = self.config["text_tokens"][kind]
-        room += -(len(prefix) + room) % 16  # attention kernels want whole blocks
-        rows = self.row_count(4 * sum(visual_tokens), room)
+        opening, tail = self.encoder.tail(rng, kind, visual_tokens)
+        first = kind != "chat" and rng.random() < self.config["text_first"]
+        copies = self.config["copies"] if first else 1
+        room = self.config["text_tokens"]["first" if first else kind]
+        count = self.scene_count(4 * sum(visual_tokens), room, copies)
         crowd = 2 + min(1.0, number / self.config["ramp"]) * (MAX_THINGS - 2)
         soft = self.sample_softness(rng)
-        scenes = [self.sample(rng, kind, sizes, frames, int(crowd), soft) for _ in range(rows)]
-        batch = self.text(rng, scenes, room, kind)
-        batch["prefix"] = torch.tensor(prefix)
+        scenes = [self.sample(rng, kind, sizes, frames, int(crowd), soft) for _ in range(count)]
+        leads, dialogues = self.rows(rng, scenes, kind, first, copies, opening)
+        length = max(map(len, leads))
+        length += -(length + len(tail) + room) % 16  # attention kernels want whole blocks
+        lead = np.full((len(leads), length), self.encoder.pad, np.int64)
+        for row, ids in zip(lead, leads, strict=True):
+            row[length - len(ids) :] = ids
+        batch = self.text(dialogues, room)
+        batch["lead"] = torch.from_numpy(lead)
+        batch["padding"] = torch.tensor([length - len(ids) for ids in leads])
+        batch["prefix"] = torch.tensor([*[self.encoder.user[0]] * length, *tail])
         # One size stands for all pictures that share it.
         batch |= {"number": number, "kind": kind, "frames": frames, "images": len(sizes)}
-        batch["soft"] = soft
+        batch |= {"soft": soft, "copies": copies}
         batch["sizes"] = sizes[:1] if len(set(sizes)) == 1 else sizes
         return batch | self.pictures(scenes, kind)
+
+    def rows(self, rng, scenes, kind, first, copies, opening):
+        """What comes before the pictures of every row, and the conversations after them."""
+        leads, rows = [], []
+        for scene in scenes:
+            dialogues = self.dialogues(rng, scene, kind)
+            if not first:
+                before = (
+                    rng.choice(LEADS) + rng.choice(["", " ", "\n"]) if rng.random() < 0.25 else ""
+                )
+                leads.append(self.encoder.lead(rng, before + opening))
+                rows.append(dialogues)
+                continue
+            for index in range(copies):
+                (task, question, answer), *later = dialogues[index % len(dialogues)]
+                before = question + rng.choice(["", "", "", "\n", " "]) + opening
+                trail = rng.choice(TRAILS) if rng.random() < 0.12 else ""
+                leads.append(self.encoder.lead(rng, before))
+                rows.append([[(task, trail, answer), *later]])
+        return leads, rows
 
     def sample_sizes(self, rng, kind, progress):
         """(height, width) of every picture: any multiples of 28 within the stage's bounds."""
@@ -145,27 +183,35 @@ class BatchMaker:
             return 1.0
         return rng.choice([rng.uniform(0.5, 0.85), rng.uniform(0.85, 1.0)])
 
-    def row_count(self, patches, room):
-        cost = patches * 1.25 + room + 30
-        return max(4, min(self.config["most_rows"], int(self.config["batch_tokens"] / cost)))
+    def scene_count(self, patches, room, copies):
+        cost = patches + copies * (patches * 0.25 + room + 40)
+        most = self.config["most_rows"] // copies
+        return max(2, min(most, int(self.config["batch_tokens"] / cost)))
 
     def sample(self, rng, kind, sizes, frames, crowd, soft):
         if kind == "chat":
             return None
         height, width = sizes[0]
+        photos = bool(self.art.photos) and rng.random() < self.config["photo_share"][kind]
+        if kind == "clip" and photos:
+            turning = self.config["turning_share"]
+            return sample_photo_clip(rng, self.art, width, height, frames, turning)
         if kind == "clip":
             return sample_clip(rng, self.art, width, height, frames, self.config["turning_share"])
         hard, jitter = rng.random() < self.config["hard_share"], self.config["order_jitter"]
         if kind == "album":
             turned, most = [(width, height) for height, width in sizes], min(4, crowd)
-            if hard:
+            if photos:
+                scenes = sample_photo_album(rng, self.art, turned, most=most)
+            elif hard:
                 scenes = sample_hard_album(rng, self.art, turned, most=min(5, crowd))
             else:
                 scenes = sample_album(rng, self.art, turned, max_things=most)
             for scene in scenes:
                 reading_order(scene, rng, jitter)
             return scenes
-        scene = (sample_hard_scene if hard else sample_scene)(
+        sample = sample_photo_scene if photos else sample_hard_scene if hard else sample_scene
+        scene = sample(
             rng,
             self.art,
             width,
@@ -182,14 +228,13 @@ class BatchMaker:
             return [[("chat", *rng.choice(CHAT))] for _ in range(8)]
         return self.examiner.dialogues(rng, scene, self.config["questions"][kind])
 
-    def text(self, rng, scenes, room, kind):
+    def text(self, dialogues, room):
         """Token arrays (N, room): ids, segments, offsets; labels are a flat list of positions."""
-        dialogues = [self.dialogues(rng, scene, kind) for scene in scenes]
         texts = [part for row in dialogues for turns in row for _, q, a in turns for part in (q, a)]
         encoded = iter(self.encoder.many(texts))
-        ids = np.full((len(scenes), room), self.encoder.pad, np.int64)
-        segments = np.full((len(scenes), room), -1, np.int64)
-        offsets = np.zeros((len(scenes), room), np.int64)
+        ids = np.full((len(dialogues), room), self.encoder.pad, np.int64)
+        segments = np.full((len(dialogues), room), -1, np.int64)
+        offsets = np.zeros((len(dialogues), room), np.int64)
         places, targets, answers, tasks = [], [], [], []
         for index, row in enumerate(dialogues):
             used = 0
@@ -274,25 +319,25 @@ def sample_size(rng, smallest, largest):
 
 
 class BatchStream(torch.utils.data.IterableDataset):
-    """Batches first, first + 1, …, dealt out to workers in turn; the trainer sets `progress`."""
+    """Batches first, first + stride, …, dealt out to workers; the trainer sets `progress`."""
 
-    def __init__(self, maker, first, progress):
-        self.maker, self.first, self.progress = maker, first, progress
+    def __init__(self, maker, first, stride, progress):
+        self.maker, self.first, self.stride, self.progress = maker, first, stride, progress
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         index, step = (worker.id, worker.num_workers) if worker else (0, 1)
         torch.set_num_threads(1)
-        number = self.first + index
+        number = self.first + index * self.stride
         while True:
             yield self.maker.make(number, self.progress.value)
-            number += step
+            number += step * self.stride
 
 
-def stream(maker, first, progress, workers, pin):
+def stream(maker, first, stride, progress, workers, pin):
     return iter(
         torch.utils.data.DataLoader(
-            BatchStream(maker, first, progress),
+            BatchStream(maker, first, stride, progress),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,

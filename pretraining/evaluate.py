@@ -7,6 +7,10 @@ What is where comes from scenes.py with seeds that training never used, in pictu
 and width from 112 to 560 pixels and from 1:2 to 2:1; the drawing here is Pillow's, four times too
 large and scaled down, with its own outlines of the shapes, fonts that training never saw, real JPEG
 files, and true boxes measured on what was drawn.
+
+Then the same with the text first, in words that training never used, with typing errors, under
+another system prompt; and photographs: new compositions of known ones on grounds never seen, other
+photographs of the same things, whole photographs, and photographs of things without a name here.
 """
 
 import argparse
@@ -22,9 +26,20 @@ from pathlib import Path
 
 import numpy as np
 import questions as q
-from PIL import Image, ImageDraw, ImageFont
-from scenes import Art, Scene, sample_album, sample_clip, sample_scene
-from words import COLOR_VARIANTS, COLORS, NOUNS
+from photos import load_pictures
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from scenes import (
+    Art,
+    Scene,
+    Thing,
+    overlap,
+    reading_order,
+    sample_album,
+    sample_clip,
+    sample_scene,
+)
+from wordings import MORE, mistype
+from words import COLOR_VARIANTS, COLORS, DRAWN_KINDS, KINDS, NOUNS, PHOTO_KINDS, SHAPES, ZH, plural
 
 HERE = Path(__file__).parent
 SCALE = 4
@@ -299,6 +314,241 @@ def clip_events(rng, clip, zh):
     return f"What happens to the {name}?", f"It {q.deed(actor, zh)}."
 
 
+# Wordings that training never used, by the first template of the list that they stand in for.
+OTHER_WORDS = {
+    "Locate the {}.": [
+        "Could you tell me where the {} might be?",
+        "Indicate the place of the {} with a rectangle.",
+        "I can't find the {}. Help me.",
+        "Surround the {} with a box.",
+        "Provide a detection box for the {}.",
+        "whereabouts of the {}?",
+    ],
+    "框出图中{}的位置": [
+        "帮我看看{}在哪。",
+        "用矩形标记{}。",
+        "请找一下{}在图里的哪里。",
+        "圈一下{}的位置。",
+    ],
+    "Describe this image.": [
+        "What would you say is going on in the picture?",
+        "Provide a caption of the image, please.",
+        "Put this picture into words.",
+        "What do we see in the photograph?",
+    ],
+    "描述这张图片。": ["请用文字说明这幅图。", "这幅图画的是什么？", "看图说话。"],
+    "How many {} are there?": [
+        "What number of {} do you find in the image?",
+        "Please count how many {} the photo has.",
+        "I need the count of {}.",
+    ],
+    "图中有几个{}？": ["这里总共有几个{}？", "请告诉我{}的个数。", "数数看有几个{}。"],
+    "Is there {} in the image?": [
+        "Would you say there is {} in the photo?",
+        "Is {} part of the picture?",
+        "Does one see {} here?",
+    ],
+    "图中有{}吗？": ["画面上有没有{}呢？", "图里找得到{}吗？", "请问这里面有{}吗？"],
+    "What color is the {}?": ["In which color is the {} painted?", "Say what color the {} is."],
+    "{}是什么颜色的？": ["请说一下{}的颜色。", "{}涂的是什么颜色？"],
+    "What does the text say?": [
+        "Which text is shown in the image?",
+        "Tell me what is written there.",
+    ],
+    "图中的文字是什么？": ["请念出图中的文字。", "图中显示了什么文字？"],
+    "Generate the caption in English with grounding:": [
+        "Mark all the things you can see with bounding boxes.",
+        "For every object give its name and box.",
+    ],
+    "描述这张图片并框出物体：": ["请标注图中的全部物体。", "给出所有物体的名称和坐标。"],
+}
+PLAIN_PICK = q.pick
+OTHER_SYSTEM = "We are in a museum with a school class. Speak to the children about the pictures."
+
+
+def other_words(rng, english, chinese, zh):
+    return rng.choice(OTHER_WORDS[(chinese if zh else english)[0]])
+
+
+def negated(rng, scene, zh):
+    """Negative questions in words that training never used; polarity as in questions.negated."""
+    kind, shade = q.choose_subject(rng, scene)
+    there, label = bool(q.matching(scene, kind, shade)), q.full_name(kind, shade, zh)
+    article = q.with_article(label)
+    yes = f"是的，没有{label}。" if zh else f"Yes, there is no {label}."
+    no = f"不，有{label}。" if zh else f"No, there is {article}."
+    if zh:
+        question = rng.choice(["这里没有{}吗？", "图片里没有{}，是不是？", "画面中没有{}吧？"])
+        return question.format(label), no if there else yes
+    if rng.random() < 0.5:
+        question = rng.choice(["Is no {} visible?", "Is there really no {} in the image?"])
+        return question.format(label), no if there else yes
+    question = rng.choice(["Isn't there {} somewhere?", "Is there not {} in this image?"])
+    return question.format(
+        article
+    ), f"Yes, there is {article}." if there else f"No, there is no {label}."
+
+
+def with_errors(rng, scene, zh):
+    function = rng.choice([q.locate, q.count, q.exist, q.color, q.caption])
+    pair = function(rng, scene, zh)
+    if not pair:
+        return None
+    question = pair[0] if zh else mistype(rng, pair[0].lower())
+    return (question.rstrip("。？") if zh else question), pair[1]
+
+
+def two_questions(rng, scene, zh):
+    pairs = [
+        function(rng, scene, zh)
+        for function in rng.sample([q.locate, q.count, q.exist, q.color], 2)
+    ]
+    if None in pairs:
+        return None
+    space = "" if zh else " "
+    return space.join(pair[0] for pair in pairs), "\n".join(pair[1] for pair in pairs)
+
+
+# ---------------------------------------------------------------- photographs
+
+
+def sample_composition(rng, photos, kinds, grounds):
+    """A scene of one to six photographs pasted on a ground, its picture and what is where."""
+    width, height = picture_size(rng)
+    if rng.random() < 0.7:
+        ground = rng.choice(grounds).convert("RGB")
+        ratio = max(width / ground.width, height / ground.height)
+        ground = ground.resize([math.ceil(side * ratio) for side in ground.size], Image.LANCZOS)
+        canvas = ground.crop((0, 0, width, height)).convert("RGBA")
+    else:
+        canvas = Image.new("RGBA", (width, height), tuple(rng.randint(90, 255) for _ in range(3)))
+    scene = Scene(width, height, [], [], np.zeros(20, np.float32), unknown=[])
+    count = rng.choice([1, 1, 2, 3, 4, 6])
+    chosen = rng.sample(range(len(photos)), min(len(photos), count))
+    if count > 1 and rng.random() < 0.3:
+        chosen = [rng.choice(chosen[:2]) for _ in range(count)]
+    for index in chosen:
+        paste_photo(rng, scene, canvas, photos[index], kinds[index], count)
+    reading_order(scene)
+    return (scene, [spoil(canvas.convert("RGB"), rng)]) if scene.things else None
+
+
+def paste_photo(rng, scene, canvas, photo, kind, count):
+    """One photograph, scaled, turned, mirrored and relit, where it covers nothing."""
+    short = min(scene.width, scene.height)
+    top = 0.8 if count == 1 else 0.55 if count <= 3 else 0.38
+    side = math.exp(rng.uniform(math.log(0.16), math.log(top))) * short
+    stamp = photo.convert("RGBA")
+    stamp = stamp.crop(stamp.getchannel("A").getbbox())
+    stamp = stamp.resize(
+        [max(2, round(v * side / max(stamp.size))) for v in stamp.size], Image.LANCZOS
+    )
+    if rng.random() < 0.5:
+        stamp = stamp.transpose(Image.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.5:
+        stamp = stamp.rotate(rng.uniform(-15, 15), Image.BICUBIC, expand=True)
+    alpha = stamp.getchannel("A")
+    stamp = ImageEnhance.Brightness(stamp.convert("RGB")).enhance(rng.uniform(0.75, 1.15))
+    stamp.putalpha(alpha)
+    left, top, right, bottom = alpha.point(lambda v: 255 if v > 100 else 0).getbbox()
+    for _ in range(20):
+        if stamp.width > scene.width or stamp.height > scene.height:
+            return
+        x, y = (
+            rng.randint(0, scene.width - stamp.width),
+            rng.randint(0, scene.height - stamp.height),
+        )
+        box = (x + left, y + top, x + right, y + bottom)
+        if all(overlap(box, thing.box) <= 0.05 for thing in scene.things):
+            canvas.alpha_composite(stamp, (x, y))
+            scene.things.append(Thing(kind, None, 0, 0, 0, 0, box=box))
+            return
+
+
+def photo_count(rng, scene, zh):
+    kind = rng.choice(scene.things).kind if rng.random() < 0.75 else q.near_miss(rng, scene)[0]
+    if kind in SHAPES:
+        return None
+    total = len(q.matching(scene, kind))
+    if zh:
+        return f"图中有几个{ZH[kind]}？", f"图中有{q.NUMBERS_ZH[total]}个{ZH[kind]}。"
+    verb, noun = ("is", kind) if total == 1 else ("are", plural(kind))
+    return f"How many {plural(kind)} are there?", f"There {verb} {q.NUMBERS[total]} {noun}."
+
+
+def photo_locate(rng, scene, zh):
+    kind = rng.choice(scene.things).kind
+    label = q.full_name(kind, None, zh)
+    question = q.pick(rng, q.LOCATE, q.LOCATE_ZH, zh).format(label)
+    found = q.boxes_of(scene, q.matching(scene, kind))
+    return question, q.grounded(label if zh else "the " + label, found)
+
+
+def photo_name(rng, scene, zh):
+    thing = rng.choice(scene.things)
+    box = q.box_text(scene.normalised(thing.box))
+    question = f"{box}里面是什么？" if zh else f"What is inside {box}?"
+    return question, q.noun_phrase(thing, zh) + "。" if zh else q.sentence(q.noun_phrase(thing, zh))
+
+
+def unknown_locate(rng, scene, zh):
+    kind = rng.choice([kind for kind in PHOTO_KINDS if not q.doubtful(scene, kind)])
+    label = q.full_name(kind, None, zh)
+    question = q.pick(rng, q.LOCATE, q.LOCATE_ZH, zh).format(label)
+    return question, f"图中没有{label}。" if zh else f"There is no {label} in the image."
+
+
+def make_photo_question(rng, row, zh, library):
+    function, source = PHOTO_ROWS[row]
+    while True:
+        also = {}
+        if source in ("unknown", "whole"):
+            index = rng.randrange(len(library[source]))
+            picture = library[source][index].convert("RGB")
+            picture.thumbnail((LONGEST, LONGEST))
+            scene = Scene(*picture.size, [], [], np.zeros(20, np.float32), unknown=[])
+            images, pair = [picture], None
+            if source == "whole":
+                kind = library["kinds"][index]
+                pair = (
+                    ("图中是什么？" if zh else "What is in the picture?"),
+                    ZH[kind] if zh else kind,
+                )
+                also = {"contains": pair[1]}
+        else:
+            made = sample_composition(rng, *library[source], library["grounds"])
+            if made is None:
+                continue
+            scene, images = made
+            pair = None
+        pair = pair or function(rng, scene, zh)
+        if pair:
+            return also | {
+                "row": row,
+                "zh": zh,
+                "sizes": [image.size for image in images],
+                "images": images,
+                "video": None,
+                "question": pair[0],
+                "truth": q.plain(pair[1]),
+            }
+
+
+PHOTO_ROWS = {
+    "photographs: located": (photo_locate, "known"),
+    "photographs: named": (photo_name, "known"),
+    "photographs: counted": (photo_count, "known"),
+    "photographs: existence": (q.exist, "known"),
+    "photographs: caption": (q.caption, "known"),
+    "photographs: caption with boxes": (q.grounded_caption, "known"),
+    "other photographs: named": (photo_name, "other"),
+    "other photographs: located": (photo_locate, "other"),
+    "whole photographs: kind is in the caption": (None, "whole"),
+    "unknown photographs: absence said": (unknown_locate, "unknown"),
+    "unknown photographs: nothing told": (q.caption, "unknown"),
+}
+# Asked again about the same pictures, with the text first.
+TEXT_FIRST = ("text first, one picture", "text first, several pictures", "text first, video")
 # table row: (function, what the scene must offer)
 ROWS = {
     "locate one": (q.locate, "things"),
@@ -328,11 +578,25 @@ ROWS = {
     "video: speed": (q.clip_speed, "clip"),
     "video: caption": (q.clip_caption, "clip"),
 }
+WORD_ROWS = {
+    "in other words: locate": (q.locate, "things"),
+    "in other words: count": (q.count, "things"),
+    "in other words: existence": (q.exist, "things"),
+    "in other words: caption": (q.caption, "things"),
+    "in other words: grounded caption": (q.grounded_caption, "things"),
+    "in other words: color": (q.color, "things"),
+    "in other words: read text": (q.read, "words"),
+    "negations": (negated, "things"),
+    "typing errors, no capitals": (with_errors, "things"),
+    "two questions in one message": (two_questions, "things"),
+    "another system prompt": (q.locate, "things"),
+}
+EVERY_ROW = [*ROWS, *TEXT_FIRST, *WORD_ROWS, *PHOTO_ROWS]
 
 
 def make_question(rng, row, zh, art, painters):
     """A dict with pictures or frames, the question and its truth."""
-    function, needs = ROWS[row]
+    function, needs = (ROWS | WORD_ROWS)[row]
     painter = painters[needs == "unseen"]
     while True:
         video = None
@@ -351,8 +615,10 @@ def make_question(rng, row, zh, art, painters):
                 continue
         pair = function(rng, scene, zh)
         if pair:
-            question = q.vary(rng, pair[0], zh)
+            question = q.vary(rng, pair[0], zh) if row in ROWS else pair[0]
             also = {"also": other_captions(scene, zh)} if row == CAPTION else {}
+            if row == "another system prompt":
+                also["system"] = OTHER_SYSTEM
             return also | {
                 "row": row,
                 "zh": zh,
@@ -421,9 +687,18 @@ def phrases(text):
     return sorted(part.strip() for part in SEPARATORS.split(text) if part.strip())
 
 
+def tells(answer, kind, zh):
+    """Whether a caption names a kind."""
+    if zh:
+        return kind in re.split("图中|有一个|，|、|。", answer)
+    return re.search(rf"\b(an?|the|shows) {kind}\b", answer) is not None
+
+
 def score(item):
     """(right, overlaps, false boxes): boxes must all be found at IoU > 0.5."""
     truth, answer = parse(item["truth"]), parse(item["answer"])
+    if "contains" in item:
+        return tells(item["answer"], item["contains"], item["zh"]), [], 0
     if not truth:
         same = item["truth"].strip() == item["answer"].strip() or phrases(item["truth"]) == phrases(
             item["answer"]
@@ -485,10 +760,10 @@ def box_errors(items):
             continue
         width, height = item["sizes"][0]
         ratio = next(name for name, limit in RATIOS.items() if width / height <= limit)
-        for true, box, overlap in pair(parse(item["truth"]), parse(item["answer"]))[0]:
+        for true, box, share in pair(parse(item["truth"]), parse(item["answer"]))[0]:
             if box is not None:
                 edges = [abs(a - b) for a, b in zip(true, box, strict=True)]
-                found[ratio].append(((edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2, overlap))
+                found[ratio].append(((edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2, share))
     return {
         name: {"mean": [float(v) for v in np.mean(rows, 0)], "boxes": len(rows)}
         for name, rows in found.items()
@@ -575,12 +850,12 @@ def prepare(processor, chunk):
         content = [{"type": "image"} for _ in item["images"]] + [{"type": "video"}] * (
             item["video"] is not None
         )
-        content.append({"type": "text", "text": item["question"]})
-        prompts.append(
-            processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        )
+        text = {"type": "text", "text": item["question"]}
+        content = [text, *content] if item["row"] in TEXT_FIRST else [*content, text]
+        messages = [{"role": "user", "content": content}]
+        if "system" in item:
+            messages.insert(0, {"role": "system", "content": item["system"]})
+        prompts.append(processor.apply_chat_template(messages, add_generation_prompt=True))
         images += item["images"]
         if item["video"] is not None:
             videos.append(np.stack([np.asarray(frame) for frame in item["video"]]))
@@ -590,14 +865,36 @@ def prepare(processor, chunk):
     return processor(text=prompts, padding=True, return_tensors="pt", **media)
 
 
+def load_library(folder):
+    """Photographs for evaluation: cut-outs with their kinds, grounds, whole ones."""
+    meta = json.loads((folder / "photos.json").read_text())
+    whole = json.loads((folder / "whole.json").read_text())
+    cuts = folder / "photos.npz"
+    return {
+        "known": (load_pictures(cuts, "train"), meta["train"]["kinds"]),
+        "other": (load_pictures(cuts, "test"), meta["test"]["kinds"]),
+        "grounds": load_pictures(folder / "whole.npz", "test"),
+        "unknown": load_pictures(folder / "whole.npz", "unknown"),
+        "whole": load_pictures(folder / "whole.npz", "whole"),
+        "kinds": whole["kinds"],
+    }
+
+
 def make_row(arguments):
     row, count, seed, art_folder, font_folder = arguments
+    rng = random.Random(f"{seed} {row}")
+    photographed = row in PHOTO_ROWS
+    MORE.clear()  # of questions.py, which drew these questions when it had only its own
+    q.KINDS, q.CAREFUL = (KINDS if photographed else DRAWN_KINDS), photographed
+    q.pick = other_words if row.startswith("in other words") else PLAIN_PICK
+    if photographed:
+        library = load_library(art_folder)
+        return [make_photo_question(rng, row, number % 2 == 1, library) for number in range(count)]
     fonts = [next((font_folder / name).glob("*.ttf")) for name in UNSEEN_FONTS] + [None]
     painters = [Painter(art_folder, fonts, unseen=False), Painter(art_folder, fonts, unseen=True)]
     art = Art.load(art_folder / "atlas.json")
     art.fonts = art.fonts[:FIRST_FONTS]
     art.noun_names = [noun for noun in NOUNS if noun in painters[1].nouns and noun in art.nouns]
-    rng = random.Random(f"{seed} {row}")
     return [make_question(rng, row, number % 2 == 1, art, painters) for number in range(count)]
 
 
@@ -609,7 +906,8 @@ def main():
     parser.add_argument("--art", type=Path, default=HERE / "build")
     parser.add_argument("--fonts", type=Path, help="folder of the @expo-google-fonts packages")
     parser.add_argument("--count", type=int, default=100, help="questions a row")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--rows", nargs="*", default=[*ROWS, *WORD_ROWS, *PHOTO_ROWS])
+    parser.add_argument("--text-first", type=int, default=26, help="of every row, asked again")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")
@@ -617,6 +915,8 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="that draw")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints/evaluation.json")
     parser.add_argument("--more", action="store_true", help="add to the questions in --out")
+    parser.add_argument("--part", type=int, nargs=2, help="only every Nth row, from the Ith on")
+    parser.add_argument("--join", type=Path, nargs="+", help="only join these files into --out")
     parser.add_argument(
         "--card", type=Path, help="only put the table of --out into this model card"
     )
@@ -628,6 +928,18 @@ def main():
         note = f"{total} questions, seed {seeds}; 95% Wilson intervals in brackets."
         update_card(arguments.card, done["rows"], done["boxes"], note)
         return
+    if arguments.join:
+        parts = [json.loads(path.read_text()) for path in arguments.join]
+        items = sorted(
+            (item for part in parts for item in part["items"]),
+            key=lambda item: EVERY_ROW.index(item["row"]),
+        )
+        save(arguments.out, parts[0]["seeds"], items)
+        print(table(summarise(items)), box_table(box_errors(items)), sep="\n\n")
+        return
+    if arguments.part:
+        first, step = arguments.part
+        arguments.rows = arguments.rows[first::step]
     answer = Answerer(arguments.model, arguments.device, arguments.batch_size)
     if arguments.pixels:
         smallest, largest = arguments.pixels
@@ -642,12 +954,24 @@ def main():
     what = (arguments.count, arguments.seed, arguments.art, arguments.fonts)
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for made in pool.imap(make_row, [(row, *what) for row in arguments.rows]):
-            made.sort(key=lambda item: len(item["truth"]))
+            if made[0]["row"] in ROWS:
+                made += [text_first(item) for item in made[: arguments.text_first]]
+            made.sort(key=lambda item: (item["row"] in TEXT_FIRST, len(item["truth"])))
             answer(made)
-            items = sorted(items + made, key=lambda item: list(ROWS).index(item["row"]))
+            items = sorted(items + made, key=lambda item: EVERY_ROW.index(item["row"]))
             save(arguments.out, seeds, items)
-            print(f"{time.time() - start:.0f}s", table(summarise(made)).splitlines()[2], flush=True)
+            print(
+                f"{time.time() - start:.0f}s",
+                *table(summarise(made)).splitlines()[2:-2],
+                flush=True,
+            )
     print(table(summarise(items)), box_table(box_errors(items)), sep="\n\n")
+
+
+def text_first(item):
+    """The same question before its pictures; `base` is the row that it comes from."""
+    row = TEXT_FIRST[2 if item["video"] else 1 if len(item["images"]) > 1 else 0]
+    return {k: v for k, v in item.items() if k != "also"} | {"row": row, "base": item["row"]}
 
 
 def save(path, seeds, items):
@@ -655,7 +979,7 @@ def save(path, seeds, items):
     kept = [
         {k: item[k] for k in ("row", "zh", "sizes", "question", "truth", "answer")}
         | {"right": bool(score(item)[0])}
-        | ({"also": item["also"]} if "also" in item else {})
+        | {k: item[k] for k in ("also", "contains", "system", "base") if k in item}
         for item in items
     ]
     path.write_text(

@@ -1,6 +1,7 @@
 """Turn averaged weights into a folder that AutoProcessor and AutoModelForImageTextToText load.
 
 python export.py --weights checkpoints/weights --out checkpoints/model
+python export.py … --heads dense_heads.safetensors    # the training-only heads too
 """
 
 import argparse
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 from model import build_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizer import SPECIAL_TOKENS
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor
@@ -62,6 +63,13 @@ def load_averages(folder):
     return weights, json.loads((folder / "meta.json").read_text())
 
 
+def export_heads(weights_folder, out):
+    tensors = {}
+    for path in sorted(weights_folder.glob("part*.safetensors")):
+        tensors |= {k: v for k, v in load_file(path).items() if k.startswith("heads.")}
+    save_file(tensors, out)
+
+
 def export(weights_folder, out):
     weights, meta = load_averages(weights_folder)
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
@@ -100,8 +108,11 @@ def main():
     )
     parser.add_argument("--weights", type=Path, default=HERE / "checkpoints/weights")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints/model")
+    parser.add_argument("--heads", type=Path, help="file for the training-only heads")
     arguments = parser.parse_args()
     export(arguments.weights, arguments.out)
+    if arguments.heads:
+        export_heads(arguments.weights, arguments.heads)
     for path in sorted(arguments.out.iterdir()):
         print(f"{path.stat().st_size:>10,} {path.name}")
 

@@ -221,9 +221,14 @@ class FastForward:
             parts.append(torch.cat([prefix.expand(len(offsets), -1, -1), own], 1)[:, None])
         return parts
 
-    def attention_bias(self, prefix_length, segments):
-        """(N, 1, S, S): causal; a conversation sees itself and the prefix, segment 0."""
+    def attention_bias(self, prefix_length, segments, padding):
+        """(N, 1, S, S): causal; a conversation sees itself and the prefix, segment 0.
+
+        Rotary positions are relative: padding on the left, once hidden, changes nothing.
+        """
         full = F.pad(segments, (prefix_length, 0))
+        places = torch.arange(full.shape[1], device=full.device)
+        full = full.masked_fill(places < padding[:, None], -2)
         same = (full[:, None, :] == 0) | (full[:, None, :] == full[:, :, None])
         causal = torch.ones(
             full.shape[1], full.shape[1], dtype=torch.bool, device=full.device
@@ -237,27 +242,30 @@ class FastForward:
         pixels and grids: one item for all pictures of one size, or one for each of a row's.
         """
         language = self.model.model.language_model
-        ids, prefix = batch["ids"], batch["prefix"]
+        ids, prefix, lead, copies = batch["ids"], batch["prefix"], batch["lead"], batch["copies"]
         number, length = ids.shape[0], prefix.shape[0]
         every = list(grids) * (batch["images"] if len(grids) == 1 else 1)
         layout = self.prefix_layout(prefix, every)
         embedding = language.embed_tokens.weight
-        start = F.embedding(prefix.to(self.device), embedding).to(self.dtype).expand(number, -1, -1)
+        tail = F.embedding(prefix[lead.shape[1] :].to(self.device), embedding).to(self.dtype)
+        start = F.embedding(lead, embedding).to(self.dtype)
+        start = torch.cat([start, tail.expand(number, -1, -1)], 1)
         patches, tokens = [], []
         for part, grid in zip(pixels, grids, strict=True):
-            seen, merged = self.encode(part, grid)
-            patches.append(seen)
-            tokens.append(merged.view(number, -1, merged.shape[-1]))
+            features, merged = self.encode(part, grid)
+            patches.append(features)
+            tokens.append(merged.view(number // copies, -1, merged.shape[-1]))
         if tokens:
-            start = start.index_copy(1, layout[1], torch.cat(tokens, 1))
+            seen = torch.cat(tokens, 1).repeat_interleave(copies, 0)
+            start = start.index_copy(1, layout[1], seen)
         x = torch.cat([start, F.embedding(ids, embedding).to(self.dtype)], 1)
         cos, sin = self.rope(layout, batch["offsets"])
-        bias = self.attention_bias(length, batch["segments"])
+        bias = self.attention_bias(length, batch["segments"], batch["padding"])
         middle = None
         for index, layer in enumerate(language.layers):
             x = self.text_layer(x, cos, sin, bias, *text_weights(layer))
             if index == len(language.layers) // 2 and tokens:
-                middle = x[:, layout[1]]
+                middle = x[::copies, layout[1]]
         return rms_norm(x[:, length:], language.norm.weight), patches, tokens, middle
 
     def logits(self, hidden):

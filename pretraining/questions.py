@@ -5,6 +5,7 @@ allow the question. Boxes are Qwen2-VL's: thousandths of the picture's width and
 """
 
 from scenes import DIRECTIONS, overlap
+from wordings import MORE, retype
 from words import (
     COLOR_NAMES,
     COLORS,
@@ -17,6 +18,7 @@ from words import (
     SYNONYMS,
     SYNONYMS_ZH,
     ZH,
+    alike,
     plural,
     with_article,
 )
@@ -118,6 +120,7 @@ def place_name(x, y, zh):
 def pick(rng, english, chinese, zh):
     """A template; the first ones are the plainest and come more often."""
     choices = chinese if zh else english
+    choices = choices + MORE.get(choices[0], [])
     return choices[0] if rng.random() < 0.3 else rng.choice(choices)
 
 
@@ -193,9 +196,41 @@ def choose_query(rng, scene):
     return kind, color, matching(scene, kind, color)
 
 
+# What a photographed ground may well show without anybody having said so.
+ON_GROUNDS = set(
+    "tree palm-tree flower leaf cloud sun moon fire house building castle man woman baby bird fish "
+    "mushroom ship boat sailboat cup box door bed book candle rainbow door chair spoon".replace(
+        "-", " "
+    ).split()
+)
+
+
+def doubtful(scene, kind):
+    """Whether asking for an absent kind could be answered with yes by somebody who looks well."""
+    if scene.unknown is not None and kind in ON_GROUNDS:
+        return True
+    return any(alike(kind, thing.kind) for thing in scene.things)
+
+
+CAREFUL = True  # evaluate.py keeps old questions as they were
+
+
 def near_miss(rng, scene):
+    kind, color = draw_near_miss(rng, scene)
+    while CAREFUL and doubtful(scene, kind):
+        kind, color = draw_near_miss(rng, scene)
+    return kind, color
+
+
+def draw_near_miss(rng, scene):
     kind, color = rng.choice(KINDS), None
-    if rng.random() < 0.5:
+    if CAREFUL and rng.random() < 0.35:  # of the sort that is there
+        photographed = [t.kind for t in scene.things if t.color is None]
+        if photographed:
+            at = KINDS.index(rng.choice(photographed)) + rng.randint(-6, 6)
+            kind = KINDS[max(0, min(len(KINDS) - 1, at))]
+    shapes_share = 0.5 if not CAREFUL or any(t.color for t in scene.things) else 0.15
+    if rng.random() < shapes_share:
         kind = rng.choice(SHAPES)
     shapes = [thing for thing in scene.things if thing.color]
     if kind in SHAPES and rng.random() < 0.75:
@@ -272,7 +307,13 @@ DESCRIBE_ZH = [
 ]
 
 
+def nothing_known(zh):
+    return "图中没有我认识的东西。" if zh else "I see nothing that I know in the image."
+
+
 def caption(rng, scene, zh):
+    if scene.unknown is not None and not scene.things and not scene.words:
+        return pick(rng, DESCRIBE, DESCRIBE_ZH, zh), nothing_known(zh)
     places = [place(thing, scene, zh) for thing in scene.things]
     return pick(rng, DESCRIBE, DESCRIBE_ZH, zh), caption_text(scene, places, zh)
 
@@ -290,7 +331,7 @@ def caption_text(scene, places, zh):
 
 def brief(rng, scene, zh):
     parts = [noun_phrase(t, zh) for t in scene.things] + [text_phrase(w, zh) for w in scene.words]
-    if not parts:
+    if not parts and scene.unknown is None:
         return None
     english = [
         "Describe the image briefly.",
@@ -308,13 +349,15 @@ def brief(rng, scene, zh):
         "用一句话描述图片。",
     ]
     question = pick(rng, english, chinese, zh)
+    if not parts:
+        return question, nothing_known(zh)
     return question, ("、".join(parts) + "。") if zh else sentence(join_and(parts))
 
 
 def grounded_caption(rng, scene, zh):
     parts = [grounded(noun_phrase(t, zh), boxes_of(scene, [t])) for t in scene.things]
     parts += [grounded(text_phrase(w, zh), boxes_of(scene, [w])) for w in scene.words]
-    if not parts:
+    if not parts and scene.unknown is None:
         return None
     english = [
         "Generate the caption in English with grounding:",
@@ -336,7 +379,8 @@ def grounded_caption(rng, scene, zh):
         "检测所有目标并输出边界框。",
         "框出图中的所有东西",
     ]
-    return pick(rng, english, chinese, zh), ("，" if zh else ", ").join(parts)
+    question = pick(rng, english, chinese, zh)
+    return question, ("，" if zh else ", ").join(parts) or nothing_known(zh)
 
 
 LOCATE = [
@@ -479,8 +523,37 @@ def region(rng, scene, zh):
     if not items:
         return None
     item = rng.choice(items)
+    if scene.unknown and any(overlap(item.box, box) > 0.3 for box in scene.unknown):
+        return None
     if any(overlap(item.box, other.box) > 0.5 for other in items if other is not item):
         return None
+    return ask_region(rng, scene, item, zh)
+
+
+def region_unknown(rng, scene, zh):
+    """A photograph that has no name, or a piece of the ground: say so."""
+    if scene.unknown is None:
+        return None
+    if scene.unknown and rng.random() < 0.7:
+        box = rng.choice(scene.unknown)
+    else:
+        width, height = (rng.uniform(0.15, 0.5) * v for v in (scene.width, scene.height))
+        x, y = rng.uniform(0, scene.width - width), rng.uniform(0, scene.height - height)
+        box = (x, y, x + width, y + height)
+    if any(overlap(box, item.box) > 0 for item in scene.things + scene.words):
+        return None
+    question, _ = ask_region(rng, scene, Nameless(box), zh)
+    return question, "我不知道。" if zh else "I do not know."
+
+
+class Nameless:
+    kind, color = "circle", None
+
+    def __init__(self, box):
+        self.box = box
+
+
+def ask_region(rng, scene, item, zh):
     x1, y1, x2, y2 = scene.normalised(item.box)
     slack = 0.04 if rng.random() < 0.4 else 0.0
     dx, dy = (x2 - x1) * slack, (y2 - y1) * slack
@@ -518,6 +591,8 @@ def count(rng, scene, zh):
     if u < 0.2:
         total, english, chinese = len(shapes), "shape", "图形"
     elif u < 0.38:
+        if scene.unknown is not None:
+            return None
         total, english, chinese = len(scene.things), rng.choice(["object", "thing"]), "物体"
     elif u < 0.65:
         kind = (
@@ -600,6 +675,167 @@ def exist(rng, scene, zh):
     ]
     question = pick(rng, english, chinese, zh).format(label if zh else with_article(label))
     return maybe_short(rng, question, answer, answer, zh, 0.08)
+
+
+def negated(rng, scene, zh):
+    """Negative questions. Whichever way "yes" is meant, the answer says what is there.
+
+    "Is there no dog?", "There is no dog, right?" ask whether it is absent: "Yes, there is no dog."
+    "Isn't there a dog?", "Is there not a dog?" expect one and are answered as "Is there a dog?" is:
+    "Yes, there is a dog." Chinese 是的 and 不 agree or disagree with what the question states:
+    图中没有狗吗？ 是的，没有狗。
+    """
+    kind, shade = choose_subject(rng, scene)
+    there = bool(matching(scene, kind, shade))
+    label = full_name(kind, shade, zh)
+    if zh:
+        if rng.random() < 0.75:
+            questions = [
+                "图中没有{}吗？",
+                "没有{}吗？",
+                "图里没有{}，对吗？",
+                "图中没有{}，是吗？",
+                "这张图里没有{}吧？",
+                "是不是没有{}？",
+                "难道没有{}吗？",
+            ]
+            answer = f"不，有{label}。" if there else f"是的，没有{label}。"
+        else:
+            questions = ["图中不是有{}吗？", "不是有{}吗？", "图里有{}，对吗？", "有{}，是吧？"]
+            answer = f"是的，有{label}。" if there else f"不，没有{label}。"
+        return rng.choice(questions).format(label), answer
+    article = with_article(label)
+    if rng.random() < 0.5:
+        questions = [
+            "Is there no {0} in the image?",
+            "Is there no {0}?",
+            "Is there no {0} in this picture?",
+            "There is no {0} in the picture, right?",
+            "There is no {0}, is there?",
+            "Does the image contain no {0}?",
+            "Are you sure there is no {0}?",
+            "Is it true that there is no {0}?",
+            "Does the picture show no {0}?",
+            "So there is no {0} here?",
+        ]
+        answer = f"No, there is {article}." if there else f"Yes, there is no {label}."
+    else:
+        questions = [
+            "Isn't there {1} in the image?",
+            "Is there not {1} in the image?",
+            "Is there not {1}?",
+            "Isn't there {1}?",
+            "Is there not {1} in the picture?",
+            "Don't you see {1}?",
+            "Do you not see {1}?",
+            "Doesn't the image contain {1}?",
+            "Does the picture not show {1}?",
+            "There is {1}, isn't there?",
+            "Can't you see {1}?",
+        ]
+        answer = f"Yes, there is {article}." if there else f"No, there is no {label}."
+    return rng.choice(questions).format(label, article), answer
+
+
+def choose_subject(rng, scene):
+    """A kind, with its colour at times, that is there half of the time."""
+    if scene.things and rng.random() < 0.5:
+        thing = rng.choice(scene.things)
+        return thing.kind, thing.color if rng.random() < 0.7 else None
+    return near_miss(rng, scene)
+
+
+def exist_many(rng, scene, zh):
+    """Yes or no, asked in the plural or about an exact number."""
+    kind, shade = choose_subject(rng, scene)
+    total, many = len(matching(scene, kind, shade)), plural(full_name(kind, shade, False))
+    label = full_name(kind, shade, zh)
+    if rng.random() < 0.5:
+        if zh:
+            return rng.choice(["图中有任何{}吗？", "有没有{}呢？"]).format(label), yes_no(
+                total > 0, zh
+            )
+        questions = [
+            "Are there any {} in the image?",
+            "Are there {} in the picture?",
+            "Any {} here?",
+            "Do you see any {}?",
+            "Does the image contain any {}?",
+        ]
+        return rng.choice(questions).format(many), yes_no(total > 0, zh)
+    guess = total if rng.random() < 0.5 else max(0, total + rng.choice([-2, -1, 1, 2]))
+    if guess == 0 or guess >= len(NUMBERS):
+        return None
+    if zh:
+        question = rng.choice(["图中有{n}个{k}吗？", "是不是有{n}个{k}？", "正好有{n}个{k}吗？"])
+        return question.format(n=NUMBERS_ZH[guess], k=label), yes_no(guess == total, zh, "be")
+    if guess == 1:
+        article = full_name(kind, shade, False)
+        question = rng.choice(["Is there exactly one {}?", "Is there only one {} in the image?"])
+        return question.format(article), yes_no(total == 1, zh)
+    questions = [
+        "Are there {n} {k} in the image?",
+        "Are there exactly {n} {k}?",
+        "Do you see {n} {k}?",
+    ]
+    return rng.choice(questions).format(n=NUMBERS[guess], k=many), yes_no(guess == total, zh)
+
+
+def exist_color(rng, scene, zh):
+    shapes = [t for t in scene.things if t.color]
+    shade = rng.choice(shapes).color if shapes and rng.random() < 0.5 else rng.choice(COLOR_NAMES)
+    value = any(t.color == shade for t in shapes)
+    if zh:
+        questions = ["图中有{}的图形吗？", "有{}图形吗？", "有没有{}的图形？"]
+        return rng.choice(questions).format(ZH[shade]), yes_no(value, zh)
+    questions = [
+        "Is there a {} shape in the image?",
+        "Does the image contain a {} shape?",
+        "Is there a {} shape?",
+        "Do you see a {} shape?",
+        "Are there any {} shapes?",
+        "Is one of the shapes {}?",
+    ]
+    question = rng.choice(questions).format(shade)
+    return question.replace("a orange", "an orange"), yes_no(value, zh)
+
+
+def locate_several(rng, scene, zh):
+    """Two or three things in one question: a line for each, in the order of the question."""
+    subjects = {}
+    for _ in range(rng.choice([2, 2, 3])):
+        kind, shade, found = choose_query(rng, scene)
+        subjects.setdefault(full_name(kind, shade, zh), found)
+    if len(subjects) < 2:
+        return None
+    lines = []
+    for label, found in subjects.items():
+        if found:
+            lines.append(grounded(label if zh else "the " + label, boxes_of(scene, found)))
+        else:
+            lines.append(f"图中没有{label}。" if zh else f"There is no {label} in the image.")
+    names = list(subjects)
+    if zh:
+        listed = "、".join(names[:-1]) + "和" + names[-1]
+        questions = [
+            "框出{}。",
+            "{}在哪里？",
+            "找出{}。",
+            "检测{}，以JSON格式输出坐标。",
+            "定位{}。",
+        ]
+        return rng.choice(questions).format(listed), "\n".join(lines)
+    listed = join_and(["the " + label for label in names])
+    questions = [
+        "Locate {}.",
+        "Where are {}?",
+        "Find {}.",
+        "Give the boxes of {}.",
+        "Locate {}, output the bbox coordinates in JSON.",
+        "Detect {}.",
+        "Draw boxes around {}.",
+    ]
+    return rng.choice(questions).format(listed), "\n".join(lines)
 
 
 def color(rng, scene, zh):
@@ -920,6 +1156,11 @@ IMAGE_TASKS = {
     "size": (size, 2.5),
     "extreme_size": (extreme_size, 1),
     "position": (position, 1.5),
+    "negated": (negated, 2),
+    "exist_many": (exist_many, 2),
+    "exist_color": (exist_color, 1),
+    "locate_several": (locate_several, 2),
+    "region_unknown": (region_unknown, 2),
 }
 TEXT_TASKS = {
     "read": (read, 6),
@@ -1396,7 +1637,7 @@ CHAT = [
 
 # ---------------------------------------------------------------- conversations
 
-TASK_NAMES = [*IMAGE_TASKS, *TEXT_TASKS, *ALBUM_TASKS, *CLIP_TASKS, "chat"]
+TASK_NAMES = [*IMAGE_TASKS, *TEXT_TASKS, *ALBUM_TASKS, *CLIP_TASKS, "chat", "several"]
 
 
 def reweighted(tasks, weights):
@@ -1427,14 +1668,23 @@ class Examiner:
         """`count` conversations, some of several turns: lists of (task, question, answer)."""
         names, functions, weights = self.tasks_for(scene)
         zh = rng.random() < self.chinese_share
-        found = []
+        found, languages = [], []
         for index in rng.choices(range(len(names)), weights, k=count * 2):
             language = zh if rng.random() < 0.75 else not zh
             pair = functions[index](rng, scene, language)
             if pair:
-                found.append([(names[index], vary(rng, pair[0], language), pair[1])])
+                question = retype(rng, vary(rng, pair[0], language), language)
+                found.append([(names[index], question, pair[1])])
+                languages.append(language)
             if len(found) == count:
                 break
+        for language in (False, True):
+            alike = [i for i, own in enumerate(languages) if own == language]
+            if len(alike) > 2 and rng.random() < 0.3:
+                first, *others = alike[: rng.choice([2, 2, 3])]
+                merged = merge(rng, [found[i][0] for i in (first, *others)], language)
+                if merged:
+                    found[first] = [merged]
         if rng.random() < 0.06:
             found.insert(0, [("chat", *rng.choice(CHAT))])
         elif names is self.image[0] or names is self.image_and_text[0]:
@@ -1444,3 +1694,19 @@ class Examiner:
         if rng.random() < 0.12 and len(found) > 3:  # several questions in a row, as people ask them
             found[:3] = [found[0] + found[1] + found[2]]
         return found
+
+
+def merge(rng, turns, zh):
+    """Several questions in one message, and their answers in as many lines."""
+    questions, answers = [turn[1] for turn in turns], [turn[2] for turn in turns]
+    if any("\n" in answer for answer in answers) or sum(map(len, answers)) > 400:
+        return None
+    style = rng.random()
+    if style < 0.3:
+        text = "\n".join(questions)
+    elif style < 0.5:
+        text = "\n".join(f"{i}. {question}" for i, question in enumerate(questions, 1))
+    else:
+        stop, space = ("。", "") if zh else (".", " ")
+        text = space.join(q if q[-1] in ".?!:。？！：" else q + stop for q in questions)
+    return "several", text, "\n".join(answers)

@@ -4,11 +4,14 @@ Every layer is one atlas cell: turned, scaled, recoloured and laid over what is 
 one Triton kernel does this tile by tile; `composite_torch` is the same in plain PyTorch.
 """
 
+import io
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scenes import LAYER_FIELDS, MIP_LEVELS
 
 try:
@@ -22,16 +25,65 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 TILE = 32
 
 
+class Texture:
+    """All cells at every level of smoothness: drawings, then photographs, then grounds.
+
+    Minified layers read a smoother level, as mipmaps do, though all levels keep one size. Rows are
+    counted as `Art.texture_row` does; the three parts have cells of different sizes.
+    """
+
+    def __init__(self, parts, device):
+        self.parts = [smoothed(torch.from_numpy(cells), device) for cells in parts]
+        self.starts = [0]
+        for part in self.parts:
+            self.starts.append(self.starts[-1] + len(part))
+        self.cells = [part.shape[1] for part in self.parts]
+        self.flat = None
+        if self.parts[0].is_cuda:  # the kernel wants one piece of memory
+            while len(self.parts) < 3:
+                self.parts.append(self.parts[0][:0])
+                self.cells.append(self.cells[0])
+                self.starts.append(self.starts[-1])
+            self.flat = torch.cat([part.flatten() for part in self.parts])
+            self.parts = []
+
+    def __getitem__(self, rows):
+        """Cells of these rows, (N, cell, cell, 4) each, by part: pairs of (which rows, cells)."""
+        for index, part in enumerate(self.parts):
+            inside = (rows >= self.starts[index]) & (rows < self.starts[index + 1])
+            if bool(inside.any()):
+                yield inside, part[rows[inside] - self.starts[index]]
+
+
 def load_texture(path, device):
-    return make_texture(np.load(path)["cells"], device)
+    """atlas.npz and, if the same build has them, the photographs of photos.npz."""
+    parts, photos = [np.load(path)["cells"]], Path(path).with_name("photos.npz")
+    if photos.exists():
+        named, unnamed = (load_cells(photos, use) for use in ("train", "unknown"))
+        parts += [with_mirrored(np.concatenate([named, unnamed])), load_cells(photos, "ground")]
+    return Texture(parts, device)
 
 
 def make_texture(cells, device):
-    """(levels * entries, cell, cell, 4) uint8: every cell, then the cells ever more smoothed.
+    return Texture([cells], device)
 
-    Minified layers read a smoother level, as mipmaps do, though all levels keep one size.
-    """
-    cells = torch.from_numpy(cells).to(device)
+
+def load_cells(path, prefix):
+    """Premultiplied pictures (N, cell, cell, 4) of photos.py's archive."""
+    with np.load(path) as files:
+        names = [name for name in files if name.rstrip("0123456789") == prefix]
+        names.sort(key=lambda name: int(name[len(prefix) :]))
+        pictures = [Image.open(io.BytesIO(files[name].tobytes())) for name in names]
+        return np.stack([np.asarray(picture.convert("RGBa")) for picture in pictures])
+
+
+def with_mirrored(cells):
+    return np.stack([cells, cells[:, :, ::-1]], 1).reshape(-1, *cells.shape[1:])
+
+
+def smoothed(cells, device):
+    """(levels * entries, cell, cell, 4) uint8: every cell, then the cells ever more smoothed."""
+    cells = cells.to(device)
     levels = [cells]
     for level in range(1, MIP_LEVELS):
         smooth = []
@@ -48,37 +100,41 @@ def make_texture(cells, device):
 def composite_torch(texture, image, layers):
     """image (N, 3, H, W), layers (N, L, LAYER_FIELDS) -> image with all layers painted."""
     height, width = image.shape[-2:]
+    image = image.clone()
     ys = torch.arange(height, device=image.device).view(1, -1, 1) + 0.5
     xs = torch.arange(width, device=image.device).view(1, 1, -1) + 0.5
     for index in range(layers.shape[1]):
-        row = layers[:, index]
-        if not bool((row[:, 7] > 0).any()):
-            continue
-        _, cx, cy, hx, hy, c, s, opacity = (row[:, j, None, None] for j in range(8))
-        dx, dy = xs - cx, ys - cy
-        u, v = (dx * c + dy * s) / hx.clamp_min(1e-3), (dy * c - dx * s) / hy.clamp_min(1e-3)
-        cells = texture[row[:, 0].long()].permute(0, 3, 1, 2).float() / 255
-        sampled = F.grid_sample(cells, torch.stack([u, v], -1), align_corners=False)
-        matrix, shade = row[:, 8:17].view(-1, 3, 3), row[:, 17, None, None, None]
-        color = torch.einsum("nij,njhw->nihw", matrix, sampled[:, :3]) * (1 + shade * v[:, None])
-        opacity = opacity[:, None]
-        image = image * (1 - sampled[:, 3:] * opacity) + color * opacity
+        shown = torch.nonzero(layers[:, index, 7] > 0).flatten()
+        for inside, cells in texture[layers[shown, index, 0].long()]:
+            where = shown[inside]
+            row = layers[where, index]
+            _, cx, cy, hx, hy, c, s, opacity = (row[:, j, None, None] for j in range(8))
+            dx, dy = xs - cx, ys - cy
+            u, v = (dx * c + dy * s) / hx.clamp_min(1e-3), (dy * c - dx * s) / hy.clamp_min(1e-3)
+            cells = cells.permute(0, 3, 1, 2).float() / 255
+            sampled = F.grid_sample(cells, torch.stack([u, v], -1), align_corners=False)
+            matrix, shade = row[:, 8:17].view(-1, 3, 3), row[:, 17, None, None, None]
+            color = torch.einsum("nij,njhw->nihw", matrix, sampled[:, :3]) * (
+                1 + shade * v[:, None]
+            )
+            opacity = opacity[:, None]
+            image[where] = image[where] * (1 - sampled[:, 3:] * opacity) + color * opacity
     return image
 
 
 if triton is not None:
 
     @triton.jit
-    def _tap(texture, base, x, y, weight, r, g, b, a, CELL: tl.constexpr):
-        inside = (x >= 0) & (x < CELL) & (y >= 0) & (y < CELL)
-        at = texture + base + (y * CELL + x) * 4
+    def _tap(texture, base, x, y, weight, r, g, b, a, cell):
+        inside = (x >= 0) & (x < cell) & (y >= 0) & (y < cell)
+        at = texture + base + (y * cell + x) * 4
         r += weight * tl.load(at, mask=inside, other=0).to(tl.float32)
         g += weight * tl.load(at + 1, mask=inside, other=0).to(tl.float32)
         b += weight * tl.load(at + 2, mask=inside, other=0).to(tl.float32)
         a += weight * tl.load(at + 3, mask=inside, other=0).to(tl.float32)
         return r, g, b, a
 
-    @triton.jit(do_not_specialize=["height", "width", "count"])
+    @triton.jit(do_not_specialize=["height", "width", "count", "photos", "grounds"])
     def _composite_kernel(
         texture,
         image,
@@ -86,7 +142,11 @@ if triton is not None:
         height,
         width,
         count,
+        photos,
+        grounds,
         CELL: tl.constexpr,
+        PHOTO: tl.constexpr,
+        GROUND: tl.constexpr,
         TILE: tl.constexpr,
         FIELDS: tl.constexpr,
     ):
@@ -115,20 +175,25 @@ if triton is not None:
             if (opacity > 0) & meets:
                 dx, dy = xs + 0.5 - cx, ys + 0.5 - cy
                 v = (dy * c - dx * s) / hy
-                tx = ((dx * c + dy * s) / hx + 1) * (CELL / 2) - 0.5
-                ty = (v + 1) * (CELL / 2) - 0.5
+                entry = tl.load(row).to(tl.int64)
+                drawn = tl.minimum(entry, photos) * (CELL * CELL * 4)
+                shot = tl.minimum(tl.maximum(entry - photos, 0), grounds - photos)
+                behind = tl.maximum(entry - grounds, 0) * (GROUND * GROUND * 4)
+                base = drawn + shot * (PHOTO * PHOTO * 4) + behind
+                cell = tl.where(entry < photos, CELL, tl.where(entry < grounds, PHOTO, GROUND))
+                tx = ((dx * c + dy * s) / hx + 1) * (cell / 2) - 0.5
+                ty = (v + 1) * (cell / 2) - 0.5
                 x0f, y0f = tl.floor(tx), tl.floor(ty)
                 fx, fy = tx - x0f, ty - y0f
                 x0, y0 = x0f.to(tl.int32), y0f.to(tl.int32)
-                base = tl.load(row).to(tl.int64) * CELL * CELL * 4
                 r = tl.zeros((TILE, TILE), tl.float32)
                 g = tl.zeros((TILE, TILE), tl.float32)
                 b = tl.zeros((TILE, TILE), tl.float32)
                 a = tl.zeros((TILE, TILE), tl.float32)
-                r, g, b, a = _tap(texture, base, x0, y0, (1 - fx) * (1 - fy), r, g, b, a, CELL)
-                r, g, b, a = _tap(texture, base, x0 + 1, y0, fx * (1 - fy), r, g, b, a, CELL)
-                r, g, b, a = _tap(texture, base, x0, y0 + 1, (1 - fx) * fy, r, g, b, a, CELL)
-                r, g, b, a = _tap(texture, base, x0 + 1, y0 + 1, fx * fy, r, g, b, a, CELL)
+                r, g, b, a = _tap(texture, base, x0, y0, (1 - fx) * (1 - fy), r, g, b, a, cell)
+                r, g, b, a = _tap(texture, base, x0 + 1, y0, fx * (1 - fy), r, g, b, a, cell)
+                r, g, b, a = _tap(texture, base, x0, y0 + 1, (1 - fx) * fy, r, g, b, a, cell)
+                r, g, b, a = _tap(texture, base, x0 + 1, y0 + 1, fx * fy, r, g, b, a, cell)
                 gain = opacity / 255 * (1 + tl.load(row + 17) * v)
                 keep = 1 - a * (opacity / 255)
                 m = row + 8
@@ -150,13 +215,16 @@ def composite_triton(texture, image, layers):
     number, _, height, width = image.shape
     tiles = math.ceil(height / TILE) * math.ceil(width / TILE)
     _composite_kernel[(number, tiles)](
-        texture,
+        texture.flat,
         image,
         layers,
         height,
         width,
         layers.shape[1],
-        CELL=texture.shape[1],
+        *texture.starts[1:3],
+        CELL=texture.cells[0],
+        PHOTO=texture.cells[1],
+        GROUND=texture.cells[2],
         TILE=TILE,
         FIELDS=LAYER_FIELDS,
     )

@@ -5,9 +5,11 @@ Positions and sizes are in pixels of the picture. A scene becomes a table of lay
 things come out; its pixels are not needed here.
 """
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from words import (
@@ -79,6 +81,8 @@ class Scene:
     words: list
     background: np.ndarray
     clutter: list = field(default_factory=list)  # layers below the things
+    # Boxes of what is never named; None where there is nothing but drawn things on a drawn ground.
+    unknown: list | None = None
 
     def normalised(self, box):
         return (
@@ -112,22 +116,68 @@ class Clip:
     frames: int
     actors: list
     background: np.ndarray
+    clutter: list = field(default_factory=list)  # layers below the actors
+    unknown: list | None = None
 
 
 class Art:
-    """What the atlas holds: entries by kind and style, hulls and glyph metrics."""
+    """What the atlas holds: entries by kind and style, hulls and glyph metrics.
 
-    def __init__(self, meta):
+    Entries from `count` on are photographs, each followed by its mirror image, then grounds.
+    """
+
+    def __init__(self, meta, photos=None):
         self.count = len(meta["hulls"])
         self.hulls = [np.array(h, np.float32) for h in meta["hulls"]]
         self.shapes, self.nouns, self.fonts = meta["shapes"], meta["nouns"], meta["fonts"]
         self.em_half = meta["cell"] / 2 / meta["em"]
         self.noun_names = [noun for noun in NOUNS if noun in self.nouns]
+        self.photos, self.unnamed, self.grounds = {}, [], []
+        self.photo_count = self.photo_cell = self.ground_cell = 0
+        if photos:
+            self.add_photos(photos)
+
+    def add_photos(self, meta):
+        self.photo_cell, self.ground_cell = meta["photo"], meta["ground"]
+        for use in ("train", "unknown"):
+            for kind, hull in zip(meta[use]["kinds"], meta[use]["hulls"], strict=True):
+                entry = len(self.hulls)
+                points = np.array(hull, np.float32)
+                self.hulls += [points, points * np.float32([-1, 1])]
+                entries = self.photos.setdefault(kind, []) if kind else self.unnamed
+                entries += [entry, entry + 1]
+        self.photo_count = len(self.hulls) - self.count
+        self.grounds = [np.array(g, np.float32) / 255 for g in meta["grounds"]]  # (8, 8, 3) each
 
     @classmethod
     def load(cls, path):
+        """With the photographs of the same build, if there are any."""
         with open(path) as file:
-            return cls(json.load(file))
+            meta = json.load(file)
+        photos = Path(path).with_name("photos.json")
+        return cls(meta, json.loads(photos.read_text()) if photos.exists() else None)
+
+    def photographed(self):
+        """The same art with photographs in place of pictograms."""
+        view = copy.copy(self)
+        view.nouns = {kind: {"photo": entries} for kind, entries in self.photos.items()}
+        view.noun_names = list(view.nouns)
+        return view
+
+    def is_photo(self, entry):
+        return entry >= self.count
+
+    def texture_row(self, entry, half):
+        """Where the renderer finds an entry at the level of smoothness for its size in pixels."""
+        for first, count, cell in (
+            (0, self.count, 96),
+            (self.count, self.photo_count, self.photo_cell),
+            (self.count + self.photo_count, len(self.grounds), self.ground_cell),
+        ):
+            if entry < first + count:
+                level = min(MIP_LEVELS - 1, max(0, round(math.log2(cell / 2 / max(half, 1.0)))))
+                return MIP_LEVELS * first + entry - first + level * count
+        raise IndexError(entry)
 
     def entry_of(self, rng, kind):
         if kind in self.shapes:
@@ -473,14 +523,14 @@ DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "
 STILL_WHEN_TURNED = ("circle", "ring", "square", "diamond")  # or not known by name
 
 
-def sample_clip(rng, art, width, height, frames, turning=0.0):
+def sample_clip(rng, art, width, height, frames, turning=0.0, nouns=0.35):
     """`turning`: share of the things that stay where they are and turn round there."""
     while True:
         scene = Scene(width, height, [], [], sample_background(rng))
         clip = Clip(width, height, frames, [], scene.background)
         names = set()
         for _ in range(rng.randint(1, 3)):
-            actor = sample_actor(rng, art, scene, frames)
+            actor = sample_actor(rng, art, scene, frames, nouns)
             if turning and actor and actor.direction == "still" and rng.random() < turning:
                 turn_round(rng, actor)
             if actor and (actor.thing.kind, actor.thing.color) not in names:
@@ -493,8 +543,8 @@ def sample_clip(rng, art, width, height, frames, turning=0.0):
             return clip
 
 
-def sample_actor(rng, art, scene, frames):
-    noun = art.noun_names and rng.random() < 0.35
+def sample_actor(rng, art, scene, frames, nouns):
+    noun = art.noun_names and rng.random() < nouns
     kind = rng.choice(art.noun_names if noun else SHAPES)
     color = None if noun else rng.choice(COLOR_NAMES)
     thing = sample_thing(
@@ -548,9 +598,8 @@ def add_event(rng, actor, scene, frames):
 
 
 def layer_row(art, entry, cx, cy, half_x, half_y, angle, opacity, look):
-    level = min(MIP_LEVELS - 1, max(0, round(math.log2(48 / max(half_x, 1.0)))))
     c, s = (math.cos(angle), math.sin(angle)) if angle else (1.0, 0.0)
-    return (entry + level * art.count, cx, cy, half_x, half_y, c, s, opacity, *look)
+    return (art.texture_row(entry, half_x), cx, cy, half_x, half_y, c, s, opacity, *look)
 
 
 def thing_row(art, thing, opacity=1.0, at=None, look=None, turned=0.0):
@@ -584,10 +633,12 @@ def layer_rows(art, scene):
     return table
 
 
-def clip_rows(art, clip, slots=3):
-    """(frames, slots, LAYER_FIELDS)."""
+def clip_rows(art, clip, slots=4):
+    """(frames, slots, LAYER_FIELDS): the ground, where it is a photograph, and the actors."""
     table = np.zeros((clip.frames, slots, LAYER_FIELDS), np.float32)
-    for slot, actor in enumerate(clip.actors):
+    for slot, row in enumerate(clip.clutter):
+        table[:, slot] = row
+    for slot, actor in enumerate(clip.actors, len(clip.clutter)):
         changes = actor.event in COLORS
         for frame in range(clip.frames):
             before = frame < actor.when

@@ -6,12 +6,17 @@
 The schedule's clock is the seconds actually trained, saved with everything else in the state file.
 Without a state file `--weights` starts from exported averages, `--elapsed` seconds in; `--model`
 starts a new schedule from a finished folder and the heads in dense_heads.safetensors.
+
+On several GPUs of one host, with as many batches a step as there are GPUs:
+
+    torchrun --nproc-per-node 4 train.py …
 """
 
 import argparse
 import json
 import math
 import multiprocessing
+import os
 import signal
 import time
 import tomllib
@@ -30,6 +35,8 @@ from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
 PART_BYTES = 15 * 2**20
+RANK, GPUS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+CLOCK_STEPS = 10  # between two times that all GPUs agree on the clock
 
 
 def load_config(paths, smoke=False):
@@ -64,7 +71,7 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         self.averages = [p.detach().clone() for p in self.parameters]
         self.step, self.elapsed, self.first_step = 0, 0.0, 0
-        self.generator = torch.Generator().manual_seed(config["seed"])
+        self.generator = torch.Generator().manual_seed(config["seed"] + RANK)
         self.statistics = Statistics(device)
 
     @property
@@ -122,6 +129,8 @@ class Trainer:
                 group["lr"] = group["peak"] * rate
         loss, dense = self.loss(batch)
         (loss + self.dense_weight() * dense).backward()
+        if GPUS > 1:
+            average_gradients([*self.parameters, *self.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -185,6 +194,8 @@ class Trainer:
         self.averages = [a.to(self.device) for a in state["averages"]]
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.generator.set_state(state["generator"].cpu())
+        if RANK:
+            self.generator.manual_seed(self.config["seed"] + RANK + GPUS * self.step)
         if self.device == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"].cpu())
 
@@ -203,12 +214,21 @@ class Trainer:
         self.elapsed = meta["elapsed"] if elapsed is None else elapsed
 
     def load_model(self, folder, heads=HERE / "dense_heads.safetensors"):
-        """Start a new schedule from a finished model folder and the heads that belong to it."""
+        """Start a new schedule from a finished model folder and the heads that belong to it.
+
+        Tokens and kinds that the folder did not have begin as `transplant` and `add_kinds` say.
+        """
         from transformers import AutoModelForImageTextToText
 
         source = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        self.model.load_state_dict(source.state_dict())
+        weights = source.state_dict()
+        before = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+            weights[name] = transplant(weights[name], before, self.tokenizer)
+        self.model.load_state_dict(weights)
         kept = {k.removeprefix("heads."): v.float() for k, v in load_file(heads).items()}
+        for name in ("kind.weight", "kind.bias"):
+            kept[name] = add_kinds(kept[name], self.heads.state_dict()[name])
         self.heads.load_state_dict(kept, strict=False)  # a new head starts afresh
         self.averages = [p.detach().clone() for p in self.parameters]
 
@@ -231,6 +251,47 @@ class Trainer:
             save_file(part, folder / f"part{index}.safetensors")
         meta = {"step": self.step, "elapsed": self.elapsed, "config": self.config}
         (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def average_gradients(parameters):
+    """The mean over all GPUs; what had no part in a GPU's batch counts as zero."""
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    gradients = [p.grad for p in parameters]
+    flat = torch.nn.utils.parameters_to_vector(gradients) / GPUS
+    torch.distributed.all_reduce(flat)
+    parts = flat.split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [v.view_as(g) for v, g in zip(parts, gradients, strict=True)])
+
+
+def agree(device, elapsed, stop):
+    """The first GPU's clock, and whether it stops."""
+    values = torch.tensor([elapsed, float(stop)], dtype=torch.float64, device=device)
+    torch.distributed.broadcast(values, 0)
+    elapsed, stop = values.tolist()
+    return elapsed, bool(stop)
+
+
+def transplant(embedding, before, after):
+    """Embeddings for another vocabulary: a token's own, or the mean of those that spell it."""
+    if before.get_vocab() == after.get_vocab():
+        return embedding
+    known, rows = before.get_vocab(), []
+    for token, index in sorted(after.get_vocab().items(), key=lambda item: item[1]):
+        if token in known:
+            rows.append(embedding[known[token]])
+        else:
+            ids = before.encode(after.decode([index]), add_special_tokens=False).ids
+            rows.append(embedding[ids].mean(0) if ids else embedding.mean(0))
+    return torch.stack(rows)
+
+
+def add_kinds(old, new):
+    """Rows of the head for kinds: the old ones first; "a word" and "nothing" stay last."""
+    new = new.detach().cpu().clone()
+    new[: len(old) - 2], new[-2:] = old[:-2], old[-2:]
+    return new
 
 
 def part(batch, name, index):
@@ -281,9 +342,10 @@ def run(trainer, maker, arguments):
     stop = {"now": False}
     signal.signal(signal.SIGTERM, lambda *_: stop.update(now=True))
     progress = multiprocessing.Value("d", trainer.progress)
-    batches = stream(maker, trainer.step, progress, arguments.workers, trainer.device == "cuda")
+    first, pin = trainer.step, trainer.device == "cuda"
+    batches = stream(maker, first * GPUS + RANK, GPUS, progress, arguments.workers, pin)
     started = saved = last = time.time()
-    waited, first = 0.0, trainer.step
+    waited = 0.0
     while trainer.progress < 1 and not stop["now"]:
         before = time.time()
         batch = next(batches)
@@ -291,18 +353,23 @@ def run(trainer, maker, arguments):
         trainer.train_step(batch)
         if trainer.step % 20 == 0 and trainer.device == "cuda":
             torch.cuda.synchronize()  # keep the clock honest
-        now = time.time()
-        trainer.elapsed += now - last
-        last = now
+        now, steps = time.time(), trainer.step - first
+        over = now - started > arguments.seconds or steps == (arguments.steps or -1)
+        if GPUS == 1:
+            trainer.elapsed, last = trainer.elapsed + now - last, now
+        elif trainer.step % CLOCK_STEPS == 0:
+            elapsed = trainer.elapsed + now - last
+            trainer.elapsed, over = agree(trainer.device, elapsed, over or stop["now"])
+            last = now
+        else:
+            over = False
         progress.value = trainer.progress
-        if trainer.step % arguments.log_every == 0:
-            report(trainer, now - started, waited, trainer.step - first, arguments)
-        if now - saved > 150 and arguments.state:
+        if trainer.step % arguments.log_every == 0 and RANK == 0:
+            report(trainer, now - started, waited, steps, arguments)
+        if now - saved > 150 and arguments.state and RANK == 0:
             save_state(trainer, arguments)
             saved = last = time.time()
-        if now - started > arguments.seconds or (
-            arguments.steps and trainer.step - first >= arguments.steps
-        ):
+        if over:
             break
 
 
@@ -340,6 +407,9 @@ def parse_arguments(argv=None):
         "--elapsed", type=float, help="with --weights: where in the schedule to start"
     )
     parser.add_argument("--model", type=Path, help="finished model folder to go on from")
+    parser.add_argument(
+        "--heads", type=Path, default=HERE / "dense_heads.safetensors", help="that belong to it"
+    )
     parser.add_argument("--minutes", type=float, help="length of the whole schedule")
     parser.add_argument("--out", type=Path, help="folder for the averaged weights")
     parser.add_argument("--workers", type=int, default=14)
@@ -351,6 +421,10 @@ def parse_arguments(argv=None):
 
 def main():
     arguments = parse_arguments()
+    if GPUS > 1:
+        if arguments.device == "cuda":
+            torch.cuda.set_device(RANK)
+        torch.distributed.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cuda.enable_cudnn_sdp(False)
     config = load_config(arguments.config)
@@ -361,11 +435,11 @@ def main():
     compiled = arguments.device == "cuda" and not arguments.no_compile
     trainer = Trainer(config, art, texture, tokenizer, arguments.device, compiled)
     if arguments.state and Path(arguments.state).exists():
-        trainer.load_state(torch.load(arguments.state, map_location=arguments.device))
+        trainer.load_state(torch.load(arguments.state, map_location="cpu"))
     elif arguments.weights:
         trainer.load_weights(arguments.weights, arguments.elapsed)
     elif arguments.model:
-        trainer.load_model(arguments.model)
+        trainer.load_model(arguments.model, arguments.heads)
     maker = BatchMaker(config["data"], art, tokenizer)
     size = sum(p.numel() for p in trainer.parameters) / 1e6
     print(
@@ -375,7 +449,14 @@ def main():
     )
     if compiled:
         print(f"compiled in {trainer.compile(maker):.0f}s", flush=True)
+    if GPUS > 1:
+        torch.distributed.barrier()
     run(trainer, maker, arguments)
+    if GPUS > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if RANK:
+        return
     report(trainer, 1, 0, 0, arguments)
     if arguments.state:
         save_state(trainer, arguments)

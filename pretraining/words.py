@@ -1,5 +1,8 @@
 """What the little world holds: colours, shapes and nouns with their English and Chinese names."""
 
+import csv
+from pathlib import Path
+
 COLORS = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
@@ -217,10 +220,65 @@ def _parse_nouns(table):
 
 
 NOUNS_ZH, PICTOGRAMS = _parse_nouns(NOUNS_TABLE)
+
+# Photographs (photos.py): rows of use ("train", "test" or "unknown"), file, English, Chinese name.
+with open(Path(__file__).parent / "photos.tsv", encoding="utf-8") as file:
+    PHOTOGRAPHS = list(csv.DictReader(file, delimiter="\t"))
+PHOTO_KINDS = sorted({row["english"] for row in PHOTOGRAPHS} - {""})
+PHOTO_NOUNS_ZH = {  # known from photographs alone
+    row["english"]: row["chinese"]
+    for row in PHOTOGRAPHS
+    if row["english"] and row["english"] not in NOUNS_ZH
+}
 COLOR_NAMES, SHAPES, NOUNS = list(COLORS), list(SHAPES_ZH), list(NOUNS_ZH)
-KINDS = SHAPES + NOUNS
+DRAWN_KINDS = SHAPES + NOUNS
+KINDS = DRAWN_KINDS + list(PHOTO_NOUNS_ZH)
 KIND_INDEX = {kind: i for i, kind in enumerate(KINDS)}
-ZH = {**COLORS_ZH, **SHAPES_ZH, **NOUNS_ZH}
+ZH = {**COLORS_ZH, **SHAPES_ZH, **NOUNS_ZH, **PHOTO_NOUNS_ZH}
+# Whether a pigeon is "a bird" is never asked: of these, only the narrower names are known.
+NARROWER = {
+    "bird": "parrot blackbird hen crow crane cuckoo goose heron lark magpie rhea ostrich peacock "
+    "pelican pigeon flamingo quetzal seagull toucan turkey vulture rooster penguin duck owl",
+    "fish": "lionfish seahorse shrimp",
+    "flower": "anemone anthurium hibiscus daffodil iris marigold petunia rose tulip sunflower",
+    "dog": "dingo",
+    "cow": "bull zebu yak bison",
+    "sheep": "ram lamb",
+    "rooster": "hen",
+    "car": "taxi truck ambulance",
+    "drum": "drum-kit",
+    "duck": "rubber-duck goose",
+    "tree": "palm-tree Christmas-tree",
+    "mouse": "rat",
+    "bee": "hornet hoverfly",
+    "deer": "reindeer antelope",
+    "monkey": "chimpanzee gorilla",
+    "truck": "dumper garbage-truck fire-engine",
+    "man": "firefighter astronaut",
+    "hammer": "mallet",
+    "tangerine": "orange",
+    "squash": "pumpkin",
+    "turkey": "roast-turkey",
+    "cross": "stone-cross",
+    "mailbox": "post-box",
+    "sailboat": "ship",
+    "candy": "candy-cane",
+    "cake": "pudding pie",
+    "cup": "jug",
+    "kettle": "teapot jug",
+}
+_ALIKE_NAMES = {
+    frozenset((wide, narrow.replace("-", " ")))
+    for wide, row in NARROWER.items()
+    for narrow in row.split()
+}
+
+
+def alike(a, b):
+    """Whether one of two kinds may be called by the other's name."""
+    return frozenset((a, b)) in _ALIKE_NAMES
+
+
 # What the learner may call the same thing in a question; answers use the first name.
 SYNONYMS = {
     "airplane": ["plane"],
@@ -280,6 +338,38 @@ _PLURALS = {
     "bread": "bread",
     "broccoli": "broccoli",
     "television": "televisions",
+    "goose": "geese",
+    "guinea fowl": "guinea fowl",
+    "ostrich": "ostriches",
+    "lionfish": "lionfish",
+    "shrimp": "shrimp",
+    "fly": "flies",
+    "hoverfly": "hoverflies",
+    "mantis": "mantises",
+    "bison": "bison",
+    "wildebeest": "wildebeest",
+    "chamois": "chamois",
+    "reindeer": "reindeer",
+    "deer": "deer",
+    "hippopotamus": "hippopotamuses",
+    "rhinoceros": "rhinoceroses",
+    "mango": "mangoes",
+    "raspberry": "raspberries",
+    "ginger": "ginger",
+    "garlic": "garlic",
+    "squash": "squashes",
+    "binoculars": "binoculars",
+    "pliers": "pliers",
+    "paintbrush": "paintbrushes",
+    "wrench": "wrenches",
+    "hibiscus": "hibiscuses",
+    "iris": "irises",
+    "stone cross": "stone crosses",
+    "post box": "post boxes",
+    "mailbox": "mailboxes",
+    "toolbox": "toolboxes",
+    "snowman": "snowmen",
+    "wreath": "wreaths",
 }
 
 
@@ -297,6 +387,10 @@ _NO_ARTICLE = {
     "grapes",
     "cherries",
     "french fries",
+    "ginger",
+    "garlic",
+    "binoculars",
+    "pliers",
 }
 
 

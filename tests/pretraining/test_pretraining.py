@@ -13,8 +13,20 @@ import torch
 from batches import IGNORE, BatchMaker, Encoder
 from evaluate import match, near_enough, other_captions, parse, phrases, score, wilson
 from hard import sample_alike, sample_hard_album, sample_hard_scene, sample_line, tick_numbers
-from questions import SPELL, TASK_NAMES, Examiner, box_text, caption_text, deed, grounded, plain
-from renderer import composite_torch, degrade, jpeg, make_texture
+from photo_scenes import sample_photo_album, sample_photo_clip, sample_photo_scene
+from questions import (
+    SPELL,
+    TASK_NAMES,
+    Examiner,
+    box_text,
+    caption_text,
+    deed,
+    grounded,
+    near_miss,
+    negated,
+    plain,
+)
+from renderer import Texture, composite_torch, degrade, jpeg, with_mirrored
 from safetensors.torch import save_file
 from scenes import (
     MAX_GLYPHS,
@@ -32,8 +44,9 @@ from scenes import (
     sample_scene,
 )
 from tokenizers import Tokenizer
-from train import HERE, Trainer, load_config, run
-from words import CHARACTERS, COLOR_NAMES, KINDS, NOUNS, SHAPES, ZH
+from train import HERE, Trainer, add_kinds, load_config, run, transplant
+from wordings import MORE, retype
+from words import CHARACTERS, COLOR_NAMES, KINDS, NOUNS, PHOTO_KINDS, SHAPES, ZH, alike
 
 CELL = 96
 
@@ -53,7 +66,20 @@ def synthetic_art():
         "nouns": {n: {"disc": [1]} for n in NOUNS[:20]},
         "fonts": [{"name": "discs", "glyphs": glyph}],
     }
-    return Art(meta), np.stack([coverage, coverage])
+    photos = {
+        "photo": 2 * CELL,
+        "ground": 32,
+        "train": {"kinds": PHOTO_KINDS[:20], "hulls": [square] * 20},
+        "unknown": {"kinds": ["", ""], "hulls": [square] * 2},
+        "grounds": [np.full((8, 8, 3), 200).tolist()] * 3,
+    }
+    larger = coverage.repeat(2, 0).repeat(2, 1)
+    cells = [
+        np.stack([coverage, coverage]),
+        with_mirrored(np.stack([larger] * 22)),
+        np.full((3, 32, 32, 4), 255, np.uint8),
+    ]
+    return Art(meta, photos), cells
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +89,7 @@ def art():
 
 @pytest.fixture(scope="module")
 def texture():
-    return make_texture(synthetic_art()[1], "cpu")
+    return Texture(synthetic_art()[1], "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +153,13 @@ def test_scenes_fit_their_picture(art):
 
 def test_every_task_occurs_in_both_languages(art):
     rng, examiner, seen = random.Random(1), Examiner(), set()
-    for number in range(1500):
+    for number in range(2000):
         scene = (
             sample_scene(rng, art, 224, 224),
+            sample_photo_scene(rng, art, 224, 224, max_things=8, word_share=0.4),
             sample_album(rng, art, [(168, 168)] * (2 + number % 3)),
             sample_clip(rng, art, 112, 112, 8),
-        )[number % 3]
+        )[number % 4]
         for turns in examiner.dialogues(rng, scene, 10):
             seen.update(
                 (task, re.search("[一-鿿]", question) is None) for task, question, _ in turns
@@ -327,12 +354,14 @@ def small_batch(maker, kind):
     raise AssertionError(kind)
 
 
+@pytest.mark.parametrize("text_first", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("kind", "mixed"), [("image", 0.0), ("album", 0.0), ("album", 1.0), ("clip", 0.0)]
 )
-def test_fast_forward_equals_the_library(kind, mixed, art, texture, tokenizer, config):
+def test_fast_forward_equals_the_library(kind, mixed, text_first, art, texture, tokenizer, config):
     """Every conversation of a packed row scores as it does alone in the library's forward."""
     changes = {"batch_tokens": 1500, "mixed_albums": mixed, "album_tokens": 200}
+    changes |= {"text_first": text_first}
     maker = BatchMaker(config["data"] | changes, art, tokenizer)
     batch = small_batch(maker, kind)
     assert (len(batch["sizes"]) > 1) == (mixed == 1.0)
@@ -345,11 +374,16 @@ def test_fast_forward_equals_the_library(kind, mixed, art, texture, tokenizer, c
         every = grids * batch["images"] if len(grids) == 1 else grids
         name = "pixel_values_videos" if kind == "clip" else "pixel_values"
         grid_name = "video_grid_thw" if kind == "clip" else "image_grid_thw"
+        copies, lead = batch["copies"], batch["lead"]
+        assert (copies > 1) == (text_first == 1.0)
         for row in range(2):
-            own = torch.cat([p.view(len(batch["ids"]), -1, p.shape[-1])[row] for p in pixels])
-            for segment in (1, 2):
+            scenes = len(lead) // copies
+            own = torch.cat([p.view(scenes, -1, p.shape[-1])[row // copies] for p in pixels])
+            tail = batch["prefix"][lead.shape[1] :]
+            start = torch.cat([lead[row][batch["padding"][row] :], tail])
+            for segment in range(1, 3 if copies == 1 else 2):
                 where = batch["segments"][row] == segment
-                ids = torch.cat([batch["prefix"], batch["ids"][row][where]])[None]
+                ids = torch.cat([start, batch["ids"][row][where]])[None]
                 kinds = (ids == forward.image_token).int() + 2 * (ids == forward.video_token).int()
                 model.model.rope_deltas = None
                 slow = model(
@@ -359,7 +393,7 @@ def test_fast_forward_equals_the_library(kind, mixed, art, texture, tokenizer, c
                     **{name: own, grid_name: torch.tensor(every)},
                 ).logits
                 torch.testing.assert_close(
-                    fast[row][where], slow[0, len(batch["prefix"]) :], atol=2e-4, rtol=1e-3
+                    fast[row][where], slow[0, len(start) :], atol=2e-4, rtol=1e-3
                 )
 
 
@@ -427,6 +461,7 @@ def test_twenty_steps_learn_and_resume_exactly(
 
     finished = Trainer(config, art, texture, tokenizer, "cpu", compiled=False)
     trainer.model.save_pretrained(tmp_path / "model")
+    tokenizer.save(str(tmp_path / "model/tokenizer.json"))
     heads = {f"heads.{k}": v for k, v in trainer.heads.state_dict().items()}
     save_file(heads, tmp_path / "heads.safetensors")
     finished.load_model(tmp_path / "model", tmp_path / "heads.safetensors")
@@ -467,3 +502,140 @@ def test_made_up_boxes_are_wrong():
 def test_wilson_interval_of_a_known_case():
     low, high = wilson(90, 100)
     assert (round(low, 3), round(high, 3)) == (0.826, 0.945)
+
+
+# ---------------------------------------------------------------- photographs
+
+
+def photo_scenes(art, count, seed=0):
+    rng = random.Random(seed)
+    return [
+        sample_photo_scene(rng, art, 280, 224, max_things=8, word_share=0.3) for _ in range(count)
+    ]
+
+
+def test_photographed_things_are_inside_their_pictures(art):
+    scenes = photo_scenes(art, 150)
+    assert any(scene.unknown for scene in scenes) and any(not scene.things for scene in scenes)
+    for scene in scenes:
+        assert layer_rows(art, scene).shape[0] == MAX_LAYERS
+        for thing in scene.things:
+            x1, y1, x2, y2 = thing.box
+            assert -1 <= x1 < x2 <= scene.width + 1 and -1 <= y1 < y2 <= scene.height + 1
+
+
+def test_photographs_are_drawn_where_their_boxes_are(art, texture):
+    for scene in photo_scenes(art, 12, seed=3):
+        scene.clutter, photos = [], [t for t in scene.things if art.is_photo(t.entry)]
+        scene.things = photos[:1]
+        scene.words = []
+        if not photos:
+            continue
+        layers = torch.from_numpy(layer_rows(art, scene))[None]
+        layers[..., 8:17], layers[..., 17] = 1.0, 0.0
+        drawn = composite_torch(texture, torch.zeros(1, 3, 224, 280), layers)[0].sum(0) > 0.5
+        ys, xs = torch.nonzero(drawn, as_tuple=True)
+        x1, y1, x2, y2 = photos[0].box
+        assert xs.min() > x1 - 3 and xs.max() < x2 + 3
+        assert ys.min() > y1 - 3 and ys.max() < y2 + 3
+
+
+def test_grounds_fill_the_picture(art, texture):
+    rng, seen = random.Random(2), 0
+    for _ in range(10):
+        clip = sample_photo_clip(rng, art, 140, 112, 8, 0.3)
+        if clip.clutter:
+            seen += 1
+            layers = torch.from_numpy(clip_rows(art, clip))[:1, :1]
+            layers[..., 8:17] = 1.0
+            drawn = composite_torch(texture, torch.zeros(1, 3, 112, 140), layers)
+            assert bool((drawn > 0.2).all())
+    assert seen > 1
+
+
+def test_albums_of_photographs_share_things(art):
+    rng = random.Random(4)
+    albums = [sample_photo_album(rng, art, [(224, 168), (224, 168)], most=4) for _ in range(20)]
+    names = [[{t.kind for t in scene.things} for scene in album] for album in albums]
+    assert sum(bool(first & second) for first, second in names) > 8
+
+
+def test_what_has_no_name_is_never_told(art):
+    examiner, rng = Examiner(chinese_share=0.0), random.Random(4)
+    for scene in photo_scenes(art, 80, seed=7):
+        for turns in examiner.dialogues(rng, scene, 12):
+            for task, _, answer in turns:
+                if task == "grounded_caption":
+                    assert answer.count("<|box_start|>") == len(scene.things) + len(scene.words)
+                if task == "region_unknown":
+                    assert answer in ("I do not know.", "我不知道。")
+
+
+def test_nothing_is_called_absent_that_a_wider_name_covers(art):
+    assert alike("pigeon", "bird") and alike("rubber duck", "duck") and not alike("dog", "cat")
+    rng = random.Random(1)
+    for scene in photo_scenes(art, 60, seed=9):
+        for _ in range(20):
+            kind, _ = near_miss(rng, scene)
+            assert not any(alike(kind, thing.kind) for thing in scene.things)
+
+
+# ---------------------------------------------------------------- wordings
+
+
+def test_yes_and_no_to_negative_questions():
+    """Documented in questions.negated: the answer says what is there."""
+    dog = Thing("dog", None, 50, 50, 10, 0, box=(40, 40, 60, 60))
+    rng, seen = random.Random(0), set()
+    for things in ([dog], []):
+        scene = Scene(100, 100, list(things), [], np.zeros(20, np.float32))
+        for number in range(600):
+            zh = number % 2 == 1
+            question, answer = negated(rng, scene, zh)
+            absent = "没有" in answer if zh else "there is no " in answer
+            if re.search("狗" if zh else r"\bdog\b", question):
+                assert absent == (not things), (question, answer)
+            else:
+                assert absent
+            asks_absence = "没有" in question if zh else re.search(r"\bno\b", question)
+            yes = answer.startswith(("Yes", "是的"))
+            assert yes == (absent if asks_absence else not absent), (question, answer)
+            seen.add((zh, yes, absent))
+    assert len(seen) == 8
+
+
+def test_boxes_and_quotes_survive_typing_errors():
+    rng = random.Random(0)
+    for question in ('Locate the word "Exit".', f"What is in {box_text((0.1, 0.2, 0.3, 0.4))}?"):
+        kept = re.search(r'"Exit"|<\|box_start\|>.*<\|box_end\|>', question)[0]
+        assert all(kept in retype(rng, question, False) for _ in range(300))
+
+
+def test_every_list_of_more_wordings_belongs_to_questions():
+    source = (HERE / "questions.py").read_text()
+    for first, more in MORE.items():
+        assert f'"{first}"' in source, first
+        assert all(text.count("{") == first.count("{") or "{1}" in text for text in more)
+
+
+def test_system_prompts_vary_and_leads_end_before_the_pictures(tokenizer):
+    encoder, rng = Encoder(tokenizer), random.Random(0)
+    leads = [encoder.lead(rng, "Look!\n") for _ in range(40)]
+    assert len({tuple(lead) for lead in leads}) > 15
+    for lead in leads:
+        text = tokenizer.decode(lead, skip_special_tokens=False)
+        assert text.startswith("<|im_start|>system\n") and text.endswith("user\nLook!\n")
+
+
+def test_transplanted_tokens_keep_their_embeddings(tokenizer):
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.add_tokens(["stargazing"])
+    size = tokenizer.get_vocab_size()
+    embedding = torch.arange(size * 4, dtype=torch.float32).view(size, 4)
+    moved = transplant(embedding, tokenizer, other)
+    torch.testing.assert_close(moved[:size], embedding)
+    pieces = tokenizer.encode("stargazing").ids
+    torch.testing.assert_close(moved[size], embedding[pieces].mean(0))
+    old = torch.arange(12.0).view(6, 2)
+    new = add_kinds(old, torch.full((9, 2), -1.0))
+    torch.testing.assert_close(new[[0, 1, 2, 3, 7, 8]], old)
