@@ -151,22 +151,24 @@ def _media_item(source: Any, *, strict: bool = True) -> dict:
         return _clip_item(Video(source))
     if isinstance(source, Image):
         limits = {name: getattr(source, name) for name in _LIMITS}
-        given = {k: v for k, v in limits.items() if v is not None and (k, v) != ("strict", True)}
-        return _media_item(source.source, strict=strict and source.strict) | given
-    if isinstance(source, str | os.PathLike):
-        source = source if is_url(source) else local_path(source)
-    else:
+        changed = {k: v for k, v in limits.items() if v is not None and (k, v) != ("strict", True)}
+        return _media_item(source.source, strict=strict and source.strict) | changed
+    if not isinstance(source, str | os.PathLike):
         source = load_image(source, strict=strict)
-    return {"type": "image", "image": source}
+    return {"type": "image", "image": _plain_source(source)}
 
 
 def _clip_item(video: Video) -> dict:
-    source, defaults = video.source, Video(None)
-    if isinstance(source, str | os.PathLike):
-        source = source if is_url(source) else local_path(source)
+    defaults = Video(None)
     options = {key: getattr(video, field) for key, field in _CLIP_OPTIONS.items()}
-    given = {k: v for k, v in options.items() if v != getattr(defaults, _CLIP_OPTIONS[k])}
-    return {"type": "video", "video": source, **given}
+    changed = {k: v for k, v in options.items() if v != getattr(defaults, _CLIP_OPTIONS[k])}
+    return {"type": "video", "video": _plain_source(video.source), **changed}
+
+
+def _plain_source(source: Any) -> Any:
+    """A path as text, ``~`` and ``file://`` resolved; anything else unchanged."""
+    is_path = isinstance(source, str | os.PathLike) and not is_url(source)
+    return local_path(source) if is_path else source
 
 
 def looks_like_clip(source: str | bytes) -> bool:
@@ -209,12 +211,12 @@ def _check_item(item: Any) -> dict:
     if isinstance(source, Mapping):  # {"image_url": {"url": "…"}}, the OpenAI spelling
         source = source.get("url")
     if source is not None and kind in ("video", "video_url"):
-        given = _clip_item(source) if isinstance(source, Video) else {"video": source}
-        return {"type": "video", **given} | {key: item[key] for key in _CLIP_OPTIONS if key in item}
+        clip = _clip_item(source) if isinstance(source, Video) else {"video": source}
+        return {"type": "video", **clip} | {key: item[key] for key in _CLIP_OPTIONS if key in item}
     if source is None or kind not in ("image", "image_url"):
         raise VlkitError(f"expected an item of text, image or video, not {item!r:.80}")
-    given = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}
-    return given | {key: item[key] for key in _LIMITS if key in item}
+    image = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}
+    return image | {key: item[key] for key in _LIMITS if key in item}
 
 
 def _guess_type(item: Mapping) -> str:

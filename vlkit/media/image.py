@@ -137,27 +137,23 @@ def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
         data += b"\xff\xd9"  # JPEG's end marker, so that the decoder returns what it has
     try:
         picture = PIL.Image.open(io.BytesIO(data))
-        if picture.format == "EPS":
-            raise MediaError(f"{name} is PostScript, a program; export it as PNG")
-        return picture
-    except MediaError:
-        raise
     except PIL.Image.DecompressionBombError as error:
         raise MediaError(
             f"{name} unpacks to too many pixels ({error}); shrink it, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        if data.startswith(_SIGNATURES):
+        size = f"{len(data):,} bytes"
+        text = f"is truncated or damaged (it has {size}); save or download it again"
+        if not data.startswith(_SIGNATURES):
             text = (
-                f"is truncated or damaged (it has {len(data):,} bytes); save or download it again"
-            )
-        else:
-            text = (
-                f"is not a picture: its {len(data):,} bytes begin with {data[:12]!r}; "
+                f"is not a picture: its {size} begin with {data[:12]!r}; "
                 "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
             )
         raise MediaError(f"{name} {text}") from error
+    if picture.format == "EPS":
+        raise MediaError(f"{name} is PostScript, a program; export it as PNG")
+    return picture
 
 
 def _decode(picture: PIL.Image.Image, name: str, size: int | None, strict: bool):

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,26 +17,17 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from vlkit.errors import MediaError
+from vlkit.errors import MediaError, check_whole, is_number
 from vlkit.grounding.boxes import Size
 from vlkit.media.image import describe_source, load_image
 from vlkit.media.sources import is_url, local_path, read_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
 # files that contain their frames; a playlist would make ffmpeg open other files
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,ogg,flv,asf,"
     "ivf,nut,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
 )
-
-
-_TURNS = {
-    1: PIL.Image.Transpose.ROTATE_90,
-    2: PIL.Image.Transpose.ROTATE_180,
-    3: PIL.Image.Transpose.ROTATE_270,
-}
 
 
 @dataclass(frozen=True)
@@ -79,11 +71,8 @@ class FrameReader:
         self._sources, self._name = sources, name
         self.info = ClipInfo(load_image(sources[0]).size, float(fps), len(sources))
 
-    def __enter__(self) -> FrameReader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
+    def close(self) -> None:
+        """No file is open between two frames."""
 
     def read(self, indices: Sequence[int]) -> Iterator[PIL.Image.Image]:
         for index in indices:
@@ -118,10 +107,8 @@ class FileReader:
         fps, total = self._count()
         self.info = ClipInfo(size[::-1] if self._rotation % 2 else size, fps, total)
 
-    def __enter__(self) -> FileReader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._container.close()
 
     def _decode(self) -> Iterator[Any]:
@@ -135,11 +122,9 @@ class FileReader:
     def _count(self) -> tuple[float, int]:
         """The mean frames per second, and the number of frames."""
         stream, total = self._stream, self._stream.frames
-        seconds = None
+        seconds = (self._container.duration or 0) / 1e6
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
-        elif self._container.duration:
-            seconds = self._container.duration / 1e6
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         if not seconds or not (total or rate):
             return self._count_packets(rate)
@@ -148,9 +133,8 @@ class FileReader:
 
     def _count_packets(self, rate: float) -> tuple[float, int]:
         self._container.seek(0)
-        times = [
-            p.pts * p.time_base for p in self._container.demux(self._stream) if p.pts is not None
-        ]
+        packets = self._container.demux(self._stream)
+        times = [packet.pts * packet.time_base for packet in packets if packet.pts is not None]
         span = float(max(times) - min(times)) if times else 0.0
         total = max(1, len(times))
         return ((total - 1) / span if span else rate or 1.0), total
@@ -211,7 +195,7 @@ class FileReader:
 
     def _upright(self, frame: Any) -> PIL.Image.Image:
         picture = frame.to_image()
-        return picture.transpose(_TURNS[self._rotation]) if self._rotation else picture
+        return picture.rotate(90 * self._rotation, expand=True) if self._rotation else picture
 
 
 def _open_container(source: Any, name: str) -> Any:
@@ -238,8 +222,6 @@ def _open_container(source: Any, name: str) -> Any:
 
 
 MAX_FRAMES = 128  # a minute at two frames a second
-
-
 Resize = Callable[[Size, int], Size]  # ((width, height) of the upright original, frames) → new size
 
 
@@ -374,7 +356,7 @@ def load_clip(video: Any, resize: Resize | None = None, *, cache: ClipStore | No
     if cache and (kept := cache.find(video, resize)):
         return kept
     name = clip_name(video.source)
-    with _open(video, name) as reader:
+    with closing(_open(video, name)) as reader:
         indices, range_frames = sample_indices(video, reader.info, name)
         size = resize(reader.info.size, len(indices)) if resize else reader.info.size
         frames = np.empty((len(indices), size[1], size[0], 3), np.uint8)
@@ -391,7 +373,7 @@ def load_clip(video: Any, resize: Resize | None = None, *, cache: ClipStore | No
 def probe_clip(video: Any) -> ClipInfo:
     """Size, rate and length of a video, from its header; no frame but the first is decoded."""
     video = video if isinstance(video, Video) else Video(video)
-    with _open(video, clip_name(video.source)) as reader:
+    with closing(_open(video, clip_name(video.source))) as reader:
         return reader.info
 
 
@@ -428,20 +410,16 @@ def _frame_range(video: Video, info: ClipInfo, name: str) -> tuple[int, int]:
 
 
 def _check_options(video: Video) -> None:
-    positive = {name: getattr(video, name) for name in ("fps", "source_fps", "max_frames")}
-    positive |= {n: getattr(video, n) for n in ("frames", "max_frame_tokens")}
-    for name, value in positive.items():
-        whole = name not in ("fps", "source_fps")
-        if value is None and name in ("frames", "max_frame_tokens"):
-            continue
-        if not isinstance(value, int if whole else int | float) or not 0 < value < 1e6:
-            kind = "a whole number" if whole else "a number"
-            raise MediaError(f"{name}={value!r} must be {kind} above 0")
-    if video.max_frames < 2:
-        raise MediaError(f"max_frames={video.max_frames} must be at least 2")
+    for name in ("fps", "source_fps"):
+        value = getattr(video, name)
+        if not is_number(value) or not 0 < value < 1e6:
+            raise MediaError(f"{name}={value!r} must be a number above 0")
+    check_whole("max_frames", video.max_frames, 2, 10**6, kind=MediaError)
+    for name in ("frames", "max_frame_tokens"):
+        check_whole(name, getattr(video, name), 1, 10**6, optional=True, kind=MediaError)
     for name in ("start", "end"):
         value = getattr(video, name)
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
+        if value is not None and not (is_number(value) and 0 <= value < 1e9):
             raise MediaError(f"{name}={value!r} must be seconds from the beginning, 0 or more")
     if video.end is not None and video.end <= (video.start or 0):
         raise MediaError(f"end={video.end:g} must come after start={video.start or 0:g}")
@@ -456,16 +434,13 @@ def clip_name(source: Any) -> str:
 
 def _open(video: Video, name: str):
     source = video.source
-    if isinstance(source, list | tuple):
-        return FrameReader(list(source), video.source_fps, name)
-    if isinstance(source, np.ndarray):
-        if source.ndim != 4:
-            raise MediaError(f"{name} is not a clip; expected (frames, height, width, 3)")
-        return FrameReader(list(source), video.source_fps, name)
+    if isinstance(source, np.ndarray) and source.ndim != 4:
+        raise MediaError(f"{name} is not a clip; expected (frames, height, width, 3)")
     if isinstance(source, str | os.PathLike) and not is_url(source):
         folder = Path(local_path(source))
-        if folder.is_dir():
-            return FrameReader(pictures_of(folder, name), video.source_fps, name)
+        source = pictures_of(folder, name) if folder.is_dir() else source
+    if isinstance(source, list | tuple | np.ndarray):
+        return FrameReader(list(source), video.source_fps, name)
     return FileReader(source, name)
 
 
@@ -490,8 +465,4 @@ class DeferredClips(Sequence):
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
         frame_size = self.sizes[index][1]
-        return _sample(self.sources[index], frame_size)
-
-
-def _sample(video: Video, frame_size: Size) -> Clip:
-    return load_clip(video, lambda size, count: frame_size)
+        return load_clip(self.sources[index], lambda size, count: frame_size)
