@@ -18,9 +18,6 @@ from vlkit.cli.grounding import convert, evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
 from vlkit.cli.options import (
     LOAD_OPTIONS,
-    SeedOption,
-    TemperatureOption,
-    TokensOption,
     console,
     error_console,
     print_plain,
@@ -29,7 +26,6 @@ from vlkit.cli.options import (
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
 from vlkit.errors import VlkitError, counted
-from vlkit.settings import MAX_NEW_TOKENS
 
 
 def doctor() -> None:
@@ -88,34 +84,11 @@ app = typer.Typer(
 )
 
 
-app.command()(batch)
-
-
-app.command()(convert)
-
-
-app.command()(doctor)
-
-
-app.command()(evaluate_grounding)
-
-
-app.command()(train)
-
-
+for command in (batch, convert, doctor, evaluate_grounding, train, report, serve):
+    app.command()(command)
 app.command(context_settings=PASS_ON)(lab)
-
-
 app.command(context_settings=PASS_ON)(classroom)
-
-
-app.command()(report)
-
-
 app.command(context_settings={"ignore_unknown_options": True})(run)  # a value may be -1
-
-
-app.command()(serve)
 
 
 def _show_version(wanted: bool) -> None:
@@ -158,9 +131,7 @@ def predict(
         list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
     ] = None,
     load_options: dict[str, Any],
-    max_new_tokens: TokensOption = MAX_NEW_TOKENS,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = None,
+    answer_options: dict[str, Any],
     output_dir: Annotated[
         Path | None, typer.Option(help="Write answer.json and the pictures with boxes here.")
     ] = None,
@@ -178,13 +149,8 @@ def predict(
         raise VlkitError("the --prompt is empty; write a question")
     media = [_read_media(source) for source in image or []]  # before a large model is loaded
     vlm = load(**load_options)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    reply = generate(vlm, user(prompt, *media), **options)
-    record = _record(vlm, prompt, image or [], options, reply)
+    reply = generate(vlm, user(prompt, *media), **answer_options)
+    record = _record(vlm, prompt, image or [], answer_options, reply)
     if output_dir is not None:
         _write(output_dir, record, reply)
     if json_output:
@@ -201,9 +167,7 @@ def chat(
         list[str] | None, typer.Option(help="Pictures or clips for the first turn.")
     ] = None,
     load_options: dict[str, Any],
-    max_new_tokens: TokensOption = MAX_NEW_TOKENS,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = None,
+    answer_options: dict[str, Any],
 ) -> None:
     """Chat with a model. `/image PATH` adds a picture to the next turn, `/new` starts again."""
     from vlkit.generation.generate import Chat
@@ -211,12 +175,7 @@ def chat(
 
     next_media = [_read_media(source) for source in image or []]
     vlm = load(**load_options)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    conversation = Chat(vlm, **options)
+    conversation = Chat(vlm, **answer_options)
     console.print(f"{escape(vlm.name)} is ready. /image PATH, /new, /quit; Ctrl-C stops an answer.")
     while (line := _read_line()) is not None:
         command, _, rest = line.strip().partition(" ")
@@ -225,7 +184,7 @@ def chat(
                 next_media.append(_read_media(rest.strip()))
                 console.print(f"{_describe(next_media[-1])} added")
             elif command == "/new":
-                conversation, next_media = Chat(vlm, **options), []
+                conversation, next_media = Chat(vlm, **answer_options), []
                 console.print("a new conversation")
             elif command == "/quit":
                 return

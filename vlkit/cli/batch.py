@@ -12,16 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import (
-    SeedOption,
-    TemperatureOption,
-    TokensOption,
-    error_console,
-    print_plain,
-    with_load_options,
-)
+from vlkit.cli.options import error_console, print_plain, with_load_options
 from vlkit.errors import VlkitError, counted
-from vlkit.settings import MAX_NEW_TOKENS
 
 _ENDINGS = (".jsonl", ".csv", ".parquet")
 
@@ -48,9 +40,7 @@ def batch(
         list[str] | None, typer.Option(help="Column with pictures; may be repeated.")
     ] = None,
     load_options: dict[str, Any],
-    max_new_tokens: TokensOption = MAX_NEW_TOKENS,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = None,
+    answer_options: dict[str, Any],
     batch_size: Annotated[str, typer.Option(help="The most rows at a time, or auto.")] = "auto",
     agreement: Annotated[
         int, typer.Option(metavar="N", help="Ask N rows again alone and compare.")
@@ -70,10 +60,8 @@ def batch(
     from vlkit.models.load import load
 
     journal = _check_paths(source, out, resume)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
-        "batch_size": _parse_batch_size(batch_size), "out": journal, "resume": resume,
-    }  # fmt: skip
+    size = int(batch_size) if batch_size.isdigit() else batch_size
+    options = answer_options | {"batch_size": size, "out": journal, "resume": resume}
     conversations = read_conversations(source, prompt, image=image_column)
     with _processes() as shares:
         vlm = load(**load_options | shares.device(load_options.get("device", "auto")))
@@ -174,7 +162,7 @@ def _check_paths(source: str, out: Path, resume: bool) -> Path:
     for file in {out, journal}:
         if file.resolve() == Path(source).expanduser().resolve():
             raise VlkitError(f"--out {out} would overwrite {source}; name another file")
-    if not resume and _holds_rows(journal):
+    if not resume and journal.is_file() and journal.stat().st_size > 0:
         where = f"{journal} next to it" if journal != out else "it"
         raise VlkitError(
             f"--out {out}: {where} already contains rows; delete it, name another file, or leave "
@@ -185,23 +173,13 @@ def _check_paths(source: str, out: Path, resume: bool) -> Path:
     return journal
 
 
-def _holds_rows(journal: Path) -> bool:
-    return journal.is_file() and journal.stat().st_size > 0
-
-
-def _parse_batch_size(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
 def _print_summary(results: list, report: Any, source: str, out: Path) -> None:
     numbered = enumerate(results, 1)
     failed = [(row, result) for row, result in numbered if hasattr(result, "error")]
     for row, failure in failed[:_SHOWN]:
-        line = f"row {row:,} of {source}: {failure}"
-        print_plain(line, error_console)
+        print_plain(f"row {row:,} of {source}: {failure}", error_console)
     if len(failed) > _SHOWN:
-        more = f"and {len(failed) - _SHOWN:,} more, in {out}"
-        print_plain(more, error_console)
+        print_plain(f"and {len(failed) - _SHOWN:,} more, in {out}", error_console)
     if report.note:
         print_plain(report.note, error_console)
     line = f"{counted(len(results), 'row')}, {len(failed):,} failed"

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from vlkit.models.hub import Hub
+from vlkit.settings import MAX_NEW_TOKENS
 
 console = Console()
 error_console = Console(stderr=True)
@@ -22,8 +23,6 @@ def print_plain(text: str, where: Console = console) -> None:
 
 
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy, so repeatable.")]
-SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
 
 
 def _option(kind: Any, help: str, default: Any = None) -> tuple[Any, Any]:
@@ -51,6 +50,11 @@ LOAD_OPTIONS = {  # of `vlkit.load`, in the order of --help: (type, help text, d
     ),
     "max_image_tokens": _option(int | None, "Shrink pictures to this many tokens."),
 }
+ANSWER_OPTIONS = {  # of `vlkit.generate`
+    "max_new_tokens": (TokensOption, MAX_NEW_TOKENS),
+    "temperature": _option(float, "0 is greedy, so repeatable.", 0.0),
+    "seed": _option(int | None, "Makes sampled answers repeatable."),
+}
 
 Command = Callable[..., None]
 
@@ -58,9 +62,13 @@ Command = Callable[..., None]
 def with_load_options(names: Iterable[str] = tuple(LOAD_OPTIONS)) -> Callable[[Command], Command]:
     """Add options of `vlkit.load` to a command, in place of its parameter ``load_options``.
 
-    The command receives in it only what the user typed, for ``load(**load_options)``: load knows
-    the defaults, also those of the settings file. A parameter that the command declares itself,
-    such as an argument MODEL, is not added again, but is in ``load_options``, too.
+    Where it has a parameter ``answer_options``, ``ANSWER_OPTIONS`` are added in place of that, and
+    it receives their values by name.
+
+    In ``load_options``, the command receives only what the user typed, for
+    ``load(**load_options)``: load knows the defaults, also those of the settings file. A parameter
+    that the command declares itself, such as an argument MODEL, is not added again, but is in
+    ``load_options``, too.
 
     Args:
         names: keys of ``LOAD_OPTIONS``, in the order of ``--help``.
@@ -69,10 +77,11 @@ def with_load_options(names: Iterable[str] = tuple(LOAD_OPTIONS)) -> Callable[[C
     def decorate(command: Command) -> Command:
         declared = signature(command, eval_str=True).parameters
         added = {name: LOAD_OPTIONS[name] for name in names if name not in declared}
+        groups = {"load_options": added, "answer_options": ANSWER_OPTIONS}
         parameters = [_parameter("context", typer.Context)]
         for name, parameter in declared.items():
-            if name == "load_options":
-                parameters += [_parameter(name, *option) for name, option in added.items()]
+            if name in groups:
+                parameters += [_parameter(name, *option) for name, option in groups[name].items()]
             else:
                 parameters.append(parameter)
 
@@ -80,9 +89,11 @@ def with_load_options(names: Iterable[str] = tuple(LOAD_OPTIONS)) -> Callable[[C
         def run(context: typer.Context, **values: Any) -> None:
             for name in added:
                 del values[name]
+            if "answer_options" in declared:
+                values["answer_options"] = {name: values.pop(name) for name in ANSWER_OPTIONS}
             command(**values, load_options=_typed_options(context))
 
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__annotations__ = {option.name: option.annotation for option in parameters}
         vars(run)["__signature__"] = Signature(parameters)  # from which typer makes the options
         return run
 

@@ -7,10 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import (
-    print_plain,
-    with_load_options,
-)
+from vlkit.cli.options import print_plain, with_load_options
 from vlkit.errors import VlkitError
 from vlkit.serving.limits import Limits
 
@@ -77,7 +74,7 @@ def serve(
         raise VlkitError(f"{wanted} is a hosted model; vlkit serve is for models on this machine")
     from vlkit.inputs import check_loaded
     from vlkit.models.load import load
-    from vlkit.serving.app import Server, log_requests, model_name, open_socket
+    from vlkit.serving.app import Server, log_requests, open_socket
 
     limits = Limits(
         body_bytes=max_body * _MEBIBYTE, pictures=max_pictures, pixels=max_megapixels * _MEGAPIXEL,
@@ -86,11 +83,12 @@ def serve(
     )  # fmt: skip
     listener = open_socket(host, port, api_key)  # before a large model is loaded
     vlm: Any = load(**load_options)
-    name = name or model_name(vlm.name)
     check_loaded(vlm)
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
     log_requests()
     print_plain(repr(vlm))
-    print_plain(f"Serving {name} at {server.url}; Ctrl-C finishes running requests and stops.")
+    print_plain(
+        f"Serving {server.name} at {server.url}; Ctrl-C finishes running requests and stops."
+    )
     server.run()
     print_plain("Server stopped.")

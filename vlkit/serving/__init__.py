@@ -37,12 +37,11 @@ def start(
     """
     check_installed()
     from vlkit.inputs import check_loaded
-    from vlkit.serving.app import Server, model_name, open_socket
+    from vlkit.serving.app import Server, open_socket
     from vlkit.serving.limits import Limits
 
     check_loaded(vlm)
     listener = open_socket(host, port, api_key)
-    name = name or model_name(vlm.name)
     return Server(vlm, listener, limits=Limits(**limits), name=name, api_key=api_key).start()
 
 

@@ -182,14 +182,20 @@ class Server:
     """
 
     def __init__(
-        self, vlm: VLM, listener: socket.socket, *, limits: Limits, name: str, api_key: str | None
+        self,
+        vlm: VLM,
+        listener: socket.socket,
+        *,
+        limits: Limits,
+        name: str | None,
+        api_key: str | None,
     ):
         import uvicorn
 
-        self._socket, self.name = listener, name
+        self._socket, self.name = listener, name or model_name(vlm.name)
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-        app: Any = make_app(vlm, limits, name, api_key)
+        app: Any = make_app(vlm, limits, self.name, api_key)
         config = uvicorn.Config(
             app, lifespan="on", log_config=None, server_header=False, timeout_keep_alive=30
         )
@@ -313,8 +319,11 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
         yield
         await asyncio.to_thread(services[0].close)
 
-    app = FastAPI(title="vlkit serve", lifespan=lifespan, docs_url=None, redoc_url=None)
-    _explain_errors(app)
+    errors = (RequestError, RequestValidationError, HTTPException, Exception)
+    app = FastAPI(
+        title="vlkit serve", lifespan=lifespan, docs_url=None, redoc_url=None,
+        exception_handlers=dict.fromkeys(errors, _explain),
+    )  # fmt: skip
 
     @app.get("/health")
     async def health() -> dict:
@@ -351,32 +360,20 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
 # --- errors --------------------------------------------------------------------------------------
 
 
-def _explain_errors(app: FastAPI) -> None:
-    """Every error response has OpenAI's form."""
-
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
+async def _explain(request: Request, error: Exception) -> Response:
+    """The response for any error, in OpenAI's form."""
+    if isinstance(error, RequestError):
         return refuse(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    if isinstance(error, RequestValidationError):
         text, where = describe_errors(error.errors())
         return refuse(RequestError(text, param=where or None))
-
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    if isinstance(error, HTTPException):
         text = f"{request.method} {request.url.path[:80]}: {error.detail}"
         if error.status_code in (404, 405):
             text += "; available: POST /v1/chat/completions, GET /v1/models and GET /health"
         return refuse(RequestError(text, status=error.status_code))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        text = f"the server failed: {type(error).__name__}; see its log"
-        return refuse(RequestError(text, status=500))
+    text = f"the server failed: {type(error).__name__}; see its log"
+    return refuse(RequestError(text, status=500))
 
 
 async def _wait_for_disconnect(request: Request) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,22 +134,25 @@ class ImagePart(Strict):
     max_pixels: int | None = Field(None, ge=1, le=2**31)
 
 
-class ClipPart(Strict):
+class Sampled(Strict):
+    """How the frames of a clip are sampled."""
+
+    fps: float | None = Field(None, gt=0, le=1000)
+    max_frames: int | None = Field(None, ge=2, le=10_000)
+
+
+class ClipPart(Sampled):
     """A clip in one URL: a file, or vLLM's form, JPEGs after ``data:video/jpeg;base64,``."""
 
     type: Literal["video_url"]
     video_url: Url | str
-    fps: float | None = Field(None, gt=0, le=1000)
-    max_frames: int | None = Field(None, ge=2, le=10_000)
 
 
-class FramesPart(Strict):
+class FramesPart(Sampled):
     """Model Studio's form of a clip: its frames, ``fps`` a second; or one URL."""
 
     type: Literal["video"]
     video: list[str] | str
-    fps: float | None = Field(None, gt=0, le=1000)
-    max_frames: int | None = Field(None, ge=2, le=10_000)
 
 
 Part = Annotated[TextPart | ImagePart | ClipPart | FramesPart, Field(discriminator="type")]
@@ -238,8 +241,6 @@ class ChatRequest(Strict):
 
 
 _TAGS = ("text", "image_url", "video_url", "video")
-
-
 _WORDS = {
     "extra_forbidden": "this field is unknown; leave it out",
     "missing": "this field is missing",
@@ -329,9 +330,8 @@ def _read_part(part: Any, budget: Budget) -> dict:
         return {"type": "text", "text": part.text}
     budget.count_medium()
     if isinstance(part, ImagePart):
-        limits = {name: getattr(part, name) for name in ("min_pixels", "max_pixels")}
-        data = _read_picture(_url(part.image_url), budget)
-        return {"type": "image", "image": data, **{k: v for k, v in limits.items() if v}}
+        limits = part.model_dump(include={"min_pixels", "max_pixels"}, exclude_none=True)
+        return {"type": "image", "image": _read_picture(_url(part.image_url), budget), **limits}
     source = _url(part.video_url) if isinstance(part, ClipPart) else part.video
     return {"type": "video", "video": _read_clip(source, part, budget)}
 
@@ -360,7 +360,8 @@ def _read_clip(source: list[str] | str, part: ClipPart | FramesPart, budget: Bud
     """A clip; of one that comes as frames, the model sees all frames, at the rate ``fps``."""
     most = min(part.max_frames or budget.limits.frames, budget.limits.frames)
     if isinstance(source, str) and source[: len(_FRAMES)].lower() == _FRAMES:
-        source = list(_split_frames(source))
+        frames = source[len(_FRAMES) :].split(",")
+        source = [f"data:image/jpeg;base64,{frame}" for frame in frames]
     rate = part.fps or 2.0
     if isinstance(source, str):
         video = Video(_fetch(source, budget.limits), fps=rate, max_frames=most)
@@ -372,12 +373,8 @@ def _read_clip(source: list[str] | str, part: ClipPart | FramesPart, budget: Bud
         return video
     if not 1 <= len(source) <= budget.limits.frames:
         raise MediaError(f"{len(source)} frames; send 1 to {budget.limits.frames}")
-    frames = [_read_picture(frame, budget) for frame in source]
-    return Video(frames, fps=rate, source_fps=rate, max_frames=most)
-
-
-def _split_frames(url: str) -> Iterator[str]:
-    return (f"data:image/jpeg;base64,{frame}" for frame in url[len(_FRAMES) :].split(","))
+    pictures = [_read_picture(frame, budget) for frame in source]
+    return Video(pictures, fps=rate, source_fps=rate, max_frames=most)
 
 
 def _fetch(url: str, limits: Limits) -> bytes:

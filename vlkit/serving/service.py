@@ -7,7 +7,7 @@ import copy
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from vlkit.engine.slots import Row, make_row
@@ -15,7 +15,7 @@ from vlkit.errors import VlkitError
 from vlkit.generation.generate import sampling_temperature
 from vlkit.generation.reply import Usage, count_usage
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
-from vlkit.media.video import Clip, ClipInfo
+from vlkit.media.video import ClipInfo
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
 from vlkit.serving.limits import Limits
@@ -25,19 +25,6 @@ from vlkit.serving.worker import AnswerText, Ended, Event, Job, Worker, make_eng
 _TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
 MOST_CONTEXT = 32_768  # unless the server is started with another context
 PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A request, ready for the engine.
-
-    Attributes:
-        row: for the engine.
-        usage: of its prompt.
-    """
-
-    row: Row
-    usage: Usage
 
 
 def check_texts(messages: list[dict], context: int) -> None:
@@ -50,8 +37,8 @@ def check_texts(messages: list[dict], context: int) -> None:
 
 def prepare(
     vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int
-) -> Prepared:
-    """Decode media, render the prompt and make its tensors.
+) -> tuple[Row, Usage]:
+    """Decode media, render the prompt and make its tensors: a row, and the usage of its prompt.
 
     Args:
         vlm: whose processor it is.
@@ -67,7 +54,7 @@ def prepare(
     sampling = (sampling_temperature(chat.temperature), chat.top_p)
     row, inputs = make_row(vlm, loaded, 1, seed=chat.seed, sampling=sampling)
     row.limit = _answer_limit(chat, limits, context, row.length)
-    return Prepared(row, count_usage(vlm, inputs, 0))
+    return row, count_usage(vlm, inputs, 0)
 
 
 def _answer_limit(chat: ChatRequest, limits: Limits, context: int, length: int) -> int:
@@ -89,20 +76,16 @@ def _with_times(loaded: LoadedMessages, times: ClipTimes | None) -> LoadedMessag
     """Give the request's one clip the frame times that the client sent, as vLLM's clients do."""
     if times is None:
         return loaded
-    if len(loaded.clips) != 1 or len(loaded.clips[0].indices) != len(times.frames_indices):
-        counts = [len(clip.indices) for clip in loaded.clips]
+    indices, counts = tuple(times.frames_indices), [len(clip.indices) for clip in loaded.clips]
+    if counts != [len(indices)]:
         raise VlkitError(
-            f"media_io_kwargs.video: {len(times.frames_indices)} frames_indices for clips of "
+            f"media_io_kwargs.video: {len(indices)} frames_indices for clips of "
             f"{counts} frames; send them for one clip with an even number of frames"
         )
-    clip = _retimed(loaded.clips[0], times)
-    return replace(loaded, clips=[clip])
-
-
-def _retimed(clip: Clip, times: ClipTimes) -> Clip:
-    total = times.total_num_frames or max(times.frames_indices) + 1
+    clip, total = loaded.clips[0], times.total_num_frames or max(indices) + 1
     info = ClipInfo(clip.info.size, times.fps, total)
-    return replace(clip, indices=tuple(times.frames_indices), range_frames=total, info=info)
+    clip = replace(clip, indices=indices, range_frames=total, info=info)
+    return replace(loaded, clips=[clip])
 
 
 class ByteBudget:
@@ -232,24 +215,21 @@ class ChatService:
         check_texts(messages, self.context)
         release = await self._budget.take(PIXEL_BYTES * pixels)
         try:
-            prepared = await self._run(self._prepare, chat, messages)
+            row, usage = await self._run(self._prepare, chat, messages)
         except BaseException:
             release()
             raise
         text = AnswerText(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
-        return Job(
-            prepared.row, prepared.usage, text,
-            streams=chat.stream, send=answer.send, release=release,
-        )  # fmt: skip
+        return Job(row, usage, text, streams=chat.stream, send=answer.send, release=release)
 
-    def _prepare(self, chat: ChatRequest, messages: list[dict]) -> Prepared:
+    def _prepare(self, chat: ChatRequest, messages: list[dict]) -> tuple[Row, Usage]:
         with self.engine.sharing():
-            prepared = prepare(self.vlm, chat, messages, self.limits, self.context)
+            row, usage = prepare(self.vlm, chat, messages, self.limits, self.context)
             try:
-                self.engine.encode_ahead([prepared.row])
+                self.engine.encode_ahead([row])
             except Exception as error:  # as when the model reads the prompt
                 raise RequestError.of(error) from error
-        return prepared
+        return row, usage
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from vlkit.engine.scheduler import Scheduler
@@ -193,6 +193,7 @@ class AnswerText:
         return piece
 
 
+@dataclass(eq=False)
 class Job:
     """One request on its way through the model; after ``submit`` only the worker changes it.
 
@@ -205,23 +206,20 @@ class Job:
         release: called when the media are not needed any more, maybe more than once.
     """
 
-    def __init__(
-        self,
-        row: Row,
-        usage: Usage,
-        text: AnswerText,
-        *,
-        streams: bool,
-        send: Callable[[Event], None],
-        release: Callable[[], None],
-    ):
-        self.row, self._usage, self._text = row, usage, text
-        self._send, self._release, self._streams = send, release, streams
-        self.reads_each_step = streams or text.has_stops  # or else only the whole answer
+    row: Row
+    usage: Usage
+    text: AnswerText
+    _: KW_ONLY
+    streams: bool
+    send: Callable[[Event], None]
+    release: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.reads_each_step = self.streams or self.text.has_stops  # or else only the whole answer
         self.created = time.monotonic()
         self.cancelled = self._ended = False
         self._tokens_read, self._unsent = 0, ""
-        row.payload = self
+        self.row.payload = self
 
     @property
     def done(self) -> bool:
@@ -231,20 +229,20 @@ class Job:
     def cancel(self) -> None:
         """The client has left; the slot is free after the next step. From any thread."""
         self.cancelled = True
-        self._release()
+        self.release()
 
     def release_media(self) -> None:
         """The model has read the prompt."""
         self.row.media = []
-        self._release()
+        self.release()
 
     def send_new_text(self) -> None:
         """Send the text of the tokens that the engine has written since."""
         self._read_tokens()
-        if self._text.stopped:
+        if self.text.stopped:
             self.end()
-        elif self._unsent and self._streams:
-            self._send(self._unsent)
+        elif self._unsent and self.streams:
+            self.send(self._unsent)
             self._unsent = ""
 
     def end(self) -> None:
@@ -252,21 +250,21 @@ class Job:
         if self._ended:
             return
         self._read_tokens()
-        rest = self._unsent + self._text.finish()
-        reason = "stop" if self._text.ended else "length"
+        rest = self._unsent + self.text.finish()
+        reason = "stop" if self.text.ended else "length"
         self._ended = True
-        self._send(Ended(rest, reason, replace(self._usage, new_tokens=self._tokens_read)))
+        self.send(Ended(rest, reason, replace(self.usage, new_tokens=self._tokens_read)))
 
     def fail(self, error: RequestError) -> None:
         """Send the last event of a request that has no answer."""
         if not self._ended:
             self._ended = True
-            self._release()
-            self._send(error)
+            self.release()
+            self.send(error)
 
     def _read_tokens(self) -> None:
         tokens, self._tokens_read = self.row.tokens[self._tokens_read :], len(self.row.tokens)
-        self._unsent += self._text.push(tokens)
+        self._unsent += self.text.push(tokens)
 
 
 # The worker waits for more requests, since prompts that are read together cost less:
