@@ -58,20 +58,20 @@ def test_counting_reads_the_header_once_and_decodes_nothing(panel, monkeypatch):
     panel.picker.sample.value = "two_ways"
     assert panel.wait(LONG)
     monkeypatch.setattr(video_module, "_open", lambda *args: pytest.fail("the clip was opened"))
-    panel._strip_later._seconds = 3600  # no strip in this test
+    panel._later._seconds = 3600  # no strip in this test
     panel.fps.value = 1.0
     assert "4 of 96 frames" in panel.count.value and "96 tokens" in panel.count.value
     panel.fps.value = 4.0
     assert "16 of 96 frames" in panel.count.value
-    panel._strip_later._timer.cancel()
+    panel._later._timer.cancel()
 
 
 def test_the_strip_follows_once_the_sliders_rest(panel, monkeypatch):
     assert panel.wait(LONG)
     before, drawn = panel.strip.value, []
     assert "<img" in before and "8 frames of moves_right" in before
-    show = panel._strip_later._function
-    panel._strip_later._function = lambda: drawn.append(panel.fps.value) or show()
+    show = panel._later._function
+    panel._later._function = lambda: drawn.append(panel.fps.value) or show()
     for fps in (2.5, 3.0, 3.5, 4.0):
         panel.fps.value = fps
     assert panel.wait(LONG)

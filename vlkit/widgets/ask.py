@@ -12,7 +12,7 @@ from vlkit import bundled, messages
 from vlkit.errors import MediaError
 from vlkit.media.image import Image, load_image
 from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import Panel, Picker, StatusLine, add_classes
+from vlkit.widgets.panel import Panel, Picker, StatusLine, call_code
 
 EXAMPLES = (
     "Describe this image.",
@@ -41,21 +41,20 @@ class AskPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        status = StatusLine()
-        self.picker = PicturePicker(status, samples=samples)
+        super().__init__(vlm, EXAMPLES)
+        self.picker = PicturePicker(self.status, samples=samples)
         self.image_tokens = widgets.SelectionSlider(
             options=_TOKEN_LIMITS, value=0, description="image tokens ≤"
         )
-        add_classes(self, "image_tokens")
         watched = [self.image_tokens, self.picker.sample, self.picker.upload]
-        chooser = [self.picker, self.image_tokens]
-        super().__init__(vlm, status, chooser, watched, examples=EXAMPLES)
+        self._arrange([self.picker, self.image_tokens], watched)
         self.add_class("vlkit-ask")
 
     def _media_code(self) -> list[str]:
-        limit = self.image_tokens.value
-        image = f"vlkit.Image({{}}, max_tokens={limit})" if limit else "{}"
-        return [image.format(picture) for picture in self.picker.code]
+        limit, pictures = self.image_tokens.value, self.picker.code
+        if not limit:
+            return pictures
+        return [call_code("vlkit.Image", picture, max_tokens=limit) for picture in pictures]
 
     def _message(self) -> dict:
         limit = self.image_tokens.value or None

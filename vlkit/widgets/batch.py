@@ -25,18 +25,7 @@ from vlkit.media.sources import is_url
 from vlkit.messages import as_messages, iterate_media, read_media_item
 from vlkit.plotting.draw import draw_boxes
 from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import (
-    Debounce,
-    PanelBox,
-    StatusLine,
-    add_classes,
-    buttons,
-    code_fold,
-    columns,
-    load_code,
-    show_code,
-    style,
-)
+from vlkit.widgets.panel import Debounce, PanelBox, button, buttons, call_code, load_code, on_change
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,20 +42,8 @@ _CODE = """import vlkit
 
 # vlm = {load}
 conversations = vlkit.read_conversations({source}, {prompt!r})
-results = vlkit.generate_batch(vlm, conversations, {options})
+results = {batch}
 vlkit.to_frame(results, conversations)"""
-ROW_CSS = """
-.vlkit-row .widget-html-content { line-height: 1.4; width: 100%; }
-.vlkit-row-grid { display: grid; grid-template-columns: 30px 132px 1fr; gap: 10px; padding: 6px 0;
-  border-top: 1px solid var(--jp-border-color2, #ddd); align-items: start; }
-.vlkit-row-grid > * { min-width: 0; overflow-wrap: anywhere; }
-.vlkit-row-grid img { width: 132px; max-height: 110px !important; object-fit: contain; }
-.vlkit-row-number, .vlkit-row-asked, .vlkit-row-waiting { opacity: .65; font-size: .9em; }
-.vlkit-row-number { text-align: right; }
-.vlkit-row-answer { white-space: pre-wrap; max-height: 7em; overflow-y: auto; }
-.vlkit-batch .widget-label { max-width: none; }
-.vlkit-panel .vlkit-columns-line { margin-left: 114px; width: auto; font-size: .9em; opacity: .8; }
-"""
 
 
 class BatchPanel(PanelBox):
@@ -91,49 +68,41 @@ class BatchPanel(PanelBox):
 
     def __init__(self, vlm: Any, source: str = SAMPLES, prompt: str = "Describe this image."):
         check_model(vlm)
-        self.vlm, self.status = vlm, StatusLine()
+        super().__init__()
+        self.vlm = vlm
         self.conversations: questions.Conversations | None = None
         self.results: list[Row] = []
-        self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._began, self._drawing = 0.0, threading.Lock()
         self._drawn: list[Any] = [None] * PAGE  # what each row in view shows
-        self._draw_later = Debounce(self._draw, _QUIET)
+        self._later = Debounce(self._draw, _QUIET)
         self._make_controls(source, prompt)
-        ask = [self.source, self.prompt, self.columns_line, self.max_new_tokens, self.out]
+        ask = [self.source, self.prompt, self.max_new_tokens, self.out]
+        self._locked = [self.start_button, *ask]
         start = buttons(self.start_button, self.stop_button)
         save = widgets.HBox([self.save_as, self.save_button])
-        bar = widgets.HBox([self.bar, self.counts])
-        bar.add_class("vlkit-bar")
-        left = [style(ROW_CSS), *ask, start, self.status, save]
-        chooser = widgets.HBox([self.shown, self.page])
-        super().__init__(columns(left, [bar, chooser, *self.rows, code_fold(self._code_view)]))
-        self.add_class("vlkit-panel").add_class("vlkit-batch")
-        self._connect()
+        left = [*ask[:2], self.columns_line, *ask[2:], start, self.status, save]
+        view = [widgets.HBox([self.bar, self.counts]), widgets.HBox([self.shown, self.page])]
+        self._lay_out(left, [*view, *self.rows], watched=ask)
+        self.add_class("vlkit-batch")
+        on_change(self._take_source, self.source, self.prompt)
+        on_change(self._later.call, self.shown, self.page)
         self._read()
 
     def start(self) -> None:
         """Begin with the present controls and return at once; does nothing during a run."""
-        if self.start_button.disabled or not self._read():
+        if self._running or not self._read():
             return
         self.results = [None] * len(self.conversations or ())
         self._stopped.clear()
-        self._set_running(True)
-        self._thread = threading.Thread(target=self._run, name="vlkit-batch", daemon=True)
-        self._thread.start()
+        self._began = time.monotonic()
+        self._start_work(self._run, "Answering …")
 
     def stop(self) -> None:
         """End the run with the rows answered so far, and return at once."""
         self._stopped.set()
-        if self.start_button.disabled:
+        if self._running:
             self.status.say("Stopping …")
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for run and view, at most ``timeout`` seconds; True if both are finished."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        drawn = self._draw_later.wait(timeout)
-        return drawn and (self._thread is None or not self._thread.is_alive())
 
     def save(self) -> None:
         """Write the rows to the file in ``save_as``: .csv, .jsonl or .parquet."""
@@ -152,13 +121,12 @@ class BatchPanel(PanelBox):
     @property
     def code(self) -> str:
         """Plain Python that does what Start does with the present controls."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
         source = self.source.value.strip()
         return _CODE.format(
             load=load_code(self.vlm),
             source='vlkit.sample("cat").parent' if source == SAMPLES else repr(source),
             prompt=self.prompt.value,
-            options=options,
+            batch=call_code("vlkit.generate_batch", "vlm", "conversations", **self._options()),
         )
 
     # --- controls --------------------------------------------------------------------------------
@@ -175,45 +143,23 @@ class BatchPanel(PanelBox):
         self.out = widgets.Text(
             placeholder="optional: a .jsonl, to resume a run", description="Journal", **wide
         )
-        self.start_button = widgets.Button(description="Start", button_style="primary", icon="play")
-        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.start_button = button("Start", "play", self.start, button_style="primary")
         self.save_as = widgets.Text("answers.csv", description="Save as", **wide)
-        self.save_button = widgets.Button(
-            description="Save", icon="save", layout=widgets.Layout(width="80px")
-        )
+        self.save_button = button("Save", "save", self.save, layout=widgets.Layout(width="80px"))
         self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="160px"))
         self.counts = widgets.Label("")
         self.shown = widgets.Dropdown(options=["all rows", "failures"], description="Show")
         self.page = widgets.BoundedIntText(1, 1, 1, description="Page")
         self.rows = [widgets.HTML() for _ in range(PAGE)]
-        self._code_view = widgets.HTML()
         for row in self.rows:
             row.add_class("vlkit-row")
-        names = ("source", "prompt", "columns_line", "max_new_tokens", "out", "start_button")
-        add_classes(self, *names, "stop_button", "save_as", "save_button", "counts", "status")
-        add_classes(self, "shown", "page")
-
-    def _connect(self) -> None:
-        self.start_button.on_click(lambda _: self.start())
-        self.stop_button.on_click(lambda _: self.stop())
-        self.save_button.on_click(lambda _: self.save())
-        for control in (self.source, self.prompt):
-            control.observe(self._take_source, names="value")
-        for control in (self.shown, self.page):
-            control.observe(lambda _: self._draw_later.call(), names="value")
-        for control in (self.source, self.prompt, self.max_new_tokens, self.out):
-            control.observe(self._show_code, names="value")
-        self._show_code()
-
-    def _show_code(self, change: dict | None = None) -> None:
-        show_code(self._code_view, self.code)
 
     def _options(self) -> dict:
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens.value}
         return options | ({"out": out} if (out := self.out.value.strip()) else {})
 
-    def _take_source(self, change: dict) -> None:
-        if not self.start_button.disabled:
+    def _take_source(self) -> None:
+        if not self._running:
             self.results = []
             self._read()
 
@@ -230,16 +176,8 @@ class BatchPanel(PanelBox):
             )
             self.columns_line.value = html.escape(_columns_line(self.conversations))
             self.status.say("")
-        self._draw_later.call()
+        self._later.call()
         return self.conversations is not None
-
-    def _set_running(self, running: bool) -> None:
-        self.start_button.disabled, self.stop_button.disabled = running, not running
-        for control in (self.source, self.prompt, self.max_new_tokens, self.out):
-            control.disabled = running
-        if running:
-            self._began = time.monotonic()
-            self.status.say("Answering …")
 
     # --- the run ---------------------------------------------------------------------------------
 
@@ -248,17 +186,18 @@ class BatchPanel(PanelBox):
         view = threading.Thread(target=self._follow, args=(ended,), daemon=True)
         view.start()
         try:
-            with self.status.catching():
-                results = run.generate_batch(
-                    self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
-                    on_result=self._take, **self._options(),
-                )  # fmt: skip
-                self.status.say(_outcome(results.report))
+            results = run.generate_batch(
+                self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
+                on_result=self._take, **self._options(),
+            )  # fmt: skip
+            self.status.say(_outcome(results.report))
         finally:
             ended.set()
             view.join()
-            self._set_running(False)
-            self._draw()
+
+    def _finish(self) -> None:
+        super()._finish()
+        self._draw()
 
     def _take(self, index: int, result: Reply | Failure) -> None:
         self.results[index] = result
@@ -281,13 +220,10 @@ class BatchPanel(PanelBox):
                 if self._drawn[place] == content:
                     continue
                 self._drawn[place] = content
-                if conversations is None or index is None:
-                    view.value = ""
-                else:
-                    shown_row = attempt(row_html, index, conversations[index], result)
-                    if isinstance(shown_row, Failure):
-                        shown_row = shown_row._repr_html_()
-                    view.value = shown_row
+                row: str | Failure = ""
+                if conversations is not None and index is not None:
+                    row = attempt(row_html, index, conversations[index], result)
+                view.value = row._repr_html_() if isinstance(row, Failure) else row
 
     def _visible(self) -> Sequence[int]:
         """The numbers of the rows on the present page."""
@@ -304,7 +240,7 @@ class BatchPanel(PanelBox):
         total = len(self.conversations or ())
         self.bar.max, self.bar.value = max(1, total), len(done)
         text = f"{len(done):,} of {total:,} rows, {failed:,} failed"
-        if done and self.start_button.disabled:
+        if done and self._running:
             speed = len(done) / (time.monotonic() - self._began)
             text += f", {speed:.1f} rows/s, {(total - len(done)) / speed:.0f} s left"
         self.counts.value = text

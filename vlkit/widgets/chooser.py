@@ -19,15 +19,7 @@ from vlkit.models.hub import HUBS, available_models
 from vlkit.models.load import DTYPES
 from vlkit.plotting.draw import draw_boxes
 from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import (
-    PanelBox,
-    StatusLine,
-    add_classes,
-    buttons,
-    code_fold,
-    columns,
-    show_code,
-)
+from vlkit.widgets.panel import PanelBox, button, buttons, call_code
 
 SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
 _TAIL = 4000  # characters of a trial's standard error that are kept
@@ -50,19 +42,16 @@ class ModelChooser(PanelBox):
     """
 
     def __init__(self) -> None:
-        self.status = StatusLine()
+        super().__init__()
         self.answer: dict[str, Any] | None = None
         self._process: subprocess.Popen | None = None
-        self._thread: threading.Thread | None = None
         self._make_controls()
-        add_classes(self, *self._options, "model", "status", "chosen", "tried")
-        add_classes(self, "try_button", "stop_button", "remember_button", "forget_button")
         trying = buttons(self.try_button, self.stop_button)
         keeping = buttons(self.remember_button, self.forget_button)
-        left = [self.model, *self._options.values(), trying, keeping, self.status]
-        super().__init__(columns(left, [self.chosen, self.tried, code_fold(self._code_view)]))
-        self.add_class("vlkit-panel").add_class("vlkit-chooser")
-        self._connect()
+        controls = [self.model, *self._options.values()]
+        left = [*controls, trying, keeping, self.status]
+        self._lay_out(left, [self.chosen, self.tried], watched=controls)
+        self.add_class("vlkit-chooser")
         self._begin()
 
     @property
@@ -75,16 +64,13 @@ class ModelChooser(PanelBox):
     @property
     def code(self) -> str:
         """Plain Python that remembers the present choice."""
-        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        return (
-            "import vlkit\n\n"
-            f"vlkit.settings.remember_model({self.model.value.strip()!r}{options})\n"
-            "vlm = vlkit.load()  # here and in every notebook"
-        )
+        model = repr(self.model.value.strip())
+        remember = call_code("vlkit.settings.remember_model", model, **self.options)
+        return f"import vlkit\n\n{remember}\nvlm = vlkit.load()  # here and in every notebook"
 
     def try_out(self) -> None:
         """Load the model in another process, ask it one question, and return at once."""
-        if self.try_button.disabled:
+        if self._running:
             return
         self.answer, self.tried.value, self._messages, self._stopped = None, "", "", False
         with self.status.catching():
@@ -92,21 +78,13 @@ class ModelChooser(PanelBox):
                 [sys.executable, "-c", _PROGRAM, "predict", *self._arguments()],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
-            self._set_running(True)
-            self._thread = threading.Thread(target=self._follow, args=(self._process,), daemon=True)
-            self._thread.start()
+            self._start_work(self._follow, "Loading the model and asking it one question …")
 
     def stop(self) -> None:
         """End the trial and return at once."""
-        if self._process is not None and self.try_button.disabled:
+        if self._process is not None and self._running:
             self._stopped = True
             self._process.kill()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the trial, at most ``timeout`` seconds; True if it is finished."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return self._thread is None or not self._thread.is_alive()
 
     def remember(self) -> None:
         """Write the choice to the settings file."""
@@ -146,25 +124,11 @@ class ModelChooser(PanelBox):
         )
         names = ("hub", "revision", "device", "dtype", "quantize", "adapter", "max_image_tokens")
         self._options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        self.try_button = widgets.Button(description="Try", icon="play")
-        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
-        self.remember_button = widgets.Button(
-            description="Remember", button_style="primary", icon="save"
-        )
-        self.forget_button = widgets.Button(description="Forget", icon="undo")
-        self.chosen, self.tried, self._code_view = (widgets.HTML() for _ in range(3))
-
-    def _connect(self) -> None:
-        for button, action in (
-            (self.try_button, self.try_out),
-            (self.stop_button, self.stop),
-            (self.remember_button, self.remember),
-            (self.forget_button, self.forget),
-        ):
-            button.on_click(lambda _, action=action: action())
-        for control in (self.model, *self._options.values()):
-            control.observe(lambda _: show_code(self._code_view, self.code), names="value")
-        show_code(self._code_view, self.code)
+        self.try_button = button("Try", "play", self.try_out)
+        self.remember_button = button("Remember", "save", self.remember, button_style="primary")
+        self.forget_button = button("Forget", "undo", self.forget)
+        self.chosen, self.tried = widgets.HTML(), widgets.HTML()
+        self._locked = [self.try_button]
 
     def _begin(self) -> None:
         """Set the controls to the remembered choice."""
@@ -178,14 +142,11 @@ class ModelChooser(PanelBox):
     def _show_chosen(self) -> settings.Choice | None:
         self.chosen.value = ""
         choice = settings.chosen_model()
-        if choice is None:
-            text = "<code>vlkit.load()</code> takes the bundled model; nothing is remembered."
-        else:
-            options = "".join(f", {name}={value!r}" for name, value in choice.options.items())
-            what = html.escape(f"{choice.model!r}{options}")
-            source = html.escape(choice.source)
-            text = f"<code>vlkit.load()</code> takes <b>{what}</b>, chosen by {source}."
-        self.chosen.value = f"<div>{text}</div>"
+        text = "the bundled model; nothing is remembered."
+        if choice is not None:
+            call = html.escape(call_code("vlkit.load", repr(choice.model), **choice.options))
+            text = f"the model of <b>{call}</b>, chosen by {html.escape(choice.source)}."
+        self.chosen.value = f"<div><code>vlkit.load()</code> takes {text}</div>"
         return choice
 
     def _name(self) -> str:
@@ -194,41 +155,32 @@ class ModelChooser(PanelBox):
         return self.model.value.strip()
 
     def _arguments(self) -> list[str]:
-        given = {"model": self._name(), "prompt": QUESTION, "image": bundled.sample(SAMPLE)}
-        given |= self.options
-        named = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        options = {"model": self._name(), "prompt": QUESTION, "image": bundled.sample(SAMPLE)}
+        options |= self.options
+        named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         return [*named, "--json", "--max-new-tokens=64"]
 
-    def _follow(self, process: subprocess.Popen) -> None:
-        try:
-            with self.status.catching():
-                listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
-                listener.start()
-                output = process.stdout.read()  # type: ignore[union-attr]
-                listener.join()
-                self.tried.value, failed = "", process.wait() != 0
-                if self._stopped:
-                    self.status.say("Stopped.")
-                elif failed:
-                    raise VlkitError(_last_line(self._messages))
-                else:
-                    self.answer = json.loads(output)
-                    self.tried.value = _answer_html(self.answer)
-                    self.status.say("It works. Remember it, or try another.")
-        finally:
-            self._set_running(False)
+    def _follow(self) -> None:
+        process: Any = self._process
+        listener = threading.Thread(target=self._listen, args=(process.stderr,), daemon=True)
+        listener.start()
+        output = process.stdout.read()
+        listener.join()
+        self.tried.value, failed = "", process.wait() != 0
+        if self._stopped:
+            self.status.say("Stopped.")
+        elif failed:
+            raise VlkitError(_last_line(self._messages))
+        else:
+            self.answer = json.loads(output)
+            self.tried.value = _answer_html(self.answer)
+            self.status.say("It works. Remember it, or try another.")
 
-    def _listen(self, process: subprocess.Popen) -> None:
+    def _listen(self, stream: Any) -> None:
         """Show the progress bars of a download or of the weights."""
-        stream: Any = process.stderr
         while piece := stream.read1(4096):
             self._messages = (self._messages + piece.decode(errors="replace"))[-_TAIL:]
             self.tried.value = f"<pre>{html.escape(_last_line(self._messages))}</pre>"
-
-    def _set_running(self, running: bool) -> None:
-        if running:
-            self.status.say("Loading the model and asking it one question …")
-        self.try_button.disabled, self.stop_button.disabled = running, not running
 
 
 def _last_line(text: str) -> str:

@@ -23,7 +23,7 @@ from vlkit.plotting.comparing import TRUTH
 from vlkit.plotting.html import data_url
 from vlkit.plotting.labels import label_colors, text_color
 from vlkit.widgets.ask import PicturePicker
-from vlkit.widgets.panel import Panel, StatusLine, add_classes
+from vlkit.widgets.panel import Panel, button, on_change
 
 _HERE = Path(__file__).parent
 
@@ -126,21 +126,19 @@ class GroundingPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        status = StatusLine()
-        self.picker = PicturePicker(status, samples=samples)
+        super().__init__(vlm, GROUNDING_EXAMPLES)
+        self.picker = PicturePicker(self.status, samples=samples)
         self.picker.children = [c for c in self.picker.children if c is not self.picker.view]
         self.canvas = BoxCanvas()
         self.scores: AnswerLogprobs | None = None
         self.items: list[Item] = []
         self._picture: PIL.Image.Image | None = None
-        self._make_box_controls()
+        bar = self._make_box_controls()
         watched = [self.picker.sample, self.picker.upload]
-        above = [self.canvas, self._bar, self.threshold]
-        super().__init__(
-            vlm, status, [self.picker], watched, examples=GROUNDING_EXAMPLES, above=above
-        )
+        self._arrange([self.picker], watched, [self.canvas, bar, self.threshold])
         self.add_class("vlkit-grounding")
-        self._connect_box_controls(watched)
+        self._connect_box_controls()
+        on_change(self._take_picture, *watched)
         self._take_picture()
 
     @property
@@ -150,7 +148,7 @@ class GroundingPanel(Panel):
 
     def ask_box(self) -> None:
         """Ask what is in the drawn box, written in the convention of the model's family."""
-        if self.ask_button.disabled:
+        if self._running:
             return
         with self.status.catching():
             self.prompt.value = BOX_QUESTION.format(self._written_box())
@@ -182,36 +180,28 @@ class GroundingPanel(Panel):
         _, metadata = self.canvas._repr_mimebundle_() or ({}, {})
         return super()._repr_mimebundle_(**kwargs), metadata
 
-    def _make_box_controls(self) -> None:
-        self.ask_box_button = widgets.Button(
-            description="What is in this box?",
-            icon="crop",
-            disabled=True,
-            tooltip="draw a box on the picture first",
-            layout=widgets.Layout(width="auto"),
-        )
+    def _make_box_controls(self) -> widgets.HBox:
+        self.ask_box_button = button(
+            "What is in this box?", "crop", self.ask_box, disabled=True,
+            tooltip="draw a box on the picture first", layout=widgets.Layout(width="auto"),
+        )  # fmt: skip
         self.show_truth = widgets.ToggleButton(description="Truth", icon="check-square-o")
-        self.export_button = widgets.Button(description="Export JSON", icon="download")
+        self.export_button = button("Export JSON", "download", self._download)
         self.threshold = widgets.FloatSlider(
             0.0, min=0.0, max=1.0, step=0.05, description="confidence ≥"
         )
-        self._bar = widgets.HBox(
-            [self.ask_box_button, self.show_truth, self.export_button],
-            layout=widgets.Layout(flex_flow="row wrap"),
-        )
-        add_classes(self, "canvas", "ask_box_button", "show_truth", "export_button", "threshold")
+        row = [self.ask_box_button, self.show_truth, self.export_button]
+        return widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap"))
 
-    def _connect_box_controls(self, watched: list[widgets.Widget]) -> None:
+    def _connect_box_controls(self) -> None:
         widgets.link((self.threshold, "value"), (self.canvas, "threshold"))
         widgets.link((self.show_truth, "value"), (self.canvas, "show_truth"))
-        self.ask_box_button.on_click(lambda _: self.ask_box())
-        self.export_button.on_click(lambda _: self._download())
-        self.canvas.on_msg(lambda _, content, __: self._take_key(content))
+        widgets.dlink((self.ask_button, "disabled"), (self.canvas, "busy"))
+        self.ask_button.observe(self._allow, names="disabled")
         self.canvas.observe(self._allow, names="drawn")
-        for control in watched:
-            control.observe(self._take_picture, names="value")
+        self.canvas.on_msg(lambda _, content, __: self._take_key(content))
 
-    def _take_picture(self, change: dict | None = None) -> None:
+    def _take_picture(self) -> None:
         self._name, self._picture, self.items = "", None, []
         self.canvas.show_picture(None)
         with self.status.catching():
@@ -247,37 +237,29 @@ class GroundingPanel(Panel):
         self.scores, self.items, self.canvas.items = None, [], []
         return self._asked[1]
 
-    def _set_running(self, running: bool) -> None:
-        if not running:
-            with self.status.catching():
-                self._take_reply()
-        super()._set_running(running)
-        self.canvas.busy = running
-        self._allow()
+    def _follow(self) -> None:
+        super()._follow()
+        if self.reply is not None and self.reply.raw:
+            self._take_reply(self.reply)
 
-    def _take_reply(self) -> None:
-        """Runs in the answer's thread, before the next question is allowed."""
+    def _take_reply(self, reply: Reply) -> None:
+        """Show the answer's boxes, and how probable they are where the model can tell."""
         picture, message = self._asked
-        if self.reply is None or not self.reply.raw:
-            return
         outcome, left_out = self.status.value, ""
         if picture is self._picture:  # no other was chosen meanwhile
-            self.items, left_out = _read(self.reply)
+            self.items, left_out = _read(reply)
             self.canvas.show_items(self.items, {})
-        if not self.vlm.scores_tokens:
-            if left_out:
-                self.status.say(left_out)
-            return
-        self.status.say("Computing the tokens' probabilities …")
-        self.scores = token_logprobs(self.vlm, message, answer=self.reply)
-        self.answer.value = self.scores._repr_html_()
-        if picture is self._picture:
-            self.canvas.show_items(self.items, dict(self.scores.confidences))
-        self.status.value = outcome
+        if self.vlm.scores_tokens:
+            self.status.say("Computing the tokens' probabilities …")
+            self.scores = token_logprobs(self.vlm, message, answer=reply)
+            self.answer.value = self.scores._repr_html_()
+            if picture is self._picture:
+                self.canvas.show_items(self.items, dict(self.scores.confidences))
+            self.status.value = outcome
         if left_out:
             self.status.say(left_out)
 
-    def _allow(self, change: dict | None = None) -> None:
+    def _allow(self, change: dict) -> None:
         self.ask_box_button.disabled = self.drawn is None or self.ask_button.disabled
 
     def _take_key(self, content: Any) -> None:

@@ -6,6 +6,7 @@ import html
 import inspect
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,7 @@ from vlkit.lora.curves import Curves, curves_html, read_history
 from vlkit.lora.data import as_data
 from vlkit.lora.runs import ARGUMENTS, DATA
 from vlkit.plotting.html import duration_text, table_html
-from vlkit.widgets.panel import (
-    Debounce,
-    PanelBox,
-    StatusLine,
-    add_classes,
-    buttons,
-    code_fold,
-    columns,
-    load_code,
-    show_code,
-)
+from vlkit.widgets.panel import Debounce, PanelBox, button, buttons, load_code, on_change
 
 if TYPE_CHECKING:
     from vlkit.lora.trainer import Steering
@@ -44,7 +35,7 @@ COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
     "quantize", "max_length", "metric", "samples",
 )  # fmt: skip
 OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments without a control
-DEFAULTS = {name: each.default for name, each in inspect.signature(train).parameters.items()}
+DEFAULTS = {name: option.default for name, option in inspect.signature(train).parameters.items()}
 _STATE = "trainer_state.json"
 _QUIET = 0.4  # seconds without a change before the cost is computed
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the rows, held out
@@ -73,7 +64,7 @@ class Knobs:
         self.widgets = _make()
         for name, widget in self.widgets.items():
             widget.add_class(f"vlkit-{name.replace('_', '-')}")
-            widget.observe(lambda _: changed(), names="value")
+        on_change(changed, *self.widgets.values())
 
     def __getitem__(self, name: str) -> Any:
         return self.widgets[name]
@@ -94,11 +85,6 @@ class Knobs:
             for name, value in self.values.items()
             if name in MAIN[:-1] or value != DEFAULTS[name]
         )
-
-    def lock(self, locked: bool) -> None:
-        """Disable all controls, or enable them."""
-        for widget in self.widgets.values():
-            widget.disabled = locked
 
     @property
     def rows(self) -> list[widgets.Widget]:
@@ -241,57 +227,49 @@ class LoraPanel(PanelBox):
 
     def __init__(self, vlm: Any, data: Any = None):
         check_loaded(vlm)
-        self.vlm, self.status = vlm, StatusLine()
+        super().__init__()
+        self.vlm = vlm
         self._given = None if data is None else as_data(data)
-        self._read: tuple[str, Any] = ("", None)  # source, data
-        self._split: tuple[Any, ...] = ()  # data, share, seed, (train rows, held-out rows)
+        self._load_rows = lru_cache(maxsize=1)(lora.load_conversations)
+        self._split_rows = lru_cache(maxsize=1)(self._read_and_split)
         self.run: lora.LoraRun | None = None
         self.xray: lora.XRay | None = None
         self._steering: Steering | None = None
-        self._thread: threading.Thread | None = None
         self._model_in_use = threading.Lock()
-        self._cost_later = Debounce(self._compute_cost, _QUIET)
+        self._later = Debounce(self._compute_cost, _QUIET)
         self.knobs = Knobs(self._change)
         self._make_controls()
         steer = buttons(self.start_button, self.pause_button, self.stop_button)
         left = [self.source, self.held_out, *self.knobs.rows, self.cost, steer, self.status]
-        fold = widgets.Accordion(
-            [widgets.VBox([self.saved, self.comparison])], titles=["Saved runs"]
-        )
-        super().__init__(columns(left, [self.curves, fold, code_fold(self._code_view)]))
-        self.add_class("vlkit-panel").add_class("vlkit-lora")
+        saved = widgets.VBox([self.saved, self.comparison])
+        fold = widgets.Accordion([saved], titles=["Saved runs"])
+        controls = [self.source, self.held_out, *self.knobs.widgets.values()]
+        self._locked = [self.start_button, *controls]
+        self._lay_out(left, [self.curves, fold], watched=controls)
+        self.add_class("vlkit-lora")
         self._connect()
 
     def start(self) -> None:
         """Train with the present knobs and return at once; does nothing during a run."""
-        if self.start_button.disabled:
+        if self._running:
             return
         from vlkit.lora.trainer import Steering
 
         self._steering = Steering()
-        self._set_running(True)
-        self._thread = threading.Thread(target=self._train, name="vlkit-lora", daemon=True)
-        self._thread.start()
+        self._start_work(self._train, "Training …")
 
     def pause(self) -> None:
         """Pause after the present step, or continue; returns at once."""
-        if self._steering is None or not self.start_button.disabled:
-            return
-        self._steering.resume() if self._steering.paused else self._steering.pause()
-        self._show_pause()
+        if steering := self._steering:
+            steering.resume() if steering.paused else steering.pause()
+            self._show_pause()
+            self.status.say("Paused." if steering.paused else "Training …")
 
     def stop(self) -> None:
         """End after the present step, with a checkpoint from which to continue."""
-        if self._steering is not None and self.start_button.disabled:
-            self._steering.stop()
+        if steering := self._steering:
+            steering.stop()
             self.status.say("Stopping …")
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for run and cost, at most ``timeout`` seconds; True if both are finished."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        cost_known = self._cost_later.wait(timeout)
-        return cost_known and (self._thread is None or not self._thread.is_alive())
 
     @property
     def code(self) -> str:
@@ -322,48 +300,32 @@ class LoraPanel(PanelBox):
             options=[(f"{share:.0%}", share) for share in _SHARES], value=0.1,
             description="held out", continuous_update=False,
         )  # fmt: skip
-        self.start_button = widgets.Button(description="Train", button_style="primary", icon="play")
-        self.pause_button = widgets.Button(icon="pause", disabled=True)
-        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.start_button = button("Train", "play", self.start, button_style="primary")
+        self.pause_button = button("Pause", "pause", self.pause, disabled=True)
         self.cost, self.curves, self.comparison = (widgets.HTML() for _ in range(3))
         self.saved = widgets.SelectMultiple(rows=4, description="Compare")
-        self._code_view = widgets.HTML()
-        names = ("source", "held_out", "start_button", "pause_button", "stop_button", "cost")
-        add_classes(self, *names, "curves", "saved", "comparison", "status")
         self.cost.add_class("vlkit-count")
 
     def _connect(self) -> None:
-        self.start_button.on_click(lambda _: self.start())
-        self.pause_button.on_click(lambda _: self.pause())
-        self.stop_button.on_click(lambda _: self.stop())
-        for control in (self.source, self.held_out):
-            control.observe(lambda _: self._change(), names="value")
-        self.saved.observe(self._show_saved, names="value")
-        self.knobs["output_dir"].observe(lambda _: self._list_saved(), names="value")
-        self._show_pause()
+        on_change(self._change, self.source, self.held_out)
+        on_change(self._show_saved, self.saved)
+        on_change(self._list_saved, self.knobs["output_dir"])
         self._list_saved()
         self._take(Curves())
         self._change()
 
     def _change(self) -> None:
-        if self.start_button.disabled:
-            return
-        with self.status.catching():
-            show_code(self._code_view, self.code)
-            self._cost_later.call()
+        if not self._running:
+            self._later.call()
 
     def _set_running(self, running: bool) -> None:
-        self.start_button.disabled = running
-        self.pause_button.disabled = self.stop_button.disabled = not running
-        self.source.disabled = self.held_out.disabled = running
-        self.knobs.lock(running)
+        super()._set_running(running)
+        self.pause_button.disabled = not running
         self._show_pause()
 
     def _show_pause(self) -> None:
         paused = self._steering is not None and self._steering.paused
         self.pause_button.description = "Continue" if paused else "Pause"
-        if self.start_button.disabled:
-            self.status.say("Paused." if paused else "Training …")
 
     # --- data and cost ---------------------------------------------------------------------------
 
@@ -372,14 +334,11 @@ class LoraPanel(PanelBox):
         source = self.source.value.strip()
         if not source:
             raise VlkitError("no data; name a file of conversations")
-        if self._read[0] != source:
-            given = self._is_given(source)
-            self._read = (source, self._given if given else lora.load_conversations(source))
-        data, share, seed = self._read[1], self.held_out.value, self.knobs["seed"].value
-        key = (data, share, seed)
-        if self._split[:3] != key:
-            self._split = (*key, data.split(share, seed=seed) if share else (data, None))
-        return self._split[3]
+        return self._split_rows(source, self.held_out.value, self.knobs["seed"].value)
+
+    def _read_and_split(self, source: str, share: float, seed: int) -> tuple[Any, Any]:
+        data: Any = self._given if self._is_given(source) else self._load_rows(source)
+        return data.split(share, seed=seed) if share else (data, None)
 
     def _is_given(self, source: str) -> bool:
         """Whether the source is the data that the panel was made with."""
@@ -387,44 +346,41 @@ class LoraPanel(PanelBox):
 
     def _compute_cost(self) -> None:
         with self._model_in_use, self.status.catching():
-            if self.start_button.disabled:  # a run is about to begin
+            if self._running:  # a run is about to begin
                 return
             self.xray, self.cost.value = None, ""
             learnt, held_out = self._data()
             chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
             self.xray = lora.inspect(self.vlm, learnt, eval_data=held_out, **chosen)
             self.cost.value = _cost_html(self.xray)
-            if not self.start_button.disabled:
+            if not self._running:
                 self.status.say("")
 
     # --- the run ---------------------------------------------------------------------------------
 
     def _train(self) -> None:
+        self._finished = False
         from vlkit.lora.trainer import LiveCurve
 
-        finished = False
-        try:
-            with self._model_in_use, self.status.catching():
-                self._take(Curves())
-                learnt, held_out = self._data()
-                run = lora.train(
-                    self.vlm, learnt, eval_data=held_out, **self.knobs.values,
-                    callbacks=[LiveCurve(self._take), self._steering],
-                )  # fmt: skip
-                self.run, finished = run, run.finished
-                self.status.say(_outcome(run))
-        finally:
-            self._finish(finished)
+        with self._model_in_use:
+            self._take(Curves())
+            learnt, held_out = self._data()
+            self.run = lora.train(
+                self.vlm, learnt, eval_data=held_out, **self.knobs.values,
+                callbacks=[LiveCurve(self._take), self._steering],
+            )  # fmt: skip
+            self._finished = self.run.finished
+            self.status.say(_outcome(self.run))
 
-    def _finish(self, finished: bool) -> None:
+    def _finish(self) -> None:
         outcome = self.status.value
         self._steering = None
-        self._set_running(False)
-        if finished:
+        super()._finish()
+        if self._finished:
             self.knobs["resume"].value = False
             self.knobs["output_dir"].value = next_name(self.knobs["output_dir"].value)
         self._list_saved()
-        self._cost_later.wait()
+        self._later.wait()
         self.status.value = outcome
 
     def _take(self, curves: Curves) -> None:
@@ -435,9 +391,9 @@ class LoraPanel(PanelBox):
         runs = list_runs(folder) if folder.is_dir() else []
         self.saved.options = [(run.name, run) for run in runs]
 
-    def _show_saved(self, change: dict) -> None:
+    def _show_saved(self) -> None:
         with self.status.catching():
-            self.comparison.value = runs_html(change["new"])
+            self.comparison.value = runs_html(self.saved.value)
 
 
 def _cost_html(xray: lora.XRay) -> str:

@@ -12,11 +12,10 @@ from vlkit import bundled, messages
 from vlkit.analysis.preflight import ClipView, find_target, view_clip
 from vlkit.errors import MediaError, VlkitError
 from vlkit.grounding.boxes import Size
-from vlkit.inputs import check_model
 from vlkit.media.video import ClipInfo, Video, load_clip, probe_clip
 from vlkit.plotting.draw import draw_frames
 from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import Debounce, Panel, Picker, StatusLine, add_classes
+from vlkit.widgets.panel import Debounce, Panel, Picker, StatusLine, call_code, on_change
 
 CLIP_EXAMPLES = (
     "Describe this video.",
@@ -50,30 +49,20 @@ class VideoPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        check_model(vlm)
+        super().__init__(vlm, CLIP_EXAMPLES)
         self._target = find_target(vlm)
         self.view: ClipView | None = None
         self._info: ClipInfo | None = None
-        self._strip_later = Debounce(self._show_strip, QUIET)
-        status = StatusLine()
-        self.picker = ClipPicker(status, samples=samples)
+        self._later = Debounce(self._show_strip, QUIET)
+        self.picker = ClipPicker(self.status, samples=samples)
         self._make_sampling()
         sampling = [self.fps, self.max_frames, self.part]
         chosen = [self.picker.sample, self.picker.upload]
-        chooser = [self.picker, *sampling, self.count]
-        super().__init__(
-            vlm, status, chooser, sampling + chosen, examples=CLIP_EXAMPLES, above=[self.strip]
-        )
+        self._arrange([self.picker, *sampling, self.count], sampling + chosen, [self.strip])
         self.add_class("vlkit-video")
-        for control in sampling:
-            control.observe(self._sample, names="value")
-        for control in chosen:
-            control.observe(self._take_clip, names="value")
+        on_change(self._sample, *sampling)
+        on_change(self._take_clip, *chosen)
         self._take_clip()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the strip and the answer; True if both are finished."""
-        return all([self._strip_later.wait(timeout), super().wait(timeout)])
 
     @property
     def video(self) -> Video:
@@ -87,8 +76,7 @@ class VideoPanel(Panel):
         return options | ({"end": end} if end < self.part.max else {})
 
     def _media_code(self) -> list[str]:
-        options = "".join(f", {name}={value!r}" for name, value in self._sampling().items())
-        return [f"vlkit.Video({source}{options})" for source in self.picker.code]
+        return [call_code("vlkit.Video", clip, **self._sampling()) for clip in self.picker.code]
 
     def _message(self) -> dict:
         return messages.user(self.prompt.value, self.video)
@@ -99,17 +87,11 @@ class VideoPanel(Panel):
         )
         self.max_frames = widgets.IntSlider(16, 2, 128, description="frames ≤")
         self.part = widgets.FloatRangeSlider(
-            value=(0.0, 1.0),
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            readout_format=".1f",
-            description="from – to",
+            value=(0.0, 1.0), max=1.0, step=0.05, readout_format=".1f", description="from – to"
         )
         self.count, self.strip = widgets.HTML(), widgets.HTML()
-        add_classes(self, "fps", "max_frames", "part", "count", "strip")
 
-    def _take_clip(self, change: dict | None = None) -> None:
+    def _take_clip(self) -> None:
         self._info, self.part.disabled = None, True
         with self.status.catching():
             if self.picker.chosen:
@@ -124,7 +106,7 @@ class VideoPanel(Panel):
             self.part.value = (0.0, duration)
         self.part.disabled = False
 
-    def _sample(self, change: dict | None = None) -> None:
+    def _sample(self) -> None:
         self.view, self.count.value = None, ""
         with self.status.catching():
             if self._info is not None:
@@ -132,7 +114,7 @@ class VideoPanel(Panel):
                 self.count.value = html.escape(_cost(self.view))
                 if 'role="alert"' in self.status.value:
                     self.status.say("")
-        self._strip_later.call()
+        self._later.call()
 
     def _show_strip(self) -> None:
         view, shown = self.view, ""
@@ -179,9 +161,8 @@ class ClipPicker(Picker):
         try:
             return probe_clip(self.source())
         except VlkitError as error:
-            raise MediaError(
-                f"{self.chosen}: {error}" if self.upload.value else str(error)
-            ) from error
+            name = f"{self.chosen}: " if self.upload.value else ""
+            raise MediaError(f"{name}{error}") from error
 
     def _show(self) -> None:
         with self._status.catching():
