@@ -16,13 +16,7 @@ from rich.table import Table
 from vlkit.cli.batch import batch
 from vlkit.cli.grounding import convert, evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
-from vlkit.cli.options import (
-    LOAD_OPTIONS,
-    console,
-    error_console,
-    print_plain,
-    with_load_options,
-)
+from vlkit.cli.options import LOAD_OPTIONS, console, error_console, print_plain, with_load_options
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
 from vlkit.errors import VlkitError, counted
