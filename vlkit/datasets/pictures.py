@@ -125,24 +125,27 @@ def upright_size(path: Path, stated: tuple[Any, Any] | None = None) -> Size:
 
 
 def _as_size(path: Path, stated: tuple[Any, Any]) -> Size:
-    try:
-        width, height = (int(float(side)) for side in stated)
-        if width > 0 < height:
+    match [int(side) for side in finite_numbers(stated)]:
+        case [width, height] if width > 0 < height:
             return width, height
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise VlkitError(f"{path}: the data set says its size is {stated!r}; expected (width, height)")
 
 
 def checked_box(label: Any, numbers: Any, where: str) -> Box:
     """A box of four finite numbers, its corners put in order. Raises VlkitError with ``where``."""
-    try:
-        x1, y1, x2, y2 = (float(n) for n in numbers)
-        if abs(x1) + abs(y1) + abs(x2) + abs(y2) < 1e9:
+    match finite_numbers(numbers):
+        case [x1, y1, x2, y2]:
             return Box(str(label), min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise VlkitError(f"{where}: {numbers!r:.80} are not the four numbers of a box")
+
+
+def finite_numbers(values: Any) -> list[float]:
+    """Numbers, or texts of numbers, as floats; empty where one is not a number below 10⁹."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return numbers if all(abs(number) < 1e9 for number in numbers) else []
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -94,15 +93,11 @@ def read_conversations(
             with an unusual name seems to contain media and no media column is named.
     """
     table, folder = read_table(source)
-    named = {"image": image, "video": video, "system": system}
-    _check_columns(table, [*_names(messages), *itertools.chain(*map(_names, named.values()))])
-    columns = {
-        kind: _detect(table, kind) if names is None else _names(names)
-        for kind, names in named.items()
-    }
-    whole = _names(messages) or ([] if prompt is not None else _detect(table, "messages"))
-    if whole:
-        return Conversations(table, [_messages(cell, folder) for cell in table[whole[0]]])
+    named = {"messages": messages, "image": image, "video": video, "system": system}
+    columns = {kind: _columns(table, kind, names) for kind, names in named.items()}
+    if columns["messages"] and (messages or prompt is None):
+        cells = table[columns["messages"][0]]
+        return Conversations(table, [_messages(cell, folder) for cell in cells])
     question = _question(table, prompt)
     media = [*columns["image"], *columns["video"]]
     if media:
@@ -150,14 +145,15 @@ def to_frame(results: Sequence[Reply | Failure], conversations: Any = None) -> p
 # --- from cells to messages ----------------------------------------------------------------------
 
 
-def _names(columns: str | Sequence[str] | None) -> list[str]:
-    return [columns] if isinstance(columns, str) else list(columns or [])
-
-
-def _check_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
+def _columns(table: pd.DataFrame, kind: str, names: str | Sequence[str] | None) -> list[str]:
+    """The columns that are named for a kind of cell; None finds the usual ones."""
+    if names is None:
+        return _detect(table, kind)
+    names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in table.columns:
             raise VlkitError(f"there is no column {name!r}; columns = {list(table.columns)}")
+    return names
 
 
 def _detect(table: pd.DataFrame, kind: str) -> list[str]:

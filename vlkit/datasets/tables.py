@@ -106,16 +106,10 @@ def _check_names(names: Iterable[Any], where: str) -> None:
         raise VlkitError(f"{where} has several columns called {twice[0]!r}; rename all but one")
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(read_rows(path), dtype=object)
-
-
 def _read_json(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    rows = read_json(path)
+    rows = read_json(path) if path.suffix.lower() == ".json" else read_rows(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of objects, one for each row")
     return pd.DataFrame(rows, dtype=object)
@@ -138,7 +132,7 @@ def _need_pyarrow() -> None:
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
-    ".jsonl": _read_jsonl,
+    ".jsonl": _read_json,
     ".json": _read_json,
     ".parquet": _read_parquet,
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkit.datasets.conversations import SWIFT, picture_names, texts_of
-from vlkit.datasets.pictures import Scene, find_picture, upright_size
+from vlkit.datasets.pictures import Scene, find_picture, finite_numbers, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_rows, relative, write_rows
 from vlkit.grounding.boxes import Box, Item, Point, Quad, Size
@@ -21,11 +21,7 @@ from vlkit.grounding.formats import FORMATS
 from vlkit.grounding.parse import format_grounding, locate_grounding
 
 Segment = str | list[Item]  # text, or the items at that place in it
-
-
 _TAG = re.compile("(<ref-object>|<bbox>)")
-
-
 _JSON = re.compile(r"""(?:bbox|point)_2d["']\s*:\s*<bbox>""")
 
 
@@ -109,25 +105,16 @@ def _next_mark(marks: list) -> Any:
 
 
 def _numbers(box: Any, scale: Size) -> list[float]:
-    try:
-        numbers = [float(n) * scale[i % 2] for i, n in enumerate(box)]
-        if len(numbers) in (2, 4) and all(abs(n) < 1e9 for n in numbers):
-            return numbers
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise VlkitError(f"{box!r:.60} is neither a box [x1, y1, x2, y2] nor a point [x, y]")
+    numbers = finite_numbers(box)
+    if len(numbers) not in (2, 4):
+        raise VlkitError(f"{box!r:.60} is neither a box [x1, y1, x2, y2] nor a point [x, y]")
+    return [number * scale[i % 2] for i, number in enumerate(numbers)]
 
 
 # what belongs to a group of boxes: the separators in it, and the brackets, fences and tags around
 _SEPARATOR = re.compile(r"[\s,]*")
-
-
 _OPENING = re.compile(r"(?:```(?:json|xml)?\s*)?\[?\s*\Z")
-
-
 _CLOSING = re.compile(r"(?:[^<>]{0,200}</points?>)?(?:\s*\])?(?:\s*```)?")
-
-
 _LONGEST_OPENING = 40  # characters
 
 
@@ -340,9 +327,7 @@ class Writer:
 
     def objects(self) -> dict:
         """The row's ``objects``, for ms-swift; empty for a family."""
-        if not self.boxes:
-            return {}
-        return {"objects": {"ref": self.refs, "bbox": self.boxes}}
+        return {"objects": {"ref": self.refs, "bbox": self.boxes}} if self.boxes else {}
 
     def _write(self, items: list[Item]) -> str:
         self.count += len(items)

@@ -10,7 +10,7 @@ from typing import Any
 from vlkit.datasets.pictures import Scene, boxes_of, checked_box, find_picture, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import read_json, read_rows, relative, write_rows, write_whole
-from vlkit.grounding.boxes import Box, Item
+from vlkit.grounding.boxes import Box, Item, Size
 
 
 def read_coco(path: Path, images: Path | None) -> list[Scene]:
@@ -28,7 +28,10 @@ def read_coco(path: Path, images: Path | None) -> list[Scene]:
             box = _coco_box(labels[annotation["category_id"]], annotation["bbox"], where)
             boxes[annotation["image_id"]].append(box)
         places = [images] if images else [path.parent, path.parent / "images"]
-        scenes = [_coco_scene(image, boxes[image["id"]], places) for image in data["images"]]
+        scenes = [
+            Scene(*_picture(image, "file_name", places), tuple(boxes[image["id"]]))
+            for image in data["images"]
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise VlkitError(f"{path} is not a COCO file: {type(error).__name__} {error}") from None
     if crowds:
@@ -42,10 +45,9 @@ def _coco_box(label: Any, numbers: Any, where: str) -> Box:
     return checked_box(label, (x, y, x + width, y + height), where)
 
 
-def _coco_scene(record: dict, items: list[Item], places: list[Path]) -> Scene:
-    image = find_picture(record["file_name"], places)
-    size = upright_size(image, (record.get("width"), record.get("height")))
-    return Scene(image, size, tuple(items))
+def _picture(record: dict, key: str, places: list[Path]) -> tuple[Path, Size]:
+    image = find_picture(record[key], places)
+    return image, upright_size(image, (record.get("width"), record.get("height")))
 
 
 def write_coco(scenes: list[Scene], path: Path) -> None:
@@ -53,19 +55,14 @@ def write_coco(scenes: list[Scene], path: Path) -> None:
     boxes = [boxes_of(scene.items, "coco") for scene in scenes]
     names = sorted({box.label for row in boxes for box in row})
     numbers = {name: i for i, name in enumerate(names, start=1)}
-    annotations: list[dict] = []
-    for image_id, row in enumerate(boxes, start=1):
-        for box in row:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": numbers[box.label],
-                    "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1],
-                    "area": box.area,
-                    "iscrowd": 0,
-                }
-            )
+    pairs = [(image_id, box) for image_id, row in enumerate(boxes, start=1) for box in row]
+    annotations = [
+        {
+            "id": i, "image_id": image_id, "category_id": numbers[box.label], "iscrowd": 0,
+            "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1], "area": box.area,
+        }
+        for i, (image_id, box) in enumerate(pairs, start=1)
+    ]  # fmt: skip
     pictures = [
         {"id": i, "file_name": relative(s.image, path), "width": s.size[0], "height": s.size[1]}
         for i, s in enumerate(scenes, start=1)
@@ -85,10 +82,8 @@ def read_refcoco(path: Path, images: Path | None) -> list[Scene]:
         where = f"{path}, row {number}"
         if not isinstance(row.get("image"), str) or not isinstance(row.get("sent"), str):
             raise VlkitError(f'{where} lacks "image" or "sent"')
-        image = find_picture(row["image"], [images or path.parent])
-        size = upright_size(image, (row.get("width"), row.get("height")))
-        box = checked_box(row["sent"], row.get("bbox"), where)
-        scenes.append(Scene(image, size, (box,)))
+        picture = _picture(row, "image", [images or path.parent])
+        scenes.append(Scene(*picture, (checked_box(row["sent"], row.get("bbox"), where),)))
     return scenes
 
 
@@ -96,13 +91,10 @@ def write_refcoco(scenes: list[Scene], path: Path) -> None:
     """A row for each box."""
     rows = [
         {
-            "image": relative(scene.image, path),
-            "sent": box.label,
-            "bbox": list(box.xyxy),
-            "width": scene.size[0],
-            "height": scene.size[1],
+            "image": relative(scene.image, path), "sent": box.label, "bbox": list(box.xyxy),
+            "width": scene.size[0], "height": scene.size[1],
         }
         for scene in scenes
         for box in boxes_of(scene.items, "refcoco")
-    ]
+    ]  # fmt: skip
     write_rows(path, rows)
