@@ -28,7 +28,7 @@ LIGHT = [
     "evaluation.metrics",
     "evaluation.conventions",
     "datasets",
-    "datasets.conversion",
+    "datasets.scenes",
     "evaluation.gallery",
     "messages",
     "generation.reply",

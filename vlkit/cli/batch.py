@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import error_console, print_plain, with_load_options
+from vlkit.cli.options import error_console, print_plain, with_load_options, with_process_device
 from vlkit.errors import VlkitError, counted
 
 _ENDINGS = (".jsonl", ".csv", ".parquet")
@@ -64,7 +64,7 @@ def batch(
     options = answer_options | {"batch_size": size, "out": journal, "resume": resume}
     conversations = read_conversations(source, prompt, image=image_column)
     with _processes() as shares:
-        vlm = load(**load_options | shares.device(load_options.get("device", "auto")))
+        vlm = load(**with_process_device(load_options))
         options |= {"agreement": 0 if shares.number else agreement, "progress": not shares.number}
         results: Any = generate_batch(
             vlm, conversations, **options, **shares.row_options(len(conversations))
@@ -89,19 +89,6 @@ class Shares:
 
     number: int = 0
     count: int = 1
-    local_number: int = 0
-
-    def device(self, wanted: str) -> dict[str, str]:
-        """Another GPU for each process, unless the user chose the device."""
-        if self.count == 1 or wanted != "auto":
-            return {}
-        import torch
-
-        gpus = torch.cuda.device_count()
-        if not gpus:
-            return {}
-        torch.cuda.set_device(self.local_number % gpus)  # kernels are launched on the current one
-        return {"device": f"cuda:{self.local_number % gpus}"}
 
     def row_options(self, length: int) -> dict[str, Any]:
         """Arguments of `generate_batch` that select this process's rows out of ``length``."""
@@ -147,7 +134,7 @@ def _processes() -> Iterator[Shares]:
     # the processes only wait for each other: that needs no GPU, and may take any time
     state = PartialState(cpu=True, timeout=timedelta(days=100))
     try:
-        yield Shares(state.process_index, state.num_processes, state.local_process_index)
+        yield Shares(state.process_index, state.num_processes)
     finally:
         state.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -114,3 +115,19 @@ def _typed_options(context: typer.Context) -> dict[str, Any]:
     if "family" in typed:  # qwen2.5-vl, as models are called
         typed["family"] = typed["family"].lower().translate(str.maketrans("-.", "__"))
     return typed
+
+
+def with_process_device(load_options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `vlkit.load` with another GPU for each process of `accelerate launch`.
+
+    They stay as they are where the user chose a device, and where there is one process or no GPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or load_options.get("device", "auto") != "auto":
+        return load_options
+    import torch
+
+    if not (gpus := torch.cuda.device_count()):
+        return load_options
+    number = int(os.environ.get("LOCAL_RANK", "0")) % gpus
+    torch.cuda.set_device(number)  # kernels are launched on the current one
+    return load_options | {"device": f"cuda:{number}"}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import console
+from vlkit.cli.options import console, with_process_device
 from vlkit.errors import VlkitError
 
 _DATA = ("image_dir", "format", "boxes", "strict")  # arguments of load_conversations
@@ -36,8 +36,7 @@ def train(
     load_options = {name: keys.pop(name) for name in load_names & keys.keys()}
     _check_keys(config, keys, train_names, {*load_names, *train_names, *_DATA})
     data, held_out = _read_data(keys, data_options)
-    load_options["device"] = _device_of_process(load_options.get("device", "auto"))
-    vlm = vlkit.load(**load_options)
+    vlm = vlkit.load(**with_process_device(load_options))
     result = run_training(
         vlm, data, eval_data=held_out, **keys | ({"resume": True} if resume else {})
     )
@@ -86,18 +85,6 @@ def _read_data(keys: dict, options: dict) -> tuple[Any, Any]:
     if isinstance(held_out, float | int) and not isinstance(held_out, bool):
         return data.split(held_out, seed=keys.get("seed", 0))
     return data, None if held_out is None else load_conversations(held_out, **options)
-
-
-def _device_of_process(device: str) -> str:
-    """The device that was asked for; with ``auto`` and several processes, a GPU for each."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or device != "auto" or not gpus:
-        return device
-    number = int(os.environ.get("LOCAL_RANK", "0")) % gpus
-    torch.cuda.set_device(number)
-    return f"cuda:{number}"
 
 
 def _summary(run: Any) -> str:

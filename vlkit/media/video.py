@@ -143,6 +143,7 @@ class FileReader:
         """The frame on screen at each index's time; the indices must be in increasing order."""
         frames, shown, ahead = self._seek(0.0), None, None
         tolerance = 0.5 / self.info.fps
+        longest_hold = max(1.0, 3 / self.info.fps)  # of the last frame, or the file is truncated
         for index in indices:
             time = index / self.info.fps
             if shown is not None and self._keyframe_between(self._time(shown), time):
@@ -152,7 +153,7 @@ class FileReader:
                     break
                 shown, ahead = ahead, None
             frame = shown or ahead
-            if frame is None or (ahead is None and time - self._time(frame) > self._longest_hold()):
+            if frame is None or (ahead is None and time - self._time(frame) > longest_hold):
                 raise MediaError(
                     f"{self._name} cannot be decoded at {time:.2f} of {self.info.duration:.2f} s; "
                     "it is truncated: save it again, or pass end="
@@ -161,10 +162,6 @@ class FileReader:
 
     def _time(self, frame: Any) -> float:
         return (frame.time or 0.0) - self._origin
-
-    def _longest_hold(self) -> float:
-        """How long a last frame may stay on screen before the file counts as truncated."""
-        return max(1.0, 3 / self.info.fps)
 
     def _keyframe_between(self, after: float, before: float) -> bool:
         """Whether seeking to ``before`` is faster than decoding everything from ``after``."""

@@ -351,12 +351,11 @@ class Worker:
             until = time.monotonic() + GATHER_SECONDS
             if self.running:
                 until = self._last_step + STEP_SECONDS
-            while self._more_to_come() and time.monotonic() < until:
+            while time.monotonic() < until:
+                if not (self._engine.busy_elsewhere if self.running else self.arriving):
+                    break  # nothing more is about to come
                 self._wake.wait(GATHER_SECONDS / 4)
         return True
-
-    def _more_to_come(self) -> bool:
-        return self._engine.busy_elsewhere if self.running else bool(self.arriving)
 
     def _work_once(self) -> None:
         """Admit jobs, or write a token of each running row."""

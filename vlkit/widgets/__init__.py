@@ -1,24 +1,16 @@
 """Panels for notebooks; each also shows the code that does the same."""
 
-from vlkit.widgets.ask import EXAMPLES, AskPanel, PicturePicker
-from vlkit.widgets.batch import BatchPanel
-from vlkit.widgets.chooser import ModelChooser
-from vlkit.widgets.grounding import BoxCanvas, GroundingPanel
-from vlkit.widgets.lora import LoraPanel
-from vlkit.widgets.panel import Panel, StatusLine
-from vlkit.widgets.video import ClipPicker, VideoPanel
+from vlkit.lazy import lazy_names
 
-__all__ = [
-    "EXAMPLES",
-    "AskPanel",
-    "BatchPanel",
-    "BoxCanvas",
-    "ClipPicker",
-    "GroundingPanel",
-    "LoraPanel",
-    "ModelChooser",
-    "Panel",
-    "PicturePicker",
-    "StatusLine",
-    "VideoPanel",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "ask": ["EXAMPLES", "AskPanel", "PicturePicker"],
+        "batch": ["BatchPanel"],
+        "chooser": ["ModelChooser"],
+        "grounding": ["BoxCanvas", "GroundingPanel"],
+        "lora": ["LoraPanel"],
+        "panel": ["Panel", "StatusLine"],
+        "video": ["ClipPicker", "VideoPanel"],
+    },
+)

@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
-import PIL.Image
 
 from vlkit import bundled
 from vlkit.batch import run
@@ -174,7 +173,9 @@ class BatchPanel(PanelBox):
             self.conversations = questions.read_conversations(
                 path, self.prompt.value.strip() or None
             )
-            self.columns_line.value = html.escape(_columns_line(self.conversations))
+            names = " ".join(f"{{{name}}}" for name in self.conversations.table.columns)
+            line = f"{len(self.conversations):,} rows; columns {names}"
+            self.columns_line.value = html.escape(line)
             self.status.say("")
         self._later.call()
         return self.conversations is not None
@@ -254,11 +255,6 @@ def _outcome(report: run.BatchReport) -> str:
     return f"Done in {report.seconds:.1f} s{speed}{cost}."
 
 
-def _columns_line(conversations: questions.Conversations) -> str:
-    names = " ".join(f"{{{name}}}" for name in conversations.table.columns)
-    return f"{len(conversations):,} rows; columns {names}"
-
-
 # --- a row as HTML -------------------------------------------------------------------------------
 
 
@@ -269,11 +265,11 @@ def row_html(index: int, messages: Any, result: Reply | Failure | None) -> str:
     """
     media, question = _read(messages)
     names = ", ".join(PurePath(describe_source(medium.source)).name for medium in media)
-    asked = " · ".join(part for part in (names, question) if part)
+    title = " · ".join(part for part in (names, question) if part)
     return (
         f'<div class="vlkit-row-grid"><div class="vlkit-row-number">{index}</div>'
         f"<div>{_thumbnail(media, result)}</div>"
-        f'<div><div class="vlkit-row-asked">{html.escape(asked[:300])}</div>{_answer(result)}</div>'
+        f'<div><div class="vlkit-row-asked">{html.escape(title[:300])}</div>{_answer(result)}</div>'
         "</div>"
     )
 
@@ -303,7 +299,10 @@ def _thumbnail(media: list, result: Reply | Failure | None) -> str:
     if not media or (result is None and is_url(media[-1].source)):  # a URL is not fetched twice
         return ""
     try:
-        picture = images[-1].load() if images else _first_frame(media[-1])
+        if images:
+            picture = images[-1].load()
+        else:
+            picture = replace(media[-1], frames=None, max_frames=2).load().pictures[0]
     except VlkitError:
         return ""  # the row's failure says why
     scale = min(1.0, THUMBNAIL / max(picture.size))
@@ -313,7 +312,3 @@ def _thumbnail(media: list, result: Reply | Failure | None) -> str:
         small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
     )
     return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
-
-
-def _first_frame(video: Any) -> PIL.Image.Image:
-    return replace(video, frames=None, max_frames=2).load().pictures[0]
