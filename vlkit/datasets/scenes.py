@@ -223,9 +223,8 @@ def convert(
         rows, items = _rewrite_rows(source, target, name, to, folder, max_image_tokens)
         write_rows(target, rows)
         return Conversion(name, to, len(rows), items)
-    limit = max_image_tokens
-    scenes = read_scenes(source, format=name, images=images, max_image_tokens=limit)
-    write_scenes(scenes, target, format=to, max_image_tokens=limit)
+    scenes = read_scenes(source, format=name, images=images, max_image_tokens=max_image_tokens)
+    write_scenes(scenes, target, format=to, max_image_tokens=max_image_tokens)
     return Conversion(name, to, len(scenes), sum(len(scene.items) for scene in scenes))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -320,7 +321,25 @@ def _has_late_exif(stream: Any) -> bool:
         stream.seek(place)
 
 
-class DeferredImages(Sequence):
+class Deferred(Sequence):
+    """Media that are read from their sources on every access."""
+
+    sources: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self._read(i) for i in range(len(self))[index])
+        return self._read(index)
+
+    @abstractmethod
+    def _read(self, index: int) -> Any:
+        """One of them."""
+
+
+class DeferredImages(Deferred):
     """Upright originals, read from their sources on every access.
 
     Args:
@@ -332,10 +351,5 @@ class DeferredImages(Sequence):
         self.sources = tuple(images)
         self.sizes: tuple[Size, ...] = tuple((int(w), int(h)) for w, h in sizes)
 
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return tuple(image.load() for image in self.sources[index])
+    def _read(self, index: int) -> PIL.Image.Image:
         return self.sources[index].load()

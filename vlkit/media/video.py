@@ -19,7 +19,7 @@ import PIL.Image
 
 from vlkit.errors import MediaError, check_whole, is_number
 from vlkit.grounding.boxes import Size
-from vlkit.media.image import describe_source, load_image
+from vlkit.media.image import Deferred, describe_source, load_image
 from vlkit.media.sources import is_url, local_path, read_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -441,7 +441,7 @@ def _open(video: Video, name: str):
     return FileReader(source, name)
 
 
-class DeferredClips(Sequence):
+class DeferredClips(Deferred):
     """Sampled clips, sampled again on every access.
 
     Args:
@@ -455,11 +455,6 @@ class DeferredClips(Sequence):
             ((int(w), int(h)), (int(a), int(b))) for (w, h), (a, b) in sizes
         )
 
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
+    def _read(self, index: int) -> Clip:
         frame_size = self.sizes[index][1]
         return load_clip(self.sources[index], lambda size, count: frame_size)

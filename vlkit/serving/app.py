@@ -61,8 +61,8 @@ class RequestGuard:
             headers = Headers(scope=scope)
             if self._key is None:
                 await _check_host(scope, headers, receive)
-            if scope["path"] != "/health":
-                self._check_key(headers)
+            elif scope["path"] != "/health":
+                _check_authorization(headers, self._key)
             if scope["method"] == "POST":
                 await self._run(scope, headers, receive, send)
                 return
@@ -110,15 +110,14 @@ class RequestGuard:
             ) from None
         return False
 
-    def _check_key(self, headers: Headers) -> None:
-        if self._key is None:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(key.strip().encode("latin-1", "replace"), self._key)
-        if scheme.lower() != "bearer" or not right:
-            text = "wrong key" if key else "no key; send Authorization: Bearer KEY"
-            bearer = {"WWW-Authenticate": "Bearer"}
-            raise RequestError(text, status=401, code="invalid_api_key", headers=bearer)
+
+def _check_authorization(headers: Headers, right_key: bytes) -> None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    right = hmac.compare_digest(key.strip().encode("latin-1", "replace"), right_key)
+    if scheme.lower() != "bearer" or not right:
+        text = "wrong key" if key else "no key; send Authorization: Bearer KEY"
+        bearer = {"WWW-Authenticate": "Bearer"}
+        raise RequestError(text, status=401, code="invalid_api_key", headers=bearer)
 
 
 async def _check_host(scope: Any, headers: Headers, receive: Callable) -> None:

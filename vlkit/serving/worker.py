@@ -175,8 +175,8 @@ class AnswerText:
         self._undecoded.clear()
         start = max(0, len(self._text) - self._longest_stop + 1)
         self._text += piece
-        found = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
-        spans = [(place + length, place) for place, length in found if place >= 0]
+        places = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
+        spans = [(place + length, place) for place, length in places if place >= 0]
         if spans:  # the stop text that is complete first counts, however the tokens cut it
             _, place = min(spans)
             self._text, self.stopped, self.ended = self._text[:place], True, True

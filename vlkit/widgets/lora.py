@@ -45,7 +45,7 @@ _CODE = """import vlkit
 {data}
 run = vlkit.lora.train(
     vlm,
-    {learnt},
+    {train_data},
 {options})
 run"""
 
@@ -280,11 +280,11 @@ class LoraPanel(PanelBox):
             data = f"# data = {source}"
         share, seed = self.held_out.value, self.knobs["seed"].value
         if share:
-            data += f"\nlearnt, held_out = data.split({share}, seed={seed})"
-        held = "    eval_data=held_out,\n" if share else ""
+            data += f"\ntrain_data, eval_data = data.split({share}, seed={seed})"
+        eval_argument = "    eval_data=eval_data,\n" if share else ""
         return _CODE.format(
-            load=load_code(self.vlm), data=data, learnt="learnt" if share else "data",
-            options=held + self.knobs.code,
+            load=load_code(self.vlm), data=data, train_data="train_data" if share else "data",
+            options=eval_argument + self.knobs.code,
         )  # fmt: skip
 
     # --- controls --------------------------------------------------------------------------------
@@ -349,9 +349,9 @@ class LoraPanel(PanelBox):
             if self._running:  # a run is about to begin
                 return
             self.xray, self.cost.value = None, ""
-            learnt, held_out = self._data()
+            train_data, eval_data = self._data()
             chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
-            self.xray = lora.inspect(self.vlm, learnt, eval_data=held_out, **chosen)
+            self.xray = lora.inspect(self.vlm, train_data, eval_data=eval_data, **chosen)
             self.cost.value = _cost_html(self.xray)
             if not self._running:
                 self.status.say("")
@@ -364,9 +364,9 @@ class LoraPanel(PanelBox):
 
         with self._model_in_use:
             self._take(Curves())
-            learnt, held_out = self._data()
+            train_data, eval_data = self._data()
             self.run = lora.train(
-                self.vlm, learnt, eval_data=held_out, **self.knobs.values,
+                self.vlm, train_data, eval_data=eval_data, **self.knobs.values,
                 callbacks=[LiveCurve(self._take), self._steering],
             )  # fmt: skip
             self._finished = self.run.finished
