@@ -6,7 +6,6 @@ import html
 import json
 import subprocess
 import sys
-import threading
 from typing import Any
 
 import ipywidgets as widgets
@@ -72,7 +71,7 @@ class ModelChooser(PanelBox):
         """Load the model in another process, ask it one question, and return at once."""
         if self._running:
             return
-        self.answer, self.tried.value, self._messages, self._stopped = None, "", "", False
+        self.answer, self.tried.value, self._stopped = None, "", False
         with self.status.catching():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, "predict", *self._arguments()],
@@ -162,25 +161,20 @@ class ModelChooser(PanelBox):
 
     def _follow(self) -> None:
         process: Any = self._process
-        listener = threading.Thread(target=self._listen, args=(process.stderr,), daemon=True)
-        listener.start()
-        output = process.stdout.read()
-        listener.join()
+        messages = ""
+        while piece := process.stderr.read1(4096):  # progress of a download, or of the weights
+            messages = (messages + piece.decode(errors="replace"))[-_TAIL:]
+            self.tried.value = f"<pre>{html.escape(_last_line(messages))}</pre>"
+        output = process.stdout.read()  # an answer of 64 tokens, which the pipe has room for
         self.tried.value, failed = "", process.wait() != 0
         if self._stopped:
             self.status.say("Stopped.")
         elif failed:
-            raise VlkitError(_last_line(self._messages))
+            raise VlkitError(_last_line(messages))
         else:
             self.answer = json.loads(output)
             self.tried.value = _answer_html(self.answer)
             self.status.say("It works. Remember it, or try another.")
-
-    def _listen(self, stream: Any) -> None:
-        """Show the progress bars of a download or of the weights."""
-        while piece := stream.read1(4096):
-            self._messages = (self._messages + piece.decode(errors="replace"))[-_TAIL:]
-            self.tried.value = f"<pre>{html.escape(_last_line(self._messages))}</pre>"
 
 
 def _last_line(text: str) -> str:
