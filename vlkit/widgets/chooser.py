@@ -106,7 +106,7 @@ class ModelChooser(PanelBox):
         )  # fmt: skip
         self.hub = widgets.Dropdown(options=["auto", *HUBS], description="hub")
         self.revision = widgets.Text(
-            placeholder="optional: a commit, for others to repeat", description="revision"
+            placeholder="optional: a commit, to make it repeatable", description="revision"
         )
         self.device = widgets.Combobox(
             value="auto", options=["auto", "cpu", "cuda:0", "mps"], description="device"

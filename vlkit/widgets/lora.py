@@ -133,7 +133,7 @@ def _make() -> dict[str, widgets.Widget]:
         "samples": widgets.IntSlider(3, 0, 10, description="samples", **wide),
         "seed": whole(0, min=0, max=2**31 - 1, description="seed"),
         "output_dir": widgets.Text("runs/lora-1", description="output", **wide),
-        "resume": widgets.Checkbox(description="resume the run that is there"),
+        "resume": widgets.Checkbox(description="resume the run in this folder"),
     }  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def runs_html(folders: Sequence[Path]) -> str:
         [name, *(arguments.get(n) for n in differing), *_last_values(curves)]
         for name, (arguments, curves) in runs.items()
     ]
-    heads = ["run", *differing, "last loss", "held out", "right"]
+    heads = ["run", *differing, "last loss", "held-out loss", "accuracy"]
     cells = [[html.escape(str(value)) for value in row] for row in rows]
     table = table_html(heads, cells, cell="white-space:nowrap")
     figure = curves_html({name: curves for name, (_, curves) in runs.items()})
