@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -136,6 +137,23 @@ def _cost_line(answer: dict) -> str:
     return ", ".join(parts) + "; " + ", ".join(options)
 
 
+def subtitle(record: Record) -> str:
+    """When it began, how it ended, the models, and what is missing."""
+    models = (f"{model['name']} ({model['family']})" for model in record.models.values())
+    began = record.manifest["started"][:16].replace("T", " ") + " UTC"
+    return " · ".join(filter(None, [began, record.status, *dict.fromkeys(models), record.gap]))
+
+
+def exhibits(record: Record) -> list[dict[str, Any]]:
+    """What a user added; of a figure also its file's ``name`` and ``content`` (None if lost)."""
+    shown = []
+    for line in record.of("exhibit"):
+        file = record.path / line.get("file", "")
+        content = file.read_bytes() if file.is_file() else None
+        shown.append({**line, "name": file.name, "content": content})
+    return shown
+
+
 def chosen(record: Record, most: int) -> list[int]:
     """The indices of the answers to show: all, or ``most`` evenly spread."""
     count = len(record.answers)
@@ -248,7 +266,8 @@ def training_rows(record: Record) -> list[dict[str, Any]]:
         adapter = [("adapter", Path(line["adapter"]["name"]).name)] if "adapter" in line else []
         arguments = [(name, v) for name, v in line["arguments"].items() if v is not None]
         error = line.get("error") or ("" if ended else "It was not finished.")
-        rows.append({"line": line, "facts": [*facts, *adapter, *arguments], "error": error})
+        shown = {"facts": [*facts, *adapter, *arguments], "error": error}
+        rows.append(shown | {"curve": curve_plot(line), "held_out": bool(line.get("evaluations"))})
     return rows
 
 
@@ -279,6 +298,20 @@ _PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
 
 
 LEAST = 5  # answers for a plot
+
+
+def bibtex_keys(entries: str) -> list[str]:
+    """The keys by which entries of BibTeX are cited."""
+    return re.findall(r"^@\w+\{([^,]+),", entries, re.MULTILINE)
+
+
+def numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:
+    """The indices of the columns that contain only numbers."""
+    return {
+        index
+        for index, cells in enumerate(zip(*rows, strict=True))
+        if all(isinstance(cell, int | float | None) for cell in cells) and set(cells) != {None}
+    }
 
 
 def cost_plot(answers: Sequence[dict]) -> bytes | None:
