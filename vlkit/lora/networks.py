@@ -206,7 +206,7 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
         pattern = re.compile(target)
     except (re.error, TypeError) as error:
         raise VlkitError(
-            f"target={target!r} is not one of {list(TARGETS)} or a regular expression ({error})"
+            f"target={target!r} is neither one of {list(TARGETS)} nor a regular expression ({error})"
         ) from None
     chosen = {name: layer for name, layer in layers.items() if pattern.fullmatch(name)}
     if not chosen:

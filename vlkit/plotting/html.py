@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
 
 import PIL.Image
 
@@ -64,3 +66,30 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def fill_template(
+    package: str,
+    name: str,
+    *,
+    autoescape: bool = True,
+    filters: Mapping[str, Callable] | None = None,
+    **facts: Any,
+) -> str:
+    """A Jinja template filled with facts.
+
+    Args:
+        package: in which the template's file is.
+        name: of the file.
+        autoescape: write texts so that nothing in them is markup of HTML.
+        filters: for the template.
+        **facts: its variables.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= filters or {}
+    template = files(package).joinpath(name).read_text(encoding="utf-8")
+    return environment.from_string(template).render(**facts)

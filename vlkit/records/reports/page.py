@@ -18,8 +18,8 @@ import PIL.Image
 from vlkit import __version__
 from vlkit.errors import VlkitError
 from vlkit.files import write_whole
-from vlkit.plotting.html import data_url, png_url
-from vlkit.records.record import WIDTH, read_run
+from vlkit.plotting.html import data_url, fill_template, png_url
+from vlkit.records.record import WIDTH, Record, read_run
 from vlkit.records.reports import sections
 
 _HUBS = {"huggingface": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}
@@ -159,15 +159,15 @@ def report(
             browser for a PDF.
     """
     record, path = read_run(run), Path(path).expanduser()
-    facts = {"record": record, "truth": truth or {}, "extra": extra, "most": most}
+    options = {"truth": truth or {}, "extra": extra, "most": most}
     ending = path.suffix.lower()
     if ending in (".html", ".pdf"):
-        page = _render("report.html.jinja", embed_picture, autoescape=True, **facts)
+        page = _render("report.html.jinja", record, embed_picture, **options)
         print_page(page, path) if ending == ".pdf" else write_whole(path, page)
     elif ending == ".md":
         folder = path.with_name(f"{path.stem}_files")
         folder.mkdir(parents=True, exist_ok=True)
-        text = _render("report.md.jinja", partial(_save_picture, folder), **facts)
+        text = _render("report.md.jinja", record, partial(_save_picture, folder), **options)
         write_whole(path, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
     elif ending == ".bib":
         write_whole(path, bibtex(record))
@@ -176,18 +176,13 @@ def report(
     return path
 
 
-def _render(name: str, picture: Any, *, autoescape: bool = False, **facts: Any) -> str:
+def _render(name: str, record: Record, picture: Any, **facts: Any) -> str:
     """A template filled; ``picture(content, name)`` in it gives the address of a picture."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"show": sections.show, "plain": escape_markdown}
-    template = (files(__package__) / name).read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        **facts, sections=sections, picture=picture, bibtex=bibtex(facts["record"]),
-        version=__version__,
+    return fill_template(
+        "vlkit.records.reports", name, autoescape=name.endswith(".html.jinja"),
+        filters={"show": sections.show, "plain": escape_markdown},
+        record=record, sections=sections, picture=picture, bibtex=bibtex(record),
+        version=__version__, **facts,
     )  # fmt: skip
 
 
