@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 from PIL import ImageDraw
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_whole
 from vlkit.grounding.boxes import Box, Item, Items, Point, list_items, scale_item
 from vlkit.media.image import load_image
 from vlkit.media.video import Clip
@@ -47,8 +47,7 @@ def draw_strokes(
     line_width: int | None = None,
 ) -> None:
     """Draw items on the picture itself, in place."""
-    if line_width is not None and not (isinstance(line_width, int) and line_width > 0):
-        raise VlkitError(f"line_width={line_width!r} must be a whole number of pixels, 1 or more")
+    check_whole("line_width", line_width, 1, optional=True)
     width = line_width or line_width_for(picture.size)
     draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
     for item, color, pattern in sorted(strokes, key=lambda s: area_of(s[0]), reverse=True):
@@ -134,12 +133,8 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
 
 def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
     x1, y1 = round(box.x1), round(box.y1)
-    return (
-        x1,
-        y1,
-        max(x1, round(box.x2) - 1),
-        max(y1, round(box.y2) - 1),
-    )  # Pillow includes the last pixel
+    x2, y2 = round(box.x2) - 1, round(box.y2) - 1  # Pillow includes the last pixel
+    return x1, y1, max(x1, x2), max(y1, y2)
 
 
 def add_legend(
@@ -191,7 +186,7 @@ def _flow(widths: list[float], room: int, line: int, gap: int) -> list[tuple[flo
 
 
 def _first_lines(places: list, lines: int, line: int) -> tuple[list, int]:
-    """What fits into so many lines, one at least, and how many do not, told in the last line."""
+    """What fits into so many lines, one at least, and the number of the rest."""
     shown = [place for place in places if place[1] < max(1, lines) * line]
     if len(shown) < len(places) and lines > 1:
         shown = [place for place in shown if place[1] < (lines - 1) * line]
