@@ -10,13 +10,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 from vlkit.errors import VlkitError, counted
 from vlkit.plotting.html import table_html
+from vlkit.records.facts import package_version
 
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
@@ -102,20 +102,13 @@ def _note(topic: str, value: str, remedy: str) -> Finding:
     return Finding(topic, value, "note" if remedy else "ok", remedy)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _check_python() -> Iterator[Finding]:
     where = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield Finding("python", where)
 
 
 def _check_packages() -> Iterator[Finding]:
-    versions = {package: _version(package) for package in _CORE}
+    versions = {package: package_version(package) for package in _CORE}
     missing = [package for package, number in versions.items() if number is None]
     installed = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
     yield Finding("packages", installed)
@@ -129,12 +122,14 @@ def _check_packages() -> Iterator[Finding]:
 
 
 def _check_extras() -> Iterator[Finding]:
-    missing = [f"vlkit[{extra}]" for package, extra in _EXTRAS.items() if _version(package) is None]
+    missing = [
+        f"vlkit[{extra}]" for package, extra in _EXTRAS.items() if package_version(package) is None
+    ]
     if missing:
         remedy = f'pip install "{missing[0]}"'
         yield _note("extras", f"not installed: {', '.join(missing)}", remedy)
     else:
-        yield Finding("extras", ", ".join(f"{p} {_version(p)}" for p in _EXTRAS))
+        yield Finding("extras", ", ".join(f"{p} {package_version(p)}" for p in _EXTRAS))
 
 
 def _check_torch() -> Iterator[Finding]:
@@ -181,7 +176,7 @@ def _check_attention() -> Iterator[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        number = _version("flash-attn")
+        number = package_version("flash-attn")
         value = f"flash-attn {number}" if number else "sdpa"
         yield _note("attention", value, "" if number else "pip install flash-attn for long prompts")
 

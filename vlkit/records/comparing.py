@@ -335,10 +335,10 @@ def _content_key(answer: dict) -> tuple:
 
 
 def _changed(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
-    one, other = dict(_changed_settings(a)), dict(_changed_settings(b))
-    for name in dict.fromkeys((*one, *other)):
-        if one.get(name) != other.get(name):
-            yield name, one.get(name), other.get(name)
+    first, second = dict(_changed_settings(a)), dict(_changed_settings(b))
+    for name in first | second:
+        if first.get(name) != second.get(name):
+            yield name, first.get(name), second.get(name)
 
 
 def _changed_settings(record: Record) -> Iterator[tuple[str, Any]]:

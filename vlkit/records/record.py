@@ -168,8 +168,7 @@ def _row(record: Record) -> dict[str, Any]:
     answers, models = record.answers, record.models.values()
     adapters = [model["adapter"]["name"] for model in models if model.get("adapter")]
     git = record.manifest.get("git") or {}
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    row |= {
+    row: dict[str, Any] = {
         "name": record.name,
         "started": record.manifest["started"],
         "status": record.status,
@@ -207,7 +206,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines: list[dict[str, Any]] = []
     torn = 0
     if not path.exists():
-        return lines, torn
+        return [], 0
     with path.open("rb") as file:
         for raw in file:
             try:
@@ -247,22 +246,17 @@ def messages_of(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
     if any("malformed" in message for message in answer["messages"]):
         return None, "the messages were malformed"
     store = MediaStore(record.path, keep=False)
-    found: list[dict] = []
+    media: list[dict] = []
     for facts in answer["media"]:
         source, reason = store.find(facts)
         if source is None:
             return None, f"media missing: {reason}"
-        found.append({"type": facts["kind"], facts["kind"]: source, **facts.get("options", {})})
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                dict(item) if item["type"] == "text" else found[item["media"]]
-                for item in message["content"]
-            ],
-        }
-        for message in answer["messages"]
-    ], ""
+        media.append({"type": facts["kind"], facts["kind"]: source, **facts.get("options", {})})
+    messages = []
+    for message in answer["messages"]:
+        content = [media[i["media"]] if "media" in i else dict(i) for i in message["content"]]
+        messages.append({"role": message["role"], "content": content})
+    return messages, ""
 
 
 def first_difference(then: dict, now: dict) -> int | None:
