@@ -92,6 +92,21 @@ def lean_layers(model: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def temporary_forwards(forwards: Mapping[Any, Callable]) -> Iterator[None]:
+    """Modules compute in another way; a forward of their own (accelerate's) returns on exit."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
 def _lean_forward(module: Any) -> Any:
     if type(module).__name__ in _NORMS:
         return partial(_norm, module)
@@ -189,11 +204,7 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
     Raises:
         VlkitError: it matches no layer, or is a malformed regular expression.
     """
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
-    }
+    layers = linear_layers(model)
     if isinstance(target, str) and target in TARGETS:
         return {n: layer for n, layer in layers.items() if part_of(n) in TARGETS[target]}
     try:
@@ -211,6 +222,15 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
             f"whole names such as {example!r}"
         )
     return chosen
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The linear layers by name, in the model's order, without the output layer."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
+    }
 
 
 def part_of(name: str) -> str:

@@ -16,7 +16,7 @@ import PIL.Image
 from vlkit.batch.keys import hash_medium
 from vlkit.bundled import bundled_path
 from vlkit.errors import VlkitError
-from vlkit.files import write_whole
+from vlkit.files import relative, write_whole
 from vlkit.media.image import describe_source, load_image, pixel_hash
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import pictures_of
@@ -131,10 +131,7 @@ class MediaStore:
         path = Path(local_path(source)).absolute()
         if path.parent == bundled_path("samples"):
             return _SAMPLES + path.name
-        try:
-            return Path(os.path.relpath(path, self.path.absolute())).as_posix()
-        except ValueError:  # another drive
-            return path.as_posix()
+        return relative(path, self.path.absolute() / "records.jsonl")
 
     def _thumbnail(self, digest: str, view: Callable[[], PIL.Image.Image]) -> str | None:
         name = f"{THUMBNAILS}/{digest[:20]}.jpg"

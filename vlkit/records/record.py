@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -288,21 +289,17 @@ def draw_answer(
     """The last picture of a conversation with the answer's boxes; None where there is none."""
     if truth:
         return draw_answers(record, answer, [("truth", truth), ("answer", items)])
-    found = _picture(record, answer)
-    if found is None:
-        return None
-    picture, scale = found
-    return draw_boxes(picture, [scale_item(item, scale) for item in items])
+    picture, scale = _picture(record, answer)
+    return picture and draw_boxes(picture, [scale_item(item, scale) for item in items])
 
 
 def draw_answers(
     record: Record, answer: dict, sets: Sequence[tuple[str, Sequence[Item]]]
 ) -> PIL.Image.Image | None:
     """The last picture with two sets of boxes, the first dashed, and a legend."""
-    found = _picture(record, answer)
-    if found is None:
+    picture, scale = _picture(record, answer)
+    if picture is None:
         return None
-    picture, scale = found
     styles = [(TRUTH, True), (ANSWER, False)]
     strokes = [
         (scale_item(item, scale), color, dashed)
@@ -314,24 +311,18 @@ def draw_answers(
     return add_legend(picture, rows)
 
 
-def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image, float] | None:
-    """The picture, and the scale by which boxes of the original fit it."""
+def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image | None, float]:
+    """The picture, or None, and the scale by which boxes of the original fit it."""
     if not answer["media"]:
-        return None
-    images = [each for each in answer["media"] if each["kind"] == "image"]
+        return None, 1.0
+    images = [medium for medium in answer["media"] if medium["kind"] == "image"]
     facts = (images or answer["media"])[-1]
-    if images:
-        source, _ = MediaStore(record.path, keep=False).find(facts)
-        try:
-            if source is not None:
-                return load_image(source), 1.0
-        except VlkitError:  # another picture lies there now
-            pass
-    if not facts.get("thumbnail"):
-        return None
-    try:
-        picture = load_image(record.path / facts["thumbnail"])
-    except VlkitError:  # lost
-        return None
-    sizes = answer.get("image_sizes")
-    return picture, picture.width / sizes[-1][0] if images and sizes else 0.0
+    source = MediaStore(record.path, keep=False).find(facts)[0] if images else None
+    with suppress(VlkitError):  # another picture is there now
+        if source is not None:
+            return load_image(source), 1.0
+    with suppress(VlkitError):  # the thumbnail is lost
+        if facts.get("thumbnail"):
+            picture, sizes = load_image(record.path / facts["thumbnail"]), answer.get("image_sizes")
+            return picture, picture.width / sizes[-1][0] if images and sizes else 0.0
+    return None, 1.0

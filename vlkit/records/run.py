@@ -200,9 +200,6 @@ class Run:
         self.name, self.notes, self.keep_media = name, notes, keep_media
         self.path = Path(directory).expanduser() / _folder_name(name)
         self.closed = True
-        self._prepare()
-
-    def _prepare(self) -> None:
         self._lock = threading.RLock()
         self._models: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._secrets: set[str] = set()
@@ -214,12 +211,11 @@ class Run:
     def attach(cls, path: str | os.PathLike) -> Run:
         """Continue to record into an existing run, such as that of another process."""
         record = read_run(path)
-        run = cls.__new__(cls)
-        run.name, run.notes = record.name, record.manifest.get("notes", "")
-        run.keep_media, run.path = record.manifest.get("keep_media", False), record.path
-        run._prepare()
-        run._manifest, run._count = record.manifest, len(record.models)
-        run._started = datetime.fromisoformat(record.manifest["started"]).timestamp()
+        facts = record.manifest
+        notes, keep_media = facts.get("notes", ""), facts.get("keep_media", False)
+        run = cls(record.name, notes=notes, keep_media=keep_media)
+        run.path, run._manifest, run._count = record.path, facts, len(record.models)
+        run._started = datetime.fromisoformat(facts["started"]).timestamp()
         run._store, run.closed = MediaStore(run.path, run.keep_media), False
         _end_torn_line(run.path / LINES)
         return run
