@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import html
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,12 +93,12 @@ class Evaluation:
         return {name: _records(table) for name, table in tables.items()}
 
     def _repr_html_(self) -> str:
-        parts = []
-        for name in ("overall", "by_label", "by_size"):
-            table = getattr(self, name)
-            parts.append(f"<h4>{html.escape(name.replace('_', ' '))}</h4>")
-            parts.append(table.to_html(escape=True, na_rep="–", float_format="{:.3f}".format))
-        return "".join(parts)
+        tables = {"overall": self.overall, "by label": self.by_label, "by size": self.by_size}
+        return "".join(
+            f"<h4>{name}</h4>"
+            + table.to_html(escape=True, na_rep="–", float_format="{:.3f}".format)
+            for name, table in tables.items()
+        )
 
 
 def evaluate_grounding(
@@ -197,7 +196,7 @@ def align_pictures(
         if not isinstance(predicted, Iterable) or not isinstance(truth, Iterable):
             raise VlkitError("predicted and truth must be lists; give one list for each picture")
         predicted, truth = list(predicted), list(truth)
-        if any(isinstance(each, Item) for each in (*predicted, *truth)):
+        if any(isinstance(item, Item) for item in (*predicted, *truth)):
             predicted, truth = [predicted], [truth]
         if len(predicted) != len(truth):
             raise VlkitError(

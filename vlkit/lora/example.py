@@ -169,8 +169,8 @@ def _family_texts(
 
 
 def _raise_all(problems: Iterable[str]) -> None:
-    if found := list(filter(None, problems)):
-        raise VlkitError("; ".join(found))
+    if text := "; ".join(filter(None, problems)):
+        raise VlkitError(text)
 
 
 def _misplaced(numbers: Sequence[float], span: Size) -> str:
@@ -251,7 +251,7 @@ class Example:
         if self.coordinates.size is None:
             return None
         media = map(read_media_item, self.media)
-        image = next((each for each in media if isinstance(each, Image)), None)
+        image = next((medium for medium in media if isinstance(medium, Image)), None)
         return vlm.rules.image_size(self.coordinates.size, image)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import statistics
 from collections.abc import Sequence
@@ -43,7 +42,6 @@ from vlkit.plotting.html import (
     duration_text,
     fill_template,
     image_html,
-    table_html,
 )
 
 
@@ -274,7 +272,6 @@ def xray_card(xray: XRay) -> str:
     totals = [length.total for length in xray.lengths]
     counts, edges = np.histogram(totals, _BINS, (min(totals), max(totals) + 1))
     trained = sum(length.trained for length in xray.lengths) / sum(totals)
-    heads = ("part", "layers", "trained parameters", "share of its parameters")
     return fill_template(
         "vlkit.lora",
         "xray.html.jinja",
@@ -284,7 +281,7 @@ def xray_card(xray: XRay) -> str:
         highest=counts.max(),
         most=SHOWN,
         kinds={run.kind for run in xray.runs},
-        layers=table_html(heads, map(_layer_cells, xray.parts)),
+        kinds_of_layers=_name_kinds,
         tokens=_TOKENS,
         memory_parts=_MEMORY,
         faint=FAINT,
@@ -295,14 +292,8 @@ def xray_card(xray: XRay) -> str:
     )
 
 
-def _layer_cells(part: Part) -> tuple[str, ...]:
+def _name_kinds(part: Part) -> str:
+    """Such as ``" (q_proj, v_proj)"``: the last parts of the layers' names."""
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in part.modules)
     named = ", ".join(kind for kind in kinds if not kind.isdigit())
-    layers = f"{len(part.modules):,}" + (f" ({html.escape(named)})" if named else "")
-    cells = (
-        part.name,
-        layers if part.modules else "none",
-        f"{part.trained:,}",
-        f"{part.trained / part.parameters:.2%} of {part.parameters:,}",
-    )
-    return cells if part.modules else tuple(f'<span style="opacity:.6">{c}</span>' for c in cells)
+    return f" ({named})" if named else ""

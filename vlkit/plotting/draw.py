@@ -345,7 +345,9 @@ def draw_frames(
     height = max(1, round(clip.info.size[1] * scale))
     font, rows, gap = load_font(18), -(-len(clip.frames) // columns), 6
     sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 24 + gap)), "white")
-    tracks = [[scale_item(i, scale) for i in each] for each in _per_frame(boxes, len(clip.frames))]
+    tracks = [
+        [scale_item(i, scale) for i in items] for items in _per_frame(boxes, len(clip.frames))
+    ]
     for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
         x, y = index % columns * (width + gap), index // columns * (height + 24 + gap)
         drawn = draw_boxes(frame.resize((width, height)), tracks[index])
@@ -389,7 +391,7 @@ def _per_frame(boxes: Any, count: int) -> list[list[Item]]:
         return [list_items(boxes)] * count
     if len(boxes) != count:
         raise VlkitError(f"{len(boxes)} lists of boxes for {count} frames; give one for each frame")
-    return [list_items(each) for each in boxes]
+    return [list_items(items) for items in boxes]
 
 
 def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:

@@ -46,9 +46,9 @@ def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cell: str
         cell: more style for every cell, as ``"max-width:320px"``.
     """
     style = f"{_CELL};{cell}" if cell else _CELL
-    head = "".join(f'<th style="{style}">{html.escape(each)}</th>' for each in heads)
+    head = "".join(f'<th style="{style}">{html.escape(name)}</th>' for name in heads)
     body = "".join(
-        "<tr>" + "".join(f'<td style="{style}">{each}</td>' for each in row) + "</tr>"
+        "<tr>" + "".join(f'<td style="{style}">{text}</td>' for text in row) + "</tr>"
         for row in rows
     )
     head = f"<tr>{head}</tr>" if heads else ""

@@ -246,7 +246,7 @@ class RunDiff:
 
     def _cells(self, a: dict, b: dict) -> list[str]:
         sets = [("a", items_of(a)), ("b", items_of(b))]
-        picture = draw_answers(self.a, a, sets) if any(each for _, each in sets) else None
+        picture = draw_answers(self.a, a, sets) if any(items for _, items in sets) else None
         drawn = image_html(picture, width=WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"

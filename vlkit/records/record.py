@@ -153,8 +153,8 @@ def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
     folder = Path(directory).expanduser()
     if not folder.is_dir():
         raise VlkitError(f"{folder} is not a folder; pass the directory= of your Run calls")
-    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
-    records = [read_run(path) for path in found if _read_manifest(path)]
+    paths = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
+    records = [read_run(path) for path in paths if _read_manifest(path)]
     rows = [_row(record) for record in sorted(records, key=lambda r: r.manifest["started"])]
     return pandas.DataFrame(rows, columns=None if rows else list(_COLUMNS))
 

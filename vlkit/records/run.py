@@ -50,7 +50,8 @@ def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
     if isinstance(exhibit, str):
         return {"exhibit": "text", "text": exhibit}
     if hasattr(exhibit, "savefig"):
-        return {"exhibit": "figure", "file": _save(folder, partial(_save_figure, exhibit))}
+        look = {"format": "png", "dpi": 160, "bbox_inches": "tight", "facecolor": "white"}
+        return {"exhibit": "figure", "file": _save(folder, partial(exhibit.savefig, **look))}
     if isinstance(exhibit, PIL.Image.Image):
         return {"exhibit": "figure", "file": _save(folder, partial(exhibit.save, format="PNG"))}
     if hasattr(exhibit, "to_frame") and hasattr(exhibit, "index"):
@@ -61,10 +62,6 @@ def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
         f"a {type(exhibit).__name__} cannot be added; pass a figure of matplotlib, a DataFrame, a "
         "PIL image or a text"
     )
-
-
-def _save_figure(figure: Any, path: Path) -> None:
-    figure.savefig(path, format="png", dpi=160, bbox_inches="tight", facecolor="white")
 
 
 def _save(folder: Path, write: Any) -> str:
