@@ -14,18 +14,18 @@ def test_a_working_machine_has_no_problems():
 
 
 def test_a_missing_package_is_a_problem_with_a_remedy(monkeypatch):
-    real = diagnosis._version
+    real = diagnosis.package_version
     monkeypatch.setattr(
-        diagnosis, "_version", lambda name: None if name == "accelerate" else real(name)
+        diagnosis, "package_version", lambda name: None if name == "accelerate" else real(name)
     )
     problem = vlkit.doctor().problems[0]
     assert "accelerate" in problem.value and problem.remedy == "pip install accelerate"
 
 
 def test_old_transformers_is_a_problem(monkeypatch):
-    real = diagnosis._version
+    real = diagnosis.package_version
     monkeypatch.setattr(
-        diagnosis, "_version", lambda name: "5.9.1" if name == "transformers" else real(name)
+        diagnosis, "package_version", lambda name: "5.9.1" if name == "transformers" else real(name)
     )
     assert "5.9.1 is too old" in vlkit.doctor().problems[0].value
 

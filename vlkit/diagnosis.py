@@ -8,13 +8,15 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import psutil
 
 from vlkit.errors import VlkitError, counted
 from vlkit.plotting.html import table_html
+from vlkit.records.facts import package_version
 
 OLDEST_TRANSFORMERS = (5, 17)
 _CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
@@ -81,12 +83,11 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Look at packages, accelerators, memory, disk, video readers and models on this machine."""
-    checks: list[Callable[[], list[Finding]]] = [
+    checks: list[Callable[[], Iterable[Finding]]] = [
         _check_python, _check_packages, _check_extras, _check_torch, _check_attention,
-        _check_memory, _check_disk, _check_video, _check_models,
-        _check_choice,
+        _check_memory, _check_disk, _check_video, _check_models, _check_choice,
     ]  # fmt: skip
-    findings = []
+    findings: list[Finding] = []
     for check in checks:
         try:
             findings += check()
@@ -96,59 +97,61 @@ def doctor() -> Diagnosis:
     return Diagnosis(tuple(findings))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _note(topic: str, value: str, remedy: str) -> Finding:
+    """What could be better; without a remedy it is as it should be."""
+    return Finding(topic, value, "note" if remedy else "ok", remedy)
 
 
-def _check_python() -> list[Finding]:
+def _check_python() -> Iterator[Finding]:
     where = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return [Finding("python", where)]
+    yield Finding("python", where)
 
 
-def _check_packages() -> list[Finding]:
-    versions = {package: _version(package) for package in _CORE}
+def _check_packages() -> Iterator[Finding]:
+    versions = {package: package_version(package) for package in _CORE}
     missing = [package for package, number in versions.items() if number is None]
     installed = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
-    rows = [Finding("packages", installed)]
+    yield Finding("packages", installed)
     if missing:
         remedy = "pip install " + " ".join(missing)
-        rows.append(Finding("packages", f"missing: {', '.join(missing)}", "problem", remedy))
+        yield Finding("packages", f"missing: {', '.join(missing)}", "problem", remedy)
     number = versions["transformers"]
     if number and tuple(map(int, number.split(".")[:2])) < OLDEST_TRANSFORMERS:
         remedy = 'pip install -U "transformers>=5.17"'
-        rows.append(Finding("transformers", f"{number} is too old", "problem", remedy))
-    return rows
+        yield Finding("transformers", f"{number} is too old", "problem", remedy)
 
 
-def _check_extras() -> list[Finding]:
-    missing = [f"vlkit[{extra}]" for package, extra in _EXTRAS.items() if _version(package) is None]
-    if not missing:
-        return [Finding("extras", ", ".join(f"{p} {_version(p)}" for p in _EXTRAS))]
-    remedy = " ".join(f'pip install "{extra}"' for extra in missing[:1])
-    return [Finding("extras", f"not installed: {', '.join(missing)}", "note", remedy)]
+def _check_extras() -> Iterator[Finding]:
+    missing = [
+        f"vlkit[{extra}]" for package, extra in _EXTRAS.items() if package_version(package) is None
+    ]
+    if missing:
+        remedy = f'pip install "{missing[0]}"'
+        yield _note("extras", f"not installed: {', '.join(missing)}", remedy)
+    else:
+        yield Finding("extras", ", ".join(f"{p} {package_version(p)}" for p in _EXTRAS))
 
 
-def _check_torch() -> list[Finding]:
+def _check_torch() -> Iterator[Finding]:
     import torch
 
     try:
         import torchvision  # noqa: F401
     except Exception as error:  # a build that does not fit torch fails with RuntimeError
         remedy = "install torch and torchvision together, from the same place"
-        return [Finding("torchvision", f"does not fit torch ({error})", "problem", remedy)]
+        yield Finding("torchvision", f"does not fit torch ({error})", "problem", remedy)
+        return
     if torch.cuda.is_available():
-        return [_describe_gpu(index) for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        return [Finding("accelerator", "Apple GPU (mps)")]
-    if shutil.which("nvidia-smi") and _driver_answers():
+        yield from map(_describe_gpu, range(torch.cuda.device_count()))
+    elif torch.backends.mps.is_available():
+        yield Finding("accelerator", "Apple GPU (mps)")
+    elif shutil.which("nvidia-smi") and _driver_answers():
         value = f"an NVIDIA driver is installed, but torch {torch.__version__} finds no GPU"
         remedy = "install a torch built for the driver's CUDA version, or update the driver"
-        return [Finding("accelerator", value, "problem", remedy)]
-    value = f"none; {os.cpu_count()} CPU cores (enough for the bundled model, slow from 2B on)"
-    return [Finding("accelerator", value, "note", "a 7B model wants a GPU with 24 GB")]
+        yield Finding("accelerator", value, "problem", remedy)
+    else:
+        value = f"none; {os.cpu_count()} CPU cores (enough for the bundled model, slow from 2B on)"
+        yield _note("accelerator", value, "a 7B model needs a GPU with 24 GB")
 
 
 def _driver_answers() -> bool:
@@ -165,72 +168,61 @@ def _describe_gpu(index: int) -> Finding:
     name = torch.cuda.get_device_name(index)
     value = f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Finding(f"gpu {index}", value + ", no bfloat16", "note", 'use dtype="float16"')
+        return _note(f"gpu {index}", value + ", no bfloat16", 'use dtype="float16"')
     return Finding(f"gpu {index}", value)
 
 
-def _check_attention() -> list[Finding]:
+def _check_attention() -> Iterator[Finding]:
     import torch
 
-    if not torch.cuda.is_available():
-        return []
-    number = _version("flash-attn")
-    if number:
-        return [Finding("attention", f"flash-attn {number}")]
-    return [Finding("attention", "sdpa", "note", "pip install flash-attn for long prompts")]
+    if torch.cuda.is_available():
+        number = package_version("flash-attn")
+        value = f"flash-attn {number}" if number else "sdpa"
+        yield _note("attention", value, "" if number else "pip install flash-attn for long prompts")
 
 
-def _check_memory() -> list[Finding]:
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return []
-    value = f"{total / 1e9:.0f} GB"
-    if total < 4e9:
-        remedy = "use 8 GB or more for the bundled model with JupyterLab"
-        return [Finding("memory", value, "note", remedy)]
-    return [Finding("memory", value)]
+def _check_memory() -> Iterator[Finding]:
+    total = psutil.virtual_memory().total
+    remedy = "use 8 GB or more for the bundled model with JupyterLab" if total < 4e9 else ""
+    yield _note("memory", f"{total / 1e9:.0f} GB", remedy)
 
 
-def _check_disk() -> list[Finding]:
+def _check_disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.home()).free
+    remedy = "a 7B model takes 17 GB; set HF_HOME to a folder on another disk"
     value = f"{free / 1e9:.0f} GB free in the home folder"
-    if free < 20e9:
-        remedy = "a 7B model takes 17 GB; set HF_HOME to a folder on another disk"
-        return [Finding("disk", value, "note", remedy)]
-    return [Finding("disk", value)]
+    yield _note("disk", value, remedy if free < 20e9 else "")
 
 
-def _check_video() -> list[Finding]:
+def _check_video() -> Iterator[Finding]:
     readers = {"av": "PyAV", "torchcodec": "torchcodec", "decord": "decord"}
     installed = [name for module, name in readers.items() if importlib.util.find_spec(module)]
-    if installed:
-        return [Finding("video readers", ", ".join(installed))]
-    return [Finding("video readers", "none", "note", "pip install av, for clips")]
+    remedy = "" if installed else "pip install av, for clips"
+    yield _note("video readers", ", ".join(installed) or "none", remedy)
 
 
-def _check_models() -> list[Finding]:
+def _check_models() -> Iterator[Finding]:
     from vlkit.models.hub import available_models
 
     try:
         models = available_models()
     except VlkitError as error:
-        return [Finding("models", str(error), "problem", "reinstall vlkit")]
-    sizes = {
-        name: sum(f.stat().st_size for f in path.glob("*.safetensors"))
+        yield Finding("models", str(error), "problem", "reinstall vlkit")
+        return
+    sizes = [
+        f"{name} ({sum(f.stat().st_size for f in path.glob('*.safetensors')) / 1e9:.2f} GB)"
         for name, path in models.items()
-    }
-    return [
-        Finding("models on disk", ", ".join(f"{n} ({s / 1e9:.2f} GB)" for n, s in sizes.items()))
     ]
+    yield Finding("models on disk", ", ".join(sizes))
 
 
-def _check_choice() -> list[Finding]:
+def _check_choice() -> Iterator[Finding]:
     from vlkit.settings import chosen_model
 
     try:
         choice = chosen_model()
     except VlkitError as error:
-        return [Finding("chosen model", str(error), "problem", "vlkit.settings.forget_model()")]
+        yield Finding("chosen model", str(error), "problem", "vlkit.settings.forget_model()")
+        return
     value = f"{choice.model}, chosen by {choice.source}" if choice else "the bundled one"
-    return [Finding("chosen model", value)]
+    yield Finding("chosen model", value)

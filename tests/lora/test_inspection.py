@@ -193,13 +193,14 @@ def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing, bits):
 
     from transformers import AutoModelForImageTextToText
 
+    from vlkit.models.load import VLM
     from vlkit.models.memory import build_config
 
     with torch.device("meta"):
         network = AutoModelForImageTextToText.from_config(
             build_config("Qwen/Qwen2-VL-7B-Instruct"), dtype=torch.bfloat16
         )
-    vlm = SimpleNamespace(model=network, family="qwen2_vl", name="7B", processor=None)
+    vlm = VLM(network, None, "qwen2_vl", SimpleNamespace(name="7B"))
     sizes = {"tokens": 713 * rows, "learnt": 50 * rows, "patches": 4 * 638 * rows, "rank": 8}
     parts = plan_parts(vlm, "language", 8)
     more = {"gradient_checkpointing": checkpointing, "quantize": bits}

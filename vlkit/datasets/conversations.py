@@ -10,6 +10,7 @@ from vlkit.errors import VlkitError
 from vlkit.grounding.formats import FORMATS
 
 SWIFT = "ms-swift"  # its coordinates are in a row's "objects", see vlkit.datasets.formats.swift
+SWIFT_TAGS = ("<bbox>", "<ref-object>")
 AMBIGUOUS = "json"  # several families write the same JSON
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _JSON_BOX = re.compile(r"""["'](?:bbox|point)_2d\\?["']\s*:""")  # the backslash: in a file of JSON
@@ -71,7 +72,7 @@ def detect_convention(row: Mapping, texts: Iterable[str]) -> str:
     """
     objects, texts = row.get("objects"), list(texts)
     boxes = objects.get("bbox") if isinstance(objects, Mapping) else objects
-    if boxes or any(tag in text for text in texts for tag in ("<bbox>", "<ref-object>")):
+    if boxes or any(tag in text for text in texts for tag in SWIFT_TAGS):
         return SWIFT
     for name, form in FORMATS.items():
         if form.style == "tags" and any(form.box_tags[0] in text for text in texts):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +57,10 @@ def _spaces(seen: list[Size] | None) -> dict[str, Callable[[Size, int], Size]]:
         spaces["resized pixels"] = lambda size, i: seen[i]
         return spaces
     for family in ("qwen2_5_vl", "qwen3_vl"):
-        side = published_rules(family).side
-        spaces[f"resized pixels ({side})"] = partial(_published_size, family)
+        rules = published_rules(family)
+        name = f"resized pixels ({rules.side})"
+        spaces[name] = lambda size, i, rules=rules: rules.image_size(size)  # type: ignore[misc]
     return spaces
-
-
-def _published_size(family: str, size: Size, picture: int) -> Size:
-    from vlkit.models.families import published_rules
-
-    return published_rules(family).image_size(size)
 
 
 def _reading(sizes: list[Size], span: Callable, variant: str | int) -> Callable:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,9 @@ from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
 from vlkit.files import write_whole
 from vlkit.media.image import load_image
 from vlkit.plotting.comparing import draw_comparison
-from vlkit.plotting.html import data_url
+from vlkit.plotting.html import data_url, fill_template
 
 _MOST = 600  # characters of a caption's line
-
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 24px; color: #222; background: #fff; }
-.grid { display: grid; gap: 20px; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr));
-  align-items: start; }
-figure { margin: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden; }
-figure img { display: block; width: 100%; max-height: 420px; object-fit: contain; }
-figcaption { padding: 8px 12px; overflow-wrap: anywhere; }
-figcaption b { font-weight: 600; } figcaption div { color: #555; white-space: pre-wrap; }
-table { border-collapse: collapse; margin: 12px 0 24px; }
-td, th { padding: 3px 12px; text-align: right; border-bottom: 1px solid #eee; }
-th:first-child, td:first-child { text-align: left; }
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +30,14 @@ class Gallery:
     """
 
     pictures: tuple[Any, ...]
-    body: str
+    body: str = field(repr=False)
     head: str = ""
     title: str = "What went worst"
 
     @property
     def page(self) -> str:
         """The whole page; it needs no other file and no network."""
-        title = html.escape(self.title)
-        return (
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n{self.head}\n{self.body}"
-            "</body></html>\n"
-        )
+        return _fill("page", **vars(self))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the page."""
@@ -65,7 +45,11 @@ class Gallery:
         return Path(path)
 
     def _repr_html_(self) -> str:
-        return f"<style>{_STYLE.replace('body {', '.none {')}</style>{self.body}"
+        return _fill("cell", body=self.body)
+
+
+def _fill(part: str, **facts: Any) -> str:
+    return fill_template("vlkit.evaluation", "gallery.html.jinja", part=part, **facts)
 
 
 def failure_gallery(
@@ -104,15 +88,11 @@ def failure_gallery(
         except (KeyError, IndexError):
             raise VlkitError(f"there is no image or caption for picture {name!r}") from None
         figures.append(_figure(name, image, boxes or [], true or [], caption, means[name]))
-    body = f'<div class="grid">{"".join(figures)}</div>\n'
-    return Gallery(shown, body, head, title)
+    return Gallery(shown, _fill("figures", figures=figures), head, title)
 
 
-def _figure(name: Any, image: Any, boxes: Any, true: Any, caption: str, mean: float) -> str:
+def _figure(name: Any, image: Any, boxes: Any, true: Any, caption: str, mean: float) -> dict:
     picture = draw_comparison(load_image(image), boxes, true)
     picture.thumbnail((640, 640))
     shown = caption if len(caption) <= _MOST else caption[: _MOST - 1] + "…"
-    lines = f"<b>{html.escape(str(name))}</b> mean IoU {mean:.2f}<div>{html.escape(shown)}</div>"
-    alt = html.escape(f"truth against answer, picture {name}", quote=True)
-    source = data_url(picture.convert("RGB"))
-    return f'<figure><img src="{source}" alt="{alt}"><figcaption>{lines}</figcaption></figure>\n'
+    return {"name": name, "source": data_url(picture), "mean": mean, "caption": shown}

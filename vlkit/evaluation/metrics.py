@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import html
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlkit import hooks
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_whole
 from vlkit.grounding.boxes import Box, Item, list_items
 
 if TYPE_CHECKING:
@@ -94,12 +93,12 @@ class Evaluation:
         return {name: _records(table) for name, table in tables.items()}
 
     def _repr_html_(self) -> str:
-        parts = []
-        for name in ("overall", "by_label", "by_size"):
-            table = getattr(self, name)
-            parts.append(f"<h4>{html.escape(name.replace('_', ' '))}</h4>")
-            parts.append(table.to_html(escape=True, na_rep="–", float_format="{:.3f}".format))
-        return "".join(parts)
+        tables = {"overall": self.overall, "by label": self.by_label, "by size": self.by_size}
+        return "".join(
+            f"<h4>{name}</h4>"
+            + table.to_html(escape=True, na_rep="–", float_format="{:.3f}".format)
+            for name, table in tables.items()
+        )
 
 
 def evaluate_grounding(
@@ -142,8 +141,7 @@ def evaluate_grounding(
             missing, or so many labels that COCO's evaluator would run for hours.
     """
     thresholds = check_thresholds(iou)
-    if not isinstance(bootstrap, int) or bootstrap < 0:
-        raise VlkitError(f"bootstrap={bootstrap!r} must be a whole number, 0 for no intervals")
+    check_whole("bootstrap", bootstrap)
     names, answers, truths = align_pictures(predicted, truth)
     if not any(truths) and not any(answers):
         raise VlkitError("there are no boxes; pass the boxes of each picture")
@@ -198,7 +196,7 @@ def align_pictures(
         if not isinstance(predicted, Iterable) or not isinstance(truth, Iterable):
             raise VlkitError("predicted and truth must be lists; give one list for each picture")
         predicted, truth = list(predicted), list(truth)
-        if any(isinstance(each, Item) for each in (*predicted, *truth)):
+        if any(isinstance(item, Item) for item in (*predicted, *truth)):
             predicted, truth = [predicted], [truth]
         if len(predicted) != len(truth):
             raise VlkitError(
@@ -264,19 +262,11 @@ def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
 
 
 def _row(label: str, true: Box | None, answer: Box | None, best: float, first: float) -> dict:
-    corners = [f"{name}_{key}" for name in ("true", "answer") for key in ("x1", "y1", "x2", "y2")]
-    values = [v for box in (true, answer) for v in (box.xyxy if box else (None,) * 4)]
+    corners = [v for box in (true, answer) for v in (box.xyxy if box else (None,) * 4)]
     area = (true or answer).area  # type: ignore[union-attr]
     size = next(name for name, (low, high) in SIZES.items() if low <= area < high)
-    return {
-        "label": label,
-        "size": size,
-        "truth": true is not None,
-        "answer": answer is not None,
-        "iou": best,
-        "first_iou": first,
-        **dict(zip(corners, values, strict=True)),
-    }
+    row = {"label": label, "size": size, "truth": true is not None, "answer": answer is not None}
+    return {**row, "iou": best, "first_iou": first, **dict(zip(_CORNERS, corners, strict=True))}
 
 
 def _records(table: pandas.DataFrame) -> dict:
@@ -310,12 +300,10 @@ class AveragePrecision:
     ):
         keys = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
         numbers = {key: number for number, key in enumerate(sorted(keys), start=1)}
-        kinds = [[numbers.get(label_key(b.label, match_labels)) for b in row] for row in answers]
-        true_kinds = [[numbers[label_key(b.label, match_labels)] for b in row] for row in truths]
         true_scores = [[1.0] * len(boxes) for boxes in truths]
         sides = (
-            _dataset(truths, true_kinds, true_scores, len(numbers)),
-            _dataset(answers, kinds, scores, len(numbers)),
+            _dataset(truths, true_scores, numbers, match_labels),
+            _dataset(answers, scores, numbers, match_labels),
         )
         self._evaluator = _evaluate(*sides, [(0, 1e10)])
         precision = self._accumulate(self._evaluator)[:, :, :, 0]
@@ -352,23 +340,23 @@ def _means(precision: np.ndarray) -> list[float]:
     return [float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in parts]
 
 
-def _dataset(boxes: Sequence, kinds: Sequence, scores: Sequence, labels: int) -> dict:
+def _dataset(boxes: Sequence, scores: Sequence, numbers: dict, match_labels: bool) -> dict:
     annotations = [
         {
             "image_id": picture,
-            "category_id": kind,
+            "category_id": numbers[key],
             "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1],
             "area": box.area,
             "iscrowd": 0,
             "score": score,
         }
-        for picture, row in enumerate(zip(boxes, kinds, scores, strict=True))
-        for box, kind, score in zip(*row, strict=True)
-        if kind is not None
+        for picture, row in enumerate(zip(boxes, scores, strict=True))
+        for box, score in zip(*row, strict=True)
+        if (key := label_key(box.label, match_labels)) in numbers
     ]
     return {
         "images": [{"id": picture} for picture in range(len(boxes))],
-        "categories": [{"id": number} for number in range(1, labels + 1)],
+        "categories": [{"id": number} for number in numbers.values()],
         "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],
     }
 
@@ -424,9 +412,16 @@ def tabulate(
     pictures = table["picture"].map(place).to_numpy()
     draws = _draw(pandas.factorize(pandas.Series(list(groups), dtype=object))[0], bootstrap, seed)
     counts = _counts(table, thresholds)
-    overall = _overall(_sums(counts, pictures, len(names)), thresholds, draws)
+    sums = _sums(counts, pictures, len(names))
+    values = {name: v[0] for name, v in _ratios(sums.sum(axis=0)[None], thresholds).items()}
+    samples = _ratios(_resample(sums, draws), thresholds)
     if precision:
-        overall = pandas.concat([overall, _precision_rows(precision, draws[: bootstrap // 10])])
+        values |= precision.overall
+        samples |= _resample_precision(precision, draws[: bootstrap // 10])
+    intervals = {name: (value, *_interval(samples[name])) for name, value in values.items()}
+    overall = pandas.DataFrame.from_dict(
+        intervals, orient="index", columns=["value", "low", "high"]
+    )
     keys = table["label"].map(lambda label: label_key(label, True))
     shown = keys.map(table["label"].groupby(keys).first())
     by_label = _by(shown, sorted(set(shown)), counts, pictures, thresholds, draws)
@@ -470,23 +465,13 @@ def _resample(sums: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, sums.shape[1]))
 
 
-def _overall(sums: np.ndarray, thresholds: tuple, draws: np.ndarray) -> pandas.DataFrame:
-    """A row for each metric: its value and its 95 % interval."""
-    import pandas
-
-    values = _ratios(sums.sum(axis=0)[None], thresholds)
-    samples = _ratios(_resample(sums, draws), thresholds)
-    rows = {name: (value[0], *_interval(samples[name])) for name, value in values.items()}
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
-
-
 def _by(
     keys: pandas.Series,
     names: list,
     counts: np.ndarray,
     pictures: np.ndarray,
     thresholds: tuple,
-    draws,
+    draws: np.ndarray,
 ) -> pandas.DataFrame:
     """A row for each label or size: counts, metrics, and the interval of the first accuracy."""
     import pandas
@@ -525,11 +510,6 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _precision_rows(precision: AveragePrecision, draws: np.ndarray) -> pandas.DataFrame:
-    import pandas
-
+def _resample_precision(precision: AveragePrecision, draws: np.ndarray) -> dict[str, np.ndarray]:
     samples = [precision.resampled(np.repeat(np.arange(len(row)), row)) for row in draws]
-    columns = np.array(samples).reshape(-1, len(precision.overall)).T
-    values = precision.overall.items()
-    rows = {name: (v, *_interval(c)) for (name, v), c in zip(values, columns, strict=True)}
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+    return dict(zip(NAMES, np.array(samples).reshape(-1, len(NAMES)).T, strict=True))

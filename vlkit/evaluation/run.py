@@ -110,15 +110,12 @@ class GroundingRun:
         Raises:
             VlkitError: the folder is not empty, or cannot be written.
         """
-        with whole_folder(Path(folder)) as made:
-            self._write(made, worst)
-        return Path(folder)
-
-    def _write(self, folder: Path, worst: int) -> None:
         text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-        self.rows.to_csv(folder / "rows.csv", index=False)
-        self.gallery(worst).save(folder / "gallery.html")
+        with whole_folder(Path(folder)) as made:
+            (made / "metrics.json").write_text(text + "\n", encoding="utf-8")
+            self.rows.to_csv(made / "rows.csv", index=False)
+            self.gallery(worst).save(made / "gallery.html")
+        return Path(folder)
 
 
 def read_questions(
@@ -154,14 +151,12 @@ def _questions_of(scene: Scene, prompt: str) -> list[Question]:
     boxes = [item for item in scene.items if isinstance(item, Box)]
     if scene.prompt and boxes:
         return [Question(scene.image, scene.prompt, tuple(boxes))]
-    labels = dict.fromkeys(box.label for box in boxes)
+    by_label: dict[str, list[Box]] = {}
+    for box in boxes:
+        by_label.setdefault(box.label, []).append(box)
     return [
-        Question(
-            scene.image,
-            prompt.replace("{label}", label),
-            tuple(b for b in boxes if b.label == label),
-        )
-        for label in labels
+        Question(scene.image, prompt.replace("{label}", label), tuple(of_label))
+        for label, of_label in by_label.items()
     ]
 
 

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -15,6 +15,7 @@ from typing import Any
 from vlkit.engine.vision import Encoder, Medium
 from vlkit.inputs import tokenizing
 from vlkit.lora.example import Example, naming_row
+from vlkit.lora.networks import temporary_forwards
 from vlkit.lora.token_labels import (
     IGNORED,
     PADS,
@@ -91,17 +92,9 @@ class FrozenTower:
         copy = torch.empty(features.shape, dtype=features.dtype, pin_memory=on_gpu)
         self._kept[key] = copy.copy_(features, non_blocking=on_gpu)
 
-    @contextmanager
-    def replaced(self) -> Iterator[None]:
+    def replaced(self) -> AbstractContextManager[None]:
         """The model takes features in place of ``pixel_values``; restored on exit."""
-        forward = vars(self.visual).get("forward")  # accelerate's, of a model on several devices
-        self.visual.forward = partial(_split_layers, self.width)
-        try:
-            yield
-        finally:
-            del self.visual.forward
-            if forward is not None:
-                self.visual.forward = forward
+        return temporary_forwards({self.visual: partial(_split_layers, self.width)})
 
 
 def _split_layers(width: int, features: Any, grid_thw: Any, **_) -> Any:

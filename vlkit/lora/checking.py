@@ -124,7 +124,7 @@ class RowReader:
 
     def read(self, rows: Iterable[tuple[int, Any]]) -> list[Example]:
         """The examples of all rows without a problem."""
-        examples = [each for number, row in rows if (each := self._try(number, row))]
+        examples = [example for number, row in rows if (example := self._try(number, row))]
         damage = find_damaged(item for _, item in self._media)
         for (number, _), problem in zip(self._media, damage, strict=True):
             if problem:
@@ -211,7 +211,7 @@ class RowReader:
         """Two absolute paths must not become one file only because they share a base name."""
         for path, names in self._renamed.items():
             for name, numbers in names.items() if len(names) > 1 else ():
-                other = next(each for each in names if each != name)
+                other = next(path_name for path_name in names if path_name != name)
                 for number in dict.fromkeys(numbers):
                     self._note(
                         number,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlkit.lora.networks import Part
+from vlkit.lora.networks import Part, linear_layers
 from vlkit.lora.token_labels import Labelled
 from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
@@ -92,11 +92,9 @@ def estimate_training(
     held = _layers(text.num_hidden_layers, layer, text.hidden_size * value, gradient_checkpointing)
     seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)
     joined = 3 * 4 * _width(vision) if tower or merger else 0  # of the merger
-    weights = (
-        _packed(vlm.model, PACKED[str(quantize)])
-        if loads_again
-        else vlm.model.get_memory_footprint()
-    )
+    weights = vlm.model.get_memory_footprint()
+    if loads_again:
+        weights = int(weights - _saved_by_packing(vlm.model, PACKED[str(quantize)]))
     free, place = available_memory()
     trained = sum(part.trained for part in parts)
     return TrainingMemory(
@@ -109,17 +107,10 @@ def estimate_training(
     )
 
 
-def _packed(model: Any, value: float) -> int:
-    """Bytes of the weights if all linear layers but the last take ``value`` bytes a weight."""
-    import torch
-
-    packed = [
-        layer.weight
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
-    ]
-    saved = sum(weight.numel() * (weight.itemsize - value) for weight in packed)
-    return int(model.get_memory_footprint() - saved)
+def _saved_by_packing(model: Any, value: float) -> float:
+    """Bytes saved if all linear layers but the last take ``value`` bytes a weight."""
+    weights = [layer.weight for layer in linear_layers(model).values()]
+    return sum(weight.numel() * (weight.itemsize - value) for weight in weights)
 
 
 def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
@@ -146,19 +137,15 @@ def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int
 
 def _vision_block(family: str, vision: Any, value: int, rank: int) -> int:
     """Bytes that one block of the tower keeps for one patch."""
-    width, inner = _width(vision), _vision_inner(vision)
+    width = _width(vision)
+    inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
     norm = 4 if family == "qwen2_5_vl" else value
-    copies = 3 * width + inner
-    copies *= 4 if rank else value
+    copies = (3 * width + inner) * (4 if rank else value)
     return 2 * norm * width + value * (4 * width + _GELUS.get(family, 1) * inner) + copies
 
 
 def _width(vision: Any) -> int:
     return getattr(vision, "embed_dim", None) or vision.hidden_size
-
-
-def _vision_inner(vision: Any) -> int:
-    return getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * _width(vision))
 
 
 def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:

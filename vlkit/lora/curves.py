@@ -162,11 +162,12 @@ def _svg(figure: Any, title: str) -> str:
 def answers_html(samples: Sequence[Sequence[str]]) -> str:
     """A few held-out questions with their true and the model's answers, or nothing."""
     rows = [
-        [*(html.escape(str(text)[:300]) for text in sample), "✓" * _same(sample[1], sample[2])]
+        [*(html.escape(str(text)[:300]) for text in sample), "✓" * is_same(sample[1], sample[2])]
         for sample in samples
     ]
     return table_html(("question", "truth", "answer", ""), rows)
 
 
-def _same(truth: str, answer: str) -> bool:
+def is_same(truth: str, answer: str) -> bool:
+    """Whether an answer is exact, ignoring case and surrounding blanks."""
     return truth.strip().casefold() == answer.strip().casefold()

@@ -50,10 +50,19 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     text = read_text(path)
     whole = _parse(text)
     is_lines = path.suffix.lower() == ".jsonl"
-    if isinstance(whole, list) and not (is_lines and _is_conversation(whole)):
+    is_conversation = isinstance(whole, list) and all(
+        isinstance(row, dict) and row.keys() & {"role", "from"} for row in whole
+    )
+    if isinstance(whole, list) and not (is_lines and whole and is_conversation):
         return enumerate(whole, 1)
     if isinstance(whole, dict):
-        _check_row(path, whole)
+        try:
+            detect_format(whole)
+        except VlkitError as error:
+            raise VlkitError(
+                f"{describe_source(path)} is one object, not a list of rows; as a row it has "
+                f"{error}"
+            ) from None
         return iter([(1, whole)])
     lines = ((i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
     rows = ((i, _parse(line)) for i, line in lines)
@@ -72,20 +81,6 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return VlkitError(f"it is not JSON ({error})")
-
-
-def _is_conversation(rows: list) -> bool:
-    """Whether a list is one conversation: messages, each with a role."""
-    return bool(rows) and all(isinstance(r, dict) and r.keys() & {"role", "from"} for r in rows)
-
-
-def _check_row(path: Path, whole: dict) -> None:
-    try:
-        detect_format(whole)
-    except VlkitError as error:
-        raise VlkitError(
-            f"{describe_source(path)} is one object, not a list of rows; as a row it has {error}"
-        ) from None
 
 
 def _records(table: Any) -> list[dict]:
@@ -213,9 +208,12 @@ def load_conversations(
     check_choice("boxes", boxes, ("auto", None, *CONVENTIONS))
     check_choice("strict", strict, (True, False))
     check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
-    places = [_picture_folder(image_dir)] if image_dir is not None else []
+    is_path = isinstance(image_dir, str | os.PathLike)
+    if image_dir is not None and not (is_path and os.path.isdir(local_path(image_dir))):
+        raise VlkitError(f"image_dir={image_dir!r:.200} is not a folder; check the path")
     rows, name, folder = open_rows(meta)
-    reader = RowReader(format, boxes, max_image_tokens, [*places, *([folder] if folder else [])])
+    places = [Path(local_path(place)) for place in (image_dir, folder) if place is not None]
+    reader = RowReader(format, boxes, max_image_tokens, places)
     examples = reader.read(rows)
     if reader.problems and strict:
         raise DataError(name, reader.problems)
@@ -229,12 +227,6 @@ def load_conversations(
 def as_data(data: Any) -> TrainingData:
     """The data itself, or anything else that :func:`load_conversations` reads."""
     return data if isinstance(data, TrainingData) else load_conversations(data)
-
-
-def _picture_folder(image_dir: Any) -> Path:
-    if isinstance(image_dir, str | os.PathLike) and os.path.isdir(local_path(image_dir)):
-        return Path(local_path(image_dir))
-    raise VlkitError(f"image_dir={image_dir!r:.200} is not a folder; check the path")
 
 
 def check_choice(name: str, value: Any, choices: Iterable) -> None:

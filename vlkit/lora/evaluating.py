@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkit.batch.run import answer_all
-from vlkit.errors import GroundingParseError, VlkitError, check_whole
+from vlkit.errors import VlkitError, check_whole
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
-from vlkit.generation.reply import Failure
+from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
+from vlkit.lora.curves import is_same
 from vlkit.lora.data import TrainingData, as_data
 from vlkit.lora.example import Example, Text
 from vlkit.messages import text_of
@@ -67,34 +68,26 @@ def evaluate(
 
     data = as_data(data)
     conversations = [example.messages_for(vlm) for example in data]
+    questions = [messages[:-1] for messages in conversations]
     replies = answer_all(
-        vlm,
-        [messages[:-1] for messages in conversations],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
+        vlm, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
     truths = [_boxes(example) for example in data]
     answers = [None if isinstance(reply, Failure) else reply.text for reply in replies]
     rows: list[dict[str, Any]] = []
     for example, messages, answer, boxes in zip(data, conversations, answers, truths, strict=True):
         question, truth = text_of(messages[-2]), text_of(messages[-1])
-        is_exact = _plain(answer) == _plain(truth)
+        is_exact = answer is not None and is_same(answer, truth)
         rows.append({"row": example.row, "question": question, "truth": truth,
                      "answer": answer, "exact": is_exact, "boxes": len(boxes)})  # fmt: skip
-    boxed = [i for i, boxes in enumerate(truths) if boxes]
-    exact: list[bool] = [row["exact"] for i, row in enumerate(rows) if not truths[i]]
-    grounding = None
-    if boxed:
-        predicted = [_predicted(replies[i]) for i in boxed]
-        expected = [truths[i] for i in boxed]
-        grounding = evaluate_grounding(predicted, expected, match_labels=match_labels, coco=False)
+    exact: list[bool] = [row["exact"] for row in rows if not row["boxes"]]
     accuracy = sum(exact) / len(exact) if exact else None
+    grounding = None
+    if any(truths):
+        pairs = [(_predicted(r), boxes) for r, boxes in zip(replies, truths, strict=True) if boxes]
+        predicted, expected = zip(*pairs, strict=True)
+        grounding = evaluate_grounding(predicted, expected, match_labels=match_labels, coco=False)
     return Scores(pandas.DataFrame(rows), accuracy, grounding)
-
-
-def _plain(answer: str | None) -> str | None:
-    return None if answer is None else answer.strip().casefold()
 
 
 def _boxes(example: Example) -> list[Box]:
@@ -108,10 +101,8 @@ def _boxes(example: Example) -> list[Box]:
 
 
 def _predicted(reply: Any) -> list[Box] | None:
-    try:
-        return None if isinstance(reply, Failure) else reply.boxes
-    except GroundingParseError:
-        return None
+    boxes = attempt(getattr, reply, "boxes")  # a Failure has none
+    return None if isinstance(boxes, Failure) else boxes
 
 
 BASE = "base"
@@ -135,7 +126,13 @@ class Comparison:
         """A row for each column of answers: ``accuracy``, and of boxes ``accuracy at IoU 0.5``."""
         import pandas
 
-        rows = {name: _summarize(scores) for name, scores in self.scores.items()}
+        rows = {
+            name: {
+                "accuracy": scores.accuracy,
+                "accuracy at IoU 0.5": scores.grounding and scores.grounding.accuracy,
+            }
+            for name, scores in self.scores.items()
+        }
         return pandas.DataFrame(rows).T.dropna(axis=1, how="all")
 
     @property
@@ -208,13 +205,9 @@ def compare(
     for name in (BASE, *named):
         with use_adapter(vlm, named.get(name)) as adapted:
             scores[name] = evaluate(
-                adapted,
-                data,
-                max_new_tokens=max_new_tokens,
-                match_labels=match_labels,
-                batch_size=batch_size,
-                progress=progress,
-            )
+                adapted, data, max_new_tokens=max_new_tokens, match_labels=match_labels,
+                batch_size=batch_size, progress=progress,
+            )  # fmt: skip
     table = scores[BASE].table[["row", "question", "truth"]]
     answers = {name: column.table["answer"] for name, column in scores.items()}
     return Comparison(table.assign(**answers), scores)
@@ -233,11 +226,6 @@ def _name_adapters(adapters: Any) -> dict[str, str | os.PathLike]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VlkitError(f"two columns would be called {twice[0]!r}; pass a dict with other names")
     return dict(named)
-
-
-def _summarize(scores: Scores) -> dict[str, float | None]:
-    found = None if scores.grounding is None else scores.grounding.accuracy
-    return {"accuracy": scores.accuracy, "accuracy at IoU 0.5": found}
 
 
 @contextmanager

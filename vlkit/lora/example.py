@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vlkit.datasets.conversations import SWIFT
+from vlkit.datasets import conversations
+from vlkit.datasets.conversations import AMBIGUOUS, SWIFT, SWIFT_TAGS, json_families
 from vlkit.datasets.formats.chats import (
     Segment,
     SwiftObjects,
@@ -27,7 +27,6 @@ from vlkit.messages import as_messages, read_media_item
 
 CONVENTIONS = (*FORMATS, SWIFT)
 UNIT = (1000, 1000)  # the size of a picture of which only shares count
-_JSON_BOX = re.compile(r"""["'](?:bbox|point)_2d["']\s*:""")
 _SLACK = 1.0  # pixels or shares that rounding may add
 
 
@@ -86,24 +85,13 @@ def detect_convention(row: Mapping, texts: Sequence[str]) -> str:
     Raises:
         VlkitError: several families write such JSON.
     """
-    objects = row.get("objects")
-    boxes = objects.get("bbox") if isinstance(objects, Mapping) else objects
-    if boxes or _has_swift_tags(texts):
-        return SWIFT
-    for name, form in FORMATS.items():
-        if form.style == "tags" and any(form.box_tags[0] in text for text in texts):
-            return name
-    if any(_JSON_BOX.search(text) for text in texts):
-        names = [name for name, form in FORMATS.items() if form.style == "json"]
+    convention = conversations.detect_convention(row, texts)
+    if convention == AMBIGUOUS:
         raise VlkitError(
-            f"cannot tell which family wrote its JSON boxes; pass boxes=, one of {names} (or "
-            "boxes=None to leave the texts as they are)"
+            "cannot tell which family wrote its JSON boxes; pass boxes=, one of "
+            f"{json_families()} (or boxes=None to leave the texts as they are)"
         )
-    return ""
-
-
-def _has_swift_tags(texts: Sequence[str]) -> bool:
-    return any("<bbox>" in text or "<ref-object>" in text for text in texts)
+    return convention
 
 
 def place_coordinates(
@@ -124,7 +112,7 @@ def place_coordinates(
     """
     if not convention:
         return Coordinates(), [Text(text, (text,)) for text in texts]
-    if convention != SWIFT and _has_swift_tags(texts):
+    if convention != SWIFT and any(tag in text for text in texts for tag in SWIFT_TAGS):
         raise VlkitError(
             f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; pass "
             f'boxes="{SWIFT}" or "auto"'
@@ -181,8 +169,8 @@ def _family_texts(
 
 
 def _raise_all(problems: Iterable[str]) -> None:
-    if found := list(filter(None, problems)):
-        raise VlkitError("; ".join(found))
+    if text := "; ".join(filter(None, problems)):
+        raise VlkitError(text)
 
 
 def _misplaced(numbers: Sequence[float], span: Size) -> str:
@@ -263,7 +251,7 @@ class Example:
         if self.coordinates.size is None:
             return None
         media = map(read_media_item, self.media)
-        image = next((each for each in media if isinstance(each, Image)), None)
+        image = next((medium for medium in media if isinstance(medium, Image)), None)
         return vlm.rules.image_size(self.coordinates.size, image)
 
 

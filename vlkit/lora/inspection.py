@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted
@@ -36,7 +36,13 @@ from vlkit.lora.token_labels import (
 )
 from vlkit.media.image import load_image
 from vlkit.models.load import VLM
-from vlkit.plotting.html import FAINT, byte_text, duration_text, image_html, table_html
+from vlkit.plotting.html import (
+    FAINT,
+    byte_text,
+    duration_text,
+    fill_template,
+    image_html,
+)
 
 
 @dataclass(frozen=True)
@@ -263,148 +269,31 @@ _MEMORY = {  # part of the memory: its colour, and its name in the legend
 
 def xray_card(xray: XRay) -> str:
     """HTML in the page's colours, so that it reads on dark and light themes."""
-    title = f"<b>{html.escape(xray.model)}</b>: {counted(xray.rows, 'row')} of "
-    sections = (_tokens(xray), _lengths(xray), _layers(xray.parts), _cost(xray))
-    return (
-        f'<div style="max-width:900px;line-height:1.5"><p style="font-size:1.05em;margin:4px 0">'
-        f"{title}{html.escape(xray.data)}</p>{''.join(sections)}</div>"
+    totals = [length.total for length in xray.lengths]
+    counts, edges = np.histogram(totals, _BINS, (min(totals), max(totals) + 1))
+    trained = sum(length.trained for length in xray.lengths) / sum(totals)
+    return fill_template(
+        "vlkit.lora",
+        "xray.html.jinja",
+        xray=xray,
+        totals=(min(totals), max(totals), statistics.median(totals), trained),
+        bins=list(zip(edges, edges[1:], counts.tolist(), strict=False)),
+        highest=counts.max(),
+        most=SHOWN,
+        kinds={run.kind for run in xray.runs},
+        kinds_of_layers=_name_kinds,
+        tokens=_TOKENS,
+        memory_parts=_MEMORY,
+        faint=FAINT,
+        counted=counted,
+        byte_text=byte_text,
+        duration_text=duration_text,
+        image_html=image_html,
     )
 
 
-def _section(title: str, note: str, body: str) -> str:
-    return (
-        f'<div style="margin:14px 0"><div style="margin-bottom:4px"><b>{title}</b> '
-        f'<span style="{FAINT}">{note}</span></div>{body}</div>'
-    )
-
-
-def _tokens(xray: XRay) -> str:
-    example = xray.example
-    note = f"{example.trained:,} of {example.length:,} tokens are learnt"
-    note += f"; the cut removes {example.lost:,} of the answer's" if example.lost else ""
-    kinds = {run.kind for run in xray.runs}
-    legend = " ".join(
-        f'<span style="{style};margin-right:10px;padding:0 6px">{name}</span>'
-        for kind, (style, name) in _TOKENS.items()
-        if kind in kinds
-    )
-    shown = "".join(map(_run, xray.runs[:SHOWN]))
-    more = len(xray.runs) - SHOWN
-    shown += f"<span> … and {more:,} more</span>" if more > 0 else ""
-    box = (
-        "font-family:ui-monospace,monospace;font-size:.85em;line-height:1.75;padding:8px 10px;"
-        "border:1px solid rgba(128,128,128,.35);border-radius:6px;white-space:pre-wrap;"
-        "overflow-wrap:anywhere;max-height:420px;overflow-y:auto"
-    )
-    pictures = "".join(
-        f'<span style="margin-right:8px">{image_html(image, width=160, alt="picture")}</span>'
-        for image in xray.images[:6]
-    )
-    return _section(
-        "One example", note, f'<div style="margin:6px 0">{pictures}</div><div style="{box}">{shown}'
-        f'</div><p style="font-size:.85em;margin:6px 0">{legend}</p>'
-    )  # fmt: skip
-
-
-def _run(run: TokenRun) -> str:
-    style, name = _TOKENS[run.kind]
-    if run.kind in ("image", "video"):
-        return f'<span style="{style}">{name}, {run.count:,} tokens</span>'
-    text = html.escape(run.text).replace("\n", '<span style="opacity:.5">⏎</span>\n')
-    title = f' title="{run.count} tokens"' if run.count > 1 else ""
-    return f'<span{title} style="{style};margin-right:1px">{text}</span>'
-
-
-def _lengths(xray: XRay) -> str:
-    totals = sorted(length.total for length in xray.lengths)
-    note = (
-        f"tokens of a row: {totals[0]:,} to {totals[-1]:,}, median "
-        f"{statistics.median(totals):,.0f}; "
-        f"{sum(length.trained for length in xray.lengths) / sum(totals):.1%} learnt"
-    )
-    if len(totals) < xray.rows:
-        note += f" (of {len(totals):,} rows spread over the data)"
-    lines = f'<p style="margin:4px 0">{_cut(xray)}</p>' if xray.max_length else ""
-    return _section("Lengths", note, (_histogram(totals) if totals[0] < totals[-1] else "") + lines)
-
-
-def _cut(xray: XRay) -> str:
-    cut = xray.cut
-    if not cut:
-        return f"max_length={xray.max_length:,} cuts no row"
-    lost = sum(tokens for _, tokens in cut)
-    rows = ", ".join(str(row) for row, _ in cut[:8]) + (" …" if len(cut) > 8 else "")
-    return (
-        f"max_length={xray.max_length:,} cuts <b>{counted(len(cut), 'row')}</b> ({rows}): "
-        f"{lost:,} tokens of answers are lost, and none of a picture"
-    )
-
-
-def _histogram(totals: list[int]) -> str:
-    low, high = totals[0], totals[-1]
-    width = (high - low + 1) / _BINS
-    counts = [0] * _BINS
-    for total in totals:
-        counts[min(int((total - low) / width), _BINS - 1)] += 1
-    bars = "".join(
-        f'<div title="{low + i * width:,.0f} to {low + (i + 1) * width:,.0f} tokens: '
-        f'{counted(count, "row")}" '
-        f'style="flex:1;background:#2563eb;opacity:.75;height:{56 * count / max(counts):.0f}px;'
-        f'min-height:{2 if count else 0}px"></div>'
-        for i, count in enumerate(counts)
-    )
-    return (
-        f'<div style="display:flex;align-items:flex-end;gap:2px;height:58px;max-width:480px;'
-        f'border-bottom:1px solid rgba(128,128,128,.5)">{bars}</div><div style="display:flex;'
-        f'justify-content:space-between;max-width:480px;{FAINT}"><span>{low:,}</span>'
-        f"<span>{high:,} tokens</span></div>"
-    )
-
-
-def _layers(parts: tuple[Part, ...]) -> str:
-    total, trained = (sum(getattr(p, name) for p in parts) for name in ("parameters", "trained"))
-    heads = ("part", "layers", "trained parameters", "share of its parameters")
-    note = f"{trained:,} parameters, {trained / total:.2%} of the model's {total:,}"
-    return _section("What is trained", note, table_html(heads, map(_layer_cells, parts)))
-
-
-def _layer_cells(part: Part) -> tuple[str, ...]:
+def _name_kinds(part: Part) -> str:
+    """Such as ``" (q_proj, v_proj)"``: the last parts of the layers' names."""
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in part.modules)
     named = ", ".join(kind for kind in kinds if not kind.isdigit())
-    layers = f"{len(part.modules):,}" + (f" ({html.escape(named)})" if named else "")
-    cells = (
-        part.name,
-        layers if part.modules else "none",
-        f"{part.trained:,}",
-        f"{part.trained / part.parameters:.2%} of {part.parameters:,}",
-    )
-    return cells if part.modules else tuple(f'<span style="opacity:.6">{c}</span>' for c in cells)
-
-
-def _cost(xray: XRay) -> str:
-    memory = xray.memory
-    verdict = "fits" if memory.fits else "<b>does not fit</b>"
-    place = "GPU memory" if memory.place == "GPU" else "RAM"
-    lines = (
-        f'<p style="margin:4px 0">about {byte_text(memory.total)} for the longest batch: {verdict} '
-        f"the {byte_text(memory.available)} of free {place}</p>{_bar(memory)}"
-        f'<p style="margin:8px 0 0">{counted(xray.steps, "step")}, about '
-        f"{duration_text(xray.seconds)} on this machine</p>"
-    )
-    return _section("Cost", "memory estimated, time by one forward pass", lines)
-
-
-def _bar(memory: TrainingMemory) -> str:
-    pieces, names = "", ""
-    for part, (colour, name) in _MEMORY.items():
-        value = getattr(memory, part)
-        pieces += f'<div style="background:{colour};width:{100 * value / memory.total:.2f}%"></div>'
-        names += (
-            f'<span style="margin-right:14px;white-space:nowrap"><span style="display:inline-block;'
-            f'width:.8em;height:.8em;border-radius:2px;background:{colour}"></span> '
-            f"{name} {byte_text(value)}</span>"
-        )
-    return (
-        f'<div style="display:flex;height:14px;max-width:480px;border-radius:4px;overflow:hidden">'
-        f'{pieces}</div><div style="{FAINT};margin-top:4px">{names}</div>'
-    )
+    return f" ({named})" if named else ""

@@ -16,7 +16,7 @@ from torch.nn.functional import linear, rms_norm, silu
 from vlkit.engine.vision import replaced_forwards
 from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.inputs import check_loaded
-from vlkit.models.load import VLM
+from vlkit.models.load import VLM, load_here
 
 _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm")
 
@@ -83,21 +83,36 @@ def lean_layers(model: Any) -> Iterator[None]:
     Args:
         model: the transformers model, its adapters in place.
     """
-    forwards = {}
-    for module in model.model.language_model.modules():
-        forward = _lean_forward(module)
-        if forward is not None and "forward" not in vars(module):
-            forwards[module] = forward
+    forwards = {
+        module: forward
+        for module in model.model.language_model.modules()
+        if "forward" not in vars(module) and (forward := _lean_forward(module))
+    }
     with replaced_forwards(forwards):
         yield
+
+
+@contextmanager
+def temporary_forwards(forwards: Mapping[Any, Callable]) -> Iterator[None]:
+    """Modules compute in another way; a forward of their own (accelerate's) returns on exit."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 def _lean_forward(module: Any) -> Any:
     if type(module).__name__ in _NORMS:
         return partial(_norm, module)
     if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        known = _parts(module.down_proj) is not None
-        return partial(_mlp, module) if known and _is_silu(module.act_fn) else None
+        is_silu = type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        return partial(_mlp, module) if is_silu and _parts(module.down_proj) else None
     return partial(_layer, module) if hasattr(module, "base_layer") and _parts(module) else None
 
 
@@ -130,10 +145,6 @@ def _parts(layer: Any) -> tuple | None:
     base, name = layer.base_layer, layer.active_adapters[0]
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     return base.weight, base.bias, down, up, layer.scaling[name]
-
-
-def _is_silu(activation: Any) -> bool:
-    return type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
 PARTS = ("language model", "vision tower", "merger")
@@ -193,20 +204,15 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
     Raises:
         VlkitError: it matches no layer, or is a malformed regular expression.
     """
-    import torch
-
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
-    }
+    layers = linear_layers(model)
     if isinstance(target, str) and target in TARGETS:
         return {n: layer for n, layer in layers.items() if part_of(n) in TARGETS[target]}
     try:
         pattern = re.compile(target)
     except (re.error, TypeError) as error:
         raise VlkitError(
-            f"target={target!r} is not one of {list(TARGETS)} or a regular expression ({error})"
+            f"target={target!r} is neither one of {list(TARGETS)} nor a regular expression "
+            f"({error})"
         ) from None
     chosen = {name: layer for name, layer in layers.items() if pattern.fullmatch(name)}
     if not chosen:
@@ -216,6 +222,15 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
             f"whole names such as {example!r}"
         )
     return chosen
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The linear layers by name, in the model's order, without the output layer."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] != "lm_head"
+    }
 
 
 def part_of(name: str) -> str:
@@ -251,8 +266,6 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
     on_cpu = quantize == "4bit" and vlm.model.device.type == "cpu"
     if quantize is None or (packed and not on_cpu):
         return vlm
-    from vlkit.models.load import load_here
-
     device, dtype = vlm.model.device, str(vlm.model.dtype).removeprefix("torch.")
     loaded = load_here(
         vlm.folder.path, quantize=quantize, device=str(device) if device.index else "auto",
@@ -330,8 +343,6 @@ def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> 
 
 @contextmanager
 def _unfrozen(vlm: VLM, names: Sequence[str]) -> Iterator[tuple]:
-    import torch
-
     vlm.model.requires_grad_(False)
     chosen = {
         f"{name}.{parameter_name}": parameter.requires_grad_(True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vlkit.datasets.conversations import media_source, role_of
 from vlkit.datasets.questions import COLUMNS
 from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
@@ -15,7 +16,6 @@ from vlkit.messages import looks_like_clip
 
 FORMATS = ("pai", "llava", "ms-swift", "messages", "table")
 ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
 _STRAY = re.compile(r"</?(?:img|video)>")
 _PAI = re.compile(r"</?img>|</video>")  # a lone <video> is LLaVA's placeholder
@@ -90,19 +90,22 @@ def _swift_messages(row: Mapping) -> list[dict]:
 def _role_and_content(message: Any) -> tuple[str, Any]:
     if not isinstance(message, Mapping):
         raise VlkitError(f"a message is {message!r:.40}; expected a dict of role and content")
-    role = str(message.get("role") or message.get("from") or "")
     content = message.get("content")
-    return _ROLES.get(role, role), message.get("value") if content is None else content
+    return role_of(message), message.get("value") if content is None else content
 
 
 def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
     if isinstance(content, str):
         if name == "pai":
-            yield from _inline_parts(content)
+            if stray := _STRAY.search(_INLINE.sub("", content)):
+                raise VlkitError(
+                    f"unbalanced tags: {stray[0]} has no counterpart in {content!r:.60}"
+                )
+            yield from _split(content, _INLINE, _inline_item)
         elif name in ("llava", "ms-swift"):
             if name == "llava" and (inline := _INLINE.search(content)):
                 raise VlkitError(f'{inline[0]!r:.60} is PAI\'s; pass format="pai" or "auto"')
-            yield from _placed_parts(content, media)
+            yield from _split(content, _PLACE, lambda match: media.take(match[1]))
         else:
             yield content
     elif isinstance(content, list | tuple):
@@ -112,23 +115,16 @@ def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
         raise VlkitError(f"a message has {content!r:.40}; expected text or a list of items")
 
 
-def _inline_parts(text: str) -> Iterator[Part]:
+def _inline_item(match: re.Match) -> dict:
     """``<img>file</img>`` anywhere: https://github.com/QwenLM/Qwen-VL#finetuning."""
-    if stray := _STRAY.search(_INLINE.sub("", text)):
-        raise VlkitError(f"unbalanced tags: {stray[0]} has no counterpart in {text!r:.60}")
-    end = 0
-    for match in _INLINE.finditer(text):
-        yield text[end : match.start()]
-        yield media_item(match[2].strip(), "video" if match[1] == "video" else "image")
-        end = match.end()
-    yield text[end:]
+    return media_item(match[2].strip(), "video" if match[1] == "video" else "image")
 
 
-def _placed_parts(text: str, media: _Media) -> Iterator[Part]:
+def _split(text: str, pattern: re.Pattern, medium_of: Callable[[re.Match], dict]) -> Iterator[Part]:
     end = 0
-    for match in _PLACE.finditer(text):
+    for match in pattern.finditer(text):
         yield text[end : match.start()]
-        yield media.take(match[1])
+        yield medium_of(match)
         end = match.end()
     yield text[end:]
 
@@ -154,8 +150,7 @@ def _item(item: Any, media: _Media) -> Part:
 
 def media_item(source: Any, kind: str) -> dict:
     """A picture or clip as a content item."""
-    if isinstance(source, Mapping):  # as `datasets` and OpenAI spell it
-        source = next((source[k] for k in ("bytes", "path", "url", "image") if source.get(k)), None)
+    source = media_source(source)
     if isinstance(source, str | os.PathLike):
         source = os.fspath(source)
         kind = "video" if looks_like_clip(source) else kind
@@ -183,7 +178,11 @@ class _Media:
         rest = [*self.left["image"], *self.left["video"]]
         placed = [part for _, parts in turns for part in parts if isinstance(part, dict)]
         named = {source for item in placed if isinstance(source := item[item["type"]], str)}
-        without = [item["type"] for item in rest if not _is_among(item[item["type"]], named)]
+        without = [
+            item["type"]
+            for item in rest
+            if not (isinstance(source := item[item["type"]], str) and source in named)
+        ]
         if placed and without:
             raise VlkitError(
                 f"{len(without)} of its {without[0]}s have no <{without[0]}> in the text"
@@ -191,10 +190,6 @@ class _Media:
         question = next((parts for role, parts in turns if role == "user"), None)
         if not placed and question is not None:
             question[:0] = rest
-
-
-def _is_among(source: Any, names: set[str]) -> bool:
-    return isinstance(source, str) and source in names
 
 
 def _cells(row: Mapping, kind: str) -> Iterator[dict]:

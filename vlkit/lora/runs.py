@@ -20,13 +20,14 @@ from vlkit.files import read_json
 from vlkit.lora.batches import Collator
 from vlkit.lora.curves import Curves, curves_html, read_series
 from vlkit.lora.example import Example, Text
+from vlkit.lora.networks import temporary_forwards
 from vlkit.lora.token_labels import label_example
 from vlkit.media.image import load_image, pixel_hash
 from vlkit.media.sources import file_hash
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 from vlkit.models.load import VLM, base_model
-from vlkit.plotting.html import FAINT, duration_text, table_html
+from vlkit.plotting.html import FAINT, duration_text, fill_template, table_html
 
 if TYPE_CHECKING:
     import pandas
@@ -85,11 +86,13 @@ class Prover:
             folder: where an adapter or model was written.
             before, after: from the run's :class:`vlkit.lora.evaluating.Examiner`.
         """
+        import torch
+
         trained = self._answer_logits()
         merged_difference = None
         adapted = (folder / "adapter_config.json").is_file()
         if adapted and not getattr(self.vlm.model, "is_quantized", False):
-            with _merged(base_model(self.vlm)):
+            with temporary_forwards(_merged_layers(base_model(self.vlm))):
                 merged_difference = _distance(self._answer_logits(), trained)
         return Checks(
             before=before.get("eval_accuracy"),
@@ -97,7 +100,7 @@ class Prover:
             table=_compare(before.get("samples", []), after.get("samples", [])),
             change=_distance(trained, self.logits),
             merged_difference=merged_difference,
-            rounding=_ROUNDED * _epsilon(self.vlm.model.dtype) * trained.abs().mean().item(),
+            rounding=_ROUNDED * torch.finfo(self.vlm.model.dtype).eps * trained.abs().mean().item(),
         )
 
     def _answer_logits(self) -> Any:
@@ -119,12 +122,6 @@ class Prover:
         return logits[0].float().cpu()
 
 
-def _epsilon(dtype: Any) -> float:
-    import torch
-
-    return torch.finfo(dtype).eps
-
-
 def _distance(one: Any, other: Any) -> float:
     return (one - other).abs().mean().item()
 
@@ -136,22 +133,12 @@ def _compare(before: list, after: list) -> Any:
     return pandas.DataFrame(rows, columns=["question", "truth", "before", "after"])
 
 
-@contextmanager
-def _merged(model: Any) -> Iterator[None]:
-    """Layers compute with their adapter merged into the weights; restored on exit."""
+def _merged_layers(model: Any) -> dict[Any, Any]:
+    """Layers, and how they compute with their adapter merged into the weights."""
     from peft.tuners.lora.layer import Linear
 
-    layers = [each for each in model.modules() if type(each) is Linear]
-    replaced = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(_merged_layer, layer)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, replaced, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
+    layers = [module for module in model.modules() if type(module) is Linear]
+    return {layer: partial(_merged_layer, layer) for layer in layers}
 
 
 def _merged_layer(layer: Any, inner: Any, *_: Any, **__: Any) -> Any:
@@ -221,41 +208,21 @@ class LoraRun:
 
 def run_card(run: LoraRun) -> str:
     """HTML: how it went, the loss curve, answers before and after, and the checks."""
-    stopped = "" if run.finished else ", stopped earlier"
-    parts = [
-        f"<b>{run.steps:,} steps</b> in {duration_text(run.seconds)}{stopped}; written to "
-        f"<code>{html.escape(str(run.output_dir))}</code>"
-    ]
-    if run.losses:
-        parts.append(curves_html({"run": Curves(run.losses, run.evaluations, run.metrics)}))
-    if run.checks is not None:
-        parts += [_answers(run.checks), _checks(run.checks)]
-    shown = "".join(f'<div style="margin-top:8px">{part}</div>' for part in parts if part)
-    return f'<div style="max-width:720px;line-height:1.45">{shown}</div>'
+    curves = Curves(run.losses, run.evaluations, run.metrics)
+    return fill_template(
+        "vlkit.lora", "run.html.jinja", run=run, faint=FAINT, duration=duration_text(run.seconds),
+        curves=curves_html({"run": curves}) if run.losses else "",
+        answers="" if run.checks is None else _answers_table(run.checks),
+    )  # fmt: skip
 
 
-def _answers(checks: Checks) -> str:
-    if checks.table.empty:
-        return ""
-    right = ""
-    if checks.after is not None:
-        before = "" if checks.before is None else f"{checks.before:.0%} before, "
-        right = f"; right on held-out rows: {before}<b>{checks.after:.0%}</b> after"
-    rows = [[html.escape(_cut(str(cell))) for cell in row] for row in checks.table.values.tolist()]
-    return f"Held-out answers{right}{table_html(list(checks.table.columns), rows)}"
+def _answers_table(checks: Checks) -> str:
+    rows = [[html.escape(_cut(str(cell))) for cell in row] for row in checks.table.values]
+    return table_html(list(checks.table.columns), rows)
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
-
-
-def _checks(checks: Checks) -> str:
-    lines = [f"training moves the logits of an answer by {checks.change:.3g} on average"]
-    if checks.merged_difference is not None:
-        lines.append(f"merging the adapter moves them by {checks.merged_difference:.2g}")
-    items = "".join(f"<li>{line}</li>" for line in lines)
-    mark = "passed" if checks.passed else "<b>failed</b>"
-    return f'Checks {mark}<ul style="margin:0;{FAINT}">{items}</ul>'
 
 
 def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
@@ -291,12 +258,8 @@ def _step(checkpoint: Path) -> int:
 
 def _is_free(folder: Path) -> bool:
     """Whether a run may start in a folder: it has at most what an earlier one left unfinished."""
-    unfinished = {
-        ARGUMENTS,
-        MARKS,
-        _LOCK,
-        *(p.name for p in _checkpoints(folder) if not _is_finished(p)),
-    }
+    unfinished = {ARGUMENTS, MARKS, _LOCK}
+    unfinished |= {path.name for path in _checkpoints(folder) if not _is_finished(path)}
     return folder.is_dir() and all(path.name in unfinished for path in folder.iterdir())
 
 

@@ -130,9 +130,8 @@ def show_progress(trainer: Any) -> None:
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "NotebookProgressCallback":  # its module needs IPython
             trainer.remove_callback(callback)
-    if in_notebook() and not any(
-        isinstance(callback, LiveCurve) for callback in trainer.callback_handler.callbacks
-    ):
+    live = any(isinstance(c, LiveCurve) for c in trainer.callback_handler.callbacks)
+    if in_notebook() and not live:
         trainer.add_callback(LiveCurve)
 
 

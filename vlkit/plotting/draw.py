@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 from PIL import ImageDraw
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_whole
 from vlkit.grounding.boxes import Box, Item, Items, Point, list_items, scale_item
 from vlkit.media.image import load_image
 from vlkit.media.video import Clip
@@ -47,8 +47,7 @@ def draw_strokes(
     line_width: int | None = None,
 ) -> None:
     """Draw items on the picture itself, in place."""
-    if line_width is not None and not (isinstance(line_width, int) and line_width > 0):
-        raise VlkitError(f"line_width={line_width!r} must be a whole number of pixels, 1 or more")
+    check_whole("line_width", line_width, 1, optional=True)
     width = line_width or line_width_for(picture.size)
     draw = ImageDraw.Draw(picture, "RGBA")  # colours with an alpha blend in
     for item, color, pattern in sorted(strokes, key=lambda s: area_of(s[0]), reverse=True):
@@ -134,12 +133,8 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
 
 def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
     x1, y1 = round(box.x1), round(box.y1)
-    return (
-        x1,
-        y1,
-        max(x1, round(box.x2) - 1),
-        max(y1, round(box.y2) - 1),
-    )  # Pillow includes the last pixel
+    x2, y2 = round(box.x2) - 1, round(box.y2) - 1  # Pillow includes the last pixel
+    return x1, y1, max(x1, x2), max(y1, y2)
 
 
 def add_legend(
@@ -191,7 +186,7 @@ def _flow(widths: list[float], room: int, line: int, gap: int) -> list[tuple[flo
 
 
 def _first_lines(places: list, lines: int, line: int) -> tuple[list, int]:
-    """What fits into so many lines, one at least, and how many do not, told in the last line."""
+    """What fits into so many lines, one at least, and the number of the rest."""
     shown = [place for place in places if place[1] < max(1, lines) * line]
     if len(shown) < len(places) and lines > 1:
         shown = [place for place in shown if place[1] < (lines - 1) * line]
@@ -350,7 +345,9 @@ def draw_frames(
     height = max(1, round(clip.info.size[1] * scale))
     font, rows, gap = load_font(18), -(-len(clip.frames) // columns), 6
     sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 24 + gap)), "white")
-    tracks = [[scale_item(i, scale) for i in each] for each in _per_frame(boxes, len(clip.frames))]
+    tracks = [
+        [scale_item(i, scale) for i in items] for items in _per_frame(boxes, len(clip.frames))
+    ]
     for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
         x, y = index % columns * (width + gap), index // columns * (height + 24 + gap)
         drawn = draw_boxes(frame.resize((width, height)), tracks[index])
@@ -394,7 +391,7 @@ def _per_frame(boxes: Any, count: int) -> list[list[Item]]:
         return [list_items(boxes)] * count
     if len(boxes) != count:
         raise VlkitError(f"{len(boxes)} lists of boxes for {count} frames; give one for each frame")
-    return [list_items(each) for each in boxes]
+    return [list_items(items) for items in boxes]
 
 
 def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-import warnings
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -14,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ImageDraw, ImageFont
+
+from vlkit.errors import warn_user
 
 Font = ImageFont.FreeTypeFont
 
@@ -171,11 +171,7 @@ def _warn_missing_font(letter: str) -> None:
     if kind in _warned_scripts:
         return
     _warned_scripts.add(kind)
-    level, frame = 1, sys._getframe()
-    while frame.f_back and Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
+    warn_user(
         f"no font on this machine has {kind} such as {letter}: pictures show empty boxes for them; "
-        "install a font that does, such as Noto (Debian: fonts-noto), and start Python again",
-        stacklevel=level,
+        "install a font that does, such as Noto (Debian: fonts-noto), and start Python again"
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
 
 import PIL.Image
 
@@ -44,9 +46,9 @@ def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cell: str
         cell: more style for every cell, as ``"max-width:320px"``.
     """
     style = f"{_CELL};{cell}" if cell else _CELL
-    head = "".join(f'<th style="{style}">{html.escape(each)}</th>' for each in heads)
+    head = "".join(f'<th style="{style}">{html.escape(name)}</th>' for name in heads)
     body = "".join(
-        "<tr>" + "".join(f'<td style="{style}">{each}</td>' for each in row) + "</tr>"
+        "<tr>" + "".join(f'<td style="{style}">{text}</td>' for text in row) + "</tr>"
         for row in rows
     )
     head = f"<tr>{head}</tr>" if heads else ""
@@ -64,3 +66,30 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def fill_template(
+    package: str,
+    name: str,
+    *,
+    autoescape: bool = True,
+    filters: Mapping[str, Callable] | None = None,
+    **facts: Any,
+) -> str:
+    """A Jinja template filled with facts.
+
+    Args:
+        package: in which the template's file is.
+        name: of the file.
+        autoescape: write texts so that nothing in them is markup of HTML.
+        filters: for the template.
+        **facts: its variables.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= filters or {}
+    template = files(package).joinpath(name).read_text(encoding="utf-8")
+    return environment.from_string(template).render(**facts)

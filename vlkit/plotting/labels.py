@@ -123,9 +123,9 @@ def _places(area: Area, w: float, h: float) -> list[tuple[float, float]]:
     lefts = (x1, x2 - w, (x1 + x2 - w) / 2)
     near = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in lefts]
     near += [(x, y) for y in (y1 - 1.6 * h, y2 + 0.6 * h) for x in lefts]
-    beside = [(x, y) for y in (y1, y2 - h) for x in (x2, x1 - w)]
+    sides = [(x, y) for y in (y1, y2 - h) for x in (x2, x1 - w)]
     far = [(x1 + dx, y1 + dy * h) for dy in (-2, 1, 2, -3, 3, 4, -4, 5) for dx in (0, -w, w)]
-    return near + beside + far
+    return near + sides + far
 
 
 def _clamp(place: tuple[float, float], w: float, h: float, size: Size) -> Area:

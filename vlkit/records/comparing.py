@@ -246,7 +246,7 @@ class RunDiff:
 
     def _cells(self, a: dict, b: dict) -> list[str]:
         sets = [("a", items_of(a)), ("b", items_of(b))]
-        picture = draw_answers(self.a, a, sets) if any(each for _, each in sets) else None
+        picture = draw_answers(self.a, a, sets) if any(items for _, items in sets) else None
         drawn = image_html(picture, width=WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"
@@ -335,10 +335,10 @@ def _content_key(answer: dict) -> tuple:
 
 
 def _changed(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
-    one, other = dict(_changed_settings(a)), dict(_changed_settings(b))
-    for name in dict.fromkeys((*one, *other)):
-        if one.get(name) != other.get(name):
-            yield name, one.get(name), other.get(name)
+    first, second = dict(_changed_settings(a)), dict(_changed_settings(b))
+    for name in first | second:
+        if first.get(name) != second.get(name):
+            yield name, first.get(name), second.get(name)
 
 
 def _changed_settings(record: Record) -> Iterator[tuple[str, Any]]:

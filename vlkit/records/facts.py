@@ -115,17 +115,17 @@ def weights_hash(folder: Path) -> dict[str, str]:
     shapes of the tensors) and 16 samples of 64 KiB, which differ after any further training.
     """
     files = sorted(folder.glob("*.safetensors"))
-    sums = [_hub_sum(file) for file in files]
-    if all(sums):
-        return {"sha256": _join(files, sums), "of": "hub"}
-    whole = sum(file.stat().st_size for file in files) <= WHOLE_BYTES
-    sums = [_file_sum(file, whole) for file in files]
-    return {"sha256": _join(files, sums), "of": "files" if whole else "headers"}
-
-
-def _join(files: list[Path], sums: list) -> str:
+    sums, of = [_hub_sum(file) for file in files], "hub"
+    if not all(sums):
+        status = [file.stat() for file in files]
+        whole = sum(s.st_size for s in status) <= WHOLE_BYTES
+        sums = [
+            _file_sum(str(file), whole, s.st_size, s.st_mtime_ns)
+            for file, s in zip(files, status, strict=True)
+        ]
+        of = "files" if whole else "headers"
     lines = [f"{file.name} {digest}" for file, digest in zip(files, sums, strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {"sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "of": of}
 
 
 def _hub_sum(file: Path) -> str | None:
@@ -136,13 +136,8 @@ def _hub_sum(file: Path) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
-def _file_sum(file: Path, whole: bool) -> str:
-    status = file.stat()
-    return _sum(str(file), whole, status.st_size, status.st_mtime_ns)
-
-
 @lru_cache(maxsize=1024)
-def _sum(path: str, whole: bool, size: int, changed: int) -> str:
+def _file_sum(path: str, whole: bool, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         if whole:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -167,7 +162,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "packages": {name: number for name in PACKAGES if (number := _version(name))},
+        "packages": {name: number for name in PACKAGES if (number := package_version(name))},
     }
 
 
@@ -182,16 +177,15 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
 def model_facts(vlm: Any) -> dict[str, Any]:
     """The facts to load the same model again, and to check that it is the same."""
-    facts = {
-        "name": vlm.name,
-        "family": vlm.family,
-        "max_image_tokens": getattr(vlm, "max_image_tokens", None),
-    }
+    facts = {"name": vlm.name, "family": vlm.family}
+    facts["max_image_tokens"] = getattr(vlm, "max_image_tokens", None)
     folder = getattr(vlm, "folder", None)
     if folder is None:
         return facts | {"hosted": dict(getattr(vlm, "identity", {}))}
     adapter = adapter_facts(vlm.adapter) if vlm.adapter else None
-    place = {"hub": folder.hub, "revision": folder.revision, "commit": _commit(folder.path)}
+    is_cached = folder.path.parent.name == "snapshots"  # of a hub; its name is the commit
+    commit = folder.path.name if is_cached else None
+    place = {"hub": folder.hub, "revision": folder.revision, "commit": commit}
     return facts | place | {
         "weights": weights_hash(folder.path), "adapter": adapter, **_network_facts(vlm.model)
     }  # fmt: skip
@@ -219,15 +213,12 @@ def memory_facts(vlm: Any) -> dict[str, int]:
 
 def _network_facts(network: Any) -> dict[str, Any]:
     quantization = getattr(network.config, "quantization_config", None)
-    bits = (
-        getattr(quantization, "load_in_4bit", False),
-        getattr(quantization, "load_in_8bit", False),
-    )
+    bits = [n for n in ("4bit", "8bit") if getattr(quantization, f"load_in_{n}", False)]
     facts = {
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": str(network.device),
         "attention": network.config._attn_implementation,
-        "quantize": "4bit" if bits[0] else "8bit" if bits[1] else None,
+        "quantize": bits[0] if bits else None,
         "parameters": network.num_parameters(),
     }
     if network.device.type == "cuda":
@@ -238,12 +229,8 @@ def _network_facts(network: Any) -> dict[str, Any]:
     return facts
 
 
-def _commit(path: Path) -> str | None:
-    """The commit of a folder in a hub's cache."""
-    return path.name if path.parent.name == "snapshots" else None
-
-
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -16,8 +16,8 @@ import PIL.Image
 from vlkit.batch.keys import hash_medium
 from vlkit.bundled import bundled_path
 from vlkit.errors import VlkitError
-from vlkit.files import write_whole
-from vlkit.media.image import describe_source, load_image
+from vlkit.files import relative, write_whole
+from vlkit.media.image import describe_source, load_image, pixel_hash
 from vlkit.media.sources import is_url, local_path
 from vlkit.media.video import pictures_of
 from vlkit.records.facts import clean_url
@@ -40,7 +40,7 @@ def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str
         ``"unreadable"`` and "".
     """
     if picture is not None and not _is_file(source):
-        return "pixels", _pixels_hash(picture)
+        return "pixels", pixel_hash(picture)
     medium = hash_medium(source)
     if isinstance(medium, str):
         return "file", medium
@@ -49,16 +49,8 @@ def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str
     if medium[0] == "url":
         return "url", hashlib.sha256(clean_url(medium[1]).encode()).hexdigest()
     if isinstance(medium[0], tuple):
-        return "pixels", _joined(medium[0], medium[1])
+        return "pixels", pixel_hash(load_image(source))
     return "frames", hashlib.sha256(json.dumps(medium).encode()).hexdigest()
-
-
-def _pixels_hash(picture: PIL.Image.Image) -> str:
-    return _joined(picture.size, hashlib.sha256(picture.tobytes()).hexdigest())
-
-
-def _joined(size: Any, digest: str) -> str:
-    return hashlib.sha256("{}×{} {}".format(*size, digest).encode()).hexdigest()
 
 
 def _is_file(source: Any) -> bool:
@@ -125,12 +117,11 @@ class MediaStore:
                 candidates.append([load_image(frame) for frame in pictures_of(path, str(path))])
             elif path.is_file():
                 candidates.append(str(path))
-        path = facts.get("path", "")
-        if path.startswith(_SAMPLES):
-            candidates.append(str(bundled_path("samples") / path.removeprefix(_SAMPLES)))
-        elif path:
-            candidates.append(os.path.normpath(self.path / path))
-        return [one for one in candidates if isinstance(one, list) or os.path.exists(one)]
+        if path := facts.get("path"):
+            is_sample = path.startswith(_SAMPLES)
+            folder = bundled_path("samples") if is_sample else self.path
+            candidates.append(os.path.normpath(folder / path.removeprefix(_SAMPLES)))
+        return [c for c in candidates if isinstance(c, list) or os.path.exists(c)]
 
     def _relative_path(self, source: Any) -> str:
         """A file's path relative to the run's folder, so that both can be moved together; or ""."""
@@ -140,10 +131,7 @@ class MediaStore:
         path = Path(local_path(source)).absolute()
         if path.parent == bundled_path("samples"):
             return _SAMPLES + path.name
-        try:
-            return Path(os.path.relpath(path, self.path.absolute())).as_posix()
-        except ValueError:  # another drive
-            return path.as_posix()
+        return relative(path, self.path.absolute() / "records.jsonl")
 
     def _thumbnail(self, digest: str, view: Callable[[], PIL.Image.Image]) -> str | None:
         name = f"{THUMBNAILS}/{digest[:20]}.jpg"
@@ -156,27 +144,30 @@ class MediaStore:
         return name
 
     def _keep(self, source: Any, digest: str, load: Callable[[], Any] | None) -> str | None:
-        suffix = Path(source).suffix.lower() if isinstance(source, str | os.PathLike) else ""
         name = f"{KEPT}/{digest[:20]}"
-        if isinstance(source, str | os.PathLike) and os.path.isdir(local_path(source)):
-            return None  # a folder of frames stays where it is
-        if _is_file(source):
-            name += suffix
-            if not (self.path / name).exists():
-                write_whole(self.path / name, lambda file: _copy(source, file))
-        elif isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
             for index, frame in enumerate(source):
-                picture = load_image(frame)
-                write_whole(
-                    self.path / f"{name}/{index:05d}.png", partial(picture.save, format="PNG")
-                )
+                file = self.path / name / f"{index:05d}.png"
+                write_whole(file, partial(load_image(frame).save, format="PNG"))
+            return name
+        if _is_file(source):
+            is_path = isinstance(source, str | os.PathLike)
+            if is_path and os.path.isdir(local_path(source)):
+                return None  # a folder of frames stays where it is
+            name += Path(source).suffix.lower() if is_path else ""
+            write = partial(_copy, source)
         elif load is not None:
             name += ".png"
-            if not (self.path / name).exists():
-                write_whole(self.path / name, lambda file: load().save(file, "PNG"))
+            write = partial(_save_png, load)
         else:
             return None
+        if not (self.path / name).exists():
+            write_whole(self.path / name, write)
         return name
+
+
+def _save_png(load: Callable[[], PIL.Image.Image], file: Any) -> None:
+    load().save(file, "PNG")
 
 
 def _copy(source: Any, file: Any) -> None:
@@ -189,7 +180,7 @@ def _copy(source: Any, file: Any) -> None:
 
 def _same_pixels(source: Any, facts: dict) -> bool:
     """Whether a file has the recorded pixels, such as the copy of a picture in memory."""
-    return facts["of"] == "pixels" and _pixels_hash(load_image(source)) == facts["sha256"]
+    return facts["of"] == "pixels" and pixel_hash(load_image(source)) == facts["sha256"]
 
 
 def _name(source: Any) -> str:

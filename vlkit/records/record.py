@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -152,8 +153,8 @@ def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
     folder = Path(directory).expanduser()
     if not folder.is_dir():
         raise VlkitError(f"{folder} is not a folder; pass the directory= of your Run calls")
-    found = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
-    records = [read_run(path) for path in found if _read_manifest(path)]
+    paths = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
+    records = [read_run(path) for path in paths if _read_manifest(path)]
     rows = [_row(record) for record in sorted(records, key=lambda r: r.manifest["started"])]
     return pandas.DataFrame(rows, columns=None if rows else list(_COLUMNS))
 
@@ -168,8 +169,7 @@ def _row(record: Record) -> dict[str, Any]:
     answers, models = record.answers, record.models.values()
     adapters = [model["adapter"]["name"] for model in models if model.get("adapter")]
     git = record.manifest.get("git") or {}
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    row |= {
+    row: dict[str, Any] = {
         "name": record.name,
         "started": record.manifest["started"],
         "status": record.status,
@@ -207,7 +207,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines: list[dict[str, Any]] = []
     torn = 0
     if not path.exists():
-        return lines, torn
+        return [], 0
     with path.open("rb") as file:
         for raw in file:
             try:
@@ -247,22 +247,17 @@ def messages_of(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
     if any("malformed" in message for message in answer["messages"]):
         return None, "the messages were malformed"
     store = MediaStore(record.path, keep=False)
-    found: list[dict] = []
+    media: list[dict] = []
     for facts in answer["media"]:
         source, reason = store.find(facts)
         if source is None:
             return None, f"media missing: {reason}"
-        found.append({"type": facts["kind"], facts["kind"]: source, **facts.get("options", {})})
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                dict(item) if item["type"] == "text" else found[item["media"]]
-                for item in message["content"]
-            ],
-        }
-        for message in answer["messages"]
-    ], ""
+        media.append({"type": facts["kind"], facts["kind"]: source, **facts.get("options", {})})
+    messages = []
+    for message in answer["messages"]:
+        content = [media[i["media"]] if "media" in i else dict(i) for i in message["content"]]
+        messages.append({"role": message["role"], "content": content})
+    return messages, ""
 
 
 def first_difference(then: dict, now: dict) -> int | None:
@@ -294,21 +289,17 @@ def draw_answer(
     """The last picture of a conversation with the answer's boxes; None where there is none."""
     if truth:
         return draw_answers(record, answer, [("truth", truth), ("answer", items)])
-    found = _picture(record, answer)
-    if found is None:
-        return None
-    picture, scale = found
-    return draw_boxes(picture, [scale_item(item, scale) for item in items])
+    picture, scale = _picture(record, answer)
+    return picture and draw_boxes(picture, [scale_item(item, scale) for item in items])
 
 
 def draw_answers(
     record: Record, answer: dict, sets: Sequence[tuple[str, Sequence[Item]]]
 ) -> PIL.Image.Image | None:
     """The last picture with two sets of boxes, the first dashed, and a legend."""
-    found = _picture(record, answer)
-    if found is None:
+    picture, scale = _picture(record, answer)
+    if picture is None:
         return None
-    picture, scale = found
     styles = [(TRUTH, True), (ANSWER, False)]
     strokes = [
         (scale_item(item, scale), color, dashed)
@@ -320,24 +311,18 @@ def draw_answers(
     return add_legend(picture, rows)
 
 
-def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image, float] | None:
-    """The picture, and the scale by which boxes of the original fit it."""
+def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image | None, float]:
+    """The picture, or None, and the scale by which boxes of the original fit it."""
     if not answer["media"]:
-        return None
-    images = [each for each in answer["media"] if each["kind"] == "image"]
+        return None, 1.0
+    images = [medium for medium in answer["media"] if medium["kind"] == "image"]
     facts = (images or answer["media"])[-1]
-    if images:
-        source, _ = MediaStore(record.path, keep=False).find(facts)
-        try:
-            if source is not None:
-                return load_image(source), 1.0
-        except VlkitError:  # another picture lies there now
-            pass
-    if not facts.get("thumbnail"):
-        return None
-    try:
-        picture = load_image(record.path / facts["thumbnail"])
-    except VlkitError:  # lost
-        return None
-    sizes = answer.get("image_sizes")
-    return picture, picture.width / sizes[-1][0] if images and sizes else 0.0
+    source = MediaStore(record.path, keep=False).find(facts)[0] if images else None
+    with suppress(VlkitError):  # another picture is there now
+        if source is not None:
+            return load_image(source), 1.0
+    with suppress(VlkitError):  # the thumbnail is lost
+        if facts.get("thumbnail"):
+            picture, sizes = load_image(record.path / facts["thumbnail"]), answer.get("image_sizes")
+            return picture, picture.width / sizes[-1][0] if images and sizes else 0.0
+    return None, 1.0

@@ -154,15 +154,14 @@ def _load(facts: dict) -> Any:
         import torch
 
         device = "auto" if device == "cuda:0" or not torch.cuda.is_available() else device
+    attention = facts["attention"]
+    if attention not in ("sdpa", "eager") and device == "cpu":
+        attention = "auto"
     return load(
         facts["name"], hub=hub, revision=revision, adapter=adapter, device=device,
-        dtype=facts["dtype"], attn=_attention(facts["attention"], device),
+        dtype=facts["dtype"], attn=attention,
         quantize=facts["quantize"], max_image_tokens=facts["max_image_tokens"],
     )  # fmt: skip
-
-
-def _attention(name: str, device: str) -> str:
-    return name if name in ("sdpa", "eager") or device != "cpu" else "auto"
 
 
 def _groups(answers: list[dict]) -> list[list[int]]:
@@ -245,20 +244,15 @@ def _compare(then: dict, reply: Any) -> dict:
 
 
 def _row(answer: dict, status: str, **facts: Any) -> dict:
-    row = dict.fromkeys(_COLUMNS)
-    then = answer_of(answer)
-    return row | {
-        "kind": answer["kind"], "question": question_of(answer), "status": status, "then": then,
-        "reason": "", **facts,
-    }  # fmt: skip
+    row = {"kind": answer["kind"], "question": question_of(answer), "then": answer_of(answer)}
+    return row | {"status": status, "reason": "", **facts}
 
 
 def _changes(record: Record) -> Iterator[tuple[str, Any, Any]]:
-    then, now = record.manifest["environment"], environment()
-    for key in sorted(then.keys() | now.keys() - {"packages"}):
-        if key != "packages" and then.get(key) != now.get(key):
-            yield key, then.get(key), now.get(key)
-    yield from _package_changes(then["packages"], now["packages"])
+    then, now = dict(record.manifest["environment"]), environment()
+    packages = then.pop("packages"), now.pop("packages")
+    yield from _differences(then, now)
+    yield from _differences(*packages)
     git, state = record.manifest.get("git") or {}, git_state() or {}
     if git.get("commit") != state.get("commit"):
         yield "git commit", (git.get("commit") or "")[:10], (state.get("commit") or "")[:10]
@@ -266,7 +260,7 @@ def _changes(record: Record) -> Iterator[tuple[str, Any, Any]]:
         yield "uncommitted changes", git.get("dirty"), state.get("dirty")
 
 
-def _package_changes(then: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
+def _differences(then: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             yield key, then.get(key), now.get(key)

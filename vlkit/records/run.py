@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ import PIL.Image
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, failure_line
-from vlkit.files import whole_folder, write_whole
+from vlkit.files import json_line, whole_folder, write_whole
 from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
 from vlkit.records.facts import (
@@ -49,7 +50,8 @@ def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
     if isinstance(exhibit, str):
         return {"exhibit": "text", "text": exhibit}
     if hasattr(exhibit, "savefig"):
-        return {"exhibit": "figure", "file": _save(folder, partial(_save_figure, exhibit))}
+        look = {"format": "png", "dpi": 160, "bbox_inches": "tight", "facecolor": "white"}
+        return {"exhibit": "figure", "file": _save(folder, partial(exhibit.savefig, **look))}
     if isinstance(exhibit, PIL.Image.Image):
         return {"exhibit": "figure", "file": _save(folder, partial(exhibit.save, format="PNG"))}
     if hasattr(exhibit, "to_frame") and hasattr(exhibit, "index"):
@@ -62,15 +64,10 @@ def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
     )
 
 
-def _save_figure(figure: Any, path: Path) -> None:
-    figure.savefig(path, format="png", dpi=160, bbox_inches="tight", facecolor="white")
-
-
 def _save(folder: Path, write: Any) -> str:
     (folder / FIGURES).mkdir(exist_ok=True)
-    number = 1
-    while (folder / (name := f"{FIGURES}/{number:03d}.png")).exists():
-        number += 1
+    names = (f"{FIGURES}/{number:03d}.png" for number in count(1))
+    name = next(name for name in names if not (folder / name).exists())
     write(folder / name)
     return name
 
@@ -200,9 +197,6 @@ class Run:
         self.name, self.notes, self.keep_media = name, notes, keep_media
         self.path = Path(directory).expanduser() / _folder_name(name)
         self.closed = True
-        self._prepare()
-
-    def _prepare(self) -> None:
         self._lock = threading.RLock()
         self._models: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._secrets: set[str] = set()
@@ -214,12 +208,11 @@ class Run:
     def attach(cls, path: str | os.PathLike) -> Run:
         """Continue to record into an existing run, such as that of another process."""
         record = read_run(path)
-        run = cls.__new__(cls)
-        run.name, run.notes = record.name, record.manifest.get("notes", "")
-        run.keep_media, run.path = record.manifest.get("keep_media", False), record.path
-        run._prepare()
-        run._manifest, run._count = record.manifest, len(record.models)
-        run._started = datetime.fromisoformat(record.manifest["started"]).timestamp()
+        facts = record.manifest
+        notes, keep_media = facts.get("notes", ""), facts.get("keep_media", False)
+        run = cls(record.name, notes=notes, keep_media=keep_media)
+        run.path, run._manifest, run._count = record.path, facts, len(record.models)
+        run._started = datetime.fromisoformat(facts["started"]).timestamp()
         run._store, run.closed = MediaStore(run.path, run.keep_media), False
         _end_torn_line(run.path / LINES)
         return run
@@ -356,15 +349,9 @@ class Run:
         return {"type": item["type"], "media": len(media) - 1}
 
     def _write(self, record: str, **facts: Any) -> None:
-        line = {
-            "record": record,
-            "time": _now(),
-            "seconds_in": time.time() - self._started,
-            **facts,
-        }
-        line["seconds_in"] = round(line["seconds_in"], 3)
-        text = json.dumps(plain(without_secrets(line, self._secrets)), ensure_ascii=False)
-        content = text.encode("utf-8", "backslashreplace") + b"\n"
+        seconds = round(time.time() - self._started, 3)
+        line = {"record": record, "time": _now(), "seconds_in": seconds, **facts}
+        content = json_line(plain(without_secrets(line, self._secrets)))
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
         with self._lock:
             file = os.open(self.path / LINES, flags, 0o644)
@@ -400,11 +387,8 @@ def _folder_name(name: str) -> str:
 
 def _free_place(path: Path) -> Path:
     """The path, with a number appended if it exists: two runs may start in the same second."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+    names = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(place for place in chain([path], names) if not place.exists())
 
 
 def _end_torn_line(path: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import PIL.Image
 
 from vlkit.evaluation.metrics import iou
 from vlkit.grounding.boxes import Box, Item
@@ -30,35 +28,6 @@ _BY_LABEL = ("truths", "answers", "accuracy@0.5", "accuracy@0.75", "mean_iou")
 _OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed")
 
 
-@dataclass(frozen=True, eq=False)
-class AnswerView:
-    """An answer as a report shows it.
-
-    Attributes:
-        number: counted from 1.
-        about: kind of call, names of the media, model and setting.
-        before: (role, text) of the turns before the question.
-        question, text: the question, and the answer.
-        failed: there was no answer; ``text`` is the error.
-        picture: with boxes, or None.
-        boxes, box_head: a row for each box; with truth its IoU with the nearest true box.
-        note: the part of the boxes that could not be parsed.
-        cost: tokens, seconds and options in a line.
-    """
-
-    number: int
-    about: str
-    before: list[tuple[str, str]]
-    question: str
-    text: str
-    failed: bool
-    picture: PIL.Image.Image | None
-    boxes: list[tuple]
-    box_head: tuple[str, ...]
-    note: str
-    cost: str
-
-
 def show(value: Any) -> str:
     """A value as text for people."""
     if value is None or value == "":
@@ -74,35 +43,41 @@ def show(value: Any) -> str:
     return value if hasattr(value, "__html__") else str(value)
 
 
-def view_answer(record: Record, number: int, truth: Truth) -> AnswerView:
+def view_answer(record: Record, number: int, truth: Truth) -> dict[str, Any]:
     """An answer with its picture.
 
     Args:
         record: the run.
         number: of the answer, counted from 0.
         truth: true boxes by the picture's file name; those nearest to the answer's boxes are drawn.
+
+    Returns:
+        ``number``, counted from 1; ``about``: kind of call, names of the media, model and setting;
+        ``before``: (role, text) of the turns before the question; ``question``; ``text``: the
+        answer, or the error where it ``failed``; ``picture`` with boxes, or None; ``boxes`` and
+        ``box_head``: a row for each box, with truth its IoU with the nearest true box; ``note``:
+        the part of the boxes that could not be parsed; ``cost``: tokens, seconds and options.
     """
     answer = record.answers[number]
-    items, failed = items_of(answer), "raw" not in answer
+    items = items_of(answer)
     names = [medium["name"] for medium in answer["media"]]
     true = [box for box in truth.get(names[-1] if names else "", ()) if isinstance(box, Box)]
     boxes = [item for item in items if isinstance(item, Box)]
     nearest = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
-    model = record.model_of(answer)["name"]
-    setting = [answer["setting"]] if "setting" in answer else []
-    return AnswerView(
-        number=number + 1,
-        about=", ".join([answer["kind"], *names, model, *setting]),
-        before=list(_turns_before(answer)),
-        question=question_of(answer),
-        text=answer_of(answer),
-        failed=failed,
-        picture=draw_answer(record, answer, items, list(nearest)),
-        boxes=[_box_row(box, true) for box in boxes],
-        box_head=("label", "x1", "y1", "x2", "y2", *(["IoU"] if true else [])),
-        note=answer.get("grounding_note", ""),
-        cost=_cost_line(answer),
-    )
+    about = [answer["kind"], *names, record.model_of(answer)["name"], answer.get("setting")]
+    return {
+        "number": number + 1,
+        "about": ", ".join(filter(None, about)),
+        "before": list(_turns_before(answer)),
+        "question": question_of(answer),
+        "text": answer_of(answer),
+        "failed": "raw" not in answer,
+        "picture": draw_answer(record, answer, items, list(nearest)),
+        "boxes": [_box_row(box, true) for box in boxes],
+        "box_head": ("label", "x1", "y1", "x2", "y2", *(["IoU"] if true else [])),
+        "note": answer.get("grounding_note", ""),
+        "cost": _cost_line(answer),
+    }
 
 
 def _turns_before(answer: dict) -> Iterator[tuple[str, str]]:
@@ -123,11 +98,8 @@ def _cost_line(answer: dict) -> str:
     if "raw" not in answer:
         return ", ".join(options)
     usage = answer["usage"]
-    media = [
-        f"{usage[f'{kind}_tokens']:,} of them {kind}"
-        for kind in ("image", "video")
-        if usage[f"{kind}_tokens"]
-    ]
+    counts = {kind: usage[f"{kind}_tokens"] for kind in ("image", "video")}
+    media = [f"{count:,} of them {kind}" for kind, count in counts.items() if count]
     seen = [f"seen at {w}×{h}" for w, h in answer["input_sizes"]]
     prompt = f"{usage['prompt_tokens']:,} prompt tokens" + f" ({', '.join(media)})" * bool(media)
     parts = [prompt, *seen, f"{usage['new_tokens']:,} new", f"{answer['seconds']:.2f} s"]
@@ -136,23 +108,42 @@ def _cost_line(answer: dict) -> str:
     return ", ".join(parts) + "; " + ", ".join(options)
 
 
+def subtitle(record: Record) -> str:
+    """When it began, how it ended, the models, and what is missing."""
+    models = (f"{model['name']} ({model['family']})" for model in record.models.values())
+    began = record.manifest["started"][:16].replace("T", " ") + " UTC"
+    return " · ".join(filter(None, [began, record.status, *dict.fromkeys(models), record.gap]))
+
+
+def exhibits(record: Record) -> list[dict[str, Any]]:
+    """What a user added; of a figure also its file's ``name`` and ``content`` (None if lost)."""
+    shown = []
+    for line in record.of("exhibit"):
+        file = record.path / line.get("file", "")
+        content = file.read_bytes() if file.is_file() else None
+        shown.append({**line, "name": file.name, "content": content})
+    return shown
+
+
 def chosen(record: Record, most: int) -> list[int]:
     """The indices of the answers to show: all, or ``most`` evenly spread."""
     count = len(record.answers)
-    if count <= most:
-        return list(range(count))
-    return [index * count // most for index in range(most)]
+    shown = min(count, most)
+    return [index * count // shown for index in range(shown)]
 
 
 def tiles(record: Record) -> list[tuple[str, str]]:
     """The (name, value) tiles at the top."""
     answered = [answer for answer in record.answers if "raw" in answer]
-    failed = len(record.answers) - len(answered)
-    new = sum(answer["usage"]["new_tokens"] for answer in answered)
-    shown = [("answers", show(len(answered)))] + [("without answer", show(failed))] * bool(failed)
-    trainings = [line for line in record.of("training") if line["state"] == "ended"]
-    shown += [("trainings", show(len(trainings)))] * bool(trainings)
-    return [*shown, ("new tokens", show(new)), ("seconds", show(round(record.seconds)))]
+    counts = {
+        "answers": len(answered),
+        "without answer": len(record.answers) - len(answered),
+        "trainings": sum(line["state"] == "ended" for line in record.of("training")),
+        "new tokens": sum(answer["usage"]["new_tokens"] for answer in answered),
+        "seconds": round(record.seconds),
+    }
+    optional = ("without answer", "trainings")
+    return [(name, show(n)) for name, n in counts.items() if n or name not in optional]
 
 
 def evaluations(record: Record) -> list[dict[str, Any]]:
@@ -248,7 +239,8 @@ def training_rows(record: Record) -> list[dict[str, Any]]:
         adapter = [("adapter", Path(line["adapter"]["name"]).name)] if "adapter" in line else []
         arguments = [(name, v) for name, v in line["arguments"].items() if v is not None]
         error = line.get("error") or ("" if ended else "It was not finished.")
-        rows.append({"line": line, "facts": [*facts, *adapter, *arguments], "error": error})
+        shown = {"facts": [*facts, *adapter, *arguments], "error": error}
+        rows.append(shown | {"curve": curve_plot(line), "held_out": bool(line.get("evaluations"))})
     return rows
 
 
@@ -279,6 +271,20 @@ _PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
 
 
 LEAST = 5  # answers for a plot
+
+
+def bibtex_keys(entries: str) -> list[str]:
+    """The keys by which entries of BibTeX are cited."""
+    return re.findall(r"^@\w+\{([^,]+),", entries, re.MULTILINE)
+
+
+def numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:
+    """The indices of the columns that contain only numbers."""
+    return {
+        index
+        for index, cells in enumerate(zip(*rows, strict=True))
+        if all(isinstance(cell, int | float | None) for cell in cells) and set(cells) != {None}
+    }
 
 
 def cost_plot(answers: Sequence[dict]) -> bytes | None:
