@@ -116,7 +116,7 @@ def test_what_load_does_not_have_is_not_written(file):
         with pytest.raises(ModelError):
             settings.remember_model("a", **wrong)
     for wrong in (None, 3, " "):
-        with pytest.raises(ModelError, match="is no name of a model"):
+        with pytest.raises(ModelError, match="is not the name of a model"):
             settings.remember_model(wrong)
     assert not file.exists()
 
