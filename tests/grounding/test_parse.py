@@ -659,7 +659,7 @@ def test_box_values():
 @pytest.mark.parametrize(
     "make, values, message",
     [
-        (Box, ("cat", 0, 0, math.nan, 1), r"the box 'cat' has x2=nan, which is not a finite number"),
+        (Box, ("cat", 0, 0, math.nan, 1), r"box 'cat' has x2=nan, which is not a finite number"),
         (Box, ("cat", -math.inf, 0, 1, 1), r"x1=-inf, which is not a finite number; give pixels"),
         (Box, ("cat", 0, None, 1, 1), r"y1=None, which is not a finite"),
         (Box, ("cat", "0", 0, 1, 1), r"x1='0', which is not a finite"),

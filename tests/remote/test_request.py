@@ -391,7 +391,11 @@ def test_a_server_with_rules_like_ours_is_sent_the_original(server, load):
         ("openai:x", {"retries": 1.5}, "retries=1.5"),
         ("openai:x", {"concurrency": True}, "concurrency=True"),
         ("openai:x", {"extra_body": 3}, "extra_body=3"),
-        ("openai:x", {"api_key": "a\nb", "base_url": "http://a/v1"}, "contains non-ASCII characters or line breaks"),
+        (
+            "openai:x",
+            {"api_key": "a\nb", "base_url": "http://a/v1"},
+            "contains non-ASCII characters",
+        ),
         ("openai:x", {"frobnicate": 1}, "no option frobnicate="),
         ("openai:x", {}, "set the environment variable OPENAI_API_KEY"),
         ("dashscope:qwen-vl-max", {}, "set the environment variable DASHSCOPE_API_KEY"),
@@ -408,7 +412,7 @@ def test_a_name_of_no_family_is_told_with_what_the_endpoint_serves(server, load)
     with pytest.raises(RemoteError, match=r"name 'mine'; pass family=.*/v1 serves Qwen2-VL-first$"):
         load("mine")
     server.models = None
-    with pytest.raises(RemoteError, match=r"pass family=.*/v1 lists no models: .* most end in /v1$"):
+    with pytest.raises(RemoteError, match=r"pass family=.*/v1 lists no models: .* end in /v1$"):
         load("mine")
 
 

@@ -52,7 +52,8 @@ class Journal:
         try:
             if not resume:  # other processes may have begun their parts already
                 _refuse_rows([self.path, self._written] if part is not None else self._files)
-            self.finished = _finished(self._files)
+            records = _latest(self._files).items()
+            self.finished = {key: record for key, record in records if "error" not in record}
             _cut_torn_line(self._written)
             if part is None:
                 self._merge_parts()
@@ -135,10 +136,6 @@ class Journal:
 
 
 # --- reading -------------------------------------------------------------------------------------
-
-
-def _finished(files: Sequence[Path]) -> dict[str, dict]:
-    return {key: record for key, record in _latest(files).items() if "error" not in record}
 
 
 def _latest(files: Sequence[Path]) -> dict[str, dict]:

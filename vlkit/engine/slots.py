@@ -288,11 +288,6 @@ class Engine:
         held = sum(layer.nbytes for layer in self.decoder.cache)
         return held < torch.cuda.get_device_properties(self.device).total_memory / 30
 
-    @property
-    def free(self) -> int:
-        """How many more rows fit."""
-        return self.slots - len(self.rows)
-
     def admit(self, rows: Sequence[Row]) -> list[Row]:
         """Prefill rows and choose the first token of each; returns those that are done.
 

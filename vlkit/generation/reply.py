@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
 import PIL.Image
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, warn_user
 from vlkit.grounding.boxes import Box, Item, Point, Size, check_size
 from vlkit.grounding.parse import format_of, read_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
@@ -90,17 +90,20 @@ class Reply:
         Raises:
             GroundingParseError: the answer contains coordinates that cannot be read.
         """
-        return self._warned(image)
+        items, left_out = self.read_grounding(image)
+        if left_out:
+            warn_user(left_out)
+        return items
 
     @property
     def boxes(self) -> list[Box]:
         """Boxes in pixels of the last picture's upright original; see :meth:`grounding`."""
-        return [item for item in self._warned() if isinstance(item, Box)]
+        return [item for item in self.grounding() if isinstance(item, Box)]
 
     @property
     def points(self) -> list[Point]:
         """Points in pixels of the last picture's upright original; see :meth:`grounding`."""
-        return [item for item in self._warned() if isinstance(item, Point)]
+        return [item for item in self.grounding() if isinstance(item, Point)]
 
     def plot(self, image: int = -1, *, clip: int | None = None) -> PIL.Image.Image:
         """The picture (by default the last) with the answer's boxes and points.
@@ -110,27 +113,31 @@ class Reply:
         """
         if clip is not None or (self.clips and not self.images):
             frames = _pick(self.clips, -1 if clip is None else clip, "clip")
-            return draw_frames(frames, [] if self.images else self._warned())
+            return draw_frames(frames, [] if self.images else self.grounding())
         if not self.images:
             raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
-        return draw_boxes(_pick(self.images, image, "image"), self._warned(image))
-
-    def _warned(self, image: int = -1) -> list[Item]:
-        items, left_out = self.read_grounding(image)
-        if left_out:
-            warnings.warn(left_out, stacklevel=3)  # at the caller's line, outside this module
-        return items
+        return draw_boxes(_pick(self.images, image, "image"), self.grounding(image))
 
     def read_grounding(self, image: int = -1) -> tuple[list[Item], str]:
         """:meth:`grounding`, without a warning: a second value names what was left out."""
-        if self.images:
-            size = _pick(self.image_sizes, image, "image")
-            input_size = self.input_sizes[image] if self.input_sizes else None
-        elif self.clips:
-            size, input_size = self.clip_sizes[-1]
-        else:
+        if not self.images and not self.clips:
             return [], ""
-        return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
+        if image not in self._parsed:
+            if self.images:
+                size = _pick(self.image_sizes, image, "image")
+                input_size = self.input_sizes[image] if self.input_sizes else None
+            else:
+                size, input_size = self.clip_sizes[-1]
+            self._parsed[image] = read_grounding(
+                self.raw, family=self.family, image_size=size, input_size=input_size
+            )
+        items, left_out = self._parsed[image]
+        return list(items), left_out
+
+    @cached_property
+    def _parsed(self) -> dict[int, tuple[list[Item], str]]:
+        """Answers that were read before, by the picture's number."""
+        return {}
 
     def try_grounding(self, image: int = -1) -> tuple[list[Item], str]:
         """:meth:`read_grounding` for views: the second value also names what cannot be read."""

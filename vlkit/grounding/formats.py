@@ -113,10 +113,10 @@ _STRAY = {  # coordinates in another syntax than the format's
 def read_answer(answer: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
     """Labels with their numbers in an answer, in order, and what could not be read."""
     read = _read_tags if form.style == "tags" else _read_json
-    found, problems = read(answer, form)
-    if not found and not problems and (stray := _STRAY[form.style].search(answer)):
+    items, problems = read(answer, form)
+    if not items and not problems and (stray := _STRAY[form.style].search(answer)):
         problems = [f"coordinates outside the format ({stray[0][:60]}): pass reply.raw, not .text"]
-    return found, problems
+    return items, problems
 
 
 def write_answer(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> str:
@@ -135,7 +135,7 @@ def _read_tags(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]
     tags = (*form.label_tags, *form.box_tags, *form.quad_tags)
     closing = dict((form.box_tags, form.quad_tags))
     places = [(m[0], *m.span()) for m in re.finditer("|".join(map(re.escape, tags)), text)]
-    found, problems, label, begin = [], [], "", -1
+    items, problems, label, begin = [], [], "", -1
     for (tag, start, inner), (after, stop, end) in pairwise([*places, ("", len(text), len(text))]):
         content = text[inner:stop]
         if tag == form.label_tags[0]:
@@ -145,11 +145,11 @@ def _read_tags(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]
         elif tag in closing:
             numbers = _numbers_of(content) if after == closing[tag] else []
             if len(numbers) in ((8,) if tag == form.quad_tags[0] else (2, 4)):
-                found.append(Found(label, numbers, start if begin < 0 else begin, end))
+                items.append(Found(label, numbers, start if begin < 0 else begin, end))
                 begin = -1
             else:
                 problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
-    return found, problems
+    return items, problems
 
 
 def _numbers_of(content: str) -> list[float]:
@@ -173,17 +173,17 @@ def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> st
 
 
 def _read_json(answer: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
-    found, problems = _read_objects(answer)
+    items, problems = _read_objects(answer)
     points, more = _read_points(answer)
-    found = sorted([*found, *points], key=lambda item: item.start)
+    items = sorted([*items, *points], key=lambda item: item.start)
     problems += more
-    fence = None if found or problems else _FENCE.search(answer)
+    fence = None if items or problems else _FENCE.search(answer)
     if fence and fence[1].strip():
         try:
             json.loads(fence[1])
         except (ValueError, RecursionError) as error:
             problems.append(f"the fenced block is not JSON ({error})")
-    return found, problems
+    return items, problems
 
 
 def _read_objects(answer: str) -> tuple[list[Found], list[str]]:
@@ -191,25 +191,25 @@ def _read_objects(answer: str) -> tuple[list[Found], list[str]]:
     ends = [*starts[1:], len(answer)]
     keyed = {bisect_right(starts, match.start()) - 1 for match in _NAME.finditer(answer)}
     near = {i for last in keyed for i in range(last - _REACH + 1, last + 1) if i >= 0}
-    found: list[Found] = []
+    items: list[Found] = []
     problems: list[str] = []
     done = 0
     for i in sorted(near | {len(starts) - 1} if starts else ()):
         start, part = starts[i], answer[starts[i] : ends[i]]
         if start < done:  # inside the object just read: a nested object, or a brace in its label
             continue
-        if i == len(starts) - 1 and "}" not in part and (found or i in keyed or _begins_key(part)):
+        if i == len(starts) - 1 and "}" not in part and (items or i in keyed or _begins_key(part)):
             problems.append(f"the answer ends inside {part[:60]}")
         elif i in near:
             try:
                 item, length = _decode(answer[start : ends[min(i + _REACH, len(starts)) - 1]])
                 if _KEYS.keys() & item.keys():
                     done = start + length
-                    found += [Found(*values, start, done) for values in _read_item(item)]
+                    items += [Found(*values, start, done) for values in _read_item(item)]
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 if start < done or i in keyed:
                     problems.append(f"{part[:80]} is neither a box nor a point ({error!s:.100})")
-    return found, problems
+    return items, problems
 
 
 def _decode(window: str) -> tuple[dict, int]:
@@ -257,7 +257,7 @@ def _check_numbers(values: object, key: str) -> list[float]:
 
 def _read_points(answer: str) -> tuple[list[Found], list[str]]:
     """``<points x1="…" y1="…" x2="…" y2="…" alt="…">…</points>``."""
-    found, problems = [], []
+    items, problems = [], []
     starts = [match.start() for match in _XML_START.finditer(answer)]
     for start, end in pairwise([*starts, len(answer)]):
         region = answer[start:end]
@@ -267,12 +267,12 @@ def _read_points(answer: str) -> tuple[list[Found], list[str]]:
         pairs = [(v, values.get("y" + k[1:])) for k, v in values.items() if k[0] == "x"]
         numbers = [_numbers_of(f"({x},{y})") for x, y in pairs]
         where = start, start + (head.end() if head else 0)
-        found += [Found(label, each, *where) for each in numbers if each]
+        items += [Found(label, each, *where) for each in numbers if each]
         if not head or not head[2]:
             problems.append(f"the answer ends or breaks off inside {region[:60]}")
         elif not numbers or not all(numbers):
             problems.append(f"{region[:60]} lacks an x or a y")
-    return found, problems
+    return items, problems
 
 
 def _unescape(text: str) -> str:

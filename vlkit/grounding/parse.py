@@ -90,10 +90,10 @@ def locate_grounding(
     form = format_of(family)
     span = span_of(space or form.space, image_size, input_size)
     try:
-        found, problems = find_numbers(text, form)
+        items, problems = find_numbers(text, form)
         placed = [
             (to_pixels(item.label, item.numbers, span, image_size, clip), item.start, item.end)
-            for item in found
+            for item in items
         ]
     except Exception as error:  # the promise for every answer: it is read, or raises this error
         placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
@@ -109,9 +109,9 @@ def find_numbers(text: str, form: GroundingFormat) -> tuple[list[Found], list[st
     answer = text.rpartition("</think>")[2]
     if answer.lstrip().startswith("<think>"):
         return [], ["the answer ends inside its <think>"]
-    found, problems = read_answer(answer, form)
+    items, problems = read_answer(answer, form)
     before = len(text) - len(answer)
-    return [f._replace(start=before + f.start, end=before + f.end) for f in found], problems
+    return [f._replace(start=before + f.start, end=before + f.end) for f in items], problems
 
 
 def format_grounding(

@@ -176,7 +176,8 @@ def _pixels_of(tokens: int | None, token: int, pixels: int | None) -> int:
 
 def rules_of_processor(processor: Any, family: str, max_image_tokens: int | None) -> SizeRules:
     """The rules of a loaded processor."""
-    picture, video = (_pixels(processor, name) for name in ("image_processor", "video_processor"))
+    sizes = processor.image_processor.size, processor.video_processor.size
+    picture, video = ((size["shortest_edge"], size["longest_edge"]) for size in sizes)
     return SizeRules(FAMILIES[family].patch_size, picture, video, max_image_tokens)
 
 
@@ -196,11 +197,6 @@ def published_rules(family: str, config: dict | None = None) -> SizeRules:
     if not low or not high:
         return rules
     return replace(rules, image_pixels=(low, high), video_pixels=(low, high))
-
-
-def _pixels(processor: Any, name: str) -> tuple[int, int]:
-    size = getattr(processor, name).size
-    return size["shortest_edge"], size["longest_edge"]
 
 
 def fit_size(size: Size, side: int, limits: Limits, *, strictly: bool = False) -> Size:

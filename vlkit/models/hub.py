@@ -283,7 +283,7 @@ def cached_folder(name: str, hub: str, revision: str | None = None) -> Path | No
     else:
         cache = _cache(hub)
         snapshots = cache / "models" / name.replace("/", "--") / "snapshots"
-        folders = [snapshots / name for name in ([revision] if revision else ["master", "main"])]
+        folders = [snapshots / ref for ref in ([revision] if revision else ["master", "main"])]
         if revision is None:
             owner, short = name.split("/")
             older = Path("models", owner, short.replace(".", "___"))
@@ -324,8 +324,8 @@ def _first_answering(name: str, hubs: Sequence[str], revision: str | None, befor
     if not answered:
         raise ModelError(
             f"{name}: {before}, and {' and '.join(HUBS[hub] for hub in hubs)} did not answer; "
-            f"check the network, or run `vlkit download {name} --local-dir DIR` on a machine with one, "
-            "copy DIR here and load it by its path"
+            f"check the network, or run `vlkit download {name} --local-dir DIR` on another "
+            "machine, copy DIR here and load it by its path"
         )
     return min(answered, key=lambda hub: statuses[hub] == 404)
 
