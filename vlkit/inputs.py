@@ -16,8 +16,8 @@ import PIL.Image
 
 from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.grounding.boxes import Size
-from vlkit.media.image import Image
-from vlkit.media.video import Clip, ClipStore, Video, load_clip
+from vlkit.media.image import DeferredImages, Image
+from vlkit.media.video import Clip, ClipStore, DeferredClips, Video, load_clip
 from vlkit.messages import as_messages, escape_control_tokens, media_of
 from vlkit.models.families import FAMILIES, fit_size
 from vlkit.models.load import VLM
@@ -175,6 +175,17 @@ def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     images = [picture.load() for picture in pictures]
     clips = [_sample(vlm, video, messages.clips) for video in videos]
     return LoadedMessages(pictures, images, clips, render_prompt(vlm.processor, messages), videos)
+
+
+def defer_media(loaded: Any) -> tuple[DeferredImages, DeferredClips]:
+    """Images and clips that are read again when they are used.
+
+    Args:
+        loaded: with ``pictures``, ``images``, ``videos`` and ``clips``, as in LoadedMessages.
+    """
+    images = DeferredImages(loaded.pictures, [image.size for image in loaded.images])
+    sizes = [(clip.info.size, clip.frame_size) for clip in loaded.clips]
+    return images, DeferredClips(loaded.videos, sizes)
 
 
 def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:

@@ -93,7 +93,7 @@ def test_steps_are_those_of_the_frames(tiny_vlm, tiny_folder):
 def test_a_layer_without_attention_is_refused(tiny_vlm):
     vlm = tiny_vlm("qwen3_5")
     options = {"token": 0, "max_new_tokens": 1}
-    with pytest.raises(VlkitError, match=r"layers \[0\] have no attention .* = \[1\]"):
+    with pytest.raises(VlkitError, match=r"layers \[0\] have no attention; .* = \[1\]"):
         vlkit.attention_map(vlm, vlkit.user("Hi", picture()), layers=[0, 1], **options)
     found = vlkit.attention_map(vlm, vlkit.user("Hi", picture()), **options)
     assert found.layers == (1,)

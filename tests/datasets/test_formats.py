@@ -89,7 +89,7 @@ def test_points_and_quads_where_they_can_be(folder):
         assert list(vars(new).values())[1:] == pytest.approx(list(vars(old).values())[1:])
     with pytest.warns(UserWarning, match="2 points or quads left out: coco has none"):
         write_scenes([scene], path, format="coco")
-    with pytest.raises(VlkitError, match="not quads"):
+    with pytest.raises(VlkitError, match="no quads"):
         write_scenes([scene], path, format="ms-swift")
 
 

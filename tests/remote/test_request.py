@@ -235,9 +235,9 @@ def test_openai_fields(load):
         (lambda: make_request(dashscope(), "?", generation_options(9, 1.0, 1.0, 2**40), 2**40),
          "seed=1099511627776"),
         (lambda: make_request(dashscope(), vlkit.user("?", clip(2)), GREEDY, None), "2 frames"),
-        (lambda: make_request(official(), vlkit.user("?", clip(8)), GREEDY, None), "no clips"),
+        (lambda: make_request(official(), vlkit.user("?", clip(8)), GREEDY, None), "accept clips"),
         (lambda: make_request(official(), [vlkit.user("?"), vlkit.assistant("It")], GREEDY, None),
-         "cannot go on"),
+         "cannot continue"),
     ],
 )  # fmt: skip
 def test_what_a_service_does_not_take_is_said(ask, told):

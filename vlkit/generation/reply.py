@@ -233,10 +233,13 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
     record: dict[str, Any] = {"key": key, "index": index}
     if isinstance(result, Failure):
         return record | {"error": result.error, "kind": result.kind}
+    items, note = result.try_grounding()
     return record | {
         "text": result.text,
         "raw": result.raw,
-        **_grounding(result),
+        "boxes": [asdict(item) for item in items if isinstance(item, Box)],
+        "points": [asdict(item) for item in items if isinstance(item, Point)],
+        **({"grounding_note": note} if note else {}),
         "finish_reason": result.finish_reason,
         "usage": asdict(result.usage),
         "seconds": round(result.seconds, 4),
@@ -246,14 +249,6 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
         "input_sizes": result.input_sizes,
         "clip_sizes": result.clip_sizes,
     }
-
-
-def _grounding(reply: Reply) -> dict[str, Any]:
-    items, note = reply.try_grounding()
-    boxes = [asdict(item) for item in items if isinstance(item, Box)]
-    points = [asdict(item) for item in items if isinstance(item, Point)]
-    notes = {"grounding_note": note} if note else {}
-    return {"boxes": boxes, "points": points, **notes}
 
 
 def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:

@@ -21,12 +21,11 @@ from vlkit.inputs import (
     ModelInputs,
     TensorCache,
     check_context,
+    defer_media,
     ending_tokens,
     load_messages,
     make_inputs,
 )
-from vlkit.media.image import DeferredImages
-from vlkit.media.video import DeferredClips
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
 from vlkit.threads import leave_busy_cores
@@ -184,7 +183,9 @@ def make_row(
     device = vlm.model.device if half else None
     inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
     row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)
-    return row, _without_pixels(loaded, row, inputs)
+    images, clips = defer_media(loaded)
+    ids = {"input_ids": row.tensors["input_ids"]}
+    return row, ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
 
 
 def _text_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,15 +209,6 @@ def _media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medi
             key = kind, digests[len(media)], tuple(size[0].tolist())
             media.append(Medium(kind, key, pixels, size))
     return media
-
-
-def _without_pixels(loaded: LoadedMessages, row: Row, inputs: ModelInputs) -> ModelInputs:
-    """The inputs for the Reply; its media are read again when someone looks at them."""
-    images = DeferredImages(loaded.pictures, [image.size for image in loaded.images])
-    clip_sizes = [(clip.info.size, clip.frame_size) for clip in loaded.clips]
-    clips = DeferredClips(loaded.videos, clip_sizes)
-    ids = {"input_ids": row.tensors["input_ids"]}
-    return ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
 
 
 def _take(feed: Feed, waiting: list[Row], *, block: bool) -> Iterator[tuple[int, Failure]]:

@@ -10,6 +10,7 @@ import random
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -278,14 +279,9 @@ def family_of_adapter(config: dict) -> str | None:
     base = str(config.get("base_model_name_or_path") or "")
     mapping = config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    return _family_of_folder(Path(base)) or family_named(str(trained)) or family_named(base)
-
-
-def _family_of_folder(path: Path) -> str | None:
-    try:
-        return family_of(read_config(path), str(path))
-    except ModelError:
-        return None
+    with suppress(ModelError):
+        return family_of(read_config(Path(base)), base)
+    return family_named(str(trained)) or family_named(base)
 
 
 def family_named(name: str) -> str | None:

@@ -10,9 +10,7 @@ from threading import Event
 from typing import Any
 
 from vlkit.generation.reply import Reply, Usage
-from vlkit.inputs import estimate_text
-from vlkit.media.image import DeferredImages
-from vlkit.media.video import DeferredClips
+from vlkit.inputs import defer_media, estimate_text
 from vlkit.remote.client import TRIES_AGAIN, RawAnswer, ask, run
 from vlkit.remote.request import Request, make_request
 from vlkit.remote.services import Endpoint
@@ -89,21 +87,18 @@ def make_reply(
     content, reasoning = "".join(answer.content), "".join(answer.reasoning)
     raw = f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
     usage, reason = _usage(remote, request, answer), answer.finish_reason
-    images: Any = tuple(request.images)
-    clips: Any = tuple(request.clips)
+    media: tuple[Any, Any] = tuple(request.images), tuple(request.clips)
     if not keep:
-        images = DeferredImages(request.pictures, [image.size for image in request.images])
-        sizes = [(clip.info.size, clip.frame_size) for clip in request.clips]
-        clips = DeferredClips(request.videos, sizes)
+        media = defer_media(request)
     return Reply(
         text=_SPECIAL.sub("", request.prefill + content),
         raw=request.prefill + raw,
         usage=usage,
         seconds=time.perf_counter() - start,
         family=remote.family,
-        images=images,
+        images=media[0],
         input_sizes=request.input_sizes,
-        clips=clips,
+        clips=media[1],
         finish_reason=reason if reason in ("length", "cancelled") else "stop",
         cost=remote.cost(usage.prompt_tokens, usage.new_tokens),
     )

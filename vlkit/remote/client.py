@@ -74,13 +74,10 @@ class ErrorSource:
     key: str = field(repr=False)
     served: Sequence[str] = ()
 
-    def error(self, text: str, *, fatal: bool = False) -> RemoteError:
-        """An error that names the model and the address."""
-        return RemoteError(f"{self.model} at {self.base_url}: {self.hide_keys(text)}", fatal=fatal)
-
     def problem(self, text: str, *, fatal: bool = False, **kind: Any) -> ServiceProblem:
-        """A problem with such an error; ``kind``: fields of ServiceProblem."""
-        return ServiceProblem(self.error(text, fatal=fatal), **kind)
+        """A problem with an error that names the model; ``kind``: fields of ServiceProblem."""
+        text = f"{self.model} at {self.base_url}: {self.hide_keys(text)}"
+        return ServiceProblem(RemoteError(text, fatal=fatal), **kind)
 
     def hide_keys(self, text: str) -> str:
         """The text without the key, and without anything that looks like a key."""

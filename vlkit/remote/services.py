@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -145,10 +146,8 @@ def family_and_rules(
 
 def _family_of_names(name: str, root: str) -> str:
     for candidate in (name, root):
-        try:
+        with suppress(ModelError):
             return family_of_name(candidate)
-        except ModelError:
-            continue
     raise RemoteError(
         f"cannot tell the model family, which says how boxes are written, from the name {name!r}; "
         f"pass family= as one of {list(CONTEXTS)}"
