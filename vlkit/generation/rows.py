@@ -168,7 +168,7 @@ def make_row(
     """A conversation as a row for the engine, and the inputs that its Reply describes.
 
     Args:
-        vlm: whose processor and limits count.
+        vlm: its processor and limits are used.
         loaded: from :func:`vlkit.inputs.load_messages`.
         limit: the most new tokens.
         seed: of its sampling.
