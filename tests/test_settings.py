@@ -81,8 +81,8 @@ def test_without_variables_it_is_the_platform_s_folder(monkeypatch, tmp_path):
         ("", "Expecting value"),
         ("{'model': 1}", "Expecting property name"),
         ("[]", "no JSON object"),
-        ("{}", "model=None is no name"),
-        ('{"model": " "}', "model=' ' is no name"),
+        ("{}", "model=None is not the name"),
+        ('{"model": " "}', "model=' ' is not the name"),
         ('{"model": "a", "colour": "red"}', "no option 'colour'; it has hub,"),
         ('{"model": "a", "dtype": ["x"]}', r"dtype=\['x'\] is neither"),
         ('{"model": "a", "api_key": "k"}', "api_key does not belong there"),
@@ -116,7 +116,7 @@ def test_what_load_does_not_have_is_not_written(file):
         with pytest.raises(ModelError):
             settings.remember_model("a", **wrong)
     for wrong in (None, 3, " "):
-        with pytest.raises(ModelError, match="is no name of a model"):
+        with pytest.raises(ModelError, match="is not the name of a model"):
             settings.remember_model(wrong)
     assert not file.exists()
 

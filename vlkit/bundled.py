@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from vlkit.errors import MediaError, ModelError
 from vlkit.grounding.boxes import Box
@@ -19,8 +20,8 @@ class Sample:
         name: its file's stem.
         path: the file.
         about, about_zh: what it shows, in English and Chinese.
-        boxes: what is in it, in pixels of the upright picture; English labels.
-        text: the words to be read in it, or None.
+        boxes: of the things in it, in pixels of the upright picture; English labels.
+        text: the words written in it, or None.
         source, licence: where it comes from and under which terms.
     """
 
@@ -40,8 +41,8 @@ class Mover:
 
     Attributes:
         label, label_zh: its name in English and Chinese.
-        directions: "right", "left", "up", "down" or "still"; several of equal length where it
-            turns round.
+        directions: "right", "left", "up", "down" or "still"; several where it turns, for equal
+            times.
         first, last: its box in the first and in the last frame, in pixels.
     """
 
@@ -61,7 +62,7 @@ class SampleClip:
         path: the file.
         about, about_zh: what happens in it, in English and Chinese.
         movers: what each thing in it does; empty for the film.
-        fps, duration: its own frames per second, and its length in seconds.
+        fps, duration: its frames per second, and its length in seconds.
         source, licence: where it comes from and under which terms.
     """
 
@@ -92,7 +93,7 @@ def sample(name: str) -> Path:
     """The file of one sample picture or clip, to pass to :func:`vlkit.user`.
 
     Raises:
-        MediaError: no sample of that name; lists those there are.
+        MediaError: no sample has that name; lists the samples.
     """
     known: dict = samples() | clips()
     if name not in known:
@@ -106,17 +107,14 @@ def _records() -> tuple[Path, list[dict]]:
 
 
 def _clip(folder: Path, record: dict) -> SampleClip:
-    return SampleClip(
-        record["name"],
-        folder / record["file"],
-        record["about"],
-        record["about_zh"],
-        tuple(map(_mover, record["objects"])),
-        record["fps"],
-        record["duration"],
-        record["source"],
-        record["licence"],
-    )
+    movers = tuple(map(_mover, record["objects"]))
+    times = {"fps": record["fps"], "duration": record["duration"]}
+    return SampleClip(**_common_fields(folder, record), movers=movers, **times)
+
+
+def _common_fields(folder: Path, record: dict) -> dict[str, Any]:
+    names = ("name", "about", "about_zh", "source", "licence")
+    return {"path": folder / record["file"], **{name: record[name] for name in names}}
 
 
 def _mover(item: dict) -> Mover:
@@ -126,22 +124,14 @@ def _mover(item: dict) -> Mover:
 
 def _sample(folder: Path, record: dict) -> Sample:
     boxes = tuple(Box(o["label"], *o["box"]) for o in record["objects"] if o.get("box"))
-    return Sample(
-        record["name"],
-        folder / record["file"],
-        record["about"],
-        record["about_zh"],
-        boxes,
-        (record.get("text") or {}).get("text"),
-        record["source"],
-        record["licence"],
-    )
+    text = (record.get("text") or {}).get("text")
+    return Sample(**_common_fields(folder, record), boxes=boxes, text=text)
 
 
 def bundled_path(name: str = "") -> Path:
-    """A file or folder of vlkit's own ``data``, in a checkout as in an installed wheel."""
+    """A file or folder of vlkit's ``data``, in a checkout or in an installed wheel."""
     package = Path(str(files("vlkit")))
     for root in (package / "data", package.parent / "data"):
         if (root / "tiny-qwen2-vl").is_dir():
             return root / name
-    raise ModelError(f"vlkit's data folder is missing beside {package}; reinstall vlkit")
+    raise ModelError(f"vlkit's data folder is missing next to {package}; reinstall vlkit")

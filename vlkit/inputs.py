@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,59 +16,64 @@ import PIL.Image
 
 from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.grounding.boxes import Size
-from vlkit.media.image import Image
-from vlkit.media.video import Clip, ClipStore, Video, load_clip
-from vlkit.messages import (
-    as_messages,
-    escape_control_tokens,
-    media_of,
-)
-from vlkit.models.families import (
-    FAMILIES,
-    fit_size,
-)
+from vlkit.media.image import DeferredImages, Image
+from vlkit.media.video import Clip, ClipStore, DeferredClips, Video, load_clip
+from vlkit.messages import as_messages, escape_control_tokens, media_of
+from vlkit.models.families import FAMILIES, fit_size
 from vlkit.models.load import VLM
 
 
-class PixelCache:
-    """What the processor made of pictures lately, for rows that ask about the same one.
+class TensorCache:
+    """Tensors that were used recently, up to a number of bytes; for several threads at once.
 
-    Used by one thread at a time, under ``tokenizing``.
+    Args:
+        most_bytes: of all tensors; those used longest ago are dropped first.
     """
 
     def __init__(self, most_bytes: int = 2**28):
-        self._parts: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
-        self._most = most_bytes
+        self._entries: OrderedDict[Hashable, tuple] = OrderedDict()
+        self._most_bytes, self._lock = most_bytes, Lock()
 
-    def find(self, key: Hashable) -> tuple[Any, Any] | None:
-        """Patches (patches, values) and grid (3,) of a picture, or None."""
-        if key in self._parts:
-            self._parts.move_to_end(key)
-        return self._parts.get(key)
+    def find(self, keys: Iterable[Hashable]) -> dict[Hashable, tuple]:
+        """The tensors of those keys that are in the cache."""
+        with self._lock:
+            found = {key: self._entries[key] for key in keys if key in self._entries}
+            for key in found:
+                self._entries.move_to_end(key)
+            return found
 
-    def keep(self, parts: Mapping[Hashable, tuple[Any, Any]]) -> None:
-        """Keep these, and drop what was used longest ago over the limit."""
-        self._parts |= parts
-        total = sum(pixels.nbytes for pixels, _ in self._parts.values())
-        while total > self._most:
-            _, (pixels, _) = self._parts.popitem(last=False)
-            total -= pixels.nbytes
+    def keep(self, entries: Mapping[Hashable, tuple]) -> None:
+        """Add entries, and drop the ones used longest ago over the limit."""
+        with self._lock:
+            self._entries |= entries
+            total = sum(map(_count_bytes, self._entries.values()))
+            while total > self._most_bytes:
+                total -= _count_bytes(self._entries.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._entries.clear()
+
+
+def _count_bytes(tensors: tuple) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 @contextmanager
 def each_once(
-    processor: Any, keys: Sequence[Hashable], cache: PixelCache | None = None
+    processor: Any, keys: Sequence[Hashable], cache: TensorCache | None = None
 ) -> Iterator[None]:
-    """A processor that works on pictures of one key once; restored on exit.
+    """Let a processor compute pictures with the same key once; restored on exit.
 
     Args:
         processor: a Qwen-VL processor, used by one thread at a time.
-        keys: of the pictures of the next call, in order; equal only where the result will be.
-        cache: of earlier calls.
+        keys: of the next call's pictures, in order; equal only where the results are equal.
+        cache: patches (patches, values) and grid (3,) of pictures in earlier calls, by key.
     """
     image_processor = processor.image_processor
     if keys and (cache is not None or len(set(keys)) < len(keys)):
-        processor.image_processor = _EachOnce(image_processor, keys, cache or PixelCache(0))
+        processor.image_processor = _EachOnce(image_processor, keys, cache or TensorCache(0))
     try:
         yield
     finally:
@@ -76,9 +81,9 @@ def each_once(
 
 
 class _EachOnce:
-    """An image processor that repeats what it made of a picture that comes again."""
+    """An image processor that computes repeated pictures once."""
 
-    def __init__(self, image_processor: Any, keys: Sequence[Hashable], cache: PixelCache):
+    def __init__(self, image_processor: Any, keys: Sequence[Hashable], cache: TensorCache):
         self._image_processor, self._keys, self._cache = image_processor, keys, cache
 
     def __getattr__(self, name: str) -> Any:
@@ -88,17 +93,17 @@ class _EachOnce:
         import torch
         from transformers import BatchFeature
 
-        parts = {key: part for key in self._keys if (part := self._cache.find(key))}
-        new = {key: image for key, image in zip(self._keys, images, strict=True)}
-        new = {key: image for key, image in new.items() if key not in parts}
+        parts = self._cache.find(self._keys)
+        by_key = dict(zip(self._keys, images, strict=True))
+        new = {key: image for key, image in by_key.items() if key not in parts}
         output = BatchFeature()
         if new:
             output = self._image_processor(list(new.values()), **options)
             grid = torch.as_tensor(output["image_grid_thw"])
             pixels = torch.as_tensor(output["pixel_values"]).split(grid.prod(-1).tolist())
-            made = dict(zip(new, zip(pixels, grid, strict=True), strict=True))
-            parts |= made
-            self._cache.keep(made)
+            computed = dict(zip(new, zip(pixels, grid, strict=True), strict=True))
+            parts |= computed
+            self._cache.keep(computed)
         output["image_grid_thw"] = torch.stack([parts[key][1] for key in self._keys])
         output["pixel_values"] = torch.cat([parts[key][0] for key in self._keys])
         return output
@@ -167,9 +172,20 @@ def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     check_loaded(vlm)
     messages = as_messages(conversation)
     pictures, videos = media_of(messages)
-    images = [each.load() for each in pictures]
+    images = [picture.load() for picture in pictures]
     clips = [_sample(vlm, video, messages.clips) for video in videos]
     return LoadedMessages(pictures, images, clips, render_prompt(vlm.processor, messages), videos)
+
+
+def defer_media(loaded: Any) -> tuple[DeferredImages, DeferredClips]:
+    """Images and clips that are read again when they are used.
+
+    Args:
+        loaded: with ``pictures``, ``images``, ``videos`` and ``clips``, as in LoadedMessages.
+    """
+    images = DeferredImages(loaded.pictures, [image.size for image in loaded.images])
+    sizes = [(clip.info.size, clip.frame_size) for clip in loaded.clips]
+    return images, DeferredClips(loaded.videos, sizes)
 
 
 def prepare_inputs(vlm: VLM, conversations: Sequence[Any]) -> ModelInputs:
@@ -189,17 +205,17 @@ def make_inputs(
     *,
     device: Any = None,
     digests: Sequence[Sequence[Hashable]] | None = None,
-    cache: PixelCache | None = None,
+    cache: TensorCache | None = None,
 ) -> ModelInputs:
     """Resize and tokenize loaded conversations; rows are padded on the left.
 
     Args:
-        vlm: whose processor and limits count.
+        vlm: its processor and limits are used.
         loaded: from :func:`load_messages`.
         device: where pictures are resized and cut into patches, by default the CPU.
-        digests: per row, of the content of its pictures (and more behind them); with them the
-            processor works on each picture once, however many rows ask about it.
-        cache: of what the processor made of pictures in earlier calls.
+        digests: per row, hashes of its pictures' contents (more may follow); with them the
+            processor computes each picture once, however many rows ask about it.
+        cache: results of the processor for pictures in earlier calls.
     """
     images = [row.images for row in loaded]
     prompts = [row.prompt for row in loaded]
@@ -208,14 +224,14 @@ def make_inputs(
     if device is not None:
         resized = _move_pictures(resized, device)
     flat = [clip for row in loaded for clip in row.clips]
-    if flat:  # sampled and resized already; the metadata tell the processor when and how
+    if flat:  # sampled and resized already; the metadata say how
         metadata = [clip.metadata for clip in flat]
         options |= {"videos": [clip.frames for clip in flat]}
         options["videos_kwargs"] = {"video_metadata": metadata, **KEEP_FRAMES}
     with tokenizing, each_once(vlm.processor, _picture_keys(vlm, loaded, digests or ()), cache):
         tensors = vlm.processor(
             text=prompts, images=resized or None, padding=True, return_tensors="pt",
-            verbose=False, **options,  # what is too long is an error of ours
+            verbose=False, **options,  # vlkit itself checks the length
         )  # fmt: skip
     sizes = iter(_input_sizes(vlm, tensors))
     input_sizes = [[next(sizes) for _ in row] for row in images]
@@ -223,12 +239,12 @@ def make_inputs(
 
 
 def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[Hashable]:
-    """Of all pictures; equal where the processor gives the same."""
+    """Keys of all pictures; equal where the processor's results are equal."""
     rules = vlm.rules
     return [
         (digest, image.size, rules.image_limits(picture))
-        for row, its in zip(loaded, digests, strict=bool(digests))
-        for digest, image, picture in zip(its, row.images, row.pictures, strict=False)
+        for row, row_digests in zip(loaded, digests, strict=bool(digests))
+        for digest, image, picture in zip(row_digests, row.images, row.pictures, strict=False)
     ]
 
 
@@ -246,23 +262,25 @@ def render_prompt(processor: Any, messages: list[dict], *, finished: bool = Fals
 
     Args:
         processor: whose template it is.
-        messages: checked; the next answer is asked for, or the last one gone on with.
-        finished: nothing is to follow: an answer at the end is whole, its end token written.
+        messages: checked; the prompt ends where the model's answer begins or is continued.
+        finished: nothing follows: an answer at the end is complete, with its end token.
     """
     plain = [{"role": m["role"], "content": plain_content(m["content"])} for m in messages]
     prefill = messages[-1]["role"] == "assistant" and not finished
-    asked = not prefill and not finished
-    ending = {"add_generation_prompt": asked, "continue_final_message": prefill}
+    asks = not prefill and not finished
     try:
-        prompt = processor.apply_chat_template(plain, tokenize=False, **ending)
-    except Exception as error:  # templates raise what they like
+        prompt = processor.apply_chat_template(
+            plain, tokenize=False, add_generation_prompt=asks, continue_final_message=prefill
+        )
+    except Exception as error:  # templates raise any exception
         raise VlkitError(
             f"the model's chat template refuses these messages ({one_line(error)}); check their "
             "roles and their order"
         ) from error
-    if hasattr(processor, "vision_start_token"):  # from Qwen3-VL on every step of a clip has its
-        clip = "<|vision_start|><|video_pad|><|vision_end|>"  # own pair of these, and no other
-        prompt = prompt.replace(clip, "<|video_pad|>")  # goes around, as the model was trained
+    if hasattr(processor, "vision_start_token"):
+        # from Qwen3-VL on the processor puts these tokens around each step of a clip; in training
+        # there was no other pair around the whole clip
+        prompt = prompt.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
     return prompt
 
 
@@ -286,17 +304,19 @@ def plain_content(content: list[dict]) -> list[dict]:
 
 
 def _fit_limits(vlm: VLM, media, images) -> tuple[list, dict | None]:
-    """The pictures of all rows, and the `size` under which the processor keeps each one's limits.
+    """The pictures of all rows, and the processor's `size` with which it keeps all their limits.
 
-    The processor knows one pair of limits a call. A picture for which that pair would give another
-    size than its own limits is resized here, as the processor would, and then left alone by it.
+    The processor takes one pair of limits per call. A picture for which that pair would give
+    another size than its own limits is resized here in the same way, and then not by the processor.
     """
-    rules, pictures = vlm.rules, [each for row in media for each in row]
+    rules, pictures = vlm.rules, [picture for row in media for picture in row]
     flat = [image for row in images for image in row]
-    limits = [rules.image_limits(each) for each in pictures]
+    limits = [rules.image_limits(picture) for picture in pictures]
     if set(limits) <= {rules.image_pixels}:
         return flat, None
-    sizes = [rules.image_size(i.size, each) for i, each in zip(flat, pictures, strict=True)]
+    sizes = [
+        rules.image_size(image.size, picture) for image, picture in zip(flat, pictures, strict=True)
+    ]
     areas = [width * height for width, height in sizes]
     low = min(*areas, *(low for low, _ in limits))
     high = max(*areas, *(high for _, high in limits))
@@ -338,10 +358,10 @@ _EAST_ASIAN = re.compile(r"[぀-ヿ㐀-鿿가-힯＀-￯]")
 
 
 def estimate_text(messages: list[dict], family: str, clip_times: Sequence[Sequence[float]]) -> int:
-    """About how many tokens a prompt's text has: 4 letters each, 1.5 of East Asian scripts.
+    """Estimate the tokens of a prompt's text: one for 4 letters, or for 1.5 East Asian characters.
 
-    A turn costs 5 beside its text, a picture or clip 2, the default system message of the first
-    two generations 11, a time of the later ones 9.
+    A turn adds 5, a picture or clip 2, the default system message of the first two generations
+    11, and a time in a clip of the later ones 9.
     """
     text = "".join(item.get("text", "") for m in messages for item in m["content"])
     wide = len(_EAST_ASIAN.findall(text))

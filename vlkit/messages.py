@@ -106,6 +106,11 @@ def text_of(message: Mapping, between: str = "") -> str:
     return between.join(item["text"] for item in message["content"] if item["type"] == "text")
 
 
+def prefill_of(messages: list[dict]) -> str:
+    """The beginning of the answer that the model continues; "" where there is none."""
+    return text_of(messages[-1]) if messages[-1]["role"] == "assistant" else ""
+
+
 def media_of(messages: list[dict]) -> tuple[list[Image], list[Video]]:
     """The pictures and the clips of checked messages, each in order."""
     media = [read_media_item(item) for item in iterate_media(messages)]

@@ -47,7 +47,7 @@ class Choice:
 
 
 def settings_path() -> Path | None:
-    """The settings file, there or not; None where ``VLKIT_SETTINGS`` is set to nothing."""
+    """The settings file, which may not exist; None where ``VLKIT_SETTINGS`` is empty."""
     named = os.environ.get(FILE_VARIABLE)
     if named is not None:
         return Path(named).expanduser() if named.strip() else None
@@ -60,7 +60,7 @@ def chosen_model() -> Choice | None:
     """What ``VLKIT_MODEL`` or else the settings file chooses; None is the bundled model.
 
     Raises:
-        ModelError: the file is broken; with what to do.
+        ModelError: the file is broken.
     """
     if model := os.environ.get(MODEL_VARIABLE, "").strip():
         return Choice(model, source=MODEL_VARIABLE)
@@ -101,7 +101,7 @@ def forget_model() -> None:
 
 
 def honours_choice(load: Callable[P, V]) -> Callable[P, V]:
-    """``load`` without a model loads the chosen one; its own arguments come before the choice's."""
+    """Let ``load`` without a model load the chosen one; its arguments take precedence."""
 
     @functools.wraps(load)
     def load_chosen(*args: P.args, **options: P.kwargs) -> V:
@@ -116,8 +116,8 @@ def honours_choice(load: Callable[P, V]) -> Callable[P, V]:
             vlm = anything(choice.model, **choice.options | options)
         except VlkitError as error:
             raise type(error)(f"{error} (chosen by {choice.source})") from error
-        known = "chosen_by" in {each.name for each in fields(vlm)}
-        return replace(vlm, chosen_by=choice.source) if known else vlm
+        has_source = "chosen_by" in {field.name for field in fields(vlm)}
+        return replace(vlm, chosen_by=choice.source) if has_source else vlm
 
     return load_chosen
 
@@ -130,10 +130,10 @@ def short_path(path: Path) -> str:
 
 def _checked(content: Any, source: str) -> Choice:
     if not isinstance(content, dict):
-        raise ModelError("it holds no JSON object")
+        raise ModelError("it contains no JSON object")
     model, options = content.get("model"), {k: v for k, v in content.items() if k != "model"}
     if not isinstance(model, str) or not model.strip():
-        raise ModelError(f"model={model!r} is no name of a model")
+        raise ModelError(f"model={model!r} is not the name of a model")
     for name, value in options.items():
         if name == _SECRET:
             raise ModelError(f"{_SECRET} does not belong there; keep keys in the environment")

@@ -33,10 +33,10 @@ def wait_passively() -> None:
 
 
 def leave_busy_cores(model: Any) -> None:
-    """Where threads spin, give torch no more of them than there are cores that others leave idle.
+    """Where threads spin, give torch at most as many as there are idle cores.
 
-    Called when a model is loaded, and before it answers; for one on a CPU. A user's own number of
-    threads stays: the environment's, or one that is neither torch's default nor chosen here.
+    Called when a model on a CPU is loaded, and before it answers. A number that the user has set
+    stays: the environment's, or one that is neither torch's default nor chosen here.
     """
     global _all, _chosen, _looked
     if not spinning or model.device.type != "cpu" or _COUNTS & os.environ.keys():
@@ -56,10 +56,9 @@ def leave_busy_cores(model: Any) -> None:
 
 def busy_cores(seconds: float = 0.1) -> float:
     """How many of the cores that this process may use are busy with other processes."""
-    before, own = _busy_seconds(), time.process_time()
-    start = time.perf_counter()
+    busy_before, own_before, start = _busy_seconds(), time.process_time(), time.perf_counter()
     time.sleep(seconds)
-    others = _busy_seconds() - before - (time.process_time() - own)
+    others = _busy_seconds() - busy_before - (time.process_time() - own_before)
     return max(0.0, others / (time.perf_counter() - start))
 
 

@@ -93,7 +93,7 @@ def test_steps_are_those_of_the_frames(tiny_vlm, tiny_folder):
 def test_a_layer_without_attention_is_refused(tiny_vlm):
     vlm = tiny_vlm("qwen3_5")
     options = {"token": 0, "max_new_tokens": 1}
-    with pytest.raises(VlkitError, match=r"layers \[0\] have no attention .* = \[1\]"):
+    with pytest.raises(VlkitError, match=r"layers \[0\] have no attention; .* = \[1\]"):
         vlkit.attention_map(vlm, vlkit.user("Hi", picture()), layers=[0, 1], **options)
     found = vlkit.attention_map(vlm, vlkit.user("Hi", picture()), **options)
     assert found.layers == (1,)
@@ -102,17 +102,17 @@ def test_a_layer_without_attention_is_refused(tiny_vlm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"token": 9}, "token=9 is not there; the answer has"),
-        ({"token": "zebra"}, "token='zebra' is not in what was generated"),
+        ({"token": 9}, "token=9 does not exist; the answer has"),
+        ({"token": "zebra"}, "token='zebra' is not in the generated text"),
         ({"token": ""}, "must be a number, a text or a box"),
         ({"token": True}, "must be a number, a text or a box"),
-        ({"token": vlkit.Box("cat", 1, 2, 3, 4)}, "is none of the answer's boxes"),
+        ({"token": vlkit.Box("cat", 1, 2, 3, 4)}, "is not one of the answer's boxes"),
         ({"token": 0, "layers": 6}, "layers=6 must be numbers from 0 to"),
         ({"token": 0, "layers": []}, "layers=\\[\\] must be numbers"),
         ({"token": 0, "heads": "all"}, "heads='all' must be numbers"),
         ({"token": 0, "reduce": "sum"}, 'reduce=\'sum\' is unknown; choose "mean" or "max"'),
-        ({"token": 0, "image": 1}, "image=1 is not there; there are 1"),
-        ({"token": 0, "clip": 0}, "hold no picture to look at"),
+        ({"token": 0, "image": 1}, "image=1 does not exist; there are 1"),
+        ({"token": 0, "clip": 0}, "contain no picture"),
         ({"token": 0, "answer": ""}, "the answer is empty"),
         ({"token": 0, "answer": 3}, "answer=3 must be a Reply, its raw text or None"),
     ],
@@ -124,7 +124,7 @@ def test_what_is_not_there_is_one_line(tiny_vlm, options, message):
 
 
 def test_text_alone_has_no_map(tiny_vlm):
-    with pytest.raises(VlkitError, match="hold no picture"):
+    with pytest.raises(VlkitError, match="contain no picture"):
         vlkit.attention_map(tiny_vlm("qwen2_vl"), "Hi", token=0, max_new_tokens=1)
 
 
@@ -269,5 +269,5 @@ def test_a_prefill_is_no_part_of_what_was_generated(vlm):
         sure = vlkit.token_logprobs(vlm, message, answer=answer)
         assert "".join(sure.tokens) == reply.raw.removeprefix(begun)
         assert 0 < sure.confidence(reply.boxes[0]) < 1
-    with pytest.raises(VlkitError, match="token='red circle' is not in what was generated"):
+    with pytest.raises(VlkitError, match="token='red circle' is not in the generated text"):
         vlkit.attention_map(vlm, message, token="red circle", answer=reply)

@@ -35,7 +35,7 @@ def test_a_box_is_as_sure_as_its_coordinates(scored):
     expected = math.exp(np.mean([sure.logprobs[i] for i in digits]))
     assert sure.confidence(reply.boxes[0]) == pytest.approx(expected, rel=1e-6)
     assert sure.confidences == ((reply.boxes[0], sure.confidence(reply.boxes[0])),)
-    with pytest.raises(VlkitError, match="is none of the answer's 1 boxes"):
+    with pytest.raises(VlkitError, match="is not one of the answer's 1 boxes"):
         sure.confidence(vlkit.Box("cat", 0, 0, 1, 1))
 
 

@@ -257,7 +257,7 @@ def test_a_folder_without_tokenizer_keeps_its_limits(tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("model", "messages", "error", "match"),
     [
-        ("llava-hf/llava-1.5-7b", "Hi", ModelError, "no family can be told"),
+        ("llava-hf/llava-1.5-7b", "Hi", ModelError, "does not show the model family"),
         (7, "Hi", ModelError, "a VLM, a folder or an id, not int"),
         ("tiny", [], VlkitError, "non-empty list"),
         ("tiny", vlkit.user("Hi", "nowhere.png"), MediaError, "nowhere.png does not exist"),
@@ -272,7 +272,7 @@ def test_folders_of_no_use(tmp_path):
     with pytest.raises(ModelError, match=r"contains no config\.json"):
         vlkit.preflight(tmp_path, "Hi")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ModelError, match="no vision model of this family"):
+    with pytest.raises(ModelError, match="not a vision model of this family"):
         vlkit.preflight(tmp_path, "Hi")
     with pytest.raises(VlkitError, match="max_new_tokens=-1"):
         vlkit.preflight("tiny", "Hi", max_new_tokens=-1)

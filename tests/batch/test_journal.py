@@ -155,7 +155,7 @@ def test_an_odd_line_costs_itself_and_is_named(tmp_path, odd):
     first, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([first, odd + b"\n", *rest]))
     with pytest.warns(
-        UserWarning, match=r"run\.jsonl: no result of vlkit in line 2; left out"
+        UserWarning, match=r"run\.jsonl: line 2 is not a result of vlkit; it is skipped"
     ) as w:
         journal = Journal(path)
     journal.close()

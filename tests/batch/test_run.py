@@ -249,7 +249,7 @@ def test_longer_rows_that_come_later_find_room(tiny_vlm):
         (["a"], {"batch_size": "many"}, "batch_size='many'"),
         (["a"], {"max_new_tokens": 0}, "max_new_tokens=0"),
         (["a"], {"agreement": -1}, "agreement=-1 must be a whole number"),
-        (["a"], {"rows": [1]}, "rows: 1 is no row of 1"),
+        (["a"], {"rows": [1]}, "rows: no conversation has index 1; there are 1"),
         (["a"], {"out": "run.csv"}, "must be a .jsonl file"),
     ],
 )

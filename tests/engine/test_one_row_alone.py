@@ -307,7 +307,7 @@ def test_tokens_that_cannot_be_decoded_fail_their_own_request(
     decode = getattr(worker.AnswerText, method)
 
     def fail(self, *arguments):
-        return raises(OverflowError) if not self._skip else decode(self, *arguments)
+        return raises(OverflowError) if not self._skip_special else decode(self, *arguments)
 
     monkeypatch.setattr(worker.AnswerText, method, fail)
     guilty = BAD | {"skip_special_tokens": False}

@@ -70,7 +70,7 @@ def test_pixels_of_the_resized_picture_need_its_own_size():
 @pytest.mark.parametrize("index", [1, -2, 7])
 def test_picture_that_is_not_there(index):
     for ask in (reply().grounding, reply().plot):
-        with pytest.raises(VlkitError, match=f"image={index} is not there"):
+        with pytest.raises(VlkitError, match=f"image={index} does not exist"):
             ask(index)
 
 

@@ -149,7 +149,7 @@ def test_families_by_name(name, family):
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen-VL-Chat", "Qwen/Qwen2.5-7B", "llava-hf/llava-1.5-7b"])
 def test_names_of_other_models(name):
-    with pytest.raises(ModelError, match="no family can be told"):
+    with pytest.raises(ModelError, match="does not show the model family"):
         family_of_name(name)
 
 

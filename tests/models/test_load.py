@@ -345,7 +345,7 @@ def test_weights_of_another_shape_are_not_made_up(broken_folder):
 
     edit_weights(broken_folder, halve)
     message = refusal(broken_folder)
-    assert "1 weights are missing or of other shapes" in message and "blocks.0.mlp.fc1" in message
+    assert "1 weights are missing or have other shapes" in message and "blocks.0.mlp.fc1" in message
 
 
 def set_layers(folder: Path, count: int) -> None:
@@ -361,7 +361,7 @@ def test_a_config_with_more_layers_than_weights(broken_folder):
 
 def test_a_config_with_fewer_layers_than_weights(broken_folder):
     set_layers(broken_folder, 1)
-    with pytest.warns(UserWarning, match=r"12 weights have no place .*layers\.1"):
+    with pytest.warns(UserWarning, match=r"12 weights do not belong .*layers\.1"):
         vlkit.load(broken_folder)
 
 

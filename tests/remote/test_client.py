@@ -296,7 +296,7 @@ def test_the_key_is_nowhere(server, load, tmp_path, caplog):
     for each in shown:
         assert KEY not in each
     assert "key … is bad" in str(results[1])
-    with pytest.raises(RemoteError, match="holds a key and cannot be saved"):
+    with pytest.raises(RemoteError, match="contains a key and cannot be saved"):
         pickle.dumps(vlm)
 
 

@@ -111,7 +111,7 @@ def test_a_limit_gives_the_same_size(vlm, server):
 def test_what_needs_weights_says_so(remote):
     message = vlkit.user("?", vlkit.sample("red_circle"))
     for call in (vlkit.token_logprobs, partial(vlkit.attention_map, token="a")):
-        with pytest.raises(VlkitError, match="runs elsewhere; this needs a model's weights"):
+        with pytest.raises(VlkitError, match="runs elsewhere; this needs a model whose weights"):
             call(remote, message)
 
 

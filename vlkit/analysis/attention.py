@@ -20,9 +20,9 @@ from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM, base_model
 from vlkit.plotting.heatmap import draw_heat
 from vlkit.plotting.html import image_html
+from vlkit.settings import MAX_NEW_TOKENS
 
-_NAME = "vlkit_watched"  # under which transformers knows the attention function
-
+_NAME = "vlkit_watched"  # the attention function's name in transformers
 
 Numbers = int | Sequence[int] | None
 
@@ -33,11 +33,11 @@ class AttentionMap:
 
     Attributes:
         values: (rows, columns) shares of all its attention, one for each image token, which covers
-            2×2 patches; together they are the share that this picture got.
+            2×2 patches; their sum is this picture's share.
         picture: the upright original, or the frame as the model saw it.
         token: the text of the token or tokens.
         layers, heads: whose attention this is.
-        frame: the number of the sampled frame, or None of a picture.
+        frame: the number of the sampled frame; None for a picture.
     """
 
     values: np.ndarray = field(repr=False)
@@ -49,7 +49,7 @@ class AttentionMap:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """The middle of the strongest cell, (x, y) in pixels of ``picture``."""
+        """The centre of the strongest cell, (x, y) in pixels of ``picture``."""
         row, column = np.unravel_index(np.argmax(self.values), self.values.shape)
         width, height = self._cell
         return (float(column) + 0.5) * width, (float(row) + 0.5) * height
@@ -88,13 +88,13 @@ def attention_map(
     clip: int | None = None,
     frame: int | None = None,
     answer: Reply | str | None = None,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> AttentionMap:
     """See where on a picture the model looked as it wrote a token of its answer.
 
-    It answers as always; then one pass over prompt and answer keeps of the chosen layers the
-    attention of the chosen step to the chosen picture, and nothing else. That step is the one in
-    which the token was decided, so it looks from the token before.
+    The model answers as usual; then one pass over prompt and answer keeps, for the chosen layers,
+    only the attention of the chosen step to the chosen picture. That step is the one in which the
+    token was predicted: it looks from the token before.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -103,12 +103,11 @@ def attention_map(
             answer's boxes, which stands for the tokens of its coordinates. Several are averaged.
         layers, heads: numbers, from the end if negative; None is all that have attention.
         reduce: the ``"mean"`` or the ``"max"`` over layers and heads.
-        mask_border: leave out the outermost cells, where models park attention that they have no
-            use for.
+        mask_border: leave out the outermost cells, which are often attention sinks.
         image: the number of the picture, by default the last.
         clip: the number of a clip instead, by default the last where there is no picture.
-        frame: the number of the clip's sampled frame; two share their tokens. By default the one
-            that is looked at most.
+        frame: the number of the clip's sampled frame; two frames share their tokens. By default
+            the most attended one.
         answer: the Reply to these messages, or its raw text; None asks, greedily.
         max_new_tokens: the longest answer.
 
@@ -141,10 +140,12 @@ def attention_map(
 
 def _choose_layers(config: Any, layers: Numbers) -> tuple[int, ...]:
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    able = [number for number, kind in enumerate(kinds) if "linear" not in kind]
-    chosen = _choose("layers", layers, len(kinds)) if layers is not None else tuple(able)
-    if without := sorted(set(chosen) - set(able)):
-        raise VlkitError(f"layers {without} have no attention to look at; those with it = {able}")
+    with_attention = [number for number, kind in enumerate(kinds) if "linear" not in kind]
+    if layers is None:
+        return tuple(with_attention)
+    chosen = _choose("layers", layers, len(kinds))
+    if without := sorted(set(chosen) - set(with_attention)):
+        raise VlkitError(f"layers {without} have no attention; layers with it = {with_attention}")
     return chosen
 
 
@@ -165,10 +166,10 @@ class _View:
     shape: tuple[int, int, int]
     pictures: Sequence[PIL.Image.Image]
     is_clip: bool
-    frame: int | None = None  # that was asked for
+    frame: int | None = None  # the caller's choice
 
     def frame_of(self, values: np.ndarray) -> int | None:
-        """Two frames are one step: the first of the step that is looked at most."""
+        """Frames come in pairs; returns the first frame of the most attended pair."""
         if not self.is_clip:
             return None
         return self.frame if self.frame is not None else 2 * int(np.argmax(values.sum((1, 2))))
@@ -184,7 +185,7 @@ def _find_view(vlm: VLM, answered: AnswerTokens, image: int, clip, frame) -> _Vi
         places, shape = _tokens(vlm, answered, "image", _check("image", image, len(pictures)))
         return _View(places, shape, [pictures[image]], False)
     if not clips:
-        raise VlkitError("these messages hold no picture to look at; pass one to vlkit.user")
+        raise VlkitError("these messages contain no picture; pass one to vlkit.user")
     number = _check("clip", -1 if clip is None else clip, len(clips))
     places, shape = _tokens(vlm, answered, "video", number)
     frames = clips[number].pictures
@@ -193,7 +194,7 @@ def _find_view(vlm: VLM, answered: AnswerTokens, image: int, clip, frame) -> _Vi
 
 def _check(name: str, number: int, count: int) -> int:
     if not -count <= number < count:
-        raise VlkitError(f"{name}={number} is not there; there are {count}")
+        raise VlkitError(f"{name}={number} does not exist; there are {count}")
     return number % count
 
 
@@ -209,7 +210,7 @@ def _tokens(vlm: VLM, answered: AnswerTokens, kind: str, number: int):
 
 
 def _cover(low: float, high: float, count: int) -> np.ndarray:
-    """How much of each of ``count`` cells lies between two places, 0 to 1."""
+    """The part of each of ``count`` cells that is between two places, 0 to 1."""
     cells = np.arange(count)
     return np.clip(np.minimum(cells + 1, high) - np.maximum(cells, low), 0, 1)
 
@@ -228,9 +229,9 @@ class _Watch:
         import torch
 
         groups, size = key.shape[1], query.shape[-1]
-        asked = query[0][:, self.rows].float()  # (heads, rows, size)
-        keys = key[0].float().transpose(1, 2)  # those of several heads are common to them
-        scores = (asked.reshape(groups, -1, size) @ keys).view(*asked.shape[:2], -1) * scaling
+        queries = query[0][:, self.rows].float()  # (heads, rows, size)
+        keys = key[0].float().transpose(1, 2)  # one for each group of heads
+        scores = (queries.reshape(groups, -1, size) @ keys).view(*queries.shape[:2], -1) * scaling
         if mask is None:
             rows = torch.tensor(self.rows, device=key.device)
             unseen = torch.arange(key.shape[2], device=key.device) > rows[:, None]
@@ -258,7 +259,7 @@ def _attend(module, query, key, value, attention_mask, **options):
 
 @contextmanager
 def _watching(vlm: VLM, watch: _Watch) -> Iterator[None]:
-    """The language model attends through ``_attend``; afterwards as it did before."""
+    """Let the language model attend through ``_attend``; restored on exit."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

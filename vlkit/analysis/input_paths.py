@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import html
 import io
 import re
@@ -27,22 +26,19 @@ if TYPE_CHECKING:
 
 
 PATHS = ("apply_chat_template", "qwen_vl_utils", "vlkit")
-
-
-RESAMPLING = 16  # steps of 255; two libraries' bicubic resizing differs by less
-
-
+RESAMPLING = 16  # of 255 levels; two libraries' bicubic resizing differs by less
+_LIMITS = {"max_tokens": "max_pixels", "min_tokens": "min_pixels", "max_frame_tokens": "max_pixels"}
 _NOTES = {
-    "error": "a path that fails says so here; vlkit reads every source that vlkit.Image lists",
+    "error": "this path fails; vlkit reads every source that vlkit.Image lists",
     "orientation": "the camera's EXIF rotation is ignored: the model sees the picture lying down, "
     "and its boxes are for that",
-    "size": "not the size that was asked for: limits in the item are ignored, or the size rules "
-    "are others (process_vision_info rounds a list of frames with the wrong factor and bends them)",
-    "resizes": "resized twice, so blurred, and bent where the two sizes have other proportions",
+    "size": "not the requested size: limits in the item are ignored, or the size rules differ "
+    "(process_vision_info rounds a list of frames with the wrong factor and distorts them)",
+    "resizes": "resized twice, so blurred, and distorted where the two shapes differ",
     "tokens": "another cost for the same picture or clip",
     "frames": "another number of frames sampled: the item's fps, nframes or range is ignored",
-    "times": "the model is told other times than those of the frames, so it answers with wrong "
-    "seconds",
+    "times": "the prompt contains other times than those of the frames, so the model answers with "
+    "wrong seconds",
     "ids": "the prompts differ, in words or in the number of placeholders",
     "pixels": "the same size, but other pixels: transparency or 16 bits lost, or a double resize",
     "padding": "right padding breaks every shorter row of a batch; load with padding_side='left'",
@@ -52,7 +48,7 @@ _NOTES = {
 
 @dataclass
 class Seen:
-    """What one path made of the messages."""
+    """The result of one path."""
 
     tensors: Any = None
     error: str = ""
@@ -65,7 +61,7 @@ Row = tuple[str, str, list]  # what is compared, the key of its note, each path'
 
 
 def make_table(vlm: VLM, seen: dict[str, Seen]) -> pandas.DataFrame:
-    """A row for each thing compared; see :class:`vlkit.analysis.input_paths.PathComparison`."""
+    """The table of a :class:`PathComparison`."""
     import pandas
 
     rows = {}
@@ -89,17 +85,18 @@ def _differs(note: str, values: list) -> bool:
 
 
 def _rows(vlm: VLM, seen: list[Seen]) -> Iterator[Row]:
-    yield "error", "error", [each.error for each in seen]
-    yield "padding side", "padding", [each.padding for each in seen]
+    ids = [None if path.error else path.tensors["input_ids"].tolist() for path in seen]
+    yield "error", "error", [path.error for path in seen]
+    yield "padding side", "padding", [path.padding for path in seen]
     if FAMILIES[vlm.family].patch_size == 16:
         yield "patch size by default", "patch", [16, 14, 16]
-    yield "prompt tokens", "ids", [_length(each) for each in seen]
-    yield "token ids as vlkit's", "ids", [_same_ids(each, seen[2]) for each in seen]
-    for kind, grid in (("picture", "image_grid_thw"), ("clip", "video_grid_thw")):
-        grids = [_grids(each, grid) for each in seen]
+    yield "prompt tokens", "ids", [row and len(row[0]) for row in ids]
+    yield "token ids as vlkit's", "ids", [row == ids[2] if row and ids[2] else None for row in ids]
+    for kind, name in (("picture", "image_grid_thw"), ("clip", "video_grid_thw")):
+        grids = [_grids(path, name) for path in seen]
         for i in range(max(map(len, grids))):
-            each = [g[i] if i < len(g) else None for g in grids]
-            yield from _media_rows(vlm, seen, kind, i, each)
+            grid_of_each = [grid[i] if i < len(grid) else None for grid in grids]
+            yield from _media_rows(vlm, seen, kind, i, grid_of_each)
 
 
 def _media_rows(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> Iterator[Row]:
@@ -111,23 +108,13 @@ def _media_rows(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> I
         yield f"{name}: orientation", "orientation", shown
     yield f"{name}: size", "size", sizes
     yield f"{name}: tokens", "tokens", [g and g[0] * g[1] * g[2] // 4 for g in grids]
-    chains = [_chain(each, kind, i, size) for each, size in zip(seen, sizes, strict=True)]
+    chains = [_chain(path, kind, i, size) for path, size in zip(seen, sizes, strict=True)]
     yield f"{name}: sizes on the way", "resizes", chains
     if kind == "clip":
         yield f"{name}: frames, by two", "frames", [g and g[0] for g in grids]
-        times = [_times(each, g, i) for each, g in zip(seen, grids, strict=True)]
+        times = [_times(path, g, i) for path, g in zip(seen, grids, strict=True)]
         yield f"{name}: times", "times", times
     yield f"{name}: largest pixel difference of 255", "pixels", _pixels(vlm, seen, kind, i, grids)
-
-
-def _length(seen: Seen) -> int | None:
-    return None if seen.error else seen.tensors["input_ids"].shape[1]
-
-
-def _same_ids(seen: Seen, ours: Seen) -> bool | None:
-    if seen.error or ours.error:
-        return None
-    return seen.tensors["input_ids"].tolist() == ours.tensors["input_ids"].tolist()
 
 
 def _grids(seen: Seen, name: str) -> list[tuple[int, int, int]]:
@@ -141,14 +128,14 @@ def _lies(grid: tuple | None, ours: tuple | None) -> bool:
 
 
 def _chain(seen: Seen, kind: str, i: int, size: str | None) -> str | None:
-    """The sizes to which a path resizes one after the other."""
+    """The sizes to which a path resizes, one after the other."""
     before = seen.fetched.get(kind, [])
     first = "{}×{}".format(*before[i]) if i < len(before) else size
     return size if size is None or first == size else f"{first} → {size}"
 
 
 def _times(seen: Seen, grid: tuple | None, i: int) -> str | None:
-    """What the model is told of a clip's times: seconds a step (Qwen2.5), or each (Qwen3 on)."""
+    """A clip's times as the model gets them: seconds per step (Qwen2.5), or all (from Qwen3)."""
     if grid is None:
         return None
     steps = seen.tensors.get("second_per_grid_ts")
@@ -162,7 +149,7 @@ def _pixels(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> list[
     clip = kind == "clip"
     name, grid = f"pixel_values{'_videos' * clip}", f"{'video' if clip else 'image'}_grid_thw"
     processor = vlm.processor.video_processor if clip else vlm.processor.image_processor
-    parts = [_part(each, name, grid, i) for each in seen]
+    parts = [_part(path, name, grid, i) for path in seen]
     return [
         None
         if part is None or g != grids[2]
@@ -180,18 +167,15 @@ def _part(seen: Seen, name: str, grid: str, i: int) -> np.ndarray | None:
     return seen.tensors[name][start : start + counts[i]].float().numpy()
 
 
-_LIMITS = {"max_tokens": "max_pixels", "min_tokens": "min_pixels", "max_frame_tokens": "max_pixels"}
-
-
 @dataclass(frozen=True, eq=False)
 class PathComparison:
-    """What three paths make of the same messages. Made by :func:`vlkit.compare_paths`.
+    """The results of three paths for the same messages. Made by :func:`vlkit.compare_paths`.
 
     Attributes:
-        table: a row for each thing compared, a column for each path, ``differs`` (whether a path
-            departs from vlkit) and ``note``, which says what that means.
-        errors: the paths that failed, each with its error in one line.
-        tensors: the processor's output of each path that did not.
+        table: a row for each property, a column for each path, ``differs`` (whether a path
+            differs from vlkit) and ``note``, which says what that means.
+        errors: of the paths that failed, in one line each.
+        tensors: the processor's output of the other paths.
     """
 
     table: pandas.DataFrame
@@ -214,11 +198,12 @@ class PathComparison:
 
 
 def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
-    """Run the two usual input paths beside vlkit's and say where they differ.
+    """Run the two usual input paths and vlkit's, and say where they differ.
 
     The paths are ``processor.apply_chat_template(tokenize=True)``, and
     ``qwen_vl_utils.process_vision_info`` with the processor as the model cards write it. Items may
-    hold limits in either spelling (``max_pixels`` or ``max_tokens``); each path gets its own.
+    have limits in either spelling (``max_pixels`` or ``max_tokens``); each path gets the one that
+    it reads.
 
     Args:
         model: a transformers processor of the family, or a VLM.
@@ -230,17 +215,17 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
     given = [messages] if isinstance(messages, Mapping) else list(messages)
-    runs: dict[str, Callable] = dict(zip(PATHS, (_template, _utilities, _own), strict=True))
+    runs: dict[str, Callable] = dict(zip(PATHS, (_template, _utilities, _vlkit), strict=True))
     seen = {name: _attempt(run, vlm, given) for name, run in runs.items()}
     return PathComparison(
         make_table(vlm, seen),
-        {name: each.error for name, each in seen.items() if each.error},
-        {name: each.tensors for name, each in seen.items() if not each.error},
+        {name: path.error for name, path in seen.items() if path.error},
+        {name: path.tensors for name, path in seen.items() if not path.error},
     )
 
 
 def _wrap(processor: Any) -> VLM:
-    """A VLM without a model: what makes inputs needs its processor alone."""
+    """A VLM without a model: making inputs needs only the processor."""
     older = "qwen2_5_vl" if "2_5" in type(processor).__name__ else "qwen2_vl"
     family = older if processor.image_processor.patch_size == 14 else "qwen3_vl"
     folder: Any = ModelFolder
@@ -255,7 +240,7 @@ def _attempt(run: Callable, vlm: VLM, messages: list) -> Seen:
             run(vlm, messages, seen)
             text = vlm.processor.tokenizer.decode(seen.tensors["input_ids"][0])
             seen.times = re.findall(r"<([\d.]+) seconds>", text)
-        except Exception as error:  # whatever a path does wrong is what we want to know
+        except Exception as error:  # any failure of a path is a result
             seen.error = f"{type(error).__name__}: {one_line(error)}"
     return seen
 
@@ -274,7 +259,7 @@ def _template(vlm: VLM, messages: list, seen: Seen) -> None:
 
 
 def _utilities(vlm: VLM, messages: list, seen: Seen) -> None:
-    """As on the cards of Qwen2-VL and 2.5; and on that of Qwen3-VL, with metadata."""
+    """As on the model cards of Qwen2-VL and 2.5; and of Qwen3-VL, with metadata."""
     from qwen_vl_utils import process_vision_info
 
     messages = _spell(vlm, messages, theirs=True)
@@ -299,7 +284,7 @@ def _utilities(vlm: VLM, messages: list, seen: Seen) -> None:
     )
 
 
-def _own(vlm: VLM, messages: list, seen: Seen) -> None:
+def _vlkit(vlm: VLM, messages: list, seen: Seen) -> None:
     seen.padding = "left"
     seen.tensors = prepare_inputs(vlm, [_spell(vlm, messages, theirs=False)]).tensors
 
@@ -321,12 +306,12 @@ def _spell(vlm: VLM, messages: list, *, theirs: bool) -> list:
 def _spell_item(item: Any, token: int, theirs: bool) -> Any:
     if not isinstance(item, Mapping):
         return item
-    item = copy.copy(dict(item))
+    item = dict(item)
     for ours, pixels in _LIMITS.items():
         if theirs and ours in item:
             item[pixels] = item.pop(ours) * token
         elif not theirs and pixels in item and ("video" in item) == (ours == "max_frame_tokens"):
             item[ours] = max(1, item.pop(pixels) // token)
     if not theirs and "video" in item:
-        item.pop("min_pixels", None)  # a frame has no fewest tokens of its own here
+        item.pop("min_pixels", None)  # vlkit has no minimum for a frame
     return item

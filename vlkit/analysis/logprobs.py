@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,22 +16,17 @@ import numpy as np
 from vlkit.errors import VlkitError
 from vlkit.generation.generate import generation_options, run_row
 from vlkit.generation.reply import Reply
-from vlkit.grounding.boxes import Item, Point, Quad, Size
+from vlkit.grounding.boxes import Item, Size, coordinates_of
 from vlkit.grounding.formats import GroundingFormat
 from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, check_context, prepare_inputs
-from vlkit.messages import as_messages, text_of
+from vlkit.messages import as_messages, prefill_of
 from vlkit.models.load import VLM
+from vlkit.settings import MAX_NEW_TOKENS
 
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
-
-
 _JSON_NUMBERS = re.compile(r"""_2d["']?\s*[:=]\s*([\[(][\d\s.,\-\[\]()]*)""")
-
-
 _XML_NUMBERS = re.compile(r"""\s[xy]\d*\s*=\s*["']([^"']*)""")
-
-
 _QUOTE = 60  # characters of an answer in an error
 
 
@@ -39,12 +35,12 @@ class AnswerTokens:
     """A question and the tokens of its answer.
 
     Attributes:
-        inputs: what the model is given; one row.
+        inputs: the model's input; one row.
         ids: the answer's tokens.
-        text: the answer with its special tokens; a prefill stands at its beginning.
-        spans: where in ``text`` each token stands: from, up to.
-        items: each box, point or quad of the answer with the numbers of the tokens that write its
-            coordinates, in pixels of the upright original that it was read for.
+        text: the answer with its special tokens; it begins with the prefill, if there is one.
+        spans: the start and end of each token in ``text``.
+        items: each box, point or quad of the answer, in pixels of the upright original, with the
+            numbers of the tokens that write its coordinates.
     """
 
     inputs: ModelInputs
@@ -61,26 +57,32 @@ class AnswerTokens:
         """
         if isinstance(token, Integral) and not isinstance(token, bool):
             if not -len(self.ids) <= token < len(self.ids):
-                raise VlkitError(f"token={token} is not there; the answer has {len(self.ids)}")
+                raise VlkitError(f"token={token} does not exist; the answer has {len(self.ids)}")
             return [int(token) % len(self.ids)]
         if isinstance(token, Item):
-            return self._find_item(token)
+            for item, tokens in self.items:
+                if item == token and tokens:
+                    return tokens
+            raise VlkitError(f"token={token!r} is not one of the answer's boxes: {self._quote()}")
         if not isinstance(token, str) or not token:
             raise VlkitError(f"token={token!r} must be a number, a text or a box of the answer")
         start = self.text.find(token)
-        found = [i for i, (a, b) in enumerate(self.spans) if a < start + len(token) and start < b]
-        if start < 0 or not found:
-            raise VlkitError(f"token={token!r} is not in what was generated: {self._quote()}")
-        return found
-
-    def _find_item(self, item: Item) -> list[int]:
-        for known, tokens in self.items:
-            if known == item and tokens:
-                return tokens
-        raise VlkitError(f"token={item!r} is none of the answer's boxes: {self._quote()}")
+        numbers = _overlapping(self.spans, [(start, start + len(token))])
+        if start < 0 or not numbers:
+            raise VlkitError(f"token={token!r} is not in the generated text: {self._quote()}")
+        return numbers
 
     def _quote(self) -> str:
         return repr(self.text if len(self.text) <= _QUOTE else self.text[: _QUOTE - 1] + "…")
+
+
+def _overlapping(spans: list[tuple[int, int]], areas: list[tuple[int, int]]) -> list[int]:
+    """The numbers of the spans that overlap one of the areas."""
+    return [
+        number
+        for number, (start, end) in enumerate(spans)
+        if any(start < area_end and area_start < end for area_start, area_end in areas)
+    ]
 
 
 def answer_tokens(
@@ -91,13 +93,12 @@ def answer_tokens(
     image: int = -1,
     clip: int | None = None,
 ) -> AnswerTokens:
-    """Ask greedily, or take an answer that is there, and find its tokens.
+    """Ask greedily, or take an existing answer, and find its tokens.
 
     Args:
         vlm: from :func:`vlkit.load`.
         messages: as for :func:`vlkit.generate`.
-        answer: a Reply to these messages or its ``raw`` text, which is made into tokens again;
-            None asks.
+        answer: a Reply to these messages or its ``raw`` text, which is tokenized again; None asks.
         max_new_tokens: the longest answer.
         image, clip: the picture or the clip whose pixels the boxes are read in.
 
@@ -106,20 +107,20 @@ def answer_tokens(
     """
     messages = as_messages(messages)
     inputs = prepare_inputs(vlm, [messages])
-    begun = _prefill(messages)
+    prefill = prefill_of(messages)
     if answer is None:
         ids = run_row(vlm, inputs, generation_options(max_new_tokens, 0.0, 1.0, None), None)
     else:
-        ids = _tokens_of(vlm, answer, begun)
+        ids = _tokens_of(vlm, answer, prefill)
         check_context(vlm, inputs.tensors["input_ids"].shape[1], len(ids))
-    text, spans = _locate_tokens(vlm.processor.tokenizer, ids, begun)
+    text, spans = _locate_tokens(vlm.processor.tokenizer, ids, prefill)
     return AnswerTokens(inputs, ids, text, spans, _items(vlm, inputs, text, spans, image, clip))
 
 
 def replay(vlm: VLM, answered: AnswerTokens, count: int, logits: int = 1) -> Any:
-    """The (``logits``, vocabulary) logits at the last tokens of the prompt and ``count`` more.
+    """The (``logits``, vocabulary) logits at the end of the prompt and ``count`` answer tokens.
 
-    One pass over both, in which nothing is cached.
+    One pass over both, without a cache.
     """
     import torch
 
@@ -136,30 +137,23 @@ def replay(vlm: VLM, answered: AnswerTokens, count: int, logits: int = 1) -> Any
         return vlm.model(**values, use_cache=False, logits_to_keep=logits).logits[0]
 
 
-def _prefill(messages: list[dict]) -> str:
-    if messages[-1]["role"] != "assistant":
-        return ""
-    return text_of(messages[-1])
-
-
-def _tokens_of(vlm: VLM, answer: Reply | str, begun: str) -> list[int]:
+def _tokens_of(vlm: VLM, answer: Reply | str, prefill: str) -> list[int]:
     if not isinstance(answer, Reply | str):
         raise VlkitError(f"answer={answer!r:.60} must be a Reply, its raw text or None")
-    text = (answer.raw if isinstance(answer, Reply) else answer).removeprefix(begun)
+    text = (answer.raw if isinstance(answer, Reply) else answer).removeprefix(prefill)
     ids = vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise VlkitError("the answer is empty; pass reply.raw, or None to ask")
     return ids
 
 
-def _locate_tokens(tokenizer: Any, ids: list[int], begun: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and where each token stands; of a character's first bytes nothing is seen yet."""
-    ends = [len(begun)]
+def _locate_tokens(tokenizer: Any, ids: list[int], prefill: str) -> tuple[str, list]:
+    """The text, and each token's start and end; a character belongs to its last byte's token."""
+    text, ends = "", [len(prefill)]
     for count in range(1, len(ids) + 1):
-        part = tokenizer.decode(ids[:count], skip_special_tokens=False)
-        ends.append(len(begun) + len(part if count == len(ids) else part.rstrip("\ufffd")))
-    text = begun + tokenizer.decode(ids, skip_special_tokens=False)
-    return text, list(pairwise(ends))
+        text = tokenizer.decode(ids[:count], skip_special_tokens=False)
+        ends.append(len(prefill) + len(text if count == len(ids) else text.rstrip("\ufffd")))
+    return prefill + text, list(pairwise(ends))
 
 
 def _items(vlm, inputs: ModelInputs, text: str, spans, image: int, clip: int | None) -> list:
@@ -170,37 +164,35 @@ def _items(vlm, inputs: ModelInputs, text: str, spans, image: int, clip: int | N
         placed, _ = locate_grounding(
             text, family=vlm.family, image_size=sizes[0], input_size=sizes[1]
         )
-    except VlkitError:  # an answer whose boxes cannot be read has tokens all the same
+    except VlkitError:  # an answer whose boxes cannot be read still has tokens
         return []
-    found: list[tuple[Item, list[int]]] = []
-    seen: dict[int, int] = {}
+    located: list[tuple[Item, list[int]]] = []
+    used: Counter[int] = Counter()  # by an object's start: its numbers that belong to other boxes
     for item, start, end in placed:
-        before = seen.get(start, 0)  # numbers of the same object that other boxes have taken
-        seen[start] = before + (
-            2 if isinstance(item, Point) else 8 if isinstance(item, Quad) else 4
-        )
-        areas = coordinate_spans(text, start, end, format_of(vlm.family))[before : seen[start]]
-        near = [i for i, (a, b) in enumerate(spans) if any(a < e and s < b for s, e in areas)]
-        found.append((item, near))
-    return found
+        first, count = used[start], len(coordinates_of(item))
+        used[start] += count
+        areas = coordinate_spans(text, start, end, format_of(vlm.family))[first : first + count]
+        located.append((item, _overlapping(spans, areas)))
+    return located
 
 
 def _sizes(inputs: ModelInputs, image: int, clip: int | None) -> tuple[Size, Size] | None:
     pictures, clips = inputs.images[0], inputs.clips[0]
     if clip is None and pictures and -len(pictures) <= image < len(pictures):
         return pictures[image].size, inputs.input_sizes[0][image]
-    if clips and -len(clips) <= (place := -1 if clip is None else clip) < len(clips):
-        return clips[place].info.size, clips[place].frame_size
+    number = -1 if clip is None else clip
+    if clips and -len(clips) <= number < len(clips):
+        return clips[number].info.size, clips[number].frame_size
     return None
 
 
 def coordinate_spans(
     text: str, start: int, end: int, form: GroundingFormat
 ) -> list[tuple[int, int]]:
-    """Where the coordinates' numbers stand within a box that was found from ``start`` to ``end``.
+    """Where the coordinates' numbers are in a box that was read from ``start`` to ``end``.
 
     Returns:
-        For each number from, up to; those of a label do not count.
+        The start and end of each number; those in a label do not count.
     """
     part = text[start:end]
     if form.style == "tags":
@@ -218,16 +210,16 @@ def coordinate_spans(
 
 @dataclass(frozen=True, eq=False)
 class AnswerLogprobs:
-    """How sure the model was of what it wrote; it shows itself in a notebook.
+    """How sure the model was of its answer; it shows itself in a notebook.
 
     Attributes:
-        tokens: the text of each token; that of a character's first bytes is empty.
+        tokens: the text of each token; empty for the first bytes of a character.
         ids: their numbers in the vocabulary.
         logprobs: (tokens,) natural logarithms of their probabilities, from the logits, so before
             temperature and top_p.
         text: the whole answer with its special tokens.
-        confidences: each box, point or quad of the answer with how sure the model was of its
-            coordinates, 0 to 1: the geometric mean of the probabilities of their tokens.
+        confidences: each box, point or quad of the answer with its confidence, 0 to 1: the
+            geometric mean of its coordinate tokens' probabilities.
     """
 
     tokens: tuple[str, ...] = field(repr=False)
@@ -237,7 +229,7 @@ class AnswerLogprobs:
     confidences: tuple[tuple[Item, float], ...]
 
     def confidence(self, item: Item) -> float:
-        """How sure the model was of the coordinates of one of the answer's boxes, 0 to 1.
+        """The confidence of one of the answer's boxes, 0 to 1.
 
         Raises:
             VlkitError: the answer has no such box.
@@ -245,7 +237,7 @@ class AnswerLogprobs:
         for known, value in self.confidences:
             if known == item:
                 return value
-        raise VlkitError(f"{item!r} is none of the answer's {len(self.confidences)} boxes")
+        raise VlkitError(f"{item!r} is not one of the answer's {len(self.confidences)} boxes")
 
     def _repr_html_(self) -> str:
         parts, waiting = [], 0.0
@@ -268,17 +260,16 @@ def token_logprobs(
     *,
     answer: Reply | str | None = None,
     image: int = -1,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> AnswerLogprobs:
-    """Say how probable the model held each token of its answer, and how sure it was of each box.
+    """The probability of each token of an answer, and the confidence of each of its boxes.
 
-    One pass over prompt and answer; the logits are the model's own, whatever the answer was
-    sampled with.
+    One pass over prompt and answer; the logits are the model's, however the answer was sampled.
 
     Args:
         vlm: from :func:`vlkit.load`.
         messages: as for :func:`vlkit.generate`.
-        answer: the Reply to these messages, or any raw text to be judged; None asks, greedily.
+        answer: the Reply to these messages, or any raw text; None asks, greedily.
         image: the picture whose pixels the boxes are read in, by default the last.
         max_new_tokens: the longest answer.
 
@@ -291,11 +282,11 @@ def token_logprobs(
     logits = replay(vlm, answered, len(answered.ids), len(answered.ids) + 1)[:-1].float()
     chosen = torch.tensor(answered.ids, device=logits.device)[:, None]
     logprobs = logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu().numpy()
-    sure = tuple(
+    confidences = tuple(
         (item, float(np.exp(logprobs[tokens].mean()))) for item, tokens in answered.items if tokens
     )
     texts = tuple(answered.text[start:end] for start, end in answered.spans)
-    return AnswerLogprobs(texts, tuple(answered.ids), logprobs, answered.text, sure)
+    return AnswerLogprobs(texts, tuple(answered.ids), logprobs, answered.text, confidences)
 
 
 def _mark(token: str, probability: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import PIL.Image
 
 from vlkit.bundled import bundled_path
-from vlkit.errors import ModelError, VlkitError
+from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.generation.reply import Usage
 from vlkit.grounding.boxes import Size
 from vlkit.inputs import estimate_text, render_prompt
@@ -39,14 +39,14 @@ _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A model as a preflight knows it.
+    """The facts of a model that a preflight needs.
 
     Attributes:
         name: what the user called it.
         family: a key of ``FAMILIES``.
         rules: its size rules.
         context_length: the most tokens of prompt and answer together.
-        processor: its transformers processor, or None where its tokenizer is not at hand.
+        processor: its transformers processor, or None where its tokenizer is not on this machine.
         model: the loaded model, or None.
         folder: of a model that is not loaded, or None where only the name is known.
     """
@@ -61,7 +61,7 @@ class Target:
 
     @cached_property
     def cost(self) -> Cost | None:
-        """What it needs of memory, or None where its shape is not known."""
+        """The memory that it needs, or None where its shape is not known."""
         if self.model is not None:
             return self.model.memory_cost()
         if self.folder is not None and (weights := _weight_bytes(self.folder)):
@@ -78,7 +78,7 @@ class Target:
 
         Args:
             messages: checked.
-            clip_times: of each clip, the seconds that stand before each of its steps.
+            clip_times: of each clip, the seconds that are written before each of its steps.
         """
         if self.processor is None:
             return estimate_text(messages, self.family, clip_times)
@@ -96,7 +96,7 @@ class Target:
         return self.rules.patch_size == 16  # from Qwen3-VL on
 
     def clip_text(self, times: Sequence[float]) -> str:
-        """As the family's processor writes a clip, with one placeholder for each step."""
+        """The text that the family's processor writes for a clip; one placeholder per step."""
         if not self._writes_times:
             return _PADS["video"]
         step = f"<|vision_start|>{_PADS['video']}<|vision_end|>"
@@ -104,10 +104,10 @@ class Target:
 
 
 def find_target(model: Model | str | os.PathLike) -> Target:
-    """A loaded model, ``"tiny"``, a folder, or an id, cached or not; no weight is read.
+    """The facts of a loaded model, ``"tiny"``, a folder, or an id; no weight is read.
 
     Raises:
-        ModelError: nothing is known of it.
+        ModelError: it is unknown.
     """
     if not isinstance(model, str | os.PathLike):
         if hasattr(model, "answer_rows"):
@@ -119,7 +119,7 @@ def find_target(model: Model | str | os.PathLike) -> Target:
         if folder.is_dir() and (folder / "config.json").is_file():
             return _folder_target(name, folder)
     if Path(name).expanduser().is_dir():
-        read_config(Path(name).expanduser())  # says what is missing there
+        read_config(Path(name).expanduser())  # raises: it names what is missing
     family = family_of_name(name)
     return Target(name, family, published_rules(family), FAMILIES[family].context_length)
 
@@ -136,7 +136,7 @@ def _folder_target(name: str, folder: Path) -> Target:
     family = family_of(config, name)
     text = config.get("text_config") or config
     context = text.get("max_position_embeddings") or FAMILIES[family].context_length
-    processor = _own_processor(name, folder, config)
+    processor = _processor_in(name, folder, config)
     if processor is None:
         file = folder / "preprocessor_config.json"
         rules = published_rules(family, read_model_file(file) if file.is_file() else None)
@@ -146,12 +146,12 @@ def _folder_target(name: str, folder: Path) -> Target:
 
 
 def _weight_bytes(folder: Path) -> int:
-    index = folder / "model.safetensors.index.json"  # knows of shards that are not there yet
+    index = folder / "model.safetensors.index.json"  # counts shards that are still missing
     total = index.is_file() and read_model_file(index).get("metadata", {}).get("total_size")
     return total or sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _own_processor(name: str, folder: Path, config: dict) -> Any:
+def _processor_in(name: str, folder: Path, config: dict) -> Any:
     """None without a tokenizer, as in a folder of a few JSON files."""
     if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         return None  # transformers would make an empty one
@@ -161,12 +161,40 @@ def _own_processor(name: str, folder: Path, config: dict) -> Any:
         return None
 
 
+class _PatchGrid:
+    """The patches of a picture, or of a clip in several steps."""
+
+    input_size: Size
+    patch_size: int
+
+    @property
+    def step_times(self) -> tuple[float, ...]:
+        """Seconds of each step in time; a picture has one."""
+        return (0.0,)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Steps in time, patches down, patches across, as in ``image_grid_thw``."""
+        width, height = self.input_size
+        return len(self.step_times), height // self.patch_size, width // self.patch_size
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one step."""
+        return self.grid[1] * self.grid[2] // 4
+
+    @property
+    def tokens(self) -> int:
+        """Image or video tokens."""
+        return self.grid[0] * self.frame_tokens
+
+
 @dataclass(frozen=True)
-class PictureView:
+class PictureView(_PatchGrid):
     """How the model will see a picture.
 
     Attributes:
-        image: the picture with its own limits.
+        image: the picture with its limits.
         size: (width, height) of the upright original.
         input_size: (width, height) at which the model sees it.
         patch_size: side of a patch in pixels; a token covers two by two.
@@ -182,17 +210,6 @@ class PictureView:
         """For reports."""
         return describe_source(self.image.source)
 
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Steps in time, patches down, patches across, as in ``image_grid_thw``."""
-        width, height = self.input_size
-        return 1, height // self.patch_size, width // self.patch_size
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens."""
-        return self.grid[1] * self.grid[2] // 4
-
     def draw(self) -> PIL.Image.Image:
         """The picture as the model sees it, its tokens and patches drawn. Decodes it."""
         from vlkit.plotting.draw import draw_patch_grid
@@ -201,11 +218,11 @@ class PictureView:
 
 
 @dataclass(frozen=True)
-class ClipView:
+class ClipView(_PatchGrid):
     """How the model will see a clip.
 
     Attributes:
-        video: the clip with its own options.
+        video: the clip with its options.
         info: the whole clip's size, rate and length.
         indices: the frames that will be sampled.
         input_size: (width, height) at which the model sees each.
@@ -239,22 +256,6 @@ class ClipView:
         times = self.timestamps + self.timestamps[-1:] * (len(self.indices) % 2)
         return tuple((a + b) / 2 for a, b in zip(times[::2], times[1::2], strict=True))
 
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Steps in time, patches down, patches across, as in ``video_grid_thw``."""
-        width, height = self.input_size
-        return len(self.step_times), height // self.patch_size, width // self.patch_size
-
-    @property
-    def frame_tokens(self) -> int:
-        """Tokens of one step."""
-        return self.grid[1] * self.grid[2] // 4
-
-    @property
-    def tokens(self) -> int:
-        """Video tokens."""
-        return self.grid[0] * self.frame_tokens
-
     def draw(self) -> PIL.Image.Image:
         """The first sampled frame as the model sees it, its patches drawn. Decodes two frames."""
         from vlkit.plotting.draw import draw_patch_grid
@@ -276,8 +277,8 @@ class Preflight:
         messages: checked.
         views: pictures and clips in the order in which the model meets them.
         usage: tokens, as ``reply.usage`` will have them; ``new_tokens`` is ``max_new_tokens``.
-        prompt_tokens_exact: False where the text's share is estimated, for want of a tokenizer;
-            those of pictures and clips are exact always.
+        prompt_tokens_exact: False where the text's tokens are estimated, as no tokenizer is on
+            this machine; those of pictures and clips are always exact.
     """
 
     target: Target = field(repr=False)
@@ -336,7 +337,7 @@ class Preflight:
 
     @property
     def cost(self) -> float | None:
-        """By a hosted model's ``prices``; None without."""
+        """By a hosted model's ``prices``; None without prices."""
         if self.target.model is None:
             return None
         return self.target.model.cost(self.usage.prompt_tokens, self.usage.new_tokens)
@@ -347,24 +348,39 @@ class Preflight:
         return None if self.memory is None else self.memory.fits
 
     def fit(self, tokens: int | None = None, *, memory: float | None = None):
-        """Messages whose pictures and clips keep within a budget; see ``fit`` in this module.
+        """Messages whose pictures and clips keep within a budget.
+
+        All pictures and frames get the same limit, the largest that is possible; smaller ones stay
+        as they are, and a picture's ``min_tokens`` counts. Clips are sampled at half, a quarter …
+        of their frames where a frame would have fewer than 32 tokens.
 
         Args:
             tokens: the most that prompt and answer may have; the model's context by default.
             memory: the most bytes for weights, cache and activations.
 
         Returns:
-            A ``Fitted``: ``.messages`` are ready to be asked, ``.media`` holds
-            their pictures and clips, ``.preflight`` what they cost.
+            A ``Fitted``: ``.messages`` are ready to be asked, ``.media`` are
+            their pictures and clips, ``.preflight`` says what they cost.
 
         Raises:
-            VlkitError: it cannot be done.
+            VlkitError: the limits are malformed, or too small for any size.
         """
+        most = self.context_length if tokens is None else tokens
+        check_whole("tokens", most, 1)
+        if memory is not None and (not isinstance(memory, int | float) or not memory > 0):
+            raise VlkitError(f"memory={memory!r} must be a number of bytes above 0")
+        if memory is not None and self.memory is None:
+            raise VlkitError(
+                f"the shape of {self.model} is not known; pass tokens= instead of memory="
+            )
 
-        return fit(self, tokens=tokens, memory=memory)
+        def keeps(plan: Preflight) -> bool:
+            needed = plan.memory.total if memory and plan.memory else 0
+            return plan.total_tokens <= most and needed <= (memory or 0)
+
+        return _finish(self if keeps(self) else _search(self, keeps))
 
     def _repr_html_(self) -> str:
-
         return preflight_card(self)
 
 
@@ -374,7 +390,7 @@ def preflight(
     *,
     max_new_tokens: int = 0,
 ) -> Preflight:
-    """What a model will see of messages and what it will cost, from size rules alone.
+    """What a model will see of messages and what that will cost, from size rules alone.
 
     Args:
         model: a loaded model, ``"tiny"``, a folder (only its JSON files are read), or an id such as
@@ -385,10 +401,9 @@ def preflight(
 
     Raises:
         MediaError: a picture or clip that cannot be read.
-        ModelError: no model of this family.
+        ModelError: not a model of this family.
     """
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-        raise VlkitError(f"max_new_tokens={max_new_tokens!r} must be a whole number, 0 or more")
+    check_whole("max_new_tokens", max_new_tokens)
     target, messages = find_target(model), as_messages(messages)
     views = [view_media(target, read_media_item(item)) for item in iterate_media(messages)]
     return measure(target, messages, views, max_new_tokens)
@@ -397,7 +412,7 @@ def preflight(
 def measure(
     target: Target, messages: list[dict], views: list[View], new_tokens: int, text: Any = None
 ) -> Preflight:
-    """Count; ``text`` is the tokens of the text where they are known already."""
+    """Count all tokens; ``text``: those of the text, where they were counted before."""
     clips = [view for view in views if isinstance(view, ClipView)]
     video = sum(view.tokens for view in clips)
     image = sum(view.tokens for view in views) - video
@@ -427,7 +442,7 @@ SHOWN = 6  # pictures and clips that are drawn
 
 
 def preflight_card(plan: Preflight) -> str:
-    """HTML that takes its colours from the page, so that it reads on dark and light."""
+    """HTML with the page's colours, so that it can be read on dark and light."""
     heads = ("picture or clip", "upright", "as seen", "patch grid", "tokens")
     table = table_html(heads, map(_cells, plan.views[: 4 * SHOWN]))
     more = len(plan.views) - 4 * SHOWN
@@ -450,13 +465,11 @@ def _lines(plan: Preflight) -> list[str]:
         f"{usage.video_tokens:,} video) and {usage.new_tokens:,} new: {verdict} the context of "
         f"{plan.context_length:,}"
     ]
-    memory = plan.memory
     if plan.cost is not None:
         lines.append(f"about {plan.cost:.2g} by the given prices")
-    if memory is None and plan.target.model is not None:
-        return lines  # it runs elsewhere
-    if memory is None:
-        return [*lines, "memory: the shape of this model is not known here"]
+    if (memory := plan.memory) is None:
+        unknown = ["memory: the shape of this model is not known here"]
+        return lines + (unknown if plan.target.model is None else [])  # a hosted model needs none
     verdict = "fits" if memory.fits else "<b>does not fit</b>"
     lines.append(
         f"about {byte_text(memory.total)}: weights {byte_text(memory.weights)}, cache "
@@ -498,7 +511,7 @@ def _figure(view: View) -> str:
 
 
 def _short_name(view: View) -> str:
-    """The file's name alone: a notebook that is handed on should not tell folders."""
+    """The file's name alone: a notebook that is passed on should not show folders."""
     return html.escape(view.name.rstrip("/").rpartition("/")[2])
 
 
@@ -512,7 +525,7 @@ class Fitted:
     Attributes:
         messages: ready to be asked.
         media: their pictures and clips, with the limits that keep them within the budget.
-        preflight: what they cost.
+        preflight: of these messages.
     """
 
     messages: list[dict] = field(repr=False)
@@ -521,32 +534,6 @@ class Fitted:
 
     def _repr_html_(self) -> str:
         return self.preflight._repr_html_()
-
-
-def fit(plan: Preflight, *, tokens: int | None = None, memory: float | None = None) -> Fitted:
-    """The largest pixel budget that all pictures and frames can have within the limits.
-
-    Every picture and frame gets the same limit; those that are smaller stay as they are, and a
-    picture's own ``min_tokens`` counts. Clips are sampled at half, a quarter … of their frames
-    where these would come below 32 tokens.
-
-    Raises:
-        VlkitError: the limits are malformed, or too small at any size.
-    """
-    most = plan.context_length if tokens is None else tokens
-    if not isinstance(most, int) or most < 1:
-        raise VlkitError(f"tokens={tokens!r} must be a whole number, 1 or more")
-    if memory is not None and (not isinstance(memory, int | float) or not memory > 0):
-        raise VlkitError(f"memory={memory!r} must be a number of bytes above 0")
-    if memory is not None and plan.memory is None:
-        raise VlkitError(f"the shape of {plan.model} is not known; pass tokens= instead of memory=")
-
-    def keeps(candidate: Preflight) -> bool:
-        needed = candidate.memory.total if memory and candidate.memory else 0
-        return candidate.total_tokens <= most and needed <= (memory or 0)
-
-    found = plan if keeps(plan) else _search(plan, keeps)
-    return _finish(found)
 
 
 def _search(plan: Preflight, keeps: Callable[[Preflight], bool]) -> Preflight:
@@ -564,8 +551,8 @@ def _search(plan: Preflight, keeps: Callable[[Preflight], bool]) -> Preflight:
 
 
 def _largest_cap(base: Preflight, keeps: Callable[[Preflight], bool]) -> int:
-    """The largest limit on tokens a picture or frame that keeps within the budget, or 0."""
-    low, high = 0, max((_frame_tokens(view) for view in base.views), default=0)
+    """The largest limit on tokens per picture or frame that keeps within the budget, or 0."""
+    low, high = 0, max((view.frame_tokens for view in base.views), default=0)
     if keeps(base):
         return max(high, GOOD_FRAME)
     while high - low > 1:
@@ -582,7 +569,7 @@ def _capped(base: Preflight, cap: int) -> Preflight:
 
 
 def _cap_view(base: Preflight, view: View, cap: int) -> View:
-    if _frame_tokens(view) <= cap:
+    if view.frame_tokens <= cap:
         return view
     if isinstance(view, ClipView):
         video = replace(view.video, max_frame_tokens=cap)
@@ -598,10 +585,6 @@ def _fewer_frames(plan: Preflight, view: View, share: int) -> View:
     return view_clip(plan.target, replace(view.video, frames=count), view.info)
 
 
-def _frame_tokens(view: View) -> int:
-    return view.frame_tokens if isinstance(view, ClipView) else view.tokens
-
-
 def _too_small(base: Preflight) -> str:
     least = _capped(base, 1)
     usage = least.usage
@@ -614,18 +597,14 @@ def _too_small(base: Preflight) -> str:
     return f"the budget is too small: {needed}; raise it, or ask about fewer pictures"
 
 
-def _finish(found: Preflight) -> Fitted:
-    media = tuple(_media(view) for view in found.views)
+def _finish(plan: Preflight) -> Fitted:
+    media = tuple(view.video if isinstance(view, ClipView) else view.image for view in plan.views)
     limits = map(_item_limits, media)
     messages: list[dict[str, Any]] = []
-    for message in found.messages:
+    for message in plan.messages:
         content = [i if i["type"] == "text" else i | next(limits) for i in message["content"]]
         messages.append({**message, "content": content})
-    return Fitted(messages, media, replace(found, messages=messages))
-
-
-def _media(view: View) -> Image | Video:
-    return view.video if isinstance(view, ClipView) else view.image
+    return Fitted(messages, media, replace(plan, messages=messages))
 
 
 def _item_limits(media: Image | Video) -> dict:

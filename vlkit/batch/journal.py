@@ -17,7 +17,7 @@ from vlkit.errors import VlkitError, warn_user
 from vlkit.files import json_line, write_rows
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
 
-SYNC_SECONDS = 1.0  # what a power cut may cost; a killed process loses nothing that was written
+SYNC_SECONDS = 1.0  # lost in a power cut at most; a killed process loses nothing it has written
 _BEGINNING = b'{"key": "'  # of every line
 
 
@@ -52,7 +52,8 @@ class Journal:
         try:
             if not resume:  # other processes may have begun their parts already
                 _refuse_rows([self.path, self._written] if part is not None else self._files)
-            self.finished = _finished(self._files)
+            records = _latest(self._files).items()
+            self.finished = {key: record for key, record in records if "error" not in record}
             _cut_torn_line(self._written)
             if part is None:
                 self._merge_parts()
@@ -79,7 +80,7 @@ class Journal:
         Args:
             key: from :func:`row_key`.
             index: the row's number.
-            result: the answer, or why there is none.
+            result: the answer, or the reason why there is none.
             sources: the names of its media, for readers of the file.
 
         Returns:
@@ -137,10 +138,6 @@ class Journal:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _finished(files: Sequence[Path]) -> dict[str, dict]:
-    return {key: record for key, record in _latest(files).items() if "error" not in record}
-
-
 def _latest(files: Sequence[Path]) -> dict[str, dict]:
     """The last record of each row; a failure never replaces an answer."""
     records: dict[str, dict] = {}
@@ -152,27 +149,28 @@ def _latest(files: Sequence[Path]) -> dict[str, dict]:
 
 
 def _records(file: Path) -> Iterator[dict]:
-    """The rows of whole lines; a process may be writing the last one.
+    """The rows of complete lines; a process may be writing the last one.
 
-    A line that is no row, as an editor leaves it, costs itself, unless the file has no row at all.
+    Other lines, as an editor may leave them, are skipped with a warning; a file without any row is
+    refused.
     """
     if not file.exists():
         return
-    rows, odd = 0, []
+    rows, skipped = 0, []
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
                 continue
             if (record := _parse(line)) is None:
-                odd.append((number, line[:80]))
+                skipped.append((number, line[:80]))
                 continue
             rows += 1
             yield record
-    if odd and not rows:
-        _refuse(file, *odd[0])
-    if odd:
-        numbers = ", ".join(str(number) for number, _ in odd[:5]) + ", …" * (len(odd) > 5)
-        warn_user(f"{file}: no result of vlkit in line {numbers}; left out, its row is asked again")
+    if skipped and not rows:
+        _refuse(file, *skipped[0])
+    if skipped:
+        numbers = ", ".join(str(number) for number, _ in skipped[:5]) + ", …" * (len(skipped) > 5)
+        warn_user(f"{file}: line {numbers} is not a result of vlkit; it is skipped and asked again")
 
 
 def _parse(line: bytes) -> dict | None:

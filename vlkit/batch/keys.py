@@ -26,14 +26,14 @@ def row_key(vlm: Any, messages: Any, options: Mapping[str, Any]) -> str:
     It covers the weights as they are in memory (so also an adapter, or training since they were
     loaded), their dtypes, the model's configuration and revision, the chat template, the limits of
     pictures and clips, the options, and the conversation: roles, texts, the media's bytes or
-    pixels and their own options. A URL counts by its address. Paths do not count, so files may
+    pixels and their options. A URL counts by its address. Paths do not count, so files may
     move; a file that cannot be read counts by its name. Of a hosted model its name, address,
-    family and fields count, never the key.
+    family and fields count, never its API key.
 
     Args:
         vlm: from :func:`vlkit.load`.
         messages: text, one message or a list of messages; malformed ones get a key as well.
-        options: those of the generation that change answers; values that JSON knows.
+        options: of the generation, those that change answers; values for JSON.
     """
     return row_keys(vlm, [messages], options)[0]
 
@@ -41,30 +41,29 @@ def row_key(vlm: Any, messages: Any, options: Mapping[str, Any]) -> str:
 def row_keys(
     vlm: Any, conversations: Sequence[Any], options: Mapping[str, Any], *, seed: int | None = None
 ) -> list[str]:
-    """:func:`row_key` of every conversation; the second and later of equal ones are told apart.
+    """:func:`row_key` of every conversation; equal ones are numbered, so that all keys differ.
 
     Args:
         vlm, options: as for :func:`row_key`.
         conversations: all rows, also those that another process answers.
         seed: of row 0 where answers are sampled; that of row ``i`` is ``seed + i``.
     """
-    around = [digest(vlm.identity), dict(options)]
-    seeds = [None if seed is None else seed + index for index in range(len(conversations))]
+    common = [digest(vlm.identity), dict(options)]
     seen: Counter[str] = Counter()
     keys = []
-    for messages, own in zip(conversations, seeds, strict=True):
-        key = _key_of_row(around, messages, own)
+    for index, messages in enumerate(conversations):
+        key = _key_of_row(common, messages, None if seed is None else seed + index)
         seen[key] += 1
         keys.append(key if seen[key] == 1 else digest([key, seen[key]]))
     return keys
 
 
-def _key_of_row(around: list, messages: Any, seed: int | None) -> str:
-    """One whose content cannot be read has a key all the same, which never comes again."""
+def _key_of_row(common: list, messages: Any, seed: int | None) -> str:
+    """The key; for content that cannot be read a new one at each call."""
     try:
-        return digest([*around, _conversation(messages), seed])
+        return digest([*common, _conversation(messages), seed])
     except Exception:  # media may be any object
-        return digest([*around, uuid.uuid4().hex, seed])
+        return digest([*common, uuid.uuid4().hex, seed])
 
 
 # --- the conversation ----------------------------------------------------------------------------
@@ -108,10 +107,10 @@ def hash_medium(source: Any) -> Any:
 def _file(path: str) -> Any:
     try:
         if os.path.isdir(path):
-            return [_file(str(each)) for each in pictures_of(Path(path), describe_source(path))]
+            return [_file(str(file)) for file in pictures_of(Path(path), describe_source(path))]
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("no regular file")  # a pipe would never end
+            raise OSError("not a regular file")  # a pipe would never end
         return _hash_file(path, status.st_size, status.st_mtime_ns, status.st_ino)
     except (OSError, ValueError, VlkitError):
         return ["unreadable", path]

@@ -12,13 +12,15 @@ from threading import Event
 from typing import Any
 
 from vlkit import hooks
-from vlkit.errors import VlkitError, counted, warn_user
+from vlkit.errors import VlkitError, check_whole, counted, warn_user
 from vlkit.generation.generate import generate, generation_options
-from vlkit.generation.reply import Failure, Reply, attempt
+from vlkit.generation.reply import Failure, Reply, attempt, result_of
 from vlkit.generation.rows import Settings, Tally
 from vlkit.inputs import check_model
+from vlkit.media.image import describe_source
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models.load import Model
+from vlkit.settings import MAX_NEW_TOKENS
 
 Result = Reply | Failure
 
@@ -28,15 +30,16 @@ class BatchReport:
     """How a batch went.
 
     Attributes:
-        rows: all of them; ``resumed`` of them were in ``out`` already.
+        rows: their number; ``resumed`` of them were in ``out`` already.
         failures: rows without an answer.
         seconds: wall time.
         new_tokens: generated in this call.
-        padding: share of the prompt tokens computed that were padding.
+        padding: padding's share of the computed prompt tokens.
         batch_size: the most rows at a time.
         path: ``"fast"``, ``"library"`` where transformers' own generate was used, or ``"remote"``.
-        note: why, and what else there is to say.
-        agreement: of the rows asked again alone, the share with the same answer; None if none was.
+        note: why, and other remarks.
+        agreement: of the rows that were asked again one by one, the share with the same answer;
+            None if there were none.
         disagreeing: the indices of the others.
         stopped: whether it was stopped before its end.
         cost: of the rows answered in this call, by a hosted model's ``prices``; else None.
@@ -73,12 +76,12 @@ class BatchReport:
         if self.cost is not None:
             parts.append(f"cost {self.cost:.4g}")
         if self.agreement is not None:
-            parts.append(f"{self.agreement:.0%} the same alone")
+            parts.append(f"{self.agreement:.0%} agreement with one-by-one answers")
         return ", ".join(parts + ["stopped"] * self.stopped + [self.note] * bool(self.note))
 
 
 class Results(list):
-    """The rows of a batch: Reply and Failure in the order given; ``.report`` tells more."""
+    """The rows of a batch: Reply and Failure in the order given; ``.report`` describes the run."""
 
     report: BatchReport
 
@@ -87,7 +90,7 @@ def generate_batch(
     vlm: Model,
     conversations: Sequence[Any],
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
@@ -101,7 +104,7 @@ def generate_batch(
     rows: Sequence[int] | None = None,
     part: int | None = None,
 ) -> Results:
-    """Ask many questions; a row that cannot be answered becomes a Failure, the others go on.
+    """Ask many questions; a row that cannot be answered becomes a Failure, the others continue.
 
     Greedy answers are those of :func:`vlkit.generate`, in float32 to the token.
 
@@ -110,16 +113,16 @@ def generate_batch(
         conversations: a list whose items are text, a message or a list of messages.
         max_new_tokens, temperature, top_p: as for :func:`vlkit.generate`.
         seed: row ``i`` is sampled as ``generate(…, seed=seed + i)`` does it.
-        batch_size: the most rows at a time; ``"auto"`` follows from the free memory. Of a hosted
+        batch_size: the most rows at a time; ``"auto"`` follows from the free memory. For a hosted
             model the most requests at a time; ``"auto"`` is its ``concurrency``.
-        out: a JSONL file to which each row is appended as it finishes; the same call goes on where
-            it was stopped or killed. What is in it is not computed again, failures are.
-        resume: with False, an ``out`` that holds rows is refused.
+        out: a JSONL file to which each row is appended as it finishes; the same call resumes a run
+            that was stopped or killed. Answers in it are not computed again, failures are.
+        resume: with False, an ``out`` that contains rows is refused.
         progress: show a bar.
-        agreement: so many rows, chosen at random, are asked again alone afterwards.
-        on_result: called with (index, result) as each row finishes; an error of it is a warning.
-        stopped: set it to end cleanly with what is done, as Ctrl-C does.
-        rows: indices of the conversations to do, by default all; the others are not in the result.
+        agreement: this many rows, chosen at random, are asked again one by one afterwards.
+        on_result: called with (index, result) as each row finishes; its errors become warnings.
+        stopped: set it to end cleanly with the finished rows, as Ctrl-C does.
+        rows: indices of the conversations to do, by default all; the result has only these.
         part: of a run in several processes, the number of this one; see the ``batch`` command.
 
     Returns:
@@ -132,7 +135,7 @@ def generate_batch(
     check_model(vlm)
     conversations = check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
-    _check_agreement(agreement)
+    check_whole("agreement", agreement)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
     }  # fmt: skip
@@ -160,7 +163,7 @@ def generate_batch(
                 if record is None or result is None:
                     todo.append(index)
                     continue
-                if record["index"] != index:  # rows were moved: the file's last word is where
+                if record["index"] != index:  # rows were moved: the file's last line counts
                     result = write(index, result)
                 done.take(index, result)
             answers = stack.enter_context(
@@ -171,8 +174,8 @@ def generate_batch(
                 settings.check_stopped()
         except KeyboardInterrupt:
             cut = True
-    missing = Failure("stopped before its turn; call again to go on", "Stopped")
-    results = Results(done.found.get(index, missing) for index in indices)
+    missing = Failure("stopped before its turn; call again to resume", "Stopped")
+    results = Results(done.results.get(index, missing) for index in indices)
     report = BatchReport(
         rows=len(indices),
         resumed=len(indices) - len(todo),
@@ -187,13 +190,13 @@ def generate_batch(
         cost=tally.cost,
     )
     if agreement and not cut:
-        report = replace(report, **_agree(vlm, conversations, done.found, agreement, settings))
+        report = replace(report, **_agree(vlm, conversations, done.results, agreement, settings))
     results.report = report
     return results
 
 
 def answer_all(vlm: Model, conversations: Sequence[Any], **options: Any) -> Results:
-    """:func:`generate_batch` for who needs all; raises KeyboardInterrupt where it was stopped."""
+    """:func:`generate_batch` for callers that need all; KeyboardInterrupt if it was stopped."""
     results = generate_batch(vlm, conversations, **options)
     if results.report.stopped:
         raise KeyboardInterrupt
@@ -201,17 +204,17 @@ def answer_all(vlm: Model, conversations: Sequence[Any], **options: Any) -> Resu
 
 
 class _Done:
-    """The rows that are finished, and the bar that tells of them."""
+    """Finished rows and the progress bar."""
 
     def __init__(self, total: int, progress: bool, tally: Tally, callbacks: list):
         from tqdm.auto import tqdm
 
-        self.found: dict[int, Result] = {}
+        self.results: dict[int, Result] = {}
         self.failures, self._tally, self._callbacks = 0, tally, callbacks
         self._bar = tqdm(total=total, unit="row", disable=not (progress and total))
 
     def take(self, index: int, result: Result) -> None:
-        self.found[index] = result
+        self.results[index] = result
         self.failures += isinstance(result, Failure)
         self._bar.update()
         if not self._bar.disable and (seconds := self._bar.format_dict["elapsed"]):
@@ -222,14 +225,14 @@ class _Done:
         for callback in self._callbacks:
             outcome = attempt(callback, index, result)
             if isinstance(outcome, Failure):
-                warn_user(f"row {index}: on_result failed ({outcome}); the batch goes on")
+                warn_user(f"row {index}: on_result failed ({outcome}); the batch continues")
 
     def close(self) -> None:
         self._bar.close()
 
 
 def check_conversations(conversations: Any) -> list:
-    """The rows as a list. Raises VlkitError where one conversation stands for many."""
+    """The rows as a list. Raises VlkitError for a single conversation."""
     if isinstance(conversations, str | dict) or not hasattr(conversations, "__len__"):
         kind = type(conversations).__name__
         raise VlkitError(
@@ -242,13 +245,8 @@ def _check_rows(rows: Sequence[int] | None, count: int) -> list[int]:
     indices = list(range(count) if rows is None else rows)
     for index in indices:
         if index not in range(count):
-            raise VlkitError(f"rows: {index!r} is no row of {count:,}; they count from 0")
+            raise VlkitError(f"rows: no conversation has index {index!r}; there are {count:,}")
     return indices
-
-
-def _check_agreement(agreement: Any) -> None:
-    if not isinstance(agreement, int) or agreement < 0:
-        raise VlkitError(f"agreement={agreement!r} must be a whole number, 0 or more")
 
 
 def _check_batch_size(batch_size: Any) -> int | None:
@@ -266,14 +264,12 @@ def _open_journal(stack, vlm, conversations, options, seed, out, resume, part):
     from vlkit.batch.keys import row_keys
 
     journal = stack.enter_context(Journal(out, resume=resume, part=part))
-    seed = seed if options["do_sample"] else None  # of a greedy answer it changes nothing
+    seed = seed if options["do_sample"] else None  # a greedy answer does not depend on it
     return journal, row_keys(vlm, conversations, options, seed=seed)
 
 
 def _restore(record: dict, index: int, messages: Any) -> Result | None:
     """The row as the file has it; None where it cannot be read back, so it is asked again."""
-    from vlkit.generation.reply import result_of
-
     result = attempt(result_of, record, messages)
     if not isinstance(result, Failure):
         return result
@@ -282,23 +278,21 @@ def _restore(record: dict, index: int, messages: Any) -> Result | None:
 
 
 def _names(messages: Any) -> list[str]:
-    from vlkit.media.image import describe_source
-
     items = iterate_media(as_messages(messages))
     return [describe_source(item[item["type"]]) for item in items]
 
 
-def _agree(vlm, conversations, found: dict[int, Result], count: int, settings: Settings) -> dict:
-    answered = [index for index, result in found.items() if isinstance(result, Reply)]
-    chosen = random.Random(settings.seed or 0).sample(answered, min(count, len(answered)))
+def _agree(vlm, conversations, results: dict[int, Result], count: int, settings: Settings) -> dict:
+    answers = {index: result for index, result in results.items() if isinstance(result, Reply)}
+    chosen = random.Random(settings.seed or 0).sample(list(answers), min(count, len(answers)))
+    names = ("max_new_tokens", "temperature", "top_p")
+    options = {name: settings.options[name] for name in names if settings.options[name] is not None}
     different = []
     for index in chosen:
-        seed = None if settings.seed is None else settings.seed + index
-        options = {k: settings.options[k] for k in ("max_new_tokens", "temperature", "top_p")}
-        options = {k: v for k, v in options.items() if v is not None}
+        seed, messages = settings.seed_of(index), conversations[index]
         with hooks.as_kind("agreement"):
-            alone = attempt(generate, vlm, conversations[index], seed=seed, **options)
-        if isinstance(alone, Failure) or alone.raw != getattr(found[index], "raw", None):
+            alone = attempt(generate, vlm, messages, seed=seed, **options)
+        if isinstance(alone, Failure) or alone.raw != answers[index].raw:
             different.append(index)
     share = 1 - len(different) / len(chosen) if chosen else None
     return {"agreement": share, "disagreeing": tuple(sorted(different))}

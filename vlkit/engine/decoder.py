@@ -52,12 +52,12 @@ class Decoder:
         self.cache = [self._allocate(slots, length) for _ in self.layers]
 
     def _weights(self) -> list[int]:
-        """Where in memory the layers' weights lie; a captured graph reads them there."""
+        """The addresses of the layers' weights, from which a captured graph reads them."""
         weights = (p for part in [*self.layers, self.lm_head] for p in part.parameters())
         return [weight.data_ptr() for weight in weights]
 
     def refresh(self) -> bool:
-        """Take over weights that have changed; False if they lie elsewhere or are others now."""
+        """Take over changed weights; False if they were moved or replaced by other modules."""
         if self._weights() != self.places:
             return False
         for layer, joined in zip(self.layers, self.joined, strict=True):
@@ -82,7 +82,7 @@ class Decoder:
         return torch.from_numpy(zeros).view(self.dtype).view(shape)  # no memory before it is used
 
     def grow(self, length: int) -> None:
-        """Make room for longer rows; what is there stays, also where there is no memory for it."""
+        """Make room for longer rows; the contents stay, also where memory runs out."""
         import torch
 
         if self.narrowed:
@@ -97,16 +97,16 @@ class Decoder:
             raise
 
     def narrow(self, slot: int) -> Decoder:
-        """The same with one slot alone, which cannot grow."""
+        """A decoder of one slot, over the same memory, which cannot grow."""
         one = copy.copy(self)
         one.slots, one.narrowed = 1, True
         one.cache = [layer[slot : slot + 1] for layer in self.cache]
         return one
 
     def clean(self, slot: int, length: int) -> None:
-        """Zero what a row has left in its slot if there is NaN or infinity in it.
+        """Zero a slot that a row has left if it contains NaN or infinity.
 
-        A later row never looks there, but a masked NaN is still NaN.
+        A later row masks these places, but a masked NaN is still NaN.
         """
         if not self.cache[-1][slot, :length].isfinite().all():
             for layer in self.cache:
@@ -120,14 +120,14 @@ class Decoder:
     def prefill(self, hidden, angles, first: int, last, deep: dict | None = None):
         """Read whole prompts, padded on the right, into the slots from ``first`` on.
 
-        Causal attention never looks at padding behind a token, so no mask is needed.
+        Causal attention never looks at padding after a token, so no mask is needed.
 
         Args:
             hidden: (rows, length, width) embeddings.
             angles: cosines and sines, (rows, length, head size) each.
             first: the first slot.
             last: (rows,) the index of each prompt's last token.
-            deep: what Qwen3-VL adds behind a layer, (rows, length, width), by the layer's number.
+            deep: Qwen3-VL's features after a layer, (rows, length, width), by the layer's number.
 
         Returns:
             (rows, vocabulary) logits of the last tokens.
@@ -148,19 +148,19 @@ class Decoder:
             )
             return output.transpose(1, 2).reshape(rows * length, -1)
 
-        angles = [each.reshape(-1, self.head_size) for each in angles]
+        angles = [angle.reshape(-1, self.head_size) for angle in angles]
         return self._run(hidden.reshape(-1, width), attend, kept, deep)
 
     def extend(self, hidden, angles, first: int, starts, last, span: int):
-        """Read the rest of prompts whose beginning is in the cache already.
+        """Read the rest of prompts whose beginning is in the cache already (prefix sharing).
 
         Args:
             hidden: (rows, length, width) embeddings, padded on the right.
             angles: cosines and sines, (rows, length, head size) each.
             first: the first slot.
-            starts: (rows,) how much of each is there.
+            starts: (rows,) tokens that are in the cache already.
             last: (rows,) the index in ``hidden`` of each prompt's last token.
-            span: how much of the cache is looked at.
+            span: how much of the cache is read.
 
         Returns:
             (rows, vocabulary) logits of the last tokens.
@@ -174,7 +174,7 @@ class Decoder:
         seen = torch.arange(span, device=self.device) <= places[..., None]
         mask = seen[:, None, None].expand(-1, 1, group, -1, -1).reshape(rows, 1, -1, span)
         slots = first + torch.arange(rows, device=self.device)[:, None]
-        places = places.clamp(max=self.length - 1)  # of padding; nobody looks there
+        places = places.clamp(max=self.length - 1)  # of padding; never read
 
         def attend(states, cache):
             rotate(states, self.heads + self.kv_heads, *angles)
@@ -189,7 +189,7 @@ class Decoder:
             output = output.view(rows, self.heads, length, self.head_size)
             return output.transpose(1, 2).reshape(rows * length, -1)
 
-        angles = [each.reshape(-1, self.head_size) for each in angles]
+        angles = [angle.reshape(-1, self.head_size) for angle in angles]
         return self._run(hidden.reshape(-1, width), attend, kept)
 
     def step(self, tokens, lengths, deltas, span: int):
@@ -199,7 +199,7 @@ class Decoder:
             tokens: (rows,) the last token of each of the first slots.
             lengths: (rows,) tokens that are in the cache already.
             deltas: (rows,) what is added to a text token's index to get its rotary position.
-            span: how much of the cache is looked at; more than any of ``lengths``.
+            span: how much of the cache is read; more than any of ``lengths``.
 
         Returns:
             (rows, vocabulary) logits.
@@ -209,7 +209,7 @@ class Decoder:
         count = len(tokens)
         hidden = self.embed(tokens)
         positions = (lengths + deltas)[None, :, None].expand(3, -1, 1)
-        angles = [each[:, 0].contiguous() for each in self.rotary(hidden[:, None], positions)]
+        angles = [angle[:, 0].contiguous() for angle in self.rotary(hidden[:, None], positions)]
         unseen = torch.arange(span, device=self.device) > lengths[:, None]
         mask = torch.zeros(unseen.shape, device=self.device, dtype=self.dtype)
         mask.masked_fill_(unseen, float("-inf"))
@@ -217,7 +217,7 @@ class Decoder:
         mask = mask[:, None, None].expand(-1, self.kv_heads, group, -1)
 
         def attend(states, cache):
-            """The heads of a group are looked up as if they were tokens: nothing is repeated."""
+            """The heads of a group attend as if they were tokens, so no key is repeated."""
             rotate_and_store(states, self.heads, self.kv_heads, angles, cache, lengths)
             if can_attend(states):
                 return attend_on_gpu(states, self.heads, self.kv_heads, cache, lengths, span)
@@ -265,7 +265,7 @@ class Decoder:
 
 
 def can_decode(model: Any) -> str:
-    """Why this model's step cannot be taken here, or an empty string."""
+    """Why this decoder cannot run a model, or an empty string."""
     text = getattr(getattr(model, "model", None), "language_model", None)
     kind = model.config.model_type
     if kind not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") or text is None:
@@ -281,7 +281,7 @@ def can_decode(model: Any) -> str:
 
 
 def _joinable(attention: Any) -> bool:
-    """Whether queries, keys and values are no more than linear: no adapter, not quantized."""
+    """Whether queries, keys and values are plain linear layers: no adapter, not quantized."""
     import torch
 
     parts = attention.q_proj, attention.k_proj, attention.v_proj
@@ -289,9 +289,9 @@ def _joinable(attention: Any) -> bool:
 
 
 def _join(attention: Any, weight=None, bias=None):
-    """One weight and bias for queries, keys and values, written over those given.
+    """One weight and bias for queries, keys and values, written into those given.
 
-    None where :func:`_joinable` says no; there may be no bias.
+    None where they are not :func:`_joinable`; the bias may be None.
     """
     import torch
 

@@ -10,8 +10,6 @@ from functools import cache
 from typing import Any
 
 BLOCK = 1024
-
-
 ONE_ROW, ONE_ROW_BLOCK = 2, 2048  # values of a one-row product at a time, and of their sums
 
 
@@ -50,12 +48,12 @@ def rms_norm(hidden: Any, norm: Any) -> Any:
 
 
 def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
-    """Rotate the first ``heads`` heads in place.
+    """Apply the rotary embedding (RoPE) to the first ``heads`` heads, in place.
 
     Args:
         states: (rows, at least ``heads``, head size), contiguous.
         heads: queries and keys.
-        cos, sin: (rows, head size), contiguous, their two halves alike.
+        cos, sin: (rows, head size), contiguous, their two halves equal.
     """
     import torch
 
@@ -65,15 +63,15 @@ def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
             states, cos, sin, states.stride(0), size, heads, 16, _power_of_two(size // 2)
         )
         return
-    first, second = states[:, :heads].split(size // 2, -1)  # as two numbers of a plane
-    cos, sin = (each[:, None, : size // 2] for each in (cos, sin))
+    first, second = states[:, :heads].split(size // 2, -1)  # the coordinates that are rotated
+    cos, sin = (angle[:, None, : size // 2] for angle in (cos, sin))
     turned = torch.mul(first, cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).addcmul_(first, sin)
     first.copy_(turned)
 
 
 def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache: Any, lengths: Any):
-    """Rotate queries and keys, and put keys and values into the cache.
+    """Apply RoPE to queries and keys, and put keys and values into the cache.
 
     Args:
         states: (rows, heads + 2 × kv_heads, head size), contiguous; rotated in place.
@@ -102,7 +100,7 @@ def can_attend(states: Any) -> bool:
 
 
 def attend(states: Any, heads: int, kv_heads: int, cache: Any, lengths: Any, span: int) -> Any:
-    """One query token a row over its own part of the cache; the heads of a group read it once.
+    """Attention of one query token per row to its part of the cache, read once per head group.
 
     Args:
         states: (rows, at least ``heads``, head size), contiguous, queries first.
@@ -149,7 +147,7 @@ def gated(rows: Any, gate: Any, up: Any) -> Any:
 
 
 def linear(rows: Any, module: Any) -> Any:
-    """``module(rows)``; for one row on a GPU a tenth faster than the library's product."""
+    """``module(rows)``; for one row on a GPU a tenth faster than torch's product."""
     import torch
 
     if type(module) is not torch.nn.Linear or len(rows) > 1 or not use_kernels(rows):

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling, advance_each
+from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
 from vlkit.engine.vision import Cores, Encoder
 from vlkit.errors import ModelError
 from vlkit.models.memory import available_memory, count_cost
@@ -28,23 +28,23 @@ _idle_engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  
 
 
 class Scheduler:
-    """The rows under way in a model, and the memory that they share.
+    """The running rows of a model, and the memory that they share.
 
     Args:
         model: the transformers model, without an adapter's wrapper.
         sampling: how tokens are chosen.
         slots: the most rows at a time.
-        fixed: ``slots`` stays as it is; otherwise there are at most so many as two thirds of the
-            free memory hold.
+        fixed: keep ``slots`` as given; otherwise there are at most as many as two thirds of the
+            free memory can hold.
         context: for a server, the most tokens of a row. Slots are counted for rows of this
             length, the cache grows as answers do, a row that does not fit fails alone, and on a
             CPU every computing thread has a share of the cores. Without it, memory is taken for
-            the whole answers of the rows that come first, and when it runs out, all rows begin
-            again with half the slots.
+            the whole answers of the first rows, and when it runs out, all rows start again with
+            half the slots.
 
     Attributes:
-        prompts: lengths of the prompts that were read together, for the caller to take.
-        notes: what a report should say.
+        prompts: lengths of the prompts that were computed together; the caller takes them out.
+        notes: for the report.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Scheduler:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows under way."""
+        """The running rows."""
         return self._engine.rows if self._engine else []
 
     @property
     def free(self) -> int:
-        """How many rows could come in."""
+        """How many more rows fit."""
         return self.slots - len(self.rows)
 
     @property
     def busy_elsewhere(self) -> bool:
-        """Whether other threads encode pictures ahead."""
+        """Whether other threads are encoding pictures ahead."""
         return bool(self._cores and self._cores.busy)
 
     # --- rows in, rows out -----------------------------------------------------------------------
@@ -91,8 +91,8 @@ class Scheduler:
         """Read the prompts of some rows and write their first tokens.
 
         Args:
-            waiting: the rows to choose from; those that come in are taken out. When memory runs
-                out, rows that have to begin again are put back.
+            waiting: the rows to choose from; admitted rows are taken out. When memory runs out,
+                rows that have to start again are put back.
 
         Returns:
             The rows that ended; those that failed have an ``error``.
@@ -102,7 +102,7 @@ class Scheduler:
         return self._prefill(group, waiting, following)
 
     def advance(self, waiting: list[Row]) -> list[Row]:
-        """Write a token of each row under way, or a few on a GPU.
+        """Write a token of each running row, or a few on a GPU.
 
         Args:
             waiting: as for :meth:`admit`.
@@ -116,27 +116,25 @@ class Scheduler:
         with self._computing():
             try:
                 return self._engine.advance()
-            except torch.cuda.OutOfMemoryError as error:
-                if self._context is None:
-                    return self._begin_again(waiting, self._engine.rows)
-                ended = advance_each(self._engine, error)
             except Exception as error:
-                ended = advance_each(self._engine, error)
-        if not self._engine.rows:  # nobody is left: begin with a new cache
+                if self._context is None and isinstance(error, torch.cuda.OutOfMemoryError):
+                    return self._begin_again(waiting, self._engine.rows)
+                ended = self._engine.advance_each(error)
+        if not self._engine.rows:  # no row is left: start with a new cache
             self._engine = None
         return ended
 
     def encode_ahead(self, rows: Sequence[Row]) -> None:
-        """Encode pictures before their rows' turn, in the caller's thread.
+        """Encode pictures before their rows are admitted, in the caller's thread.
 
-        On a CPU a picture a core is faster than all cores for one picture after the other; on a
-        GPU it is left to the rows' turn.
+        On a CPU one core for each of several pictures is faster than all cores for one picture at
+        a time; on a GPU pictures are encoded when their rows are admitted.
         """
         if self.device.type == "cpu":
             self.encoder.encode_ahead(rows)
 
     def sharing(self) -> AbstractContextManager[None]:
-        """Compute beside other threads; on a server's CPU each has its share of the cores."""
+        """Compute next to other threads; on a server's CPU each has its share of the cores."""
         return self._cores.share() if self._cores else nullcontext()
 
     def _prefill(self, rows: list[Row], waiting: list[Row], following: Sequence[Row] = ()):
@@ -170,7 +168,7 @@ class Scheduler:
         return [*self._prefill(rows[:half], waiting), *self._prefill(rows[half:], waiting)]
 
     def _begin_again(self, waiting: list[Row], rows: list[Row]) -> list[Row]:
-        """Out of memory: all rows under way wait again, for half as many slots."""
+        """Out of memory: all running rows wait again, for half as many slots."""
         import torch
 
         rows = list(rows)
@@ -192,7 +190,7 @@ class Scheduler:
         return []
 
     def _encode_each(self, rows: list[Row]) -> None:
-        """A picture that the tower cannot take is left to its row's turn."""
+        """A picture that the vision encoder cannot take fails later, in its row's prefill."""
         try:
             self.encoder.encode_ahead(rows)
         except Exception:
@@ -200,7 +198,7 @@ class Scheduler:
                 self._encode_each([row])
 
     def _next_rows(self, waiting: Sequence[Row], most: int) -> list[Row]:
-        """On a CPU, the rows whose turn comes next, the longest first as choose_group has them."""
+        """The rows that are admitted next, the longest first as in choose_group; for a CPU."""
         chosen: list[Row] = []
         tokens = 0
         for row in reversed(waiting):
@@ -215,19 +213,19 @@ class Scheduler:
         self.encoder.forget()
 
     def reset(self) -> None:
-        """After an error of no single row: whatever was under way is lost."""
+        """After an error that no single row caused: the running rows are lost."""
         self._engine = None
 
     # --- the engine and its memory ---------------------------------------------------------------
 
     def reuse_engine(self) -> None:
-        """Take over the last batch's engine, done while the first media are read."""
+        """Take over the last batch's engine; call it while the first media are read."""
         kept = _idle_engines.get(self.model, {}).pop(self.slots, None)
         with self._computing():
             self._kept = kept if kept is not None and kept.fits(self.sampling) else None
 
     def keep_engine(self) -> None:
-        """Captured graphs serve the next batch, too, where they hold little of the GPU's memory."""
+        """Keep captured graphs for the next batch where they take little of the GPU's memory."""
         self.encoder.forget()
         if self._engine is not None and self._engine.is_cheap():
             _idle_engines.setdefault(self.model, {})[self.slots] = self._engine
@@ -264,7 +262,7 @@ class Scheduler:
         self.slots = max(least, min(self.slots, fitting))
 
     def _prefill_tokens(self) -> int:
-        """As many as a quarter of the GPU's free memory has room for while they are read."""
+        """As many as fit into a quarter of the GPU's free memory while they are computed."""
         if self.device.type != "cuda":
             return PREFILL_TOKENS["cpu"]
         fitting = available_memory()[0] // (4 * self._cost.language_per_token)
@@ -272,9 +270,9 @@ class Scheduler:
 
 
 def choose_group(waiting: list[Row], most_rows: int, most_tokens: int) -> list[Row]:
-    """Take the longest rows out of ``waiting`` that go together with under 10 % padding.
+    """Take the longest rows out of ``waiting`` that together need under 10 % padding.
 
-    Rows about the same pictures come along: they share the work on them.
+    Rows about the same pictures join their group, as they share the work on them.
     """
     waiting.sort(key=lambda row: row.length)
     group: list[Row] = []
@@ -286,7 +284,7 @@ def choose_group(waiting: list[Row], most_rows: int, most_tokens: int) -> list[R
             break
         group.append(waiting.pop())
         total, leaders = total + row.length, leaders + 1
-        siblings = [each for each in waiting if row.media and each.contents == row.contents]
+        siblings = [other for other in waiting if row.media and other.contents == row.contents]
         for sibling in siblings[: most_rows - len(group)]:
             waiting.remove(sibling)
             group.append(sibling)
@@ -296,20 +294,12 @@ def choose_group(waiting: list[Row], most_rows: int, most_tokens: int) -> list[R
 # --- reading ahead -------------------------------------------------------------------------------
 
 
-class Held(Protocol):
-    """What a feed reads."""
-
-    @property
-    def bytes(self) -> int:
-        """Of memory that it holds until the model takes it."""
-
-
 class Feed:
-    """Things read ahead by threads, in no order, as many as memory and need allow.
+    """Rows read ahead by threads, in no order, as many as memory allows.
 
     Args:
         load: reads one; what it raises comes out of :meth:`take`.
-        indices: what it is called with.
+        indices: its arguments.
         ahead: how many are read before they are needed.
     """
 
@@ -320,26 +310,26 @@ class Feed:
 
     @property
     def exhausted(self) -> bool:
-        """Nothing more will come."""
+        """Whether everything was taken."""
         return not self._left and not self._futures
 
-    def start(self, held: Sequence[Held] = ()) -> None:
-        """Begin to read, as many as there is room for in addition to those ``held``."""
-        room = sum(each.bytes for each in held) < HELD_BYTES or not held
+    def start(self, held: Sequence[Row] = ()) -> None:
+        """Start to read, as many as there is room for in addition to those ``held``."""
+        room = sum(row.bytes for row in held) < HELD_BYTES or not held
         while self._left and room and len(self._futures) + len(held) < self._ahead:
             self._futures.add(self._pool.submit(self._load, self._left.popleft()))
 
-    def take(self, held: Sequence[Held], *, block: bool) -> list[Any]:
+    def take(self, held: Sequence[Row], *, block: bool) -> list[Any]:
         """What is ready by now.
 
         Args:
-            held: what was taken before and still waits for the model.
-            block: wait until there is something.
+            held: the rows that were taken before and still wait for the model.
+            block: wait until something is ready.
         """
         self.start(held)
         done, self._futures = wait(self._futures, None if block else 0, FIRST_COMPLETED)
         return [future.result() for future in done]
 
     def close(self) -> None:
-        """Begin nothing new; what is being read ends by itself."""
+        """Start nothing new; running reads end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)

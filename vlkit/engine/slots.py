@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,27 +11,23 @@ from typing import Any
 from vlkit.engine.decoder import SPAN, Decoder
 from vlkit.engine.vision import Encoder, Medium
 from vlkit.errors import ModelError
-from vlkit.inputs import LoadedMessages, ModelInputs, PixelCache, make_inputs
-from vlkit.media.image import DeferredImages
-from vlkit.media.video import DeferredClips
-from vlkit.models.load import VLM
 
 
 @dataclass(eq=False)
 class Row:
-    """One conversation on its way.
+    """One conversation that the engine answers.
 
     Attributes:
-        tensors: the processor's output for it alone, ``input_ids`` of shape (1, length); no pixels.
+        tensors: the processor's output for this row, ``input_ids`` of shape (1, length); no pixels.
         media: its pictures, then its clips.
         limit: the most new tokens.
         seed: of its sampling.
-        sampling: temperature and top_p of its own, or None for the engine's.
+        sampling: this row's temperature and top_p, or None for the engine's.
         tokens: the new tokens so far.
-        payload: whatever the caller wants back with it.
-        started: when its prompt was read, by ``time.perf_counter``.
-        generator: where its random numbers come from.
-        error: what ended it alone.
+        payload: whatever the caller wants to find in the row at the end.
+        started: when its prefill began, by ``time.perf_counter``.
+        generator: of its random numbers.
+        error: what ended this row, and no other.
     """
 
     tensors: dict[str, Any]
@@ -48,29 +43,29 @@ class Row:
     _state: Any = None
 
     def restart(self) -> None:
-        """As before its first token."""
+        """Go back to before the first token."""
         self.tokens.clear()
         self.generator = self.error = self._state = None
 
     def append(self, token: int) -> None:
-        """One token more; :meth:`recall` goes back to here."""
+        """Add a token; :meth:`rewind` goes back to here."""
         self.tokens.append(token)
         if self.generator is not None and self.seed is not None:
             self._state = self.generator.get_state()
 
-    def recall(self) -> None:
-        """Forget the random numbers that were drawn behind the last token."""
+    def rewind(self) -> None:
+        """Undo the random numbers that were drawn after the last token."""
         if self._state is not None:
             self.generator.set_state(self._state)
 
     @property
     def bytes(self) -> int:
-        """Of pixels that wait for the model."""
+        """Bytes of the pixels that wait for the model."""
         return sum(medium.pixels.nbytes for medium in self.media if medium.pixels is not None)
 
     @property
     def contents(self) -> tuple:
-        """The same for rows about the same pictures and clips."""
+        """A key of the pictures and clips: equal for rows about the same ones."""
         return tuple(medium.key for medium in self.media)
 
     @property
@@ -81,54 +76,61 @@ class Row:
     @cached_property
     def shared(self) -> int:
         """Prompt tokens up to the last picture's or clip's end."""
-        seen = self.tensors["mm_token_type_ids"][0].nonzero()
-        return int(seen[-1]) + 1 if len(seen) else 0
+        media_places = self.tensors["mm_token_type_ids"][0].nonzero()
+        return int(media_places[-1]) + 1 if len(media_places) else 0
 
     @cached_property
     def beginning(self) -> tuple:
-        """The same for rows that begin with the same text and the same pictures."""
+        """A key of the first ``shared`` tokens and their media: equal where they are the same."""
         ids = self.tensors["input_ids"][0, : self.shared]
-        return tuple(ids.tolist()), *(medium.key for medium in self.media)
+        return tuple(ids.tolist()), *self.contents
 
 
 def share_beginnings(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
-    """The rows whose beginning is new, then the others; of these, who leads them."""
-    first: dict[tuple, int] = {}
+    """Order rows so that each beginning is computed once.
+
+    Returns:
+        The leading rows, whose beginnings all differ, then the following ones; and for each
+        following row the index of the leading row that begins as it does.
+    """
+    leaders: dict[tuple, int] = {}
     leading: list[Row] = []
-    others: list[tuple[Row, int]] = []
+    following: list[Row] = []
     for row in rows:
-        if row.shared and row.beginning in first:
-            others.append((row, first[row.beginning]))
+        if row.shared and row.beginning in leaders:
+            following.append(row)
         else:
-            first[row.beginning] = len(leading)
+            leaders[row.beginning] = len(leading)
             leading.append(row)
-    return [*leading, *(row for row, _ in others)], [leader for _, leader in others]
+    return leading + following, [leaders[row.beginning] for row in following]
 
 
-def collate(rows: Sequence[Row], config: Any) -> dict[str, Any]:
-    """The tensors of several rows as one, padded on the right."""
+def collate(rows: Sequence[Row], padding: int, *, left: bool = False) -> dict[str, Any]:
+    """The tensors of several rows as one, padded on the right, or on the left.
+
+    Args:
+        rows: one or more.
+        padding: the token that fills ``input_ids``.
+        left: pad on the left.
+    """
     import torch
 
-    padding = getattr(config.get_text_config(), "pad_token_id", None) or 0
     longest = max(row.length for row in rows)
     batch: dict[str, Any] = {}
     for name in dict.fromkeys(name for row in rows for name in row.tensors):
-        parts = [row.tensors[name] for row in rows if name in row.tensors]
+        parts = [torch.as_tensor(row.tensors[name]) for row in rows if name in row.tensors]
         if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
             value = padding if name == "input_ids" else 0
-            parts = [_pad(part, longest, value) for part in parts]
-        batch[name] = torch.cat([torch.as_tensor(part) for part in parts])
+            for i, part in enumerate(parts):
+                missing = longest - part.shape[1]
+                widths = (missing, 0) if left else (0, missing)
+                parts[i] = torch.nn.functional.pad(part, widths, value=value)
+        batch[name] = torch.cat(parts)
     return batch
 
 
-def _pad(tensor, length: int, value: int):
-    import torch
-
-    return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
-
-
 def rope_index(model: Any, inputs: dict):
-    """The library's rotary positions (3, rows, length), and deltas (rows,), on the CPU."""
+    """transformers' rotary positions (3, rows, length), and deltas (rows,), on the CPU."""
     import torch
 
     kinds, mask = inputs["mm_token_type_ids"], inputs["attention_mask"]
@@ -143,89 +145,19 @@ def rope_index(model: Any, inputs: dict):
     return positions, torch.zeros(len(mask), dtype=torch.long)
 
 
-def make_row(
-    vlm: VLM,
-    loaded: LoadedMessages,
-    limit: int,
-    *,
-    seed: int | None = None,
-    sampling: tuple[float, float] | None = None,
-    cache: PixelCache | None = None,
-) -> tuple[Row, ModelInputs]:
-    """A conversation as a row for the engine, and what its Reply needs to know of it.
-
-    Args:
-        vlm: whose processor and limits count.
-        loaded: from :func:`vlkit.inputs.load_messages`.
-        limit: the most new tokens.
-        seed: of its sampling.
-        sampling: its own temperature and top_p.
-        cache: of pictures that other rows ask about as well.
-    """
-    # as in all other paths, so that answers are the same
-    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
-    contents: list[Any] = [image.tobytes() for image in loaded.images]
-    contents += [clip.frames for clip in loaded.clips]
-    digests = [hashlib.sha256(content).digest() for content in contents]
-    device = vlm.model.device if half else None
-    inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
-    row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)
-    return row, _without_pixels(loaded, row, inputs)
-
-
-def _text_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything but pixels, grids on the CPU."""
-    named = ("input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts")
-    kept = {name: tensors[name] for name in named if name in tensors}
-    grids = ("image_grid_thw", "video_grid_thw")
-    return kept | {name: tensors[name].cpu() for name in grids if name in tensors}
-
-
-def _media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medium]:
-    """The row's pictures, then its clips."""
-    media: list[Medium] = []
-    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if (grid := tensors.get(f"{kind}_grid_thw")) is None:
-            continue
-        grid = grid.cpu()
-        for pixels, size in zip(
-            tensors[name].split(grid.prod(-1).tolist()), grid.split(1), strict=True
-        ):
-            key = kind, digests[len(media)], tuple(size[0].tolist())
-            media.append(Medium(kind, key, pixels, size))
-    return media
-
-
-def _without_pixels(loaded: LoadedMessages, row: Row, inputs: ModelInputs) -> ModelInputs:
-    """What a Reply needs to know; its media are read again when they are looked at."""
-    images = DeferredImages(loaded.pictures, [image.size for image in loaded.images])
-    clip_sizes = [(clip.info.size, clip.frame_size) for clip in loaded.clips]
-    clips = DeferredClips(loaded.videos, clip_sizes)
-    ids = {"input_ids": row.tensors["input_ids"]}
-    return ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
-
-
 def pad_left(rows: Sequence[Row], padding: int) -> Any:
     """The tensors of several rows as transformers' generate takes them, padded on the left.
 
     Args:
         rows: with the pixels of their media.
-        padding: the tokenizer's token for it.
+        padding: the tokenizer's padding token.
     """
     import torch
     from transformers import BatchFeature
 
-    longest = max(row.length for row in rows)
-    batch: dict[str, Any] = {}
-    for name in dict.fromkeys(name for row in rows for name in row.tensors):
-        parts = [torch.as_tensor(row.tensors[name]) for row in rows if name in row.tensors]
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-            value = padding if name == "input_ids" else 0
-            fill = torch.nn.functional.pad
-            parts = [fill(part, (longest - part.shape[1], 0), value=value) for part in parts]
-        batch[name] = torch.cat(parts)
+    batch = collate(rows, padding, left=True)
     for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        pixels = [each.pixels for row in rows for each in row.media if each.kind == kind]
+        pixels = [medium.pixels for row in rows for medium in row.media if medium.kind == kind]
         batch |= {name: torch.cat(pixels)} if pixels else {}
     return BatchFeature(batch)
 
@@ -238,7 +170,7 @@ class Sampling:
         endings: tokens that end an answer.
         temperature: 0 for the likeliest token.
         top_p: share of probability to sample from.
-        repetition_penalty: of what the prompt or the answer holds already; 1 for none.
+        repetition_penalty: for tokens that the prompt or the answer contains; 1 for none.
     """
 
     endings: frozenset[int]
@@ -246,48 +178,25 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
 
+    def of(self, row: Row) -> tuple[float, float]:
+        """Temperature and top_p of a row."""
+        return row.sampling or (self.temperature, self.top_p)
 
-def choose_tokens(choice: Sampling, logits: Any, rows: Sequence[Row], seen: Any = None) -> Any:
-    """The next tokens, shape (rows,). A row for which none can be drawn gets an ``error``.
-
-    Args:
-        choice: how.
-        logits: (rows, vocabulary).
-        rows: whose they are.
-        seen: (rows, vocabulary), what each row holds already; the chosen tokens are added.
-    """
-    logits = logits.float()
-    if seen is not None:
-        penalty = choice.repetition_penalty
-        scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
-        logits = scaled.where(seen, logits)
-    tokens = _sample(choice, logits, rows) if samples(choice, rows) else logits.argmax(-1)
-    if seen is not None:
-        seen.scatter_(1, tokens[:, None], True)
-    return tokens
+    def is_random(self, rows: Sequence[Row]) -> bool:
+        """Whether any row's tokens are drawn at random."""
+        return any(self.of(row)[0] > 0 for row in rows)
 
 
-def samples(choice: Sampling, rows: Sequence[Row]) -> bool:
-    """Whether any row's tokens are drawn at random."""
-    return any(_sampling(choice, row)[0] > 0 for row in rows)
-
-
-def _sampling(choice: Sampling, row: Row) -> tuple[float, float]:
-    """Temperature and top_p of a row."""
-    return row.sampling or (choice.temperature, choice.top_p)
-
-
-def _sample(choice: Sampling, logits: Any, rows: Sequence[Row]) -> Any:
-    """As transformers samples, each row from a random sequence of its own."""
-
+def _draw_tokens(sampling: Sampling, logits: Any, rows: Sequence[Row]) -> Any:
+    """Sample as transformers does, each row with its own random numbers; shape (rows,)."""
     tokens = logits.argmax(-1)
-    kinds = [_sampling(choice, row) for row in rows]
-    for kind in set(kinds):
-        if kind[0] > 0:
-            those = [place for place, each in enumerate(kinds) if each == kind]
-            shares = _share(*kind, logits[those])
+    settings = [sampling.of(row) for row in rows]
+    for temperature, top_p in set(settings):
+        if temperature > 0:
+            places = [i for i, setting in enumerate(settings) if setting == (temperature, top_p)]
+            shares = _share(temperature, top_p, logits[places])
             spoilt = shares.isnan().any(-1).tolist()  # drawing from NaN would end a GPU's process
-            for place, share, is_nan in zip(those, shares, spoilt, strict=True):
+            for place, share, is_nan in zip(places, shares, spoilt, strict=True):
                 if is_nan:
                     rows[place].error = not_a_number()
                 else:
@@ -306,11 +215,14 @@ def _share(temperature: float, top_p: float, logits: Any) -> Any:
 
 
 def _draw(share: Any, row: Row, otherwise: Any) -> Any:
-    """A token of one row; whatever is raised is the row's own error."""
+    """A token of one row; whatever is raised becomes this row's error."""
     import torch
 
     try:
-        return torch.multinomial(share, 1, generator=_generator(row, share.device))[0]
+        if row.generator is None:
+            row.generator = torch.Generator(share.device)
+            row.generator.seed() if row.seed is None else row.generator.manual_seed(row.seed)
+        return torch.multinomial(share, 1, generator=row.generator)[0]
     except Exception as error:
         row.error = error
         return otherwise
@@ -324,18 +236,7 @@ def not_a_number() -> ModelError:
     )
 
 
-def _generator(row: Row, device):
-    import torch
-
-    if row.generator is None:
-        row.generator = torch.Generator(device)
-        row.generator.seed() if row.seed is None else row.generator.manual_seed(row.seed)
-    return row.generator
-
-
-STEPS = 8  # decoding steps on a GPU between two looks at what came out
-
-
+STEPS = 8  # decoding steps on a GPU between two looks at the tokens
 ROOM = 256  # the cache's length grows in steps of this many tokens
 
 
@@ -344,42 +245,42 @@ class Engine:
 
     Args:
         model: the transformers model, without an adapter's wrapper.
-        choice: how tokens are chosen.
+        sampling: how tokens are chosen.
         slots: the most rows at a time.
         length: the most tokens of a row, prompt and answer; it grows when a longer one comes.
         most: the length up to which it grows while answers are written; None makes room for whole
-            answers when their rows come in.
+            answers when their rows are admitted.
     """
 
     def __init__(
-        self, model: Any, choice: Sampling, slots: int, length: int, *, most: int | None = None
+        self, model: Any, sampling: Sampling, slots: int, length: int, *, most: int | None = None
     ):
         import torch
 
         self.most = most
-        self.model, self.choice, self.slots = model, choice, slots
+        self.model, self.sampling, self.slots = model, sampling, slots
         self.encoder = Encoder(model)
         self.decoder = Decoder(model, slots, _round_up(length, ROOM))
         self.device = self.decoder.device
         self.rows: list[Row] = []
         whole = {"dtype": torch.long, "device": self.device}
         self.tokens = torch.zeros(slots, **whole)  # the last token of each slot
-        self.lengths = torch.zeros(slots, **whole)  # what its cache holds
+        self.lengths = torch.zeros(slots, **whole)  # tokens in its cache
         self.deltas = torch.zeros(slots, **whole)
-        self.history = torch.zeros(STEPS, slots, **whole)  # what the last steps gave
+        self.history = torch.zeros(STEPS, slots, **whole)  # tokens of the last steps
         self.penalized = None
-        if choice.repetition_penalty != 1:
+        if sampling.repetition_penalty != 1:
             vocabulary = self.decoder.lm_head.weight.shape[0]
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         self.graphs: dict[tuple[int, int], Any] | None = {}  # None: every step is launched
-        self.computed: list[list[int]] = []  # lengths of the prompts read together
+        self.computed: list[list[int]] = []  # lengths of the prompts computed together
 
-    def fits(self, choice: Sampling) -> bool:
-        """Whether another batch can go on with it; its weights are then brought up to date."""
-        return choice == self.choice and self.decoder.refresh()
+    def fits(self, sampling: Sampling) -> bool:
+        """Whether another batch can use it; its weights are then brought up to date."""
+        return sampling == self.sampling and self.decoder.refresh()
 
     def is_cheap(self) -> bool:
-        """On a GPU, idle, and under a thirtieth of its memory."""
+        """Whether it is on a GPU, idle, and takes under a thirtieth of its memory."""
         import torch
 
         if self.device.type != "cuda" or self.rows:
@@ -387,15 +288,10 @@ class Engine:
         held = sum(layer.nbytes for layer in self.decoder.cache)
         return held < torch.cuda.get_device_properties(self.device).total_memory / 30
 
-    @property
-    def free(self) -> int:
-        """How many rows could come in."""
-        return self.slots - len(self.rows)
-
     def admit(self, rows: Sequence[Row]) -> list[Row]:
-        """Prefill rows and give each its first token; those that this finishes are returned.
+        """Prefill rows and choose the first token of each; returns those that are done.
 
-        Where it raises, none of them has come in, and those under way are as they were.
+        Where it raises, none of them was admitted, and the running rows are unchanged.
         """
         first = len(self.rows)
         try:
@@ -431,14 +327,14 @@ class Engine:
             row.append(token)
 
     def _penalize(self, slot: int, row: Row) -> None:
-        """What the row holds already."""
+        """Mark the tokens of prompt and answer for the repetition penalty."""
         if self.penalized is not None:
             self.penalized[slot] = False
             self.penalized[slot, row.tensors["input_ids"][0].to(self.device)] = True
             self.penalized[slot, row.tokens] = True
 
     def _make_room(self, length: int) -> None:
-        """Room for rows of so many tokens; captured graphs read the old place."""
+        """Make room for rows of this many tokens; captured graphs read the old cache."""
         if length <= self.decoder.length:
             return
         if self.graphs:
@@ -448,9 +344,9 @@ class Engine:
         self.decoder.grow(_round_up(length, ROOM))
 
     def advance(self) -> list[Row]:
-        """Decode a token of every row (a few on a GPU); those that are done leave.
+        """Decode a token of every row (a few on a GPU); returns the rows that are done.
 
-        After an error :func:`advance_each` goes on.
+        After an error, call :meth:`advance_each`.
         """
         if self.most is not None:
             self._make_room(max(row.length + len(row.tokens) for row in self.rows) + STEPS)
@@ -459,19 +355,39 @@ class Engine:
             self._step(index, steps)
         for tokens in self.history[:steps, : len(self.rows)].tolist():
             for row, token in zip(self.rows, tokens, strict=True):
-                if not self._is_done(row):  # else the answer ended some steps ago
+                if not self._is_done(row):  # otherwise its answer ended some steps ago
                     row.append(token)
         return self.leave()
 
-    def recover(self) -> None:
-        """After a step that raised: as before it. What it put into the cache comes again."""
+    def advance_each(self, error: Exception) -> list[Row]:
+        """After a step that raised: a step of each row alone, so that only the cause fails.
+
+        Args:
+            error: what was raised.
+
+        Returns:
+            The rows that are done; those that failed have an ``error``.
+        """
+        if len(self.rows) == 1:
+            self.rows[0].error = error
+            return self.leave()
+        self._undo_step()
+        for slot, row in enumerate(list(self.rows)):
+            try:
+                self._alone(slot).advance()
+            except Exception as row_error:
+                row.error = row_error
+        return self.leave()
+
+    def _undo_step(self) -> None:
+        """Go back to before a step that raised; its values in the cache will be overwritten."""
         for slot, row in enumerate(self.rows):
             self.tokens[slot] = row.tokens[-1]
             self.lengths[slot] = row.length + len(row.tokens) - 1
             self._penalize(slot, row)
-            row.recall()
+            row.rewind()
 
-    def alone(self, slot: int) -> Engine:
+    def _alone(self, slot: int) -> Engine:
         """An engine with one of the rows, over the same memory."""
         one, place = copy.copy(self), slice(slot, slot + 1)
         one.rows, one.slots, one.graphs = [self.rows[slot]], 1, None
@@ -482,7 +398,7 @@ class Engine:
         return one
 
     def _count_steps(self) -> int:
-        if self.device.type != "cuda" or samples(self.choice, self.rows):
+        if self.device.type != "cuda" or self.sampling.is_random(self.rows):
             return 1
         return min(STEPS, max(row.limit - len(row.tokens) for row in self.rows))
 
@@ -492,13 +408,14 @@ class Engine:
         """Logits of each row's last prompt token, and rotary deltas.
 
         Args:
-            rows: those that lead come first.
-            leaders: of each other row, the row that begins as it does.
+            rows: the leading ones first.
+            leaders: for each following row, the leading row that begins as it does.
             first: the slot of the first.
         """
         import torch
 
-        inputs = collate(rows, self.model.config)
+        padding = getattr(self.model.config.get_text_config(), "pad_token_id", None) or 0
+        inputs = collate(rows, padding)
         positions, deltas = rope_index(self.model.model, inputs)
         count = len(rows) - len(leaders)
         logits = self._read(rows[:count], inputs["input_ids"], positions, first)
@@ -522,7 +439,7 @@ class Engine:
         return self.decoder.prefill(hidden, angles, first, last, deep)
 
     def _read_rest(self, rows: Sequence[Row], positions, first: int):
-        """The text behind the pictures of rows whose beginning was copied."""
+        """Read the text after the pictures, for rows whose beginning was copied."""
         import torch
 
         rests = [row.length - row.shared for row in rows]
@@ -539,7 +456,10 @@ class Engine:
         return self.decoder.extend(hidden, angles, first, starts, last, span)
 
     def _embed(self, rows: Sequence[Row], ids):
-        """(rows, length, width), features in their places; and what Qwen3-VL adds in its layers."""
+        """Embeddings (rows, length, width) with the media's features, and Qwen3-VL's deepstack.
+
+        The latter are the features that it adds after its first layers, by layer.
+        """
         import torch
 
         hidden = self.decoder.embed(ids)
@@ -566,7 +486,7 @@ class Engine:
         rows = self._graph_rows() if self._captures else len(self.rows)
         longest = max(row.length + len(row.tokens) for row in self.rows) + steps
         span = min(_round_up(longest, SPAN), self.decoder.length)
-        if self._captures and not samples(self.choice, self.rows):
+        if self._captures and not self.sampling.is_random(self.rows):
             self._replay(rows, _span_of_graph(span, self.decoder.length))
         else:
             self._run(rows, span)
@@ -596,13 +516,13 @@ class Engine:
         self.graphs[key].replay()
 
     def _capture(self, rows: int, span: int):
-        """A CUDA graph of one step; the slots are left as they were (capturing runs nothing)."""
+        """A CUDA graph of one step; the slots do not change (capturing runs nothing)."""
         import torch
 
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._rehearse(rows, span)  # libraries set themselves up outside of the capture
+            self._rehearse(rows, span)  # libraries initialize outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # a server's other threads may put pictures on the GPU meanwhile
@@ -611,7 +531,7 @@ class Engine:
         return graph
 
     def _rehearse(self, rows: int, span: int) -> None:
-        """One step that leaves the slots as they were; what it puts into the cache comes again."""
+        """One step, undone: only the cache changes, and the next step writes the same there."""
         states = [s for s in (self.tokens, self.lengths, self.penalized) if s is not None]
         before = [state.clone() for state in states]
         self._run(rows, span)
@@ -621,12 +541,24 @@ class Engine:
     # --- choosing and leaving --------------------------------------------------------------------
 
     def _choose(self, logits, rows: Sequence[Row], place: slice):
-        """The next token of each row, shape (rows,)."""
+        """The next tokens, shape (rows,), from logits (rows, vocabulary).
+
+        A row for which none can be drawn gets an ``error``.
+        """
+        logits = logits.float()
         seen = None if self.penalized is None else self.penalized[place]
-        return choose_tokens(self.choice, logits, rows, seen)
+        if seen is not None:
+            penalty = self.sampling.repetition_penalty
+            scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
+            logits = scaled.where(seen, logits)
+        is_random = self.sampling.is_random(rows)
+        tokens = _draw_tokens(self.sampling, logits, rows) if is_random else logits.argmax(-1)
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        return tokens
 
     def _is_done(self, row: Row) -> bool:
-        ended = len(row.tokens) >= row.limit or row.tokens[-1] in self.choice.endings
+        ended = len(row.tokens) >= row.limit or row.tokens[-1] in self.sampling.endings
         return ended or row.error is not None
 
     def leave(self) -> list[Row]:
@@ -650,32 +582,8 @@ class Engine:
                 state[slot] = state[last]
 
     def _written(self, row: Row) -> int:
-        """How much of its cache a row may have used; on a GPU steps go on behind its end."""
+        """How much of its cache a row may have used; on a GPU steps continue after its end."""
         return min(row.length + len(row.tokens) + STEPS, self.decoder.length)
-
-
-def advance_each(engine: Any, error: Exception) -> list[Row]:
-    """After a step of all rows that raised: a step of each alone, so that only the guilty fail.
-
-    Args:
-        engine: an :class:`Engine`, or what has ``rows`` and its methods ``recover``, ``alone``,
-            ``advance`` and ``leave``.
-        error: what was raised.
-
-    Returns:
-        The rows that are done; those that failed have an ``error``.
-    """
-    rows = list(engine.rows)
-    if len(rows) == 1:
-        rows[0].error = error
-        return engine.leave()
-    engine.recover()
-    for slot, row in enumerate(rows):
-        try:
-            engine.alone(slot).advance()
-        except Exception as own:
-            row.error = own
-    return engine.leave()
 
 
 def _round_up(value: int, unit: int) -> int:
@@ -683,7 +591,7 @@ def _round_up(value: int, unit: int) -> int:
 
 
 def _span_of_graph(span: int, length: int) -> int:
-    """Few spans, so that few graphs are captured: ROOM, then its doubles."""
+    """Few spans, so that few graphs are captured: ROOM times a power of two."""
     size = ROOM
     while size < span:
         size *= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,21 +13,20 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from vlkit.engine.kernels import quick_gelu, rotate
+from vlkit.inputs import TensorCache
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
 class Cores:
-    """As many of torch's threads for each of those who compute as there are cores for them.
+    """Shares the CPU's cores among the threads that compute: torch's threads for each of them.
 
-    Otherwise every one has as many threads as there are cores, and each waits in every step for
-    the slowest of its own, which waits for a core.
+    Without it each of them has as many of torch's threads as there are cores; in every step it
+    waits for the slowest, which waits for a core.
 
     Attributes:
-        busy: how many compute.
+        busy: how many threads compute.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class Cores:
         """Compute in the calling thread."""
         import torch
 
-        torch.get_num_threads()  # else a new thread's first step would set what all begin with
+        torch.get_num_threads()  # otherwise a new thread's first step would set all threads' start
         with self._counting:
             self.busy += 1
             torch.set_num_threads(max(1, self._all // self.busy))
@@ -49,13 +48,13 @@ class Cores:
         finally:
             with self._counting:
                 self.busy -= 1
-                torch.set_num_threads(self._all)  # what other threads of the process begin with
+                torch.set_num_threads(self._all)  # other threads of the process start with this
 
 
 def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Work on every item, several at once with a share of the cores each.
+    """Work on all items, several at once, each on a share of the cores.
 
-    Two pictures on a core each are seen sooner than one after the other on both.
+    Two pictures on one core each are faster than one after the other on both cores.
     """
     import torch
 
@@ -65,7 +64,7 @@ def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
         return [work(item) for item in items]
 
     def begin() -> None:
-        torch.get_num_threads()  # else the first step would set what torch begins with
+        torch.get_num_threads()  # otherwise the first step would set what torch starts with
         torch.set_num_threads(threads // workers)
 
     def run(item: Item) -> Result:
@@ -75,27 +74,24 @@ def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
     pool = ThreadPoolExecutor(workers, "vlkit-cores", begin)
     try:
         return list(pool.map(run, items))
-    finally:  # after Ctrl-C, or an item that fails, no other is begun
+    finally:  # after Ctrl-C, or an item that fails, no other is started
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
-PATCHES = {"cuda": 65_536, "cpu": 1024}  # at once; on a CPU for each of the threads
-
-
-KEPT_BYTES = 2**28  # of features, for the next rows that ask about the same picture
+PATCHES = {"cuda": 65_536, "cpu": 1024}  # at once; on a CPU per thread
 
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """A picture or clip as the processor left it.
+    """A picture or clip as the processor returned it.
 
     Attributes:
         kind: ``"image"`` or ``"video"``.
-        key: the same for the same content.
-        pixels: (patches, values of a patch), or None where the features are there.
+        key: equal for equal content.
+        pixels: (patches, values of a patch), or None once it has features.
         grid: (1, 3), its patches along time, height and width.
-        features: (tokens, width) of the last layer, then of the deeper ones, if it was seen.
+        features: (tokens, width) of the last layer, then of deeper ones, once it is encoded.
     """
 
     kind: str
@@ -106,7 +102,7 @@ class Medium:
 
 
 class Encoder:
-    """A vision tower that remembers what it saw last; for several threads at once.
+    """A vision encoder that keeps its latest features; for several threads at once.
 
     Args:
         model: the transformers model.
@@ -114,38 +110,28 @@ class Encoder:
 
     def __init__(self, model: Any):
         self.visual = model.model.visual
-        self._kept: OrderedDict[Hashable, tuple] = OrderedDict()
-        self._keeping = Lock()
+        self._cache = TensorCache()
 
     def encode(self, media: Sequence[Medium]) -> list[tuple]:
-        """For each medium its features, (tokens, width), those of deeper layers behind them."""
-        found = self._recall(media)
-        new = {medium.key: medium for medium in media if medium.key not in found}
+        """The features of each medium: (tokens, width) of the last layer, then of deeper ones."""
+        known = self._cache.find({medium.key for medium in media})
+        known |= {medium.key: medium.features for medium in media if medium.features is not None}
+        new = {medium.key: medium for medium in media if medium.key not in known}
         by_size = sorted(new.values(), key=lambda medium: -len(medium.pixels))
         groups = list(_groups(by_size, PATCHES[self._place]))
         for group, features in zip(groups, self._run_all(groups), strict=True):
-            found |= zip([medium.key for medium in group], features, strict=True)
-        with self._keeping:
-            self._kept |= {key: found[key] for key in new}
-            self._trim()
-        return [found[medium.key] for medium in media]
+            known |= zip([medium.key for medium in group], features, strict=True)
+        self._cache.keep({key: known[key] for key in new})
+        return [known[medium.key] for medium in media]
 
     def encode_ahead(self, rows: Sequence[Any]) -> None:
-        """Encode the media of rows before their turn; features take the place of their pixels."""
+        """Encode the media of rows before their prefill; features replace their pixels."""
         import torch
 
         with torch.inference_mode():
             features = iter(self.encode([medium for row in rows for medium in row.media]))
         for row in rows:
-            row.media = [replace(each, pixels=None, features=next(features)) for each in row.media]
-
-    def _recall(self, media: Sequence[Medium]) -> dict[Hashable, tuple]:
-        found = {medium.key: medium.features for medium in media if medium.features is not None}
-        with self._keeping:
-            for key in {medium.key for medium in media} & self._kept.keys():
-                self._kept.move_to_end(key)
-                found[key] = self._kept[key]
-        return found
+            row.media = [replace(m, pixels=None, features=next(features)) for m in row.media]
 
     @property
     def _place(self) -> str:
@@ -169,21 +155,12 @@ class Encoder:
         return list(zip(*(layer.split(sizes) for layer in layers), strict=True))
 
     def forget(self) -> None:
-        """Let go all features."""
-        with self._keeping:
-            self._kept.clear()
-
-    def _trim(self) -> None:
-        """Let go what was used longest ago, over the limit."""
-        total = 0
-        for key in reversed(list(self._kept)):
-            total += sum(layer.nbytes for layer in self._kept[key])
-            if total > KEPT_BYTES:
-                del self._kept[key]
+        """Drop all features."""
+        self._cache.clear()
 
 
 def _groups(media: list[Medium], most: int) -> Iterator[list[Medium]]:
-    """Runs of media with at most so many patches together."""
+    """Neighbouring media with at most this many patches together."""
     group: list[Medium] = []
     patches = 0
     for medium in media:
@@ -198,14 +175,14 @@ def _groups(media: list[Medium], most: int) -> Iterator[list[Medium]]:
 
 @contextmanager
 def fast_tower(visual: Any) -> Iterator[None]:
-    """A vision tower whose layers do the same in fewer steps; as it was afterwards."""
+    """Let a vision encoder's layers do the same in fewer steps; restored on exit."""
     import torch
     from transformers.activations import QuickGELUActivation
 
     projection = visual.patch_embed.proj  # a convolution whose stride is its size
     weight, bias = projection.weight.flatten(1), projection.bias
     changed = {visual.patch_embed: partial(torch.nn.functional.linear, weight=weight, bias=bias)}
-    if visual.config._attn_implementation == "sdpa":  # else something else was asked for
+    if visual.config._attn_implementation == "sdpa":  # otherwise the user chose another
         changed |= {block.attn: partial(_attend, block.attn) for block in visual.blocks}
     changed |= {
         module: quick_gelu for module in visual.modules() if type(module) is QuickGELUActivation
@@ -215,16 +192,14 @@ def fast_tower(visual: Any) -> Iterator[None]:
 
 
 _changing = Lock()
-
-
 _users: Counter[Any] = Counter()  # threads in which a module's forward is replaced
 
 
 @contextmanager
 def replaced_forwards(changed: Mapping[Any, Any]) -> Iterator[None]:
-    """Modules that do their work in another way, given by module; as they were afterwards.
+    """Replace the ``forward`` of modules; restored on exit.
 
-    Several threads may replace the same modules' in the same way.
+    Several threads may replace the same ones, in the same way.
     """
     with _changing:
         _users.update(list(changed))
@@ -256,13 +231,13 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
     segments = _same_length_segments(cu_seqlens)
     kernel = _varlen_kernel() if states.is_cuda and states.element_size() == 2 else None
     if kernel:
-        longest = max(each.length for each in segments)
+        longest = max(part.length for part in segments)
         borders = cu_seqlens.int()
         output = kernel(query, key, value, borders, borders, longest, longest)
     else:
         output = query.new_empty(query.shape)
-        for each in segments:
-            _attend_equal(query, key, value, each, output)
+        for part in segments:
+            _attend_equal(query, key, value, part, output)
     return attention.proj(output.reshape(len(hidden), -1))
 
 
@@ -270,9 +245,8 @@ def _attend_equal(query, key, value, segments: _Segments, output) -> None:
     import torch
 
     shape = (segments.count, segments.length, *query.shape[1:])
-    parts = [each[segments.place].view(shape).transpose(1, 2) for each in (query, key, value)]
-    result = torch.nn.functional.scaled_dot_product_attention(*parts)
-    result = result.transpose(1, 2)
+    parts = [part[segments.place].view(shape).transpose(1, 2) for part in (query, key, value)]
+    result = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
     if isinstance(segments.place, slice):
         output[segments.place].view(shape).copy_(result)
     else:
@@ -281,7 +255,7 @@ def _attend_equal(query, key, value, segments: _Segments, output) -> None:
 
 @dataclass(frozen=True)
 class _Segments:
-    """Segments of one length; their place is indices of patches, or a slice of neighbours."""
+    """Segments of one length; ``place`` is the indices of their patches, or a slice."""
 
     place: Any
     count: int
@@ -295,8 +269,8 @@ def _same_length_segments(borders) -> list[_Segments]:
         for start, end in itertools.pairwise(borders.tolist()):
             starts[end - start].append(start)
         borders.vlkit_segments = [
-            _Segments(_place(each, length, borders.device), len(each), length)
-            for length, each in starts.items()
+            _Segments(_place(places, length, borders.device), len(places), length)
+            for length, places in starts.items()
         ]
     return borders.vlkit_segments
 

@@ -22,6 +22,7 @@ from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.grounding.formats import FORMATS
 from vlkit.messages import user
+from vlkit.settings import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     import pandas
@@ -166,7 +167,7 @@ def ask_grounding(
     *,
     data: str = "",
     iou: Sequence[float] = (0.5, 0.75),
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int | str = "auto",
     bootstrap: int = 1000,
     seed: int = 0,

@@ -20,6 +20,7 @@ from vlkit.media.video import ClipStore
 from vlkit.messages import CheckedMessages, as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
 from vlkit.models.load import VLM, Model
+from vlkit.settings import MAX_NEW_TOKENS
 from vlkit.threads import leave_busy_cores
 
 GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
@@ -39,7 +40,7 @@ def generation_options(max_new_tokens: int, temperature: float, top_p: float, se
     check_whole("seed", seed, 0, 2**63 - 1, optional=True)
     temperature = sampling_temperature(temperature)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-    if temperature == 0:  # None: the model's own sampling defaults do not apply, and do not warn
+    if temperature == 0:  # None: the model's sampling defaults do not apply, and do not warn
         return options | {"temperature": None, "top_p": None, "top_k": None}
     return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
 
@@ -57,7 +58,7 @@ def generate(
     vlm: Model,
     messages: str | Mapping | list,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
@@ -67,12 +68,13 @@ def generate(
     Args:
         vlm: from :func:`vlkit.load`.
         messages: text, one message or a list of messages. If the last is the assistant's, the
-            model goes on from it.
+            model continues it.
         max_new_tokens: the longest answer.
         temperature: 0 is greedy, so repeatable, and so is anything below 0.00001; above, answers
-            are sampled from the whole vocabulary (the model's own top_k and top_p do not apply).
-        top_p: sample among the likeliest tokens that hold this share of probability.
-        seed: makes a sampled answer repeatable; the global random state is left as it was.
+            are sampled from the whole vocabulary (the model's default top_k and top_p do not
+            apply).
+        top_p: sample among the likeliest tokens that have this share of probability.
+        seed: makes a sampled answer repeatable; the global random state does not change.
 
     Raises:
         MediaError: a picture that cannot be read.
@@ -95,7 +97,7 @@ def stream(
     vlm: Model,
     messages: str | Mapping | list,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
@@ -104,7 +106,7 @@ def stream(
 
     Iterate over the result for pieces of ``text``. Leaving the loop, or calling ``stop()`` from
     another thread, ends the model's work within a token. Errors are raised where it is read.
-    Afterwards ``.reply`` holds the whole Reply, also of a stopped one.
+    Afterwards ``.reply`` is the whole Reply, also after a stop.
     """
     options = generation_options(max_new_tokens, temperature, top_p, seed)
     check_model(vlm)
@@ -112,7 +114,7 @@ def stream(
 
 
 class Stream:
-    """An answer under way; an iterator over pieces of text. Made by :func:`stream`."""
+    """A running answer; an iterator over pieces of text. Made by :func:`stream`."""
 
     def __init__(self, vlm: Model, messages: list[dict], options: dict, seed: int | None):
         self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
@@ -128,14 +130,14 @@ class Stream:
         try:
             while isinstance(piece := self._pieces.get(), str):
                 yield piece
-            self._pieces.put(piece)  # the end is there for the next reader, too
+            self._pieces.put(piece)  # another reader finds the end, too
             if piece is not None:
                 raise piece
         finally:
             self.stop()
 
     def stop(self) -> None:
-        """End the answer within a token and wait until the model is free; what is written stays."""
+        """End the answer within a token and wait until the model is free; its beginning stays."""
         self._stopped.set()
         self._thread.join()
 
@@ -224,7 +226,7 @@ def run_rows(
 
 
 def _cut(tokens: list[int], endings: set[int]) -> list[int]:
-    """Without the padding behind the end."""
+    """The tokens up to the end, without padding."""
     end = next((place for place, token in enumerate(tokens) if token in endings), len(tokens))
     return tokens[: end + 1]
 
@@ -234,7 +236,7 @@ _random_state = threading.Lock()  # torch's is one for the process
 
 @contextmanager
 def seeded(seed: int | None, sampling: bool):
-    """Sampling within is repeatable; the global random state is left as it was."""
+    """Makes sampling in this block repeatable; the global random state is restored on exit."""
     import torch
 
     if seed is None or not sampling:
@@ -261,21 +263,21 @@ def _streaming(vlm: VLM, put, stopped: threading.Event | None) -> dict:
 
 
 def all_rows(input_ids, value: bool):
-    """A stopping criterion's answer that is the same for every row."""
+    """A stopping criterion's result that is the same for every row."""
     import torch
 
     return torch.full((input_ids.shape[0],), value, dtype=torch.bool, device=input_ids.device)
 
 
 class Chat:
-    """A conversation that remembers; pictures and clips of earlier turns stay in view.
+    """A conversation with memory; pictures and clips of earlier turns stay in view.
 
-    They are read once, and seen as they were then even where the file has changed. Of clips up to
-    half a gigabyte of frames is kept as long as the Chat; beyond that they are sampled anew.
+    They are read once, so a file that changes later makes no difference. Of clips up to half a
+    gigabyte of frames is kept as long as the Chat; beyond that they are sampled again.
 
     Args:
         vlm: from :func:`vlkit.load`.
-        system: a system message's text, or None for the model's own.
+        system: a system message's text, or None for the model's default.
         **options: defaults for every turn, as for :func:`generate`.
     """
 
@@ -285,7 +287,7 @@ class Chat:
         self._clips = ClipStore()
 
     def ask(self, text: str, *media: Any, **options: Any) -> Reply:
-        """Ask the next question; on an error the conversation stays as it was."""
+        """Ask the next question; after an error the conversation is unchanged."""
         turn = self._turn(text, media)
         with hooks.as_kind("chat"):
             reply = generate(self.vlm, self._with(turn), **{**self.options, **options})
@@ -293,7 +295,7 @@ class Chat:
         return reply
 
     def stream(self, text: str, *media: Any, **options: Any) -> Iterator[str]:
-        """Like :meth:`ask`, piece by piece; a stopped answer is remembered as far as it went."""
+        """Like :meth:`ask`, piece by piece; of a stopped answer the beginning is remembered."""
         turn = self._turn(text, media)
         with hooks.as_kind("chat"):
             pieces = stream(self.vlm, self._with(turn), **{**self.options, **options})
@@ -309,7 +311,7 @@ class Chat:
         turn = as_messages(user(text, *media))[0]
         for item in iterate_media([turn]):
             if item["type"] == "video":
-                continue  # its frames are kept beside the conversation, which names the file
+                continue  # its frames are kept in a cache; the conversation names the file
             item["image"] = load_image(item["image"], strict=item.pop("strict", True))
         return turn
 

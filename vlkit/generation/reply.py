@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import html
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
 import PIL.Image
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, warn_user
 from vlkit.grounding.boxes import Box, Item, Point, Size, check_size
 from vlkit.grounding.parse import format_of, read_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import Clip, DeferredClips
-from vlkit.messages import as_messages, media_of, text_of
+from vlkit.messages import as_messages, media_of, prefill_of
 from vlkit.models.load import VLM
 from vlkit.plotting.draw import draw_boxes, draw_frames
 from vlkit.plotting.html import image_html
 
 P = ParamSpec("P")
-
-
 V = TypeVar("V")
 
 
@@ -43,18 +41,18 @@ class Reply:
     """One answer.
 
     Attributes:
-        text: the answer without special tokens; a prefill stands at its beginning.
+        text: the answer without special tokens; it begins with the prefill, if there is one.
         raw: the answer with its special tokens, as the model wrote it.
         usage: token counts.
         seconds: wall time from messages to answer.
-        family: of the model, which says how ``raw`` is read.
-        images: the upright originals, in the order of the conversation (those of a batch are read
-            again from their sources when they are looked at).
+        family: of the model, which decides how ``raw`` is read.
+        images: the upright originals, in the order of the conversation (for a batch, they are read
+            again from their sources when they are used).
         input_sizes: (width, height) of each picture as the model saw it.
         clips: the sampled clips, their frames as the model saw them.
         finish_reason: ``"stop"``, ``"length"`` (``max_new_tokens`` reached) or ``"cancelled"``.
         cost: of a hosted model whose ``prices`` are known, in their currency; else None.
-        tokens: the ids of the new tokens; empty where they are not known, as of a row read from
+        tokens: the ids of the new tokens; empty where they are not known, as for a row read from
             a file.
     """
 
@@ -87,55 +85,62 @@ class Reply:
     def grounding(self, image: int = -1) -> list[Item]:
         """Boxes, points and quads read as coordinates of one of the pictures, by default the last.
 
-        Where there is none, of the last clip's frames.
+        Where there is no picture, of the last clip's frames.
 
         Raises:
-            GroundingParseError: the answer holds coordinates that cannot be read.
+            GroundingParseError: the answer contains coordinates that cannot be read.
         """
-        return self._warned(image)
+        items, left_out = self.read_grounding(image)
+        if left_out:
+            warn_user(left_out)
+        return items
 
     @property
     def boxes(self) -> list[Box]:
         """Boxes in pixels of the last picture's upright original; see :meth:`grounding`."""
-        return [item for item in self._warned() if isinstance(item, Box)]
+        return [item for item in self.grounding() if isinstance(item, Box)]
 
     @property
     def points(self) -> list[Point]:
         """Points in pixels of the last picture's upright original; see :meth:`grounding`."""
-        return [item for item in self._warned() if isinstance(item, Point)]
+        return [item for item in self.grounding() if isinstance(item, Point)]
 
     def plot(self, image: int = -1, *, clip: int | None = None) -> PIL.Image.Image:
         """The picture (by default the last) with the answer's boxes and points.
 
-        Where there is none, or with ``clip=`` the number of one: the clip's sampled frames with
-        their times, and the boxes on each.
+        Where there is no picture, or with ``clip=`` the number of a clip: its sampled frames with
+        their times, and the boxes on each frame.
         """
         if clip is not None or (self.clips and not self.images):
-            shown = _pick(self.clips, -1 if clip is None else clip, "clip")
-            return draw_frames(shown, [] if self.images else self._warned())
+            frames = _pick(self.clips, -1 if clip is None else clip, "clip")
+            return draw_frames(frames, [] if self.images else self.grounding())
         if not self.images:
             raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
-        return draw_boxes(_pick(self.images, image, "image"), self._warned(image))
-
-    def _warned(self, image: int = -1) -> list[Item]:
-        items, left_out = self.read_grounding(image)
-        if left_out:
-            warnings.warn(left_out, stacklevel=3)  # the line that asked, outside this module
-        return items
+        return draw_boxes(_pick(self.images, image, "image"), self.grounding(image))
 
     def read_grounding(self, image: int = -1) -> tuple[list[Item], str]:
-        """:meth:`grounding` with what was left out as a second value, and no warning."""
-        if self.images:
-            size = _pick(self.image_sizes, image, "image")
-            input_size = self.input_sizes[image] if self.input_sizes else None
-        elif self.clips:
-            size, input_size = self.clip_sizes[-1]
-        else:
+        """:meth:`grounding`, without a warning: a second value names what was left out."""
+        if not self.images and not self.clips:
             return [], ""
-        return read_grounding(self.raw, family=self.family, image_size=size, input_size=input_size)
+        if image not in self._parsed:
+            if self.images:
+                size = _pick(self.image_sizes, image, "image")
+                input_size = self.input_sizes[image] if self.input_sizes else None
+            else:
+                size, input_size = self.clip_sizes[-1]
+            self._parsed[image] = read_grounding(
+                self.raw, family=self.family, image_size=size, input_size=input_size
+            )
+        items, left_out = self._parsed[image]
+        return list(items), left_out
+
+    @cached_property
+    def _parsed(self) -> dict[int, tuple[list[Item], str]]:
+        """Answers that were read before, by the picture's number."""
+        return {}
 
     def try_grounding(self, image: int = -1) -> tuple[list[Item], str]:
-        """:meth:`read_grounding` for views: what cannot be read is in the note, never raised."""
+        """:meth:`read_grounding` for views: the second value also names what cannot be read."""
         read = attempt(self.read_grounding, image)
         return ([], read.error) if isinstance(read, Failure) else read
 
@@ -164,7 +169,7 @@ class Reply:
             return ""
         items, note = self.try_grounding()
         shown = attempt(self._picture_html, items)
-        if isinstance(shown, Failure):  # as where its file was deleted
+        if isinstance(shown, Failure):  # its file was deleted, for example
             note, shown = "; ".join(filter(None, [note, shown.error])), ""
         if note:
             note = f'<p style="color:#B45309;font-size:.85em;margin:4px 0">{html.escape(note)}</p>'
@@ -190,7 +195,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """What an error means for its row."""
+        """The Failure of a row that raised this error."""
         return cls((str(error) or repr(error)).splitlines()[0], type(error).__name__)
 
     def __str__(self) -> str:
@@ -201,20 +206,20 @@ class Failure:
 
 
 def attempt(function: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | Failure:
-    """What a function gives for one row; whatever it raises is that row's Failure.
+    """The function's result for one row, or a Failure for whatever it raises.
 
-    All that is done with a single row of a batch goes through here: no row ends the others.
+    All work on a single row of a batch goes through here: no row ends the others.
     """
     try:
         return function(*args, **kwargs)
-    except Exception as error:  # parsers, processors, models and callbacks raise what they like
+    except Exception as error:  # parsers, processors, models and callbacks raise any exception
         return Failure.of(error)
 
 
-def _pick(those: Sequence, index: int, name: str) -> Any:
-    if not -len(those) <= index < len(those):
-        raise VlkitError(f"{name}={index} is not there; this reply is about {len(those)}")
-    return those[index]
+def _pick(media: Sequence, index: int, name: str) -> Any:
+    if not -len(media) <= index < len(media):
+        raise VlkitError(f"{name}={index} does not exist; this reply is about {len(media)}")
+    return media[index]
 
 
 def _media_tokens(usage: Usage) -> str:
@@ -224,14 +229,17 @@ def _media_tokens(usage: Usage) -> str:
 
 
 def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
-    """What the file holds of a row; boxes and points in pixels of the upright original."""
+    """A row as written to a file; boxes and points in pixels of the upright original."""
     record: dict[str, Any] = {"key": key, "index": index}
     if isinstance(result, Failure):
         return record | {"error": result.error, "kind": result.kind}
+    items, note = result.try_grounding()
     return record | {
         "text": result.text,
         "raw": result.raw,
-        **_grounding(result),
+        "boxes": [asdict(item) for item in items if isinstance(item, Box)],
+        "points": [asdict(item) for item in items if isinstance(item, Point)],
+        **({"grounding_note": note} if note else {}),
         "finish_reason": result.finish_reason,
         "usage": asdict(result.usage),
         "seconds": round(result.seconds, 4),
@@ -243,24 +251,16 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
     }
 
 
-def _grounding(reply: Reply) -> dict[str, Any]:
-    items, note = reply.try_grounding()
-    boxes = [asdict(item) for item in items if isinstance(item, Box)]
-    points = [asdict(item) for item in items if isinstance(item, Point)]
-    found = {"boxes": boxes, "points": points}
-    return found | ({"grounding_note": note} if note else {})
-
-
 def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
-    """The row of a record; pictures and clips are read from the messages when they are looked at.
+    """The row of a record; pictures and clips are read from the messages when they are used.
 
     Args:
         record: from ``Journal.finished`` or a line of the file.
         messages: the row's conversation.
 
     Raises:
-        VlkitError: the record is none that was made from a Reply to these messages; other errors
-            where a field is missing.
+        VlkitError: the record was not made from a Reply to these messages; other errors where a
+            field is missing.
     """
     if "error" in record:
         return Failure(record["error"], record["kind"])
@@ -281,7 +281,7 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
 
 
 def _check_reply(record: dict[str, Any], images: int, videos: int) -> None:
-    """A file may have been edited by hand; what would only fail in a view is refused here."""
+    """Refuse here what would only fail when it is shown: a file may have been edited by hand."""
     for name in ("text", "raw", "family", "finish_reason"):
         _check_field(record, name, isinstance(record[name], str))
     format_of(record["family"])
@@ -297,19 +297,19 @@ def _check_reply(record: dict[str, Any], images: int, videos: int) -> None:
         check_size("size", size)
 
 
-def _check_field(record: dict[str, Any], name: str, right: bool) -> None:
-    if not right:
+def _check_field(record: dict[str, Any], name: str, valid: bool) -> None:
+    if not valid:
         raise VlkitError(f"its {name} is {record[name]!r:.60}")
 
 
 def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
-    """The Reply of one row's new tokens; ``start`` is when it was asked, by perf_counter."""
-    tokenizer = vlm.processor.tokenizer
+    """The Reply of one row's new tokens; ``start``: the time of the question, by perf_counter."""
+    tokenizer, prefill = vlm.processor.tokenizer, prefill_of(messages)
     ended = bool(tokens) and tokens[-1] in ending_tokens(vlm)
-    begun = text_of(messages[-1]) if messages[-1]["role"] == "assistant" else ""
+    visible = tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
     return Reply(
-        text=_strip_special(tokenizer, begun) + tokenizer.decode(tokens, skip_special_tokens=True),
-        raw=begun + tokenizer.decode(tokens, skip_special_tokens=False),
+        text="".join(tokenizer.decode(ids, skip_special_tokens=True) for ids in (visible, tokens)),
+        raw=prefill + tokenizer.decode(tokens, skip_special_tokens=False),
         usage=count_usage(vlm, inputs, len(tokens)),
         seconds=time.perf_counter() - start,
         family=vlm.family,
@@ -322,15 +322,8 @@ def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int
 
 
 def _as_sequence(media: Any) -> Any:
-    """A tuple; media that are read later stay so."""
+    """A tuple; deferred media stay deferred."""
     return tuple(media) if isinstance(media, list) else media
-
-
-def _strip_special(tokenizer, text: str) -> str:
-    if not text:
-        return ""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def count_usage(vlm: VLM, inputs: ModelInputs, new_tokens: int) -> Usage:

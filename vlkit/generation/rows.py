@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
@@ -11,15 +12,19 @@ from typing import Any
 
 from vlkit.engine.decoder import can_decode
 from vlkit.engine.scheduler import MOST_ROWS, PREFILL_TOKENS, Feed, Scheduler, choose_group
-from vlkit.engine.slots import Row, Sampling, make_row, pad_left
+from vlkit.engine.slots import Row, Sampling, pad_left
+from vlkit.engine.vision import Medium
 from vlkit.generation.generate import run_rows
 from vlkit.generation.reply import Failure, Reply, attempt, make_reply
 from vlkit.inputs import (
+    LoadedMessages,
     ModelInputs,
-    PixelCache,
+    TensorCache,
     check_context,
+    defer_media,
     ending_tokens,
     load_messages,
+    make_inputs,
 )
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
@@ -27,7 +32,7 @@ from vlkit.threads import leave_busy_cores
 
 Result = Reply | Failure
 
-_HANDLED = {  # settings of generation that the engine knows, or that say nothing about the answer
+_HANDLED = {  # generation settings that the engine knows, or that change no answer
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k",
     "repetition_penalty", "max_new_tokens", "max_length", "transformers_version", "use_cache",
     "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
@@ -45,7 +50,7 @@ class Settings:
         batch_size: the most rows at a time, or None.
         path: ``"fast"``, ``"library"`` or ``"remote"``.
         note: why it is not the fast one.
-        stopped: set when it is to end.
+        stopped: is set to end the batch.
     """
 
     options: dict[str, Any]
@@ -65,7 +70,7 @@ class Settings:
         return None if self.seed is None else self.seed + index
 
     def check_stopped(self) -> None:
-        """End as Ctrl-C does, if that was asked for."""
+        """Raises KeyboardInterrupt, as Ctrl-C does, once ``stopped`` is set."""
         if self.stopped is not None and self.stopped.is_set():
             raise KeyboardInterrupt
 
@@ -83,13 +88,14 @@ class Tally:
 
     @property
     def padding(self) -> float:
-        """Share of the computed prompt tokens that were padding."""
+        """Padding's share of the computed prompt tokens."""
         return self.padded / self.computed if self.computed else 0.0
 
     def count_group(self, lengths: Sequence[int]) -> None:
         """Count a group of prompts that are computed together."""
-        self.computed += max(lengths) * len(lengths)
-        self.padded += max(lengths) * len(lengths) - sum(lengths)
+        computed = max(lengths) * len(lengths)
+        self.computed += computed
+        self.padded += computed - sum(lengths)
 
 
 def choose_path(vlm: VLM) -> tuple[str, str]:
@@ -101,8 +107,8 @@ def choose_path(vlm: VLM) -> tuple[str, str]:
 
 
 def _unknown_setting(config: Any) -> str:
-    given = config.to_diff_dict()
-    unknown = sorted(name for name in given if name not in _HANDLED and given[name] is not None)
+    settings = config.to_diff_dict().items()
+    unknown = sorted(name for name, value in settings if name not in _HANDLED and value is not None)
     return f"the model's generation config sets {', '.join(unknown)}" if unknown else ""
 
 
@@ -113,18 +119,14 @@ def sampling_of(vlm: VLM, temperature: float = 0.0, top_p: float = 1.0) -> Sampl
 
 
 def answer_rows_here(
-    vlm: VLM,
-    conversations: Sequence[Any],
-    indices: Sequence[int],
-    settings: Settings,
-    tally: Tally,
+    vlm: VLM, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
 ) -> Generator[tuple[int, Result], None, None]:
     """(index, result) of each row as it finishes."""
     if not indices:
         return
     kind = "cuda" if vlm.model.device.type == "cuda" else "cpu"
     capacity = min(settings.batch_size or MOST_ROWS[kind], len(indices))
-    cache = PixelCache()
+    cache = TensorCache()
     leave_busy_cores(vlm.model)
 
     def read(index: int) -> Row | tuple[int, Failure]:
@@ -137,42 +139,98 @@ def answer_rows_here(
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """What a row's Reply needs to know besides its tokens."""
+class _Question:
+    """What a row's Reply needs besides the tokens."""
 
     index: int
     messages: Any
     inputs: ModelInputs
 
 
-def _read_row(vlm: VLM, index: int, messages: Any, settings: Settings, cache: PixelCache) -> Row:
+def _read_row(vlm: VLM, index: int, messages: Any, settings: Settings, cache: TensorCache) -> Row:
+    messages = as_messages(messages)
     loaded = load_messages(vlm, messages)
     row, inputs = make_row(vlm, loaded, settings.limit, seed=settings.seed_of(index), cache=cache)
     check_context(vlm, row.length, row.limit)
-    row.payload = _Asked(index, messages, inputs)
+    row.payload = _Question(index, messages, inputs)
     return row
 
 
+def make_row(
+    vlm: VLM,
+    loaded: LoadedMessages,
+    limit: int,
+    *,
+    seed: int | None = None,
+    sampling: tuple[float, float] | None = None,
+    cache: TensorCache | None = None,
+) -> tuple[Row, ModelInputs]:
+    """A conversation as a row for the engine, and the inputs that its Reply describes.
+
+    Args:
+        vlm: its processor and limits are used.
+        loaded: from :func:`vlkit.inputs.load_messages`.
+        limit: the most new tokens.
+        seed: of its sampling.
+        sampling: its temperature and top_p, or None for the engine's.
+        cache: of pictures that other rows ask about as well.
+    """
+    # as on all other paths, so that answers are the same
+    half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
+    contents: list[Any] = [image.tobytes() for image in loaded.images]
+    contents += [clip.frames for clip in loaded.clips]
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    device = vlm.model.device if half else None
+    inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
+    row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)
+    images, clips = defer_media(loaded)
+    ids = {"input_ids": row.tensors["input_ids"]}
+    return row, ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
+
+
+def _text_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but pixels, grids on the CPU."""
+    names = ("input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts")
+    kept = {name: tensors[name] for name in names if name in tensors}
+    grids = ("image_grid_thw", "video_grid_thw")
+    return kept | {name: tensors[name].cpu() for name in grids if name in tensors}
+
+
+def _media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medium]:
+    """The row's pictures, then its clips."""
+    media: list[Medium] = []
+    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if (grid := tensors.get(f"{kind}_grid_thw")) is None:
+            continue
+        grid = grid.cpu()
+        for pixels, size in zip(
+            tensors[name].split(grid.prod(-1).tolist()), grid.split(1), strict=True
+        ):
+            key = kind, digests[len(media)], tuple(size[0].tolist())
+            media.append(Medium(kind, key, pixels, size))
+    return media
+
+
 def _take(feed: Feed, waiting: list[Row], *, block: bool) -> Iterator[tuple[int, Failure]]:
-    """Put rows that are ready behind those that wait; failures are yielded."""
-    for each in feed.take(waiting, block=block):
-        if isinstance(each, Row):
-            waiting.append(each)
+    """Append the rows that are ready to ``waiting``; failures are yielded."""
+    for row in feed.take(waiting, block=block):
+        if isinstance(row, Row):
+            waiting.append(row)
         else:
-            yield each
+            yield row
 
 
 def _result(vlm: VLM, row: Row, tally: Tally) -> tuple[int, Result]:
-    asked = row.payload
+    question = row.payload
     if row.error is not None:
-        return asked.index, Failure.of(row.error)
+        return question.index, Failure.of(row.error)
     tally.new_tokens += len(row.tokens)
-    facts = as_messages(asked.messages), asked.inputs, row.tokens, row.limit, row.started
-    return asked.index, attempt(make_reply, vlm, *facts)
+    facts = question.messages, question.inputs, row.tokens, row.limit, row.started
+    return question.index, attempt(make_reply, vlm, *facts)
 
 
 def _answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
-    """Rows come in as slots get free, many at a time: each prefill holds up those under way."""
+    """Admit rows as slots get free, many at a time, since each prefill delays the running rows."""
     options = settings.options
     sampling = sampling_of(vlm, options["temperature"] or 0.0, options["top_p"] or 1.0)
     fixed = settings.batch_size is not None
@@ -221,7 +279,7 @@ def _answer_slowly(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tall
 
 
 def _generate_group(vlm: VLM, group: list[Row], settings: Settings, tally: Tally) -> list[Row]:
-    """The rows, answered; a group that fails, as out of memory, is halved down to one row."""
+    """The rows, answered; a group that fails (out of memory, say) is halved down to one row."""
     start = time.perf_counter()
     try:
         tensors = pad_left(group, vlm.processor.tokenizer.pad_token_id)
@@ -232,7 +290,7 @@ def _generate_group(vlm: VLM, group: list[Row], settings: Settings, tally: Tally
             return group
         half = len(group) // 2
         halves = group[:half], group[half:]
-        return [row for each in halves for row in _generate_group(vlm, each, settings, tally)]
+        return [row for part in halves for row in _generate_group(vlm, part, settings, tally)]
     tally.count_group([row.length for row in group])
     for row, tokens in zip(group, answers, strict=True):
         row.tokens, row.started = tokens, start

@@ -10,14 +10,14 @@ from typing import Any
 
 from vlkit.errors import VlkitError
 
+Size = tuple[int, int]  # (width, height) in pixels
+
 INF = math.inf
-
-
 _ORDER = (("x1", "x2", "left of"), ("y1", "y2", "above"))
 
 
 def check_values(item: Any, *, ordered: bool = False) -> None:
-    """Raises VlkitError for a label that is no text or a number that is not finite.
+    """Raises VlkitError for a label that is not text or a number that is not finite.
 
     Args:
         item: a box, point or quad.
@@ -32,7 +32,7 @@ def check_values(item: Any, *, ordered: bool = False) -> None:
     for name, value in vars(item).items():
         if name != "label" and not (isinstance(value, Real) and math.isfinite(value)):
             raise VlkitError(
-                f"the {kind.lower()} {label!r:.60} has {name}={value!r:.60}, which is no finite "
+                f"the {kind.lower()} {label!r:.60} has {name}={value!r:.60}, which is not a finite "
                 "number; give pixels of the upright picture"
             )
     for low, high, where in _ORDER if ordered else ():
@@ -44,9 +44,6 @@ def check_values(item: Any, *, ordered: bool = False) -> None:
             )
 
 
-Size = tuple[int, int]  # (width, height) in pixels
-
-
 @dataclass(frozen=True)
 class Box:
     """A box in float pixels of the upright original: ``(x1, y1)`` is its top left corner.
@@ -54,7 +51,7 @@ class Box:
     It may reach outside the picture, and be without area.
 
     Raises:
-        VlkitError: a label that is no text, a number that is not finite, corners out of order.
+        VlkitError: a label that is not text, a number that is not finite, corners out of order.
     """
 
     label: str
@@ -123,8 +120,6 @@ class Quad:
 
 
 Item = Box | Point | Quad
-
-
 Items = Item | Iterable[Item]  # one or many
 
 
@@ -147,7 +142,7 @@ def coordinates_of(item: Item) -> tuple[float, ...]:
 
 
 def check_size(name: str, size: Any) -> None:
-    """Raises VlkitError where ``size`` is no (width, height)."""
+    """Raises VlkitError where ``size`` is not (width, height)."""
     try:
         width, height = size
         valid = 0 < width < INF and 0 < height < INF

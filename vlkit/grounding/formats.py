@@ -20,13 +20,11 @@ from typing import Literal, NamedTuple, get_args
 from vlkit.errors import VlkitError
 
 Space = Literal["0-1000", "0-999", "resized", "original"]
-
-
 SPACES = get_args(Space)
 
 
 class Found(NamedTuple):
-    """A label with the 4 numbers of a box, the 2 of a point or the 8 of a quad, and its place."""
+    """A label with 4 numbers of a box, 2 of a point or 8 of a quad, and its place in the text."""
 
     label: str
     numbers: list[float]
@@ -73,35 +71,23 @@ FORMATS = {
 
 
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
-
-
 _PAIR = rf"\({_NUMBER},{_NUMBER}\)"
-
-
 _PAIRS = re.compile(rf"\s*+{_PAIR}" + rf"(?:\s*+,?\s*+{_PAIR})?" * 3 + r"\s*+")
 
 
 _OBJECT = re.compile(r"""\{(?=\s*["'])""")  # where a JSON object begins
 
 
-_REACH = 4  # how many such places one object may hold; the limit keeps reading linear
-
-
+_REACH = 4  # how many such places one object may contain; the limit keeps reading linear
 _DECODER = json.JSONDecoder()
-
-
 _QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
 
 
 _PYTHON = re.compile(rf"\{{(?:[^{{}}'\"]|{_QUOTED})*+\}}", re.DOTALL)  # a dict as Python prints it
 
 
-_KEYS = {"bbox_2d": 4, "point_2d": 2}  # how many numbers each holds
-
-
+_KEYS = {"bbox_2d": 4, "point_2d": 2}  # how many numbers each has
 _NAME = re.compile("|".join(_KEYS))
-
-
 _LABELS = ("label", "text_content")  # the second in answers that read text
 
 
@@ -109,8 +95,6 @@ _FENCE = re.compile(r"```json(.*?)(?:```|\Z)", re.DOTALL)
 
 
 _XML_START = re.compile(r"<points?\s")
-
-
 _XML = re.compile(rf"<points?((?:\s++\w++\s*+=\s*+(?:{_QUOTED}))*+)\s*+(/?>)?")
 
 
@@ -120,7 +104,7 @@ _ATTRIBUTE = re.compile(rf"(\w++)\s*+=\s*+({_QUOTED})")
 _KEY = r"""(?:bbox|point|quad)_[23]d["']?\s*[:=]"""
 
 
-_STRAY = {  # what tells that coordinates are there, but not as the format writes them
+_STRAY = {  # coordinates in another syntax than the format's
     "tags": re.compile(rf"{_PAIR}\s*,\s*{_PAIR}|{_KEY}|<points?\s+x"),
     "json": re.compile(rf"<box>|<\|box_start\|>|<quad>|<\|quad_start\|>|{_KEY}"),
 }
@@ -129,18 +113,18 @@ _STRAY = {  # what tells that coordinates are there, but not as the format write
 def read_answer(answer: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
     """Labels with their numbers in an answer, in order, and what could not be read."""
     read = _read_tags if form.style == "tags" else _read_json
-    found, problems = read(answer, form)
-    if not found and not problems and (stray := _STRAY[form.style].search(answer)):
+    items, problems = read(answer, form)
+    if not items and not problems and (stray := _STRAY[form.style].search(answer)):
         problems = [f"coordinates outside the format ({stray[0][:60]}): pass reply.raw, not .text"]
-    return found, problems
+    return items, problems
 
 
 def write_answer(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> str:
     """Labels with their numbers as the model writes them; the inverse of :func:`read_answer`."""
-    own = ("</think>", *filter(None, (*form.label_tags, *form.box_tags, *form.quad_tags)))
+    tags = ("</think>", *filter(None, (*form.label_tags, *form.box_tags, *form.quad_tags)))
     for label, _ in pairs:
-        if any(tag in label for tag in own):
-            raise VlkitError(f"label {label!r} holds one of the format's own tags; rename it")
+        if any(tag in label for tag in tags):
+            raise VlkitError(f"label {label!r} contains one of the format's tags; rename it")
     return _write_tags(pairs, form) if form.style == "tags" else _write_json(pairs)
 
 
@@ -151,7 +135,7 @@ def _read_tags(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]
     tags = (*form.label_tags, *form.box_tags, *form.quad_tags)
     closing = dict((form.box_tags, form.quad_tags))
     places = [(m[0], *m.span()) for m in re.finditer("|".join(map(re.escape, tags)), text)]
-    found, problems, label, begin = [], [], "", -1
+    items, problems, label, begin = [], [], "", -1
     for (tag, start, inner), (after, stop, end) in pairwise([*places, ("", len(text), len(text))]):
         content = text[inner:stop]
         if tag == form.label_tags[0]:
@@ -161,11 +145,11 @@ def _read_tags(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]
         elif tag in closing:
             numbers = _numbers_of(content) if after == closing[tag] else []
             if len(numbers) in ((8,) if tag == form.quad_tags[0] else (2, 4)):
-                found.append(Found(label, numbers, start if begin < 0 else begin, end))
+                items.append(Found(label, numbers, start if begin < 0 else begin, end))
                 begin = -1
             else:
                 problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
-    return found, problems
+    return items, problems
 
 
 def _numbers_of(content: str) -> list[float]:
@@ -189,16 +173,17 @@ def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> st
 
 
 def _read_json(answer: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
-    found, problems = _read_objects(answer)
+    items, problems = _read_objects(answer)
     points, more = _read_points(answer)
-    found, problems = sorted([*found, *points], key=lambda each: each.start), [*problems, *more]
-    fence = None if found or problems else _FENCE.search(answer)
+    items = sorted([*items, *points], key=lambda item: item.start)
+    problems += more
+    fence = None if items or problems else _FENCE.search(answer)
     if fence and fence[1].strip():
         try:
             json.loads(fence[1])
         except (ValueError, RecursionError) as error:
-            problems.append(f"the fenced block is no JSON ({error})")
-    return found, problems
+            problems.append(f"the fenced block is not JSON ({error})")
+    return items, problems
 
 
 def _read_objects(answer: str) -> tuple[list[Found], list[str]]:
@@ -206,31 +191,31 @@ def _read_objects(answer: str) -> tuple[list[Found], list[str]]:
     ends = [*starts[1:], len(answer)]
     keyed = {bisect_right(starts, match.start()) - 1 for match in _NAME.finditer(answer)}
     near = {i for last in keyed for i in range(last - _REACH + 1, last + 1) if i >= 0}
-    found: list[Found] = []
+    items: list[Found] = []
     problems: list[str] = []
     done = 0
     for i in sorted(near | {len(starts) - 1} if starts else ()):
         start, part = starts[i], answer[starts[i] : ends[i]]
-        if start < done:  # inside the object just read: an object in it, or a brace in its label
+        if start < done:  # inside the object just read: a nested object, or a brace in its label
             continue
-        if i == len(starts) - 1 and "}" not in part and (found or i in keyed or _begins_key(part)):
+        if i == len(starts) - 1 and "}" not in part and (items or i in keyed or _begins_key(part)):
             problems.append(f"the answer ends inside {part[:60]}")
         elif i in near:
             try:
                 item, length = _decode(answer[start : ends[min(i + _REACH, len(starts)) - 1]])
                 if _KEYS.keys() & item.keys():
                     done = start + length
-                    found += [Found(*each, start, done) for each in _read_item(item)]
+                    items += [Found(*values, start, done) for values in _read_item(item)]
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 if start < done or i in keyed:
                     problems.append(f"{part[:80]} is neither a box nor a point ({error!s:.100})")
-    return found, problems
+    return items, problems
 
 
 def _decode(window: str) -> tuple[dict, int]:
     """The object at the beginning, as JSON or as Python prints it, and its length.
 
-    Python's braces may also hold a set; only a dict is an object.
+    Python also prints sets with braces; only a dict is an object.
     """
     try:
         return _DECODER.raw_decode(window)
@@ -256,9 +241,9 @@ def _read_item(item: dict) -> Iterator[tuple[str, list[float]]]:
     label = next((str(item[key]) for key in _LABELS if item.get(key) is not None), "")
     for key in [key for key in _KEYS if key in item]:
         values = item[key]
-        several = isinstance(values, list) and values and isinstance(values[0], list)
-        for each in values if several else [values]:
-            yield label, _check_numbers(each, key)
+        is_nested = isinstance(values, list) and values and isinstance(values[0], list)
+        for numbers in values if is_nested else [values]:
+            yield label, _check_numbers(numbers, key)
 
 
 def _check_numbers(values: object, key: str) -> list[float]:
@@ -272,7 +257,7 @@ def _check_numbers(values: object, key: str) -> list[float]:
 
 def _read_points(answer: str) -> tuple[list[Found], list[str]]:
     """``<points x1="…" y1="…" x2="…" y2="…" alt="…">…</points>``."""
-    found, problems = [], []
+    items, problems = [], []
     starts = [match.start() for match in _XML_START.finditer(answer)]
     for start, end in pairwise([*starts, len(answer)]):
         region = answer[start:end]
@@ -282,12 +267,12 @@ def _read_points(answer: str) -> tuple[list[Found], list[str]]:
         pairs = [(v, values.get("y" + k[1:])) for k, v in values.items() if k[0] == "x"]
         numbers = [_numbers_of(f"({x},{y})") for x, y in pairs]
         where = start, start + (head.end() if head else 0)
-        found += [Found(label, each, *where) for each in numbers if each]
+        items += [Found(label, each, *where) for each in numbers if each]
         if not head or not head[2]:
             problems.append(f"the answer ends or breaks off inside {region[:60]}")
         elif not numbers or not all(numbers):
             problems.append(f"{region[:60]} lacks an x or a y")
-    return found, problems
+    return items, problems
 
 
 def _unescape(text: str) -> str:
@@ -299,7 +284,9 @@ def _unescape(text: str) -> str:
 
 def _write_json(pairs: list[tuple[str, list[int]]]) -> str:
     if any(len(n) == 8 for _, n in pairs):
-        raise VlkitError("this family writes boxes and points, no quads; pass quad.bounds, its box")
+        raise VlkitError(
+            "this family writes boxes and points, but not quads; pass quad.bounds, its box"
+        )
     lines = [
         json.dumps(
             {"bbox_2d" if len(n) == 4 else "point_2d": n, "label": label}, ensure_ascii=False

@@ -49,17 +49,17 @@ def parse_grounding(
             ``qwen2_5_vl`` alone, whose coordinates are pixels of that size.
         space: where the numbers are known to be in another space than the family's own:
             ``0-1000``, ``0-999`` (as some hosted models say), ``resized`` or ``original``.
-        clip: cut what lies outside off at the picture's edge; False keeps the model's numbers.
-        labelled: leave out what has no label. With this and ``clip=False`` an answer reads as
-            ``supervision.Detections.from_vlm`` reads it.
+        clip: cut at the picture's edges; False keeps the model's numbers.
+        labelled: leave out items without a label. With this and ``clip=False`` the result is that
+            of ``supervision.Detections.from_vlm``.
 
     Returns:
         In pixels of the upright original, a box's corners in order; an empty list
-        where the answer holds none. Of an answer that is cut off or spoilt in places,
-        what is whole is returned and the rest reported as a warning.
+        where the answer contains none. If only parts of the answer can be read, those are
+        returned, and a warning names the rest.
 
     Raises:
-        GroundingParseError: the text holds coordinates, but none that this format can read.
+        GroundingParseError: the text contains coordinates, but none that this format can read.
     """
     items, left_out = read_grounding(
         text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
@@ -69,19 +69,9 @@ def parse_grounding(
     return [item for item in items if item.label or not labelled]
 
 
-def read_grounding(
-    text: str,
-    *,
-    family: str,
-    image_size: Size,
-    input_size: Size | None = None,
-    space: Space | None = None,
-    clip: bool = True,
-) -> tuple[list[Item], str]:
+def read_grounding(text: str, **options: Any) -> tuple[list[Item], str]:
     """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
-    placed, left_out = locate_grounding(
-        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
-    )
+    placed, left_out = locate_grounding(text, **options)
     return [item for item, _, _ in placed], left_out
 
 
@@ -94,18 +84,18 @@ def locate_grounding(
     space: Space | None = None,
     clip: bool = True,
 ) -> tuple[list[tuple[Item, int, int]], str]:
-    """:func:`read_grounding`, each item with its place in the text: from, up to."""
+    """:func:`read_grounding`, with the start and end of each item in the text."""
     if not isinstance(text, str):
         raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
     form = format_of(family)
     span = span_of(space or form.space, image_size, input_size)
     try:
-        found, problems = find_numbers(text, form)
+        items, problems = find_numbers(text, form)
         placed = [
-            (to_pixels(each.label, each.numbers, span, image_size, clip), each.start, each.end)
-            for each in found
+            (to_pixels(item.label, item.numbers, span, image_size, clip), item.start, item.end)
+            for item in items
         ]
-    except Exception as error:  # the one promise about any answer: it is read, or this error
+    except Exception as error:  # the promise for every answer: it is read, or raises this error
         placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
     if problems and not placed:
         advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
@@ -115,13 +105,13 @@ def locate_grounding(
 
 
 def find_numbers(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
-    """Labels with their numbers behind a text's ``</think>``, and what could not be read."""
+    """Labels with their numbers after a text's ``</think>``, and what could not be read."""
     answer = text.rpartition("</think>")[2]
     if answer.lstrip().startswith("<think>"):
         return [], ["the answer ends inside its <think>"]
-    found, problems = read_answer(answer, form)
+    items, problems = read_answer(answer, form)
     before = len(text) - len(answer)
-    return [f._replace(start=before + f.start, end=before + f.end) for f in found], problems
+    return [f._replace(start=before + f.start, end=before + f.end) for f in items], problems
 
 
 def format_grounding(
@@ -134,19 +124,19 @@ def format_grounding(
 ) -> str:
     """Write what :func:`parse_grounding` reads, as the family writes it.
 
-    Coordinates are rounded to the format's whole numbers. Boxes of one label that follow each
-    other share its tag.
+    Coordinates are rounded to the format's whole numbers. Successive boxes with the same label
+    share its tag.
 
     Args:
         boxes: one or many, in pixels of the upright original.
         family, image_size, input_size, space: as in :func:`parse_grounding`.
 
     Raises:
-        VlkitError: a label that the format cannot hold.
+        VlkitError: a label that the format cannot contain.
     """
     form = format_of(family)
     span = span_of(space or form.space, image_size, input_size)
-    pairs = [(str(each.label), _from_pixels(each, span, image_size)) for each in list_items(boxes)]
+    pairs = [(str(item.label), _from_pixels(item, span, image_size)) for item in list_items(boxes)]
     return write_answer(pairs, form)
 
 

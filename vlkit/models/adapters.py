@@ -10,6 +10,7 @@ import random
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,14 +29,21 @@ from vlkit.models.hub import (
     read_model_file,
 )
 
-_CHUNK = 1 << 24  # weights summed at a time
-
-
+MARKS = "adapter_base.json"  # downloads of an adapter fetch adapter_*
+WEIGHTS = "adapter_model.safetensors"
+_CHUNK = 1 << 24  # weights that are summed at a time
+_MARKED = 64  # weights of which an adapter's marks have values, besides the embeddings
+_RELATIVE = 2**-8  # twice the change by rounding to bfloat16
+_ABSOLUTE = 1e-7  # near float16's smallest numbers
 # settings that change no answer
 _WITHOUT_EFFECT = (
     "transformers_version", "peft_version", "base_model_name_or_path", "revision",
 )  # fmt: skip
 
+Values = Mapping[str, list[float]]  # of each weight, by its name in the model
+
+# peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that there is none
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
@@ -43,27 +51,23 @@ _known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 def model_identity(vlm: Any) -> list[Any]:
     """What answers of a loaded model depend on besides the question; values for JSON.
 
-    Settings are read each time; the weights are summed again only after one of them was written
-    to.
+    Settings are read each time; the weights are summed again only after one of them has changed.
     """
-    limits = [_settings(vlm.processor.image_processor), _settings(_video_processor(vlm))]
+    processors = ("image_processor", "video_processor")
+    limits = [_settings(getattr(vlm.processor, name, None)) for name in processors]
     template = getattr(vlm.processor, "chat_template", None)
     names = [vlm.family, vlm.folder.revision, vlm.folder.config]
     return [names, vlm.max_image_tokens, template, limits, _network_key(vlm.model)]
 
 
 def digest(content: Any) -> str:
-    """The sha256 in hex of values for JSON; sets count in any order, other values by their repr."""
+    """The sha256 in hex of values for JSON; sets are sorted, other values are taken by repr."""
     text = json.dumps(content, sort_keys=True, default=_json_value)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json_value(value: Any) -> Any:
     return sorted(value, key=repr) if isinstance(value, set | frozenset) else repr(value)
-
-
-def _video_processor(vlm: Any) -> Any:
-    return getattr(vlm.processor, "video_processor", None)
 
 
 def _settings(part: Any) -> dict:
@@ -79,12 +83,12 @@ def _network_key(network: Any) -> str:
         shapes = [(name, str(p.dtype), list(p.shape)) for name, p in parameters]
         key = digest([shapes, _checksums([p for _, p in parameters])])
         _known[network] = (state, key)
-    adapters = map(_settings, getattr(network, "peft_config", {}).values())  # how they are scaled
+    adapters = map(_settings, getattr(network, "peft_config", {}).values())  # with their scaling
     return digest([key, _settings(getattr(network, "generation_config", None)), *adapters])
 
 
 def _checksums(parameters: list) -> list[int]:
-    """Exact sums of the weights' bits, which no device or number of threads can change."""
+    """Exact sums of the weights' bits, the same on every device and number of threads."""
     import torch
 
     sums = []
@@ -97,21 +101,6 @@ def _checksums(parameters: list) -> list[int]:
         chunks = [chunk.sum(dtype=torch.int64) for chunk in bits.split(_CHUNK)]
         sums += [int(value) for value in torch.stack(chunks).tolist()] if chunks else []
     return sums
-
-
-MARKS = "adapter_base.json"  # hubs are asked for adapter_*
-
-
-_WEIGHTS = 64
-
-
-_RELATIVE = 2**-8  # twice what rounding to bfloat16 changes
-
-
-_ABSOLUTE = 1e-7  # of float16's smallest numbers
-
-
-Values = Mapping[str, list[float]]  # of each weight, by its name in the model
 
 
 def base_values(network: Any) -> dict[str, list[float]]:
@@ -139,14 +128,14 @@ def write_marks(network: Any, folder: Path) -> None:
     values = base_values(network)
     embeddings = [name for name in values if "embed" in name]  # never quantized
     others = sorted(values.keys() - embeddings)
-    names = embeddings + random.Random(0).sample(others, min(_WEIGHTS, len(others)))
+    names = embeddings + random.Random(0).sample(others, min(_MARKED, len(others)))
     write_whole(folder / MARKS, json.dumps({name: values[name] for name in names}) + "\n")
 
 
 def find_marks(path: Path) -> Path | None:
-    """An adapter's marks, of a checkpoint those of its run; None for one made by others."""
-    places = [path, path.parent] if path.name.startswith("checkpoint-") else [path]
-    return next((each / MARKS for each in places if (each / MARKS).is_file()), None)
+    """An adapter's file of marks, for a checkpoint its run's; None if vlkit did not make it."""
+    folders = [path, path.parent] if path.name.startswith("checkpoint-") else [path]
+    return next((folder / MARKS for folder in folders if (folder / MARKS).is_file()), None)
 
 
 def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
@@ -156,9 +145,9 @@ def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
 
 
 def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
-    """Refuse an adapter of other weights; one without marks passes.
+    """Refuse an adapter made for other weights; one without marks passes.
 
-    Values may differ by what rounding to bfloat16 or float16 makes of them.
+    Values may differ as much as by rounding to bfloat16 or float16.
 
     Args:
         path: the adapter's folder.
@@ -166,7 +155,7 @@ def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
         folder: the model's, for messages.
 
     Raises:
-        ModelError: a weight is another than when the adapter was made, or the marks are broken.
+        ModelError: a weight differs from when the adapter was made, or the marks are broken.
     """
     file = find_marks(path)
     marks = read_model_file(file) if file else {}
@@ -196,9 +185,9 @@ def _plain(name: str) -> str:
 def _is_plain(weight: Any) -> bool:
     import torch
 
-    known = weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    ours = type(weight) is torch.nn.Parameter  # quantized ones have classes of their own
-    return known and ours and weight.device.type != "meta" and weight.numel() > 0
+    is_float = weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    is_whole = type(weight) is torch.nn.Parameter  # quantized ones have other classes
+    return is_float and is_whole and weight.device.type != "meta" and weight.numel() > 0
 
 
 def _two_values(weight: Any) -> list[float]:
@@ -206,21 +195,14 @@ def _two_values(weight: Any) -> list[float]:
     return flat[[flat.numel() // 3, 2 * flat.numel() // 3]].tolist()
 
 
-WEIGHTS = "adapter_model.safetensors"
-
-
-# peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that it has none
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
 def check_name(name: Any, argument: str) -> None:
-    """Raises ModelError where what is to name a folder or a model is empty, or no path or text."""
+    """Raises ModelError where a folder's or model's name is empty, or neither text nor Path."""
     if not isinstance(name, str | os.PathLike) or not os.fspath(name):
         raise ModelError(f"{argument}={name!r} must name a folder or a model, as text or Path")
 
 
 def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -> Path:
-    """The adapter's folder, made for this model as far as its own records tell.
+    """The adapter's folder, checked as far as possible to be made for this model.
 
     Raises:
         ModelError: peft or the adapter is missing, or it was made for another generation.
@@ -234,9 +216,9 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
     if not path.is_dir():
         if isinstance(adapter, os.PathLike) or not HUB_ID.fullmatch(adapter):
             raise ModelError(f"adapter {os.fspath(adapter)!r} is neither a folder nor a hub id")
-        cached = [cached_folder(adapter, hub) for hub in HUBS]
-        whole = [each for each in cached if each and (each / WEIGHTS).is_file()]
-        path = whole[0] if whole else download_model(adapter, ["adapter_*"])
+        cached = [cache for hub in HUBS if (cache := cached_folder(adapter, hub))]
+        complete = [cache for cache in cached if (cache / WEIGHTS).is_file()]
+        path = complete[0] if complete else download_model(adapter, ["adapter_*"])
     config = read_model_file(path / "adapter_config.json")
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"adapter {path} has no {WEIGHTS}; save or download it again")
@@ -255,19 +237,19 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
         name: of the adapter in the network.
 
     Raises:
-        ModelError: the weights do not belong to this network's layers, or not in these shapes, or
-            were trained beside other weights than the network's.
+        ModelError: the weights do not belong to this network's layers, have other shapes, or were
+            trained for a network with other weights.
     """
     from peft import PeftModel
 
     check_base(path, network, folder)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is refused below
+            warnings.simplefilter("ignore")  # its warnings are errors below
             is_first = not isinstance(network, PeftModel)
             attached = PeftModel.from_pretrained(network, path, name) if is_first else network
-            result = attached.load_adapter(path, name)  # says what it could not place
-    except Exception as error:  # peft has no family of errors
+            result = attached.load_adapter(path, name)  # lists the weights that do not fit
+    except Exception as error:  # peft raises any exception
         raise ModelError(
             f"adapter {path} does not fit {folder.name}: {one_line(error)}; load the model that "
             "it was made for"
@@ -282,29 +264,24 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
 
 
 def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
-    """An adapter of another generation often loads without a word; its own records tell."""
-    base = str(config.get("base_model_name_or_path") or "")
+    """An adapter of another generation often loads without an error; its config names its base."""
     made_for = family_of_adapter(config)
     if made_for not in (None, family):
+        base = config.get("base_model_name_or_path")
         raise ModelError(
-            f"adapter {path} was made for {base or made_for!r} ({made_for}), not for "
+            f"adapter {path} was made for {str(base or made_for)!r} ({made_for}), not for "
             f"{folder.name} ({family}); load the model that it was made for"
         )
 
 
 def family_of_adapter(config: dict) -> str | None:
-    """The family that an adapter was made for, as far as its ``adapter_config.json`` tells."""
+    """The family that an adapter was made for, or None if its config does not name one."""
     base = str(config.get("base_model_name_or_path") or "")
     mapping = config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    return _family_of_folder(Path(base)) or family_named(str(trained)) or family_named(base)
-
-
-def _family_of_folder(path: Path) -> str | None:
-    try:
-        return family_of(read_config(path), str(path))
-    except ModelError:
-        return None
+    with suppress(ModelError):
+        return family_of(read_config(Path(base)), base)
+    return family_named(str(trained)) or family_named(base)
 
 
 def family_named(name: str) -> str | None:

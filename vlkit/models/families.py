@@ -41,8 +41,6 @@ class Family:
 
 
 _PATCH_14 = ((4 * 28**2, 16_384 * 28**2),) * 2
-
-
 _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 
 
@@ -58,14 +56,14 @@ def family_of_name(name: str) -> str:
     """The family that a model's id names, such as ``Qwen/Qwen2.5-VL-7B-Instruct``.
 
     Raises:
-        ModelError: none can be told from it.
+        ModelError: the name does not show it.
     """
     for key, family in FAMILIES.items():
         if re.search(family.spelling, name.lower()):
             return key
     raise ModelError(
-        f"{name!r} is no folder, and no family can be told from its name; pass a folder or an id "
-        'like "Qwen/Qwen2.5-VL-7B-Instruct"'
+        f"{name!r} is not a folder, and its name does not show the model family; pass a folder or "
+        'an id like "Qwen/Qwen2.5-VL-7B-Instruct"'
     )
 
 
@@ -87,7 +85,7 @@ def family_of(config: dict, name: str) -> str:
         )
     known = [t for family in FAMILIES.values() for t in family.model_types]
     raise ModelError(
-        f"{name} has model_type={kind!r}, which is no vision model of this family; "
+        f"{name} has model_type={kind!r}, which is not a vision model of this family; "
         f"known types = {known}"
     )
 
@@ -97,8 +95,6 @@ Limits = tuple[float, float]  # fewest and most pixels
 
 # qwen_vl_utils.vision_process: VIDEO_MIN_TOKEN_NUM, VIDEO_MAX_TOKEN_NUM, and 90 % of MODEL_SEQ_LEN
 FRAME_TOKENS = (128, 768)
-
-
 CLIP_TOKENS = 128_000 * 0.9
 
 
@@ -109,8 +105,8 @@ class SizeRules:
     Attributes:
         patch_size: side of a patch in pixels; one token covers ``side`` = two patches squared.
         image_pixels: fewest and most pixels of a resized picture.
-        video_pixels: the same of its video processor (of a frame for patches of 14 pixels).
-        max_image_tokens: limit for every picture or frame without one of its own, or None.
+        video_pixels: the same for its video processor (per frame for patches of 14 pixels).
+        max_image_tokens: limit for every picture or frame without its own limit, or None.
     """
 
     patch_size: int
@@ -126,7 +122,7 @@ class SizeRules:
     def image_limits(self, image: Image | None = None) -> Limits:
         """The fewest and most pixels that a picture has after resizing.
 
-        A picture's own limits count before the model's (``max_image_tokens``), and these before
+        A picture's limits take precedence over the model's (``max_image_tokens``), and these over
         the processor's.
         """
         token = self.side**2
@@ -137,8 +133,8 @@ class SizeRules:
         if most:
             low, high = min(low, most), most
         if least := _pixels_of(image.min_tokens, token, image.min_pixels):
-            given = image.max_tokens or image.max_pixels
-            low, high = least, high if given else max(high, 2 * least)  # room for rounding up
+            has_most = image.max_tokens or image.max_pixels
+            low, high = least, high if has_most else max(high, 2 * least)  # room for rounding up
         return low, max(high, low)
 
     def image_size(self, size: Size, image: Image | None = None) -> Size:
@@ -149,22 +145,22 @@ class SizeRules:
     def frame_size(self, size: Size, count: int, video: Video | None = None) -> Size:
         """The (width, height) to which a clip's frames are resized, as qwen-vl-utils does it.
 
-        A frame has 128 to 768 tokens, fewer where the model's own processor says so, and an even
+        A frame has 128 to 768 tokens, fewer where the model's processor says so, and at most its
         share of 115,200 tokens for the clip; ``max_frame_tokens`` and ``max_image_tokens`` lower
         the limit.
 
         Args:
             size: (width, height) of the upright original.
             count: frames sampled.
-            video: with its own limit.
+            video: with its limit.
         """
         token = self.side**2
         low, high = FRAME_TOKENS[0] * token, FRAME_TOKENS[1] * token
-        own_low, own_high = self.video_pixels
-        # from Qwen3-VL on the processor's limits are for a clip; and what Qwen2-VL's and 2.5's
-        # repositories have, above 768 tokens, are those of pictures
-        if self.patch_size == 14 and own_high <= high:
-            low, high = min(low, own_low), own_high
+        least, most_of_processor = self.video_pixels
+        # from Qwen3-VL on the processor's limits are for a whole clip; and limits above 768 tokens,
+        # as in Qwen2-VL's and 2.5's repositories, are those of pictures
+        if self.patch_size == 14 and most_of_processor <= high:
+            low, high = min(low, least), most_of_processor
         share = CLIP_TOKENS * token / count * 2
         most_pixels: float = max(min(high, share), int(low * 1.05))
         most = (video and video.max_frame_tokens) or self.max_image_tokens
@@ -174,13 +170,14 @@ class SizeRules:
 
 
 def _pixels_of(tokens: int | None, token: int, pixels: int | None) -> int:
-    """One limit in pixels, given as tokens or as pixels, never under one token; 0 for none."""
+    """One limit in pixels, given as tokens or as pixels, at least one token; 0 for none."""
     return (tokens or 0) * token or (max(pixels, token) if pixels else 0)
 
 
 def rules_of_processor(processor: Any, family: str, max_image_tokens: int | None) -> SizeRules:
-    """The rules that a loaded processor keeps."""
-    picture, video = (_pixels(processor, name) for name in ("image_processor", "video_processor"))
+    """The rules of a loaded processor."""
+    sizes = processor.image_processor.size, processor.video_processor.size
+    picture, video = ((size["shortest_edge"], size["longest_edge"]) for size in sizes)
     return SizeRules(FAMILIES[family].patch_size, picture, video, max_image_tokens)
 
 
@@ -189,7 +186,7 @@ def published_rules(family: str, config: dict | None = None) -> SizeRules:
 
     Args:
         family: a key of ``FAMILIES``.
-        config: a ``preprocessor_config.json`` that goes before them.
+        config: a ``preprocessor_config.json`` that takes precedence.
     """
     known = FAMILIES[family]
     rules = SizeRules(known.patch_size, known.image_pixels, known.video_pixels)
@@ -202,16 +199,11 @@ def published_rules(family: str, config: dict | None = None) -> SizeRules:
     return replace(rules, image_pixels=(low, high), video_pixels=(low, high))
 
 
-def _pixels(processor: Any, name: str) -> tuple[int, int]:
-    size = getattr(processor, name).size
-    return size["shortest_edge"], size["longest_edge"]
-
-
 def fit_size(size: Size, side: int, limits: Limits, *, strictly: bool = False) -> Size:
     """The (width, height) to which the processor resizes, in multiples of ``side``.
 
-    A narrow or tiny picture may come out above the limit; ``strictly`` shrinks it further, its
-    shape given up where it must.
+    The result for a narrow or tiny picture may exceed the limit; ``strictly`` shrinks it further
+    and changes its shape where necessary.
     """
     low, high = limits
     width, height = smart_resize(size, side, low, high)

@@ -26,6 +26,11 @@ from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.files import read_json
 from vlkit.models.families import family_of
 
+Hub = Literal["auto", "huggingface", "modelscope"]
+
+HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
+PROBE_SECONDS = 5.0  # how long a hub may take to say whether it has a model
 NOT_NEEDED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 
 
@@ -45,13 +50,13 @@ def check_folder(path: Path) -> dict:
             "weight files are); run `vlkit download` again"
         )
     if not shards:
-        raise ModelError(f"{path} holds no safetensors weights{_instead_of_shards(path)}")
+        raise ModelError(f"{path} contains no safetensors weights{_explain_missing(path)}")
     for shard in shards:
         check_shard(shard)
     return config
 
 
-def _instead_of_shards(path: Path) -> str:
+def _explain_missing(path: Path) -> str:
     # where modelscope, huggingface_hub with local_dir, and its cache keep unfinished files
     places = (path, path / ".cache" / "huggingface" / "download", path.parent.parent / "blobs")
     if any(file for place in places for file in place.glob("*.incomplete")):
@@ -65,12 +70,12 @@ def _instead_of_shards(path: Path) -> str:
 def read_config(path: Path) -> dict:
     """A folder's ``config.json``. Raises ModelError where it is missing or broken."""
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise ModelError(f'{path} is an adapter, no model: vlkit.load(BASE, adapter="…")')
+        raise ModelError(f'{path} is an adapter, not a model: vlkit.load(BASE, adapter="…")')
     return read_model_file(path / "config.json")
 
 
 def read_model_file(file: Path) -> dict:
-    """The object in a model folder's JSON file. Raises ModelError where there is none."""
+    """The object in a model folder's JSON file. Raises ModelError."""
     if not file.is_file():
         raise ModelError(
             f"{file.parent} contains no {file.name}; check the path, or download it again"
@@ -85,12 +90,12 @@ def read_model_file(file: Path) -> dict:
 
 
 def _shards(path: Path) -> list[Path]:
-    """The weight files that a folder should hold."""
+    """The weight files that a folder should contain."""
     index = path / "model.safetensors.index.json"
-    found = sorted(path.glob("model*.safetensors"))
+    shards = sorted(path.glob("model*.safetensors"))
     if not index.is_file():
-        numbered = any(re.search(r"-of-\d+$", shard.stem) for shard in found)
-        return [index, *found] if numbered else found
+        is_numbered = any(re.search(r"-of-\d+$", shard.stem) for shard in shards)
+        return [index, *shards] if is_numbered else shards
     try:
         return [path / name for name in sorted(set(read_model_file(index)["weight_map"].values()))]
     except (KeyError, AttributeError, TypeError) as error:
@@ -101,7 +106,7 @@ def check_shard(shard: Path) -> None:
     """Compare a safetensors file's size with what its header promises; reads no tensor.
 
     Raises:
-        ModelError: the file is cut off or no safetensors file.
+        ModelError: the file is cut off, or not a safetensors file.
     """
     size = shard.stat().st_size
     try:
@@ -114,22 +119,10 @@ def check_shard(shard: Path) -> None:
         expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{shard} ({size:,} bytes) is no whole safetensors file ({error}); download it again"
+            f"{shard} ({size:,} bytes) is not a safetensors file ({error}); download it again"
         ) from error
     if size != expected:
         raise ModelError(f"{shard} has {size:,} of {expected:,} bytes; download it again")
-
-
-Hub = Literal["auto", "huggingface", "modelscope"]
-
-
-HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
-
-
-PROBE_SECONDS = 5.0  # how long a hub may take to say whether it has a model
-
-
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
 @dataclass(frozen=True)
@@ -138,9 +131,9 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
-        name: what the user called it.
+        name: as the user wrote it.
         hub: ``bundled``, ``local``, ``huggingface`` or ``modelscope``.
-        revision: the commit, branch or tag asked for, or None.
+        revision: the requested commit, branch or tag, or None.
         config: its ``config.json``.
     """
 
@@ -182,15 +175,15 @@ def find_model(
 
 
 def _find_on_hub(name: str, hubs: Sequence[str], revision: str | None) -> ModelFolder:
-    found = "it is neither a folder here nor in a hub's cache"
+    status = "it is neither a folder here nor in a hub's cache"
     for hub in hubs:
         path = cached_folder(name, hub, revision)
         try:
             if path is not None:
                 return ModelFolder(path, name, hub, revision, check_folder(path))
         except ModelError as error:
-            found = f"its download is unfinished ({error})"
-    hub = _first_answering(name, hubs, revision, found)
+            status = f"its download is unfinished ({error})"
+    hub = _first_answering(name, hubs, revision, status)
     path = _download(name, hub, revision)
     return ModelFolder(path, name, hub, revision, check_folder(path))
 
@@ -211,7 +204,7 @@ def download_model(
 ) -> Path:
     """Download a model, or some files of it, and verify its shards against the index.
 
-    A broken download goes on where it stopped.
+    An interrupted download is resumed.
 
     Args:
         name: hub id, ``owner/name``.
@@ -221,13 +214,13 @@ def download_model(
         local_dir: the folder to fill; the hub's own cache where None.
 
     Returns:
-        The folder that holds the files.
+        The folder with the files.
 
     Raises:
-        ModelError: no hub answers, the model or a file is not there, or the download broke off.
+        ModelError: no hub answers, the model or a file does not exist, or the download failed.
     """
     if not HUB_ID.fullmatch(name):
-        raise ModelError(f"{name!r} is no hub id; expected owner/name")
+        raise ModelError(f"{name!r} is not a hub id; expected owner/name")
     answering = _first_answering(name, _hubs(hub), revision, "nothing was downloaded")
     path = _download(name, answering, revision, patterns, local_dir)
     if not patterns:
@@ -235,7 +228,7 @@ def download_model(
     files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
     for pattern in patterns:
         if not fnmatch.filter(files, pattern):
-            raise ModelError(f"{name} on {HUBS[answering]} holds no {pattern!r}; check its name")
+            raise ModelError(f"{name} on {HUBS[answering]} has no {pattern!r}; check its name")
     return path
 
 
@@ -253,15 +246,15 @@ def _download(name: str, hub: str, revision: str | None, patterns=(), local_dir=
             local_dir=os.fspath(local_dir) if local_dir else None,
             cache_dir=str(_cache(hub)),
         )
-    except Exception as error:  # each hub has its own family of errors
+    except Exception as error:  # each hub has other exceptions
         raise ModelError(_explain_download(name, hub, revision, error)) from error
     return Path(path)
 
 
 def _explain_download(name: str, hub: str, revision: str | None, error: Exception) -> str:
     kind = type(error).__name__
-    responses = [getattr(each, "response", None) for each in (error, error.__cause__)]
-    status = next((each.status_code for each in responses if each is not None), None)
+    responses = [getattr(e, "response", None) for e in (error, error.__cause__)]
+    status = next((r.status_code for r in responses if r is not None), None)
     login = "`hf auth login`" if hub == "huggingface" else "`modelscope login`"
     if "Gated" in kind or status == 403:
         advice = f"accept its licence on the hub's page and log in ({login})"
@@ -270,14 +263,14 @@ def _explain_download(name: str, hub: str, revision: str | None, error: Exceptio
     elif "RepositoryNotFound" in kind or status in (401, 404):
         advice = f"check the id and the revision, try the other hub, or log in ({login})"
     elif getattr(error, "errno", None) == errno.ENOSPC:
-        advice = "make room, or choose another disk with --local-dir"
+        advice = "free some space, or choose another disk with --local-dir"
     else:
-        advice = "try again: it goes on where it stopped"
+        advice = "try again: it continues where it stopped"
     return f"{name} could not be downloaded from {HUBS[hub]} ({one_line(error)}); {advice}"
 
 
 def cached_folder(name: str, hub: str, revision: str | None = None) -> Path | None:
-    """The snapshot in a hub's cache, complete or not; reads no library and no network.
+    """The snapshot in a hub's cache, complete or not; uses neither the hub's library nor a network.
 
     Layouts: ``models--owner--name/{refs,snapshots}`` (huggingface_hub), and of modelscope
     ``models/owner--name/snapshots/revision``, before its release 1.38 ``models/owner/name``.
@@ -290,7 +283,7 @@ def cached_folder(name: str, hub: str, revision: str | None = None) -> Path | No
     else:
         cache = _cache(hub)
         snapshots = cache / "models" / name.replace("/", "--") / "snapshots"
-        folders = [snapshots / each for each in ([revision] if revision else ["master", "main"])]
+        folders = [snapshots / ref for ref in ([revision] if revision else ["master", "main"])]
         if revision is None:
             owner, short = name.split("/")
             older = Path("models", owner, short.replace(".", "___"))
@@ -306,18 +299,18 @@ def _cache(hub: str) -> Path:
     return Path(constants.HF_HUB_CACHE if hub == "huggingface" else modelscope).expanduser()
 
 
-def _first_answering(name: str, hubs: Sequence[str], revision: str | None, found: str) -> str:
-    """The hub that first says that it has the model, else one that answered at all.
+def _first_answering(name: str, hubs: Sequence[str], revision: str | None, before: str) -> str:
+    """The first hub that says it has the model, otherwise one that answered at all.
 
     Raises:
-        ModelError: after ``PROBE_SECONDS`` without any answer; says what was ``found`` before.
+        ModelError: after ``PROBE_SECONDS`` without any answer; ``before`` says what was tried.
     """
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def ask(hub: str) -> None:
         answers.put((hub, _probe(name, hub, revision)))
 
-    for hub in hubs:  # daemons: a name server that never answers must not hold up the exit
+    for hub in hubs:  # daemons: a name server that never answers must not delay the exit
         threading.Thread(target=ask, args=(hub,), daemon=True).start()
     deadline = time.monotonic() + PROBE_SECONDS
     statuses: dict[str, int | None] = {}
@@ -330,15 +323,15 @@ def _first_answering(name: str, hubs: Sequence[str], revision: str | None, found
     answered = [hub for hub in hubs if statuses.get(hub)]
     if not answered:
         raise ModelError(
-            f"{name}: {found}, and {' and '.join(HUBS[hub] for hub in hubs)} did not answer; check "
-            f"the network, or run `vlkit download {name} --local-dir DIR` where there is one, copy "
-            "DIR here and load it by its path"
+            f"{name}: {before}, and {' and '.join(HUBS[hub] for hub in hubs)} did not answer; "
+            f"check the network, or run `vlkit download {name} --local-dir DIR` on another "
+            "machine, copy DIR here and load it by its path"
         )
     return min(answered, key=lambda hub: statuses[hub] == 404)
 
 
 def _probe(name: str, hub: str, revision: str | None) -> int | None:
-    """The HTTP status with which a hub answers for a model; None where it does not answer."""
+    """The HTTP status of a hub's answer for a model; None where it does not answer."""
     from huggingface_hub import constants
 
     if hub == "huggingface" and constants.HF_HUB_OFFLINE:
@@ -364,17 +357,17 @@ def _probe(name: str, hub: str, revision: str | None) -> int | None:
 def available_models() -> dict[str, Path]:
     """The models that :func:`vlkit.load` finds on this machine by name, and their folders.
 
-    "tiny", and the family's whole models in the hubs' caches, each at its main revision.
+    "tiny", and the complete models of the family in the hubs' caches, at their main revisions.
     """
-    found = {"tiny": bundled_path("tiny-qwen2-vl")}
+    folders = {"tiny": bundled_path("tiny-qwen2-vl")}
     for hub in HUBS:
         for name in sorted(_cached_names(hub)):
             with suppress(ModelError, OSError):
                 path = cached_folder(name, hub)
-                if path and name not in found:
+                if path and name not in folders:
                     family_of(check_folder(path), name)
-                    found[name] = path
-    return found
+                    folders[name] = path
+    return folders
 
 
 def _cached_names(hub: str) -> set[str]:

@@ -29,19 +29,18 @@ if TYPE_CHECKING:
 HOSTED = {"openai": "vlkit.remote.model", "dashscope": "vlkit.remote.model"}
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-
-
-_ROOM = 1.4  # memory over the weights': cache and activations
-
-
-_QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # weights over the stored ones, embeddings kept whole
-
-
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
+QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
+_ROOM = 1.4  # memory needed over that of the weights: also cache and activations
+_QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # size over that of the stored weights
 
 
 def network_options(
-    folder: ModelFolder, device: str, dtype: str, attn: str, quantize: str | None
+    folder: ModelFolder,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str = "auto",
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """Options for ``from_pretrained``; see :func:`vlkit.load`. Raises ModelError."""
     device = _choose_device(device)
@@ -133,9 +132,6 @@ def _quantization(quantize: str, dtype: Any):
     )
 
 
-QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
-
-
 class Model(Protocol):
     """What a model on this machine (:class:`VLM`) and a hosted one share.
 
@@ -144,7 +140,7 @@ class Model(Protocol):
     Attributes:
         name: what the model was called when it was loaded.
         family: a key of ``FAMILIES``.
-        processor: its transformers processor; None where its tokenizer is not at hand.
+        processor: its transformers processor; None where its tokenizer is not on this machine.
         adapter: the adapter's folder, or None.
         chosen_by: the settings file or variable that named the model, or None.
     """
@@ -179,7 +175,7 @@ class Model(Protocol):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no file may hold."""
+        """Texts that no file may contain, such as a key."""
 
     @property
     def scores_tokens(self) -> bool:
@@ -192,10 +188,10 @@ class Model(Protocol):
         """The same model with another limit for its pictures."""
 
     def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
-        """What so many tokens cost, in the currency of its prices; None without prices."""
+        """The price of these tokens, in the currency of its prices; None without prices."""
 
     def memory_cost(self) -> Cost | None:
-        """Bytes that a prompt needs, the weights included; None where they are not ours."""
+        """Bytes that a prompt needs, the weights included; None where it runs elsewhere."""
 
     def answer(
         self,
@@ -224,7 +220,7 @@ class Model(Protocol):
         """(index, Reply or Failure) of many conversations, each as it finishes."""
 
     def spoken(self, raw: str) -> str:
-        """An answer as a conversation remembers it."""
+        """An answer as it stays in a conversation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +269,7 @@ class VLM:
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """What it was loaded with that its answers depend on, for code that loads it again."""
+        """The options that its answers depend on, for code that loads it again."""
         options = {"adapter": self.adapter, "max_image_tokens": self.max_image_tokens}
         return {name: value for name, value in options.items() if value is not None}
 
@@ -281,13 +277,13 @@ class VLM:
     def identity(self) -> list[Any]:
         """What an answer depends on besides the question; values for JSON.
 
-        Settings are read each time; the weights' sums only after one of them was written to.
+        Settings are read each time; the weights only after one of them has changed.
         """
         return model_identity(self)
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no file may hold: nothing, for a model on this machine."""
+        """Texts that no file may contain: none, for a model on this machine."""
         return ()
 
     @property
@@ -303,7 +299,7 @@ class VLM:
         return replace(self, max_image_tokens=max_image_tokens)
 
     def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
-        """What so many tokens cost in money: None."""
+        """The price of these tokens: None."""
         return None
 
     def memory_cost(self) -> Cost | None:
@@ -331,7 +327,7 @@ class VLM:
         return answer_rows_here(self, conversations, indices, settings, tally)
 
     def spoken(self, raw: str) -> str:
-        """An answer as it is remembered in a conversation, without the token that ends it."""
+        """An answer as it stays in a conversation, without the token that ends it."""
         return raw.removesuffix(self.processor.tokenizer.eos_token or "")
 
     def __repr__(self) -> str:
@@ -370,7 +366,7 @@ def load(
         revision: commit, branch or tag; pin it for results that others can repeat.
         device: ``"auto"`` takes the freest GPU, or all where one does not suffice; else Apple's,
             else the CPU.
-        dtype: ``"auto"`` is the checkpoint's own on a GPU and float32 on a CPU; or ``"bfloat16"`` …
+        dtype: ``"auto"`` is the checkpoint's on a GPU and float32 on a CPU; or ``"bfloat16"`` …
         attn: ``"auto"`` is flash attention where it is installed and fits, else sdpa.
         quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes (``pip install "vlkit[quant]"``).
         adapter: folder or hub id of a PEFT adapter made for this model.
@@ -391,19 +387,20 @@ def load(
     if quantize not in (None, "4bit", "8bit"):
         raise ModelError(f'quantize={quantize!r} is unknown; choose "4bit", "8bit" or None')
     check_whole("max_image_tokens", max_image_tokens, 1, optional=True, kind=ModelError)
-    here = {"hub": (hub, "auto"), "revision": (revision, None), "device": (device, "auto"),
-            "dtype": (dtype, "auto"), "attn": (attn, "auto"), "quantize": (quantize, None),
-            "adapter": (adapter, None)}  # fmt: skip
+    options: dict[str, Any] = {
+        "hub": hub, "revision": revision, "device": device, "dtype": dtype, "attn": attn,
+        "quantize": quantize, "adapter": adapter,
+    }  # fmt: skip
     if prefix := hosted_prefix(model):
-        _refuse_options(model, here)
+        if given := [name for name, value in options.items() if value not in ("auto", None)]:
+            raise RemoteError(
+                f"{given[0]}= is for models on this machine; {model} runs on its service"
+            )
         remote = import_module(HOSTED[prefix])
         return remote.load_remote(model, max_image_tokens=max_image_tokens, **hosted)
     if hosted:
         _refuse_hosted(model, next(iter(hosted)))
-    return load_here(
-        model, hub=hub, revision=revision, device=device, dtype=dtype, attn=attn,
-        quantize=quantize, adapter=adapter, max_image_tokens=max_image_tokens,
-    )  # fmt: skip
+    return load_here(model, max_image_tokens=max_image_tokens, **options)
 
 
 def hosted_prefix(model: Any) -> str | None:
@@ -423,17 +420,14 @@ def load_here(
     *,
     hub: Hub = "auto",
     revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    attn: str = "auto",
-    quantize: Literal["4bit", "8bit"] | None = None,
     adapter: str | os.PathLike | None = None,
     max_image_tokens: int | None = None,
+    **network_settings: Any,
 ) -> VLM:
-    """:func:`load` of a model on this machine."""
+    """:func:`load` for a model on this machine; see :func:`network_options` for other options."""
     folder = find_model(model, hub=hub, revision=revision)
     family = family_of(folder.config, folder.name)
-    options = network_options(folder, device, dtype, attn, quantize)
+    options = network_options(folder, **network_settings)
     adapter_path = None if adapter is None else find_adapter(adapter, folder, family)
     processor = load_processor(folder)
     network = _load_network(folder, options)
@@ -442,13 +436,6 @@ def load_here(
     name = None if adapter is None else os.fspath(adapter)
     leave_busy_cores(network)
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
-
-
-def _refuse_options(model: Any, here: dict[str, tuple]) -> None:
-    if given := [name for name, (value, default) in here.items() if value != default]:
-        raise RemoteError(
-            f"{given[0]}= is for models on this machine; {model} runs as its service has it"
-        )
 
 
 def _load_network(folder: ModelFolder, options: dict[str, Any]):
@@ -488,37 +475,37 @@ def _check_loaded(path: Path, info: dict) -> None:
     wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if wrong:
         raise ModelError(
-            f"{path}: {len(wrong)} weights are missing or of other shapes than config.json says "
+            f"{path}: {len(wrong)} weights are missing or have other shapes than in config.json "
             f"({wrong[0]} …) and would be random; download the model again"
         )
     if unused := sorted(info["unexpected_keys"]):
         warnings.warn(
-            f"{path}: {len(unused)} weights have no place in the model that config.json describes "
-            f"({unused[0]} …) and are left out",
+            f"{path}: {len(unused)} weights do not belong to the model that config.json describes "
+            f"({unused[0]} …) and are ignored",
             stacklevel=6,
         )
 
 
 @contextmanager
 def _quiet_loading(path: Path):
-    """No progress bar for a small model; no report of the weights: `_check_loaded` tells it."""
+    """No progress bar for a small model, and no report of weights: `_check_loaded` makes one."""
     from transformers.utils import logging as transformers_logging
 
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     hide_bar = size <= QUIET_BYTES and transformers_logging.is_progress_bar_enabled()
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
+    logger.addFilter(_is_not_report)
     if hide_bar:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_report)
+        logger.removeFilter(_is_not_report)
         if hide_bar:
             transformers_logging.enable_progress_bar()
 
 
-def _is_no_report(record: logging.LogRecord) -> bool:
+def _is_not_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
@@ -533,7 +520,7 @@ def load_processor(folder: ModelFolder):
     except Exception as error:  # as above
         raise ModelError(
             f"{folder.path} has no usable processor ({one_line(error)}); it needs the "
-            "tokenizer and preprocessor files of the original model beside the weights"
+            "tokenizer and preprocessor files of the original model next to the weights"
         ) from error
     if not getattr(processor, "chat_template", None):
         raise ModelError(f"{folder.path} has no chat template; copy chat_template.jinja into it")
@@ -542,5 +529,5 @@ def load_processor(folder: ModelFolder):
 
 
 def base_model(vlm: VLM) -> Any:
-    """The transformers model, out of an adapter's wrapper; its layers keep the adapter."""
+    """The transformers model without an adapter's wrapper; its layers keep the adapter."""
     return vlm.model.get_base_model() if hasattr(vlm.model, "get_base_model") else vlm.model

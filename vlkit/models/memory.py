@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model needs, in bytes.
+    """The memory that a model needs, in bytes.
 
     Attributes:
         weights: of all parameters.
         cache_per_token: keys and values of one token.
-        pixels_per_patch: the pixels of one patch, held throughout.
-        vision_per_patch: the vision tower's peak for one patch.
+        pixels_per_patch: the pixels of one patch, kept throughout.
+        vision_per_patch: the vision encoder's peak for one patch.
         language_per_token: the language model's peak for one prompt token.
-        held: what of the weights is in memory already.
+        held: the part of the weights that is in memory already.
     """
 
     weights: int
@@ -40,10 +40,10 @@ class Memory:
     Attributes:
         weights: the model's parameters.
         cache: keys and values of all tokens.
-        activations: the pixels, and the vision tower's or the language model's peak, whichever
+        activations: the pixels, and the vision encoder's or the language model's peak, whichever
             is larger.
-        available: free on this machine, what the model itself holds included.
-        place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
+        available: free memory of this machine, the model's weights included.
+        place: ``"GPU"`` or ``"RAM"``: where ``available`` is.
         factor: how much more the model takes there: on a CPU it runs in float32.
     """
 
@@ -56,23 +56,23 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The sum, in the model's own type."""
+        """The sum, in the model's type."""
         return self.weights + self.cache + self.activations
 
     @property
     def fits(self) -> bool:
-        """Whether it fits what is free on this machine."""
+        """Whether it fits into this machine's free memory."""
         return self.total * self.factor <= self.available
 
 
 def count_cost(config: Any, weights: int, *, value_bytes: int = 2, held: int = 0) -> Cost:
     """Bytes for a patch and for a token, from the widest moment of one transformer layer.
 
-    For each patch the vision tower holds 20 values of its width: the residual, its norm, queries,
+    For each patch the vision encoder keeps 20 values of its width: the residual, its norm, queries,
     keys and values, and queries and keys rotated in float32. For each token the language model
-    holds 5 of its width beside 3 of the MLP's (or 8 of the heads', if that is more). Attention
-    scores are never held whole (sdpa, flash attention), and logits are of the last token alone.
-    Of the peaks measured with real layers the estimate is 1.0 to 1.2 times.
+    keeps 5 of its width and 3 of the MLP's (or 8 of the heads', if that is more). Attention
+    scores are never kept whole (sdpa, flash attention), and logits are of the last token only.
+    The estimate is 1.0 to 1.2 times the peaks measured with real layers.
 
     Args:
         config: a transformers config of the family.
@@ -99,7 +99,7 @@ def count_cost(config: Any, weights: int, *, value_bytes: int = 2, held: int = 0
 
 
 def estimate_memory(cost: Cost, *, patches: int, prompt_tokens: int, new_tokens: int) -> Memory:
-    """The memory for a prompt with so many patches of pictures and frames, and its answer."""
+    """The memory for a prompt with this many patches of pictures and frames, and its answer."""
     available, place = available_memory()
     peak = max(cost.vision_per_patch * patches, cost.language_per_token * prompt_tokens)
     return Memory(
@@ -113,7 +113,7 @@ def estimate_memory(cost: Cost, *, patches: int, prompt_tokens: int, new_tokens:
 
 
 def available_memory() -> tuple[int, str]:
-    """Free bytes of all GPUs together, or of the main memory where there is none."""
+    """Free bytes of all GPUs together, or of the main memory without a GPU."""
     import psutil
     import torch
 
@@ -125,10 +125,10 @@ def available_memory() -> tuple[int, str]:
 
 
 def return_freed_memory() -> None:
-    """Give the system what the C library keeps of memory that was freed (glibc; else nothing).
+    """Return freed memory that the C library still keeps to the system (glibc; else nothing).
 
-    Tensors of many sizes leave gaps on its heap that it holds for later, so that a process which
-    answers for days seems to grow.
+    Tensors of many sizes leave gaps on its heap that it keeps for later, so a process that runs
+    for days seems to grow.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
@@ -136,7 +136,7 @@ def return_freed_memory() -> None:
 
 
 def mlp_width(text: Any) -> int:
-    """The MLP's width; of a mixture, that of the experts which work on one token."""
+    """The MLP's width; of a mixture of experts, the width of those that work on one token."""
     experts = getattr(text, "num_experts_per_tok", None)
     if not experts:
         return text.intermediate_size
@@ -163,12 +163,12 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What a model of one shape occupies, in bytes.
+    """The memory of a model of one shape, in bytes.
 
     Attributes:
         parameters: their number.
         bfloat16: weights at two bytes each.
-        four_bit: weights with every linear layer but the last in NF4 (a float32 scale per 64
+        four_bit: weights with all linear layers except the last in NF4 (a float32 scale per 64
             values), the rest in bfloat16, as ``quantize="4bit"`` loads them.
         cache_per_token: keys and values of one token in bfloat16.
     """
@@ -194,11 +194,9 @@ def count_memory(name: str) -> ModelMemory:
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and path != "lm_head"
     )
-    text = config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache_bytes = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head
     four_bit = 2 * (total - linear) + linear // 2 + linear // 16
-    return ModelMemory(total, 2 * total, four_bit, cache_bytes)
+    cache_per_token = count_cost(config, 2 * total).cache_per_token
+    return ModelMemory(total, 2 * total, four_bit, cache_per_token)
 
 
 def build_config(name: str):
@@ -231,7 +229,7 @@ def build_config(name: str):
 def memory_table() -> pandas.DataFrame:
     """Weights and cache of the family's models in GB (10⁹ bytes), counted from their shapes.
 
-    Beside these a run needs activations: one to a few GB for pictures of ordinary size.
+    A run also needs activations: one to a few GB for pictures of ordinary size.
     """
     import pandas
 

@@ -10,20 +10,13 @@ from threading import Event
 from typing import Any
 
 from vlkit.generation.reply import Reply, Usage
-from vlkit.inputs import estimate_text
-from vlkit.media.image import DeferredImages
-from vlkit.media.video import DeferredClips
+from vlkit.inputs import defer_media, estimate_text
 from vlkit.remote.client import TRIES_AGAIN, RawAnswer, ask, run
 from vlkit.remote.request import Request, make_request
 from vlkit.remote.services import Endpoint
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
-
-
-_SPECIAL_BEGUN = re.compile(r"<(\|\w*\|?)?$")
-
-
-_REASONS = {"stop": "stop", "length": "length", "cancelled": "cancelled"}
+_SPECIAL_START = re.compile(r"<(\|\w*\|?)?$")  # at the end of a piece
 
 
 def answer_remotely(
@@ -37,15 +30,15 @@ def answer_remotely(
     """Ask a remote model.
 
     Args:
-        remote: whom.
+        remote: the model.
         messages: checked.
         options: from :func:`vlkit.generation.generate.generation_options`.
         seed: for sampling.
-        put: is given each piece of text as it comes.
-        stopped: set it to close the connection; the Reply holds what has come.
+        put: called with each piece of text as it comes.
+        stopped: set it to close the connection; the Reply has the text up to there.
 
     Raises:
-        RemoteError: what the service refuses, in one line.
+        RemoteError: the service refuses, or cannot be reached.
         MediaError, VlkitError: as with a model on this machine.
     """
     start, answer = time.perf_counter(), RawAnswer()
@@ -59,26 +52,24 @@ def answer_remotely(
 
 
 class TextPieces:
-    """Hands on text without its special tokens, also where one is cut between two pieces."""
+    """Passes text on without special tokens, also where one is split between two pieces."""
 
     def __init__(self, put: Callable[[str], None]):
         self._put, self._held = put, ""
 
     def __call__(self, piece: str) -> None:
         text = _SPECIAL.sub("", self._held + piece)
-        begun = _SPECIAL_BEGUN.search(text)
-        cut = begun.start() if begun else len(text)
-        self._held = text[cut:]
-        self._hand_on(text[:cut])
+        token_start = _SPECIAL_START.search(text)
+        end = token_start.start() if token_start else len(text)
+        self._held = text[end:]
+        if end:
+            self._put(text[:end])
 
     def end(self) -> None:
-        """Hand on what was held back."""
-        self._hand_on(self._held)
+        """Pass on what was held back."""
+        if self._held:
+            self._put(self._held)
         self._held = ""
-
-    def _hand_on(self, text: str) -> None:
-        if text:
-            self._put(text)
 
 
 def make_reply(
@@ -87,57 +78,52 @@ def make_reply(
     """The Reply of an answer.
 
     Args:
-        remote: who answered.
-        request: what was asked.
-        answer: what came.
-        start: of ``time.perf_counter``, when it was asked.
-        keep: whether the Reply holds its pictures, or reads them again when they are looked at.
+        remote: the model.
+        request: the question.
+        answer: the service's response.
+        start: the time of the question, by ``time.perf_counter``.
+        keep: whether the Reply keeps its pictures, or reads them again when they are used.
     """
     content, reasoning = "".join(answer.content), "".join(answer.reasoning)
     raw = f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
-    usage = _usage(remote, request, answer)
-    images: Any = tuple(request.images)
-    clips: Any = tuple(request.clips)
+    usage, reason = _usage(remote, request, answer), answer.finish_reason
+    media: tuple[Any, Any] = tuple(request.images), tuple(request.clips)
     if not keep:
-        images = DeferredImages(request.pictures, [image.size for image in request.images])
-        sizes = [(clip.info.size, clip.frame_size) for clip in request.clips]
-        clips = DeferredClips(request.videos, sizes)
+        media = defer_media(request)
     return Reply(
-        text=_SPECIAL.sub("", request.begun + content),
-        raw=request.begun + raw,
+        text=_SPECIAL.sub("", request.prefill + content),
+        raw=request.prefill + raw,
         usage=usage,
         seconds=time.perf_counter() - start,
         family=remote.family,
-        images=images,
+        images=media[0],
         input_sizes=request.input_sizes,
-        clips=clips,
-        finish_reason=_REASONS.get(answer.finish_reason, "stop"),
+        clips=media[1],
+        finish_reason=reason if reason in ("length", "cancelled") else "stop",
         cost=remote.cost(usage.prompt_tokens, usage.new_tokens),
     )
 
 
 def _usage(remote: Endpoint, request: Request, answer: RawAnswer) -> Usage:
-    """The service's own counts; where it gave none, as of a stopped answer, estimates."""
+    """The service's counts; estimates where it gives none, as for a stopped answer."""
     image = sum(w * h // remote.rules.side**2 for w, h in request.input_sizes)
     frames = [(clip.frame_size, (len(clip.indices) + 1) // 2) for clip in request.clips]
     video = sum(w * h // remote.rules.side**2 * steps for (w, h), steps in frames)
-    told = answer.usage
-    counts: list[Any] = [
-        getattr(told, name, None) for name in ("prompt_tokens", "completion_tokens")
-    ]
+    names = ("prompt_tokens", "completion_tokens")
+    counts: list[Any] = [getattr(answer.usage, name, None) for name in names]
     if not all(isinstance(count, int) for count in counts):  # a service may send anything
         text = estimate_text(request.messages, remote.family, [()] * len(request.clips))
         new = max(answer.pieces, sum(map(len, answer.content)) // 4)
         return Usage(image, video, text + image + video, new)
-    details = getattr(told, "prompt_tokens_details", None)
+    details = getattr(answer.usage, "prompt_tokens_details", None)
     media = (getattr(details, name, None) for name in ("image_tokens", "video_tokens"))
-    counted, moving = (count if isinstance(count, int) else None for count in media)
-    _compare(remote, counted, image, len(request.images))
-    return Usage(counted or image, moving or video, *counts)
+    image_count, video_count = (count if isinstance(count, int) else None for count in media)
+    _compare(remote, image_count, image, len(request.images))
+    return Usage(image_count or image, video_count or video, *counts)
 
 
 def _compare(remote: Endpoint, counted: int | None, sent: int, pictures: int) -> None:
-    """Say so where the service saw pictures of another size: boxes in pixels would be off."""
+    """Warn where the service saw pictures of another size: boxes in pixels would be off."""
     if counted and pictures and abs(counted - sent) > max(2 * pictures, 0.02 * sent):
         warnings.warn(
             f"{remote.name} counts {counted:,} image tokens, vlkit sent {sent:,}: it resizes "

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -58,7 +59,7 @@ class ErrorSource:
     """Which model at which service, for error messages.
 
     Attributes:
-        model: what the service calls it.
+        model: its name at the service.
         base_url: the endpoint.
         service: the kind of service.
         timeout: seconds that an answer may take.
@@ -73,23 +74,20 @@ class ErrorSource:
     key: str = field(repr=False)
     served: Sequence[str] = ()
 
-    def error(self, text: str, *, fatal: bool = False) -> RemoteError:
-        """An error that names the model and the address."""
-        return RemoteError(f"{self.model} at {self.base_url}: {self.hide_keys(text)}", fatal=fatal)
-
     def problem(self, text: str, *, fatal: bool = False, **kind: Any) -> ServiceProblem:
-        """A problem with such an error; ``kind``: fields of ServiceProblem."""
-        return ServiceProblem(self.error(text, fatal=fatal), **kind)
+        """A problem with an error that names the model; ``kind``: fields of ServiceProblem."""
+        text = f"{self.model} at {self.base_url}: {self.hide_keys(text)}"
+        return ServiceProblem(RemoteError(text, fatal=fatal), **kind)
 
     def hide_keys(self, text: str) -> str:
-        """The text without the key, and without anything that looks like one."""
+        """The text without the key, and without anything that looks like a key."""
         if self.key != NO_KEY:
             text = text.replace(self.key, "…")
         return _SECRET.sub("…", text)
 
 
 def describe_problem(error: Exception, source: ErrorSource) -> ServiceProblem:
-    """What an exception of the openai package, or of the packages that it uses, means."""
+    """The problem behind an exception of the openai package, or of packages that it uses."""
     import openai
 
     if isinstance(error, openai.APITimeoutError | TimeoutError):
@@ -175,18 +173,13 @@ def _describe_busy(error: Any, status: int, reason: str, source: ErrorSource) ->
 
 
 def retry_after(headers: Any) -> float | None:
-    """The seconds that a ``Retry-After`` header, a number or a date, asks to wait."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
+    """The seconds to wait in a ``Retry-After`` header, which is a number or a date."""
+    value = headers.get("retry-after", "")
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with suppress(TypeError, ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+    return None
 
 
 def _service_message(error: Any) -> str:
@@ -210,7 +203,7 @@ _TICK = 0.05  # seconds between two checks of whether to stop
 
 @dataclass
 class RawAnswer:
-    """What has arrived of an answer; complete if ``finish_reason`` is not ``"cancelled"``."""
+    """The parts of an answer so far; complete if ``finish_reason`` is not ``"cancelled"``."""
 
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -277,7 +270,7 @@ def error_source(remote: Endpoint) -> ErrorSource:
 
 
 def list_models(client: Any, base_url: str, service: Service, model: str) -> dict[str, dict]:
-    """What an endpoint says about its models, by name; empty if it has no such list.
+    """An endpoint's list of its models, by name; empty if it has no such list.
 
     Raises:
         RemoteError: the endpoint cannot be reached, or refuses the key.
@@ -294,7 +287,7 @@ async def _list_models(client: Any, source: ErrorSource) -> tuple[dict, ServiceP
         async with asyncio.timeout(source.timeout):
             page = await client.models.list()
         return {entry.id: entry.model_dump() for entry in page.data}, None
-    except Exception as error:  # of any library: it becomes one line
+    except Exception as error:  # of any library
         return {}, describe_problem(error, source)
 
 
@@ -311,7 +304,7 @@ async def ask(
     Args:
         remote: the endpoint.
         body: fields of the request.
-        answer: is filled; if the task is cancelled, it holds what has arrived.
+        answer: is filled; if the task is cancelled, it has the parts that arrived.
         put: receives each piece of text.
         patience: seconds for which a failed connection is tried again.
         retries: how often a request is sent again that the service refused for now (429, 5xx).
@@ -331,20 +324,18 @@ async def ask(
         else:
             give_up = tries > retries
         if give_up or started or not problem.retry:
-            raise problem.error if tries == 1 or started else _after_tries(problem.error, tries)
+            if tries == 1 or started:
+                raise problem.error
+            raise RemoteError(f"{problem.error} (tried {tries} times)", fatal=problem.error.fatal)
         answer.clear()
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.8, 1.1)
         await asyncio.sleep(pause if problem.wait is None else problem.wait)
 
 
-def _after_tries(error: RemoteError, tries: int) -> RemoteError:
-    return RemoteError(f"{error} (tried {tries} times)", fatal=error.fatal)
-
-
 async def _try(
     remote: Endpoint, body: dict, answer: RawAnswer, put: Any, source: ErrorSource
 ) -> ServiceProblem | None:
-    """None if it is answered. No exception leaves: those of clients may contain the key."""
+    """None if it is answered. Raises nothing: exceptions of clients may contain the key."""
     try:
         if put is None and not remote.service.streams:
             await _ask_whole(remote, body, answer)
@@ -405,7 +396,7 @@ def run(work: Coroutine, stopped: threading.Event | None = None) -> Any:
         while not concurrent.futures.wait([future], timeout=_TICK).done:
             if stopped is not None and stopped.is_set():
                 future.cancel()
-                ended.wait(1.0)  # after this, the answer does not change any more
+                ended.wait(1.0)  # afterwards the answer no longer changes
                 return None
         return future.result()
     except BaseException:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
-from vlkit.errors import RemoteError, VlkitError
+from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
 from vlkit.generation.reply import Failure, Reply
 from vlkit.generation.rows import Settings, Tally
 from vlkit.remote.answer import answer_remotely, make_reply
@@ -29,11 +29,8 @@ from vlkit.remote.services import (
     service_at,
 )
 
-LATER_PATIENCE = 120.0  # seconds for which a connection is tried that has worked before
-
-
-_TICK = 0.1  # seconds between two looks at whether to stop
-
+LATER_PATIENCE = 120.0  # seconds for which a connection that has worked before is tried again
+_TICK = 0.1  # seconds between two checks of whether to stop
 
 Row = tuple[int, Reply | Failure]
 
@@ -47,8 +44,8 @@ def answer_rows_remotely(
 ) -> Generator[Row, None, None]:
     """(index, result) of each row as it finishes; closing it closes all connections.
 
-    Once the key, the model's name or the network is known to be wrong, the rows that are left
-    fail with the same line and are not sent.
+    Once the key, the model's name or the network has failed, the remaining rows fail with the same
+    error and are not sent.
     """
     capacity = min(settings.batch_size or remote.concurrency, len(indices))
     tally.batch_size = capacity
@@ -65,7 +62,7 @@ def answer_rows_remotely(
 
 @dataclass
 class _State:
-    """What the workers of a batch share; they all run on the event loop."""
+    """The common state of a batch's workers, which all run on the event loop."""
 
     remote: Endpoint
     conversations: Sequence[Any]
@@ -83,7 +80,7 @@ def _next_row(state: _State, future: concurrent.futures.Future, settings: Settin
             return state.finished.get(timeout=_TICK)
         except queue.Empty:
             if future.done() and state.finished.empty():
-                future.result()  # raises what ended the workers
+                future.result()  # raises the error that ended the workers
 
 
 def _count(result: Reply | Failure, tally: Tally) -> None:
@@ -108,11 +105,9 @@ async def _work(state: _State) -> None:
 
 async def _answer(state: _State, index: int) -> Reply | Failure:
     settings, answer, start = state.settings, RawAnswer(), time.perf_counter()
-    seed = None if settings.seed is None else settings.seed + index
+    facts = state.conversations[index], settings.options, settings.seed_of(index)
     try:
-        request = await asyncio.to_thread(
-            make_request, state.remote, state.conversations[index], settings.options, seed
-        )
+        request = await asyncio.to_thread(make_request, state.remote, *facts)
         patience = LATER_PATIENCE if state.answered else PATIENCE
         await ask(
             state.remote, request.body, answer, patience=patience, retries=state.remote.retries
@@ -127,18 +122,18 @@ async def _answer(state: _State, index: int) -> Reply | Failure:
 
 
 class HostedOptions(TypedDict, total=False):
-    """What :func:`vlkit.load` takes for ``"openai:…"`` and ``"dashscope:…"`` alone.
+    """Options of :func:`vlkit.load` only for ``"openai:…"`` and ``"dashscope:…"``.
 
     Attributes:
-        base_url: the endpoint, such as ``"http://127.0.0.1:8000/v1"``; by default OpenAI's own or
-            what ``OPENAI_BASE_URL`` says.
+        base_url: the endpoint, such as ``"http://127.0.0.1:8000/v1"``; by default
+            ``OPENAI_BASE_URL``, or OpenAI's.
         api_key: by default from ``OPENAI_API_KEY`` or ``DASHSCOPE_API_KEY``.
         region: of DashScope: ``"beijing"``, ``"singapore"``, ``"virginia"`` or ``"hongkong"``.
-        family: a key of ``FAMILIES`` or ``"qwen_vl"``, where the name does not tell it; it says
-            how boxes are read.
+        family: a key of ``FAMILIES`` or ``"qwen_vl"``, where the name does not show it; it
+            decides how boxes are read.
         prices: ``{"input": …, "output": …}`` for a million tokens; replies then have a ``cost``.
-        timeout: seconds for an answer, and when it streams for its next piece.
-        retries: how often a batch's request is sent again that was refused for now (429, 5xx); a
+        timeout: seconds for an answer, or for the next piece of a streamed one.
+        retries: how often a batch's request is repeated after a temporary refusal (429, 5xx); a
             single question at most 4 times.
         concurrency: the most requests of a batch at a time.
         extra_body: more fields for each request, such as ``{"enable_thinking": False}``.
@@ -156,22 +151,20 @@ class HostedOptions(TypedDict, total=False):
 
 
 class RemoteVLM(Endpoint):
-    """A hosted or served model, which vlkit's functions take as they take a :class:`vlkit.VLM`.
+    """A hosted or served model, which vlkit's functions accept like a :class:`vlkit.VLM`.
 
-    It never shows its key. Weights, attention and log-probabilities are out of reach. Its fields
-    are those of :class:`vlkit.remote.services.Endpoint`; what it shares with a model on this
+    It never shows its key. Weights, attention and log-probabilities are not available. Its fields
+    are those of :class:`vlkit.remote.services.Endpoint`; its common interface with a model on this
     machine is :class:`vlkit.models.load.Model`.
     """
 
-    adapter = None
-    revision = None
+    adapter = revision = None
+    processor = None  # its tokenizer is not on this machine
 
     @property
     def max_image_tokens(self) -> int | None:
         """Limit for every picture without one of its own, or None."""
         return self.rules.max_image_tokens
-
-    processor = None  # its tokenizer is not at hand
 
     @property
     def scores_tokens(self) -> bool:
@@ -181,8 +174,8 @@ class RemoteVLM(Endpoint):
     def require_weights(self) -> None:
         """Raises VlkitError: the weights are not on this machine."""
         raise VlkitError(
-            f"{self.name} runs elsewhere; this needs a model's weights on this machine, as of "
-            "vlkit.load()"
+            f"{self.name} runs elsewhere; this needs a model whose weights are on this machine, "
+            "such as vlkit.load()"
         )
 
     def with_limit(self, max_image_tokens: int | None) -> RemoteVLM:
@@ -205,7 +198,7 @@ class RemoteVLM(Endpoint):
         return answer_rows_remotely(self, conversations, indices, settings, tally)
 
     def spoken(self, raw: str) -> str:
-        """An answer as it is remembered in a conversation, without what was thought before."""
+        """An answer as it stays in a conversation, without its thinking."""
         return raw.rpartition("</think>")[2].lstrip("\n")
 
 
@@ -216,10 +209,10 @@ _DEFAULTS: HostedOptions = {
 
 
 def load_remote(name: str, *, max_image_tokens: int | None = None, **options: Any) -> RemoteVLM:
-    """What :func:`vlkit.load` does for ``"openai:MODEL"`` and ``"dashscope:MODEL"``.
+    """:func:`vlkit.load` for ``"openai:MODEL"`` and ``"dashscope:MODEL"``.
 
-    An endpoint of one's own is asked at once for the models that it serves, so that a wrong
-    address or key is told here.
+    The user's own endpoint is asked at once for its list of models, so that a wrong address or key
+    is an error here.
 
     Args:
         name: prefix and model.
@@ -234,12 +227,13 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     base_url = _find_url(prefix.lower(), settings)
     service = service_at(base_url)
     client = open_client(base_url, _find_key(service, settings["api_key"]), settings["timeout"])
-    told = {} if service.name != "compatible" else list_models(client, base_url, service, model)
-    entry = told.get(model, {})
+    is_own = service.name == "compatible"
+    models = list_models(client, base_url, service, model) if is_own else {}
+    entry = models.get(model, {})
     try:
         family, rules = family_and_rules(model, settings["family"], service, entry)
     except RemoteError as error:
-        raise RemoteError(f"{error}{_hint(model, base_url, service, told)}") from None
+        raise RemoteError(f"{error}{_hint(model, base_url, models) if is_own else ''}") from None
     if max_image_tokens is not None:
         rules = replace(rules, max_image_tokens=max_image_tokens)
     length = entry.get("max_model_len")
@@ -252,57 +246,51 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         rules=rules,
         context_length=length if isinstance(length, int) else CONTEXTS[family],
         service=service,
-        rules_told=server_rules(entry) is not None,
+        has_server_rules=server_rules(entry) is not None,
         prices=settings["prices"],
         timeout=settings["timeout"],
         retries=settings["retries"],
         concurrency=settings["concurrency"],
         extra_body=dict(settings["extra_body"] or {}),
         load_options=shown,
-        served=tuple(told),
+        served=tuple(models),
         client=client,
     )
 
 
-def _hint(model: str, base_url: str, service: Service, told: Mapping[str, Any]) -> str:
-    """Why an endpoint of one's own may not know a name: it serves others, or the address is off."""
-    if service.name != "compatible" or model in told:
+def _hint(model: str, base_url: str, models: Mapping[str, Any]) -> str:
+    """Why the user's endpoint may not know a name: it serves others, or the address is wrong."""
+    if model in models:
         return ""
-    if told:
-        return f"; {base_url} serves {', '.join(list(told)[:4])}"
-    return f"; {base_url} lists no models: it should be the address that mostly ends in /v1"
+    if models:
+        return f"; {base_url} serves {', '.join(list(models)[:4])}"
+    return f"; {base_url} lists no models: check base_url, most end in /v1"
 
 
 def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if unknown := sorted(options.keys() - _DEFAULTS.keys()):
-        raise RemoteError(f"{unknown[0]}= is no option of a hosted model; {list(_DEFAULTS)} are")
+        raise RemoteError(f"hosted models have no option {unknown[0]}=; known: {list(_DEFAULTS)}")
     settings: dict[str, Any] = {**_DEFAULTS, **options}
     if not name.partition(":")[2].strip():
         raise RemoteError(f'{name!r} lacks the model\'s name; write "{name}qwen-vl-max", say')
-    for key, least in (("timeout", 0.1), ("retries", 0), ("concurrency", 1)):
-        value, whole = settings[key], key != "timeout"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            value = None
-        if value is None or not least <= value <= 10_000:
-            raise RemoteError(f"{key}={settings[key]!r} must be a number from {least} to 10,000")
-    _check_prices(settings["prices"])
+    timeout, prices = settings["timeout"], settings["prices"]
+    if not is_number(timeout) or not 0.1 <= timeout <= 10_000:
+        raise RemoteError(f"timeout={timeout!r} must be a number from 0.1 to 10,000")
+    for key, least in (("retries", 0), ("concurrency", 1)):
+        check_whole(key, settings[key], least, 10_000, kind=RemoteError)
+    if prices is not None and not _are_prices(prices):
+        raise RemoteError(
+            f'prices={prices!r:.80} must be {{"input": …, "output": …}} for a million tokens each'
+        )
     if not isinstance(settings["extra_body"] or {}, Mapping):
         raise RemoteError(f"extra_body={settings['extra_body']!r:.80} must be a dict of fields")
     return settings
 
 
-def _check_prices(prices: Any) -> None:
-    if prices is None:
-        return
-    wanted = {"input", "output"}
-    if (
-        not isinstance(prices, Mapping)
-        or prices.keys() != wanted
-        or not all(isinstance(value, int | float) and value >= 0 for value in prices.values())
-    ):
-        raise RemoteError(
-            f'prices={prices!r:.80} must be {{"input": …, "output": …}} for a million tokens each'
-        )
+def _are_prices(prices: Any) -> bool:
+    if not isinstance(prices, Mapping) or prices.keys() != {"input", "output"}:
+        return False
+    return all(isinstance(value, int | float) and value >= 0 for value in prices.values())
 
 
 def _find_url(prefix: str, settings: dict[str, Any]) -> str:
@@ -320,7 +308,7 @@ def _find_url(prefix: str, settings: dict[str, Any]) -> str:
 def _find_key(service: Service, given: str | None) -> str:
     key = given if given is not None else os.environ.get(service.key_name, "")
     if not isinstance(key, str) or not key.isascii() or (key and not key.strip().isprintable()):
-        raise RemoteError("the key is no line of plain letters; copy it again")
+        raise RemoteError("the API key contains non-ASCII characters or line breaks; copy it again")
     key = key.strip()
     if not key and service.needs_key:
         raise RemoteError(

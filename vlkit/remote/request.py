@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import PIL.Image
@@ -16,22 +17,18 @@ from vlkit.grounding.boxes import Size
 from vlkit.inputs import plain_content
 from vlkit.media.image import Image
 from vlkit.media.video import Clip, ClipStore, Video, load_clip
-from vlkit.messages import as_messages, iterate_media, media_of, read_media_item, text_of
+from vlkit.messages import as_messages, iterate_media, prefill_of, read_media_item
 from vlkit.models.families import fit_size, smart_resize
 from vlkit.remote.services import Endpoint, frame_bounds, picture_bounds
 
 MOST_BYTES = 7_000_000  # of a file: DashScope takes data URLs of under 10 MB
-
-
-MOST_PNG_PIXELS = 700_000  # larger pictures go as JPEG at once: PNG takes long, and much room
-
-
+MOST_PNG_PIXELS = 700_000  # larger pictures are sent as JPEG: PNG is slow, and large
 _JPEGS: tuple[dict, ...] = (
-    {"quality": 95, "subsampling": 0},
-    {"quality": 85},
-    {"quality": 60},
-    {"quality": 30},
-)
+    {"quality": 95, "subsampling": 0}, {"quality": 85}, {"quality": 60}, {"quality": 30},
+)  # fmt: skip
+_FRAME_RATES = (0.1, 10.0)  # frames per second that DashScope accepts
+_LEAST_FRAMES = 4  # of a clip on DashScope
+_CLIP_PIXELS = 65_536  # tokens of all frames of a clip on DashScope
 
 
 def picture_url(picture: PIL.Image.Image, size: Size) -> str:
@@ -72,15 +69,6 @@ def _encode(picture: PIL.Image.Image, kind: str, **options: int) -> bytes:
     return buffer.getvalue()
 
 
-_FRAME_RATES = (0.1, 10.0)  # frames a second that DashScope can be told
-
-
-_LEAST_FRAMES = 4  # of a clip on DashScope
-
-
-_CLIP_PIXELS = 65_536  # tokens of all frames of a clip on DashScope
-
-
 @dataclass(frozen=True, eq=False)
 class Request:
     """One conversation, ready to be sent.
@@ -93,7 +81,7 @@ class Request:
         input_sizes: (width, height) of each picture as the model will see it.
         videos: how each clip was to be sampled.
         clips: the sampled clips, their frames of the size that the model will see.
-        begun: the answer's beginning, where the last message is the assistant's.
+        prefill: the answer's beginning, where the last message is the assistant's.
     """
 
     body: dict[str, Any]
@@ -103,59 +91,52 @@ class Request:
     input_sizes: tuple[Size, ...]
     videos: Sequence[Video]
     clips: Sequence[Clip]
-    begun: str = ""
+    prefill: str = ""
 
 
 def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int | None) -> Request:
-    """Read the media, size and encode them, and write down the options.
+    """Read, resize and encode the media, and translate the options.
 
     Args:
-        remote: whom to ask.
+        remote: the model.
         conversation: text, a message or a list of messages.
         options: from :func:`vlkit.generation.generate.generation_options`.
         seed: for sampling.
 
     Raises:
         MediaError, VlkitError: for media or messages that cannot be used.
-        RemoteError: something that this service does not take.
+        RemoteError: something that this service does not accept.
     """
     messages = as_messages(conversation)
     media = [read_media_item(item) for item in iterate_media(messages)]
-    pictures, videos = media_of(messages)
-    images = [each.load() for each in pictures]
+    pictures = [medium for medium in media if isinstance(medium, Image)]
+    videos = [medium for medium in media if isinstance(medium, Video)]
+    images = [picture.load() for picture in pictures]
     pairs = zip(images, pictures, strict=True)
     sizes = tuple(seen_size(remote, image.size, picture) for image, picture in pairs)
     clips = [_sample(remote, video, messages.clips) for video in videos]
-    parts = _media_parts(remote, media, iter(zip(images, pictures, sizes, strict=True)), clips)
+    picture_parts = map(partial(_picture_part, remote), images, pictures, sizes)
+    clip_parts = map(partial(_clip_part, remote), clips)
+    parts = (next(picture_parts if isinstance(m, Image) else clip_parts) for m in media)
     body = {
         "model": remote.model,
         "messages": [_write_message(message, parts) for message in messages],
         **_fields(remote, messages, options, seed, clips),
     }
-    begun = _begun(messages)
-    if begun and remote.service.name == "dashscope":
+    prefill = prefill_of(messages)
+    if prefill and remote.service.name == "dashscope":
         body["messages"][-1]["partial"] = True
-    return Request(body, messages, pictures, images, sizes, videos, clips, begun)
+    return Request(body, messages, pictures, images, sizes, videos, clips, prefill)
 
 
 # --- media ---------------------------------------------------------------------------------------
-
-
-def _media_parts(remote: Endpoint, media: list, images, clips: list[Clip]):
-    """The content parts of all media, in the order of the conversation."""
-    waiting = iter(clips)
-    for each in media:
-        if isinstance(each, Image):
-            yield _picture_part(remote, *next(images))
-        else:
-            yield _clip_part(remote, next(waiting))
 
 
 def _picture_part(remote: Endpoint, image: PIL.Image.Image, picture: Image, size: Size) -> dict:
     bounds: dict[str, int] = {}
     if _is_resized_alike(remote, image, picture, size):
         size = image.size
-    elif remote.rules_told:  # `vlkit serve` then keeps a limit below its own
+    elif remote.has_server_rules:  # `vlkit serve` then keeps a limit below its maximum
         bounds = dict.fromkeys(("min_pixels", "max_pixels"), size[0] * size[1])
     elif remote.service.name == "dashscope":
         bounds = picture_bounds(remote.rules)
@@ -163,25 +144,25 @@ def _picture_part(remote: Endpoint, image: PIL.Image.Image, picture: Image, size
 
 
 def seen_size(remote: Endpoint, size: Size, picture: Image) -> Size:
-    """At which the service sees a picture: never below its own fewest pixels."""
+    """The size at which the service sees a picture: never below its minimum of pixels."""
     rules = remote.rules
     size = rules.image_size(size, picture)
-    if remote.rules_told:
+    if remote.has_server_rules:
         return size
     return smart_resize(size, rules.side, rules.image_pixels[0], math.inf)
 
 
 def _is_resized_alike(remote: Endpoint, image, picture: Image, size: Size) -> bool:
-    """Whether the server's own processor makes this size of the original, to the bit as here."""
+    """Whether the server's processor resizes the original in exactly the same way."""
     rules = remote.rules
-    known = remote.rules_told and rules.image_limits(picture) == rules.image_pixels
+    known = remote.has_server_rules and rules.image_limits(picture) == rules.image_pixels
     return known and image.width * image.height <= 2 * size[0] * size[1]
 
 
 def _sample(remote: Endpoint, video: Video, cache: ClipStore | None) -> Clip:
     if remote.service.name == "openai":
         raise RemoteError(
-            f"{remote.base_url} takes no clips; pass frames as pictures: "
+            f"{remote.base_url} does not accept clips; pass frames as pictures: "
             "vlkit.user(text, *vlkit.Video(…).load().pictures)"
         )
 
@@ -210,38 +191,35 @@ def _clip_part(remote: Endpoint, clip: Clip) -> dict:
 
 
 def _frame_rate(clip: Clip) -> float:
-    """Sampled frames a second. Raises RemoteError where DashScope cannot be told."""
+    """Sampled frames per second. Raises RemoteError for a rate that DashScope refuses."""
     count, times = len(clip.indices), clip.timestamps
     if count < _LEAST_FRAMES:
-        raise RemoteError(f"{clip.name}: {count} frames, but DashScope takes clips of 4 or more")
+        raise RemoteError(f"{clip.name}: {count} frames, but DashScope needs 4 or more")
     rate = (count - 1) / (times[-1] - times[0])
     low, high = _FRAME_RATES
     if not low <= rate <= high:
         raise RemoteError(
-            f"{clip.name}: {rate:.3g} frames a second, but DashScope takes {low:g} to {high:g}; "
-            "choose another fps=, max_frames= or end="
+            f"{clip.name}: {rate:.3g} frames per second, but DashScope accepts {low:g} to "
+            f"{high:g}; choose another fps=, max_frames= or end="
         )
     return round(rate, 3)
 
 
 def _clip_fields(remote: Endpoint, clips: list[Clip]) -> dict[str, Any]:
-    """When the frames were, as vLLM takes it: for the one clip of a request."""
+    """The frames' times in vLLM's fields, which exist for a single clip."""
     if len(clips) != 1 or remote.service.name != "compatible":
         return {}
     metadata = clips[0].metadata
     names = ("fps", "frames_indices", "total_num_frames", "duration")
     times = {name: metadata[name] for name in names}
-    return {
-        "media_io_kwargs": {"video": times},
-        "mm_processor_kwargs": {"do_sample_frames": False},
-    }
+    return {"media_io_kwargs": {"video": times}, "mm_processor_kwargs": {"do_sample_frames": False}}
 
 
 # --- messages and options ------------------------------------------------------------------------
 
 
 def _write_message(message: dict, parts) -> dict:
-    """A message as the protocol has it; control tokens in its text are none any more."""
+    """A message of the protocol; control tokens in its text are escaped."""
     items = plain_content(message["content"])
     content = [item if item["type"] == "text" else next(parts) for item in items]
     if all(item["type"] == "text" for item in items):
@@ -249,16 +227,10 @@ def _write_message(message: dict, parts) -> dict:
     return {"role": message["role"], "content": content}
 
 
-def _begun(messages: list[dict]) -> str:
-    if messages[-1]["role"] != "assistant":
-        return ""
-    return text_of(messages[-1])
-
-
 def _fields(
     remote: Endpoint, messages: list[dict], options: dict, seed: int | None, clips: list[Clip]
 ) -> dict[str, Any]:
-    """Options: fields of the protocol, and ``extra_body`` with each service's own."""
+    """Options: fields of the protocol, and ``extra_body`` with those of one service."""
     service, extra = remote.service, _clip_fields(remote, clips)
     fields = {service.token_field(remote.family): options["max_new_tokens"], "temperature": 0.0}
     if options["do_sample"]:
@@ -267,7 +239,7 @@ def _fields(
     if service.name == "compatible" and remote.family in ("qwen_vl", "qwen2_vl"):
         extra["skip_special_tokens"] = False  # <|box_start|> and the like are special there
     if messages[-1]["role"] == "assistant":
-        extra |= _go_on(remote, messages)
+        extra |= _prefill_fields(remote)
     return {**fields, "extra_body": {**extra, **remote.extra_body}}
 
 
@@ -283,11 +255,11 @@ def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, An
     return fields | ({} if seed is None else {"seed": seed})
 
 
-def _go_on(remote: Endpoint, messages: list[dict]) -> dict[str, Any]:
-    """What asks for an answer that goes on from its beginning."""
+def _prefill_fields(remote: Endpoint) -> dict[str, Any]:
+    """The fields that let the model continue the assistant's message."""
     if remote.service.name == "openai":
         raise RemoteError(
-            f"{remote.base_url} cannot go on from an answer's beginning; end with a user's message"
+            f"{remote.base_url} cannot continue an assistant's message; end with a user's message"
         )
     if remote.service.name == "dashscope":
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,8 +14,6 @@ from vlkit.models.families import FAMILIES, SizeRules, family_of_name, published
 from vlkit.models.load import hosted_prefix
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-
 REGIONS = {
     "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
     "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
@@ -23,13 +22,9 @@ REGIONS = {
 }
 
 
-# tokens of prompt and answer; the first generation is still hosted, though vlkit does not load it
+# tokens of prompt and answer; the first generation is still hosted, but vlkit cannot load it
 CONTEXTS = {"qwen_vl": 8192} | {name: family.context_length for name, family in FAMILIES.items()}
-
-
 _FIRST_RULES = SizeRules(14, *((4 * 28**2, 1280 * 28**2),) * 2)  # the service resizes to 448×448
-
-
 _MOST_TOKENS = 16_384  # of a picture, on every service and in every generation
 
 
@@ -46,7 +41,7 @@ class Service:
         most_seed: the highest seed that it accepts.
         any_token: the ``top_k`` that means the whole vocabulary, or None if there is no such
             field.
-        streams: whether every answer is streamed, since it would cut off a long one otherwise.
+        streams: whether every answer is streamed, since a long one would be cut off otherwise.
     """
 
     name: str
@@ -64,11 +59,7 @@ class Service:
 
 
 DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True)
-
-
 OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
-
-
 COMPATIBLE = Service("compatible")
 
 
@@ -83,7 +74,7 @@ _HOSTED = (
 
 
 def is_remote_name(model: Any) -> bool:
-    """Whether a model's name means one behind an endpoint: ``"openai:…"`` or ``"dashscope:…"``."""
+    """Whether a name is that of a hosted model: ``"openai:…"`` or ``"dashscope:…"``."""
     return hosted_prefix(model) is not None
 
 
@@ -130,11 +121,11 @@ def family_and_rules(
     """The family and size rules of a served model.
 
     Args:
-        name: what the service calls the model.
+        name: of the model at the service.
         family: the user's choice, or None.
         service: the kind of service.
-        entry: the model's entry in the service's list; `vlkit serve` gives all sizes, vLLM its
-            ``root``.
+        entry: the model's entry in the service's list; `vlkit serve` gives all sizes there, vLLM
+            a ``root``.
 
     Raises:
         RemoteError: the name does not show the family.
@@ -155,10 +146,8 @@ def family_and_rules(
 
 def _family_of_names(name: str, root: str) -> str:
     for candidate in (name, root):
-        try:
+        with suppress(ModelError):
             return family_of_name(candidate)
-        except ModelError:
-            continue
     raise RemoteError(
         f"cannot tell the model family, which says how boxes are written, from the name {name!r}; "
         f"pass family= as one of {list(CONTEXTS)}"
@@ -200,7 +189,7 @@ def picture_bounds(rules: SizeRules) -> dict[str, int]:
 
 
 def frame_bounds(rules: SizeRules) -> dict[str, int]:
-    """The same for the frames of a clip."""
+    """The same fields for the frames of a clip."""
     token = rules.side**2
     return {"min_pixels": 4 * token, "max_pixels": 768 * token, "total_pixels": 65_536 * token}
 
@@ -210,18 +199,18 @@ class Endpoint:
     """A model behind an address; it never shows its key.
 
     Attributes:
-        name: what it was called when it was loaded.
-        model: what the service calls it.
+        name: the model's name in ``load``.
+        model: its name at the service.
         base_url: the endpoint.
         family: a key of ``FAMILIES``.
         rules: how large its pictures are sent.
         context_length: the most tokens that prompt and answer may have together.
         service: the kind of service.
-        rules_told: whether the service itself told the rules.
+        has_server_rules: whether the rules come from the service's list of models.
         prices: per million input and output tokens, or None.
         timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
         load_options: what it was loaded with, without the key.
-        served: names of the models that the endpoint serves, as far as it tells.
+        served: names of the models that the endpoint lists.
         client: the openai package's client.
         chosen_by: the settings file or variable that named the model, or None.
     """
@@ -233,7 +222,7 @@ class Endpoint:
     rules: SizeRules
     context_length: int
     service: Service
-    rules_told: bool
+    has_server_rules: bool
     prices: Mapping[str, float] | None
     timeout: float
     retries: int
@@ -246,7 +235,7 @@ class Endpoint:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an answer depends on beside the question, without the key; values for JSON."""
+        """What an answer depends on besides the question, without the key; values for JSON."""
         return {
             "model": self.model,
             "base_url": self.base_url,
@@ -257,18 +246,18 @@ class Endpoint:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no file may hold."""
+        """Texts that no file may contain: the key."""
         key = getattr(self.client, "api_key", None)
         return (key,) if key else ()
 
     def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
-        """What so many tokens cost by ``prices``, in their currency; None without prices."""
+        """The price of these tokens by ``prices``, in their currency; None without prices."""
         if self.prices is None:
             return None
         return (prompt_tokens * self.prices["input"] + new_tokens * self.prices["output"]) / 1e6
 
     def __reduce__(self) -> Any:
-        raise RemoteError(f"{self.name} holds a key and cannot be saved; load it where it is used")
+        raise RemoteError(f"{self.name} contains a key and cannot be saved; load it again instead")
 
     def __repr__(self) -> str:
         extra = f", chosen by {self.chosen_by}" if self.chosen_by else ""

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from vlkit.engine.slots import Row, make_row
+from vlkit.engine.slots import Row
 from vlkit.errors import VlkitError
 from vlkit.generation.generate import sampling_temperature
 from vlkit.generation.reply import Usage, count_usage
+from vlkit.generation.rows import make_row
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
 from vlkit.media.video import ClipInfo
 from vlkit.models.load import VLM
