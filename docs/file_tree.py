@@ -16,8 +16,13 @@ from house import CORE, PACKAGE, WORKBENCH  # noqa: E402
 
 OTHER_FILES = {  # what a file that has no docstring is for
     "fonts/": "The font of labels (a part of Noto Sans SC), and its licence.",
+    "evaluation/gallery.html.jinja": "The gallery as a page and in a notebook.",
+    "lora/run.html.jinja": "A finished training run, as a notebook shows it.",
+    "lora/xray.html.jinja": "The result of inspect, as a notebook shows it.",
     "py.typed": "Type checkers read vlkit's annotations.",
+    "records/reports/papers.bib": "The papers of the model families.",
     "records/reports/report.html.jinja": "The HTML page of a report.",
+    "records/reports/report.md.jinja": "A report in Markdown.",
     "widgets/canvas.css": "The look of the canvas.",
     "widgets/canvas.js": "The canvas on which boxes are drawn, in the browser.",
     "widgets/panel.css": "The look of the panels.",

@@ -57,8 +57,9 @@ def _own() -> str:
 
 
 def _paper(family: str) -> str:
-    file = files(__package__) / "papers" / f"{family}.bib"
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    papers = files("vlkit.records.reports").joinpath("papers.bib").read_text(encoding="utf-8")
+    by_family = dict(re.findall(r"^% (\w+)\n(@.*?^\})", papers, re.MULTILINE | re.DOTALL))
+    return by_family.get(family, "")
 
 
 def _pages(models: Iterable[dict]) -> Iterator[str]:
