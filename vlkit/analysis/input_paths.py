@@ -210,8 +210,10 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
         messages: text, one message or a list of messages; each path gets them as they are.
     """
     if hasattr(model, "require_weights"):
-        model.require_weights()
-    vlm = model if isinstance(model, VLM) else _wrap(model)
+        vlm = model
+        vlm.require_weights()
+    else:
+        vlm = _wrap(model)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
     given = [messages] if isinstance(messages, Mapping) else list(messages)

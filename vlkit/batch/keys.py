@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vlkit.errors import VlkitError
-from vlkit.media.image import Image, describe_source, load_image
-from vlkit.media.sources import is_url, local_path
+from vlkit.media.image import Image, describe_source, load_image, pixel_hash
+from vlkit.media.sources import file_hash, is_url, local_path
 from vlkit.media.video import pictures_of
 from vlkit.messages import as_messages
 from vlkit.models.adapters import digest
@@ -92,7 +89,7 @@ def hash_medium(source: Any) -> Any:
     if isinstance(source, list | tuple):
         return [hash_medium(frame) for frame in source]
     if isinstance(source, bytes | bytearray | memoryview):
-        return hashlib.sha256(source).hexdigest()
+        return file_hash(bytes(source))
     if isinstance(source, str | os.PathLike):
         return ["url", source] if is_url(source) else _file(local_path(source))
     if getattr(source, "ndim", 0) == 4:
@@ -101,22 +98,13 @@ def hash_medium(source: Any) -> Any:
         picture = load_image(source)
     except VlkitError as error:
         return ["unreadable", str(error)]
-    return [picture.size, hashlib.sha256(picture.tobytes()).hexdigest()]
+    return ["pixels", pixel_hash(picture)]
 
 
 def _file(path: str) -> Any:
     try:
         if os.path.isdir(path):
             return [_file(str(file)) for file in pictures_of(Path(path), describe_source(path))]
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")  # a pipe would never end
-        return _hash_file(path, status.st_size, status.st_mtime_ns, status.st_ino)
+        return file_hash(path)
     except (OSError, ValueError, VlkitError):
         return ["unreadable", path]
-
-
-@lru_cache(maxsize=1 << 16)
-def _hash_file(path: str, size: int, changed: int, inode: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

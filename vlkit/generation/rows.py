@@ -26,6 +26,7 @@ from vlkit.inputs import (
     load_messages,
     make_inputs,
 )
+from vlkit.media.image import pixel_hash
 from vlkit.messages import as_messages
 from vlkit.models.load import VLM, base_model
 from vlkit.threads import leave_busy_cores
@@ -177,9 +178,8 @@ def make_row(
     """
     # as on all other paths, so that answers are the same
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
-    contents: list[Any] = [image.tobytes() for image in loaded.images]
-    contents += [clip.frames for clip in loaded.clips]
-    digests = [hashlib.sha256(content).digest() for content in contents]
+    digests = [pixel_hash(image) for image in loaded.images]
+    digests += [hashlib.sha256(clip.frames).hexdigest() for clip in loaded.clips]
     device = vlm.model.device if half else None
     inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
     row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)

@@ -48,8 +48,8 @@ def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str
         return "unreadable", ""
     if medium[0] == "url":
         return "url", hashlib.sha256(clean_url(medium[1]).encode()).hexdigest()
-    if isinstance(medium[0], tuple):
-        return "pixels", pixel_hash(load_image(source))
+    if medium[0] == "pixels":
+        return "pixels", medium[1]
     return "frames", hashlib.sha256(json.dumps(medium).encode()).hexdigest()
 
 
