@@ -179,7 +179,8 @@ def make_row(
     # as on all other paths, so that answers are the same
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
     digests = [pixel_hash(image) for image in loaded.images]
-    digests += [hashlib.sha256(memoryview(clip.frames)).hexdigest() for clip in loaded.clips]
+    frames: list[Any] = [clip.frames for clip in loaded.clips]
+    digests += [hashlib.sha256(clip).hexdigest() for clip in frames]
     device = vlm.model.device if half else None
     inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
     row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)
