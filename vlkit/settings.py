@@ -1,4 +1,4 @@
-"""The default model of ``vlkit.load()``, and the file that remembers it."""
+"""Defaults: the model of vlkit.load(), the length of answers; the file that remembers them."""
 
 from __future__ import annotations
 
