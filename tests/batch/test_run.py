@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import vlkit
+from vlkit.engine import scheduler
 from vlkit.engine.slots import Engine
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Failure
@@ -141,6 +142,17 @@ def test_bad_rows_fail_and_the_others_go_on(vlm, tmp_path):
     assert all(word in each.error for word, each in zip(words, failures, strict=True)), failures
     assert all("\n" not in each.error for each in failures)
     assert results.report.failures == 5
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])  # the engine, and transformers' generate
+@pytest.mark.parametrize("room", [1, 3_000_000])
+def test_rows_that_fill_the_memory_for_waiting_ones_are_answered(tiny_vlm, monkeypatch, kind, room):
+    """What waits is admitted when no more can be read, though there would be slots for more."""
+    monkeypatch.setattr(scheduler, "HELD_BYTES", room)
+    rows = [vlkit.user(f"What is this, {i}?", str(vlkit.sample("circles"))) for i in range(9)]
+    results = batch(tiny_vlm(kind), rows, max_new_tokens=3, batch_size=8)
+    assert results.report.failures == 0
+    assert [reply.raw for reply in results] == alone(tiny_vlm(kind), rows, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("fits", [1, 3])

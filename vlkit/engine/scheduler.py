@@ -313,6 +313,11 @@ class Feed:
         """Whether everything was taken."""
         return not self._left and not self._futures
 
+    @property
+    def reading(self) -> bool:
+        """Whether something is being read; not where there is no room for more."""
+        return bool(self._futures)
+
     def start(self, held: Sequence[Row] = ()) -> None:
         """Start to read, as many as there is room for in addition to those ``held``."""
         room = sum(row.bytes for row in held) < HELD_BYTES or not held
@@ -328,7 +333,9 @@ class Feed:
         """
         self.start(held)
         done, self._futures = wait(self._futures, None if block else 0, FIRST_COMPLETED)
-        return [future.result() for future in done]
+        ready = [future.result() for future in done]
+        self.start([*held, *(row for row in ready if isinstance(row, Row))])
+        return ready
 
     def close(self) -> None:
         """Start nothing new; running reads end by themselves."""

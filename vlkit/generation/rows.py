@@ -250,7 +250,7 @@ def _answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally:
         idle = not scheduler.rows and not should_admit(exhausted=False)
         yield from _take(feed, waiting, block=idle and not feed.exhausted)
         ended: list[Row] = []
-        if should_admit(feed.exhausted):
+        if should_admit(exhausted=not feed.reading):
             ended = scheduler.admit(waiting)
             tally.batch_size = max(tally.batch_size, scheduler.slots)
         elif scheduler.rows:
@@ -273,7 +273,7 @@ def _answer_slowly(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tall
     while not feed.exhausted or waiting:
         settings.check_stopped()
         yield from _take(feed, waiting, block=len(waiting) < capacity and not feed.exhausted)
-        if waiting and (feed.exhausted or len(waiting) >= capacity):
+        if waiting and (not feed.reading or len(waiting) >= capacity):
             group = choose_group(waiting, capacity, PREFILL_TOKENS["cuda"])
             for row in _generate_group(vlm, group, settings, tally):
                 yield _result(vlm, row, tally)
