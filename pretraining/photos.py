@@ -30,7 +30,6 @@ WHOLE = 560  # longest side of a whole photograph
 STAMPS = "usr/share/tuxpaint/stamps"
 RESOURCES = "usr/share/gcompris-qt/rcc"
 SKY = (200, 220, 240)
-Image.MAX_IMAGE_PIXELS = None
 
 
 def cut_out(image):
@@ -111,6 +110,7 @@ def packed(image, form, quality):
 
 
 def build(debian, npm, out):
+    Image.MAX_IMAGE_PIXELS = None  # wallpapers; here alone, since tests import this file
     package = Package(debian, npm)
     files, meta = {}, {"photo": PHOTO, "ground": GROUND}
     for use in ("train", "test", "unknown"):
