@@ -94,7 +94,7 @@ CASES = {
         written = {*run.output_dir.parent.iterdir(), merged, exported, file.parent}
         assert {str(path.parent) for path in written} == {folder}
         assert (exported / "args.json").is_file() and file.read_text().count("<image>") == 50
-        assert panel.run is None and "learnt" in panel.code and len(panel.saved.options) == 8
+        assert panel.run is None and "train_data" in panel.code and len(panel.saved.options) == 8
         """,
     ),
     "06_hosted_and_serving": (
@@ -104,7 +104,7 @@ CASES = {
         assert answer.choices[0].message.content == described.text
         assert local.text == reply.text and min(ious) > 0.99 and len(ious) == 3
         assert len(served) == 20 and all(same) and served.report.failures == 0
-        assert "reads no files" in refused
+        assert "does not read files" in refused
         assert paid is False and pai is False
         assert meta.read_text().count("<img>media") == 4
         """,
