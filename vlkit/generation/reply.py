@@ -155,7 +155,7 @@ class Reply:
             f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
         )
         if self.finish_reason != "stop":
-            line += f", ended by {self.finish_reason}"
+            line += f", ended by {html.escape(self.finish_reason)}"  # of a file that was edited
         if self.cost is not None:
             line += f", cost {self.cost:.2g}"
         pictures = self._repr_pictures()

@@ -18,7 +18,7 @@ from PIL.ImageFile import ImageFile
 
 from vlkit.errors import MediaError, check_whole, shorten
 from vlkit.grounding.boxes import Size
-from vlkit.media.sources import is_url, local_path, read_bytes
+from vlkit.media.sources import hide_secrets, is_remote, is_url, local_path, read_bytes
 
 MAX_ASPECT_RATIO = 200  # the processors of the whole family refuse more
 _ROUNDING = 0.5 / 255  # how far interpolation may leave the range 0–1
@@ -117,7 +117,8 @@ def describe_source(source: Any) -> str:
     if isinstance(source, Image):
         return describe_source(source.source)
     if isinstance(source, str | os.PathLike):
-        return shorten(os.fsdecode(source))
+        text = os.fsdecode(source)
+        return shorten(hide_secrets(text) if is_remote(text) else text)
     if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source):,} bytes"
     if isinstance(source, PIL.Image.Image):

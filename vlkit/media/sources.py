@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import queue
+import re
 import stat
 import string
 import threading
@@ -21,6 +22,13 @@ from vlkit.errors import MediaError
 MAX_FILE_BYTES = 2**30
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT = 20.0  # seconds for the whole download
+LEFT_OUT = "[left out]"  # written in place of a secret
+SECRET_NAME = re.compile(  # of a URL's parameter, or an environment variable
+    r"(?:^|[_.-])(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|key|tokens?|secret|pass(?:word|wd|phrase)?"
+    r"|pwd|credentials?|auth(?:orization)?|signature|sig|security|session|cookie|code)(?:$|[_.-])"
+    r"|(?:key|token|secret|password|signature|credential|keyid)$",
+    re.IGNORECASE,
+)
 
 
 def is_url(source: Any) -> bool:
@@ -32,6 +40,26 @@ def is_url(source: Any) -> bool:
 def is_remote(source: Any) -> bool:
     """Whether a source has to be downloaded: an http(s) URL, not a data URL."""
     return is_url(source) and source[:5].lower() != "data:"
+
+
+def clean_url(url: str) -> str:
+    """A URL without user name, password and parameters."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    ending = "?…" if parts.query else ""
+    return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", "")) + ending
+
+
+def hide_secrets(url: str) -> str:
+    """:func:`clean_url` of a URL that contains a password or a key, any other as it is."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        names = [name for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
+    except ValueError:  # not a valid URL
+        return url.partition("?")[0] if "@" not in url else LEFT_OUT
+    if "@" in parts.netloc or any(map(SECRET_NAME.search, names)) or "token" in parts.fragment:
+        return clean_url(url)
+    return url
 
 
 def local_path(source: str | os.PathLike) -> str:
@@ -140,6 +168,8 @@ def _download(url: str, name: str) -> bytes:
 def _fetch(url: str, name: str, deadline: float, answers: queue.SimpleQueue) -> None:
     remedy = "check the address and the network, or pass a local file"
     try:
+        if "@" in urllib.parse.urlsplit(url).netloc:
+            raise MediaError(f"{name}: an address with a user name is not supported; {remedy}")
         quoted = urllib.parse.quote(url, safe=string.punctuation)
         request = urllib.request.Request(quoted, headers={"User-Agent": "vlkit"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:

@@ -12,23 +12,28 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-LEFT_OUT = "[left out]"
-
+from vlkit.media.sources import LEFT_OUT, SECRET_NAME, hide_secrets
 
 SHORTEST = 8  # characters; a shorter value is part of too many harmless words
 
 
-_SECRET_NAME = re.compile(
-    r"(?:^|[_.-])(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|key|tokens?|secret|pass(?:word|wd|phrase)?"
-    r"|pwd|credentials?|auth(?:orization)?|signature|sig|security|session|cookie|code)(?:$|[_.-])"
-    r"|(?:key|token|secret|password|signature|credential|keyid)$",
+_NOT_SECRET = ("PWD", "OLDPWD")  # folders
+
+
+_FIELD = re.compile(  # the name of a field with a secret, in data and in texts
+    r"pass(?:word|wd|phrase|code)|\bpwd|[_.-]pwd|secret|credential|authorization|bearer|cookie"
+    r"|(?:api|access|private|auth|account)[\s_.-]?key|token(?!s|iz)|密码|密钥|口令",
     re.IGNORECASE,
 )
 
 
-_NOT_SECRET = ("PWD", "OLDPWD")  # folders
+_NAMED = re.compile(
+    rf"""(?P<name>(?:{_FIELD.pattern})[\w.-]{{0,30}}\\?["']?\s{{0,3}}(?P<sign>[=:：])\s{{0,3}}
+    (?P<scheme>(?:basic|bearer|digest)\s+)?)
+    (?:(?P<quoted>\\?["'])[^"'\n]{{1,400}}?(?P<quote>\\?["'])|(?P<value>[^\s"',;&<>(){{}}\[\]\\|]+))""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>`\\]+", re.IGNORECASE)
@@ -47,36 +52,42 @@ def without_secrets(value: Any, known: Collection[str] = ()) -> Any:
     """A copy of plain data with ``[left out]`` in place of secrets.
 
     Secrets are the values of environment variables that are named like keys, tokens or passwords;
-    the ``known`` ones; text in the format of a well-known service's keys; and, in URLs, passwords
-    and the values of parameters with such names.
+    the ``known`` ones; text in the format of a well-known service's keys; values under a name such
+    as ``password``, ``api-key``, ``secret`` or ``authorization``, in nested data or in a text; and,
+    in URLs, passwords and the values of parameters with such names.
     """
     return _clean(value, sorted({*_environment(), *known}, key=len, reverse=True))
-
-
-def clean_url(url: str) -> str:
-    """A URL without user name, password and parameters."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", "")) + ("?…" if parts.query else "")
 
 
 def _environment() -> set[str]:
     return {
         value
         for name, value in os.environ.items()
-        if len(value) >= SHORTEST and name not in _NOT_SECRET and _SECRET_NAME.search(name)
+        if len(value) >= SHORTEST and name not in _NOT_SECRET and SECRET_NAME.search(name)
     }
 
 
-def _clean(value: Any, secrets: list[str]) -> Any:
+def _clean(value: Any, secrets: list[str], named: bool = False) -> Any:
+    """The copy; ``named``: a name like password, above this value, says that its texts are secret.
+
+    Numbers are secrets only directly under such a name, so that counts of a label "password field"
+    stay; a "token" may always be a number.
+    """
     if isinstance(value, str):
-        return _clean_text(value, secrets)
+        return LEFT_OUT if named and value else _clean_text(value, secrets)
     if isinstance(value, dict):
-        return {_clean(key, secrets): _clean(item, secrets) for key, item in value.items()}
+        copy = {}
+        for name, item in value.items():
+            field = _FIELD.search(str(name))
+            is_number = isinstance(item, int) and not isinstance(item, bool)
+            hidden = field and is_number and "token" not in field[0].lower()
+            cleaned = LEFT_OUT if hidden else _clean(item, secrets, named or bool(field))
+            copy[_clean(name, secrets)] = cleaned
+        return copy
     if isinstance(value, list | tuple):
         if all(isinstance(item, int | float) for item in value):  # such as hundreds of token ids
             return list(value)
-        return [_clean(item, secrets) for item in value]
+        return [_clean(item, secrets, named) for item in value]
     return value
 
 
@@ -85,20 +96,17 @@ def _clean_text(text: str, secrets: list[str]) -> str:
         if secret in text:
             text = text.replace(secret, LEFT_OUT)
     if "://" in text:
-        text = _URL.sub(lambda match: _clean_url_in_text(match[0]), text)
-    return _SHAPES.sub(LEFT_OUT, text)
+        text = _URL.sub(lambda match: hide_secrets(match[0]), text)
+    return _NAMED.sub(_hide_named, _SHAPES.sub(LEFT_OUT, text))
 
 
-def _clean_url_in_text(url: str) -> str:
-    """The URL, changed only if it contains a secret."""
-    try:
-        parts = urlsplit(url)
-        names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    except ValueError:  # not a valid URL
-        return url.partition("?")[0] if "@" not in url else LEFT_OUT
-    if "@" in parts.netloc or any(map(_SECRET_NAME.search, names)) or "token" in parts.fragment:
-        return clean_url(url)
-    return url
+def _hide_named(match: re.Match) -> str:
+    """``password=hunter2`` without its value; ``password: see below`` stays."""
+    value = match["value"] or ""
+    has_digit = len(value) >= 6 and any(map(str.isdigit, value))
+    if match["quoted"] or match["scheme"] or has_digit or (match["sign"] == "=" and len(value) > 3):
+        return match["name"] + (match["quoted"] or "") + LEFT_OUT + (match["quote"] or "")
+    return match[0]
 
 
 WHOLE_BYTES = 2 * 10**9  # of a folder's weights; up to this size whole files are hashed

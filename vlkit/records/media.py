@@ -18,9 +18,8 @@ from vlkit.bundled import bundled_path
 from vlkit.errors import VlkitError
 from vlkit.files import relative, write_whole
 from vlkit.media.image import describe_source, load_image, pixel_hash
-from vlkit.media.sources import is_url, local_path
+from vlkit.media.sources import clean_url, is_url, local_path
 from vlkit.media.video import pictures_of
-from vlkit.records.facts import clean_url
 
 THUMBNAILS, KEPT = "thumbnails", "media"
 SIDE = 400  # pixels of a thumbnail
@@ -57,6 +56,16 @@ def _is_file(source: Any) -> bool:
     if isinstance(source, bytes | bytearray | memoryview):
         return True
     return isinstance(source, str | os.PathLike) and not is_url(source)
+
+
+def inside(folder: Path, name: str | None) -> Path | None:
+    """A file of a run; None where it does not exist or is outside of the run's folder.
+
+    A run that somebody else made must not draw other files of this machine into its report.
+    """
+    path = (folder / (name or "")).resolve()
+    held = path.is_relative_to(folder.resolve()) and path != folder.resolve()
+    return path if held and path.exists() else None
 
 
 class MediaStore:
@@ -111,16 +120,14 @@ class MediaStore:
 
     def _candidates(self, facts: dict) -> list[Any]:
         candidates: list[Any] = []
-        if kept := facts.get("kept"):
-            path = self.path / kept
+        if path := inside(self.path, facts.get("kept")):
             if path.is_dir():
                 candidates.append([load_image(frame) for frame in pictures_of(path, str(path))])
-            elif path.is_file():
+            else:
                 candidates.append(str(path))
-        if path := facts.get("path"):
-            is_sample = path.startswith(_SAMPLES)
-            folder = bundled_path("samples") if is_sample else self.path
-            candidates.append(os.path.normpath(folder / path.removeprefix(_SAMPLES)))
+        if name := facts.get("path"):
+            folder = bundled_path("samples") if name.startswith(_SAMPLES) else self.path
+            candidates.append(os.path.normpath(folder / name.removeprefix(_SAMPLES)))
         return [c for c in candidates if isinstance(c, list) or os.path.exists(c)]
 
     def _relative_path(self, source: Any) -> str:

@@ -8,19 +8,20 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
-from vlkit.errors import VlkitError, counted, is_number
+from vlkit.errors import VlkitError, counted, is_number, warn_user
 from vlkit.grounding.boxes import Box, Item, Point, list_items, scale_item
 from vlkit.media.image import load_image
 from vlkit.messages import text_of
 from vlkit.plotting.comparing import ANSWER, TRUTH
 from vlkit.plotting.draw import add_legend, draw_boxes, draw_strokes
-from vlkit.records.media import MediaStore
+from vlkit.records.media import MediaStore, inside
 
 if TYPE_CHECKING:
     import pandas
@@ -30,6 +31,81 @@ VERSION = 1
 
 
 MANIFEST, LINES = "manifest.json", "records.jsonl"
+
+
+# What the rest of the room relies on, of files that a hand or a kill may have changed: fields and
+# their types. "name?" may be missing or None; "*" stands for all fields of a dict.
+_NUMBER = (int, float)
+_COUNTS = ("image_tokens", "video_tokens", "prompt_tokens", "new_tokens")
+_SHAPES: dict[str, Any] = {
+    "manifest": {
+        "vlkit_run": int, "name": str, "started": str, "ended?": str, "seconds?": _NUMBER,
+        "notes?": str, "error?": str, "git?": {"commit": str, "dirty": bool},
+        "environment": {"packages": {"*": str}},
+    },
+    "line": {"record": str, "seconds_in": _NUMBER},
+    "model": {"id": str, "name": str, "family": str, "gpu?": str, "adapter?": {"name": str}},
+    "values": {"values": {}},
+    "evaluation": {
+        "title": str,
+        "evaluation": {"overall": {"*": {"value?": _NUMBER}}, "by_label?": {"*": {}}},
+    },
+    "training": {"state": str, "arguments": {}, "losses?": [list], "adapter?": {"name": str}},
+    "text": {"text": str, "caption": str},
+    "figure": {"file": str, "caption": str},
+    "table": {"columns": list, "rows": [list], "caption": str},
+    "answer": {
+        "kind": str, "model": str, "key": str, "setting?": str, "tokens?": [int],
+        "messages": [{"role?": str, "malformed?": str, "content?": [{"type": str, "text?": str}]}],
+        "media": [{"kind": str, "name": str, "of": str, "sha256": str, "path?": str,
+                   "kept?": str, "thumbnail?": str, "options?": {}}],
+        "options": {"*": (int, float, type(None))}, "memory?": {"process": _NUMBER},
+    },
+    "reply": {
+        "text": str, "raw": str, "finish_reason": str, "seconds": _NUMBER, "input_sizes": [list],
+        "usage": dict.fromkeys(_COUNTS, int),
+    },
+    "failure": {"error": str, "error_kind": str},
+}  # fmt: skip
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value has the fields and types of a shape."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if not isinstance(shape, dict):
+        return isinstance(value, shape)
+    if not isinstance(value, dict):
+        return False
+    if "*" in shape:
+        return all(_fits(item, shape["*"]) for item in value.values())
+    return all(
+        (name.endswith("?") and value.get(name[:-1]) is None)
+        or _fits(value.get(name.removesuffix("?")), part)
+        for name, part in shape.items()
+    )
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether a line has what its kind needs."""
+    if not _fits(line, _SHAPES["line"]):
+        return False
+    kind = line["record"] if line["record"] != "exhibit" else line.get("exhibit")
+    if kind != "answer":
+        return isinstance(kind, str) and _fits(line, _SHAPES.get(kind, {}))
+    result = _SHAPES["reply" if "raw" in line else "failure"]
+    if not _fits(line, _SHAPES["answer"] | result):
+        return False
+    try:
+        items_of(line)
+    except (TypeError, VlkitError):
+        return False
+    count = len(line["media"])
+    content = [item for message in line["messages"] for item in message.get("content") or ()]
+    return bool(line["messages"]) and all(
+        "text" in item if item["type"] == "text" else item.get("media", -1) in range(count)
+        for item in content
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +229,12 @@ def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
     folder = Path(directory).expanduser()
     if not folder.is_dir():
         raise VlkitError(f"{folder} is not a folder; pass the directory= of your Run calls")
-    paths = sorted(path.parent for path in folder.glob(f"[!.]*/{MANIFEST}"))
-    records = [read_run(path) for path in paths if _read_manifest(path)]
+    records = []
+    for path in sorted(folder.glob(f"[!.]*/{MANIFEST}")):
+        try:
+            records.append(read_run(path))
+        except VlkitError as error:
+            warn_user(f"{error}; it is not in the table")
     rows = [_row(record) for record in sorted(records, key=lambda r: r.manifest["started"])]
     return pandas.DataFrame(rows, columns=None if rows else list(_COLUMNS))
 
@@ -189,10 +269,10 @@ def _row(record: Record) -> dict[str, Any]:
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        datetime.fromisoformat(manifest["started"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    known = isinstance(manifest, dict) and isinstance(manifest.get("vlkit_run"), int)
-    return manifest if known else None
+    return manifest if _fits(manifest, _SHAPES["manifest"]) else None
 
 
 def count_lines(path: Path) -> int:
@@ -212,8 +292,11 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         for raw in file:
             try:
                 line = json.loads(raw)
-                lines.append(line | {"record": line["record"], "seconds_in": line["seconds_in"]})
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
+                line = None
+            if _is_whole(line):
+                lines.append(line)
+            else:
                 torn += 1
     return lines, torn
 
@@ -322,7 +405,7 @@ def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image | None, floa
         if source is not None:
             return load_image(source), 1.0
     with suppress(VlkitError):  # the thumbnail is lost
-        if facts.get("thumbnail"):
-            picture, sizes = load_image(record.path / facts["thumbnail"]), answer.get("image_sizes")
+        if thumbnail := inside(record.path, facts.get("thumbnail")):
+            picture, sizes = load_image(thumbnail), answer.get("image_sizes")
             return picture, picture.width / sizes[-1][0] if images and sizes else 0.0
     return None, 1.0

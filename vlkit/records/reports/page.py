@@ -12,6 +12,7 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import PIL.Image
 
@@ -201,7 +202,7 @@ def _save_picture(folder: Path, content: bytes | PIL.Image.Image, name: str) -> 
         (folder / name).write_bytes(content)
     else:
         content.save(folder / name)
-    return f"{folder.name}/{name}".replace(" ", "%20")
+    return quote(f"{folder.name}/{name}")
 
 
 def escape_markdown(text: str) -> str:

@@ -14,6 +14,7 @@ from vlkit.grounding.boxes import Box, Item
 from vlkit.lora.curves import Curves, loss_figure
 from vlkit.messages import text_of
 from vlkit.plotting.comparing import TRUTH
+from vlkit.records.media import inside
 from vlkit.records.record import Record, answer_of, draw_answer, flat, items_of, question_of
 
 MOST_LABELS = 40  # of an evaluation's table
@@ -119,9 +120,9 @@ def exhibits(record: Record) -> list[dict[str, Any]]:
     """What a user added; of a figure also its file's ``name`` and ``content`` (None if lost)."""
     shown = []
     for line in record.of("exhibit"):
-        file = record.path / line.get("file", "")
-        content = file.read_bytes() if file.is_file() else None
-        shown.append({**line, "name": file.name, "content": content})
+        file = inside(record.path, line.get("file"))
+        content = file.read_bytes() if file and file.is_file() else None
+        shown.append({**line, "name": file.name if file else "", "content": content})
     return shown
 
 
@@ -175,7 +176,7 @@ def _by_label(labels: dict) -> dict[str, Any]:
     columns = [name for name in next(iter(labels.values())) if name in _BY_LABEL]
     counts = ("truths", "answers")
     rows = [
-        (label, *(row[name] if name in counts else _share(row[name]) for name in columns))
+        (label, *(row.get(name) if name in counts else _share(row.get(name)) for name in columns))
         for label, row in labels.items()
     ]
     return {"title": "By label", "head": ["label", *columns], "rows": rows}
