@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all; JSON, JSON lines."""
+"""Files and folders written whole or not at all; JSON, JSON lines, YAML."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlkit.errors import VlkitError, shorten
+
+MOST_YAML_VALUES = 1_000_000  # 400 bytes with aliases can stand for billions
 
 
 def read_text(path: Path, kind: type[VlkitError] = VlkitError) -> str:
@@ -64,6 +67,34 @@ def _parse(text: str, where: str, kind: type[VlkitError] = VlkitError) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise kind(f"{where} is not JSON: {error}") from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML as plain values; ``where`` names its source in errors.
+
+    Raises:
+        VlkitError: it is not YAML, nested too deeply, or its aliases stand for too many values.
+    """
+    import yaml
+
+    try:
+        if _count_nodes(yaml.compose(text, yaml.SafeLoader), {}) <= MOST_YAML_VALUES:
+            return yaml.safe_load(text)
+        reason = f"its aliases stand for more than {MOST_YAML_VALUES:,} values; write fewer"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date such as 2026-99-99
+        reason = shorten(" ".join(str(error).split()))
+    raise VlkitError(f"{where} cannot be read as YAML: {reason}")
+
+
+def _count_nodes(node: Any, counts: dict[int, int]) -> int:
+    """The number of values that a node stands for; aliases share nodes, which are counted once."""
+    if id(node) not in counts:
+        parts = node.value if isinstance(getattr(node, "value", None), list) else []
+        nodes = chain.from_iterable(p if isinstance(p, tuple) else (p,) for p in parts)
+        counts[id(node)] = 1 + sum(_count_nodes(part, counts) for part in nodes)
+    return counts[id(node)]
 
 
 def write_whole(

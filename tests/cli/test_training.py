@@ -191,13 +191,22 @@ def test_wrong_configs(write, tmp_path, lines, message):
     assert not (tmp_path / "run").exists()
 
 
+ALIASES = "a0: &a0 [x]\n" + "".join(  # each level is nine times as large as the one before
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: tiny\n", "has no data and no output_dir"),
         ("- a list\n", "has no keys"),
         ("a: [1\n", "cannot be read as YAML"),
-        (None, "cannot be read as YAML"),
+        (ALIASES, "cannot be read as YAML: its aliases stand for more than 1,000,000 values"),
+        ("<<: *z".join([ALIASES, "\n"]), "cannot be read as YAML"),
+        ("a: " + "[" * 5000, "cannot be read as YAML: it is nested too deeply"),
+        ("seed: 2026-99-99\n", "cannot be read as YAML"),
+        (None, "c.yaml cannot be read (No such file"),
     ],
 )
 def test_files_that_are_no_configs(tmp_path, text, message):

@@ -348,6 +348,11 @@ def test_malformed_ms_swift(folder, answer, objects, message):
         read_scenes(path, format="ms-swift")
 
 
+ALIASES = "a0: &a0 [x]\n" + "".join(  # each level is nine times as large as the one before
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
@@ -357,6 +362,11 @@ def test_malformed_ms_swift(folder, answer, objects, message):
         ({"a.xml": "<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>"}, "declares entities"),
         ({"labels/a.txt": "0 0 0 1 1", "images/x": ""}, "neither a data.yaml"),
         ({"labels/a.txt": "", "classes.txt": "cat"}, "contains no pictures"),
+        ({"labels/a.txt": "", "data.yaml": "names: 5"}, "names=5 must be a list of names"),
+        ({"labels/a.txt": "", "data.yaml": "names: {x: a}"}, "must be a list of names"),
+        ({"labels/a.txt": "", "data.yaml": "names: 2020-01-01"}, "must be a list of names"),
+        ({"labels/a.txt": "", "data.yaml": "names: [[a], b]"}, "must be a list of names"),
+        ({"labels/a.txt": "", "data.yaml": ALIASES}, "stand for more than 1,000,000 values"),
     ],
 )
 def test_malformed_folders(tmp_path, files, message):

@@ -212,6 +212,11 @@ def test_view_says_how_it_ended(reason, seen):
     assert (f"ended by {reason}" in reply(finish_reason=reason)._repr_html_()) is seen
 
 
+def test_a_finish_reason_of_an_edited_file_is_not_markup():
+    shown = reply(finish_reason="<script>alert(1)</script>")._repr_html_()
+    assert "<script" not in shown and "ended by &lt;script&gt;" in shown
+
+
 def test_view_of_several_pictures_is_the_one_with_the_boxes():
     two = reply(images=(picture(300, 300), picture(500, 200)))
     assert shown_picture(two._repr_html_()).size == (500, 200)

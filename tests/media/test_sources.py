@@ -203,3 +203,18 @@ def test_no_network(blocked_network):
     text = refusal("http://example.org/a.png")
     assert "example.org/a.png could not be downloaded" in text and "the network" in text
     assert blocked_network
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://u:S3cret1@127.0.0.1:9/p.png", "http://127.0.0.1:9/p.png: an address with a user"),
+        ("http://127.0.0.1:9/p.png?x=1&Token=S3cret1", "http://127.0.0.1:9/p.png?…"),
+        ("http://127.0.0.1:9/p.png?api-key=S3cret1", "http://127.0.0.1:9/p.png?…"),
+        ("http://127.0.0.1:9/p.png?page=2", "http://127.0.0.1:9/p.png?page=2"),
+    ],
+)
+def test_errors_name_an_address_without_its_password(address, shown):
+    with pytest.raises(MediaError) as caught:
+        vlkit.load_image(address)
+    assert str(caught.value).startswith(shown) and "S3cret1" not in str(caught.value)

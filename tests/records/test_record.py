@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from vlkit.errors import VlkitError
 from vlkit.records import Run, diff, read_run, runs
 from vlkit.records.facts import LEFT_OUT, weights_hash, without_secrets
 from vlkit.records.media import MediaStore
+from vlkit.records.reports import sections
 
 SECRET = "kd83-Jw9x-secret-0192"
 
@@ -187,6 +190,58 @@ def test_values_of_secret_variables(monkeypatch, name):
     )
 
 
+NAMED = {
+    "password=hunter2": "password=*",
+    "api-key: 9f8e7d6c5b4a": "api-key: *",
+    'the config {"clientSecret": "abc", "n": 1}': 'the config {"clientSecret": "*", "n": 1}',
+    "aws_secret_access_key=AbC/dEfG now": "aws_secret_access_key=* now",
+    "Authorization: Basic dXNlcjpwYXNz": "Authorization: Basic *",
+    "密码：abc12345": "密码：*",
+}
+HARMLESS = (
+    "What is the password? It is below the token: red",
+    '[{"bbox_2d": [1, 2, 3, 4], "label": "password"}]',
+    "max_new_tokens=4096, tokenizer: qwen2",
+)
+
+
+@pytest.mark.parametrize("text", NAMED, ids=range(len(NAMED)))
+def test_secrets_that_only_their_name_shows_in_texts(text):
+    assert without_secrets(text) == NAMED[text].replace("*", LEFT_OUT)
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_texts_about_secrets_stay(text):
+    assert without_secrets(text) == text
+
+
+def test_secrets_that_only_their_name_shows_in_nested_data():
+    config = {
+        "password": "S3cret", "pwd": 12345678, "db": [{"API-Key": "x", "port": 5432}],
+        "credentials": {"user": "me", "all": ["a", ["b"]]}, "headers": {"authorization": "Token q"},
+    }  # fmt: skip
+    assert without_secrets(config) == {
+        "password": LEFT_OUT, "pwd": LEFT_OUT, "db": [{"API-Key": LEFT_OUT, "port": 5432}],
+        "credentials": {"user": LEFT_OUT, "all": [LEFT_OUT, [LEFT_OUT]]},
+        "headers": {"authorization": LEFT_OUT},
+    }  # fmt: skip
+
+
+def test_counts_and_labels_with_such_names_stay():
+    facts = {
+        "max_new_tokens": 256, "tokens": [5, 6], "token": 7, "seed": 1, "key": "ab12",
+        "by_label": {"password field": {"truths": 1200, "accuracy@0.5": 0.5}},
+    }  # fmt: skip
+    assert without_secrets(facts) == facts
+
+
+@pytest.mark.parametrize("part", ["token", "password='", "api_key ", "authorization: basic ", "a"])
+def test_a_long_text_is_cleaned_in_linear_time(part):
+    start = time.perf_counter()
+    without_secrets(part * (300_000 // len(part)))
+    assert time.perf_counter() - start < 5  # 0.1 s on a quiet machine; a quadratic search: minutes
+
+
 def test_no_secret_is_anywhere_in_a_run_or_its_report(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", SECRET)
     key = "0f9e8d7c6b5a-client"
@@ -205,6 +260,111 @@ def test_no_secret_is_anywhere_in_a_run_or_its_report(tmp_path, monkeypatch):
     assert not [each for each in (SECRET, key, "QWERTYUIOP123") if each.encode() in found]
     first, second = read_run(run).answers
     assert first["secrets_left_out"] and second["tokens"] is None
+
+
+# --- runs that somebody else made -----------------------------------------------------------------
+
+
+def edited(tmp_path, change):
+    """A run with an answer, an evaluation and exhibits, and its lines changed by hand."""
+    with Run("a", directory=tmp_path / "runs") as run:
+        ask(model(), vlkit.user("?", saved(tmp_path)), reply=answer(images=[picture()]))
+        run.log(score=1)
+        run.add("text", "caption")
+        run.add(picture(), "figure")
+        truth = [[vlkit.Box("cat", 0, 0, 10, 10)]]
+        vlkit.evaluate_grounding(truth, truth, coco=False, bootstrap=0)
+    path = run.path / "records.jsonl"
+    lines = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        lines[line["record"]] = line  # of two exhibits the last, the figure
+    change(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    return run.path
+
+
+ODD = {
+    "no usage": lambda lines: lines["answer"].pop("usage"),
+    "usage is text": lambda lines: lines["answer"].update(usage="many"),
+    "no messages": lambda lines: lines["answer"].pop("messages"),
+    "empty messages": lambda lines: lines["answer"].update(messages=[]),
+    "messages are text": lambda lines: lines["answer"].update(messages="?"),
+    "media out of range": lambda lines: lines["answer"].update(media=[]),
+    "a box without sides": lambda lines: lines["answer"].update(boxes=[{"label": "a"}]),
+    "a box of text": lambda lines: lines["answer"].update(boxes=["a"]),
+    "options are a list": lambda lines: lines["answer"].update(options=[1]),
+    "an option is a list": lambda lines: lines["answer"]["options"].update(seed=[1]),
+    "finish_reason is a number": lambda lines: lines["answer"].update(finish_reason=3),
+    "neither answer nor error": lambda lines: lines["answer"].pop("raw"),
+    "model without a name": lambda lines: lines["model"].pop("name"),
+    "values are a list": lambda lines: lines["values"].update(values=[1]),
+    "evaluation without metrics": lambda lines: lines["evaluation"].update(evaluation={}),
+    "metric is text": lambda lines: lines["evaluation"]["evaluation"]["overall"].update(x="y"),
+    "figure without a file": lambda lines: lines["exhibit"].pop("file"),
+    "figure's file is a list": lambda lines: lines["exhibit"].update(file=["a"]),
+    "table without rows": lambda lines: lines["exhibit"].update(exhibit="table", columns=["a"]),
+    "kind is a list": lambda lines: lines["exhibit"].update(record=["a"]),
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD)
+def test_an_odd_line_costs_itself_and_is_counted(tmp_path, change):
+    path = edited(tmp_path, change)
+    record = read_run(path)
+    assert (record.torn, len(record.lines)) == (1, 4)
+    assert "1 line of records.jsonl cut off or broken" in record.gap
+    for ending in ("html", "md", "bib"):
+        records.report(path, tmp_path / f"r.{ending}")
+    assert len(records.runs(tmp_path / "runs")) == 1
+    assert str(records.diff(path, path)) and str(records.replay(path))
+
+
+def test_a_line_nested_too_deeply_costs_itself(tmp_path):
+    path = edited(tmp_path, lambda lines: None)
+    with (path / "records.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    assert read_run(path).torn == 1 and len(records.runs(tmp_path / "runs")) == 1
+
+
+ODD_MANIFESTS = ["[" * 100_000, "{}", '{"vlkit_run": 1}', '{"vlkit_run": 99, "name": "a"}', "[1]"]
+
+
+@pytest.mark.parametrize("text", ODD_MANIFESTS, ids=range(len(ODD_MANIFESTS)))
+def test_a_damaged_manifest_is_named_and_other_runs_are_listed(tmp_path, text):
+    with Run("b", directory=tmp_path / "runs"):
+        pass
+    path = edited(tmp_path, lambda lines: None)
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(VlkitError, match="is damaged"):
+        read_run(path)
+    with pytest.warns(UserWarning, match="it is not in the table"):
+        assert list(records.runs(tmp_path / "runs")["name"]) == ["b"]
+
+
+@pytest.mark.parametrize("way", ["absolute", "parents", "link", "linked folder"])
+def test_files_outside_a_run_are_not_in_its_report(tmp_path, way):
+    secret = saved(tmp_path, "private.png", "red")
+    ways = {"absolute": str(secret), "parents": "../../private.png"}
+    name = ways.get(way, "figures/private.png")
+    path = edited(
+        tmp_path,
+        lambda lines: (
+            lines["exhibit"].update(file=name),
+            lines["answer"]["media"][0].update(thumbnail=name, kept=name, path="gone.png"),
+        ),
+    )
+    if way == "link":
+        (path / name).symlink_to(secret)
+    elif way == "linked folder":
+        shutil.rmtree(path / "figures")
+        (path / "figures").symlink_to(tmp_path)
+    shown = sections.exhibits(read_run(path))
+    assert shown[0]["content"] is None
+    assert sections.view_answer(read_run(path), 0, {})["picture"] is None
+    for ending in ("html", "md"):
+        records.report(path, tmp_path / f"r.{ending}")
+    assert "<img" not in (tmp_path / "r.html").read_text()
+    assert not list((tmp_path / "r_files").iterdir())
 
 
 # --- media ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import typer
 
 from vlkit.cli.options import console, error_console, print_plain
 from vlkit.errors import VlkitError
+from vlkit.files import parse_yaml
 from vlkit.hooks import RUN_VARIABLE
 
 # of a command whose further options are those of the program that it starts
@@ -248,9 +249,7 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[Pat
 
 
 def _read_value(text: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "-p")
+    except VlkitError:
         return text

@@ -13,6 +13,7 @@ import typer
 
 from vlkit.cli.options import console, with_process_device
 from vlkit.errors import VlkitError
+from vlkit.files import parse_yaml, read_text
 
 _DATA = ("image_dir", "format", "boxes", "strict")  # arguments of load_conversations
 _NUMBERS = ("epochs", "learning_rate", "alpha")
@@ -46,13 +47,7 @@ def train(
 
 def read_config(path: Path) -> dict[str, Any]:
     """The keys of a YAML file. Raises VlkitError where it has none."""
-    import yaml
-
-    try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise VlkitError(f"{path} cannot be read as YAML: {reason}") from None
+    keys = parse_yaml(read_text(path), str(path))
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise VlkitError(f'{path} has no keys; write lines such as "learning_rate: 0.0002"')
     for name in _NUMBERS:  # YAML reads 2e-4 as text

@@ -59,7 +59,7 @@ _SHAPES: dict[str, Any] = {
         "messages": [{"role?": str, "malformed?": str, "content?": [{"type": str, "text?": str}]}],
         "media": [{"kind": str, "name": str, "of": str, "sha256": str, "path?": str,
                    "kept?": str, "thumbnail?": str, "options?": {}}],
-        "options": {"*": (int, float, type(None))}, "memory?": {"process": _NUMBER},
+        "options": {"*": (int, float, str, type(None))}, "memory?": {"process": _NUMBER},
     },
     "reply": {
         "text": str, "raw": str, "finish_reason": str, "seconds": _NUMBER, "input_sizes": [list],

@@ -114,7 +114,7 @@ class _Models:
     def __init__(self, record: Record, vlm: Any):
         self._record, self._vlm = record, vlm
         self._loaded: dict[str, Any] = {}
-        self._unreachable: dict[str, VlkitError] = {}
+        self._unreachable: dict[str, RemoteError] = {}
 
     def get(self, name: str) -> Any:
         if error := self._unreachable.get(self._key(name)):
@@ -127,7 +127,7 @@ class _Models:
             self._loaded[name] = _load(self._record.models[name])
         return self._loaded[name]
 
-    def give_up(self, name: str, error: VlkitError) -> None:
+    def give_up(self, name: str, error: Exception) -> None:
         """Stop asking a model after an error that every further question would meet."""
         if isinstance(error, RemoteError) and error.fatal:
             self._unreachable[self._key(name)] = error
@@ -188,7 +188,7 @@ def _ask(record: Record, models: _Models, numbers: list[int]) -> Iterator[tuple[
     name = record.answers[numbers[0]]["model"]
     try:
         replies = _answer(models.get(name), record, questions)
-    except VlkitError as error:
+    except Exception as error:  # an edited record may have any options
         models.give_up(name, error)
         replies = dict.fromkeys(questions, error)
     for number, reply in replies.items():

@@ -14,7 +14,7 @@ from vlkit.datasets.pictures import (
     upright_size,
 )
 from vlkit.errors import VlkitError
-from vlkit.files import read_text, write_whole
+from vlkit.files import parse_yaml, read_text, write_whole
 from vlkit.grounding.boxes import Box, Item
 
 
@@ -48,16 +48,17 @@ def _label_files(path: Path) -> list[Path]:
 
 
 def _yolo_names(path: Path) -> dict[int, str]:
-    import yaml
-
     for file in (*sorted(path.glob("*.yaml")), *sorted(path.glob("*.yml"))):
-        try:
-            names = (yaml.safe_load(read_text(file)) or {}).get("names")
-        except (yaml.YAMLError, AttributeError) as error:
-            raise VlkitError(f"{file} is not YAML with names: {error}") from None
-        if names:
-            pairs = names.items() if isinstance(names, dict) else enumerate(names)
-            return {int(i): str(name) for i, name in pairs}
+        data = parse_yaml(read_text(file), str(file))
+        names = data.get("names") if isinstance(data, dict) else None
+        if not names:
+            continue
+        by_number = dict(enumerate(names)) if isinstance(names, list) else names
+        if isinstance(by_number, dict):
+            texts = [isinstance(name, str | int | float) for name in by_number.values()]
+            if all(texts) and all(str(number).isdecimal() for number in by_number):
+                return {int(number): str(name) for number, name in by_number.items()}
+        raise VlkitError(f"{file}: names={names!r:.60} must be a list of names, or 0: name …")
     for file in (path / "classes.txt", path / "labels" / "classes.txt"):
         if file.is_file():
             return dict(enumerate(read_text(file).split("\n")))
