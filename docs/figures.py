@@ -10,7 +10,7 @@ import PIL.Image
 
 import vlkit
 from vlkit.models.families import published_rules
-from vlkit.plotting.comparing import draw_comparison, stack_captioned
+from vlkit.plotting import draw_comparison, stack_captioned
 from vlkit.plotting.draw import draw_boxes, draw_patch_grid
 
 FOLDER = Path(__file__).resolve().parent / "figures"

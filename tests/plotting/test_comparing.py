@@ -153,13 +153,14 @@ def test_tracks_leave_a_trail(clip):
     still = vlkit.draw_frames(clip, tracks[0])
     assert sheet.size == apart.size == still.size
     width = 800 // 4
-    first = [np.asarray(s.crop((0, 0, width, 150))) for s in (sheet, still)]
+    top = sheet.height - 150 - 8  # below the caption
+    first = [np.asarray(s.crop((0, top, width, top + 150))) for s in (sheet, still)]
     assert (first[0] != first[1]).any(axis=2).mean() < 0.005  # the first frame: only its dots
     scale = width / clip.info.size[0]
     color = label_colors(m.label for m in truth)[truth[0].label]
     ends = tracks[0][0], tracks[-1][0]
     path = [((b.x1 + b.x2) / 2 * scale, (b.y1 + b.y2) / 2 * scale) for b in ends]
-    last = sheet.crop((3 * (width + 6), 0, 3 * (width + 6) + width, 150))
+    last = sheet.crop((3 * (width + 8), top, 3 * (width + 8) + width, top + 150))
     assert share(last, color, path) > 0.9
     with pytest.raises(VlkitError, match="2 lists of boxes for 4 frames"):
         vlkit.draw_frames(clip, tracks[:2])

@@ -132,7 +132,7 @@ class BoxDiagnosis:
             readings: how many.
         """
         from vlkit.media.image import load_image
-        from vlkit.plotting.comparing import draw_comparison, stack_captioned
+        from vlkit.plotting import draw_comparison, stack_captioned
 
         original = load_image(images[picture])
         shown: list[tuple[PIL.Image.Image, str]] = []

@@ -1,14 +1,9 @@
 """Boxes, points, labels and heat maps drawn on pictures."""
 
-from vlkit.plotting.comparing import draw_comparison, save_boxes, stack_captioned
-from vlkit.plotting.draw import draw_boxes, draw_frames, draw_patch_grid, plot_boxes
+from vlkit.lazy import lazy_names
 
-__all__ = [
-    "draw_boxes",
-    "draw_comparison",
-    "draw_frames",
-    "draw_patch_grid",
-    "plot_boxes",
-    "save_boxes",
-    "stack_captioned",
-]
+_HOMES = {
+    "draw": ["draw_boxes", "draw_frames", "draw_patch_grid", "plot_boxes", "stack_captioned"],
+    "comparing": ["draw_comparison", "save_boxes"],
+}
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from PIL import ImageDraw
 
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Items, list_items
@@ -19,7 +18,6 @@ from vlkit.plotting.draw import (
     label_strokes,
     plot_strokes,
 )
-from vlkit.plotting.fonts import draw_text, fit_text, load_font, text_height
 from vlkit.plotting.labels import (
     Stroke,
     area_of,
@@ -31,7 +29,13 @@ TRUTH, ANSWER = "#0072B2", "#D55E00"  # the two of the palette that are easiest 
 
 
 def draw_comparison(
-    image: Any, predicted: Items, truth: Items, *, labels: bool = True, legend: bool = True
+    image: Any,
+    predicted: Items,
+    truth: Items,
+    *,
+    labels: bool = True,
+    legend: bool = True,
+    names: tuple[str, str] = ("answer", "truth"),
 ) -> PIL.Image.Image:
     """The true boxes in dashed blue and the answer's in solid orange-red, on a copy.
 
@@ -40,13 +44,14 @@ def draw_comparison(
         predicted, truth: in pixels of the upright original.
         labels: write each label at its box.
         legend: say which is which in a strip under the picture.
+        names: of the two in the legend.
 
     Returns:
         A new upright RGB image, higher than the original by the legend.
     """
     picture = load_image(image)
     draw_strokes(picture, _strokes(predicted, truth), labels=labels)
-    rows = [(TRUTH, "truth", 1), (ANSWER, "answer", 0)]
+    rows = [(TRUTH, names[1], 1), (ANSWER, names[0], 0)]
     return add_legend(picture, rows) if legend else picture
 
 
@@ -102,25 +107,6 @@ def _save_svg(path: Path, picture: PIL.Image.Image, strokes: list[Stroke], label
     )  # fmt: skip
     with rc_context({"svg.hashsalt": "vlkit", "svg.fonttype": "none"}):  # text stays text
         figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def stack_captioned(
-    pictures: list[tuple[PIL.Image.Image, str]], *, columns: int = 2
-) -> PIL.Image.Image:
-    """Pictures on one sheet, each under its caption."""
-    font, gap = load_font(16), 8
-    top, high = text_height(font)
-    width = max(picture.width for picture, _ in pictures)
-    height = max(picture.height for picture, _ in pictures) + round(high) + 2 * gap
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + gap)), "white")
-    for index, (picture, caption) in enumerate(pictures):
-        x, y = index % columns * (width + gap), index // columns * (height + gap)
-        text = fit_text(caption, font, width)
-        draw_text(ImageDraw.Draw(sheet), (x + 2, y + gap - top), text, "black", font)
-        sheet.paste(picture, (x, y + round(high) + 2 * gap))
-    return sheet
 
 
 def _strokes(predicted: Items, truth: Items) -> list[Stroke]:

@@ -340,21 +340,36 @@ def draw_frames(
         VlkitError: lists for another number of frames than the clip has.
     """
     columns = min(columns, len(clip.frames))
-    width = 800 // columns
-    scale = width / clip.info.size[0]
-    height = max(1, round(clip.info.size[1] * scale))
-    font, rows, gap = load_font(18), -(-len(clip.frames) // columns), 6
-    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + 24 + gap)), "white")
+    scale = 800 // columns / clip.info.size[0]
+    size = (800 // columns, max(1, round(clip.info.size[1] * scale)))
     tracks = [
         [scale_item(i, scale) for i in items] for items in _per_frame(boxes, len(clip.frames))
     ]
+    frames = []
     for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
-        x, y = index % columns * (width + gap), index // columns * (height + 24 + gap)
-        drawn = draw_boxes(frame.resize((width, height)), tracks[index])
+        drawn = draw_boxes(frame.resize(size), tracks[index])
         if _are_tracks(boxes):
             _draw_trails(drawn, tracks[: index + 1])
-        sheet.paste(drawn, (x, y))
-        ImageDraw.Draw(sheet).text((x + 2, y + height), f"{time:.2f} s", "#333333", font)
+        frames.append((drawn, f"{time:.2f} s"))
+    return stack_captioned(frames, columns=columns)
+
+
+def stack_captioned(
+    pictures: list[tuple[PIL.Image.Image, str]], *, columns: int = 2
+) -> PIL.Image.Image:
+    """Pictures on one sheet, each under its caption."""
+    font, gap = load_font(16), 8
+    top, high = text_height(font)
+    width = max(picture.width for picture, _ in pictures)
+    height = max(picture.height for picture, _ in pictures) + round(high) + 2 * gap
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + gap)), "white")
+    for index, (picture, caption) in enumerate(pictures):
+        x, y = index % columns * (width + gap), index // columns * (height + gap)
+        text = fit_text(caption, font, width)
+        draw_text(ImageDraw.Draw(sheet), (x + 2, y + gap - top), text, "black", font)
+        sheet.paste(picture, (x, y + round(high) + 2 * gap))
     return sheet
 
 

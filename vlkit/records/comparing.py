@@ -23,7 +23,8 @@ from vlkit.records.record import (
     WIDTH,
     Record,
     answer_of,
-    draw_answers,
+    differences,
+    draw_answer,
     first_difference,
     flat,
     items_of,
@@ -120,29 +121,25 @@ def compare(
 
 
 def _settings(vlms: Any) -> dict[str, tuple[Any, dict]]:
-    if isinstance(vlms, Mapping):
-        named = list(vlms.items())
-    elif isinstance(vlms, list | tuple):
-        named = [(_name(setting), setting) for setting in vlms]
-    else:
+    """The models and their options by name."""
+    if not isinstance(vlms, Mapping | list | tuple):
         raise VlkitError(f"vlms is a {type(vlms).__name__}; pass a list or mapping of models")
-    if not named:
+    if not vlms:
         raise VlkitError("there is no model to compare; pass at least one")
+    named = vlms.items() if isinstance(vlms, Mapping) else ((None, setting) for setting in vlms)
     settings: dict[str, tuple[Any, dict]] = {}
     for label, setting in named:
         vlm, options = setting if isinstance(setting, tuple) else (setting, {})
         check_model(vlm)
-        name, number = str(label), 2
+        label = _name(vlm, options) if label is None else str(label)
+        name, number = label, 2
         while name in settings:
             name, number = f"{label} ({number})", number + 1
         settings[name] = (vlm, dict(options))
     return settings
 
 
-def _name(setting: Any) -> str:
-    vlm, options = setting if isinstance(setting, tuple) else (setting, {})
-    if not hasattr(vlm, "name"):
-        return str(vlm)  # not a model; check_model says so
+def _name(vlm: Any, options: Mapping) -> str:
     adapter = [f"+ {vlm.adapter}"] if getattr(vlm, "adapter", None) else []
     return " ".join([vlm.name, *adapter, *(f"{key}={value}" for key, value in options.items())])
 
@@ -164,16 +161,16 @@ def _summarise(answers: Any) -> dict[str, Any]:
 
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
     chosen = [f"accuracy@{evaluation.thresholds[0]:g}", "mean_iou"]
-    rows = evaluation.overall.loc[chosen]
+    rows = evaluation.overall.loc[chosen].to_dict("index")
     return {
-        name if key == "value" else f"{name} {key}": row[key]
-        for name, row in rows.iterrows()
-        for key in ("value", "low", "high")
-        if key in row
+        f"{name} {key}".removesuffix(" value"): value
+        for name, row in rows.items()
+        for key, value in row.items()
     }
 
 
 def _boxes(answer: Reply | Failure) -> list | None:
+    """None where they cannot be read."""
     read = attempt(answer.read_grounding) if isinstance(answer, Reply) else answer
     return None if isinstance(read, Failure) else read[0]
 
@@ -245,8 +242,9 @@ class RunDiff:
         return "".join(parts)
 
     def _cells(self, a: dict, b: dict) -> list[str]:
-        sets = [("a", items_of(a)), ("b", items_of(b))]
-        picture = draw_answers(self.a, a, sets) if any(items for _, items in sets) else None
+        first, second = items_of(a), items_of(b)
+        any_boxes = first or second
+        picture = draw_answer(self.a, a, second, first, ("b", "a")) if any_boxes else None
         drawn = image_html(picture, width=WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"
@@ -273,7 +271,8 @@ def diff(a: Any, b: Any) -> RunDiff:
     rows = pandas.DataFrame([_facts(*pair) for pair in pairs], columns=list(_COLUMNS))
     metrics = pandas.DataFrame({"a": first.metrics, "b": second.metrics}, dtype="float64")
     metrics["difference"] = metrics["b"] - metrics["a"]
-    settings = pandas.DataFrame(_changed(first, second), columns=["setting", "a", "b"])
+    changed = differences(dict(_settings_of(first)), dict(_settings_of(second)))
+    settings = pandas.DataFrame(changed, columns=["setting", "a", "b"])
     return RunDiff(
         rows.astype({"at": "Int64", "iou": "float64", "same": bool}),
         metrics, settings.set_index("setting"), only_a, only_b, first, second, pairs,
@@ -334,14 +333,7 @@ def _content_key(answer: dict) -> tuple:
     return question_of(answer), *((medium["of"], medium["sha256"]) for medium in answer["media"])
 
 
-def _changed(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
-    first, second = dict(_changed_settings(a)), dict(_changed_settings(b))
-    for name in first | second:
-        if first.get(name) != second.get(name):
-            yield name, first.get(name), second.get(name)
-
-
-def _changed_settings(record: Record) -> Iterator[tuple[str, Any]]:
+def _settings_of(record: Record) -> Iterator[tuple[str, Any]]:
     for number, model in enumerate(record.models.values(), 1):
         for name, value in flat(model):
             if name not in ("id", "record", "time", "seconds_in"):

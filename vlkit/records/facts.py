@@ -8,12 +8,11 @@ import platform
 import re
 import subprocess
 from collections.abc import Collection
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlkit.media.sources import LEFT_OUT, SECRET_NAME, hide_secrets
+from vlkit.media.sources import LEFT_OUT, SECRET_NAME, file_hash, hide_secrets
 
 SHORTEST = 8  # characters; a shorter value is part of too many harmless words
 
@@ -125,12 +124,8 @@ def weights_hash(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("*.safetensors"))
     sums, of = [_hub_sum(file) for file in files], "hub"
     if not all(sums):
-        status = [file.stat() for file in files]
-        whole = sum(s.st_size for s in status) <= WHOLE_BYTES
-        sums = [
-            _file_sum(str(file), whole, s.st_size, s.st_mtime_ns)
-            for file, s in zip(files, status, strict=True)
-        ]
+        whole = sum(file.stat().st_size for file in files) <= WHOLE_BYTES
+        sums = [file_hash(file) if whole else _sample_hash(file) for file in files]
         of = "files" if whole else "headers"
     lines = [f"{file.name} {digest}" for file, digest in zip(files, sums, strict=True)]
     return {"sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "of": of}
@@ -144,11 +139,9 @@ def _hub_sum(file: Path) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
-@lru_cache(maxsize=1024)
-def _file_sum(path: str, whole: bool, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        if whole:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def _sample_hash(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         digest = hashlib.sha256(f"{size} {length}".encode() + file.read(min(length, 1 << 27)))
         for index in range(SAMPLES):

@@ -20,6 +20,7 @@ from vlkit.files import relative, write_whole
 from vlkit.media.image import describe_source, load_image, pixel_hash
 from vlkit.media.sources import clean_url, is_url, local_path
 from vlkit.media.video import pictures_of
+from vlkit.plotting.draw import stack_captioned
 
 THUMBNAILS, KEPT = "thumbnails", "media"
 SIDE = 400  # pixels of a thumbnail
@@ -202,21 +203,15 @@ def _name(source: Any) -> str:
     return Path(name).name if isinstance(source, str | os.PathLike) else name
 
 
-def _view(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _view(picture: PIL.Image.Image, side: int = SIDE) -> PIL.Image.Image:
     shown = picture.convert("RGB")
-    shown.thumbnail((SIDE, SIDE))
+    shown.thumbnail((side, side))
     return shown
 
 
 def _strip(clip: Any) -> PIL.Image.Image:
-    """A few frames of a clip side by side."""
+    """A few frames of a clip side by side, with their times."""
     count = len(clip.frames)
     chosen = sorted({round(i * (count - 1) / (FRAMES - 1)) for i in range(FRAMES)})
-    frames = [PIL.Image.fromarray(clip.frames[index]) for index in chosen]
-    for frame in frames:
-        frame.thumbnail((SIDE // 2, SIDE // 2))
-    width, height = frames[0].size
-    strip = PIL.Image.new("RGB", (len(frames) * (width + 4) - 4, height), "white")
-    for index, frame in enumerate(frames):
-        strip.paste(frame, (index * (width + 4), 0))
-    return strip
+    frames = [(_view(clip.pictures[i], SIDE // 2), f"{clip.timestamps[i]:.2f} s") for i in chosen]
+    return stack_captioned(frames, columns=FRAMES)

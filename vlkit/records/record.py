@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted, is_number, warn_user
-from vlkit.grounding.boxes import Box, Item, Point, list_items, scale_item
+from vlkit.grounding.boxes import Box, Item, Point, scale_item
 from vlkit.media.image import load_image
 from vlkit.messages import text_of
-from vlkit.plotting.comparing import ANSWER, TRUTH
-from vlkit.plotting.draw import add_legend, draw_boxes, draw_strokes
+from vlkit.plotting.comparing import draw_comparison
+from vlkit.plotting.draw import draw_boxes
 from vlkit.records.media import MediaStore, inside
 
 if TYPE_CHECKING:
@@ -354,6 +354,13 @@ def first_difference(then: dict, now: dict) -> int | None:
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
+def differences(then: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, other value) of what differs."""
+    for name in then | now:
+        if then.get(name) != now.get(name):
+            yield name, then.get(name), now.get(name)
+
+
 def flat(facts: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(name, value) pairs of nested facts; names of inner ones are joined by spaces."""
     for name, value in facts.items():
@@ -367,31 +374,25 @@ WIDTH = 840  # of a picture on a page
 
 
 def draw_answer(
-    record: Record, answer: dict, items: Sequence[Item], truth: Sequence[Item] = ()
+    record: Record,
+    answer: dict,
+    items: Sequence[Item],
+    truth: Sequence[Item] = (),
+    names: tuple[str, str] = ("answer", "truth"),
 ) -> PIL.Image.Image | None:
-    """The last picture of a conversation with the answer's boxes; None where there is none."""
-    if truth:
-        return draw_answers(record, answer, [("truth", truth), ("answer", items)])
-    picture, scale = _picture(record, answer)
-    return picture and draw_boxes(picture, [scale_item(item, scale) for item in items])
+    """The last picture of a conversation with the answer's boxes; None where there is none.
 
-
-def draw_answers(
-    record: Record, answer: dict, sets: Sequence[tuple[str, Sequence[Item]]]
-) -> PIL.Image.Image | None:
-    """The last picture with two sets of boxes, the first dashed, and a legend."""
+    With ``truth``, or boxes of another answer, these are dashed, and a legend has both names.
+    """
     picture, scale = _picture(record, answer)
     if picture is None:
         return None
-    styles = [(TRUTH, True), (ANSWER, False)]
-    strokes = [
-        (scale_item(item, scale), color, dashed)
-        for (_, items), (color, dashed) in zip(sets, styles, strict=True)
-        for item in list_items(items)
-    ]
-    draw_strokes(picture, strokes, labels=True)
-    rows = [(color, name, d) for (name, _), (color, d) in zip(sets, styles, strict=True)]
-    return add_legend(picture, rows)
+    boxes, others = ([scale_item(item, scale) for item in of_one] for of_one in (items, truth))
+    return (
+        draw_comparison(picture, boxes, others, names=names)
+        if truth
+        else draw_boxes(picture, boxes)
+    )
 
 
 def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image | None, float]:

@@ -17,6 +17,7 @@ from vlkit.records.facts import environment, git_state, model_facts
 from vlkit.records.record import (
     Record,
     answer_of,
+    differences,
     first_difference,
     messages_of,
     question_of,
@@ -138,9 +139,9 @@ class _Models:
     def changes(self) -> Iterator[tuple[str, Any, Any]]:
         for name, vlm in self._loaded.items():
             then, now = self._record.models[name], model_facts(vlm)
-            for key in _LOADED:
-                if then.get(key) != now.get(key):
-                    yield f"{then['name']}: {key}", _short(then.get(key)), _short(now.get(key))
+            for key, old, new in differences(then, now):
+                if key in _LOADED:
+                    yield f"{then['name']}: {key}", _short(old), _short(new)
 
 
 def _load(facts: dict) -> Any:
@@ -251,19 +252,13 @@ def _row(answer: dict, status: str, **facts: Any) -> dict:
 def _changes(record: Record) -> Iterator[tuple[str, Any, Any]]:
     then, now = dict(record.manifest["environment"]), environment()
     packages = then.pop("packages"), now.pop("packages")
-    yield from _differences(then, now)
-    yield from _differences(*packages)
+    yield from differences(then, now)
+    yield from differences(*packages)
     git, state = record.manifest.get("git") or {}, git_state() or {}
     if git.get("commit") != state.get("commit"):
         yield "git commit", (git.get("commit") or "")[:10], (state.get("commit") or "")[:10]
     if git.get("dirty") or state.get("dirty"):
         yield "uncommitted changes", git.get("dirty"), state.get("dirty")
-
-
-def _differences(then: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key):
-            yield key, then.get(key), now.get(key)
 
 
 def _short(value: Any) -> Any:

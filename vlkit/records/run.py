@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from vlkit.errors import VlkitError, check_whole, failure_line
 from vlkit.files import json_line, whole_folder, write_whole
 from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
+from vlkit.models.adapters import digest
 from vlkit.records.facts import (
     SHORTEST,
     adapter_facts,
@@ -126,12 +126,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(item) for item in value]
     return plain(value.item()) if hasattr(value, "item") else str(value)
-
-
-def digest(content: Any) -> str:
-    """A short hash of plain values."""
-    text = json.dumps(content, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 def seed_everything(seed: int) -> int:

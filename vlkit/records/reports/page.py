@@ -26,6 +26,9 @@ from vlkit.records.reports import sections
 _HUBS = {"huggingface": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}
 
 
+_TITLE = "{vlkit: a Jupyter workbench for the Qwen-VL family}"  # as in CITATION.cff
+
+
 def bibtex(run: Any) -> str:
     """BibTeX entries of vlkit, of the models of a run and of their families' papers.
 
@@ -37,24 +40,9 @@ def bibtex(run: Any) -> str:
     """
     models = list(read_run(run).models.values())
     families = dict.fromkeys(model["family"] for model in models)
-    entries = [_own(), *map(_paper, families), *_pages(models)]
+    fields = {"title": _TITLE, "author": "{The vlkit developers}", "version": __version__}
+    entries = [_entry("software", "vlkit", fields), *map(_paper, families), *_pages(models)]
     return "\n\n".join(filter(None, dict.fromkeys(entries))) + "\n"
-
-
-def _own() -> str:
-    import yaml
-
-    package = files("vlkit")
-    places = (package / "CITATION.cff", Path(str(package)).parent / "CITATION.cff")
-    file = next(place for place in places if place.is_file())
-    citation = yaml.safe_load(file.read_text(encoding="utf-8"))
-    names = [
-        author.get("name") or f"{author['family-names']}, {author['given-names']}"
-        for author in citation["authors"]
-    ]
-    authors = " and ".join(f"{{{name}}}" for name in names)
-    fields = {"title": f"{{{citation['title']}}}", "author": authors}
-    return _entry("software", "vlkit", fields | {"version": str(citation["version"])})
 
 
 def _paper(family: str) -> str:
