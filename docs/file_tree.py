@@ -16,6 +16,8 @@ from house import CORE, PACKAGE, WORKBENCH  # noqa: E402
 
 OTHER_FILES = {  # what a file that has no docstring is for
     "fonts/": "The font of labels (a part of Noto Sans SC), and its licence.",
+    "analysis/logprobs.html.jinja": "The tokens of an answer, shaded by their probabilities.",
+    "analysis/preflight.html.jinja": "The result of preflight, as a notebook shows it.",
     "evaluation/gallery.html.jinja": "The gallery as a page and in a notebook.",
     "lora/run.html.jinja": "A finished training run, as a notebook shows it.",
     "lora/xray.html.jinja": "The result of inspect, as a notebook shows it.",

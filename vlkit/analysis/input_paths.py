@@ -58,30 +58,17 @@ class Seen:
 
 
 Row = tuple[str, str, list]  # what is compared, the key of its note, each path's value
-
-
-def make_table(vlm: VLM, seen: dict[str, Seen]) -> pandas.DataFrame:
-    """The table of a :class:`PathComparison`."""
-    import pandas
-
-    rows = {}
-    for name, note, values in _rows(vlm, [seen[path] for path in PATHS]):
-        differs = _differs(note, values)
-        shown = dict(zip(PATHS, ("–" if v is None else v for v in values), strict=True))
-        rows[name] = {**shown, "differs": differs, "note": _NOTES[note] if differs else ""}
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=[*PATHS, "differs", "note"])
+_DIFFERS: dict[str, Callable[[Any], bool]] = {  # by note, what a value says of its path alone
+    "error": bool,
+    "pixels": lambda difference: difference > RESAMPLING,
+    "resizes": lambda chain: "→" in chain,
+    "orientation": lambda value: value == "lying",
+}
 
 
 def _differs(note: str, values: list) -> bool:
-    if note == "error":
-        return any(values)
-    if note == "pixels":
-        return any(value is not None and value > RESAMPLING for value in values[:2])
-    if note == "resizes":
-        return any(value is not None and value.count("→") > 0 for value in values)
-    if note == "orientation":
-        return any(value == "lying" for value in values)
-    return any(value is not None and value != values[2] for value in values[:2])
+    differs = _DIFFERS.get(note, lambda value: value != values[2])
+    return any(value is not None and differs(value) for value in values)
 
 
 def _rows(vlm: VLM, seen: list[Seen]) -> Iterator[Row]:
@@ -103,9 +90,9 @@ def _media_rows(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> I
     patch, name = FAMILIES[vlm.family].patch_size, f"{kind} {i + 1}"
     sizes = [g and f"{g[2] * patch}×{g[1] * patch}" for g in grids]
     if kind == "picture":
-        turned = ["upright" if not _lies(g, grids[2]) else "lying" for g in grids]
-        shown = [t if g else None for t, g in zip(turned, grids, strict=True)]
-        yield f"{name}: orientation", "orientation", shown
+        tall = grids[2][1] - grids[2][2] if grids[2] else 0  # wider there than tall: it lies
+        lies = [g and ("lying" if tall * (g[1] - g[2]) < 0 else "upright") for g in grids]
+        yield f"{name}: orientation", "orientation", lies
     yield f"{name}: size", "size", sizes
     yield f"{name}: tokens", "tokens", [g and g[0] * g[1] * g[2] // 4 for g in grids]
     chains = [_chain(path, kind, i, size) for path, size in zip(seen, sizes, strict=True)]
@@ -120,11 +107,6 @@ def _media_rows(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> I
 def _grids(seen: Seen, name: str) -> list[tuple[int, int, int]]:
     grid = None if seen.error else seen.tensors.get(name)
     return [] if grid is None else [tuple(row) for row in grid.tolist()]
-
-
-def _lies(grid: tuple | None, ours: tuple | None) -> bool:
-    """Whether a picture is wider than tall here and taller than wide there."""
-    return bool(grid and ours and (grid[2] - grid[1]) * (ours[2] - ours[1]) < 0)
 
 
 def _chain(seen: Seen, kind: str, i: int, size: str | None) -> str | None:
@@ -159,12 +141,11 @@ def _pixels(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> list[
 
 
 def _part(seen: Seen, name: str, grid: str, i: int) -> np.ndarray | None:
-    grids = _grids(seen, grid)
-    if i >= len(grids):
+    """The patches of one picture or clip."""
+    counts = [t * h * w for t, h, w in _grids(seen, grid)]
+    if i >= len(counts):
         return None
-    counts = [t * h * w for t, h, w in grids]
-    start = sum(counts[:i])
-    return seen.tensors[name][start : start + counts[i]].float().numpy()
+    return seen.tensors[name][sum(counts[:i]) : sum(counts[: i + 1])].float().numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,18 +190,23 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
         model: a transformers processor of the family, or a VLM.
         messages: text, one message or a list of messages; each path gets them as they are.
     """
-    if hasattr(model, "require_weights"):
-        vlm = model
+    import pandas
+
+    vlm = model if hasattr(model, "require_weights") else _wrap(model)
+    if vlm is model:
         vlm.require_weights()
-    else:
-        vlm = _wrap(model)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
     given = [messages] if isinstance(messages, Mapping) else list(messages)
     runs: dict[str, Callable] = dict(zip(PATHS, (_template, _utilities, _vlkit), strict=True))
     seen = {name: _attempt(run, vlm, given) for name, run in runs.items()}
+    rows = {}
+    for name, note, values in _rows(vlm, list(seen.values())):
+        differs = _differs(note, values)
+        shown = dict(zip(PATHS, ("–" if v is None else v for v in values), strict=True))
+        rows[name] = {**shown, "differs": differs, "note": _NOTES[note] if differs else ""}
     return PathComparison(
-        make_table(vlm, seen),
+        pandas.DataFrame.from_dict(rows, orient="index", columns=[*PATHS, "differs", "note"]),
         {name: path.error for name, path in seen.items() if path.error},
         {name: path.tensors for name, path in seen.items() if not path.error},
     )

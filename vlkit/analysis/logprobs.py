@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, check_context, prepare_inputs
 from vlkit.messages import as_messages, prefill_of
 from vlkit.models.load import VLM
+from vlkit.plotting.html import fill_template
 from vlkit.settings import MAX_NEW_TOKENS
 
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
@@ -240,18 +240,13 @@ class AnswerLogprobs:
         raise VlkitError(f"{item!r} is not one of the answer's {len(self.confidences)} boxes")
 
     def _repr_html_(self) -> str:
-        parts, waiting = [], 0.0
+        characters, logprob_so_far = [], 0.0
         for token, logprob in zip(self.tokens, self.logprobs.tolist(), strict=True):
-            waiting += logprob  # of the tokens that make up one character
+            logprob_so_far += logprob  # of the tokens that make up one character
             if token:
-                parts.append(_mark(token, float(np.exp(waiting))))
-                waiting = 0.0
-        legend = " ".join(_mark(f"{p:.0%}", p) for p in (1.0, 0.75, 0.5, 0.25))
-        return (
-            '<div style="max-width:640px"><p style="white-space:pre-wrap;overflow-wrap:anywhere;'
-            f'line-height:1.7;margin:4px 0">{"".join(parts)}</p>'
-            f'<p style="font-size:.85em;margin:4px 0">probability: {legend}</p></div>'
-        )
+                characters.append((token, float(np.exp(logprob_so_far))))
+                logprob_so_far = 0.0
+        return fill_template("vlkit.analysis", "logprobs.html.jinja", tokens=characters)
 
 
 def token_logprobs(
@@ -287,9 +282,3 @@ def token_logprobs(
     )
     texts = tuple(answered.text[start:end] for start, end in answered.spans)
     return AnswerLogprobs(texts, tuple(answered.ids), logprobs, answered.text, confidences)
-
-
-def _mark(token: str, probability: float) -> str:
-    shade = f"background:rgba(213,94,0,{0.85 * (1 - probability):.2f})"
-    shown = html.escape(token).replace("\n", "⏎\n")
-    return f'<span style="{shade};border-radius:2px" title="{probability:.3f}">{shown}</span>'

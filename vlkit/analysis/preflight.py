@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +16,7 @@ import PIL.Image
 
 from vlkit.bundled import bundled_path
 from vlkit.errors import ModelError, VlkitError, check_whole
-from vlkit.generation.reply import Usage
+from vlkit.generation.reply import Failure, Usage, attempt
 from vlkit.grounding.boxes import Size
 from vlkit.inputs import estimate_text, render_prompt
 from vlkit.media.image import Image, describe_source, picture_size
@@ -32,7 +34,7 @@ from vlkit.models.families import (
 from vlkit.models.hub import HUB_ID, HUBS, ModelFolder, cached_folder, read_config, read_model_file
 from vlkit.models.load import Model, load_processor
 from vlkit.models.memory import Cost, Memory, count_cost, estimate_memory
-from vlkit.plotting.html import FAINT, byte_text, image_html, table_html
+from vlkit.plotting.html import FAINT, byte_text, fill_template, image_html, table_html
 
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
@@ -327,13 +329,10 @@ class Preflight:
         """The estimated memory in bytes (``vlkit.models.memory``); None for an unknown shape."""
         if self.target.cost is None:
             return None
-        t_h_w = [view.grid for view in self.views]
         return estimate_memory(
-            self.target.cost,
-            patches=sum(t * h * w for t, h, w in t_h_w),
-            prompt_tokens=self.usage.prompt_tokens,
-            new_tokens=self.usage.new_tokens,
-        )
+            self.target.cost, patches=sum(math.prod(view.grid) for view in self.views),
+            prompt_tokens=self.usage.prompt_tokens, new_tokens=self.usage.new_tokens,
+        )  # fmt: skip
 
     @property
     def cost(self) -> float | None:
@@ -381,7 +380,12 @@ class Preflight:
         return _finish(self if keeps(self) else _search(self, keeps))
 
     def _repr_html_(self) -> str:
-        return preflight_card(self)
+        heads = ("picture or clip", "upright", "as seen", "patch grid", "tokens")
+        return fill_template(
+            "vlkit.analysis", "preflight.html.jinja", filters={"bytes": byte_text}, plan=self,
+            table=table_html(heads, map(_cells, self.views[:ROWS])), rows=ROWS, shown=SHOWN,
+            draw=_draw, name=_short_name, faint=FAINT,
+        )  # fmt: skip
 
 
 def preflight(
@@ -439,80 +443,29 @@ def view_clip(target: Target, video: Video, info: ClipInfo) -> ClipView:
 
 
 SHOWN = 6  # pictures and clips that are drawn
-
-
-def preflight_card(plan: Preflight) -> str:
-    """HTML with the page's colours, so that it can be read on dark and light."""
-    heads = ("picture or clip", "upright", "as seen", "patch grid", "tokens")
-    table = table_html(heads, map(_cells, plan.views[: 4 * SHOWN]))
-    more = len(plan.views) - 4 * SHOWN
-    table += f'<p style="{FAINT}">and {more:,} more</p>' if more > 0 else ""
-    pictures = "".join(map(_figure, plan.views[:SHOWN]))
-    lines = "".join(f'<p style="margin:4px 0">{line}</p>' for line in _lines(plan))
-    return (
-        f'<div style="max-width:900px"><p style="font-size:1.05em;margin:4px 0"><b>'
-        f"{html.escape(plan.model)}</b> ({plan.family})</p>{lines}{table}"
-        f'<div style="display:flex;flex-wrap:wrap;gap:10px">{pictures}</div></div>'
-    )
-
-
-def _lines(plan: Preflight) -> list[str]:
-    usage = plan.usage
-    about = "" if plan.prompt_tokens_exact else "about "
-    verdict = "fits" if plan.fits_context else "<b>does not fit</b>"
-    lines = [
-        f"{about}{usage.prompt_tokens:,} prompt tokens ({usage.image_tokens:,} image, "
-        f"{usage.video_tokens:,} video) and {usage.new_tokens:,} new: {verdict} the context of "
-        f"{plan.context_length:,}"
-    ]
-    if plan.cost is not None:
-        lines.append(f"about {plan.cost:.2g} by the given prices")
-    if (memory := plan.memory) is None:
-        unknown = ["memory: the shape of this model is not known here"]
-        return lines + (unknown if plan.target.model is None else [])  # a hosted model needs none
-    verdict = "fits" if memory.fits else "<b>does not fit</b>"
-    lines.append(
-        f"about {byte_text(memory.total)}: weights {byte_text(memory.weights)}, cache "
-        f"{byte_text(memory.cache)}, activations {byte_text(memory.activations)}; {verdict} the "
-        f"{byte_text(memory.available)} of free {'GPU memory' if memory.place == 'GPU' else 'RAM'}"
-        + (f" (× {memory.factor:g} on a CPU)" if memory.factor != 1 else "")
-    )
-    return lines
+ROWS = 24  # of the table
 
 
 def _cells(view: View) -> tuple[str, ...]:
-    steps, rows, columns = view.grid
-    grid = f"{rows} × {columns}"
+    grid = view.grid if isinstance(view, ClipView) else view.grid[1:]
+    name = html.escape(_short_name(view))
     if isinstance(view, ClipView):
         times = view.timestamps
-        grid = f"{steps} × {grid}"
-        span = f", {len(times)} frames at {times[0]:.2f}–{times[-1]:.2f} s"
-    else:
-        span = ""
-    return (
-        _short_name(view) + span,
-        "{}×{}".format(*view.size),
-        "{}×{}".format(*view.input_size),
-        grid,
-        f"{view.tokens:,}",
-    )
+        name += f", {len(times)} frames at {times[0]:.2f}–{times[-1]:.2f} s"
+    sizes = ("{}×{}".format(*size) for size in (view.size, view.input_size))
+    return name, *sizes, " × ".join(map(str, grid)), f"{view.tokens:,}"
 
 
-def _figure(view: View) -> str:
-    try:
-        drawn = image_html(view.draw(), width=420, alt=_short_name(view))
-    except VlkitError as error:  # only its header was read before
-        drawn = f'<p style="color:#B45309">{html.escape(str(error))}</p>'
-    caption = f"{_short_name(view)}: {view.tokens:,} tokens"
-    return (
-        f'<figure style="margin:6px 0;max-width:420px">{drawn}<figcaption style="{FAINT}">'
-        f"{caption}</figcaption></figure>"
-    )
+def _draw(view: View) -> str:
+    drawn = attempt(view.draw)  # only its header was read before
+    if isinstance(drawn, Failure):
+        return drawn._repr_html_()
+    return image_html(drawn, width=420, alt=_short_name(view))
 
 
 def _short_name(view: View) -> str:
     """The file's name alone: a notebook that is passed on should not show folders."""
-    return html.escape(view.name.rstrip("/").rpartition("/")[2])
+    return view.name.rstrip("/").rpartition("/")[2]
 
 
 GOOD_FRAME = 32  # tokens; a clip gives up frames before its frames get smaller
@@ -552,13 +505,10 @@ def _search(plan: Preflight, keeps: Callable[[Preflight], bool]) -> Preflight:
 
 def _largest_cap(base: Preflight, keeps: Callable[[Preflight], bool]) -> int:
     """The largest limit on tokens per picture or frame that keeps within the budget, or 0."""
-    low, high = 0, max((view.frame_tokens for view in base.views), default=0)
+    high = max((view.frame_tokens for view in base.views), default=0)
     if keeps(base):
         return max(high, GOOD_FRAME)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if keeps(_capped(base, middle)) else (low, middle)
-    return low
+    return bisect_left(range(1, high), True, key=lambda cap: not keeps(_capped(base, cap)))
 
 
 def _capped(base: Preflight, cap: int) -> Preflight:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from vlkit.errors import VlkitError
-from vlkit.evaluation.metrics import align_pictures, iou, label_key
+from vlkit.evaluation.metrics import align_pictures, iou, label_key, pair_best
 from vlkit.grounding.boxes import Box, Size, check_size
 from vlkit.grounding.formats import Space
 from vlkit.grounding.parse import check_space
+from vlkit.plotting.html import frame_html
 
 if TYPE_CHECKING:
     import pandas
@@ -84,11 +85,9 @@ def scale_corners(numbers: Corners, span: Size, size: Size) -> Corners:
     return x1, y1, x2, y2
 
 
-def box_of(label: str, corners: Corners, sort: bool = True) -> Box:
+def box_of(label: str, corners: Corners) -> Box:
     """A box, its corners put in order."""
     x1, y1, x2, y2 = corners
-    if not sort:
-        return Box(label, *corners)
     return Box(label, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
 
 
@@ -144,8 +143,7 @@ class BoxDiagnosis:
         return stack_captioned(shown)
 
     def _repr_html_(self) -> str:
-        table = self.table.head(8).to_html(float_format="{:.3f}".format)
-        return f"<p>{html.escape(self.verdict)}</p>{table}"
+        return f"<p>{html.escape(self.verdict)}</p>{frame_html(self.table.head(8))}"
 
 
 def diagnose_boxes(
@@ -223,7 +221,7 @@ def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Spac
     spans = {"0-1000": [(1000, 1000)] * len(sizes), "0-999": [(999, 999)] * len(sizes)}
     spans_read = spans.get(space) or seen
     return [
-        [box_of(b.label, scale_corners(b.xyxy, size, span), sort=False) for b in boxes]
+        [Box(b.label, *scale_corners(b.xyxy, size, span)) for b in boxes]
         for boxes, size, span in zip(answers, sizes, spans_read, strict=True)
     ]
 
@@ -239,18 +237,13 @@ def _pair_nearest(
     """Pairs of boxes of one label, the nearest first, no box twice; they need not overlap."""
     pairs = []
     for picture, (predicted, true) in enumerate(zip(boxes, truths, strict=True)):
-        nearest_first = sorted(
-            (-_nearness(a, b), i, k)
+        candidates = (
+            (_nearness(a, b), i, k)
             for i, a in enumerate(predicted)
             for k, b in enumerate(true)
             if label_key(a.label, match_labels) == label_key(b.label, match_labels)
         )
-        free_boxes, free_truths = set(range(len(predicted))), set(range(len(true)))
-        for _, i, k in nearest_first:
-            if i in free_boxes and k in free_truths:
-                pairs.append((picture, i, k))
-                free_boxes.remove(i)
-                free_truths.remove(k)
+        pairs += [(picture, i, k) for i, k in pair_best(candidates).items()]
     return pairs
 
 

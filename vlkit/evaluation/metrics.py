@@ -15,6 +15,7 @@ import numpy as np
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole
 from vlkit.grounding.boxes import Box, Item, list_items
+from vlkit.plotting.html import frame_html
 
 if TYPE_CHECKING:
     import pandas
@@ -89,16 +90,12 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         """All tables but ``rows``, for JSON; None where a metric is undefined."""
-        tables = {"overall": self.overall, "by_label": self.by_label, "by_size": self.by_size}
-        return {name: _records(table) for name, table in tables.items()}
+        names = ("overall", "by_label", "by_size")
+        return {name: _records(getattr(self, name)) for name in names}
 
     def _repr_html_(self) -> str:
         tables = {"overall": self.overall, "by label": self.by_label, "by size": self.by_size}
-        return "".join(
-            f"<h4>{name}</h4>"
-            + table.to_html(escape=True, na_rep="–", float_format="{:.3f}".format)
-            for name, table in tables.items()
-        )
+        return "".join(frame_html(table, name) for name, table in tables.items())
 
 
 def evaluate_grounding(
@@ -246,18 +243,25 @@ def _match(predicted: list[Box], truth: list[Box], match_labels: bool) -> Iterab
 
 def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
     """Indices of the answer by those of the truth: the best pairs first, no box twice."""
-    overlaps = [
-        (-overlap, t, a)
+    overlaps = (
+        (iou(answer, true), t, a)
         for t, true in enumerate(truths)
         for a, answer in enumerate(answers)
-        if (overlap := iou(answer, true)) > 0
-    ]
+    )
+    return pair_best(overlap for overlap in overlaps if overlap[0] > 0)
+
+
+def pair_best(candidates: Iterable[tuple[float, int, int]]) -> dict[int, int]:
+    """Pairs of two kinds' indices, from (how well they fit, index, index): the best pairs first.
+
+    No index is paired twice.
+    """
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for _, t, a in sorted(overlaps):
-        if t not in pairs and a not in taken:
-            pairs[t] = a
-            taken.add(a)
+    for _, first, second in sorted(candidates, key=lambda pair: (-pair[0], *pair[1:])):
+        if first not in pairs and second not in taken:
+            pairs[first] = second
+            taken.add(second)
     return pairs
 
 
@@ -270,13 +274,9 @@ def _row(label: str, true: Box | None, answer: Box | None, best: float, first: f
 
 
 def _records(table: pandas.DataFrame) -> dict:
-    return {
-        str(index): {
-            key: None if value != value else (value.item() if hasattr(value, "item") else value)
-            for key, value in row.items()
-        }
-        for index, row in table.iterrows()
-    }
+    """By row its values, for JSON; None where one is undefined."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("index")
+    return {str(name): row for name, row in rows.items()}
 
 
 NAMES = ("map", "map@0.5", "map@0.75")  # over IoU 0.5 to 0.95 in steps of 0.05, and at two

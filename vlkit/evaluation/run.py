@@ -22,6 +22,7 @@ from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.grounding.formats import FORMATS
 from vlkit.messages import user
+from vlkit.plotting.html import frame_html
 from vlkit.settings import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -87,17 +88,13 @@ class GroundingRun:
             f"{q.image.name}\n{q.prompt}\n{error or reply}"
             for q, reply, error in zip(self.questions, self.answers, self.errors, strict=True)
         ]
-        table = self.evaluation.overall.to_html(border=0, na_rep="–", float_format="{:.3f}".format)
+        images = [question.image for question in self.questions]
+        truth = [question.truth for question in self.questions]
         return failure_gallery(
-            [question.image for question in self.questions],
-            self.boxes,
-            [question.truth for question in self.questions],
-            worst=worst,
-            captions=captions,
-            evaluation=self.evaluation,
+            images, self.boxes, truth, worst=worst, captions=captions, evaluation=self.evaluation,
             title=f"{self.about['model']} on {self.about['data']}",
-            head=table,
-        )
+            head=frame_html(self.evaluation.overall),
+        )  # fmt: skip
 
     def to_dict(self) -> dict:
         """The content of ``metrics.json``."""

@@ -7,9 +7,12 @@ import html
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def data_url(picture: PIL.Image.Image) -> str:
@@ -55,6 +58,19 @@ def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cell: str
     return f'<table style="border-collapse:collapse">{head}{body}</table>' if body else ""
 
 
+def frame_html(frame: pandas.DataFrame, title: str = "", *, index: bool = True) -> str:
+    """A pandas table, below a title; empty where it has no row. Texts are escaped.
+
+    Args:
+        frame: the table.
+        title: above it.
+        index: with the names of the rows.
+    """
+    head = f"<h4>{html.escape(title)}</h4>" if title else ""
+    look = {"escape": True, "na_rep": "–", "border": 0, "float_format": "{:.3f}".format}
+    return head + frame.to_html(index=index, **look) if len(frame) else ""
+
+
 def byte_text(count: float) -> str:
     """``"1.5 GB"`` or ``"28 MB"`` (10⁹ and 10⁶ bytes)."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
@@ -71,6 +87,7 @@ def duration_text(seconds: float) -> str:
 def fill_template(
     package: str,
     name: str,
+    /,
     *,
     autoescape: bool = True,
     filters: Mapping[str, Callable] | None = None,

@@ -18,7 +18,7 @@ from vlkit.inputs import check_model
 from vlkit.messages import as_messages, text_of
 from vlkit.plotting.comparing import draw_comparison
 from vlkit.plotting.draw import draw_boxes
-from vlkit.plotting.html import image_html, table_html
+from vlkit.plotting.html import frame_html, image_html, table_html
 from vlkit.records.record import (
     WIDTH,
     Record,
@@ -62,8 +62,7 @@ class ModelComparison:
         table = table_html(("question", *self.answers), rows, cell="max-width:320px")
         more = len(self.frame) - SHOWN
         note = f"<p>and {more:,} more rows in .frame</p>" if more > 0 else ""
-        summary = self.summary.to_html(escape=True, na_rep="–", float_format="{:.3g}".format)
-        return summary + table + note
+        return frame_html(self.summary) + table + note
 
     def _cells(self, index: int) -> list[str]:
         question = html.escape(self.frame["question"].iloc[index])
@@ -230,9 +229,7 @@ class RunDiff:
 
     def _repr_html_(self) -> str:
         parts = [f"<p>{html.escape(str(self))}</p>"]
-        for title, table in (("settings", self.settings), ("metrics", self.metrics)):
-            if len(table):
-                parts.append(f"<h4>{title}</h4>{table.to_html(escape=True, na_rep='–')}")
+        parts += [frame_html(self.settings, "settings"), frame_html(self.metrics, "metrics")]
         both = zip(self.pairs, self.rows["same"], strict=True)
         different = [pair for pair, same in both if not same]
         if different:

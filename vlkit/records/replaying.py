@@ -13,6 +13,7 @@ from vlkit.generation.generate import generate
 from vlkit.generation.reply import Reply
 from vlkit.inputs import check_model
 from vlkit.models.load import load
+from vlkit.plotting.html import frame_html
 from vlkit.records.facts import environment, git_state, model_facts
 from vlkit.records.record import (
     Record,
@@ -70,10 +71,8 @@ class Replay:
         return f"{self.record.name}: {'; '.join(sentences)}"
 
     def _repr_html_(self) -> str:
-        tables = self.rows.to_html(escape=True, na_rep="–")
-        if len(self.environment):
-            tables += "<h4>changed since</h4>" + self.environment.to_html(escape=True, index=False)
-        return f"<p>{html.escape(str(self))}</p>{tables}"
+        changes = frame_html(self.environment, "changed since", index=False)
+        return f"<p>{html.escape(str(self))}</p>{frame_html(self.rows)}{changes}"
 
 
 _NO_ANSWER = "there was no answer"
