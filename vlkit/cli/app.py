@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,6 +133,7 @@ def predict(
     """Ask one question, about pictures or without."""
     from vlkit.files import check_writable
     from vlkit.generation.generate import generate
+    from vlkit.generation.reply import record_of
     from vlkit.messages import user
     from vlkit.models.load import load
 
@@ -144,7 +144,9 @@ def predict(
     media = [_read_media(source) for source in image or []]  # before a large model is loaded
     vlm = load(**load_options)
     reply = generate(vlm, user(prompt, *media), **answer_options)
-    record = _record(vlm, prompt, image or [], answer_options, reply)
+    record: dict[str, Any] = {"model": vlm.name, "revision": vlm.revision}
+    record |= {"prompt": prompt, "images": image or [], **answer_options}
+    record |= {k: v for k, v in record_of(reply, 0, "").items() if k not in ("key", "index")}
     if output_dir is not None:
         _write(output_dir, record, reply)
     if json_output:
@@ -249,30 +251,11 @@ def _answer(conversation, line: str, media: list) -> None:
     console.print()
 
 
-def _record(vlm, prompt: str, image: list[str], options: dict, reply) -> dict:
-    return {
-        "model": vlm.name,
-        "revision": vlm.revision,
-        "family": vlm.family,
-        "prompt": prompt,
-        "images": image,
-        **options,
-        "text": reply.text,
-        "raw": reply.raw,
-        "boxes": [asdict(box) for box in reply.boxes],
-        "points": [asdict(point) for point in reply.points],
-        "usage": asdict(reply.usage),
-        "seconds": round(reply.seconds, 3),
-        "finish_reason": reply.finish_reason,
-    }
-
-
 def _write(folder: Path, record: dict, reply) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for index in range(len(reply.images)):
-        last = index == len(reply.images) - 1
-        picture = reply.plot() if last else reply.images[index]
-        picture.save(folder / f"picture_{index + 1}.png")
+    pictures = [*reply.images[:-1], reply.plot()] if reply.images else []
+    for number, picture in enumerate(pictures, 1):
+        picture.save(folder / f"picture_{number}.png")
     for index in range(len(reply.clips)):
         reply.plot(clip=index).save(folder / f"clip_{index + 1}.png")
     text = json.dumps(record, ensure_ascii=False, indent=2)

@@ -151,47 +151,37 @@ def add_legend(
     top, height = text_height(font)
     line, gap = round(height * 1.5), round(height * 0.7)
     mark = 2 * height + gap  # the piece of line before the text
-    texts = [fit_text(text, font, picture.width - mark - 2 * gap) for _, text, _ in rows]
-    places = _flow([mark + text_width(text, font) for text in texts], picture.width, line, gap)
-    shown, left = _first_lines(places, (picture.height - gap) // line, line)
-    y = max((y for _, y in shown), default=-line) + line * (1 + (left > 0))
-    high = round(picture.height + gap + y if rows else picture.height)
+    lines: list[list[tuple[float, str, tuple[str, str, int]]]] = [[]]  # (x, short text, entry)
+    x: float = gap
+    for row in rows:
+        text = fit_text(row[1], font, picture.width - mark - 2 * gap)
+        width = mark + text_width(text, font)
+        if lines[-1] and x + width > picture.width:
+            lines.append([])
+            x = gap
+        lines[-1].append((x, text, row))
+        x += round(width) + 2 * gap
+    most = max(1, (picture.height - gap) // line)
+    shown = lines if len(lines) <= most else lines[: max(1, most - 1)]
+    left = len(rows) - sum(map(len, shown))
+    high = picture.height + (gap + line * (len(shown) + (left > 0)) if rows else 0)
     sheet = PIL.Image.new("RGB", (picture.width, high), "white")
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     if left:
         more = fit_text(f"and {left} more", font, picture.width - 2 * gap)
         draw_text(draw, (gap, high - line - top), more, "black", font)
-    for (color, text, pattern), short, (x, y) in zip(rows, texts, shown, strict=False):
-        y += picture.height + gap
-        ends, width = [(x, y + height / 2), (x + 2 * height, y + height / 2)], round(height / 4)
-        if text in points:
-            draw_mark(draw, (x + height, y + height / 2), height / 2, color, pattern)
-        else:
-            draw_path(draw, ends, max(3, width), color, pattern)
-        draw_text(draw, (x + mark - gap / 2, y - top), short, "black", font)
+    for number, entries in enumerate(shown):
+        y = picture.height + gap + line * number
+        for x, short, (color, text, pattern) in entries:
+            middle = y + height / 2
+            if text in points:
+                draw_mark(draw, (x + height, middle), height / 2, color, pattern)
+            else:
+                ends = [(x, middle), (x + 2 * height, middle)]
+                draw_path(draw, ends, max(3, round(height / 4)), color, pattern)
+            draw_text(draw, (x + mark - gap / 2, y - top), short, "black", font)
     return sheet
-
-
-def _flow(widths: list[float], room: int, line: int, gap: int) -> list[tuple[float, float]]:
-    """The places of things of these widths, wrapped into lines; the first line is at y 0."""
-    places: list[tuple[float, float]] = []
-    x, y = gap, 0
-    for width in widths:
-        if x > gap and x + width > room:
-            x, y = gap, y + line
-        places.append((x, y))
-        x += round(width) + 2 * gap
-    return places
-
-
-def _first_lines(places: list, lines: int, line: int) -> tuple[list, int]:
-    """What fits into so many lines, one at least, and the number of the rest."""
-    shown = [place for place in places if place[1] < max(1, lines) * line]
-    if len(shown) < len(places) and lines > 1:
-        shown = [place for place in shown if place[1] < (lines - 1) * line]
-        return shown, len(places) - len(shown)
-    return shown, 0
 
 
 _COLUMNS = 3  # of a legend

@@ -99,8 +99,8 @@ class MediaStore:
         if path := self._relative_path(source):
             facts["path"] = path
         if digest and load:
-            view = (lambda: _view(load())) if kind == "image" else lambda: _strip(load())
-            facts["thumbnail"] = self._thumbnail(digest, view)
+            view = _view if kind == "image" else _strip
+            facts["thumbnail"] = self._thumbnail(digest, lambda: view(load()))
         if digest and self.keep and (kept := self._keep(source, digest, load)):
             facts["kept"] = kept
         return facts
@@ -109,9 +109,9 @@ class MediaStore:
         """A source with the recorded content and "", or None and the reason."""
         problem = "no longer exists"
         for source in self._candidates(facts):
-            if content_of(source) == (facts["of"], facts["sha256"]):
-                return source, ""
-            if _is_file(source) and facts["of"] != "file" and _same_pixels(source, facts):
+            is_copy = facts["of"] == "pixels" and _is_file(source)  # of a picture in memory
+            content = ("pixels", pixel_hash(load_image(source))) if is_copy else content_of(source)
+            if content == (facts["of"], facts["sha256"]):
                 return source, ""
             problem = "has other content now"
         if facts.get("path"):
@@ -184,11 +184,6 @@ def _copy(source: Any, file: Any) -> None:
             shutil.copyfileobj(original, file)
     else:
         file.write(source)
-
-
-def _same_pixels(source: Any, facts: dict) -> bool:
-    """Whether a file has the recorded pixels, such as the copy of a picture in memory."""
-    return facts["of"] == "pixels" and pixel_hash(load_image(source)) == facts["sha256"]
 
 
 def _name(source: Any) -> str:

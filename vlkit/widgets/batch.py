@@ -21,7 +21,7 @@ from vlkit.grounding.boxes import scale_item
 from vlkit.inputs import check_model
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import is_url
-from vlkit.messages import as_messages, iterate_media, read_media_item
+from vlkit.messages import as_messages, iterate_media, read_media_item, text_of
 from vlkit.plotting.draw import draw_boxes
 from vlkit.plotting.html import image_html
 from vlkit.widgets.panel import Debounce, PanelBox, button, buttons, call_code, load_code, on_change
@@ -290,8 +290,7 @@ def _read(messages: Any) -> tuple[list, str]:
         media = [read_media_item(item) for item in iterate_media(checked)]
     except VlkitError:
         return [], ""
-    texts = [item["text"] for item in checked[-1]["content"] if item["type"] == "text"]
-    return media, texts[-1] if texts else ""
+    return media, text_of(checked[-1], " ")
 
 
 def _thumbnail(media: list, result: Reply | Failure | None) -> str:

@@ -16,7 +16,7 @@ import traitlets
 from vlkit import bundled, messages
 from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
 from vlkit.errors import MediaError, VlkitError
-from vlkit.generation.reply import Failure, Reply, attempt
+from vlkit.generation.reply import Reply
 from vlkit.grounding.boxes import Box, Item, Point
 from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
@@ -247,7 +247,7 @@ class GroundingPanel(Panel):
         picture, message = self._asked
         outcome, left_out = self.status.value, ""
         if picture is self._picture:  # no other was chosen meanwhile
-            self.items, left_out = _read(reply)
+            self.items, left_out = reply.try_grounding()
             self.canvas.show_items(self.items, {})
         if self.vlm.scores_tokens:
             self.status.say("Computing the tokens' probabilities …")
@@ -270,8 +270,3 @@ class GroundingPanel(Panel):
         with self.status.catching():
             text = json.dumps(self.export(), ensure_ascii=False, indent=2)
             self.canvas.send({"kind": "download", "name": "vlkit-boxes.json", "text": text})
-
-
-def _read(reply: Reply) -> tuple[list[Item], str]:
-    read = attempt(reply.read_grounding)  # fails for one cut off inside its first box, say
-    return ([], str(read)) if isinstance(read, Failure) else read

@@ -168,22 +168,14 @@ def _value(row: dict | None) -> str | None:
     if row is None or row["value"] is None:
         return None
     low, high = row.get("low"), row.get("high")
-    known = low is not None and high is not None
-    return _share(row["value"]) + (f" ({low:.3f}–{high:.3f})" if known else "")
+    interval = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
+    return f"{row['value']:.3f}{interval}"
 
 
 def _by_label(labels: dict) -> dict[str, Any]:
     columns = [name for name in next(iter(labels.values())) if name in _BY_LABEL]
-    counts = ("truths", "answers")
-    rows = [
-        (label, *(row.get(name) if name in counts else _share(row.get(name)) for name in columns))
-        for label, row in labels.items()
-    ]
+    rows = [(label, *map(row.get, columns)) for label, row in labels.items()]
     return {"title": "By label", "head": ["label", *columns], "rows": rows}
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def model_rows(record: Record) -> list[dict[str, Any]]:
