@@ -152,10 +152,10 @@ def _choose_layers(config: Any, layers: Numbers) -> tuple[int, ...]:
 def _choose(name: str, numbers: Numbers, count: int) -> tuple[int, ...]:
     if numbers is None:
         return tuple(range(count))
-    given: list[Any] = list(numbers) if isinstance(numbers, Iterable) else [numbers]
-    if not given or not all(isinstance(n, Integral) and -count <= int(n) < count for n in given):
+    chosen: list[Any] = list(numbers) if isinstance(numbers, Iterable) else [numbers]
+    if not chosen or not all(isinstance(n, Integral) and -count <= int(n) < count for n in chosen):
         raise VlkitError(f"{name}={numbers!r} must be numbers from 0 to {count - 1}")
-    return tuple(sorted({int(n) % count for n in given}))
+    return tuple(sorted({int(n) % count for n in chosen}))
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ _NOTES = {
     "ids": "the prompts differ, in words or in the number of placeholders",
     "pixels": "the same size, but other pixels: transparency or 16 bits lost, or a double resize",
     "padding": "right padding breaks every shorter row of a batch; load with padding_side='left'",
-    "patch": "process_vision_info takes 14 unless told; the model's patches have 16 pixels",
+    "patch": "process_vision_info assumes patches of 14 pixels by default; the model's have 16",
 }
 
 
@@ -58,7 +58,7 @@ class Seen:
 
 
 Row = tuple[str, str, list]  # what is compared, the key of its note, each path's value
-_DIFFERS: dict[str, Callable[[Any], bool]] = {  # by note, what a value says of its path alone
+_DIFFERS: dict[str, Callable[[Any], bool]] = {  # by note: which values mean a difference
     "error": bool,
     "pixels": lambda difference: difference > RESAMPLING,
     "resizes": lambda chain: "→" in chain,
@@ -197,9 +197,9 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
         vlm.require_weights()
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
-    given = [messages] if isinstance(messages, Mapping) else list(messages)
+    as_list = [messages] if isinstance(messages, Mapping) else list(messages)
     runs: dict[str, Callable] = dict(zip(PATHS, (_template, _utilities, _vlkit), strict=True))
-    seen = {name: _attempt(run, vlm, given) for name, run in runs.items()}
+    seen = {name: _attempt(run, vlm, as_list) for name, run in runs.items()}
     rows = {}
     for name, note, values in _rows(vlm, list(seen.values())):
         differs = _differs(note, values)

@@ -301,12 +301,12 @@ class Preflight:
 
     @property
     def pictures(self) -> tuple[PictureView, ...]:
-        """The pictures alone."""
+        """Only the pictures."""
         return tuple(view for view in self.views if isinstance(view, PictureView))
 
     @property
     def clips(self) -> tuple[ClipView, ...]:
-        """The clips alone."""
+        """Only the clips."""
         return tuple(view for view in self.views if isinstance(view, ClipView))
 
     @property
@@ -370,7 +370,7 @@ class Preflight:
             raise VlkitError(f"memory={memory!r} must be a number of bytes above 0")
         if memory is not None and self.memory is None:
             raise VlkitError(
-                f"the shape of {self.model} is not known; pass tokens= instead of memory="
+                f"the shape of {self.model} is unknown; pass tokens= instead of memory="
             )
 
         def keeps(plan: Preflight) -> bool:
@@ -394,7 +394,7 @@ def preflight(
     *,
     max_new_tokens: int = 0,
 ) -> Preflight:
-    """What a model will see of messages and what that will cost, from size rules alone.
+    """What a model will see of messages and what that will cost, from size rules only.
 
     Args:
         model: a loaded model, ``"tiny"``, a folder (only its JSON files are read), or an id such as
@@ -427,7 +427,7 @@ def measure(
 
 
 def view_media(target: Target, media: Image | Video) -> View:
-    """How a model will see a picture or clip, from its header alone. Raises MediaError."""
+    """How a model will see a picture or clip, from its header only. Raises MediaError."""
     rules = target.rules
     if isinstance(media, Image):
         size = picture_size(media)
@@ -464,7 +464,7 @@ def _draw(view: View) -> str:
 
 
 def _short_name(view: View) -> str:
-    """The file's name alone: a notebook that is passed on should not show folders."""
+    """The file's name without its folder: a notebook that is passed on should not show folders."""
     return view.name.rstrip("/").rpartition("/")[2]
 
 

@@ -84,8 +84,8 @@ app.command(context_settings=PASS_ON)(classroom)
 app.command(context_settings={"ignore_unknown_options": True})(run)  # a value may be -1
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_set: bool) -> None:
+    if is_set:
         typer.echo(f"vlkit {version('vlkit')}")
         raise typer.Exit
 

@@ -43,7 +43,7 @@ def batch(
     answer_options: dict[str, Any],
     batch_size: Annotated[str, typer.Option(help="The most rows at a time, or auto.")] = "auto",
     agreement: Annotated[
-        int, typer.Option(metavar="N", help="Ask N rows again alone and compare.")
+        int, typer.Option(metavar="N", help="Ask N rows again one by one and compare.")
     ] = 0,
     resume: Annotated[
         bool, typer.Option(help="Resume an OUT that contains rows, or refuse it.")

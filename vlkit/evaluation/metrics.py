@@ -257,11 +257,11 @@ def pair_best(candidates: Iterable[tuple[float, int, int]]) -> dict[int, int]:
     No index is paired twice.
     """
     pairs: dict[int, int] = {}
-    taken: set[int] = set()
+    used: set[int] = set()
     for _, first, second in sorted(candidates, key=lambda pair: (-pair[0], *pair[1:])):
-        if first not in pairs and second not in taken:
+        if first not in pairs and second not in used:
             pairs[first] = second
-            taken.add(second)
+            used.add(second)
     return pairs
 
 

@@ -71,7 +71,7 @@ def save_boxes(
         truth: draws :func:`draw_comparison`.
 
     Raises:
-        VlkitError: an ending that is no picture's, or a folder that is not there.
+        VlkitError: an unknown file ending, or a folder that does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():

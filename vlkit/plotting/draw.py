@@ -232,10 +232,10 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
     Args:
         axes: a matplotlib ``Axes``.
         image, boxes, labels: as for :func:`draw_boxes`.
-        legend: list the labels beside the axes, as many as go into three columns of their height.
+        legend: list the labels next to the axes, as many as go into three columns of their height.
 
     Returns:
-        The same axes, to go on with.
+        The same axes.
     """
     items = list_items(boxes)
     font = plot_strokes(axes, load_image(image), label_strokes(items), labels=labels)

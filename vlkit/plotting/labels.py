@@ -51,7 +51,7 @@ def label_styles(labels: Iterable[str]) -> dict[str, tuple[str, int]]:
 
 
 def label_colors(labels: Iterable[str]) -> dict[str, str]:
-    """The colours of :func:`label_styles` alone."""
+    """Only the colours of :func:`label_styles`."""
     return {label: color for label, (color, _) in label_styles(labels).items()}
 
 

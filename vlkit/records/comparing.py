@@ -98,7 +98,7 @@ def compare(
 
     conversations = check_conversations(conversations)
     if truth is not None and len(truth) != len(conversations):
-        raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations")
+        raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations; give one for each")
     answers, evaluations, rows = {}, {}, {}
     for name, (vlm, own_options) in _settings(vlms).items():
         with as_kind(name):
@@ -207,7 +207,7 @@ class RunDiff:
             are no boxes), boxes, new tokens and seconds of each.
         metrics: logged and evaluated numbers: ``a``, ``b``, ``difference`` (b - a).
         settings: all that differs: models, options, environment, code.
-        only_a, only_b: the questions of one run alone.
+        only_a, only_b: the questions that only this run has.
         a, b: the runs.
     """
 
@@ -221,10 +221,10 @@ class RunDiff:
     pairs: list[tuple[dict, dict]] = field(repr=False)
 
     def __str__(self) -> str:
-        alone = len(self.only_a) + len(self.only_b)
+        unpaired = len(self.only_a) + len(self.only_b)
         return (
             f"{self.a.name} and {self.b.name}: {counted(len(self.rows), 'question')} in both, "
-            f"{counted(int(self.rows['same'].sum()), 'answer')} the same; {alone} in one alone"
+            f"{counted(int(self.rows['same'].sum()), 'answer')} the same; {unpaired} in only one of them"
         )
 
     def _repr_html_(self) -> str:
@@ -253,7 +253,7 @@ def diff(a: Any, b: Any) -> RunDiff:
     """Two runs side by side: answers, boxes, metrics and settings.
 
     Answers are paired by question, media content and the media's limits; what is left, by question
-    and content alone.
+    and content.
 
     Args:
         a, b: the runs' folders, or Runs.
@@ -309,7 +309,7 @@ def _mean_iou(a: dict, b: dict) -> float | None:
 
 
 def _pair(a: list[dict], b: list[dict]) -> tuple[list[tuple[dict, dict]], list[str], list[str]]:
-    """Answers of both, and the questions of ``a`` alone and of ``b`` alone."""
+    """Answers of both, and the questions that only ``a``, and only ``b``, has."""
     partner: dict[int, int] = {}  # index in a: index in b
     for key in (lambda answer: answer["key"], _content_key):
         paired = set(partner.values())

@@ -249,10 +249,10 @@ def _cpu_name() -> str:
 
 def _git(folder: Path | None, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "--no-optional-locks", *arguments],
             cwd=folder, capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -62,11 +62,11 @@ def _is_file(source: Any) -> bool:
 def inside(folder: Path, name: str | None) -> Path | None:
     """A file of a run; None where it does not exist or is outside of the run's folder.
 
-    A run that somebody else made must not draw other files of this machine into its report.
+    A run that somebody else made must not embed other files of this machine in its report.
     """
     path = (folder / (name or "")).resolve()
-    held = path.is_relative_to(folder.resolve()) and path != folder.resolve()
-    return path if held and path.exists() else None
+    is_inside = path.is_relative_to(folder.resolve()) and path != folder.resolve()
+    return path if is_inside and path.exists() else None
 
 
 class MediaStore:

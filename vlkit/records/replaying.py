@@ -168,7 +168,7 @@ def _groups(answers: list[dict]) -> list[list[int]]:
     """Numbers of answers that are asked together: rows of one batch, with one set of options."""
     groups: dict[Any, list[int]] = {}
     for number, answer in enumerate(answers):
-        batch = answer.get("batch", f"alone {number}")
+        batch = answer.get("batch", f"single {number}")
         groups.setdefault((batch, answer["model"]), []).append(number)
     return list(groups.values())
 

@@ -113,11 +113,11 @@ def print_page(page: str, pdf: Path) -> None:
             *(["--no-sandbox"] if root else []), f"--print-to-pdf={made}", source.as_uri(),
         ]  # fmt: skip
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise VlkitError(f"{browser} did not print the page: {error}") from None
         if not made.is_file():
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise VlkitError(f"{browser} did not print the page: {reason:.200}")
         write_whole(pdf, made.read_bytes())
 
@@ -139,7 +139,7 @@ def report(
             its pictures in a folder ``NAME_files`` next to it; ``.bib`` is what to cite.
         truth: true boxes by a picture's file name; drawn dashed, with their IoU in the tables.
         extra: (title, rows of cells) of more tables, on the page only.
-        most: the most answers to show; of more, so many evenly spread.
+        most: the number of answers to show; of more answers, these are evenly spread.
 
     Returns:
         The path.

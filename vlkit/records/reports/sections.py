@@ -282,16 +282,16 @@ def numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:
 
 def cost_plot(answers: Sequence[dict]) -> bytes | None:
     """A PNG of seconds by prompt tokens, without answers of batches; None for few answers."""
-    alone = [answer for answer in answers if "raw" in answer and "batch" not in answer]
-    tokens = [answer["usage"]["prompt_tokens"] for answer in alone]
-    if len(alone) < LEAST or len(set(tokens)) < 3:
+    single = [answer for answer in answers if "raw" in answer and "batch" not in answer]
+    tokens = [answer["usage"]["prompt_tokens"] for answer in single]
+    if len(single) < LEAST or len(set(tokens)) < 3:
         return None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
-    axis.plot(tokens, [answer["seconds"] for answer in alone], "o", color=TRUTH, alpha=0.75)
+    axis.plot(tokens, [answer["seconds"] for answer in single], "o", color=TRUTH, alpha=0.75)
     axis.set(xlabel="prompt tokens", ylabel="seconds", ylim=(0, None))
     return _png(figure)
 
