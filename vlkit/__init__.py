@@ -36,7 +36,7 @@ _HOMES = {
     "evaluation.metrics": ["iou", "evaluate_grounding"],
     "evaluation.conventions": ["diagnose_boxes"],
     "evaluation.gallery": ["failure_gallery"],
-    "records.run": ["seed_everything"],
+    "records.recording": ["seed_everything"],
     "diagnosis": ["doctor"],
     # rooms that are used by their own names
     "datasets": [],

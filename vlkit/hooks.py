@@ -31,7 +31,7 @@ def open_runs() -> tuple[Any, ...]:
     if runs is None:
         runs = tuple(_main_runs)
     if os.environ.get(RUN_VARIABLE):
-        from vlkit.records.run import process_run
+        from vlkit.records.recording import process_run
 
         runs = (*process_run(), *runs)
     return tuple(run for run in runs if not run.closed)

@@ -69,9 +69,9 @@ def serve(
     from vlkit.settings import chosen_model
 
     check_installed()
-    model_name = model or getattr(chosen_model(), "model", None)
-    if is_remote_name(model_name):
-        raise VlkitError(f"{model_name} is a hosted model; vlkit serve is for models on this machine")
+    model = model or getattr(chosen_model(), "model", None)
+    if is_remote_name(model):
+        raise VlkitError(f"{model} is a hosted model; vlkit serve is for models on this machine")
     from vlkit.inputs import check_loaded
     from vlkit.models.load import load
     from vlkit.serving.app import Server, log_requests, open_socket

@@ -33,7 +33,7 @@ def draw_heat(image: Any, values: np.ndarray, boxes: Items = ()) -> PIL.Image.Im
     """
     values = np.asarray(values, dtype=np.float32)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all() or values.min() < 0:
-        raise VlkitError(f"values of shape {values.shape} must be (rows, columns) of numbers, 0 or more")
+        raise VlkitError(f"values of shape {values.shape} must be (rows, columns), 0 or more")
     picture = load_image(image)
     longer = max(picture.size)
     scale = min(max(longer, _SIDES[0]), _SIDES[1]) / longer

@@ -6,8 +6,8 @@
 from vlkit.lazy import lazy_names
 
 _HOMES = {
-    "run": ["Run", "seed_everything"],
-    "record": ["Record", "read_run", "runs"],
+    "recording": ["Run", "seed_everything"],
+    "reading": ["Record", "read_run", "runs"],
     "replaying": ["Replay", "replay"],
     "comparing": ["ModelComparison", "RunDiff", "compare", "diff"],
     "reports.page": ["bibtex", "report"],

@@ -19,7 +19,7 @@ from vlkit.messages import as_messages, text_of
 from vlkit.plotting.comparing import draw_comparison
 from vlkit.plotting.draw import draw_boxes
 from vlkit.plotting.html import frame_html, image_html, table_html
-from vlkit.records.record import (
+from vlkit.records.reading import (
     WIDTH,
     Record,
     answer_of,
@@ -98,7 +98,7 @@ def compare(
 
     conversations = check_conversations(conversations)
     if truth is not None and len(truth) != len(conversations):
-        raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations; give one for each")
+        raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations")
     answers, evaluations, rows = {}, {}, {}
     for name, (vlm, own_options) in _settings(vlms).items():
         with as_kind(name):
@@ -224,7 +224,7 @@ class RunDiff:
         unpaired = len(self.only_a) + len(self.only_b)
         return (
             f"{self.a.name} and {self.b.name}: {counted(len(self.rows), 'question')} in both, "
-            f"{counted(int(self.rows['same'].sum()), 'answer')} the same; {unpaired} in only one of them"
+            f"{counted(int(self.rows['same'].sum()), 'answer')} the same; {unpaired} in only one"
         )
 
     def _repr_html_(self) -> str:

@@ -15,7 +15,7 @@ from vlkit.inputs import check_model
 from vlkit.models.load import load
 from vlkit.plotting.html import frame_html
 from vlkit.records.facts import environment, git_state, model_facts
-from vlkit.records.record import (
+from vlkit.records.reading import (
     Record,
     answer_of,
     differences,

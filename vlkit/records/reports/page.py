@@ -20,7 +20,7 @@ from vlkit import __version__
 from vlkit.errors import VlkitError
 from vlkit.files import write_whole
 from vlkit.plotting.html import data_url, fill_template, png_url
-from vlkit.records.record import WIDTH, Record, read_run
+from vlkit.records.reading import WIDTH, Record, read_run
 from vlkit.records.reports import sections
 
 _HUBS = {"huggingface": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}

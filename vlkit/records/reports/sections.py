@@ -15,7 +15,7 @@ from vlkit.lora.curves import Curves, loss_figure
 from vlkit.messages import text_of
 from vlkit.plotting.comparing import TRUTH
 from vlkit.records.media import inside
-from vlkit.records.record import Record, answer_of, draw_answer, flat, items_of, question_of
+from vlkit.records.reading import Record, answer_of, draw_answer, flat, items_of, question_of
 
 MOST_LABELS = 40  # of an evaluation's table
 

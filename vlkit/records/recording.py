@@ -34,7 +34,7 @@ from vlkit.records.facts import (
     without_secrets,
 )
 from vlkit.records.media import MediaStore
-from vlkit.records.record import LINES, MANIFEST, VERSION, Record, count_lines, read_run
+from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, count_lines, read_run
 
 FIGURES = "figures"
 

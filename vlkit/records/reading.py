@@ -208,7 +208,9 @@ def read_run(run: Any) -> Record:
     manifest = _read_manifest(path)
     if manifest is None:
         if (path / MANIFEST).is_file():
-            raise VlkitError(f"{path / MANIFEST} is damaged, or not of vlkit; restore it from a copy")
+            raise VlkitError(
+                f"{path / MANIFEST} is damaged, or not of vlkit; restore it from a copy"
+            )
         raise VlkitError(
             f"{path} is not a run of vlkit (it has no {MANIFEST}); vlkit.records.runs() lists runs"
         )
