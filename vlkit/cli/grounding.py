@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from vlkit.cli.options import TokensOption, console, with_load_options
+from vlkit.cli.options import TokensOption, print_plain, with_load_options
 from vlkit.settings import MAX_NEW_TOKENS
 
 
@@ -87,11 +86,8 @@ def evaluate_grounding(
         max_new_tokens=max_new_tokens, batch_size=batch_size or "auto",
     )  # fmt: skip
     run.save(output_dir, worst=worst)
-    table = Table("", "value", "95 % interval", box=None)
-    for name, row in run.evaluation.overall.iterrows():
-        interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] == row["low"] else "–"
-        table.add_row(str(name), f"{row['value']:.3f}", interval)
-    console.print(table)
+    metrics = run.evaluation.overall.to_string(na_rep="–", float_format="{:.3f}".format)
+    print_plain(f"{metrics}\n(low and high: the 95 % interval)")
     unread = run.to_dict()["unreadable"]
     typer.echo(f"{len(run.questions):,} questions, {unread:,} answers unreadable.")
     typer.echo(f"Written to {output_dir}: metrics.json, rows.csv, gallery.html")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import console, with_process_device
+from vlkit.cli.options import print_plain, with_process_device
 from vlkit.errors import VlkitError
 from vlkit.files import parse_yaml, read_text
 
@@ -42,7 +42,7 @@ def train(
         vlm, data, eval_data=held_out, **keys | ({"resume": True} if resume else {})
     )
     if int(os.environ.get("RANK", "0")) == 0:
-        console.print(_summary(result), markup=False, highlight=False, soft_wrap=True)
+        print_plain(str(result))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -80,10 +80,3 @@ def _read_data(keys: dict, options: dict) -> tuple[Any, Any]:
     if isinstance(held_out, float | int) and not isinstance(held_out, bool):
         return data.split(held_out, seed=keys.get("seed", 0))
     return data, None if held_out is None else load_conversations(held_out, **options)
-
-
-def _summary(run: Any) -> str:
-    losses = f", loss {run.losses[0][1]:.4f} to {run.losses[-1][1]:.4f}" if run.losses else ""
-    right = f", {run.metrics[-1][1]:.1%} of held-out answers right" if run.metrics else ""
-    done = "" if run.finished else " (stopped earlier; --resume continues)"
-    return f"{run.steps:,} steps{done}, {run.seconds:,.0f} s{losses}{right}; {run.output_dir}"

@@ -504,9 +504,7 @@ def _ratios(sums: np.ndarray, thresholds: tuple[float, ...]) -> dict[str, np.nda
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
-    if not len(values):
-        return np.nan, np.nan
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, counted
 from vlkit.files import read_json
 from vlkit.lora.batches import Collator
 from vlkit.lora.curves import Curves, curves_html, read_series
@@ -201,6 +201,14 @@ class LoraRun:
     effect: float = 0.0
     seconds: float = 0.0
     checks: Checks | None = field(repr=False, default=None)
+
+    def __str__(self) -> str:
+        losses = (
+            f", loss {self.losses[0][1]:.4f} to {self.losses[-1][1]:.4f}" if self.losses else ""
+        )
+        right = f", {self.metrics[-1][1]:.1%} of held-out answers right" if self.metrics else ""
+        steps = counted(self.steps, "step") + " (stopped; can be resumed)" * (not self.finished)
+        return f"{steps}, {duration_text(self.seconds)}{losses}{right}; {self.output_dir}"
 
     def _repr_html_(self) -> str:
         return run_card(self)

@@ -17,7 +17,6 @@ from vlkit.hooks import as_kind
 from vlkit.inputs import check_model
 from vlkit.messages import as_messages, text_of
 from vlkit.plotting.comparing import draw_comparison
-from vlkit.plotting.draw import draw_boxes
 from vlkit.plotting.html import frame_html, image_html, table_html
 from vlkit.records.reading import (
     WIDTH,
@@ -182,14 +181,10 @@ def _text(messages: Any) -> str:
 
 
 def _answer_html(answer: Reply | Failure, truth: Sequence[Item] | None) -> str:
-    if isinstance(answer, Failure):
+    if isinstance(answer, Failure) or not truth or not answer.images:
         return answer._repr_html_()
+    drawn = draw_comparison(answer.images[-1], _boxes(answer) or [], truth)
     text = html.escape(answer.text).replace("\n", "<br>")
-    if not answer.images:
-        return text
-    items = _boxes(answer) or []
-    picture = answer.images[-1]
-    drawn = draw_comparison(picture, items, truth) if truth else draw_boxes(picture, items)
     return f"{image_html(drawn, width=320, alt=answer.text)}<br>{text}"
 
 

@@ -370,7 +370,7 @@ class LoraPanel(PanelBox):
                 callbacks=[LiveCurve(self._take), self._steering],
             )  # fmt: skip
             self._finished = self.run.finished
-            self.status.say(_outcome(self.run))
+            self.status.say(f"{'Done' if self.run.finished else 'Stopped'}: {self.run}")
 
     def _finish(self) -> None:
         outcome = self.status.value
@@ -407,10 +407,3 @@ def _cost_html(xray: lora.XRay) -> str:
     ]
     kind = "" if memory.fits else ' class="vlkit-error"'
     return f"<div{kind}>{'<br>'.join(map(html.escape, lines))}</div>"
-
-
-def _outcome(run: lora.LoraRun) -> str:
-    name = "Done" if run.finished else "Stopped"
-    right = f", {run.metrics[-1][1]:.0%} right" if run.metrics else ""
-    steps = f"{counted(run.steps, 'step')} in {duration_text(run.seconds)}"
-    return f"{name}: {steps}{right}; {run.output_dir}"
