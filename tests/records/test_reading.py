@@ -197,6 +197,7 @@ NAMED = {
     "aws_secret_access_key=AbC/dEfG now": "aws_secret_access_key=* now",
     "Authorization: Basic dXNlcjpwYXNz": "Authorization: Basic *",
     "密码：abc12345": "密码：*",
+    "see https://host/cb#access_token=1": "see https://host/cb",
 }
 HARMLESS = (
     "What is the password? It is below the token: red",
@@ -225,6 +226,16 @@ def test_secrets_that_only_their_name_shows_in_nested_data():
         "credentials": {"user": LEFT_OUT, "all": [LEFT_OUT, [LEFT_OUT]]},
         "headers": {"authorization": LEFT_OUT},
     }  # fmt: skip
+
+
+def test_columns_of_secrets_are_left_out_of_an_added_table(tmp_path):
+    import pandas
+
+    table = pandas.DataFrame({"user": ["me"], "DB password": ["S3cret"], "token": ["red"]})
+    with Run("r", directory=tmp_path) as run:
+        run.add(table)
+    (line,) = read_run(run).of("exhibit")
+    assert line["rows"] == [["me", LEFT_OUT, "red"]] and table.iloc[0, 1] == "S3cret"
 
 
 def test_counts_and_labels_with_such_names_stay():

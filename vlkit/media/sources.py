@@ -25,7 +25,7 @@ DOWNLOAD_TIMEOUT = 20.0  # seconds for the whole download
 LEFT_OUT = "[left out]"  # written in place of a secret
 SECRET_NAME = re.compile(  # of a URL's parameter, or an environment variable
     r"(?:^|[_.-])(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|key|tokens?|secret|pass(?:word|wd|phrase)?"
-    r"|pwd|credentials?|auth(?:orization)?|signature|sig|security|session|cookie|code)(?:$|[_.-])"
+    r"|pwd|credentials?|auth(?:orization)?|signature|sig|security|session|cookie|code|jwt)(?:$|[_.-])"
     r"|(?:key|token|secret|password|signature|credential|keyid)$",
     re.IGNORECASE,
 )
@@ -54,10 +54,11 @@ def hide_secrets(url: str) -> str:
     """:func:`clean_url` of a URL that contains a password or a key, any other as it is."""
     try:
         parts = urllib.parse.urlsplit(url)
-        names = [name for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
+        parameters = f"{parts.query}&{parts.fragment}"
+        names = [name for name, _ in urllib.parse.parse_qsl(parameters, keep_blank_values=True)]
     except ValueError:  # not a valid URL
         return url.partition("?")[0] if "@" not in url else LEFT_OUT
-    if "@" in parts.netloc or any(map(SECRET_NAME.search, names)) or "token" in parts.fragment:
+    if "@" in parts.netloc or any(map(SECRET_NAME.search, names)):
         return clean_url(url)
     return url
 

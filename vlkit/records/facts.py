@@ -20,15 +20,16 @@ SHORTEST = 8  # characters; a shorter value is part of too many harmless words
 _NOT_SECRET = ("PWD", "OLDPWD")  # folders
 
 
-_FIELD = re.compile(  # the name of a field with a secret, in data and in texts
+SECRET_FIELD = re.compile(  # the name of a field with a secret, in data and in texts
     r"pass(?:word|wd|phrase|code)|\bpwd|[_.-]pwd|secret|credential|authorization|bearer|cookie"
+    r"|(?<![a-z])auth(?![a-z])|(?<![a-z])jwt(?![a-z])"
     r"|(?:api|access|private|auth|account)[\s_.-]?key|token(?!s|iz)|密码|密钥|口令",
     re.IGNORECASE,
 )
 
 
 _NAMED = re.compile(
-    rf"""(?P<name>(?:{_FIELD.pattern})[\w.-]{{0,30}}\\?["']?\s{{0,3}}(?P<sign>[=:：])\s{{0,3}}
+    rf"""(?P<name>(?:{SECRET_FIELD.pattern})[\w.-]{{0,30}}\\?["']?\s{{0,3}}(?P<sign>[=:：])\s{{0,3}}
     (?P<scheme>(?:basic|bearer|digest)\s+)?)
     (?:(?P<quoted>\\?["'])[^"'\n]{{1,400}}?(?P<quote>\\?["'])|(?P<value>[^\s"',;&<>(){{}}\[\]\\|]+))""",
     re.IGNORECASE | re.VERBOSE,
@@ -77,7 +78,7 @@ def _clean(value: Any, secrets: list[str], named: bool = False) -> Any:
     if isinstance(value, dict):
         copy = {}
         for name, item in value.items():
-            field = _FIELD.search(str(name))
+            field = SECRET_FIELD.search(str(name))
             is_number = isinstance(item, int) and not isinstance(item, bool)
             hidden = field and is_number and "token" not in field[0].lower()
             cleaned = LEFT_OUT if hidden else _clean(item, secrets, named or bool(field))

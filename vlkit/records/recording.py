@@ -25,6 +25,8 @@ from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
 from vlkit.models.adapters import digest
 from vlkit.records.facts import (
+    LEFT_OUT,
+    SECRET_FIELD,
     SHORTEST,
     adapter_facts,
     environment,
@@ -77,6 +79,9 @@ def _table_facts(frame: Any) -> dict[str, Any]:
     numbered = index.name is None and list(index[:3]) == list(range(min(3, len(index))))
     shown = frame if numbered else frame.reset_index()
     rows = shown.head(MOST_ROWS).astype(object).where(shown.head(MOST_ROWS).notna(), None)
+    for name in rows.columns:  # a column "token" may well hold an answer's tokens
+        if (field := SECRET_FIELD.search(str(name))) and "token" not in field[0].lower():
+            rows[name] = LEFT_OUT
     columns = ["" if str(name) == "index" and not numbered else str(name) for name in shown.columns]
     return {"columns": columns, "rows": rows.values.tolist(), "of_rows": len(frame)}
 
