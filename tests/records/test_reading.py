@@ -301,6 +301,8 @@ ODD = {
     "empty messages": lambda lines: lines["answer"].update(messages=[]),
     "messages are text": lambda lines: lines["answer"].update(messages="?"),
     "media out of range": lambda lines: lines["answer"].update(media=[]),
+    "a message without a role": lambda lines: lines["answer"]["messages"][0].pop("role"),
+    "a message without content": lambda lines: lines["answer"]["messages"][0].pop("content"),
     "a box without sides": lambda lines: lines["answer"].update(boxes=[{"label": "a"}]),
     "a box of text": lambda lines: lines["answer"].update(boxes=["a"]),
     "options are a list": lambda lines: lines["answer"].update(options=[1]),
@@ -310,7 +312,7 @@ ODD = {
     "model without a name": lambda lines: lines["model"].pop("name"),
     "values are a list": lambda lines: lines["values"].update(values=[1]),
     "evaluation without metrics": lambda lines: lines["evaluation"].update(evaluation={}),
-    "metric is text": lambda lines: lines["evaluation"]["evaluation"]["overall"].update(x="y"),
+    "metric is text": lambda lines: metrics_of(lines)["overall"].update(x="y"),
     "figure without a file": lambda lines: lines["exhibit"].pop("file"),
     "figure's file is a list": lambda lines: lines["exhibit"].update(file=["a"]),
     "table without rows": lambda lines: lines["exhibit"].update(exhibit="table", columns=["a"]),
@@ -324,6 +326,37 @@ def test_an_odd_line_costs_itself_and_is_counted(tmp_path, change):
     record = read_run(path)
     assert (record.torn, len(record.lines)) == (1, 4)
     assert "1 line of records.jsonl cut off or broken" in record.gap
+    for ending in ("html", "md", "bib"):
+        records.report(path, tmp_path / f"r.{ending}")
+    assert len(records.runs(tmp_path / "runs")) == 1
+    assert str(records.diff(path, path)) and str(records.replay(path))
+
+
+def metrics_of(lines):
+    return lines["evaluation"]["evaluation"]
+
+
+EDITED = {
+    "sizes of three": lambda lines: lines["answer"].update(input_sizes=[[1, 2, 3]]),
+    "a metric without a value": lambda lines: metrics_of(lines)["overall"].update(x={}),
+    "labels with other columns": lambda lines: metrics_of(lines)["by_label"].update(x={}),
+    "a table of uneven rows": lambda lines: lines["exhibit"].update(
+        exhibit="table", columns=["a"], rows=[[1, 2], [], [[3]]]
+    ),
+    "a training with odd losses": lambda lines: lines["values"].update(
+        record="training", state="ended", arguments={"a": [1]}, losses=[[1], [2, 3, 4]]
+    ),
+    "the file is no picture": lambda lines: lines["answer"]["media"][0].update(
+        of="pixels", path="records.jsonl"
+    ),
+    "kept is a folder": lambda lines: lines["answer"]["media"][0].update(kept="figures"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", EDITED.values(), ids=EDITED)
+def test_an_edited_line_is_shown_as_far_as_it_goes(tmp_path, change):
+    path = edited(tmp_path, change)
+    assert read_run(path).torn == 0
     for ending in ("html", "md", "bib"):
         records.report(path, tmp_path / f"r.{ending}")
     assert len(records.runs(tmp_path / "runs")) == 1

@@ -108,12 +108,15 @@ class MediaStore:
     def find(self, facts: dict) -> tuple[Any, str]:
         """A source with the recorded content and "", or None and the reason."""
         problem = "no longer exists"
-        for source in self._candidates(facts):
-            is_copy = facts["of"] == "pixels" and _is_file(source)  # of a picture in memory
-            content = ("pixels", pixel_hash(load_image(source))) if is_copy else content_of(source)
-            if content == (facts["of"], facts["sha256"]):
-                return source, ""
-            problem = "has other content now"
+        try:
+            for source in self._candidates(facts):
+                picture = load_image(source) if facts["of"] == "pixels" else None  # a copy of it
+                content = content_of(source) if picture is None else ("pixels", pixel_hash(picture))
+                if content == (facts["of"], facts["sha256"]):
+                    return source, ""
+                problem = "has other content now"
+        except VlkitError as error:
+            problem = f"cannot be read ({error})"
         if facts.get("path"):
             return None, f"{facts['name']} {problem}"
         hint = "it was not a file; record with keep_media=True"

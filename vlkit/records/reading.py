@@ -102,9 +102,10 @@ def _is_whole(line: Any) -> bool:
         return False
     count = len(line["media"])
     content = [item for message in line["messages"] for item in message.get("content") or ()]
-    return bool(line["messages"]) and all(
-        "text" in item if item["type"] == "text" else item.get("media", -1) in range(count)
-        for item in content
+    return (
+        bool(line["messages"])
+        and all({"role", "content"} <= m.keys() or "malformed" in m for m in line["messages"])
+        and all("text" in i or i.get("media") in range(count) for i in content)
     )
 
 
@@ -163,7 +164,7 @@ class Record:
         metrics: dict[str, float | None] = {}
         for number, line in enumerate(self.of("evaluation"), 1):
             for name, row in line["evaluation"]["overall"].items():
-                metrics[name if number == 1 else f"{name} ({number})"] = row["value"]
+                metrics[name if number == 1 else f"{name} ({number})"] = row.get("value")
         return metrics | {name: v for name, v in self.values.items() if is_number(v)}
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.evaluation.metrics import iou
+from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box, Item
 from vlkit.lora.curves import Curves, loss_figure
 from vlkit.messages import text_of
@@ -101,7 +102,7 @@ def _cost_line(answer: dict) -> str:
     usage = answer["usage"]
     counts = {kind: usage[f"{kind}_tokens"] for kind in ("image", "video")}
     media = [f"{count:,} of them {kind}" for kind, count in counts.items() if count]
-    seen = [f"seen at {w}×{h}" for w, h in answer["input_sizes"]]
+    seen = [f"seen at {'×'.join(map(str, size))}" for size in answer["input_sizes"]]
     prompt = f"{usage['prompt_tokens']:,} prompt tokens" + f" ({', '.join(media)})" * bool(media)
     parts = [prompt, *seen, f"{usage['new_tokens']:,} new", f"{answer['seconds']:.2f} s"]
     if answer["finish_reason"] != "stop":
@@ -165,7 +166,7 @@ def evaluations(record: Record) -> list[dict[str, Any]]:
 
 
 def _value(row: dict | None) -> str | None:
-    if row is None or row["value"] is None:
+    if row is None or row.get("value") is None:
         return None
     low, high = row.get("low"), row.get("high")
     interval = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
@@ -233,7 +234,9 @@ def training_rows(record: Record) -> list[dict[str, Any]]:
         arguments = [(name, v) for name, v in line["arguments"].items() if v is not None]
         error = line.get("error") or ("" if ended else "It was not finished.")
         shown = {"facts": [*facts, *adapter, *arguments], "error": error}
-        rows.append(shown | {"curve": curve_plot(line), "held_out": bool(line.get("evaluations"))})
+        curve = attempt(curve_plot, line)  # its points may have been edited
+        shown["curve"] = None if isinstance(curve, Failure) else curve
+        rows.append(shown | {"held_out": bool(line.get("evaluations"))})
     return rows
 
 
@@ -275,7 +278,7 @@ def numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:
     """The indices of the columns that contain only numbers."""
     return {
         index
-        for index, cells in enumerate(zip(*rows, strict=True))
+        for index, cells in enumerate(zip(*rows, strict=False))
         if all(isinstance(cell, int | float | None) for cell in cells) and set(cells) != {None}
     }
 
