@@ -2,8 +2,10 @@
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import yaml
 from fake_runs import answer, ask, boxed, model, picture, saved
 from typer.testing import CliRunner
 
@@ -129,6 +131,9 @@ def test_bibtex_of_the_models_used(tmp_path, family):
         ask(model("m2", family=family), "?")
     text = bibtex(run)
     assert text.count("@") == 2 and text.startswith("@software{vlkit,")
+    citation = yaml.safe_load((Path(vlkit.__file__).parents[1] / "CITATION.cff").read_text())
+    assert citation["title"] in text and str(citation["version"]) in text
+    assert citation["authors"][0]["name"] in text
     assert f"arXiv:{FAMILIES[family]}" in text
     assert text.count("{") == text.count("}")
     assert report(run, tmp_path / "r.bib").read_text(encoding="utf-8") == text

@@ -87,12 +87,9 @@ def failure_gallery(
             caption = captions[name] if captions else ""
         except (KeyError, IndexError):
             raise VlkitError(f"there is no image or caption for picture {name!r}") from None
-        figures.append(_figure(name, image, boxes or [], true or [], caption, means[name]))
+        picture = draw_comparison(load_image(image), boxes or [], true or [])
+        picture.thumbnail((640, 640))
+        caption = caption if len(caption) <= _MOST else caption[: _MOST - 1] + "…"
+        figure = {"name": name, "source": data_url(picture), "mean": means[name]}
+        figures.append(figure | {"caption": caption})
     return Gallery(shown, _fill("figures", figures=figures), head, title)
-
-
-def _figure(name: Any, image: Any, boxes: Any, true: Any, caption: str, mean: float) -> dict:
-    picture = draw_comparison(load_image(image), boxes, true)
-    picture.thumbnail((640, 640))
-    shown = caption if len(caption) <= _MOST else caption[: _MOST - 1] + "…"
-    return {"name": name, "source": data_url(picture), "mean": mean, "caption": shown}

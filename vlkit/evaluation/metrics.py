@@ -417,7 +417,10 @@ def tabulate(
     samples = _ratios(_resample(sums, draws), thresholds)
     if precision:
         values |= precision.overall
-        samples |= _resample_precision(precision, draws[: bootstrap // 10])
+        maps = [
+            precision.resampled(np.repeat(np.arange(len(d)), d)) for d in draws[: bootstrap // 10]
+        ]
+        samples |= dict(zip(NAMES, np.array(maps).reshape(-1, len(NAMES)).T, strict=True))
     intervals = {name: (value, *_interval(samples[name])) for name, value in values.items()}
     overall = pandas.DataFrame.from_dict(
         intervals, orient="index", columns=["value", "low", "high"]
@@ -506,8 +509,3 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
-
-
-def _resample_precision(precision: AveragePrecision, draws: np.ndarray) -> dict[str, np.ndarray]:
-    samples = [precision.resampled(np.repeat(np.arange(len(row)), row)) for row in draws]
-    return dict(zip(NAMES, np.array(samples).reshape(-1, len(NAMES)).T, strict=True))

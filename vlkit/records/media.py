@@ -44,13 +44,11 @@ def content_of(source: Any, picture: PIL.Image.Image | None = None) -> tuple[str
     medium = hash_medium(source)
     if isinstance(medium, str):
         return "file", medium
-    if medium[0] == "unreadable":
-        return "unreadable", ""
-    if medium[0] == "url":
-        return "url", hashlib.sha256(clean_url(medium[1]).encode()).hexdigest()
-    if medium[0] == "pixels":
-        return "pixels", medium[1]
-    return "frames", hashlib.sha256(json.dumps(medium).encode()).hexdigest()
+    kind = medium[0] if medium[0] in ("unreadable", "url", "pixels") else "frames"
+    if kind in ("unreadable", "pixels"):
+        return kind, medium[1] if kind == "pixels" else ""
+    text = clean_url(medium[1]) if kind == "url" else json.dumps(medium)
+    return kind, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_file(source: Any) -> bool:
@@ -169,16 +167,12 @@ class MediaStore:
             write = partial(_copy, source)
         elif load is not None:
             name += ".png"
-            write = partial(_save_png, load)
+            write = partial(load().save, format="PNG")
         else:
             return None
         if not (self.path / name).exists():
             write_whole(self.path / name, write)
         return name
-
-
-def _save_png(load: Callable[[], PIL.Image.Image], file: Any) -> None:
-    load().save(file, "PNG")
 
 
 def _copy(source: Any, file: Any) -> None:

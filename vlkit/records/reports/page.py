@@ -41,14 +41,11 @@ def bibtex(run: Any) -> str:
     models = list(read_run(run).models.values())
     families = dict.fromkeys(model["family"] for model in models)
     fields = {"title": _TITLE, "author": "{The vlkit developers}", "version": __version__}
-    entries = [_entry("software", "vlkit", fields), *map(_paper, families), *_pages(models)]
-    return "\n\n".join(filter(None, dict.fromkeys(entries))) + "\n"
-
-
-def _paper(family: str) -> str:
     papers = files("vlkit.records.reports").joinpath("papers.bib").read_text(encoding="utf-8")
     by_family = dict(re.findall(r"^% (\w+)\n(@.*?^\})", papers, re.MULTILINE | re.DOTALL))
-    return by_family.get(family, "")
+    of_families = [by_family.get(family, "") for family in families]
+    entries = [_entry("software", "vlkit", fields), *of_families, *_pages(models)]
+    return "\n\n".join(filter(None, dict.fromkeys(entries))) + "\n"
 
 
 def _pages(models: Iterable[dict]) -> Iterator[str]:
