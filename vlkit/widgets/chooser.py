@@ -12,12 +12,10 @@ import ipywidgets as widgets
 
 from vlkit import bundled, settings
 from vlkit.errors import ModelError, VlkitError
-from vlkit.grounding.boxes import Box
-from vlkit.media import image
+from vlkit.generation.reply import result_of
+from vlkit.messages import user
 from vlkit.models.hub import HUBS, available_models
 from vlkit.models.load import DTYPES
-from vlkit.plotting.draw import draw_boxes
-from vlkit.plotting.html import image_html
 from vlkit.widgets.panel import PanelBox, button, buttons, call_code
 
 SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
@@ -173,22 +171,11 @@ class ModelChooser(PanelBox):
             raise VlkitError(_last_line(messages))
         else:
             self.answer = json.loads(output)
-            self.tried.value = _answer_html(self.answer)
+            reply: Any = result_of(self.answer, user(QUESTION, bundled.sample(SAMPLE)))
+            self.tried.value = f"<p>{html.escape(QUESTION)}</p>{reply._repr_html_()}"
             self.status.say("It works. Remember it, or try another.")
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]  # also at \r
     return lines[-1].removeprefix("Error: ") if lines else "the trial ended without a message"
-
-
-def _answer_html(answer: dict[str, Any]) -> str:
-    boxes = [Box(**box) for box in answer["boxes"]]
-    picture = draw_boxes(image.load_image(bundled.sample(SAMPLE)), boxes)
-    text, question = html.escape(answer["text"]), html.escape(QUESTION)
-    return (
-        f"<div><div style='opacity:.7'>{question}</div><div>{text}</div>"
-        f"{image_html(picture, width=320, alt=answer['text'])}"
-        f"<div style='opacity:.7'>{html.escape(answer['family'])}, answered in "
-        f"{answer['seconds']:.2f} s</div></div>"
-    )
