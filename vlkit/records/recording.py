@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import threading
 import time
@@ -150,12 +149,9 @@ def seed_everything(seed: int) -> int:
         VlkitError: not a whole number from 0 to 2³² - 1.
     """
     check_whole("seed", seed, 0, 2**32 - 1)
-    import numpy
-    import torch
+    from transformers import set_seed
 
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
+    set_seed(seed)
     hooks.notify(hooks.open_runs(), "log", seed_everything=seed)
     return seed
 
