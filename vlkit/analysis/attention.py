@@ -55,7 +55,7 @@ class AttentionMap:
         return (float(column) + 0.5) * width, (float(row) + 0.5) * height
 
     def inside(self, box: Box) -> float:
-        """Of the attention that the picture got, the share within a box, 0 to 1."""
+        """The share of the picture's attention that is within a box, 0 to 1."""
         width, height = self._cell
         x = _cover(box.x1 / width, box.x2 / width, self.values.shape[1])
         y = _cover(box.y1 / height, box.y2 / height, self.values.shape[0])
@@ -210,7 +210,7 @@ def _tokens(vlm: VLM, answered: AnswerTokens, kind: str, number: int):
 
 
 def _cover(low: float, high: float, count: int) -> np.ndarray:
-    """The part of each of ``count`` cells that is between two places, 0 to 1."""
+    """The share of each of ``count`` cells between two positions, 0 to 1."""
     cells = np.arange(count)
     return np.clip(np.minimum(cells + 1, high) - np.maximum(cells, low), 0, 1)
 

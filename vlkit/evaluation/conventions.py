@@ -80,13 +80,13 @@ def _reading(sizes: list[Size], span: Callable, variant: str | int) -> Callable:
 
 
 def scale_corners(numbers: Corners, span: Size, size: Size) -> Corners:
-    """Corners over ``span`` as corners on a picture of ``size``."""
+    """Corners in coordinates from 0 to ``span``, scaled to a picture of ``size``."""
     x1, y1, x2, y2 = (n * size[i % 2] / span[i % 2] for i, n in enumerate(numbers))
     return x1, y1, x2, y2
 
 
 def box_of(label: str, corners: Corners) -> Box:
-    """A box, its corners put in order."""
+    """A box with its corners in order."""
     x1, y1, x2, y2 = corners
     return Box(label, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
 

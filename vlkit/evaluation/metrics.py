@@ -220,7 +220,7 @@ def _check_scores(scores: Any, answers: list[list[Box]]) -> list[list[float]]:
 
 
 def label_key(label: str, match_labels: bool) -> str:
-    """Equal for labels whose boxes are compared with each other."""
+    """A key that is equal for labels whose boxes are compared."""
     return label.strip().casefold() if match_labels else ""
 
 
@@ -242,7 +242,7 @@ def _match(predicted: list[Box], truth: list[Box], match_labels: bool) -> Iterab
 
 
 def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
-    """Indices of the answer by those of the truth: the best pairs first, no box twice."""
+    """The index of the answer's box for each paired true box: by IoU, each box once."""
     overlaps = (
         (iou(answer, true), t, a)
         for t, true in enumerate(truths)
@@ -252,10 +252,7 @@ def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
 
 
 def pair_best(candidates: Iterable[tuple[float, int, int]]) -> dict[int, int]:
-    """Pairs of two kinds' indices, from (how well they fit, index, index): the best pairs first.
-
-    No index is paired twice.
-    """
+    """Greedy pairs of indices from (score, index, index): highest scores first, each index once."""
     pairs: dict[int, int] = {}
     used: set[int] = set()
     for _, first, second in sorted(candidates, key=lambda pair: (-pair[0], *pair[1:])):
@@ -274,7 +271,7 @@ def _row(label: str, true: Box | None, answer: Box | None, best: float, first: f
 
 
 def _records(table: pandas.DataFrame) -> dict:
-    """By row its values, for JSON; None where one is undefined."""
+    """The values of each row, for JSON; None where one is undefined."""
     rows = table.astype(object).where(table.notna(), None).to_dict("index")
     return {str(name): row for name, row in rows.items()}
 

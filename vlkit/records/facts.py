@@ -68,10 +68,10 @@ def _environment() -> set[str]:
 
 
 def _clean(value: Any, secrets: list[str], named: bool = False) -> Any:
-    """The copy; ``named``: a name like password, above this value, says that its texts are secret.
+    """A copy without secrets; ``named``: the value is under a name such as password.
 
-    Numbers are secrets only directly under such a name, so that counts of a label "password field"
-    stay; a "token" may always be a number.
+    All texts under such a name are secrets; numbers only directly under it, so that the counts of
+    a label "password field" stay. A "token" may always be a number.
     """
     if isinstance(value, str):
         return LEFT_OUT if named and value else _clean_text(value, secrets)

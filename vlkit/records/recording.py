@@ -43,7 +43,7 @@ MOST_ROWS = 500  # of an added table; further rows are not recorded
 
 
 def exhibit_facts(exhibit: Any, folder: Path) -> dict[str, Any]:
-    """The line that a run writes of what a user adds; figures and pictures go into a file.
+    """The record of what a user adds; figures and pictures are written to a file.
 
     Raises:
         VlkitError: something that cannot be shown on a page.
@@ -109,7 +109,7 @@ def training_facts(run: Any) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """An argument as JSON can hold it; of other objects the type and number of rows."""
+    """An argument as a JSON value; for other objects, their type and number of rows."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, os.PathLike):

@@ -53,7 +53,7 @@ class Replay:
 
     @property
     def identical(self) -> bool:
-        """Whether every answer there was is the same now, token for token."""
+        """Whether every recorded answer is the same again, token for token."""
         answered = self.rows[self.rows["reason"] != _NO_ANSWER]
         return bool(len(answered)) and bool((answered["status"] == "same").all())
 
@@ -128,7 +128,7 @@ class _Models:
         return self._loaded[name]
 
     def give_up(self, name: str, error: Exception) -> None:
-        """Stop asking a model after an error that every further question would meet."""
+        """Stop asking a model after an error that every further question would raise again."""
         if isinstance(error, RemoteError) and error.fatal:
             self._unreachable[self._key(name)] = error
 

@@ -174,7 +174,7 @@ def _render(name: str, record: Record, picture: Any, **facts: Any) -> str:
 
 
 def embed_picture(content: bytes | PIL.Image.Image, name: str) -> str:
-    """An address that contains the picture itself: a PNG file's bytes, or at most 840 pixels."""
+    """A data URL of a picture: of a PNG file's bytes, or of at most 840 pixels in width."""
     if isinstance(content, bytes):
         return png_url(content)
     content = content.convert("RGB")
@@ -191,5 +191,5 @@ def _save_picture(folder: Path, content: bytes | PIL.Image.Image, name: str) -> 
 
 
 def escape_markdown(text: str) -> str:
-    """Text in which nothing is markup, in one line."""
+    """Text on one line, with the characters of Markdown escaped."""
     return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))

@@ -192,7 +192,7 @@ def model_rows(record: Record) -> list[dict[str, Any]]:
 
 
 def option_rows(record: Record) -> list[tuple[str, Any]]:
-    """Each option of the answers with all its values."""
+    """Each option with all values that it has in the run's answers."""
     rows = []
     for name in _OPTIONS:
         values = dict.fromkeys(answer["options"].get(name) for answer in record.answers)
