@@ -17,7 +17,7 @@ from vlkit import bundled, messages
 from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
 from vlkit.errors import MediaError, VlkitError
 from vlkit.generation.reply import Reply
-from vlkit.grounding.boxes import Box, Item, Point
+from vlkit.grounding.boxes import Box, Item, coordinates_of
 from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
 from vlkit.plotting.html import data_url
@@ -79,15 +79,10 @@ class BoxCanvas(anywidget.AnyWidget):
 
 
 def _record(item: Item, color: str, confidence: float | None) -> dict[str, Any]:
-    if isinstance(item, Point):
-        points = [(item.x, item.y)]
-    elif isinstance(item, Box):
-        points = [(item.x1, item.y1), (item.x2, item.y2)]
-    else:
-        points = item.corners
+    numbers = coordinates_of(item)  # x, y, x, y …
     return {
         "label": item.label,
-        "points": [list(point) for point in points],
+        "points": [list(point) for point in zip(numbers[::2], numbers[1::2], strict=True)],
         "color": color,
         "text_color": text_color(color),
         "confidence": confidence,
