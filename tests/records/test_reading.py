@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -361,6 +362,18 @@ def test_an_edited_line_is_shown_as_far_as_it_goes(tmp_path, change):
         records.report(path, tmp_path / f"r.{ending}")
     assert len(records.runs(tmp_path / "runs")) == 1
     assert str(records.diff(path, path)) and str(records.replay(path))
+
+
+def test_the_commands_of_an_edited_run_are_quoted(tmp_path):
+    path = edited(tmp_path, lambda lines: None)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["environment"]["packages"]["torch"] = "2;touch x\n```\n<script>"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    path = path.rename(path.with_name("a$(touch x)"))
+    _, commands = sections.how_to_repeat(read_run(path))
+    install, replay = commands.split("\n")
+    assert shlex.split(install)[2] == "torch==2;touch x ``` <script>"
+    assert shlex.split(replay)[:2] == ["python", "-c"] and len(shlex.split(replay)) == 3
 
 
 def test_a_line_nested_too_deeply_costs_itself(tmp_path):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from vlkit.evaluation.metrics import iou
@@ -257,10 +258,12 @@ def how_to_repeat(record: Record) -> tuple[list[str], str]:
     if record.trainings:
         lines.append("Replaying asks again what was asked; trainings are not repeated.")
     lines.append(f"In the folder that holds the run's own, {record.path.name}:")
-    pins = " ".join(f"{name}=={v}" for name, v in packages.items() if name in _PINNED)
+    # readers paste these commands: names from a run that somebody else made are quoted
+    pins = " ".join(quote(f"{name}=={packages[name]!s}") for name in _PINNED if name in packages)
     name = record.path.name
-    code = f'pip install {pins}\npython -c "import vlkit; print(vlkit.records.replay({name!r}))"'
-    return lines, code
+    code = f"import vlkit; print(vlkit.records.replay({name!r}))"
+    code = f'"{code}"' if re.fullmatch(r"[\w.-]+", name) else quote(code)
+    return lines, f"pip install {' '.join(pins.split())}\npython -c {code}"
 
 
 _PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
