@@ -69,7 +69,7 @@ ANSWER = [
         (
             "A hosted model has the same method:",
             "`remote/model.py` `RemoteVLM.answer`",
-            "`remote/answer.py` `answer_remotely`",
+            "`remote/model.py` `RemoteVLM.answer`",
         ),
     ),
     Step(

@@ -23,7 +23,7 @@ LOAD_OPTIONS = (
 )  # fmt: skip
 HOSTED_OPTIONS = (
     "base_url", "api_key", "region", "family", "prices", "timeout", "retries", "concurrency",
-    "extra_body",
+    "extra_body", "thinking",
 )  # fmt: skip
 _REMEMBERED = tuple(name for name in (*LOAD_OPTIONS, *HOSTED_OPTIONS) if name != _SECRET)
 

@@ -159,17 +159,21 @@ def test_nothing_is_asked_again_without_retries(server, load):
 
 
 def test_a_minutes_quota_at_dashscope_is_waited_for(server, monkeypatch):
-    monkeypatch.setattr("vlkit.remote.model.region_url", lambda region: server.url)
-    monkeypatch.setattr(
-        "vlkit.remote.model.service_at", lambda url: vlkit.remote.services.DASHSCOPE
-    )
-    vlm = vlkit.load("dashscope:qwen-vl-max", api_key=KEY)
+    vlm = dashscope(server, monkeypatch, "qwen-vl-max")
     quota = Said(status=429, message="exceeded your current quota", code="insufficient_quota")
     server.script = [quota, Said("ok")]
     assert vlkit.generate(vlm, "?").text == "ok"
     assert server.requests[-1]["stream"]  # what takes over 300 s would be cut off otherwise
     server.script = [Said(status=401, message="Invalid", code="invalid_api_key")]
     assert "DASHSCOPE_API_KEY" in refusal(lambda: vlkit.generate(vlm, "?"))
+
+
+def dashscope(server, monkeypatch, model, **options):
+    """A model of the loopback server, asked as at DashScope."""
+    services = vlkit.remote.services
+    monkeypatch.setitem(services.REGIONS, "beijing", server.url)
+    monkeypatch.setattr(services, "service_at", lambda url: services.DASHSCOPE)
+    return vlkit.load(f"dashscope:{model}", api_key=KEY, **options)
 
 
 @pytest.mark.parametrize(

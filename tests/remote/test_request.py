@@ -11,7 +11,7 @@ from openai_server import USAGE, Said, decode, pictures_of, serve
 import vlkit
 from vlkit.errors import ModelError, RemoteError
 from vlkit.generation.generate import generation_options
-from vlkit.remote.answer import TextPieces
+from vlkit.remote.model import TextPieces
 from vlkit.remote.request import make_request
 from vlkit.remote.services import family_and_rules, service_at
 
@@ -191,7 +191,7 @@ def test_greedy_and_sampled_options_of_an_endpoint(server, load):
     greedy, sampled = server.requests
     assert greedy["temperature"] == 0 and greedy["max_tokens"] == 9 and "seed" not in greedy
     assert {key: sampled[key] for key in ("temperature", "top_p", "seed", "top_k")} == {
-        "temperature": 0.5, "top_p": 0.9, "seed": 3, "top_k": 0,
+        "temperature": 0.5, "top_p": 0.9, "seed": 3, "top_k": -1,  # SGLang refuses 0
     }  # fmt: skip
     assert greedy["skip_special_tokens"] is False  # or Qwen2-VL's boxes would lose their marks
     assert greedy["repetition_penalty"] == sampled["repetition_penalty"] == 1.1
@@ -216,15 +216,18 @@ def test_dashscope_fields():
     assert (part["min_pixels"], part["max_pixels"]) == (65_536, 16_777_216)
     (width, height), token = request.input_sizes[0], 32 * 32
     assert (width % 32, height % 32) == (0, 0) and 64 * token <= width * height <= 256 * token
-    assert request.body["max_tokens"] == 64 and request.body["extra_body"]["top_k"] == 101
+    assert request.body["extra_body"] == {
+        "max_tokens": 64, "temperature": 0.7, "top_p": 0.9, "top_k": 101, "seed": 5,
+    }  # fmt: skip
     newer = make_request(dashscope("qwen3.6-plus"), "?", GREEDY, None)
-    assert newer.body["max_completion_tokens"] == 64 and newer.body["extra_body"] == {}
+    assert newer.body["extra_body"] == {"max_completion_tokens": 64, "temperature": 0.0}
 
 
 def test_openai_fields(load):
     vlm = vlkit.load("openai:gpt-x", api_key="sk-0123456789", family="qwen3_vl")
-    body = make_request(vlm, "?", SAMPLED, 5).body
-    assert body["max_completion_tokens"] == 64 and body["extra_body"] == {}
+    assert make_request(vlm, "?", SAMPLED, 5).body["extra_body"] == {
+        "max_completion_tokens": 64, "temperature": 0.7, "top_p": 0.9, "seed": 5, "top_k": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def _show(reply, output_dir: Path | None) -> None:
     usage = reply.usage
     console.print(
         f"[dim]{usage.prompt_tokens:,} prompt tokens, {usage.new_tokens:,} new, "
-        f"{reply.seconds:.2f} s, {reply.finish_reason}[/]"
+        f"{reply.seconds:.2f} s, {reply.finish_reason}{', counts estimated' * usage.estimated}[/]"
     )
     if output_dir is not None:
         console.print(f"[dim]written to {escape(str(output_dir))}[/]")

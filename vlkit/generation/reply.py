@@ -28,12 +28,16 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one answer; ``prompt_tokens`` counts everything before it, media included."""
+    """Tokens of one answer; ``prompt_tokens`` counts everything before it, media included.
+
+    ``estimated``: a hosted service gave no counts, or not all of them.
+    """
 
     image_tokens: int
     video_tokens: int
     prompt_tokens: int
     new_tokens: int
+    estimated: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,11 @@ class Reply:
     finish_reason: str = "stop"
     cost: float | None = None
     tokens: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def thinking(self) -> str:
+        """What the model thought before its answer; ``""`` where it did not."""
+        return split_thinking(self.raw)[0]
 
     @property
     def image_sizes(self) -> tuple[Size, ...]:
@@ -154,6 +163,7 @@ class Reply:
             f"{usage.prompt_tokens:,} prompt tokens ({_media_tokens(usage)}), "
             f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
         )
+        line += ", counts estimated" * usage.estimated
         if self.finish_reason != "stop":
             line += f", ended by {html.escape(self.finish_reason)}"  # of a file that was edited
         if self.cost is not None:
@@ -179,6 +189,20 @@ class Reply:
         if self.images:
             return image_html(draw_boxes(self.images[-1], items), alt=self.text)
         return image_html(draw_frames(self.clips[-1], items), alt=self.text)
+
+
+def split_thinking(raw: str) -> tuple[str, str]:
+    """(thinking, answer) of an answer as the model wrote it.
+
+    Thinking stands before ``</think>``; its ``<think>`` may be the prompt's end instead of the
+    answer's beginning. An answer that was cut off within it is all thinking.
+    """
+    thinking, end, answer = raw.rpartition("</think>")
+    if end:
+        return thinking.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
+    if raw.lstrip().startswith("<think>"):
+        return raw.strip().removeprefix("<think>").strip(), ""
+    return "", raw
 
 
 @dataclass(frozen=True)
@@ -285,8 +309,10 @@ def _check_reply(record: dict[str, Any], images: int, videos: int) -> None:
     for name in ("text", "raw", "family", "finish_reason"):
         _check_field(record, name, isinstance(record[name], str))
     format_of(record["family"])
-    usage = vars(Usage(**record["usage"])).values()
-    _check_field(record, "usage", all(type(count) is int for count in usage))
+    *counts, estimated = vars(Usage(**record["usage"])).values()
+    _check_field(
+        record, "usage", all(type(n) is int for n in counts) and estimated in (True, False)
+    )
     for name in ("seconds", "cost"):
         _check_field(record, name, isinstance(record.get(name, 0.0), int | float))
     _check_field(record, "image_sizes", len(record["image_sizes"]) == images)

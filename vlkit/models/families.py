@@ -45,9 +45,9 @@ _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 
 
 FAMILIES = {
-    "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, r"qwen2-vl|qvq-72b"),
-    "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, r"qwen2[._]5-vl"),
-    "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, r"qwen3-vl"),
+    "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, r"qwen2-?vl|qvq-72b"),
+    "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, r"qwen2[._]5-?vl"),
+    "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, r"qwen3-?vl"),
     "qwen3_5": Family(("qwen3_5", "qwen3_5_moe"), 16, *_PATCH_16, 262_144, r"qwen3[._]5"),
 }
 

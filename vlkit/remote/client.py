@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import email.utils
+import json
 import os
 import random
 import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
-from vlkit.errors import RemoteError, one_line
+from vlkit.errors import RemoteError, one_line, warn_user
 from vlkit.remote.services import Endpoint, Service
 
 NO_KEY = "none"  # the openai package needs a key, also for a server that needs none
@@ -95,11 +96,13 @@ def describe_problem(error: Exception, source: ErrorSource) -> ServiceProblem:
     if isinstance(error, openai.APIConnectionError):
         return _describe_no_connection(error, source)
     if isinstance(error, openai.APIStatusError):
-        return _describe_refusal(error, source)
+        return _describe_refusal(error, error.status_code, source)
     if isinstance(error, RemoteError):
-        return ServiceProblem(error)
-    if isinstance(error, openai.APIError) and isinstance(error.body, dict):  # in a stream
-        return _describe_stream_error(error, source)
+        return source.problem(str(error))
+    if isinstance(error, openai.APIError) and error.body:  # in a stream, or under HTTP 200
+        code = str(error.code)
+        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
+        return _describe_refusal(error, status, source)
     return source.problem(
         f"the response is not a chat completion ({one_line(error)}); check that base_url is an "
         "OpenAI-compatible endpoint; most end in /v1"
@@ -123,8 +126,9 @@ def _describe_no_connection(error: Exception, source: ErrorSource) -> ServicePro
     return source.problem(text, fatal=True, retry=True, no_response=True)
 
 
-def _describe_refusal(error: Any, source: ErrorSource) -> ServiceProblem:
-    status, reason = error.status_code, _service_message(error)
+def _describe_refusal(error: Any, status: int, source: ErrorSource) -> ServiceProblem:
+    """The problem of an error in the service's own words; status 0 where it gives no number."""
+    reason = _service_message(error.body)
     words = " ".join(str(part) for part in (error.code, error.type, reason) if part)
     throttled = status == 429 and source.service.name == "dashscope"  # its quotas are per minute
     if _QUOTA.search(words) and not throttled:
@@ -143,6 +147,9 @@ def _describe_refusal(error: Any, source: ErrorSource) -> ServiceProblem:
         return source.problem(text, fatal=True)
     if status in (408, 409, 429) or status >= 500:
         return _describe_busy(error, status, reason, source)
+    if not status:
+        text = f"the service ended the answer with an error ({reason}); try again, or see its log"
+        return source.problem(text)
     return source.problem(f"the request was refused (HTTP {status}: {reason})")
 
 
@@ -154,15 +161,9 @@ def _describe_wrong_key(source: ErrorSource, reason: str) -> str:
     return f"the key is refused ({reason}); check {name} or api_key={where}"
 
 
-def _describe_stream_error(error: Any, source: ErrorSource) -> ServiceProblem:
-    reason = _service_message(error)
-    if _CONTENT.search(f"{error.code} {reason}"):
-        return source.problem(f"the content was refused ({reason}); change the question or picture")
-    return source.problem(f"the service ended the answer with an error ({reason}); try again")
-
-
 def _describe_busy(error: Any, status: int, reason: str, source: ErrorSource) -> ServiceProblem:
-    wait = retry_after(error.response.headers)
+    response = getattr(error, "response", None)  # none for an error in a stream
+    wait = retry_after(response.headers) if response else None
     if status == 429:
         text = f"too many requests ({reason}); wait, or lower concurrency="
     else:
@@ -182,14 +183,37 @@ def retry_after(headers: Any) -> float | None:
     return None
 
 
-def _service_message(error: Any) -> str:
-    """The service's error message, cut to a line."""
-    body = error.body if isinstance(error.body, dict) else {}
-    text = body.get("message") or body.get("detail") or body.get("msg")
-    if not text:
-        text = error.code or f"HTTP {getattr(error, 'status_code', '')}"
-    text = " ".join(str(text).split()).rstrip(".")
+def _service_message(body: Any) -> str:
+    """The service's own words in an error's body, cut to a line."""
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    if isinstance(body, Mapping):
+        text = next((body[n] for n in ("message", "detail", "msg", "error") if body.get(n)), "")
+        details = body.get("metadata")  # OpenRouter's: the words of the service behind it
+        raw = details.get("raw") if isinstance(details, Mapping) else None
+        if isinstance(text, Mapping):
+            return _service_message(text)
+        body = f"{text}: {raw}" if raw else text
+    text = " ".join(str(body or "no reason given").split()).rstrip(".")
+    if text.startswith("<"):
+        return "it sent a web page"
     return text if len(text) <= 240 else text[:240] + "…"
+
+
+# fields that vlkit adds by itself: one that the service refuses by name is left out from then on
+OWN_FIELDS = {"skip_special_tokens", "top_k", "stream_options"}
+_CLIP, _PREFILL = "the clip (send its frames as pictures)", "the assistant's message at the end"
+_ASKED_WITH = {  # other fields, and what the user asked for
+    "media_io_kwargs": _CLIP, "mm_processor_kwargs": _CLIP, "continue_final_message": _PREFILL,
+    "add_generation_prompt": _PREFILL, "max_tokens": "max_new_tokens",
+}  # fmt: skip
+
+
+def refused_fields(error: Any, sent: Mapping[str, Any]) -> set[str]:
+    """The fields of a request that the service refuses by name (HTTP 400 or 422)."""
+    if getattr(error, "status_code", 0) not in (400, 422):
+        return set()
+    return {name for name in sent if re.search(rf"\b{re.escape(name)}\b", str(error.body))}
 
 
 CONNECT_SECONDS = 4.0
@@ -201,33 +225,77 @@ LIST_SECONDS = 8.0  # for the list of models
 _TICK = 0.05  # seconds between two checks of whether to stop
 
 
+COMPLETE = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
+BROKEN_OFF = ("error", "abort")  # finish reasons of an answer that may succeed if asked again
+
+
 @dataclass
 class RawAnswer:
-    """The parts of an answer so far; complete if ``finish_reason`` is not ``"cancelled"``."""
+    """An answer so far.
 
-    content: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
+    Attributes:
+        parts: as the model wrote them; its thinking is between ``<think>`` and ``</think>``.
+        thinks: whether the last part is thinking that the service sends apart from the answer.
+        finish_reason: the service's; ``"cancelled"`` until it has given one.
+        usage: the service's counts of tokens, or None.
+    """
+
+    parts: list[str] = field(default_factory=list)
+    thinks: bool = False
     finish_reason: str = "cancelled"
     usage: Any = None
-    pieces: int = 0
 
     def clear(self) -> None:
         """Start again with nothing."""
-        self.content, self.reasoning, self.pieces = [], [], 0
+        vars(self).update(vars(RawAnswer()))
 
-    def take(self, message: Any, put: Callable[[str], None] | None = None) -> None:
-        """Add a message, or a piece of one."""
-        for name in ("reasoning_content", "reasoning"):  # DashScope's name, and vLLM's
-            if isinstance(text := getattr(message, name, None), str) and text:
-                self.reasoning.append(text)
-                break
-        if text := getattr(message, "refusal", None):
+    def take(self, response: Any, put: Callable[[str], None] | None = None) -> None:
+        """Add a response, or a chunk of a streamed one.
+
+        Raises:
+            openai.APIError: there is an error in it.
+            RemoteError: the model refuses to answer.
+        """
+        import openai
+
+        self.usage = response.get("usage") or self.usage
+        choice = (response.get("choices") or [None])[0] or {}
+        if error := response.get("error") or choice.get("error"):
+            raise openai.APIError("", cast(Any, None), body=error)
+        message = choice.get("message") or choice.get("delta") or {}
+        if text := message.get("refusal"):
             raise RemoteError(f"the content was refused ({text:.200}); change the question")
-        if text := getattr(message, "content", None):
-            self.content.append(text)
-            self.pieces += 1
-            if put:
-                put(text)
+        # DashScope's name, and vLLM's and OpenRouter's
+        self._add(_text_of(message.get("reasoning_content") or message.get("reasoning")), True, put)
+        self._add(_text_of(message.get("content")), False, put)
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def take_whole(self, response: Any, put: Callable[[str], None] | None = None) -> None:
+        """Add a response that is not streamed; one without a finish reason is complete."""
+        self.take(response, put)
+        if not response.get("choices"):
+            raise ValueError("it has no choices")
+        if self.finish_reason == "cancelled":
+            self.finish_reason = "stop"
+
+    def _add(self, text: str, thinks: bool, put: Callable[[str], None] | None) -> None:
+        if not text:
+            return
+        if thinks != self.thinks:
+            text = f"<think>\n{text}" if thinks else f"\n</think>\n\n{text}"
+        self.thinks = thinks
+        self.parts.append(text)
+        if put:
+            put(text)
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(map(_text_of, content))
+    if isinstance(content, Mapping):
+        return _text_of(content.get("text"))
+    return content if isinstance(content, str) else ""
 
 
 def open_client(base_url: str, key: str, timeout: float) -> Any:
@@ -276,19 +344,19 @@ def list_models(client: Any, base_url: str, service: Service, model: str) -> dic
         RemoteError: the endpoint cannot be reached, or refuses the key.
     """
     source = ErrorSource(model, base_url, service, LIST_SECONDS, client.api_key)
-    models, problem = run(_list_models(client, source))
-    if problem and (problem.no_response or problem.wrong_key):
-        raise problem.error
-    return models
-
-
-async def _list_models(client: Any, source: ErrorSource) -> tuple[dict, ServiceProblem | None]:
     try:
-        async with asyncio.timeout(source.timeout):
-            page = await client.models.list()
-        return {entry.id: entry.model_dump() for entry in page.data}, None
+        return run(_list_models(client))
     except Exception as error:  # of any library
-        return {}, describe_problem(error, source)
+        problem = describe_problem(error, source)
+    if problem.no_response or problem.wrong_key:
+        raise problem.error
+    return {}
+
+
+async def _list_models(client: Any) -> dict[str, dict]:
+    async with asyncio.timeout(LIST_SECONDS):
+        page = await client.models.list()
+    return {entry.id: entry.model_dump() for entry in page.data}
 
 
 async def ask(
@@ -318,7 +386,7 @@ async def ask(
         if problem is None:
             return
         tries += 1
-        started = put is not None and answer.pieces > 0  # the user has seen a part of the answer
+        started = put is not None and bool(answer.parts)  # the user has seen a part of the answer
         if problem.no_response:
             give_up = time.monotonic() - start > patience
         else:
@@ -336,52 +404,76 @@ async def _try(
     remote: Endpoint, body: dict, answer: RawAnswer, put: Any, source: ErrorSource
 ) -> ServiceProblem | None:
     """None if it is answered. Raises nothing: exceptions of clients may contain the key."""
+    streams = put is not None or remote.service.streams
+    sent = _sent_fields(remote, body, streams)
     try:
-        if put is None and not remote.service.streams:
-            await _ask_whole(remote, body, answer)
-        else:
-            await _stream(remote, body, answer, put)
+        await (_stream if streams else _ask_whole)(remote, sent, answer, put)
+        problem = _describe_end(answer, source)
     except Exception as error:  # of any library
+        refused = refused_fields(error, sent["extra_body"])
+        if own := refused & OWN_FIELDS - remote.extra_body.keys():
+            _leave_out(remote, own)
+            return await _try(remote, body, answer, put, source)
         problem = describe_problem(error, source)
-        if isinstance(error, RemoteError):
-            problem = source.problem(str(error))
-        if answer.pieces and put is not None:
-            text = f"the answer was interrupted after {answer.pieces} pieces; {problem.error}"
+        if asked := sorted({_ASKED_WITH.get(name, name) for name in refused}):
+            text = f"{problem.error}; change or leave out {' and '.join(asked)}"
             problem = ServiceProblem(RemoteError(text, fatal=problem.error.fatal))
-        return problem
-    if answer.finish_reason == "content_filter":
+    if problem and answer.parts and put is not None:
+        text = f"the answer was interrupted after {len(answer.parts)} pieces; {problem.error}"
+        return ServiceProblem(RemoteError(text, fatal=problem.error.fatal))
+    return problem
+
+
+def _sent_fields(remote: Endpoint, body: dict, streams: bool) -> dict[str, Any]:
+    """A request without the fields that the user or the service does not want."""
+    fields = {"stream_options": {"include_usage": True}} if streams else {}
+    fields |= body["extra_body"]
+    unwanted = remote.unsupported | {name for name, value in fields.items() if value is None}
+    return {**body, "extra_body": {n: v for n, v in fields.items() if n not in unwanted}}
+
+
+def _leave_out(remote: Endpoint, names: set[str]) -> None:
+    if new := sorted(names - remote.unsupported):
+        remote.unsupported.update(new)
+        warn_user(
+            f"{remote.base_url} does not accept {' and '.join(new)}; vlkit leaves it out from now "
+            "on, and the service's default applies"
+        )
+
+
+def _describe_end(answer: RawAnswer, source: ErrorSource) -> ServiceProblem | None:
+    reason = answer.finish_reason
+    if reason == "content_filter":
         return source.problem("the content was refused; change the question or picture")
-    return None
+    if reason in COMPLETE:
+        return None
+    text = f"the service broke the answer off (finish_reason={reason!r}); try again"
+    return source.problem(text, retry=reason in BROKEN_OFF)
 
 
-async def _ask_whole(remote: Endpoint, body: dict, answer: RawAnswer) -> None:
+async def _ask_whole(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> None:
     async with asyncio.timeout(remote.timeout):
-        completion = await remote.client.chat.completions.create(**body)
-    choice = completion.choices[0]
-    answer.take(choice.message)
-    answer.usage = completion.usage
-    answer.finish_reason = choice.finish_reason or "stop"
+        response = await remote.client.chat.completions.with_raw_response.create(**sent)
+    answer.take_whole(response.http_response.json())
 
 
-async def _stream(remote: Endpoint, body: dict, answer: RawAnswer, put: Any) -> None:
-    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+async def _stream(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> None:
     async with asyncio.timeout(remote.timeout):
-        chunks = await remote.client.chat.completions.create(**body)
+        chunks = await remote.client.chat.completions.create(**sent, stream=True)
     async with chunks:
+        if "json" in chunks.response.headers.get("content-type", ""):  # not a stream, but whole
+            text = await chunks.response.aread()
+            if text.lstrip().startswith(b"{"):
+                return answer.take_whole(json.loads(text), put)
         pieces = aiter(chunks)
-        reason = None
         while True:
             async with asyncio.timeout(remote.timeout):
                 chunk = await anext(pieces, None)
             if chunk is None:
                 break
-            answer.usage = chunk.usage or answer.usage
-            for choice in chunk.choices[:1]:
-                answer.take(choice.delta, put)
-                reason = choice.finish_reason or reason
-    if reason is None:
+            answer.take(chunk.model_dump(warnings=False), put)
+    if answer.finish_reason == "cancelled":
         raise RemoteError("the answer was interrupted; try again")
-    answer.finish_reason = reason
 
 
 def run(work: Coroutine, stopped: threading.Event | None = None) -> Any:

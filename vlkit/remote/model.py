@@ -1,63 +1,32 @@
-"""``RemoteVLM``, a hosted model: options, keys, prices; many rows."""
+"""``RemoteVLM``, a hosted model: its options; one question or many; Replies."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import queue
+import re
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
-from vlkit.generation.reply import Failure, Reply
+from vlkit.generation.reply import Failure, Reply, Usage, split_thinking
 from vlkit.generation.rows import Settings, Tally
-from vlkit.remote.answer import answer_remotely, make_reply
-from vlkit.remote.client import PATIENCE, RawAnswer, ask, event_loop, list_models, open_client
-from vlkit.remote.request import make_request
-from vlkit.remote.services import (
-    CONTEXTS,
-    OPENAI_URL,
-    Endpoint,
-    Service,
-    check_url,
-    family_and_rules,
-    region_url,
-    server_rules,
-    service_at,
-)
+from vlkit.inputs import defer_media, estimate_text
+from vlkit.remote import client, services
+from vlkit.remote.client import RawAnswer
+from vlkit.remote.request import Request, make_request
+from vlkit.remote.services import Endpoint
 
 LATER_PATIENCE = 120.0  # seconds for which a connection that has worked before is tried again
 _TICK = 0.1  # seconds between two checks of whether to stop
+_SPECIAL = re.compile(r"<\|\w+\|>")
+_SPECIAL_START = re.compile(r"<(\|\w*\|?)?$")  # at the end of a piece
 
 Row = tuple[int, Reply | Failure]
-
-
-def answer_rows_remotely(
-    remote: Endpoint,
-    conversations: Sequence[Any],
-    indices: Sequence[int],
-    settings: Settings,
-    tally: Tally,
-) -> Generator[Row, None, None]:
-    """(index, result) of each row as it finishes; closing it closes all connections.
-
-    Once the key, the model's name or the network has failed, the remaining rows fail with the same
-    error and are not sent.
-    """
-    capacity = min(settings.batch_size or remote.concurrency, len(indices))
-    tally.batch_size = capacity
-    state = _State(remote, conversations, iter(indices), settings)
-    future = asyncio.run_coroutine_threadsafe(_answer_all(state, capacity), event_loop())
-    try:
-        for _ in indices:
-            index, result = _next_row(state, future, settings)
-            _count(result, tally)
-            yield index, result
-    finally:
-        future.cancel()
 
 
 @dataclass
@@ -83,14 +52,6 @@ def _next_row(state: _State, future: concurrent.futures.Future, settings: Settin
                 future.result()  # raises the error that ended the workers
 
 
-def _count(result: Reply | Failure, tally: Tally) -> None:
-    if isinstance(result, Failure):
-        return
-    tally.new_tokens += result.usage.new_tokens
-    if result.cost is not None:
-        tally.cost = (tally.cost or 0.0) + result.cost
-
-
 async def _answer_all(state: _State, count: int) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
@@ -108,10 +69,9 @@ async def _answer(state: _State, index: int) -> Reply | Failure:
     facts = state.conversations[index], settings.options, settings.seed_of(index)
     try:
         request = await asyncio.to_thread(make_request, state.remote, *facts)
-        patience = LATER_PATIENCE if state.answered else PATIENCE
-        await ask(
-            state.remote, request.body, answer, patience=patience, retries=state.remote.retries
-        )
+        patience = LATER_PATIENCE if state.answered else client.PATIENCE
+        retries = state.remote.retries
+        await client.ask(state.remote, request.body, answer, patience=patience, retries=retries)
         state.answered += 1
         return make_reply(state.remote, request, answer, start, keep=False)
     except Exception as error:  # one row must never end the batch
@@ -136,7 +96,10 @@ class HostedOptions(TypedDict, total=False):
         retries: how often a batch's request is repeated after a temporary refusal (429, 5xx); a
             single question at most 4 times.
         concurrency: the most requests of a batch at a time.
-        extra_body: more fields for each request, such as ``{"enable_thinking": False}``.
+        extra_body: more fields for each request, such as ``{"repetition_penalty": 1.05}``; None as
+            a value leaves a field out that vlkit would send.
+        thinking: of a model that can think before it answers: True or False, or the most tokens
+            that it may think; by default what the service does.
     """
 
     base_url: str | None
@@ -148,6 +111,115 @@ class HostedOptions(TypedDict, total=False):
     retries: int
     concurrency: int
     extra_body: Mapping[str, Any] | None
+    thinking: bool | int | None
+
+
+class TextPieces:
+    """Passes text on without thinking and special tokens, wherever a piece is cut.
+
+    Args:
+        put: receives the text.
+        model: its name. The prompt of a model whose name has "thinking" in it may end in
+            ``<think>``, so that its answer has only the end of the thinking.
+    """
+
+    def __init__(self, put: Callable[[str], None], model: str = ""):
+        self._put, self._held, self._starts = put, "", True
+        self._thinks = "thinking" in model.lower()
+
+    def __call__(self, piece: str) -> None:
+        self._held += piece
+        if self._starts:
+            if self._thinks or "<think>".startswith(self._held.lstrip()[:7]):
+                answer = self._held.partition("</think>")[2].lstrip("\n")
+                if not answer:
+                    return
+                self._held = answer
+            self._starts = False
+        text = _SPECIAL.sub("", self._held)
+        token_start = _SPECIAL_START.search(text)
+        end = token_start.start() if token_start else len(text)
+        self._held = text[end:]
+        if end:
+            self._put(text[:end])
+
+    def end(self) -> None:
+        """Pass on what was held back."""
+        text = split_thinking(self._held)[1] if self._starts else self._held
+        if text:
+            self._put(_SPECIAL.sub("", text))
+        self._held = ""
+
+
+def make_reply(
+    remote: Endpoint, request: Request, answer: RawAnswer, start: float, *, keep: bool = True
+) -> Reply:
+    """The Reply of an answer.
+
+    Args:
+        remote: the model.
+        request: the question.
+        answer: the service's response.
+        start: the time of the question, by ``time.perf_counter``.
+        keep: whether the Reply keeps its pictures, or reads them again when they are used.
+    """
+    raw = request.prefill + "".join(answer.parts)
+    usage, reason = _usage(remote, request, answer), answer.finish_reason
+    media: tuple[Any, Any] = tuple(request.images), tuple(request.clips)
+    if not keep:
+        media = defer_media(request)
+    return Reply(
+        text=_SPECIAL.sub("", split_thinking(raw)[1]),
+        raw=raw,
+        usage=usage,
+        seconds=time.perf_counter() - start,
+        family=remote.family,
+        images=media[0],
+        input_sizes=request.input_sizes,
+        clips=media[1],
+        finish_reason=reason if reason in ("length", "cancelled") else "stop",
+        cost=remote.cost(usage.prompt_tokens, usage.new_tokens),
+    )
+
+
+def _usage(remote: Endpoint, request: Request, answer: RawAnswer) -> Usage:
+    """The service's counts; estimates where it gives none, as for a stopped answer."""
+    image = sum(w * h // remote.rules.side**2 for w, h in request.input_sizes)
+    frames = [(clip.frame_size, (len(clip.indices) + 1) // 2) for clip in request.clips]
+    video = sum(w * h // remote.rules.side**2 * steps for (w, h), steps in frames)
+    text = estimate_text(request.messages, remote.family, [()] * len(request.clips))
+    new = max(len(answer.parts), sum(map(len, answer.parts)) // 4)
+    prompt_count = _count_in(answer.usage, "prompt_tokens")
+    new_count = _count_in(answer.usage, "completion_tokens")
+    details = answer.usage.get("prompt_tokens_details") if prompt_count else None
+    image_count, video_count = (
+        _count_in(details, "image_tokens"),
+        _count_in(details, "video_tokens"),
+    )
+    _compare(remote, image_count, image, len(request.images))
+    return Usage(
+        image_count or image,
+        video_count or video,
+        prompt_count or text + image + video,
+        new_count or new,
+        estimated=not prompt_count or (new > 0 and not new_count),
+    )
+
+
+def _count_in(usage: Any, name: str) -> int:
+    """A count of tokens; 0 where the service sends none, or anything else."""
+    count: Any = usage.get(name) if isinstance(usage, Mapping) else None
+    return int(count) if is_number(count) and count > 0 else 0
+
+
+def _compare(remote: Endpoint, counted: int | None, sent: int, pictures: int) -> None:
+    """Warn where the service saw pictures of another size: boxes in pixels would be off."""
+    if counted and pictures and abs(counted - sent) > max(2 * pictures, 0.02 * sent):
+        warnings.warn(
+            f"{remote.name} counts {counted:,} image tokens, vlkit sent {sent:,}: it resizes "
+            "pictures by other rules, so boxes in pixels may be off; give family=",
+            stacklevel=2,
+        )
 
 
 class RemoteVLM(Endpoint):
@@ -185,26 +257,61 @@ class RemoteVLM(Endpoint):
     def memory_cost(self) -> None:
         """None: the memory is the service's."""
 
-    def answer(self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None):
-        """Answer one conversation; see :func:`vlkit.remote.answer.answer_remotely`."""
-        return answer_remotely(self, messages, options, seed, put, stopped)
+    def answer(
+        self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None
+    ) -> Reply:
+        """The Reply to one conversation; see :meth:`vlkit.models.load.Model.answer`.
+
+        If ``stopped`` is set, the connection is closed, and the Reply has the text up to there.
+
+        Raises:
+            RemoteError: the service refuses, or cannot be reached.
+            MediaError, VlkitError: as with a model on this machine.
+        """
+        start, answer = time.perf_counter(), RawAnswer()
+        request = make_request(self, messages, options, seed)
+        pieces = TextPieces(put, self.model) if put else None
+        retries = min(self.retries, client.TRIES_AGAIN)
+        client.run(client.ask(self, request.body, answer, pieces, retries=retries), stopped)
+        if pieces:
+            pieces.end()
+        return make_reply(self, request, answer, start)
 
     def answer_path(self) -> tuple[str, str]:
         """How rows of a batch are answered: ``"remote"``, without a note."""
         return "remote", ""
 
-    def answer_rows(self, conversations: Sequence[Any], indices: Sequence[int], settings, tally):
-        """Answer many; see :func:`vlkit.remote.model.answer_rows_remotely`."""
-        return answer_rows_remotely(self, conversations, indices, settings, tally)
+    def answer_rows(
+        self, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
+    ) -> Generator[Row, None, None]:
+        """(index, result) of each row as it finishes; closing it closes all connections.
+
+        Once the key, the model's name or the network has failed, the remaining rows fail with the
+        same error and are not sent.
+        """
+        tally.batch_size = min(settings.batch_size or self.concurrency, len(indices))
+        state = _State(self, conversations, iter(indices), settings)
+        work = _answer_all(state, tally.batch_size)
+        future = asyncio.run_coroutine_threadsafe(work, client.event_loop())
+        try:
+            for _ in indices:
+                index, result = _next_row(state, future, settings)
+                if isinstance(result, Reply):
+                    tally.new_tokens += result.usage.new_tokens
+                    if result.cost is not None:
+                        tally.cost = (tally.cost or 0.0) + result.cost
+                yield index, result
+        finally:
+            future.cancel()
 
     def spoken(self, raw: str) -> str:
         """An answer as it stays in a conversation, without its thinking."""
-        return raw.rpartition("</think>")[2].lstrip("\n")
+        return split_thinking(raw)[1]
 
 
 _DEFAULTS: HostedOptions = {
     "base_url": None, "api_key": None, "region": None, "family": None, "prices": None,
-    "timeout": 120.0, "retries": 8, "concurrency": 8, "extra_body": None,
+    "timeout": 120.0, "retries": 8, "concurrency": 8, "extra_body": None, "thinking": None,
 }  # fmt: skip
 
 
@@ -224,16 +331,22 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     """
     settings = _check_options(name, options)
     prefix, _, model = name.partition(":")
-    base_url = _find_url(prefix.lower(), settings)
-    service = service_at(base_url)
-    client = open_client(base_url, _find_key(service, settings["api_key"]), settings["timeout"])
-    is_own = service.name == "compatible"
-    models = list_models(client, base_url, service, model) if is_own else {}
+    base_url = services.find_url(prefix.lower(), settings["base_url"], settings["region"])
+    service = services.service_at(base_url)
+    key = services.find_key(service, settings["api_key"])
+    openai_client = client.open_client(base_url, key, settings["timeout"])
+    is_own = service is services.COMPATIBLE
+    models = client.list_models(openai_client, base_url, service, model) if is_own else {}
     entry = models.get(model, {})
+    service = services.server_of(entry) if is_own else service
+    extra_body = service.thinking_fields(settings["thinking"]) | dict(settings["extra_body"] or {})
     try:
-        family, rules = family_and_rules(model, settings["family"], service, entry)
+        family, rules = services.family_and_rules(model, settings["family"], service, entry)
     except RemoteError as error:
         raise RemoteError(f"{error}{_hint(model, base_url, models) if is_own else ''}") from None
+    if extra_body.get("vl_high_resolution_images"):  # DashScope's default maximum is then lifted
+        low, high = services.picture_bounds(rules).values()
+        rules = replace(rules, image_pixels=(low, high))
     if max_image_tokens is not None:
         rules = replace(rules, max_image_tokens=max_image_tokens)
     length = entry.get("max_model_len")
@@ -244,17 +357,14 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         base_url=base_url,
         family=family,
         rules=rules,
-        context_length=length if isinstance(length, int) else CONTEXTS[family],
+        context_length=length if isinstance(length, int) else services.CONTEXTS[family],
         service=service,
-        has_server_rules=server_rules(entry) is not None,
-        prices=settings["prices"],
-        timeout=settings["timeout"],
-        retries=settings["retries"],
-        concurrency=settings["concurrency"],
-        extra_body=dict(settings["extra_body"] or {}),
+        has_server_rules=services.server_rules(entry) is not None,
+        **{name: settings[name] for name in ("prices", "timeout", "retries", "concurrency")},
+        extra_body=extra_body,
         load_options=shown,
         served=tuple(models),
-        client=client,
+        client=openai_client,
     )
 
 
@@ -284,6 +394,8 @@ def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(settings["extra_body"] or {}, Mapping):
         raise RemoteError(f"extra_body={settings['extra_body']!r:.80} must be a dict of fields")
+    if not isinstance(settings["thinking"], bool):
+        check_whole("thinking", settings["thinking"], 1, optional=True, kind=RemoteError)
     return settings
 
 
@@ -291,27 +403,3 @@ def _are_prices(prices: Any) -> bool:
     if not isinstance(prices, Mapping) or prices.keys() != {"input", "output"}:
         return False
     return all(isinstance(value, int | float) and value >= 0 for value in prices.values())
-
-
-def _find_url(prefix: str, settings: dict[str, Any]) -> str:
-    if settings["base_url"] is not None and settings["region"] is not None:
-        raise RemoteError("region= and base_url= both say where the service is; pass one of them")
-    if settings["base_url"] is not None:
-        return check_url(settings["base_url"])
-    if prefix == "dashscope":
-        return region_url(settings["region"])
-    if settings["region"] is not None:
-        raise RemoteError('region= belongs to "dashscope:…"; pass base_url= for "openai:…"')
-    return check_url(os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
-
-
-def _find_key(service: Service, given: str | None) -> str:
-    key = given if given is not None else os.environ.get(service.key_name, "")
-    if not isinstance(key, str) or not key.isascii() or (key and not key.strip().isprintable()):
-        raise RemoteError("the API key contains non-ASCII characters or line breaks; copy it again")
-    key = key.strip()
-    if not key and service.needs_key:
-        raise RemoteError(
-            f"no key: set the environment variable {service.key_name}, or pass api_key="
-        )
-    return key

@@ -74,7 +74,8 @@ class Request:
     """One conversation, ready to be sent.
 
     Attributes:
-        body: the fields for ``chat.completions.create``.
+        body: arguments of ``chat.completions.create``, options in ``extra_body``; a field that is
+            None is not sent.
         messages: checked.
         pictures: how each picture was to be read.
         images: the upright originals.
@@ -118,10 +119,10 @@ def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int |
     picture_parts = map(partial(_picture_part, remote), images, pictures, sizes)
     clip_parts = map(partial(_clip_part, remote), clips)
     parts = (next(picture_parts if isinstance(m, Image) else clip_parts) for m in media)
-    body = {
+    body: dict[str, Any] = {
         "model": remote.model,
         "messages": [_write_message(message, parts) for message in messages],
-        **_fields(remote, messages, options, seed, clips),
+        "extra_body": _fields(remote, messages, options, seed, clips) | dict(remote.extra_body),
     }
     prefill = prefill_of(messages)
     if prefill and remote.service.name == "dashscope":
@@ -160,7 +161,7 @@ def _is_resized_alike(remote: Endpoint, image, picture: Image, size: Size) -> bo
 
 
 def _sample(remote: Endpoint, video: Video, cache: ClipStore | None) -> Clip:
-    if remote.service.name == "openai":
+    if remote.service.name != "dashscope" and not remote.service.vllm_fields:
         raise RemoteError(
             f"{remote.base_url} does not accept clips; pass frames as pictures: "
             "vlkit.user(text, *vlkit.Video(…).load().pictures)"
@@ -207,7 +208,7 @@ def _frame_rate(clip: Clip) -> float:
 
 def _clip_fields(remote: Endpoint, clips: list[Clip]) -> dict[str, Any]:
     """The frames' times in vLLM's fields, which exist for a single clip."""
-    if len(clips) != 1 or remote.service.name != "compatible":
+    if len(clips) != 1 or not remote.service.vllm_fields:
         return {}
     metadata = clips[0].metadata
     names = ("fps", "frames_indices", "total_num_frames", "duration")
@@ -230,17 +231,17 @@ def _write_message(message: dict, parts) -> dict:
 def _fields(
     remote: Endpoint, messages: list[dict], options: dict, seed: int | None, clips: list[Clip]
 ) -> dict[str, Any]:
-    """Options: fields of the protocol, and ``extra_body`` with those of one service."""
-    service, extra = remote.service, _clip_fields(remote, clips)
+    """Options as fields of the protocol, and fields of the service."""
+    service = remote.service
     fields = {service.token_field(remote.family): options["max_new_tokens"], "temperature": 0.0}
+    fields |= _clip_fields(remote, clips)
     if options["do_sample"]:
         fields |= _sampling(remote, options, seed)
-        extra |= {} if service.any_token is None else {"top_k": service.any_token}
-    if service.name == "compatible" and remote.family in ("qwen_vl", "qwen2_vl"):
-        extra["skip_special_tokens"] = False  # <|box_start|> and the like are special there
+    if service.vllm_fields and remote.family in ("qwen_vl", "qwen2_vl"):
+        fields["skip_special_tokens"] = False  # <|box_start|> and the like are special there
     if messages[-1]["role"] == "assistant":
-        extra |= _prefill_fields(remote)
-    return {**fields, "extra_body": {**extra, **remote.extra_body}}
+        fields |= _prefill_fields(remote)
+    return fields
 
 
 def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, Any]:
@@ -251,7 +252,7 @@ def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, An
     ):
         if value > most:
             raise RemoteError(f"{name}={value} is more than {most}, the most at {remote.base_url}")
-    fields = {"temperature": temperature, "top_p": options["top_p"]}
+    fields = {"temperature": temperature, "top_p": options["top_p"], "top_k": service.any_token}
     return fields | ({} if seed is None else {"seed": seed})
 
 
@@ -261,6 +262,6 @@ def _prefill_fields(remote: Endpoint) -> dict[str, Any]:
         raise RemoteError(
             f"{remote.base_url} cannot continue an assistant's message; end with a user's message"
         )
-    if remote.service.name == "dashscope":
+    if not remote.service.vllm_fields:
         return {}
     return {"continue_final_message": True, "add_generation_prompt": False}

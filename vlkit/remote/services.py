@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -33,8 +34,8 @@ class Service:
     """The properties of a kind of service.
 
     Attributes:
-        name: ``"dashscope"``, ``"openai"`` (OpenAI's own) or ``"compatible"`` (vLLM, `vlkit serve`
-            and others with the same protocol).
+        name: ``"dashscope"``, ``"openai"`` (OpenAI's own), ``"openrouter"``, ``"ollama"``,
+            ``"llama.cpp"``, or ``"compatible"`` (`vlkit serve`, vLLM and others).
         key_name: the environment variable with the key.
         needs_key: whether every request needs a key.
         most_temperature: the highest that it accepts.
@@ -42,6 +43,9 @@ class Service:
         any_token: the ``top_k`` that means the whole vocabulary, or None if there is no such
             field.
         streams: whether every answer is streamed, since a long one would be cut off otherwise.
+        vllm_fields: whether it may know vLLM's own fields; one that it refuses is left out.
+        switch, budget: make the fields that switch thinking on or off, and that limit its tokens;
+            ``{None: …}`` where there are none.
     """
 
     name: str
@@ -49,18 +53,62 @@ class Service:
     needs_key: bool = False
     most_temperature: float = 10.0
     most_seed: int = 2**63 - 1
-    any_token: int | None = 0
+    any_token: int | None = -1
     streams: bool = False
+    vllm_fields: bool = False
+    switch: Callable[[bool], dict[Any, Any]] = lambda on: {None: on}
+    budget: Callable[[int], dict[Any, Any]] = lambda most: {None: most}
 
     def token_field(self, family: str) -> str:
         """The field that limits the answer's tokens."""
         newer = self.name == "openai" or (self.name == "dashscope" and family == "qwen3_5")
         return "max_completion_tokens" if newer else "max_tokens"
 
+    def thinking_fields(self, thinking: bool | int | None) -> dict[str, Any]:
+        """The fields of a request that ask for thinking, for none, or for at most so many tokens.
 
-DASHSCOPE = Service("dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True)
+        Raises:
+            RemoteError: the service has no such field.
+        """
+        if thinking is None:
+            return {}
+        fields = self.switch(thinking is not False)
+        if not isinstance(thinking, bool):
+            fields |= self.budget(thinking)
+        if None in fields:
+            raise RemoteError(
+                f"thinking={thinking!r}: vlkit knows no field of this service for it; pass the "
+                "service's own field in extra_body="
+            )
+        return fields
+
+
+def _enable(on: bool) -> dict[str, Any]:
+    return {"chat_template_kwargs": {"enable_thinking": on}}
+
+
+DASHSCOPE = Service(
+    "dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True,
+    switch=lambda on: {"enable_thinking": on}, budget=lambda most: {"thinking_budget": most},
+)  # fmt: skip
 OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
-COMPATIBLE = Service("compatible")
+OPENROUTER = Service(
+    "openrouter", needs_key=True, most_temperature=2.0, any_token=0,
+    switch=lambda on: {"reasoning": {"enabled": on}},
+    budget=lambda most: {"reasoning": {"max_tokens": most}},
+)  # fmt: skip
+COMPATIBLE = Service("compatible", vllm_fields=True, switch=_enable)
+_HOSTS = {"aliyuncs.com": DASHSCOPE, "api.openai.com": OPENAI, "openrouter.ai": OPENROUTER}
+_OWNERS = {  # by ``owned_by`` in a server's list of models
+    "vllm": replace(COMPATIBLE, budget=lambda most: {"thinking_token_budget": most}),
+    "llamacpp": Service(
+        "llama.cpp", switch=_enable, budget=lambda most: {"thinking_budget_tokens": most}
+    ),
+    "library": Service(
+        "ollama", any_token=None,
+        switch=lambda on: {"reasoning_effort": "medium" if on else "none"},
+    ),
+}  # fmt: skip
 
 
 # name, family, patch size. Since the middle of 2025, qwen-vl-max and qwen-vl-plus write boxes like
@@ -81,9 +129,12 @@ def is_remote_name(model: Any) -> bool:
 def service_at(base_url: str) -> Service:
     """The kind of service behind an address."""
     host = urlsplit(base_url).hostname or ""
-    if host.endswith("aliyuncs.com"):
-        return DASHSCOPE
-    return OPENAI if host == "api.openai.com" else COMPATIBLE
+    return next((_HOSTS[end] for end in _HOSTS if host.endswith(end)), COMPATIBLE)
+
+
+def server_of(entry: Mapping[str, Any]) -> Service:
+    """The kind of server whose list of models has this entry."""
+    return _OWNERS.get(str(entry.get("owned_by")), COMPATIBLE)
 
 
 def check_url(base_url: str) -> str:
@@ -105,14 +156,43 @@ def check_url(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def region_url(region: str | None) -> str:
-    """DashScope's address in a region. Raises RemoteError for an unknown region."""
+def find_url(prefix: str, base_url: str | None, region: str | None) -> str:
+    """The address of ``"openai:…"`` or ``"dashscope:…"``.
+
+    Raises:
+        RemoteError: it is not an address, or the region is unknown.
+    """
+    if base_url is not None and region is not None:
+        raise RemoteError("region= and base_url= both say where the service is; pass one of them")
+    if base_url is not None:
+        return check_url(base_url)
+    if prefix != "dashscope":
+        if region is not None:
+            raise RemoteError('region= belongs to "dashscope:…"; pass base_url= for "openai:…"')
+        return check_url(os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
     if (url := REGIONS.get(region or "beijing")) is None:
         raise RemoteError(
             f"region={region!r} is unknown; choose one of {list(REGIONS)}, or pass base_url= with "
             "the address that Model Studio's console shows for your workspace"
         )
     return url
+
+
+def find_key(service: Service, given: str | None) -> str:
+    """The key that is given, or in the environment; ``""`` for none.
+
+    Raises:
+        RemoteError: it cannot be a key, or the service needs one.
+    """
+    key = given if given is not None else os.environ.get(service.key_name, "")
+    if not isinstance(key, str) or not key.isascii() or (key and not key.strip().isprintable()):
+        raise RemoteError("the API key contains non-ASCII characters or line breaks; copy it again")
+    key = key.strip()
+    if not key and service.needs_key:
+        raise RemoteError(
+            f"no key: set the environment variable {service.key_name}, or pass api_key="
+        )
+    return key
 
 
 def family_and_rules(
@@ -135,7 +215,7 @@ def family_and_rules(
     if rules := server_rules(entry):
         return family or entry["vlkit"]["family"], rules
     for pattern, hosted_family, patch_size in _HOSTED:
-        if re.match(pattern, name.lower()):
+        if re.match(pattern, name.lower().rpartition("/")[2]):
             family = family or hosted_family
             return family, _service_rules(service, family, patch_size)
     family = family or _family_of_names(name, str(entry.get("root") or ""))
@@ -211,6 +291,7 @@ class Endpoint:
         timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
         load_options: what it was loaded with, without the key.
         served: names of the models that the endpoint lists.
+        unsupported: fields that the service has refused, and that are no longer sent.
         client: the openai package's client.
         chosen_by: the settings file or variable that named the model, or None.
     """
@@ -232,6 +313,7 @@ class Endpoint:
     served: tuple[str, ...]
     client: Any = field(repr=False)
     chosen_by: str | None = None
+    unsupported: set[str] = field(default_factory=set, repr=False)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def _cost_line(answer: dict) -> str:
     seen = [f"seen at {'×'.join(map(str, size))}" for size in answer["input_sizes"]]
     prompt = f"{usage['prompt_tokens']:,} prompt tokens" + f" ({', '.join(media)})" * bool(media)
     parts = [prompt, *seen, f"{usage['new_tokens']:,} new", f"{answer['seconds']:.2f} s"]
+    if usage.get("estimated"):
+        parts.append("counts estimated")
     if answer["finish_reason"] != "stop":
         parts.append(f"ended by {answer['finish_reason']}")
     return ", ".join(parts) + "; " + ", ".join(options)
