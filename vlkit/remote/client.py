@@ -195,8 +195,7 @@ def _service_message(body: Any) -> str:
             return _service_message(text)
         body = f"{text}: {raw}" if raw else text
     text = " ".join(str(body or "no reason given").split()).rstrip(".")
-    if text.startswith("<"):
-        return "it sent a web page"
+    text = "it sent a web page" if text.startswith("<") else text
     return text if len(text) <= 240 else text[:240] + "…"
 
 
@@ -226,7 +225,6 @@ _TICK = 0.05  # seconds between two checks of whether to stop
 
 
 COMPLETE = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
-BROKEN_OFF = ("error", "abort")  # finish reasons of an answer that may succeed if asked again
 
 
 @dataclass
@@ -329,14 +327,6 @@ def _close(http_client: Any) -> None:
     loop.call_soon_threadsafe(lambda: asyncio.ensure_future(http_client.aclose(), loop=loop))
 
 
-def error_source(remote: Endpoint) -> ErrorSource:
-    """The model and its address, for error messages."""
-    return ErrorSource(
-        remote.model, remote.base_url, remote.service, remote.timeout,
-        key=remote.client.api_key, served=remote.served,
-    )  # fmt: skip
-
-
 def list_models(client: Any, base_url: str, service: Service, model: str) -> dict[str, dict]:
     """An endpoint's list of its models, by name; empty if it has no such list.
 
@@ -380,17 +370,15 @@ async def ask(
     Raises:
         RemoteError: in one line.
     """
-    source, start, tries = error_source(remote), time.monotonic(), 0
+    start, tries = time.monotonic(), 0
     while True:
-        problem = await _try(remote, body, answer, put, source)
+        problem = await _try(remote, body, answer, put)
         if problem is None:
             return
         tries += 1
         started = put is not None and bool(answer.parts)  # the user has seen a part of the answer
-        if problem.no_response:
-            give_up = time.monotonic() - start > patience
-        else:
-            give_up = tries > retries
+        seconds = time.monotonic() - start
+        give_up = seconds > patience if problem.no_response else tries > retries
         if give_up or started or not problem.retry:
             if tries == 1 or started:
                 raise problem.error
@@ -400,10 +388,12 @@ async def ask(
         await asyncio.sleep(pause if problem.wait is None else problem.wait)
 
 
-async def _try(
-    remote: Endpoint, body: dict, answer: RawAnswer, put: Any, source: ErrorSource
-) -> ServiceProblem | None:
+async def _try(remote: Endpoint, body: dict, answer: RawAnswer, put: Any) -> ServiceProblem | None:
     """None if it is answered. Raises nothing: exceptions of clients may contain the key."""
+    source = ErrorSource(
+        remote.model, remote.base_url, remote.service, remote.timeout, remote.client.api_key,
+        remote.served,
+    )  # fmt: skip
     streams = put is not None or remote.service.streams
     sent = _sent_fields(remote, body, streams)
     try:
@@ -413,7 +403,7 @@ async def _try(
         refused = refused_fields(error, sent["extra_body"])
         if own := refused & OWN_FIELDS - remote.extra_body.keys():
             _leave_out(remote, own)
-            return await _try(remote, body, answer, put, source)
+            return await _try(remote, body, answer, put)
         problem = describe_problem(error, source)
         if asked := sorted({_ASKED_WITH.get(name, name) for name in refused}):
             text = f"{problem.error}; change or leave out {' and '.join(asked)}"
@@ -448,7 +438,7 @@ def _describe_end(answer: RawAnswer, source: ErrorSource) -> ServiceProblem | No
     if reason in COMPLETE:
         return None
     text = f"the service broke the answer off (finish_reason={reason!r}); try again"
-    return source.problem(text, retry=reason in BROKEN_OFF)
+    return source.problem(text, retry=reason in ("error", "abort"))
 
 
 async def _ask_whole(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> None:

@@ -165,9 +165,7 @@ def make_reply(
     """
     raw = request.prefill + "".join(answer.parts)
     usage, reason = _usage(remote, request, answer), answer.finish_reason
-    media: tuple[Any, Any] = tuple(request.images), tuple(request.clips)
-    if not keep:
-        media = defer_media(request)
+    media = (request.images, request.clips) if keep else defer_media(request)
     return Reply(
         text=_SPECIAL.sub("", split_thinking(raw)[1]),
         raw=raw,
@@ -192,14 +190,11 @@ def _usage(remote: Endpoint, request: Request, answer: RawAnswer) -> Usage:
     prompt_count = _count_in(answer.usage, "prompt_tokens")
     new_count = _count_in(answer.usage, "completion_tokens")
     details = answer.usage.get("prompt_tokens_details") if prompt_count else None
-    image_count, video_count = (
-        _count_in(details, "image_tokens"),
-        _count_in(details, "video_tokens"),
-    )
+    image_count = _count_in(details, "image_tokens")
     _compare(remote, image_count, image, len(request.images))
     return Usage(
         image_count or image,
-        video_count or video,
+        _count_in(details, "video_tokens") or video,
         prompt_count or text + image + video,
         new_count or new,
         estimated=not prompt_count or (new > 0 and not new_count),
@@ -212,7 +207,7 @@ def _count_in(usage: Any, name: str) -> int:
     return int(count) if is_number(count) and count > 0 else 0
 
 
-def _compare(remote: Endpoint, counted: int | None, sent: int, pictures: int) -> None:
+def _compare(remote: Endpoint, counted: int, sent: int, pictures: int) -> None:
     """Warn where the service saw pictures of another size: boxes in pixels would be off."""
     if counted and pictures and abs(counted - sent) > max(2 * pictures, 0.02 * sent):
         warnings.warn(
@@ -338,7 +333,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     is_own = service is services.COMPATIBLE
     models = client.list_models(openai_client, base_url, service, model) if is_own else {}
     entry = models.get(model, {})
-    service = services.server_of(entry) if is_own else service
+    service = services.OWNERS.get(str(entry.get("owned_by")), service)
     extra_body = service.thinking_fields(settings["thinking"]) | dict(settings["extra_body"] or {})
     try:
         family, rules = services.family_and_rules(model, settings["family"], service, entry)
@@ -350,7 +345,6 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     if max_image_tokens is not None:
         rules = replace(rules, max_image_tokens=max_image_tokens)
     length = entry.get("max_model_len")
-    shown = {k: v for k, v in settings.items() if k in options and k != "api_key"}
     return RemoteVLM(
         name=name,
         model=model,
@@ -362,7 +356,7 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         has_server_rules=services.server_rules(entry) is not None,
         **{name: settings[name] for name in ("prices", "timeout", "retries", "concurrency")},
         extra_body=extra_body,
-        load_options=shown,
+        load_options={k: v for k, v in settings.items() if k in options and k != "api_key"},
         served=tuple(models),
         client=openai_client,
     )

@@ -19,7 +19,7 @@ from vlkit.media.image import Image
 from vlkit.media.video import Clip, ClipStore, Video, load_clip
 from vlkit.messages import as_messages, iterate_media, prefill_of, read_media_item
 from vlkit.models.families import fit_size, smart_resize
-from vlkit.remote.services import Endpoint, frame_bounds, picture_bounds
+from vlkit.remote.services import Endpoint, picture_bounds
 
 MOST_BYTES = 7_000_000  # of a file: DashScope takes data URLs of under 10 MB
 MOST_PNG_PIXELS = 700_000  # larger pictures are sent as JPEG: PNG is slow, and large
@@ -46,11 +46,6 @@ def picture_url(picture: PIL.Image.Image, size: Size) -> str:
             "max_image_tokens"
         )
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def frame_base64(frame: PIL.Image.Image) -> str:
-    """A clip's frame as JPEG in base64."""
-    return base64.b64encode(_encode(frame, "jpeg", **_JPEGS[0])).decode()
 
 
 def _encodings(picture: PIL.Image.Image) -> Iterator[tuple[str, bytes]]:
@@ -179,15 +174,18 @@ def _sample(remote: Endpoint, video: Video, cache: ClipStore | None) -> Clip:
 
 
 def _clip_part(remote: Endpoint, clip: Clip) -> dict:
-    frames = [frame_base64(picture) for picture in clip.pictures]
+    jpegs = [_encode(picture, "jpeg", **_JPEGS[0]) for picture in clip.pictures]
+    frames = [base64.b64encode(jpeg).decode() for jpeg in jpegs]
     if remote.service.name != "dashscope":  # as vLLM takes frames that are sampled already
         return {
             "type": "video_url",
             "video_url": {"url": f"data:video/jpeg;base64,{','.join(frames)}"},
         }
-    urls = [f"data:image/jpeg;base64,{frame}" for frame in frames]
+    token = remote.rules.side**2
     return {
-        "type": "video", "video": urls, "fps": _frame_rate(clip), **frame_bounds(remote.rules)
+        "type": "video", "video": [f"data:image/jpeg;base64,{frame}" for frame in frames],
+        "fps": _frame_rate(clip), "min_pixels": 4 * token, "max_pixels": 768 * token,
+        "total_pixels": _CLIP_PIXELS * token,
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class Service:
 
     Attributes:
         name: ``"dashscope"``, ``"openai"`` (OpenAI's own), ``"openrouter"``, ``"ollama"``,
-            ``"llama.cpp"``, or ``"compatible"`` (`vlkit serve`, vLLM and others).
+            or ``"compatible"`` (`vlkit serve`, vLLM and others with the same protocol).
         key_name: the environment variable with the key.
         needs_key: whether every request needs a key.
         most_temperature: the highest that it accepts.
@@ -83,8 +83,12 @@ class Service:
         return fields
 
 
-def _enable(on: bool) -> dict[str, Any]:
+def _in_template(on: bool) -> dict[str, Any]:
     return {"chat_template_kwargs": {"enable_thinking": on}}
+
+
+def _as_effort(on: bool) -> dict[str, Any]:
+    return {"reasoning_effort": "medium" if on else "none"}
 
 
 DASHSCOPE = Service(
@@ -97,18 +101,12 @@ OPENROUTER = Service(
     switch=lambda on: {"reasoning": {"enabled": on}},
     budget=lambda most: {"reasoning": {"max_tokens": most}},
 )  # fmt: skip
-COMPATIBLE = Service("compatible", vllm_fields=True, switch=_enable)
+COMPATIBLE = Service("compatible", vllm_fields=True, switch=_in_template)
+VLLM = replace(COMPATIBLE, budget=lambda most: {"thinking_token_budget": most})
+LLAMA_CPP = replace(VLLM, vllm_fields=False, budget=lambda most: {"thinking_budget_tokens": most})
+OLLAMA = Service("ollama", any_token=None, switch=_as_effort)
 _HOSTS = {"aliyuncs.com": DASHSCOPE, "api.openai.com": OPENAI, "openrouter.ai": OPENROUTER}
-_OWNERS = {  # by ``owned_by`` in a server's list of models
-    "vllm": replace(COMPATIBLE, budget=lambda most: {"thinking_token_budget": most}),
-    "llamacpp": Service(
-        "llama.cpp", switch=_enable, budget=lambda most: {"thinking_budget_tokens": most}
-    ),
-    "library": Service(
-        "ollama", any_token=None,
-        switch=lambda on: {"reasoning_effort": "medium" if on else "none"},
-    ),
-}  # fmt: skip
+OWNERS = {"vllm": VLLM, "llamacpp": LLAMA_CPP, "library": OLLAMA}  # in a server's list of models
 
 
 # name, family, patch size. Since the middle of 2025, qwen-vl-max and qwen-vl-plus write boxes like
@@ -130,11 +128,6 @@ def service_at(base_url: str) -> Service:
     """The kind of service behind an address."""
     host = urlsplit(base_url).hostname or ""
     return next((_HOSTS[end] for end in _HOSTS if host.endswith(end)), COMPATIBLE)
-
-
-def server_of(entry: Mapping[str, Any]) -> Service:
-    """The kind of server whose list of models has this entry."""
-    return _OWNERS.get(str(entry.get("owned_by")), COMPATIBLE)
 
 
 def check_url(base_url: str) -> str:
@@ -266,12 +259,6 @@ def picture_bounds(rules: SizeRules) -> dict[str, int]:
     """DashScope's fields of a picture that keep it from resizing the picture again."""
     token = rules.side**2
     return {"min_pixels": rules.image_pixels[0], "max_pixels": _MOST_TOKENS * token}
-
-
-def frame_bounds(rules: SizeRules) -> dict[str, int]:
-    """The same fields for the frames of a clip."""
-    token = rules.side**2
-    return {"min_pixels": 4 * token, "max_pixels": 768 * token, "total_pixels": 65_536 * token}
 
 
 @dataclass(frozen=True, eq=False)
