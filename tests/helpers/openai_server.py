@@ -32,7 +32,7 @@ class Said:
         finish: ``finish_reason``.
         pause: seconds between the pieces of a stream.
         cut: pieces after which a stream breaks off.
-        body: sent as it is, instead of all that.
+        body: sent as it is, instead of all that; ``content_type`` says what it is.
         extra: more fields of the message.
     """
 
@@ -47,6 +47,7 @@ class Said:
     pause: float = 0.0
     cut: int | None = None
     body: bytes | None = None
+    content_type: str = "application/json"
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -126,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         if said.wait:
             self._wait(said.wait)
         if said.body is not None:
-            self._send(said.body)
+            self._send(said.body, {"Content-Type": said.content_type}, said.status)
         elif said.status != 200:
             self._refuse(said)
         elif body.get("stream"):
@@ -187,15 +188,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, data: bytes, headers: dict | None = None, status: int = 200) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        for name, value in (headers or {}).items():
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
     def log_message(self, *args) -> None:
         pass
+
+
+def whole(message: dict, *, finish: str | None = "stop", choice: dict | None = None, **fields):
+    """A response whose message is as given; ``fields`` replace others of the response."""
+    choices = [{"index": 0, "message": message, "finish_reason": finish, **(choice or {})}]
+    return Said(body=json.dumps({**_completion(choices, dict(USAGE)), **fields}).encode())
+
+
+def streamed(*chunks: dict) -> Said:
+    """A stream of these chunks: a dict with ``choices`` as it is, another is a delta."""
+    events = [
+        chunk if "choices" in chunk else _completion([{"index": 0, "delta": chunk}], None)
+        for chunk in chunks
+    ]
+    lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    return Said(body=f"{lines}data: [DONE]\n\n".encode(), content_type="text/event-stream")
+
+
+def end(reason: str = "stop", **fields: Any) -> dict:
+    """The chunk that ends a stream's answer."""
+    return {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}], **fields}
 
 
 def _completion(choices: list, usage: dict | None) -> dict:

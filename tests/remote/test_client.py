@@ -16,7 +16,7 @@ import traceback
 from email.utils import formatdate
 
 import pytest
-from openai_server import KEY, Said, serve
+from openai_server import KEY, USAGE, Said, end, serve, streamed, whole
 
 import vlkit
 from vlkit.errors import RemoteError
@@ -193,6 +193,274 @@ def test_retry_after_that_is_none():
     assert retry_after({}) is None and retry_after({"retry-after": "soon"}) is None
 
 
+# --- answers of any shape ------------------------------------------------------------------------
+
+PARTS = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+NO_CHOICES = {"choices": None, "usage": USAGE}  # pydantic-ai#5165
+ANSWERS = {  # name: (what the service sends, text, thinking)
+    "plain": (whole({"content": "hello"}), "hello", ""),
+    "a list of parts": (whole({"content": PARTS}), "hello", ""),  # laravel/ai#865
+    "a list of strings": (whole({"content": ["hel", "lo"]}), "hello", ""),
+    "null": (whole({"content": None}), "", ""),
+    "no content": (whole({}), "", ""),
+    "no finish reason": (whole({"content": "hello"}, finish=None), "hello", ""),
+    "TGI's finish reason": (whole({"content": "hello"}, finish="eos_token"), "hello", ""),
+    "DashScope's reasoning": (
+        whole({"content": "hello", "reasoning_content": "Hm."}), "hello", "Hm."),
+    "vLLM's reasoning": (
+        whole({"content": "hello", "reasoning": "Hm.", "reasoning_content": None}), "hello", "Hm."),
+    "reasoning alone": (whole({"content": None, "reasoning_content": "Hm."}), "", "Hm."),
+    "tags": (whole({"content": "<think>\nHm.\n</think>\n\nhello"}), "hello", "Hm."),
+    "the end tag alone": (whole({"content": "Hm.\n</think>\n\nhello"}), "hello", "Hm."),
+    "cut off in its tags": (whole({"content": "<think>\nHm"}, finish="length"), "", "Hm"),
+}  # fmt: skip
+STREAMS = {
+    "a stream": (streamed({"content": "hel"}, {"content": "lo"}, end()), "hello", ""),
+    "parts in a stream": (streamed({"content": PARTS}, end()), "hello", ""),
+    "usage last": (streamed({"content": "hel"}, {"content": "lo"}, end(), NO_CHOICES), "hello", ""),
+    "usage first": (streamed(NO_CHOICES, {"content": "hello"}, end()), "hello", ""),
+    "reasoning in a stream": (
+        streamed({"content": None, "reasoning_content": "H"}, {"reasoning_content": "m."},
+                 {"content": "hel", "reasoning_content": None}, {"content": "lo"}, end()),
+        "hello", "Hm."),
+    "tags in a stream": (
+        streamed({"content": " <th"}, {"content": "ink>H"}, {"content": "m.</thi"},
+                 {"content": "nk>\n"}, {"content": "\nhel"}, {"content": "lo"}, end()),
+        "hello", "Hm."),
+    "a stream cut off in its tags": (
+        streamed({"content": "<think>"}, {"content": "Hm"}, end("length")), "", "Hm"),
+    "a stream of nothing": (streamed(end()), "", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_whole_answers_of_any_shape(server, load, name):
+    said, text, thinking = ANSWERS[name]
+    server.script = [said]
+    vlm = load()
+    reply = vlkit.generate(vlm, "?")
+    assert (reply.text, reply.thinking) == (text, thinking)
+    assert reply.finish_reason == ("length" if "cut off" in name else "stop")
+    (row,) = vlkit.generate_batch(vlm, ["?"], progress=False)
+    assert (row.text, row.thinking) == (text, thinking)
+
+
+@pytest.mark.parametrize("name", {**STREAMS, **ANSWERS})
+def test_streams_of_any_shape(server, load, name):
+    """Some services send the whole answer where a stream was asked for."""
+    said, text, thinking = {**STREAMS, **ANSWERS}[name]
+    server.script = [said]
+    pieces = vlkit.stream(load(), "?")
+    shown = "".join(pieces)
+    assert (pieces.reply.text, pieces.reply.thinking) == (text, thinking)
+    assert pieces.reply.finish_reason == ("length" if "cut off" in name else "stop")
+    if name != "the end tag alone":  # its thinking has been shown before the tag comes
+        assert shown == text
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_prompt_that_ends_in_think(server, load, told):
+    """Qwen3-VL-Thinking's does; its pieces are held back until the thinking ends, if it thinks."""
+    server.models = [{"id": "Qwen/Qwen3-VL-8B-Thinking"}]
+    vlm = vlkit.load("openai:Qwen/Qwen3-VL-8B-Thinking", base_url=server.url, api_key=KEY)
+    said = [{"content": "Hm"}, {"content": ".\n</think>\n\nhel"}] if told else [{"content": "hel"}]
+    server.script = [streamed(*said, {"content": "lo"}, end())]
+    pieces = vlkit.stream(vlm, "?")
+    assert "".join(pieces) == pieces.reply.text == "hello"
+    assert pieces.reply.thinking == ("Hm." if told else "")
+
+
+OVERLOADED = {"code": 502, "message": "Upstream overloaded"}
+BROKEN = {  # name: (what the service sends, what the user reads, requests in all)
+    "an error without a number": (
+        Said(body=b'{"error": {"message": "Vision add-on is not loaded"}}'),
+        "ended the answer with an error (Vision add-on is not loaded)", 1),
+    "an error as text": (Said(body=b'{"error": "Model unloaded."}'), "error (Model unloaded)", 1),
+    "a refusal for now": (
+        Said(body=b'{"error": {"message": "Rate limit exceeded", "code": 429}}'),
+        "too many requests (Rate limit exceeded)", 2),
+    "OpenRouter's, with the words behind it": (
+        whole({}, choices=None, error={"message": "Provider returned error", "code": 502,
+                                       "metadata": {"raw": "CUDA out of memory"}}),
+        "(HTTP 502: Provider returned error: CUDA out of memory)", 2),
+    "an error in the choice": (
+        whole({"content": "half"}, finish="error", choice={"error": OVERLOADED}),
+        "(HTTP 502: Upstream overloaded)", 2),
+    "half an answer": (whole({"content": "half"}, finish="error"), "broke the answer off", 2),
+    "an aborted answer": (whole({"content": "half"}, finish="abort"), "finish_reason='abort'", 2),
+    "an unknown reason": (whole({"content": "half"}, finish="repetition"), "'repetition'", 1),
+    "plain text": (
+        Said(status=503, body=b"no healthy upstream", content_type="text/plain"),
+        "(HTTP 503: no healthy upstream)", 2),
+    "text in error": (
+        Said(status=422, body=b'{"error": "inputs tokens must be < 4096", "error_type": "x"}'),
+        "(HTTP 422: inputs tokens must be < 4096)", 1),
+    "FastAPI's detail": (
+        Said(status=500, body=b'{"detail": "out of memory"}'), "(HTTP 500: out of memory)", 2),
+    "Google's list": (
+        Said(status=400, body=b'[{"error": {"code": 400, "message": "not valid"}}]'),
+        "(HTTP 400: not valid)", 1),
+    "a proxy's page": (
+        Said(status=502, body=b"<html><title>502</title></html>", content_type="text/html"),
+        "(HTTP 502: it sent a web page)", 2),
+    "nothing": (Said(status=500, body=b""), "(HTTP 500: no reason given)", 2),
+    "a list": (Said(body=b"[1, 2]"), "is not a chat completion", 1),
+    "choices that are none": (Said(body=b'{"choices": 3}'), "is not a chat completion", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("asked", ["generate", "stream"])
+def test_what_is_no_whole_answer_is_an_error_in_the_services_words(
+    server, load, name, asked, monkeypatch
+):
+    monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
+    said, words, requests = BROKEN[name]
+    server.script = [said]
+    vlm = load(retries=1)
+    ask = vlkit.generate if asked == "generate" else lambda *args: list(vlkit.stream(*args))
+    line = refusal(lambda: ask(vlm, "?"))
+    assert words in line
+    if asked == "generate" or "interrupted after" not in line:  # what was seen is not asked again
+        assert len(server.requests) == requests
+
+
+def test_an_error_in_a_stream_is_asked_again_where_its_code_says_so(server, load, monkeypatch):
+    monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
+    vlm = dashscope(server, monkeypatch, "qwen-vl-max")  # every answer is streamed there
+    error = {"choices": [], "error": OVERLOADED}
+    server.script = [streamed({"content": "half"}, error), Said("whole")]
+    assert vlkit.generate(vlm, "?").text == "whole"
+    server.script = [streamed({"content": "half"}, end("error")), Said("whole")]
+    assert vlkit.generate(vlm, "?").text == "whole"
+    server.script = [streamed({"content": "half"})]  # without a finish reason
+    assert "the answer was interrupted" in refusal(lambda: vlkit.generate(vlm, "?"))
+
+
+def test_one_rows_odd_answer_ends_no_batch(server, load, monkeypatch, tmp_path):
+    monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
+    odd = [said for said, *_ in (*ANSWERS.values(), *BROKEN.values())]
+    server.script = lambda body: odd[int(body["messages"][0]["content"])]
+    rows = [str(number) for number in range(len(odd))]
+    vlm = load(retries=0, prices={"input": 1, "output": 1})
+    results = vlkit.generate_batch(vlm, rows, out=tmp_path / "a.jsonl", progress=False)
+    kinds = [type(result).__name__ for result in results]
+    assert kinds == ["Reply"] * len(ANSWERS) + ["Failure"] * len(BROKEN)
+
+
+COUNTS = {  # name: (usage, prompt tokens, new tokens); None where they are estimated
+    "absent": (None, None, None),
+    "empty": ({}, None, None),
+    "null": ({"prompt_tokens": None, "completion_tokens": None}, None, None),
+    "one of them": ({"prompt_tokens": 100, "total_tokens": 100}, 100, None),
+    "zero": ({"prompt_tokens": 0, "completion_tokens": 0}, None, None),
+    "text": ({"prompt_tokens": "100", "completion_tokens": True}, None, None),
+    "a list": ([1, 2], None, None),
+    "not finite": ({"prompt_tokens": float("inf"), "completion_tokens": 7}, None, 7),
+    "whole": (USAGE, 100, 7),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_that_a_service_does_not_give_are_estimated_and_marked(server, load, name, tmp_path):
+    usage, prompt_tokens, new_tokens = COUNTS[name]
+    server.script = [whole({"content": "a red circle"}, usage=usage)]
+    vlm = load(prices={"input": 1.0, "output": 2.0})
+    with vlkit.records.Run("counted", directory=tmp_path) as run:
+        reply = vlkit.generate(vlm, "What is this?")
+        row = vlkit.generate_batch(vlm, ["?"], out=tmp_path / "a.jsonl", progress=False)[0]
+    again = vlkit.generate_batch(vlm, ["?"], out=tmp_path / "a.jsonl", progress=False)[0]
+    known = (prompt_tokens, new_tokens)
+    estimated = None in known
+    assert reply.usage.estimated is row.usage.estimated is again.usage.estimated is estimated
+    for count, given in zip(
+        (reply.usage.prompt_tokens, reply.usage.new_tokens), known, strict=True
+    ):
+        assert count == given if given else 0 < count < 60
+    assert ("counts estimated" in reply._repr_html_()) is estimated
+    assert reply.cost == (reply.usage.prompt_tokens + 2 * reply.usage.new_tokens) / 1e6
+    page = vlkit.records.report(run, tmp_path / "r.html")
+    assert ("counts estimated" in page.read_text(encoding="utf-8")) is estimated
+
+
+# --- fields that a service refuses ---------------------------------------------------------------
+
+
+def choosy(*refused, form="Unexpected fields in the request: {names}", status=422):
+    """A service that refuses requests with these fields, by name."""
+
+    def script(body):
+        if names := sorted(set(refused) & body.keys()):
+            detail = form.format(names=names)
+            return Said(status=status, body=json.dumps({"detail": detail}).encode())
+        return Said("fine")
+
+    return script
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_field_of_vlkits_own_is_left_out_and_remembered(server, load, status):
+    server.script = choosy("skip_special_tokens", "top_k", status=status)
+    vlm = load()
+    with pytest.warns(UserWarning, match="does not accept skip_special_tokens and top_k"):
+        assert vlkit.generate(vlm, "?", temperature=0.5, seed=1).text == "fine"
+    assert len(server.requests) == 2
+    assert server.requests[1]["temperature"] == 0.5 and server.requests[1]["seed"] == 1
+    vlkit.generate(vlm, "?")
+    limited = vlm.with_limit(60)  # the same endpoint
+    assert len(vlkit.generate_batch(limited, ["?"] * 4, temperature=0.5, progress=False)) == 4
+    assert len(server.requests) == 7  # none was refused again
+
+
+def test_rows_at_once_leave_a_field_out_together(server, load):
+    server.script = choosy("skip_special_tokens")
+    with pytest.warns(UserWarning, match="skip_special_tokens") as caught:
+        results = vlkit.generate_batch(load(), ["?"] * 8, progress=False)
+    assert [result.text for result in results] == ["fine"] * 8 and len(caught) == 1
+
+
+def test_a_stream_without_usage_where_its_option_is_refused(server, load):
+    server.script = choosy("stream_options")
+    with pytest.warns(UserWarning, match="does not accept stream_options"):
+        assert list(vlkit.stream(load(), "?")) == ["fine"]
+
+
+ASKED = {  # what the user asked for: (option of load, call, refused field, words)
+    "seed": ({}, lambda vlm: vlkit.generate(vlm, "?", temperature=1.0, seed=3), "seed"),
+    "temperature": ({}, lambda vlm: vlkit.generate(vlm, "?", temperature=1.0), "temperature"),
+    "max_new_tokens": ({}, lambda vlm: vlkit.generate(vlm, "?"), "max_tokens"),
+    "a field of the user": (
+        {"extra_body": {"top_k": 5}}, lambda vlm: vlkit.generate(vlm, "?"), "top_k"),
+    "the clip": (
+        {}, lambda vlm: vlkit.generate(vlm, vlkit.user("?", vlkit.sample("moves_right"))),
+        "media_io_kwargs"),
+    "the assistant's message": (
+        {}, lambda vlm: vlkit.generate(vlm, [vlkit.user("?"), vlkit.assistant("It")]),
+        "continue_final_message"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_the_user_asked_for_is_never_left_out(server, load, name):
+    options, ask, refused = ASKED[name]
+    server.script = choosy(refused)
+    vlm = load(**options)
+    line = refusal(lambda: ask(vlm))
+    named = {"a field of the user": "top_k"}.get(name, name)
+    assert f"Unexpected fields in the request: ['{refused}']" in line
+    assert f"change or leave out {named}" in line and len(server.requests) == 1
+
+
+def test_none_in_extra_body_leaves_a_field_out(server, load):
+    vlm = load(
+        extra_body={"skip_special_tokens": None, "temperature": None, "stream_options": None}
+    )
+    vlkit.generate(vlm, "?")
+    list(vlkit.stream(vlm, "?"))
+    assert server.requests[0].keys() == {"model", "messages", "max_tokens"}
+    assert server.requests[1].keys() == {"model", "messages", "max_tokens", "stream"}
+
+
 # --- streams -------------------------------------------------------------------------------------
 
 
@@ -274,6 +542,36 @@ def wait_for(condition, seconds=30.0):
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
     return condition()
+
+
+QUICKSTART = [  # https://www.alibabacloud.com/help/en/model-studio/visual-reasoning, streamed
+    {"content": None, "reasoning_content": "", "role": "assistant"},
+    {"content": None, "reasoning_content": "The figure"},
+    {"content": None, "reasoning_content": " is a cuboid."},
+    {"content": "The area", "reasoning_content": None},
+    {"content": " is 52."},
+    {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]},
+    {"choices": [], "usage": {
+        "prompt_tokens": 1186, "completion_tokens": 321, "total_tokens": 1507,
+        "completion_tokens_details": {"reasoning_tokens": 280, "text_tokens": 41},
+        "prompt_tokens_details": {"image_tokens": 108, "text_tokens": 1078}}},
+]  # fmt: skip
+
+
+def test_dashscopes_streaming_quickstart(server, monkeypatch):
+    server.script = [streamed(*QUICKSTART)]
+    vlm = dashscope(server, monkeypatch, "qwen3-vl-plus", thinking=81920)
+    pieces = vlkit.stream(vlm, vlkit.user("Solve this.", vlkit.sample("three_shapes")))
+    assert list(pieces) == ["The area", " is 52."]
+    reply = pieces.reply
+    assert (reply.thinking, reply.text) == ("The figure is a cuboid.", "The area is 52.")
+    assert (reply.usage.prompt_tokens, reply.usage.new_tokens) == (1186, 321)
+    sent = server.requests[0]
+    assert sent["enable_thinking"] is True and sent["thinking_budget"] == 81920
+    assert sent["stream"] is True and sent["stream_options"] == {"include_usage": True}
+    chat = vlkit.Chat(vlm)
+    chat.ask("Solve this.", vlkit.sample("three_shapes"))
+    assert chat.messages[-1]["content"][0]["text"] == "The area is 52."
 
 
 # --- the key -------------------------------------------------------------------------------------

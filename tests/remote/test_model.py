@@ -1,8 +1,14 @@
 """The bundled model behind `vlkit serve`, through the same calls as on the spot."""
 
 import json
+import os
 import random
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from functools import partial
 
 import ipywidgets as widgets
@@ -132,6 +138,62 @@ def test_pictures_have_sizes_that_transformers_leaves_alone(name, limit):
         width, height = seen_size(vlm, size, picture)
         seen = smart_resize(height, width, rules.side, low, high)
         assert seen == (height, width), size
+
+
+# --- transformers serve --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(vlm, tmp_path_factory):
+    """The server of the transformers package, with the bundled model: (name, base_url)."""
+    home = tmp_path_factory.mktemp("hub")
+    (home / "hub").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(vlm.folder.path)]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
+        try:
+            for _ in range(600):
+                assert server.poll() is None, (home / "log").read_text()
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.2)
+            yield str(vlm.folder.path), f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.mark.slow
+def test_transformers_serve_answers_as_the_model_itself(vlm, transformers_serve):
+    """It refuses fields that it does not know by name: transformers/cli/serving/utils.py."""
+    name, url = transformers_serve
+    there = vlkit.load(f"openai:{name}", base_url=url, family="qwen2_vl")
+    message = vlkit.user(LOCATE, vlkit.sample("three_shapes"))
+    expected = vlkit.generate(vlm, message)
+    with pytest.warns(UserWarning, match="does not accept skip_special_tokens"):
+        reply = vlkit.generate(there, message)
+    assert (reply.text, reply.boxes, reply.usage.prompt_tokens) == (
+        expected.text, expected.boxes, expected.usage.prompt_tokens
+    )  # fmt: skip
+    pieces = vlkit.stream(there, message)
+    assert "".join(pieces) == expected.text == pieces.reply.text
+    with pytest.warns(UserWarning, match="does not accept top_k"):
+        sampled = vlkit.generate(there, message, temperature=0.5, top_p=0.9, seed=1)
+    assert sampled.finish_reason == "stop"
+    rows = vlkit.generate_batch(there, [message, "hello"], progress=False)
+    assert rows[0].boxes == expected.boxes and rows[1].text == vlkit.generate(vlm, "hello").text
+    chat = vlkit.Chat(there)
+    chat.ask("这是什么？", vlkit.sample("red_circle"))
+    assert len(chat.ask("框出图中红色圆形的位置").boxes) == 1
+    clip = vlkit.user("?", vlkit.Video(vlkit.sample("moves_right"), fps=2, max_frames=8))
+    with pytest.raises(VlkitError, match=r"leave out the clip .send its frames as pictures"):
+        vlkit.generate(there, clip)
+    with pytest.raises(VlkitError, match="leave out the assistant's message at the end"):
+        vlkit.generate(there, [message, vlkit.assistant("the")])
 
 
 # --- panels --------------------------------------------------------------------------------------

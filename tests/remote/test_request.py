@@ -12,7 +12,7 @@ import vlkit
 from vlkit.errors import ModelError, RemoteError
 from vlkit.generation.generate import generation_options
 from vlkit.remote.model import TextPieces
-from vlkit.remote.request import make_request
+from vlkit.remote.request import make_request, seen_size
 from vlkit.remote.services import family_and_rules, service_at
 
 GREEDY = generation_options(64, 0.0, 1.0, None)
@@ -171,12 +171,13 @@ def test_reasons_for_the_end(server, load):
         assert vlkit.generate(load(), "?").finish_reason == expected
 
 
-def test_thoughts_are_in_raw_alone(server, load):
+def test_thinking_is_apart_from_the_answer_and_its_boxes(server, load):
     server.script = [Said('[{"bbox_2d": [0, 0, 500, 500], "label": "a"}]',
                           extra={"reasoning_content": "look at [1, 2]"})]  # fmt: skip
     chat = vlkit.Chat(load(QWEN3))
     reply = chat.ask("?", scene((320, 320), (1, 1, 9, 9)))
     assert reply.raw.startswith("<think>\nlook at [1, 2]\n</think>")
+    assert reply.thinking == "look at [1, 2]"
     assert "think" not in reply.text and reply.boxes[0].xyxy == (0, 0, 160, 160)
     assert chat.messages[-1]["content"][0]["text"] == reply.text
 
@@ -253,6 +254,91 @@ def official():
     return vlkit.load("openai:gpt-x", api_key="sk-0123456789", family="qwen3_vl")
 
 
+# --- thinking ------------------------------------------------------------------------------------
+
+SWITCHES = {  # the field of each service, as documented on the day that docs/services.md names
+    "dashscope": (
+        None, {"enable_thinking": False}, {"enable_thinking": True, "thinking_budget": 99}),
+    "openrouter": (
+        None, {"reasoning": {"enabled": False}}, {"reasoning": {"max_tokens": 99}}),
+    "vLLM": (
+        "vllm", {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 99}),
+    "llama.cpp": (
+        "llamacpp", {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"enable_thinking": True}, "thinking_budget_tokens": 99}),
+    "SGLang": ("sglang", {"chat_template_kwargs": {"enable_thinking": False}}, None),
+    "Ollama": ("library", {"reasoning_effort": "none"}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_switch_and_the_budget_of_thinking(server, load, name):
+    owner, off, budget = SWITCHES[name]
+    server.models = [{"id": QWEN3, "object": "model", "owned_by": owner}]
+
+    def sent(thinking):
+        options = {"thinking": thinking}
+        if name == "dashscope":
+            vlm = dashscope("qwen3-vl-plus", **options)
+        elif name == "openrouter":
+            url = "https://openrouter.ai/api/v1"
+            vlm = vlkit.load("openai:qwen/qwen3-vl-8b", base_url=url, api_key="sk-0", **options)
+        else:
+            vlm = load(QWEN3, **options)
+        fields = make_request(vlm, "?", GREEDY, None).body["extra_body"]
+        return {key: fields[key] for key in fields.keys() - {"max_tokens", "temperature"}}
+
+    assert sent(None) == {} and sent(False) == off
+    if budget is None:
+        with pytest.raises(RemoteError, match=r"thinking=99: vlkit knows no field .* extra_body="):
+            sent(99)
+    else:
+        assert sent(99) == budget
+    for wrong in (0, "yes"):
+        with pytest.raises(RemoteError, match="thinking="):
+            sent(wrong)
+
+
+def test_extra_body_and_what_an_answer_depends_on(load):
+    plain, thinking = load(QWEN3), load(QWEN3, thinking=True)
+    assert plain.identity != thinking.identity  # a batch is not resumed with the other's rows
+    own = load(QWEN3, thinking=True, extra_body={"chat_template_kwargs": {"enable_thinking": "x"}})
+    assert own.extra_body == {"chat_template_kwargs": {"enable_thinking": "x"}}
+    official = {"api_key": "sk-0", "family": "qwen3_vl", "base_url": "https://api.openai.com/v1"}
+    with pytest.raises(RemoteError, match="thinking=True: vlkit knows no field"):
+        vlkit.load("openai:gpt-x", thinking=True, **official)
+
+
+def test_high_resolution_pictures_at_dashscope():
+    """https://help.aliyun.com/zh/model-studio/qwen-api-reference: max_pixels, by model."""
+    for name, usual, most in (
+        ("qwen3-vl-plus", 2_621_440, 16_777_216),
+        ("qwen3.8-max", 2_621_440, 16_777_216),
+        ("qwen-vl-max", 1_310_720, 16_777_216),
+        ("qwen2.5-vl-72b-instruct", 1_003_520, 12_845_056),
+    ):
+        high = {"extra_body": {"vl_high_resolution_images": True}}
+        for options, limit in (({}, usual), (high, most)):
+            vlm = dashscope(name, **options)
+            width, height = seen_size(vlm, (5000, 5000), vlkit.Image(None))
+            assert 0.95 * limit < width * height <= limit
+            request = make_request(vlm, vlkit.user("?", scene()), GREEDY, None)
+            assert request.body["messages"][0]["content"][0]["max_pixels"] == most
+        assert request.body["extra_body"]["vl_high_resolution_images"] is True
+
+
+@pytest.mark.parametrize("owner", ["llamacpp", "library"])
+def test_servers_without_clips_say_so_and_get_no_fields_of_vllm(server, load, owner):
+    server.models = [{"id": QWEN2, "object": "model", "owned_by": owner}]
+    vlm = load()
+    with pytest.raises(RemoteError, match="does not accept clips; pass frames as pictures"):
+        vlkit.generate(vlm, vlkit.user("?", clip(8)))
+    vlkit.generate(vlm, [vlkit.user("?"), vlkit.assistant("It")], temperature=0.5)
+    fields = {"model", "messages", "max_tokens", "temperature", "top_p"}
+    assert server.requests[0].keys() - {"top_k"} == fields
+
+
 # --- clips ---------------------------------------------------------------------------------------
 
 
@@ -315,6 +401,15 @@ def test_boxes_of_a_clip_are_in_its_own_pixels(server, load):
         ("qwen3.5-plus", "qwen3_5", 32),
         ("qwen3.7-plus", "qwen3_5", 32),
         ("Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", 28),
+        ("qwen2.5vl:7b", "qwen2_5_vl", 28),  # Ollama's spelling
+        ("qwen3-vl:8b-instruct", "qwen3_vl", 32),
+        ("qwen3.5:9b", "qwen3_5", 32),
+        ("qwen/qwen2.5-vl-7b", "qwen2_5_vl", 28),  # LM Studio's
+        ("Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf", "qwen2_5_vl", 28),  # llama.cpp's
+        ("qwen/qwen3-vl-235b-a22b-thinking", "qwen3_vl", 32),  # OpenRouter's
+        ("qwen/qwen-vl-max", "qwen2_5_vl", 32),
+        ("Qwen/Qwen3.6-35B-A3B", "qwen3_5", 32),
+        ("qwen3.8-max-0902", "qwen3_5", 32),
     ],
 )
 def test_the_family_follows_from_the_name(name, family, side):

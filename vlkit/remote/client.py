@@ -453,7 +453,7 @@ async def _stream(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> 
     async with chunks:
         if "json" in chunks.response.headers.get("content-type", ""):  # not a stream, but whole
             text = await chunks.response.aread()
-            if text.lstrip().startswith(b"{"):
+            if text.lstrip().startswith((b"{", b"[")):
                 return answer.take_whole(json.loads(text), put)
         pieces = aiter(chunks)
         while True:
