@@ -276,6 +276,9 @@ BROKEN = {  # name: (what the service sends, what the user reads, requests in al
         Said(body=b'{"error": {"message": "Vision add-on is not loaded"}}'),
         "ended the answer with an error (Vision add-on is not loaded)", 1),
     "an error as text": (Said(body=b'{"error": "Model unloaded."}'), "error (Model unloaded)", 1),
+    "vLLM's earlier form": (
+        Said(body=b'{"object": "error", "message": "is too long", "code": 400}'),
+        "(HTTP 400: is too long)", 1),
     "a refusal for now": (
         Said(body=b'{"error": {"message": "Rate limit exceeded", "code": 429}}'),
         "too many requests (Rate limit exceeded)", 2),

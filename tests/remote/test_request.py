@@ -328,14 +328,16 @@ def test_high_resolution_pictures_at_dashscope():
         assert request.body["extra_body"]["vl_high_resolution_images"] is True
 
 
-@pytest.mark.parametrize("owner", ["llamacpp", "library"])
-def test_servers_without_clips_say_so_and_get_no_fields_of_vllm(server, load, owner):
+@pytest.mark.parametrize("owner", ["llamacpp", "library", "sglang"])
+def test_servers_without_clips_say_so_and_get_the_fields_that_they_know(server, load, owner):
     server.models = [{"id": QWEN2, "object": "model", "owned_by": owner}]
     vlm = load()
     with pytest.raises(RemoteError, match="does not accept clips; pass frames as pictures"):
         vlkit.generate(vlm, vlkit.user("?", clip(8)))
     vlkit.generate(vlm, [vlkit.user("?"), vlkit.assistant("It")], temperature=0.5)
     fields = {"model", "messages", "max_tokens", "temperature", "top_p"}
+    known = {"skip_special_tokens", "continue_final_message", "add_generation_prompt"}
+    fields |= known if owner == "sglang" else set()
     assert server.requests[0].keys() - {"top_k"} == fields
 
 

@@ -258,7 +258,8 @@ class RawAnswer:
 
         self.usage = response.get("usage") or self.usage
         choice = (response.get("choices") or [None])[0] or {}
-        if error := response.get("error") or choice.get("error"):
+        error = response if response.get("object") == "error" else response.get("error")
+        if error := error or choice.get("error"):
             raise openai.APIError("", cast(Any, None), body=error)
         message = choice.get("message") or choice.get("delta") or {}
         if text := message.get("refusal"):

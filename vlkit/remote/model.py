@@ -364,10 +364,8 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
 
 def _hint(model: str, base_url: str, models: Mapping[str, Any]) -> str:
     """Why the user's endpoint may not know a name: it serves others, or the address is wrong."""
-    if model in models:
-        return ""
     if models:
-        return f"; {base_url} serves {', '.join(list(models)[:4])}"
+        return "" if model in models else f"; {base_url} serves {', '.join(list(models)[:4])}"
     return f"; {base_url} lists no models: check base_url, most end in /v1"
 
 

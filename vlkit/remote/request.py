@@ -129,13 +129,14 @@ def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int |
 
 
 def _picture_part(remote: Endpoint, image: PIL.Image.Image, picture: Image, size: Size) -> dict:
-    bounds: dict[str, int] = {}
-    if _is_resized_alike(remote, image, picture, size):
-        size = image.size
+    rules, bounds = remote.rules, dict[str, int]()
+    same_limits = remote.has_server_rules and rules.image_limits(picture) == rules.image_pixels
+    if same_limits and image.width * image.height <= 2 * size[0] * size[1]:
+        size = image.size  # the server's processor resizes it in exactly the same way
     elif remote.has_server_rules:  # `vlkit serve` then keeps a limit below its maximum
         bounds = dict.fromkeys(("min_pixels", "max_pixels"), size[0] * size[1])
     elif remote.service.name == "dashscope":
-        bounds = picture_bounds(remote.rules)
+        bounds = picture_bounds(rules)
     return {"type": "image_url", "image_url": {"url": picture_url(image, size)}, **bounds}
 
 
@@ -148,15 +149,8 @@ def seen_size(remote: Endpoint, size: Size, picture: Image) -> Size:
     return smart_resize(size, rules.side, rules.image_pixels[0], math.inf)
 
 
-def _is_resized_alike(remote: Endpoint, image, picture: Image, size: Size) -> bool:
-    """Whether the server's processor resizes the original in exactly the same way."""
-    rules = remote.rules
-    known = remote.has_server_rules and rules.image_limits(picture) == rules.image_pixels
-    return known and image.width * image.height <= 2 * size[0] * size[1]
-
-
 def _sample(remote: Endpoint, video: Video, cache: ClipStore | None) -> Clip:
-    if remote.service.name != "dashscope" and not remote.service.vllm_fields:
+    if not remote.service.clips:
         raise RemoteError(
             f"{remote.base_url} does not accept clips; pass frames as pictures: "
             "vlkit.user(text, *vlkit.Video(…).load().pictures)"
@@ -208,9 +202,8 @@ def _clip_fields(remote: Endpoint, clips: list[Clip]) -> dict[str, Any]:
     """The frames' times in vLLM's fields, which exist for a single clip."""
     if len(clips) != 1 or not remote.service.vllm_fields:
         return {}
-    metadata = clips[0].metadata
     names = ("fps", "frames_indices", "total_num_frames", "duration")
-    times = {name: metadata[name] for name in names}
+    times = {name: clips[0].metadata[name] for name in names}
     return {"media_io_kwargs": {"video": times}, "mm_processor_kwargs": {"do_sample_frames": False}}
 
 
@@ -250,8 +243,8 @@ def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, An
     ):
         if value > most:
             raise RemoteError(f"{name}={value} is more than {most}, the most at {remote.base_url}")
-    fields = {"temperature": temperature, "top_p": options["top_p"], "top_k": service.any_token}
-    return fields | ({} if seed is None else {"seed": seed})
+    fields = {"temperature": temperature, "top_p": options["top_p"], "seed": seed}
+    return {**fields, "top_k": service.any_token}
 
 
 def _prefill_fields(remote: Endpoint) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Service:
         any_token: the ``top_k`` that means the whole vocabulary, or None if there is no such
             field.
         streams: whether every answer is streamed, since a long one would be cut off otherwise.
+        clips: whether it takes a clip as the frames that vlkit has sampled.
         vllm_fields: whether it may know vLLM's own fields; one that it refuses is left out.
         switch, budget: make the fields that switch thinking on or off, and that limit its tokens;
             ``{None: …}`` where there are none.
@@ -55,6 +56,7 @@ class Service:
     most_seed: int = 2**63 - 1
     any_token: int | None = -1
     streams: bool = False
+    clips: bool = False
     vllm_fields: bool = False
     switch: Callable[[bool], dict[Any, Any]] = lambda on: {None: on}
     budget: Callable[[int], dict[Any, Any]] = lambda most: {None: most}
@@ -92,7 +94,7 @@ def _as_effort(on: bool) -> dict[str, Any]:
 
 
 DASHSCOPE = Service(
-    "dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True,
+    "dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True, clips=True,
     switch=lambda on: {"enable_thinking": on}, budget=lambda most: {"thinking_budget": most},
 )  # fmt: skip
 OPENAI = Service("openai", needs_key=True, most_temperature=2.0, any_token=None)
@@ -101,12 +103,16 @@ OPENROUTER = Service(
     switch=lambda on: {"reasoning": {"enabled": on}},
     budget=lambda most: {"reasoning": {"max_tokens": most}},
 )  # fmt: skip
-COMPATIBLE = Service("compatible", vllm_fields=True, switch=_in_template)
+COMPATIBLE = Service("compatible", clips=True, vllm_fields=True, switch=_in_template)
 VLLM = replace(COMPATIBLE, budget=lambda most: {"thinking_token_budget": most})
-LLAMA_CPP = replace(VLLM, vllm_fields=False, budget=lambda most: {"thinking_budget_tokens": most})
+SGLANG = replace(COMPATIBLE, clips=False)  # it reads video files alone
+LLAMA_CPP = Service(
+    "llama.cpp", switch=_in_template, budget=lambda most: {"thinking_budget_tokens": most}
+)
 OLLAMA = Service("ollama", any_token=None, switch=_as_effort)
 _HOSTS = {"aliyuncs.com": DASHSCOPE, "api.openai.com": OPENAI, "openrouter.ai": OPENROUTER}
-OWNERS = {"vllm": VLLM, "llamacpp": LLAMA_CPP, "library": OLLAMA}  # in a server's list of models
+# by ``owned_by`` in a server's list of models
+OWNERS = {"vllm": VLLM, "sglang": SGLANG, "llamacpp": LLAMA_CPP, "library": OLLAMA}
 
 
 # name, family, patch size. Since the middle of 2025, qwen-vl-max and qwen-vl-plus write boxes like
