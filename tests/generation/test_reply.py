@@ -12,7 +12,7 @@ import pytest
 from vlkit import Box, Image, Point, to_frame
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.generation import reply as reply_module
-from vlkit.generation.reply import Reply, Usage, record_of
+from vlkit.generation.reply import Reply, Usage, record_of, result_of, split_thinking
 from vlkit.media.image import DeferredImages
 from vlkit.plotting.html import image_html
 
@@ -39,6 +39,39 @@ def reply(raw=CAT, images=None, **changes):
 def shown_picture(html):
     source = re.search(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', html)[1]
     return PIL.Image.open(io.BytesIO(base64.b64decode(source)))
+
+
+# --- thinking, and counts that are estimated -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw, thinking, answer",
+    [
+        ("A cat.", "", "A cat."),
+        ("\n\nA cat.", "", "\n\nA cat."),
+        ("<think>\nFour legs.\n</think>\n\nA cat.", "Four legs.", "A cat."),
+        ("<think>\n\n</think>\n\nA cat.", "", "A cat."),  # thinking is switched off
+        ("Four legs.\n</think>\n\nA cat.", "Four legs.", "A cat."),  # <think> is in the prompt
+        ("<think>\nFour le", "Four le", ""),  # cut off
+        ("Write <think> first.", "", "Write <think> first."),
+    ],
+)
+def test_thinking_is_what_stands_before_its_end(raw, thinking, answer):
+    assert split_thinking(raw) == (thinking, answer)
+    assert reply(raw).thinking == thinking
+
+
+def test_estimated_counts_are_shown_written_and_read_back():
+    estimated = reply(usage=Usage(1, 0, 2, 3, estimated=True), images=())
+    assert estimated._repr_html_().endswith("counts estimated</p></div>")
+    assert "estimated" not in reply()._repr_html_()
+    record = json.loads(json.dumps(record_of(estimated, 0, "k")))
+    assert result_of(record, "?").usage == estimated.usage
+    del record["usage"]["estimated"]  # of an earlier version
+    assert result_of(record, "?").usage == Usage(1, 0, 2, 3)
+    record["usage"]["estimated"] = "yes"
+    with pytest.raises(VlkitError, match="its usage is"):
+        result_of(record, "?")
 
 
 # --- boxes ---------------------------------------------------------------------------------------

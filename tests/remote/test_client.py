@@ -201,6 +201,8 @@ ANSWERS = {  # name: (what the service sends, text, thinking)
     "plain": (whole({"content": "hello"}), "hello", ""),
     "a list of parts": (whole({"content": PARTS}), "hello", ""),  # laravel/ai#865
     "a list of strings": (whole({"content": ["hel", "lo"]}), "hello", ""),
+    "a single part": (whole({"content": {"type": "text", "text": "hello"}}), "hello", ""),
+    "a number": (whole({"content": 3}), "3", ""),
     "null": (whole({"content": None}), "", ""),
     "no content": (whole({}), "", ""),
     "no finish reason": (whole({"content": "hello"}, finish=None), "hello", ""),
@@ -218,6 +220,10 @@ STREAMS = {
     "a stream": (streamed({"content": "hel"}, {"content": "lo"}, end()), "hello", ""),
     "parts in a stream": (streamed({"content": PARTS}, end()), "hello", ""),
     "usage last": (streamed({"content": "hel"}, {"content": "lo"}, end(), NO_CHOICES), "hello", ""),
+    "a null choice": (streamed({"choices": [None]}, {"content": "hello"}, end()), "hello", ""),
+    "OpenRouter's comments": (
+        Said(body=b': OPENROUTER PROCESSING\n\ndata: {"choices": [{"delta": {"content": "hello"}, '
+             b'"finish_reason": "stop"}]}\n\n', content_type="text/event-stream"), "hello", ""),
     "usage first": (streamed(NO_CHOICES, {"content": "hello"}, end()), "hello", ""),
     "reasoning in a stream": (
         streamed({"content": None, "reasoning_content": "H"}, {"reasoning_content": "m."},
@@ -279,6 +285,10 @@ BROKEN = {  # name: (what the service sends, what the user reads, requests in al
     "vLLM's earlier form": (
         Said(body=b'{"object": "error", "message": "is too long", "code": 400}'),
         "(HTTP 400: is too long)", 1),
+    "a gateway's": (Said(body=b'{"message": "no Route matched"}'), "error (no Route matched)", 1),
+    "DashScope's own form": (
+        Said(body=b'{"code": "InvalidApiKey", "message": "Invalid API-key provided."}'),
+        "the key is refused (Invalid API-key provided)", 1),
     "a refusal for now": (
         Said(body=b'{"error": {"message": "Rate limit exceeded", "code": 429}}'),
         "too many requests (Rate limit exceeded)", 2),
@@ -342,13 +352,14 @@ def test_an_error_in_a_stream_is_asked_again_where_its_code_says_so(server, load
 
 def test_one_rows_odd_answer_ends_no_batch(server, load, monkeypatch, tmp_path):
     monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
-    odd = [said for said, *_ in (*ANSWERS.values(), *BROKEN.values())]
+    broken = {name: row for name, row in BROKEN.items() if "the key" not in row[1]}  # that ends it
+    odd = [said for said, *_ in (*ANSWERS.values(), *broken.values())]
     server.script = lambda body: odd[int(body["messages"][0]["content"])]
     rows = [str(number) for number in range(len(odd))]
     vlm = load(retries=0, prices={"input": 1, "output": 1})
     results = vlkit.generate_batch(vlm, rows, out=tmp_path / "a.jsonl", progress=False)
     kinds = [type(result).__name__ for result in results]
-    assert kinds == ["Reply"] * len(ANSWERS) + ["Failure"] * len(BROKEN)
+    assert kinds == ["Reply"] * len(ANSWERS) + ["Failure"] * len(broken)
 
 
 COUNTS = {  # name: (usage, prompt tokens, new tokens); None where they are estimated

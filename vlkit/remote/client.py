@@ -258,9 +258,9 @@ class RawAnswer:
 
         self.usage = response.get("usage") or self.usage
         choice = (response.get("choices") or [None])[0] or {}
-        error = response if response.get("object") == "error" else response.get("error")
-        if error := error or choice.get("error"):
-            raise openai.APIError("", cast(Any, None), body=error)
+        error = response.get("error") or choice.get("error")
+        if error or (not choice and {"message", "detail"} & response.keys()):
+            raise openai.APIError("", cast(Any, None), body=error or response)
         message = choice.get("message") or choice.get("delta") or {}
         if text := message.get("refusal"):
             raise RemoteError(f"the content was refused ({text:.200}); change the question")
@@ -294,7 +294,7 @@ def _text_of(content: Any) -> str:
         return "".join(map(_text_of, content))
     if isinstance(content, Mapping):
         return _text_of(content.get("text"))
-    return content if isinstance(content, str) else ""
+    return "" if content is None else str(content)
 
 
 def open_client(base_url: str, key: str, timeout: float) -> Any:
