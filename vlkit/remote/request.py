@@ -249,7 +249,7 @@ def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, An
 
 def _prefill_fields(remote: Endpoint) -> dict[str, Any]:
     """The fields that let the model continue the assistant's message."""
-    if remote.service.name == "openai":
+    if remote.service.name in ("openai", "ollama"):  # they would answer again from the beginning
         raise RemoteError(
             f"{remote.base_url} cannot continue an assistant's message; end with a user's message"
         )
