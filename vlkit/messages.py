@@ -10,7 +10,7 @@ from typing import Any
 from vlkit.errors import VlkitError
 from vlkit.media.image import Image, load_image
 from vlkit.media.sources import is_url, local_path
-from vlkit.media.video import ClipStore, Video
+from vlkit.media.video import ClipStore, Video, is_frames
 
 ROLES = ("system", "user", "assistant")
 _LIMITS = ("max_tokens", "min_tokens", "max_pixels", "min_pixels", "strict")
@@ -26,6 +26,9 @@ _CLIP_OPTIONS = {
     "source_fps": "source_fps",
 }
 _CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".mpg", ".mpeg", ".ogv")
+# other spellings in qwen-vl-utils, transformers and ms-swift; the first that is there counts
+_SPELLINGS = {"nframes": ("num_frames",), "source_fps": ("sample_fps", "raw_fps")}
+_CLIP_KEYS = {"type", *_CLIP_OPTIONS, *(key for keys in _SPELLINGS.values() for key in keys)}
 _SIDES = {"resized_height", "resized_width"}
 # every <|…|> token writes a turn, a picture or a tool call, except those of grounding, which a
 # question may contain: "What is in <|box_start|>(1,2),(3,4)<|box_end|>?"
@@ -167,7 +170,35 @@ def _clip_item(video: Video) -> dict:
     defaults = Video(None)
     options = {key: getattr(video, field) for key, field in _CLIP_OPTIONS.items()}
     changed = {k: v for k, v in options.items() if v != getattr(defaults, _CLIP_OPTIONS[k])}
+    if "fps" in changed and is_frames(video.source):  # alone it would be the frames' own rate
+        changed["source_fps"] = video.source_fps
     return {"type": "video", "video": _plain_source(video.source), **changed}
+
+
+def _options_of_clip(item: Mapping, source: Any) -> dict:
+    """A clip's options in the spelling of :func:`read_media_item`. Raises VlkitError."""
+    if unread := sorted(item.keys() - _CLIP_KEYS - {*_SOURCES}):
+        raise VlkitError(
+            f"{unread[0]}={item[unread[0]]!r:.60} of a clip is not supported; a clip's options are "
+            f"{sorted(_CLIP_KEYS - {'type'})}"
+        )
+    options = {key: item[key] for key in _CLIP_OPTIONS if key in item}
+    for key, spellings in _SPELLINGS.items():
+        for spelling in filter(item.__contains__, spellings):
+            options.setdefault(key, item[spelling])
+    if is_frames(source) and "source_fps" not in options and "fps" in options:
+        options["source_fps"] = options["fps"]  # frames that were sampled at this rate
+    return {key: _as_number(value) for key, value in options.items()}
+
+
+def _as_number(value: Any) -> Any:
+    """A number in a text, as the model cards write ``"sample_fps": "1"``; else the value."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if "." in value else int(value)
+    except ValueError:
+        return value
 
 
 def _plain_source(source: Any) -> Any:
@@ -207,7 +238,8 @@ def _check_item(item: Any) -> dict:
     kind = item.get("type", _guess_type(item))
     if kind == "text" and "text" in item:
         return _text_item(item["text"])
-    unsupported = _SIDES | ({"min_pixels", "max_pixels"} if kind.startswith("video") else set())
+    pixels = {"min_pixels", "max_pixels", "total_pixels"}
+    unsupported = _SIDES | (pixels if kind.startswith("video") else {"total_pixels"})
     if unread := sorted(unsupported & item.keys()):
         raise VlkitError(
             f"{unread[0]}={item[unread[0]]!r} is not supported; limit tokens with max_tokens "
@@ -217,7 +249,7 @@ def _check_item(item: Any) -> dict:
         source = source.get("url")
     if source is not None and kind in ("video", "video_url"):
         clip = _clip_item(source) if isinstance(source, Video) else {"video": source}
-        return {"type": "video", **clip} | {key: item[key] for key in _CLIP_OPTIONS if key in item}
+        return {"type": "video", **clip} | _options_of_clip(item, clip["video"])
     if source is None or kind not in ("image", "image_url"):
         raise VlkitError(f"expected an item of text, image or video, not {item!r:.80}")
     image = _media_item(source) if isinstance(source, Image) else {"type": "image", "image": source}

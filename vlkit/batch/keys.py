@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.errors import VlkitError
-from vlkit.media.image import Image, describe_source, load_image, pixel_hash
+from vlkit.media.image import Image, describe_source, load_image, pictures_of, pixel_hash
 from vlkit.media.sources import file_hash, is_url, local_path
-from vlkit.media.video import pictures_of
 from vlkit.messages import as_messages
 from vlkit.models.adapters import digest
 

@@ -59,9 +59,6 @@ def from_detections(detections: Any, *, classes: Iterable[str] | None = None) ->
     return [Box(str(label), *(float(n) for n in xyxy)) for label, xyxy in rows]
 
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
-
 @dataclass(frozen=True)
 class Scene:
     """One picture and what is in it.

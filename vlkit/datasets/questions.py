@@ -17,9 +17,9 @@ from vlkit.datasets.conversations import media_source
 from vlkit.datasets.tables import is_missing, read_table
 from vlkit.errors import VlkitError, counted
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
-from vlkit.media.image import Image
+from vlkit.media.image import PICTURE_SUFFIXES, Image
 from vlkit.media.sources import is_url, local_path
-from vlkit.media.video import PICTURE_SUFFIXES, Video
+from vlkit.media.video import Video
 from vlkit.messages import looks_like_clip
 
 if TYPE_CHECKING:

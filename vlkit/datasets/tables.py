@@ -18,9 +18,8 @@ import PIL.Image
 
 from vlkit.errors import VlkitError
 from vlkit.files import json_line, read_json, read_rows, write_whole
-from vlkit.media.image import Image, describe_source
+from vlkit.media.image import Image, describe_source, pictures_of
 from vlkit.media.sources import local_path
-from vlkit.media.video import pictures_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,9 +20,8 @@ from vlkit.files import read_text
 from vlkit.lora.checking import DataError, Problem, RowReader, list_problems
 from vlkit.lora.example import CONVENTIONS, Example
 from vlkit.lora.readers import FORMATS, detect_format
-from vlkit.media.image import Image, describe_source, load_image, pixel_hash
+from vlkit.media.image import Image, describe_source, load_image, pictures_of, pixel_hash
 from vlkit.media.sources import file_hash, is_remote, is_url, local_path
-from vlkit.media.video import pictures_of
 from vlkit.messages import read_media_item
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import struct
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +20,14 @@ import PIL.Image
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
-from vlkit.errors import MediaError, check_whole, shorten
+from vlkit.errors import MediaError, check_whole, shorten, warn_user
 from vlkit.grounding.boxes import Size
 from vlkit.media.sources import hide_secrets, is_remote, is_url, local_path, read_bytes
 
 MAX_ASPECT_RATIO = 200  # the processors of the whole family refuse more
 _ROUNDING = 0.5 / 255  # how far interpolation may leave the range 0–1
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_NUMBER = re.compile(r"(\d+)")
 _TURN = PIL.Image.Transpose
 # by the EXIF orientation; PIL.ImageOps.exif_transpose writes all tags again, and fails on some
 _TURNS = {
@@ -34,6 +39,14 @@ _TURNS = {
     7: _TURN.TRANSVERSE,
     8: _TURN.ROTATE_90,
 }
+# what the files of pictures are called; any other file is a picture if Pillow knows its content
+PICTURE_SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif",
+    ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".tga", ".ico", ".qoi", ".heic", ".heif", ".hif",
+)  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_NO_PICTURES = ("EPS", "MPEG")  # formats that Pillow names, but cannot or must not decode
 _PLAIN = ("JPEG", "MPO", "WEBP", "BMP", "PNG", "GIF")  # their header has the size
 _EXIF_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # in PNG's text chunks
 
@@ -135,6 +148,9 @@ def describe_source(source: Any) -> str:
 def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
     if not data:
         raise MediaError(f"{name} is empty (0 bytes); save or download it again")
+    is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[:64]
+    if is_heif and not can_read_heif():
+        raise MediaError(f"{name} is a HEIC picture; pip install 'vlkit[heic]' to read it")
     if not strict and data.startswith(b"\xff\xd8"):
         data += b"\xff\xd9"  # JPEG's end marker, so that the decoder returns what it has
     try:
@@ -153,9 +169,64 @@ def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
                 "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
             )
         raise MediaError(f"{name} {text}") from error
-    if picture.format == "EPS":
-        raise MediaError(f"{name} is PostScript, a program; export it as PNG")
+    if picture.format in _NO_PICTURES:
+        raise MediaError(f"{name} is {picture.format}, not a picture; export it as PNG")
     return picture
+
+
+@cache
+def can_read_heif() -> bool:
+    """Whether HEIC pictures can be read, which pillow-heif adds to Pillow."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file is a picture by its name or, for an unusual name, by its first bytes."""
+    if (suffix := file.suffix.lower()) in PICTURE_SUFFIXES:
+        return suffix not in (".heic", ".heif", ".hif") or can_read_heif()
+    try:
+        with PIL.Image.open(file) as picture:
+            return picture.format not in _NO_PICTURES
+    except Exception:  # a decoder may raise anything on other files
+        return False
+
+
+def pictures_of(folder: Path, name: str) -> list[Path]:
+    """The picture files of a folder, in natural order: 2 before 10; a warning counts the others.
+
+    Raises:
+        MediaError: there is none, or the folder cannot be read.
+    """
+
+    def natural(path: Path) -> list:
+        return [int(part) if part.isdecimal() else part for part in _NUMBER.split(path.name)]
+
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    pictures = [path for path in files if path.is_file() and is_picture(path)]
+    kinds = Counter(_kind_of(path) for path in {*files} - {*pictures})
+    left_out = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+    if {".heic", ".heif", ".hif"} & {*kinds}:
+        left_out += " (HEIC needs: pip install 'vlkit[heic]')"
+    if not pictures:
+        there = f"; it has {left_out}" if kinds else ""
+        raise MediaError(
+            f"{name} is a folder without pictures{there}; pass a folder that contains some"
+        )
+    if kinds:
+        warn_user(
+            f"{name}: left out {kinds.total():,} of {len(files):,} that cannot be read as "
+            f"pictures: {left_out}"
+        )
+    return sorted(pictures, key=natural)
+
+
+def _kind_of(path: Path) -> str:
+    return "folder" if path.is_dir() else path.suffix.lower() or "without a suffix"
 
 
 def _decode(picture: PIL.Image.Image, name: str, size: int | None, strict: bool):

@@ -6,9 +6,8 @@ import bisect
 import io
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +18,29 @@ import PIL.Image
 
 from vlkit.errors import MediaError, check_whole, is_number
 from vlkit.grounding.boxes import Size
-from vlkit.media.image import Deferred, describe_source, load_image
+from vlkit.media.image import Deferred, describe_source, load_image, pictures_of
 from vlkit.media.sources import is_url, local_path, read_bytes
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # files that contain their frames; a playlist would make ffmpeg open other files
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,ogg,flv,asf,"
     "ivf,nut,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
 )
+_UNSEEKABLE = ("mpeg", "mpegvideo")  # times in them are guessed, and shifted after seeking
+_SLACK = 1e-3  # seconds by which containers round the times of frames
+_TURN = PIL.Image.Transpose
+_SIDEWAYS = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.ROTATE_90, _TURN.TRANSVERSE)
+# by whether x and y are exchanged, then whether the new x and the new y run backwards
+_TURNS = {
+    (False, False, False): None,
+    (False, True, False): _TURN.FLIP_LEFT_RIGHT,
+    (False, False, True): _TURN.FLIP_TOP_BOTTOM,
+    (False, True, True): _TURN.ROTATE_180,
+    (True, False, False): _TURN.TRANSPOSE,
+    (True, True, False): _TURN.ROTATE_270,
+    (True, False, True): _TURN.ROTATE_90,
+    (True, True, True): _TURN.TRANSVERSE,
+}
 
 
 @dataclass(frozen=True)
@@ -38,28 +51,18 @@ class ClipInfo:
         size: (width, height) of the upright frames.
         fps: frames per second (the mean, where the rate varies).
         total_frames: the number of its frames.
+        all_wanted: they exist already, so none may be lost to an odd number of them.
     """
 
     size: Size
     fps: float
     total_frames: int
+    all_wanted: bool = False
 
     @property
     def duration(self) -> float:
         """Seconds."""
         return self.total_frames / self.fps
-
-
-def pictures_of(folder: Path, name: str) -> list[Path]:
-    """The picture files of a folder, in natural order: 2 before 10. Raises MediaError."""
-
-    def natural(path: Path) -> list:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-    pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
-    if not pictures:
-        raise MediaError(f"{name} is a folder without pictures; pass a folder that contains some")
-    return sorted(pictures, key=natural)
 
 
 class FrameReader:
@@ -69,7 +72,7 @@ class FrameReader:
         if not sources:
             raise MediaError(f"{name} contains no frames")
         self._sources, self._name = sources, name
-        self.info = ClipInfo(load_image(sources[0]).size, float(fps), len(sources))
+        self.info = ClipInfo(load_image(sources[0]).size, float(fps), len(sources), True)
 
     def close(self) -> None:
         """No file is open between two frames."""
@@ -91,83 +94,125 @@ class FileReader:
     def __init__(self, source: Any, name: str):
         import av
 
-        self._name = name
-        self._container = _open_container(source, name)
-        if not self._container.streams.video:
-            raise MediaError(f"{name} contains only sound; pass a clip with video")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        self._name, self._file = name, _clip_file(source, name)
         self._errors = (av.FFmpegError, ValueError, OSError)
+        self._origin, self._step = (
+            0.0,
+            0.0,
+        )  # seconds; between frames where they are counted, else 0
+        self._open()
+        self._can_seek = self._container.format.name not in _UNSEEKABLE
         first = next(self._decode(), None)
         if first is None:
             raise MediaError(f"{name} contains no frame that can be decoded; save it again")
-        self._origin = first.time or 0.0
-        self._rotation = round(first.rotation / 90) % 4
-        size = (first.width, first.height)
-        fps, total = self._count()
-        self.info = ClipInfo(size[::-1] if self._rotation % 2 else size, fps, total)
+        self._origin = first[1].time or 0.0
+        self._turn = _turn_of(first[1])
+        size = (first[1].width, first[1].height)
+        size = size[::-1] if self._turn in _SIDEWAYS else size
+        # when each frame appears, in order; empty where they are evenly spaced
+        self._times: list[float] = []
+        self.info = ClipInfo(size, *(self._read_index() or self._read_packets()))
+
+    def _open(self) -> None:
+        self._container = _open_container(self._file, self._name)
+        if not self._container.streams.video:
+            raise MediaError(f"{self._name} contains only sound; pass a clip with video")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
 
     def close(self) -> None:
         """Close the file."""
         self._container.close()
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Iterator[tuple[float, Any]]:
+        """Frames, each with its time in seconds from the clip's first."""
         try:
-            yield from self._container.decode(self._stream)
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                at = (frame.time or 0.0) - self._origin
+                yield number * self._step or at, frame
         except self._errors as error:
             raise MediaError(
                 f"{self._name} is damaged at byte level ({error}); save it again"
             ) from error
 
-    def _count(self) -> tuple[float, int]:
-        """The mean frames per second, and the number of frames."""
-        stream, total = self._stream, self._stream.frames
-        seconds = (self._container.duration or 0) / 1e6
-        if stream.duration and stream.time_base:
-            seconds = float(stream.duration * stream.time_base)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        if not seconds or not (total or rate):
-            return self._count_packets(rate)
-        total = total or max(1, round(seconds * rate))
-        return (total / seconds if total > 1 else rate or 1.0), total
+    def _read_index(self) -> tuple[float, int] | None:
+        """Frames per second and their number, if the container lists all of them evenly spaced."""
+        stream = self._stream
+        ticks = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+        steps = [after - before for before, after in itertools.pairwise(ticks)]
+        if not steps or len(ticks) < stream.frames or max(steps) > min(steps) + 1:
+            return None
+        return self._mean_rate((ticks[-1] - ticks[0]) * stream.time_base, len(ticks)), len(ticks)
 
-    def _count_packets(self, rate: float) -> tuple[float, int]:
-        self._container.seek(0)
-        packets = self._container.demux(self._stream)
-        times = [packet.pts * packet.time_base for packet in packets if packet.pts is not None]
-        span = float(max(times) - min(times)) if times else 0.0
-        total = max(1, len(times))
-        return ((total - 1) / span if span else rate or 1.0), total
+    def _read_packets(self) -> tuple[float, int]:
+        """Frames per second and their number, from the times of all packets; none is decoded."""
+        self._open_again()
+        stream, times = self._stream, []
+        end = last = step = 0.0  # seconds: of all streams, of this one, of its first packet
+        counted = not self._can_seek  # without times, or with guessed ones
+        with suppress(*self._errors):  # what is behind the damage is missing, which read() says
+            for packet in self._container.demux():
+                if packet.size and not packet.is_discard:
+                    time = float((packet.pts or 0) * packet.time_base)
+                    held = float((packet.duration or 0) * packet.time_base)
+                    end = max(end, time + held)
+                    if packet.stream_index == stream.index:
+                        times.append(time)
+                        last, step = max(last, time + held), step or held
+                        counted = counted or packet.pts is None
+        total, declared = len(times), float((self._container.duration or 0) / 1e6)
+        if counted or not times:
+            fps = 1 / step if step else float(stream.guessed_rate or 10)
+            self._step, self._can_seek = 1 / fps, False
+            return fps, max(1, total)
+        first, newest = min(times), max(times)
+        fps = self._mean_rate(newest - first, total)
+        if stream.frames > total or end < declared - max(1.0, 3 / fps):  # truncated
+            seconds = float((stream.duration or 0) * (stream.time_base or 0)) or declared - first
+            return fps, max(stream.frames, round(seconds * fps))
+        spaced = [abs(time - first - i / fps) for i, time in enumerate(sorted(times))]
+        if max(spaced) >= 0.5 / fps:
+            self._times = sorted(time - first for time in times)
+            fps = total / max(last - first, newest - first + 1e-3)
+        return fps, total
+
+    def _mean_rate(self, span: Any, total: int) -> float:
+        """A declared rate that the frames keep, else that of their times."""
+        rates = [float(self._stream.average_rate or 0), float(self._stream.guessed_rate or 0)]
+        if total < 2 or not span:
+            return next(filter(None, rates), 1.0)
+        kept = (rate for rate in rates if abs(rate * float(span) - (total - 1)) < 0.4)
+        return next(kept, (total - 1) / float(span))
 
     def read(self, indices: Sequence[int]) -> Iterator[PIL.Image.Image]:
         """The frame on screen at each index's time; the indices must be in increasing order."""
         frames, shown, ahead = self._seek(0.0), None, None
-        tolerance = 0.5 / self.info.fps
+        tolerance = _SLACK if self._times else 0.5 / self.info.fps
         longest_hold = max(1.0, 3 / self.info.fps)  # of the last frame, or the file is truncated
         for index in indices:
             time = index / self.info.fps
-            if shown is not None and self._keyframe_between(self._time(shown), time):
+            if self._times:
+                time = self._times[bisect.bisect_right(self._times, time + _SLACK) - 1]
+            if shown is not None and self._keyframe_between(shown[0], time):
                 frames, shown, ahead = self._seek(time), None, None
             while ahead := ahead or next(frames, None):
-                if self._time(ahead) > time + tolerance:
+                if ahead[0] > time + tolerance:
                     break
                 shown, ahead = ahead, None
             frame = shown or ahead
-            if frame is None or (ahead is None and time - self._time(frame) > longest_hold):
+            if frame is None or (ahead is None and time - frame[0] > longest_hold):
                 raise MediaError(
                     f"{self._name} cannot be decoded at {time:.2f} of {self.info.duration:.2f} s; "
                     "it is truncated: save it again, or pass end="
                 )
-            yield self._upright(frame)
-
-    def _time(self, frame: Any) -> float:
-        return (frame.time or 0.0) - self._origin
+            picture = frame[1].to_image()
+            yield picture if self._turn is None else picture.transpose(self._turn)
 
     def _keyframe_between(self, after: float, before: float) -> bool:
         """Whether seeking to ``before`` is faster than decoding everything from ``after``."""
         keyframes = self._keyframes
-        if not keyframes:
-            return before - after > 10.0  # no index: seek over long gaps only
+        if not keyframes or not self._can_seek:
+            return self._can_seek and before - after > 10.0  # no index: seek over long gaps only
         position = bisect.bisect_right(keyframes, before) - 1
         return position >= 0 and keyframes[position] > after
 
@@ -178,39 +223,64 @@ class FileReader:
         entries = [e for e in self._stream.index_entries if e.is_keyframe]
         return sorted(e.timestamp * base - self._origin for e in entries)
 
-    def _seek(self, time: float) -> Iterator[Any]:
+    def _seek(self, time: float) -> Iterator[tuple[float, Any]]:
         """The frames from the last keyframe at or before a time."""
-        for back in (0.0, 2.0, 20.0):
-            target = max(0.0, time - back) + self._origin
-            self._container.seek(int(target / self._stream.time_base), stream=self._stream)
-            frames = self._decode()
-            first = next(frames, None)
-            if first is not None and (self._time(first) <= time or target <= self._origin):
-                return itertools.chain([first], frames)
-        self._container.seek(0)
+        with suppress(*self._errors):
+            for back in (0.0, 2.0, 20.0) if self._can_seek else ():
+                target = max(0.0, time - back) + self._origin
+                self._container.seek(int(target / self._stream.time_base), stream=self._stream)
+                frames = self._decode()
+                first = next(frames, None)
+                if first is not None and first[0] <= time + _SLACK:
+                    return itertools.chain([first], frames)
+        self._open_again()
         return self._decode()
 
-    def _upright(self, frame: Any) -> PIL.Image.Image:
-        picture = frame.to_image()
-        return picture.rotate(90 * self._rotation, expand=True) if self._rotation else picture
+    def _open_again(self) -> None:
+        """Begin at the first frame: not every container can be sought."""
+        self._container.close()
+        self._open()
 
 
-def _open_container(source: Any, name: str) -> Any:
-    import av
+def _turn_of(frame: Any) -> PIL.Image.Transpose | None:
+    """How a frame is turned or mirrored to be upright, by its display matrix (a, b, u, c, d, …).
 
+    A point moves to x' = a·x + c·y, y' = b·x + d·y:
+    https://ffmpeg.org/doxygen/trunk/group__lavu__video__display.html
+    """
+    from av.sidedata.sidedata import Type
+
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return None
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    if abs(a) >= abs(b):
+        return _TURNS[False, a < 0, d < 0]
+    return _TURNS[True, c < 0, b < 0]
+
+
+def _clip_file(source: Any, name: str) -> str | io.BytesIO:
+    """A clip's path, or its bytes."""
     if isinstance(source, bytes | bytearray | memoryview) or is_url(source):
-        source = io.BytesIO(read_bytes(source, name))
-    elif isinstance(source, str | os.PathLike):
-        source = local_path(source)
-        if not os.path.isfile(source):
-            raise MediaError(f"{name} does not exist, or is not a regular file; check the path")
-    else:
+        return io.BytesIO(read_bytes(source, name))
+    if not isinstance(source, str | os.PathLike):
         raise MediaError(
             f"cannot read a clip from a {type(source).__name__}; pass a path, URL, bytes, a folder "
             "or list of frames, or an array (frames, height, width, 3)"
         )
+    path = local_path(source)
+    if not os.path.isfile(path):
+        raise MediaError(f"{name} does not exist, or is not a regular file; check the path")
+    return path
+
+
+def _open_container(file: str | io.BytesIO, name: str) -> Any:
+    import av
+
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     try:
-        return av.open(source, timeout=30.0, options={"format_whitelist": CONTAINERS})
+        return av.open(file, timeout=30.0, options={"format_whitelist": CONTAINERS})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(
             f"{name} is not a clip that can be read ({error}); expected mp4, webm, mov, mkv, avi, "
@@ -385,6 +455,9 @@ def sample_indices(video: Video, info: ClipInfo, name: str = "video") -> tuple[l
             f"frames={video.frames}, but that part of {name} has {total} frames; lower frames="
         )
     count = _count_frames(video, total, info.fps)
+    wanted = video.frames or max(total / info.fps * video.fps, min(4, total))
+    if info.all_wanted and total - 1 < wanted and total + total % 2 <= video.max_frames:
+        return [*range(first, last + 1), *[last] * (total % 2)], total  # as qwen-vl-utils does
     return [round(value) for value in np.linspace(first, last, count)], total
 
 
@@ -429,16 +502,22 @@ def clip_name(source: Any) -> str:
     return describe_source(source).replace("picture of", "video of")
 
 
+def is_frames(source: Any) -> bool:
+    """Whether a clip's source is frames that exist already: a list, an array or a folder."""
+    if isinstance(source, str | os.PathLike):
+        return not is_url(source) and os.path.isdir(local_path(source))
+    return isinstance(source, list | tuple | np.ndarray)
+
+
 def _open(video: Video, name: str):
     source = video.source
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise MediaError(f"{name} is not a clip; expected (frames, height, width, 3)")
-    if isinstance(source, str | os.PathLike) and not is_url(source):
-        folder = Path(local_path(source))
-        source = pictures_of(folder, name) if folder.is_dir() else source
-    if isinstance(source, list | tuple | np.ndarray):
-        return FrameReader(list(source), video.source_fps, name)
-    return FileReader(source, name)
+    if not is_frames(source):
+        return FileReader(source, name)
+    if isinstance(source, str | os.PathLike):
+        source = pictures_of(Path(local_path(source)), name)
+    return FrameReader(list(source), video.source_fps, name)
 
 
 class DeferredClips(Deferred):

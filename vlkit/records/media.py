@@ -17,9 +17,8 @@ from vlkit.batch.keys import hash_medium
 from vlkit.bundled import bundled_path
 from vlkit.errors import VlkitError
 from vlkit.files import relative, write_whole
-from vlkit.media.image import describe_source, load_image, pixel_hash
+from vlkit.media.image import describe_source, load_image, pictures_of, pixel_hash
 from vlkit.media.sources import clean_url, is_url, local_path
-from vlkit.media.video import pictures_of
 from vlkit.plotting.draw import stack_captioned
 
 THUMBNAILS, KEPT = "thumbnails", "media"

@@ -5,24 +5,18 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from vlkit.datasets.pictures import (
-    ENDINGS,
-    Scene,
-    boxes_of,
-    checked_box,
-    copy_pictures,
-    upright_size,
-)
+from vlkit.datasets.pictures import Scene, boxes_of, checked_box, copy_pictures, upright_size
 from vlkit.errors import VlkitError
 from vlkit.files import parse_yaml, read_text, write_whole
 from vlkit.grounding.boxes import Box, Item
+from vlkit.media.image import PICTURE_SUFFIXES
 
 
 def read_yolo(path: Path, images: Path | None) -> list[Scene]:
     """``class x y width height``: center and size as shares of the picture."""
     names = _yolo_names(path)
     folder = images or path / "images"
-    pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not pictures:
         raise VlkitError(f"{folder} contains no pictures; YOLO needs them for their sizes")
     labels = {p.relative_to(path / "labels").with_suffix(""): p for p in _label_files(path)}
