@@ -31,9 +31,12 @@ COLUMNS = {
     "messages": ("messages",),
     "prompt": ("prompt", "question", "instruction", "query"),
     "system": ("system", "system_prompt"),
-    "image": ("image", "images", "image_path", "image_url", "picture", "file_name", "filename"),
-    "video": ("video", "videos", "video_path", "video_url", "clip"),
-}
+    "image": (
+        "image", "images", "image_path", "image_paths", "image_url", "image_urls", "image_file",
+        "picture", "pictures", "img", "img_path", "file_name", "filename",
+    ),
+    "video": ("video", "videos", "video_path", "video_paths", "video_url", "video_urls", "clip"),
+}  # fmt: skip
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # a doubled brace, {column}, a lone brace
 _MEDIA_KEYS = ("image", "image_url", "video", "video_url", "url", "path")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -15,7 +17,7 @@ from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Size
 from vlkit.lora.example import Example, detect_convention, place_coordinates, source_key
-from vlkit.lora.readers import Turn, detect_format, read_turns
+from vlkit.lora.readers import Turn, detect_format, read_turns, unread_keys
 from vlkit.media.image import Image, describe_source, load_image, picture_size
 from vlkit.media.sources import is_remote, is_url, local_path
 from vlkit.media.video import Video, clip_name, probe_clip, sample_indices
@@ -121,6 +123,7 @@ class RowReader:
         self.problems: list[Problem] = []
         self._media: list[tuple[int, dict]] = []
         self._renamed: dict[str, dict[str, list[int]]] = {}  # file → absolute paths → rows
+        self.unread: Counter[str] = Counter()  # keys that are not read, and in how many rows
 
     def read(self, rows: Iterable[tuple[int, Any]]) -> list[Example]:
         """The examples of all rows without a problem."""
@@ -152,16 +155,17 @@ class RowReader:
             raise VlkitError(f"expected an object, not {row!r:.40}")
         row = {key: None if is_missing(value) else value for key, value in row.items()}
         turns = read_turns(row, detect_format(row) if self.format == "auto" else self.format)
+        self.unread.update(unread_keys(row))
         order_problems = list(_order_problems(turns))
         for problem in order_problems:
             self._note(number, problem)
         before = len(self.problems)
-        items = [part for _, parts in turns for part in parts if isinstance(part, dict)]
+        items = [part for turn in turns for part in turn.parts if isinstance(part, dict)]
         sizes = set(self._measure_media(number, items))
         if len(self.problems) > before:  # without its pictures its boxes cannot be placed
             return None
         turns = turns if order_problems else _checked(turns)
-        texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
+        texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
         convention = detect_convention(row, texts) if self.boxes == "auto" else self.boxes or ""
         coordinates, placed = place_coordinates(row, texts, convention, sizes, self.limit)
         rest = iter(placed)
@@ -169,9 +173,10 @@ class RowReader:
             number,
             tuple(
                 (role, tuple(p if isinstance(p, dict) else next(rest) for p in parts))
-                for role, parts in turns
+                for role, parts, _ in turns
             ),
             coordinates,
+            frozenset(i for i, turn in enumerate(turns) if not turn.trained),
         )
 
     def _measure_media(self, number: int, items: Iterable[dict]) -> Iterator[Size]:
@@ -179,7 +184,10 @@ class RowReader:
         for item in items:
             kind = item["type"]
             try:
-                item[kind] = self._find(number, item[kind], kind)
+                source = item[kind]
+                frames = isinstance(source, list | tuple)
+                find = partial(self._find, number, kind="image" if frames else kind)
+                item[kind] = list(map(find, source)) if frames else find(source)
                 medium = read_media_item(item)
                 if isinstance(medium, Image) and not is_remote(medium.source):
                     yield picture_size(medium)
@@ -227,21 +235,24 @@ def _base_of_absolute(name: str) -> str:
 
 
 def _checked(turns: list[Turn]) -> list[Turn]:
-    messages = as_messages([{"role": role, "content": parts} for role, parts in turns])
-    return [(m["role"], [item.get("text", item) for item in m["content"]]) for m in messages]
+    messages = as_messages([{"role": turn.role, "content": turn.parts} for turn in turns])
+    contents = [[item.get("text", item) for item in message["content"]] for message in messages]
+    return [turn._replace(parts=parts) for turn, parts in zip(turns, contents, strict=True)]
 
 
 def _order_problems(turns: list[Turn]) -> Iterator[str]:
-    spoken = turns[1:] if turns[0][0] == "system" else turns
-    for i, (role, _) in enumerate(spoken):
+    spoken = turns[1:] if turns[0].role == "system" else turns
+    for i, (role, *_) in enumerate(spoken):
         expected = ("user", "assistant")[i % 2]
         if role != expected:
             unknown = "" if role in _ROLES else ", which is not a role"
             yield f"roles out of order: turn {i + 1} is {role!r}{unknown}, expected {expected!r}"
             return
-    if not spoken or spoken[-1][0] != "assistant":
+    if not spoken or spoken[-1].role != "assistant":
         yield "it ends without an answer"
-    for i, (role, parts) in enumerate(spoken, 1):
+    elif not any(turn.trained for turn in spoken if turn.role == "assistant"):
+        yield "its loss or weight leaves no answer to learn"
+    for i, (role, parts, _) in enumerate(spoken, 1):
         shown = any(isinstance(part, dict) for part in parts)
         blank = not shown and not "".join(map(str, parts)).strip()
         if role == "assistant" and shown:

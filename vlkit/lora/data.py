@@ -15,7 +15,7 @@ from typing import Any, overload
 import numpy as np
 
 from vlkit.datasets.tables import read_table
-from vlkit.errors import VlkitError, check_whole, is_number
+from vlkit.errors import VlkitError, check_whole, counted, is_number
 from vlkit.files import read_text
 from vlkit.lora.checking import DataError, Problem, RowReader, list_problems
 from vlkit.lora.example import CONVENTIONS, Example
@@ -180,6 +180,11 @@ def load_conversations(
     of 64 × 64 pixels; at 640 × 480, 1 to 2 ms a JPEG and 10 to 17 ms a PNG of noise. URLs are not
     fetched.
 
+    A ``system`` beside the turns becomes the first turn. ``instruction`` and ``input`` are a
+    question, after the turns of ``history``. Of several accepted answers, as in VQA and DocVQA, the
+    most frequent is learnt, else the first. An answer with ``"loss": false`` or ``"weight": 0`` is
+    part of the conversation, but not learnt. A warning names the keys that are not read.
+
     Newlines between a picture's tag and the text are left out: :func:`vlkit.user` has none.
     Pictures without a tag come before the first question.
 
@@ -214,6 +219,9 @@ def load_conversations(
     places = [Path(local_path(place)) for place in (image_dir, folder) if place is not None]
     reader = RowReader(format, boxes, max_image_tokens, places)
     examples = reader.read(rows)
+    if reader.unread:
+        listed = ", ".join(f"{key!r} ({counted(n, 'row')})" for key, n in reader.unread.items())
+        warnings.warn(f"{name}: these keys are not read: {listed:.500}", stacklevel=2)
     if reader.problems and strict:
         raise DataError(name, reader.problems)
     if reader.problems:

@@ -204,11 +204,13 @@ class Example:
         row: its number in the source, from 1.
         turns: for each message its role, and its texts and content items of media in order.
         coordinates: what the numbers in its texts mean.
+        untrained: which turns are answers that are not learnt (``"loss": false`` in the source).
     """
 
     row: int
     turns: tuple[tuple[str, tuple[Text | dict, ...]], ...]
     coordinates: Coordinates
+    untrained: frozenset[int] = frozenset()
 
     @property
     def media(self) -> list[dict]:
@@ -223,10 +225,12 @@ class Example:
     @property
     def messages(self) -> list[dict]:
         """Plain messages with their texts as the source has them."""
-        return [self._message(role, parts, None) for role, parts in self.turns]
+        return self._marked([self._message(role, parts, None) for role, parts in self.turns])
 
     def messages_for(self, vlm: Any) -> list[dict]:
         """Plain messages, the last one the answer; boxes as this model writes them.
+
+        An answer that is not learnt has ``"loss": False``.
 
         Args:
             vlm: from :func:`vlkit.load`.
@@ -236,7 +240,13 @@ class Example:
         """
         with naming_row(self):
             writer = self.coordinates.writer(vlm.family, self._input_size(vlm))
-            return as_messages([self._message(role, parts, writer) for role, parts in self.turns])
+            turns = [self._message(role, parts, writer) for role, parts in self.turns]
+            return self._marked(as_messages(turns))
+
+    def _marked(self, messages: list[dict]) -> list[dict]:
+        for i in self.untrained:
+            messages[i]["loss"] = False
+        return messages
 
     def _message(self, role: str, parts: Iterable[Text | dict], writer: Any) -> dict:
         write = self.coordinates.write

@@ -330,10 +330,17 @@ class _Row:
     def as_dict(self) -> dict:
         """The row as the format has it."""
         turns = [(role, list(map(self._part, parts))) for role, parts in self.example.turns]
+        if self.format in ("messages", SWIFT):
+            messages: list[dict] = [{"role": role, "content": parts} for role, parts in turns]
+            for i in self.example.untrained:
+                messages[i]["loss"] = False
+        elif self.example.untrained:
+            self._refuse("some of its answers are not learnt (loss)")
         if self.format == "messages":
-            return {"messages": [{"role": role, "content": parts} for role, parts in turns]}
+            return {"messages": messages}
         if self.format == SWIFT:  # no newline after a picture: ms-swift would keep it
-            messages = [{"role": role, "content": "".join(parts)} for role, parts in turns]
+            for message in messages:
+                message["content"] = "".join(message["content"])
             files = {f"{kind}s": names for kind, names in self.files.items() if names}
             return {"messages": messages} | files | (self.writer.objects() if self.writer else {})
         names = _SPEAKERS[self.format]

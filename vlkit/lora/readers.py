@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlkit.datasets.conversations import media_source, role_of
 from vlkit.datasets.questions import COLUMNS
 from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
+from vlkit.media.image import PICTURE_SUFFIXES
 from vlkit.media.video import Video
 from vlkit.messages import looks_like_clip
 
@@ -20,19 +22,40 @@ _INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
 _STRAY = re.compile(r"</?(?:img|video)>")
 _PAI = re.compile(r"</?img>|</video>")  # a lone <video> is LLaVA's placeholder
 _PLACE = re.compile(r"<(image|video)>")
-_MEDIA_COLUMNS = ("image", "images", "video", "videos")
 _KEYS = ("image", "image_url", "video", "video_url", "url", "path", "bytes")
 _PROMPTS, _SYSTEM = COLUMNS["prompt"], COLUMNS["system"]
+# what a row and a message may say, in lower case; any other key is named in a warning
+_ROW_KEYS = {
+    *("conversations", "messages", "objects", "history", "input", "id", "width", "height"),
+    *(name for names in COLUMNS.values() for name in names), *ANSWERS,
+}  # fmt: skip
+_MESSAGE_KEYS = {"role", "from", "content", "value", "loss", "weight"}
+_NO_TEXT = {  # of a message, and lost where only its text is learnt
+    "reasoning_content": "write it into the content, as <think>…</think>",
+    "reasoning": "write it into the content, as <think>…</think>",
+    "tool_calls": "write it into the content, as <tool_call>…</tool_call>",
+    "function_call": "write it into the content, as <tool_call>…</tool_call>",
+    "tool_call_id": "write the result into a question",
+    "images": "put them under the row's images, and <image> into the text",
+    "videos": "put them under the row's videos, and <video> into the text",
+}
 
 
 Part = str | dict  # a text, or the content item of a picture or clip
-Turn = tuple[str, list[Part]]  # a role, and what it says and shows
+
+
+class Turn(NamedTuple):
+    """Who speaks, what it says and shows, and whether it is learnt where it is an answer."""
+
+    role: str
+    parts: list[Part]
+    trained: bool = True
 
 
 def detect_format(row: Mapping) -> str:
     """The format of one row. Raises VlkitError where it is of none."""
     if isinstance(messages := row.get("conversations"), list):
-        texts = [str(_role_and_content(message)[1]) for message in messages]
+        texts = [str(_content(message)) for message in messages]
         return "pai" if any(_PAI.search(text) for text in texts) else "llava"
     if isinstance(messages := row.get("messages"), list):
         contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
@@ -51,47 +74,87 @@ def detect_format(row: Mapping) -> str:
     )
 
 
+def unread_keys(row: Mapping) -> set[str]:
+    """The keys of a row and of its messages that :func:`read_turns` does not read."""
+    keys = {str(key) for key, value in row.items() if not is_missing(value)}
+    unread = {key for key in keys if key.lower() not in _ROW_KEYS}
+    for kind in ("image", "video", "prompt"):  # of several columns for one thing, one is read
+        names = [name for name in keys if name.lower() in COLUMNS[kind]]
+        unread |= {*names} - {_column(row, COLUMNS[kind])}
+    for message in row.get("conversations") or row.get("messages") or ():
+        if isinstance(message, Mapping):
+            unread |= {f"messages[].{key}" for key in message.keys() - _MESSAGE_KEYS}
+    return unread
+
+
 def read_turns(row: Mapping, name: str) -> list[Turn]:
     """The turns of a row.
 
     Raises:
         VlkitError: why it cannot be read.
     """
-    if name == "table":
-        return list(_table_turns(row))
     key = "messages" if name in ("ms-swift", "messages") else "conversations"
     messages = row.get(key)
-    if not messages and name == "ms-swift" and {"query", "response"} & row.keys():
-        messages = _swift_messages(row)
+    if name == "table" or (not messages and name == "ms-swift" and "query" in row):
+        messages = list(_messages_of_columns(row))
     if not isinstance(messages, list | tuple) or not len(messages):
         raise VlkitError(f'no list of messages under "{key}"; its columns: {list(row)!s:.100}')
+    system = _column(row, _SYSTEM)
+    if system and not is_missing(row[system]):  # beside the turns
+        if role_of(messages[0]) == "system":
+            raise VlkitError(f'it has a system message and "{system}"; leave one of them out')
+        messages = [{"role": "system", "content": row[system]}, *messages]
     media = _Media(row)
-    turns = [
-        (role, list(_parts(content, name, media)))
-        for role, content in map(_role_and_content, messages)
-    ]
+    turns = [_turn(message, name, media) for message in messages]
     media.place_rest(turns)
-    return [(role, _tidy(parts)) for role, parts in turns]
+    return [turn._replace(parts=_tidy(turn.parts)) for turn in turns]
 
 
-def _swift_messages(row: Mapping) -> list[dict]:
-    """ms-swift's ``query`` and ``response``, with ``history`` and ``system``, as messages."""
+def _turn(message: Any, name: str, media: _Media) -> Turn:
+    content = _content(message)
+    for key, remedy in _NO_TEXT.items():
+        if message.get(key):
+            raise VlkitError(f"a message has {key!r}, which is not supported; {remedy}")
+    for key in ("loss", "weight"):  # of ms-swift, and of OpenAI's and axolotl's rows
+        if message.get(key) not in (None, 0, 1):
+            raise VlkitError(f"{key}={message[key]!r:.40} of a message is not supported (0 or 1)")
+    trained = all(message.get(key) != 0 for key in ("loss", "weight"))
+    return Turn(role_of(message), list(_parts(content, name, media)), trained)
+
+
+def _messages_of_columns(row: Mapping) -> Iterator[dict]:
+    """Columns for question and answer as messages, after the turns of ``history``.
+
+    ``input`` follows ``instruction`` on a line of its own (https://github.com/tatsu-lab/
+    stanford_alpaca), and of several accepted answers the most frequent is learnt, else the first.
+    """
     history = row.get("history") or []
     pairs = [*history] if isinstance(history, list | tuple) else [history]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise VlkitError(f"its history is {history!r:.60}; expected pairs of texts")
-    pairs.append((row.get("query", ""), row.get("response", "")))
-    turns = [("system", row["system"])] if row.get("system") else []
-    for query, response in pairs:
-        turns += [("user", query), ("assistant", response)]
-    return [{"role": role, "content": text} for role, text in turns]
+    question, answer = _column(row, _PROMPTS), _column(row, ANSWERS)
+    if not question or not answer:
+        raise VlkitError(f"no question and answer among its columns {list(row)!s:.100}")
+    asked = _text(row[question])
+    if _text(row.get("input")):
+        asked = f"{asked}\n{_text(row['input'])}" if asked else _text(row["input"])
+    for query, response in [*pairs, (asked, _chosen_answer(row[answer]))]:
+        yield {"role": "user", "content": query}
+        yield {"role": "assistant", "content": response}
 
 
-def _role_and_content(message: Any) -> tuple[str, Any]:
+def _chosen_answer(cell: Any) -> str:
+    """An answer, or of a list, as of VQA and DocVQA, the most frequent one, else the first."""
+    answers = cell if isinstance(cell, list | tuple) else [cell]
+    texts = [_text(a.get("answer") if isinstance(a, Mapping) else a) for a in answers]
+    return Counter(text for text in texts if text).most_common(1)[0][0] if any(texts) else ""
+
+
+def _content(message: Any) -> Any:
     if not isinstance(message, Mapping):
         raise VlkitError(f"a message is {message!r:.40}; expected a dict of role and content")
     content = message.get("content")
-    return role_of(message), message.get("value") if content is None else content
+    return message.get("value") if content is None else content
 
 
 def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
@@ -102,7 +165,7 @@ def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
                     f"unbalanced tags: {stray[0]} has no counterpart in {content!r:.60}"
                 )
             yield from _split(content, _INLINE, _inline_item)
-        elif name in ("llava", "ms-swift"):
+        elif name in ("llava", "ms-swift") or (name == "table" and any(media.count.values())):
             if name == "llava" and (inline := _INLINE.search(content)):
                 raise VlkitError(f'{inline[0]!r:.60} is PAI\'s; pass format="pai" or "auto"')
             yield from _split(content, _PLACE, lambda match: media.take(match[1]))
@@ -164,9 +227,10 @@ class _Media:
     """The pictures and clips in a row's columns; each placeholder in the text takes the next."""
 
     def __init__(self, row: Mapping):
-        row = {key: row[key] for key in _MEDIA_COLUMNS if key in row}
         self.left = {kind: list(_cells(row, kind)) for kind in ("image", "video")}
         self.count = {kind: len(items) for kind, items in self.left.items()}
+        # beside pictures in the text it is metadata: the name of some file
+        self.is_file_name = _column(row, COLUMNS["image"]) in ("file_name", "filename")
 
     def take(self, kind: str) -> dict:
         if not self.left[kind]:
@@ -175,8 +239,10 @@ class _Media:
 
     def place_rest(self, turns: list[Turn]) -> None:
         """Put media without a placeholder before the first question, if no other has one."""
+        placed = [part for turn in turns for part in turn.parts if isinstance(part, dict)]
+        if placed and self.is_file_name:
+            self.left["image"] = []
         rest = [*self.left["image"], *self.left["video"]]
-        placed = [part for _, parts in turns for part in parts if isinstance(part, dict)]
         named = {source for item in placed if isinstance(source := item[item["type"]], str)}
         without = [
             item["type"]
@@ -187,7 +253,7 @@ class _Media:
             raise VlkitError(
                 f"{len(without)} of its {without[0]}s have no <{without[0]}> in the text"
             )
-        question = next((parts for role, parts in turns if role == "user"), None)
+        question = next((turn.parts for turn in turns if turn.role == "user"), None)
         if not placed and question is not None:
             question[:0] = rest
 
@@ -195,9 +261,16 @@ class _Media:
 def _cells(row: Mapping, kind: str) -> Iterator[dict]:
     column = _column(row, COLUMNS[kind])
     cell: Any = row[column] if column else None
-    for source in cell if isinstance(cell, list | tuple) else [cell]:
+    sources = cell if isinstance(cell, list | tuple) else [cell]
+    if kind == "video" and len(sources) > 1 and all(map(_is_frame, sources)):
+        sources = [sources]  # the frames of one clip
+    for source in sources:
         if not is_missing(source):
             yield media_item(source, kind)
+
+
+def _is_frame(source: Any) -> bool:
+    return isinstance(source, str) and source.lower().endswith(PICTURE_SUFFIXES)
 
 
 def _column(row: Mapping, names: Sequence[str]) -> str | None:
@@ -207,19 +280,9 @@ def _column(row: Mapping, names: Sequence[str]) -> str | None:
     return next((name for name in columns if not is_missing(row[name])), next(iter(columns), None))
 
 
-def _table_turns(row: Mapping) -> Iterator[Turn]:
-    question, answer = _column(row, _PROMPTS), _column(row, ANSWERS)
-    if not question or not answer:
-        raise VlkitError(f"no question and answer among its columns {list(row)!s:.100}")
-    system = _column(row, _SYSTEM)
-    if system and not is_missing(row[system]):
-        yield "system", [str(row[system])]
-    media = [item for kind in ("image", "video") for item in _cells(row, kind)]
-    yield "user", [*media, _text(row[question])]
-    yield "assistant", [_text(row[answer])]
-
-
 def _text(cell: Any) -> str:
+    if isinstance(cell, list | tuple | Mapping):
+        raise VlkitError(f"a question or answer is {cell!r:.60}; expected text")
     return "" if is_missing(cell) else str(cell)
 
 

@@ -44,7 +44,7 @@ def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
 
     Args:
         processor: whose chat template it is.
-        messages: checked; the last one is an answer.
+        messages: checked; the last one is an answer. One with ``"loss": False`` is not learnt.
 
     Raises:
         VlkitError: the template does not write every answer as this family does.
@@ -54,17 +54,18 @@ def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
     text = render_prompt(processor, messages, finished=True)
     asking = _generation_prompt(processor)
     answers = list(_ANSWER.finditer(text))
-    expected = sum(message["role"] == "assistant" for message in messages)
-    if len(answers) != expected:
+    trained = [m.get("loss", True) for m in messages if m["role"] == "assistant"]
+    if len(answers) != len(trained):
         raise VlkitError(
-            f"the chat template shows {len(answers)} of {expected} answers between {_ASSISTANT!r} "
-            "and <|im_end|>, so what to learn is unknown; use the template of the original model"
+            f"the chat template shows {len(answers)} of {len(trained)} answers between "
+            f"{_ASSISTANT!r} and <|im_end|>, so what to learn is unknown; use the template of the "
+            "original model"
         )
     pieces, end = [], 0
-    for match in answers:
+    for match, learnt in zip(answers, trained, strict=True):
         head = asking if text.startswith(asking, match.start()) else _ASSISTANT
         start = match.start() + len(head)
-        pieces += [Piece(text[end:start], False), Piece(text[start : match.end()], True)]
+        pieces += [Piece(text[end:start], False), Piece(text[start : match.end()], learnt)]
         end = match.end()
     return [piece for piece in (*pieces, Piece(text[end:], False)) if piece.text]
 
