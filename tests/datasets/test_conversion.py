@@ -204,7 +204,7 @@ def test_the_samples_boxes_survive_every_convention(folder):
     scenes = [Scene(s.path, PIL.Image.open(s.path).size, s.boxes) for s in samples]
     scenes = [s for s in scenes if s.image.stem != "rotated"]
     for family in ("qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"):
-        write_scenes(scenes, folder / "d.jsonl", format=family)
+        write_scenes(scenes, folder / "d.jsonl", format=family, prompt="Locate everything.")
         back = read_scenes(folder / "d.jsonl", format=family)
         for old, new in zip(scenes, back, strict=True):
             for a, b in zip(old.items, new.items, strict=True):

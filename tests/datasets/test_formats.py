@@ -11,9 +11,11 @@ import pytest
 
 import vlkit
 from vlkit import Box, Point, Quad
+from vlkit.datasets.conversations import default_prompt
 from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
+from vlkit.evaluation.run import read_questions
 
 SIZE = (200, 100)
 CAT, DOG = Box("cat", 20, 10, 60, 50), Box('黑 <狗> & "x"', 0, 0, 200, 100)
@@ -70,12 +72,25 @@ def test_refcoco_has_a_row_for_each_box(folder, scenes):
 @pytest.mark.parametrize("name", CHATS)
 def test_chats_there_and_back_within_half_a_unit(name, folder, scenes):
     path = folder / "d.jsonl"
-    write_scenes(scenes, path, format=name)
+    write_scenes(scenes, path, format=name, prompt="Locate everything.")
     back = read_scenes(path, format=name)
-    assert back[0].prompt == f"Locate every instance of: cat, {DOG.label}."
+    assert [scene.prompt for scene in back] == ["Locate everything."] * 2
     for old, new in zip(scenes[0].items, back[0].items, strict=True):
         assert new.label == old.label and new.xyxy == pytest.approx(old.xyxy, abs=0.5)
     assert back[1].items == ()
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_what_is_trained_is_what_evaluation_asks(name, folder, scenes):
+    path = folder / "d.jsonl"
+    with pytest.warns(UserWarning, match="left out 1 picture without boxes"):
+        write_scenes(scenes, path, format=name)
+    prompt = default_prompt(name)
+    assert "{label}" in prompt
+    trained = [(scene.prompt, len(scene.items)) for scene in read_scenes(path, format=name)]
+    write_scenes(scenes, folder / "d.json", format="coco")
+    asked = read_questions(folder / "d.json", prompt=prompt)
+    assert trained == [(q.prompt, len(q.truth)) for q in asked] and len(trained) == 2
 
 
 def test_points_and_quads_where_they_can_be(folder):
@@ -126,6 +141,95 @@ def test_supervision_reads_the_same_boxes(name, path, folder, scenes):
     truth = {box.label: box.xyxy for box in (CAT, DOG)}
     for label, xyxy in zip(order, found["a.png"].xyxy, strict=True):
         assert tuple(xyxy) == pytest.approx(truth[label], abs=0.01)
+
+
+QUARTER = Box(
+    "corner", 0, 0, 50, 100
+)  # of a picture that is 100×200 upright: white, the rest black
+
+
+def turned(folder):
+    """A scene of a file that lies on its side; its upright top left quarter is white."""
+    upright = PIL.Image.new("L", (100, 200))
+    upright.paste(255, (0, 0, 50, 100))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    (folder / "raw").mkdir()
+    upright.transpose(PIL.Image.Transpose.ROTATE_90).save(folder / "raw" / "t.jpg", exif=exif)
+    return Scene(folder / "raw" / "t.jpg", (100, 200), (QUARTER,))
+
+
+def check_quarter(picture, xyxy):
+    """The pixels in a box, of a picture as a reader without EXIF sees it, are the white ones."""
+    values = np.asarray(picture)[..., 0] if np.ndim(picture) == 3 else np.asarray(picture)
+    x1, y1, x2, y2 = (round(float(v)) for v in xyxy)
+    assert values[y1:y2, x1:x2].mean() > 245 and values.sum() / 255 == pytest.approx(5000, rel=0.03)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_readers_that_ignore_exif_see_upright_boxes(folder, copy):
+    import supervision
+    from torchvision.datasets import CocoDetection
+
+    scene, out = turned(folder), folder / "out"
+    plain = Scene(folder / "a.png", SIZE, (CAT,))
+    for name in ("coco", "yolo", "voc"):
+        path = out / "d.json" if name == "coco" else out / name
+        write_scenes([scene, plain], path, format=name, copy_pictures=copy)
+    coco = CocoDetection(str(out), str(out / "d.json"))
+    for i, box in enumerate((QUARTER, CAT)):
+        picture, (annotation,) = coco[i]
+        x, y, w, h = annotation["bbox"]
+        assert (x, y, x + w, y + h) == box.xyxy
+        if box is QUARTER:
+            check_quarter(picture, box.xyxy)
+    names = [image["file_name"] for image in coco.coco.dataset["images"]]
+    assert names == ["d_pictures/t.png", "d_pictures/a.png" if copy else "../a.png"]
+    read = supervision.DetectionDataset
+    found = [
+        read.from_yolo(*(str(out / "yolo" / part) for part in ("images", "labels", "data.yaml"))),
+        read.from_pascal_voc(str(out / "voc/JPEGImages"), str(out / "voc/Annotations")),
+    ]
+    if copy:  # supervision refuses names that leave the folder
+        found.append(read.from_coco(str(out), str(out / "d.json")))
+    for data in found:
+        for path, _, detections in data:
+            if Path(path).stem == "t":
+                check_quarter(PIL.Image.open(path), detections.xyxy[0])
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_conversations_name_an_upright_copy(folder, name):
+    with pytest.warns(UserWarning, match=r"t\.jpg is rotated by its EXIF tag.* upright copy"):
+        write_scenes([turned(folder)], folder / "d.jsonl", format=name)
+    row = json.loads((folder / "d.jsonl").read_text())
+    assert row["images"] == ["d_pictures/t.png"]
+    (scene,) = read_scenes(folder / "d.jsonl", format=name)
+    check_quarter(PIL.Image.open(scene.image), scene.items[0].xyxy)
+    row["images"] = ["raw/t.jpg"]  # rows that are rewritten from one convention to another
+    (folder / "e.jsonl").write_text(json.dumps(row))
+    with pytest.warns(UserWarning, match="upright copy"):
+        vlkit.convert(folder / "e.jsonl", folder / "f.jsonl", source_format=name, to="qwen2_vl")
+    assert json.loads((folder / "f.jsonl").read_text())["images"] == ["f_pictures/t.png"]
+
+
+def test_yolo_needs_no_folder_in_its_yaml(folder, scenes):
+    """ultralytics looks for ``path`` where it runs, and without it beside the file."""
+    import yaml
+
+    write_scenes(scenes, folder / "y", format="yolo")
+    assert yaml.safe_load((folder / "y" / "data.yaml").read_text(encoding="utf-8")) == {
+        "train": "images", "val": "images", "names": {0: "cat", 1: DOG.label},
+    }  # fmt: skip
+
+
+def test_label_studio_tasks_have_ids(folder, scenes):
+    write_scenes(scenes, folder / "d.json", format="label-studio")
+    tasks = json.loads((folder / "d.json").read_text(encoding="utf-8"))
+    assert [task["id"] for task in tasks] == [1, 2]
+    assert [a["id"] for task in tasks for a in task["annotations"]] == [1, 2]
+    assert [r["id"] for r in tasks[0]["annotations"][0]["result"]] == ["1-1", "1-2"]
 
 
 def test_yolo_is_the_middle_and_the_size_as_shares(folder):

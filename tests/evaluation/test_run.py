@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import Box
 from vlkit.cli.app import app
+from vlkit.datasets.conversations import default_prompt
 from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
-from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions
+from vlkit.evaluation.run import ask_grounding, read_questions
 
 KNOWN = ("red_circle", "three_shapes")  # drawn, and the bundled model gets them right
 
@@ -174,7 +175,10 @@ def test_convert_in_the_shell(tmp_path):
     result = run("convert", folder, tmp_path / "coco.json", "--to", "coco")
     assert result.exit_code == 0 and "samples → coco: 26 rows" in result.output
     assert len(read_scenes(tmp_path / "coco.json")) == 26
-    result = run("convert", tmp_path / "coco.json", tmp_path / "chat.jsonl", "--to", "qwen2_5_vl")
+    result = run(
+        "convert", tmp_path / "coco.json", tmp_path / "chat.jsonl", "--to", "qwen2_5_vl",
+        "--prompt", "Locate everything.",
+    )  # fmt: skip
     assert result.exit_code == 0
     back = read_scenes(tmp_path / "chat.jsonl", format="qwen2_5_vl")
     assert [len(s.items) for s in back] == [len(s.boxes) for s in vlkit.samples().values()]

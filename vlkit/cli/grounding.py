@@ -29,13 +29,23 @@ def convert(
     max_image_tokens: Annotated[
         int | None, typer.Option(help="The max_image_tokens with which qwen2_5_vl is used.")
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help='The question of conversations, with "{label}"; by default that of '
+            "evaluate-grounding."
+        ),
+    ] = None,
+    copy_pictures: Annotated[
+        bool, typer.Option("--copy-pictures", help="Copy the pictures next to the file.")
+    ] = False,
 ) -> None:
     """Convert a data set's boxes to another format or another generation's convention."""
     from vlkit.datasets.scenes import convert as convert_boxes
 
     report = convert_boxes(
         source, target, to=to, source_format=source_format, images=images,
-        max_image_tokens=max_image_tokens,
+        max_image_tokens=max_image_tokens, prompt=prompt, copy_pictures=copy_pictures,
     )  # fmt: skip
     typer.echo(f"{report}, written to {target}")
 
@@ -69,8 +79,9 @@ def evaluate_grounding(
     Writes metrics.json, rows.csv and gallery.html (the worst answers against the truth), all of
     them or none.
     """
+    from vlkit.datasets.conversations import default_prompt
     from vlkit.evaluation.metrics import check_thresholds
-    from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions
+    from vlkit.evaluation.run import ask_grounding, read_questions
     from vlkit.files import check_free, check_writable
     from vlkit.models.load import load
 

@@ -80,6 +80,23 @@ def detect_convention(row: Mapping, texts: Iterable[str]) -> str:
     return AMBIGUOUS if any(_JSON_BOX.search(text) for text in texts) else ""
 
 
+_PROMPTS = {  # of each generation's own examples
+    "tags": "Locate the {label}.",
+    "json": "Locate the {label}, report its bounding box coordinates in JSON format.",
+}
+
+
+def default_prompt(name: str) -> str:
+    """The question for the boxes of an object: ``{label}`` is to be replaced by its name.
+
+    The same for training data that :func:`vlkit.convert` writes and for ``evaluate-grounding``.
+
+    Args:
+        name: a family, or ``SWIFT``.
+    """
+    return _PROMPTS["tags" if name == SWIFT else FORMATS[name].style]
+
+
 def json_families() -> list[str]:
     """The families that write their coordinates as JSON."""
     return [name for name, form in FORMATS.items() if form.style == "json"]

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+from PIL.ExifTags import Base as ExifTag
+
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box, Item, Items, Size, list_items
-from vlkit.media.image import picture_size
+from vlkit.media.image import load_image, picture_size
 
 
 def to_detections(boxes: Items, *, classes: Iterable[str] | None = None) -> Any:
@@ -145,6 +148,22 @@ def finite_numbers(values: Any) -> list[float]:
     return numbers if all(abs(number) < 1e9 for number in numbers) else []
 
 
+def questions_of(scene: Scene, prompt: str) -> list[tuple[str, list[Item]]]:
+    """A picture's questions with their answers: its own, or one for each label.
+
+    Args:
+        scene: the picture.
+        prompt: for a picture without a question of its own. Without ``{label}`` in it there is one
+            question, about all items.
+    """
+    if scene.prompt or "{label}" not in prompt:
+        return [(scene.prompt or prompt, list(scene.items))]
+    by_label: dict[str, list[Item]] = {}
+    for item in scene.items:
+        by_label.setdefault(item.label, []).append(item)
+    return [(prompt.replace("{label}", name or "object"), of) for name, of in by_label.items()]
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -157,6 +176,55 @@ def boxes_of(items: Iterable[Item], format: str) -> list[Box]:
     return boxes
 
 
+class PictureFolder:
+    """Copies pictures into a folder, each once, under a name of its own; turned ones upright.
+
+    Other tools (the COCO, YOLO and VOC readers of torchvision and supervision, ms-swift) do not
+    rotate a picture by its EXIF tag, so that upright boxes would be in the wrong place on it.
+
+    Args:
+        folder: made when the first one is copied.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._copies: dict[Path, Path] = {}
+        self._stems: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def add(self, image: Path) -> Path:
+        """The copy of a picture. Raises VlkitError where it is missing."""
+        key = image.absolute()
+        if key not in self._copies:
+            if not image.is_file():
+                raise VlkitError(f"{image} is missing, so it cannot be copied; pass images=")
+            turned = is_turned(image)
+            stem, count = image.stem, 1
+            while stem in self._stems:  # two folders may have a 1.jpg each
+                count += 1
+                stem = f"{image.stem}_{count}"
+            self._stems.add(stem)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            copy = self.folder / f"{stem}{'.png' if turned else image.suffix}"
+            if turned:
+                load_image(image).save(copy)
+            else:
+                shutil.copyfile(image, copy)
+            self._copies[key] = copy
+        return self._copies[key]
+
+
+def is_turned(image: Path) -> bool:
+    """Whether a picture's EXIF tag rotates or mirrors it."""
+    try:
+        with PIL.Image.open(image) as picture:
+            return picture.getexif().get(ExifTag.Orientation, 1) in range(2, 9)
+    except Exception:  # missing or damaged, which whoever reads the pixels reports
+        return False
+
+
 def copy_pictures(
     scenes: list[Scene], boxes: list[list[Box]], path: Path, folder: str
 ) -> Iterator[tuple[str, Scene, list[Box]]]:
@@ -164,15 +232,6 @@ def copy_pictures(
     pictures: dict[Path, tuple[Scene, list[Box]]] = {}
     for scene, row in zip(scenes, boxes, strict=True):
         pictures.setdefault(scene.image.absolute(), (scene, []))[1].extend(row)
-    stems: set[str] = set()
+    copies = PictureFolder(path / folder)
     for image, (scene, row) in pictures.items():
-        name, count = image.name, 1
-        while Path(name).stem in stems:  # two folders may have a 1.jpg each
-            count += 1
-            name = f"{image.stem}_{count}{image.suffix}"
-        stems.add(Path(name).stem)
-        if not image.is_file():
-            raise VlkitError(f"{image} is missing; this format keeps the pictures with the labels")
-        (path / folder).mkdir(exist_ok=True)
-        shutil.copyfile(image, path / folder / name)
-        yield name, scene, row
+        yield copies.add(image).name, scene, row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,15 @@ from vlkit.datasets.formats.coco import read_coco, read_refcoco, write_coco, wri
 from vlkit.datasets.formats.label_studio import read_label_studio, write_label_studio
 from vlkit.datasets.formats.voc import read_voc, write_voc
 from vlkit.datasets.formats.yolo import read_yolo, write_yolo
-from vlkit.datasets.pictures import Scene, checked_box, picture_folder, upright_size
-from vlkit.errors import VlkitError, check_whole
+from vlkit.datasets.pictures import (
+    PictureFolder,
+    Scene,
+    checked_box,
+    is_turned,
+    picture_folder,
+    upright_size,
+)
+from vlkit.errors import VlkitError, check_whole, warn_user
 from vlkit.files import first_json, read_rows, read_text, relative, whole_folder, write_rows
 from vlkit.grounding.formats import FORMATS
 
@@ -45,24 +52,19 @@ class _Format(NamedTuple):
     """How a data set in one format is read and written."""
 
     read: Callable[[Path, Path | None], list[Scene]]
-    write: Callable[[list[Scene], Path], None] | None = None
-    is_folder: bool = False
+    write: Callable[[list[Scene], Path], None]
 
 
-_FORMATS = {
+_FILES = {
     "coco": _Format(read_coco, write_coco),
     "label-studio": _Format(read_label_studio, write_label_studio),
     "refcoco": _Format(read_refcoco, write_refcoco),
-    "samples": _Format(read_samples),
-    "yolo": _Format(read_yolo, write_yolo, is_folder=True),
-    "voc": _Format(read_voc, write_voc, is_folder=True),
 }
-
-
+_FOLDERS = {"yolo": _Format(read_yolo, write_yolo), "voc": _Format(read_voc, write_voc)}
+_READERS = {name: form.read for name, form in (_FILES | _FOLDERS).items()}
+_READERS["samples"] = read_samples
 CHATS = (*FORMATS, SWIFT)  # conversations, with their coordinates in one of these conventions
-
-
-NAMES = (*_FORMATS, *CHATS)
+NAMES = (*_READERS, *CHATS)
 
 
 def read_scenes(
@@ -89,7 +91,7 @@ def read_scenes(
     folder = picture_folder(images)
     if name in CHATS:
         return read_chats(path, name, folder, max_image_tokens)
-    return _FORMATS[name].read(path, folder)
+    return _READERS[name](path, folder)
 
 
 def write_scenes(
@@ -98,30 +100,59 @@ def write_scenes(
     *,
     format: str,
     max_image_tokens: int | None = None,
+    prompt: str | None = None,
+    copy_pictures: bool = False,
 ) -> None:
     """Write a data set, whole or not at all.
 
-    ``yolo`` and ``voc`` copy the pictures into their folder; the others refer to them.
+    ``yolo`` and ``voc`` copy the pictures into their folder; the others refer to them. A picture
+    that its EXIF tag rotates is always copied, upright, since other tools do not rotate it.
 
     Args:
         scenes: what to write.
         path: the file or folder; a folder must be new or empty.
         format: a name in the table of :mod:`vlkit.datasets`.
         max_image_tokens: to which a family that writes pixels of the resized picture is limited.
+        prompt: the question of a conversation, with ``{label}`` for one about each label; by
+            default the one with which ``evaluate-grounding`` asks.
+        copy_pictures: copy all pictures next to the file, into a folder of its name.
 
     Raises:
         VlkitError: what the format cannot hold.
     """
     name, path, rows = check_format(format), Path(path), list(scenes)
-    if name in CHATS:
-        return write_chats(rows, path, name, max_image_tokens)
-    _, write, is_folder = _FORMATS[name]
-    if write is None:
+    if prompt is not None and name not in CHATS:
+        raise VlkitError(f"prompt={prompt!r:.60} is for conversations; {name} has no questions")
+    if name in _FOLDERS:
+        with whole_folder(path) as folder:
+            _FOLDERS[name].write(rows, folder)
+        return
+    if name not in CHATS and name not in _FILES:
         raise VlkitError(f"{name} can only be read; write another format")
-    if not is_folder:
-        return write(rows, path)
-    with whole_folder(path) as folder:
-        write(rows, folder)
+    place = _placing(path, copy_pictures)
+    rows = [replace(scene, image=place(scene.image)) for scene in rows]
+    if name in CHATS:
+        write_chats(rows, path, name, max_image_tokens, prompt)
+    else:
+        _FILES[name].write(rows, path)
+
+
+def _placing(target: Path, copy_all: bool) -> Callable[[Path], Path]:
+    """A function from a picture to the file that the target names: itself, or an upright copy."""
+    copies, turned = PictureFolder(target.with_name(f"{target.stem}_pictures")), set()
+
+    def place(image: Path) -> Path:
+        if not copy_all and not is_turned(image):
+            return image
+        if not copy_all and image not in turned:
+            turned.add(image)
+            warn_user(
+                f"{image} is rotated by its EXIF tag, which other tools ignore; an upright copy "
+                f"is in {copies.folder}"
+            )
+        return copies.add(image)
+
+    return place
 
 
 def check_format(name: str) -> str:
@@ -195,6 +226,8 @@ def convert(
     source_format: str = "auto",
     images: str | os.PathLike | None = None,
     max_image_tokens: int | None = None,
+    prompt: str | None = None,
+    copy_pictures: bool = False,
 ) -> Conversion:
     """Convert a data set with boxes.
 
@@ -210,6 +243,7 @@ def convert(
         images: the folder with the pictures, where the source's paths do not lead to them.
         max_image_tokens: to which pictures are limited in training, or by the model that wrote the
             source; used for ``qwen2_5_vl``, whose coordinates are pixels of the resized picture.
+        prompt, copy_pictures: as for :func:`vlkit.datasets.write_scenes`.
 
     Raises:
         VlkitError: naming the row that is malformed or whose picture has another size; or
@@ -219,17 +253,29 @@ def convert(
     source, target = Path(source), Path(target)
     name = detect_format(source) if source_format == "auto" else check_format(source_format)
     if name in CHATS and check_format(to) in CHATS:
+        if prompt is not None:
+            raise VlkitError(f"prompt={prompt!r:.60}, but {source} has its own questions")
         folder = picture_folder(images) or source.parent
-        rows, items = _rewrite_rows(source, target, name, to, folder, max_image_tokens)
+        place = _placing(target, copy_pictures)
+        rows, items = _rewrite_rows(source, target, name, to, folder, max_image_tokens, place)
         write_rows(target, rows)
         return Conversion(name, to, len(rows), items)
     scenes = read_scenes(source, format=name, images=images, max_image_tokens=max_image_tokens)
-    write_scenes(scenes, target, format=to, max_image_tokens=max_image_tokens)
+    write_scenes(
+        scenes, target, format=to, max_image_tokens=max_image_tokens, prompt=prompt,
+        copy_pictures=copy_pictures,
+    )  # fmt: skip
     return Conversion(name, to, len(scenes), sum(len(scene.items) for scene in scenes))
 
 
 def _rewrite_rows(
-    source: Path, target: Path, name: str, to: str, folder: Path, max_image_tokens: int | None
+    source: Path,
+    target: Path,
+    name: str,
+    to: str,
+    folder: Path,
+    max_image_tokens: int | None,
+    place: Callable[[Path], Path],
 ) -> tuple[list[dict], int]:
     """Rows with their coordinates and paths for the target, and how many boxes and points."""
     rows, items = [], 0
@@ -241,7 +287,7 @@ def _rewrite_rows(
             raise VlkitError(f"{source}, row {number}: {error}") from None
         if pictures:
             key = "images" if "images" in row else "image"
-            names = [relative(picture, target) for picture in pictures]
+            names = [relative(place(picture), target) for picture in pictures]
             new = new | {key: names[0] if isinstance(row[key], str) else names}
         rows.append(new)
         items += count

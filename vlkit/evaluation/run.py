@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from vlkit import __version__
 from vlkit.batch.run import answer_all
 from vlkit.bundled import bundled_path
-from vlkit.datasets.pictures import Scene
+from vlkit.datasets.pictures import questions_of
 from vlkit.datasets.scenes import read_scenes
 from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import Evaluation, check_thresholds, evaluate_grounding
 from vlkit.files import whole_folder
 from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
-from vlkit.grounding.formats import FORMATS
 from vlkit.messages import user
 from vlkit.plotting.html import frame_html
 from vlkit.settings import MAX_NEW_TOKENS
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 
 
 MOST_LABELS = 200
-
-
-PROMPTS = {  # of each generation's own examples; {label} is the object to find
-    "tags": "Locate the {label}.",
-    "json": "Locate the {label}, report its bounding box coordinates in JSON format.",
-}
 
 
 @dataclass(frozen=True)
@@ -139,23 +132,15 @@ def read_questions(
     if str(data) == "samples" and not Path(data).exists():
         data = bundled_path("samples")
     scenes = read_scenes(data, format=format, images=images, max_image_tokens=max_image_tokens)
-    questions = [q for scene in scenes for q in _questions_of(scene, prompt)]
+    questions = [
+        Question(scene.image, question, tuple(boxes))
+        for scene in scenes
+        for question, items in questions_of(scene, prompt)
+        if (boxes := [item for item in items if isinstance(item, Box)])
+    ]
     if not questions:
         raise VlkitError(f"{data} has no boxes to ask for")
     return questions
-
-
-def _questions_of(scene: Scene, prompt: str) -> list[Question]:
-    boxes = [item for item in scene.items if isinstance(item, Box)]
-    if scene.prompt and boxes:
-        return [Question(scene.image, scene.prompt, tuple(boxes))]
-    by_label: dict[str, list[Box]] = {}
-    for box in boxes:
-        by_label.setdefault(box.label, []).append(box)
-    return [
-        Question(scene.image, prompt.replace("{label}", label), tuple(of_label))
-        for label, of_label in by_label.items()
-    ]
 
 
 def ask_grounding(
@@ -214,11 +199,6 @@ def ask_grounding(
     }
     errors = [error for _, error in parsed]
     return GroundingRun(evaluation, questions, list(answers), boxes, errors, about)
-
-
-def default_prompt(family: str) -> str:
-    """The prompt with which a family is asked to locate an object."""
-    return PROMPTS[FORMATS[family].style]
 
 
 def _parse(answer: Any, question: Question) -> tuple[list[Box] | None, str]:

@@ -12,9 +12,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkit.datasets.conversations import SWIFT, picture_names, texts_of
-from vlkit.datasets.pictures import Scene, find_picture, finite_numbers, upright_size
-from vlkit.errors import VlkitError
+from vlkit.datasets.conversations import SWIFT, default_prompt, picture_names, texts_of
+from vlkit.datasets.pictures import (
+    Scene,
+    find_picture,
+    finite_numbers,
+    questions_of,
+    upright_size,
+)
+from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.files import read_rows, relative, write_rows
 from vlkit.grounding.boxes import Box, Item, Point, Quad, Size
 from vlkit.grounding.formats import FORMATS
@@ -155,21 +161,28 @@ def read_chats(
 
 
 def write_chats(
-    scenes: list[Scene], path: Path, name: str, max_image_tokens: int | None = None
+    scenes: list[Scene],
+    path: Path,
+    name: str,
+    max_image_tokens: int | None = None,
+    prompt: str | None = None,
 ) -> None:
-    """A row for each scene: its prompt, or one that names its labels, and the boxes."""
-    rows = []
-    for scene in scenes:
-        labels = ", ".join(dict.fromkeys(i.label for i in scene.items if i.label)) or "everything"
-        question = scene.prompt or f"Locate every instance of: {labels}."
+    """A row for each question of each scene, as :func:`vlkit.datasets.pictures.questions_of`."""
+    rows, prompt = [], prompt or default_prompt(name)
+    pairs = [(scene, *pair) for scene in scenes for pair in questions_of(scene, prompt)]
+    for scene, question, items in pairs:
         writer = Writer(name, scene.size, input_size_for(name, scene.size, max_image_tokens))
-        answer = writer.text([list(scene.items)])
         messages = [
             {"role": "user", "content": f"<image>{question}"},
-            {"role": "assistant", "content": answer},
+            {"role": "assistant", "content": writer.text([items])},
         ]
         images = [relative(scene.image, path)]
         rows.append({"messages": messages, "images": images} | writer.objects())
+    if left_out := len(scenes) - len({id(scene) for scene, *_ in pairs}):
+        warn_user(
+            f"{path}: left out {counted(left_out, 'picture')} without boxes, as there is nothing "
+            'to ask for; a prompt without "{label}" keeps them'
+        )
     write_rows(path, rows)
 
 

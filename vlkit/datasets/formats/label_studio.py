@@ -73,10 +73,19 @@ def write_label_studio(scenes: list[Scene], path: Path) -> None:
     """Tasks to import, the labels as annotations."""
     tasks = [
         {
+            "id": number,
             "data": {"image": relative(scene.image, path)},
-            "annotations": [{"result": [_label_studio_result(i, scene.size) for i in scene.items]}],
+            "annotations": [
+                {
+                    "id": number,
+                    "result": [
+                        {"id": f"{number}-{i}"} | _label_studio_result(item, scene.size)
+                        for i, item in enumerate(scene.items, start=1)
+                    ],
+                }
+            ],
         }
-        for scene in scenes
+        for number, scene in enumerate(scenes, start=1)
     ]
     write_whole(path, json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
 

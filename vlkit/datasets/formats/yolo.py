@@ -87,5 +87,6 @@ def write_yolo(scenes: list[Scene], path: Path) -> None:
             for b in row
         ]
         write_whole(path / "labels" / f"{Path(name).stem}.txt", "".join(lines))
-    data = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
+    # without "path", which ultralytics takes from where it runs, it is this file's folder
+    data = {"train": "images", "val": "images", "names": dict(enumerate(names))}
     write_whole(path / "data.yaml", yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
