@@ -13,6 +13,7 @@ import PIL.Image
 
 from vlkit.datasets.conversations import SWIFT
 from vlkit.datasets.formats.chats import Writer, input_size_for
+from vlkit.datasets.pictures import is_turned
 from vlkit.errors import MediaError, ModelError, VlkitError, check_whole
 from vlkit.files import whole_folder, write_rows, write_whole
 from vlkit.grounding.formats import FORMATS as FAMILIES
@@ -156,9 +157,6 @@ def merge(
     return target
 
 
-_ORIENTATION = 0x0112
-
-
 class MediaFolder:
     """Writes media into a folder; the same file or object only once.
 
@@ -208,8 +206,7 @@ def _reads_plainly(file: Path) -> bool:
     try:
         with PIL.Image.open(file) as picture:
             plain = picture.mode in ("RGB", "L") and getattr(picture, "n_frames", 1) == 1
-            turned = picture.getexif().get(_ORIENTATION, 1) != 1
-            return plain and not turned and "transparency" not in picture.info
+            return plain and "transparency" not in picture.info and not is_turned(file)
     except (OSError, SyntaxError):
         return False  # load_image raises the error
 
@@ -275,7 +272,9 @@ def export(
 
     Paths are relative to the file; set ``ROOT_IMAGE_DIR`` to the folder for ms-swift. Pictures that
     other readers would show rotated, or with another background, are written upright and opaque;
-    all others are copied. :func:`load_conversations` reads each format back.
+    all others are copied. :func:`load_conversations` reads each format back. In ``llava`` a system
+    prompt is the row's ``system``, as LLaMA-Factory has it; QwenLM's own fine-tuning ignores it (as
+    a turn it would learn it as an answer).
 
     Args:
         data: from :func:`load_conversations`, or what that reads.
@@ -348,8 +347,10 @@ class _Row:
             {"from": names.get(role, role), "value": "".join(_add_newlines(parts))}
             for role, parts in turns
         ]
-        row = {"id": f"row-{self.example.row}", "conversations": conversation}
+        row: dict[str, Any] = {"id": f"row-{self.example.row}", "conversations": conversation}
         if self.format == "llava":
+            if turns[0][0] == "system":  # QwenLM's reader learns any turn that is not human's
+                row["system"] = conversation.pop(0)["value"]
             row |= {kind: n[0] if len(n) == 1 else n for kind, n in self.files.items() if n}
         return row
 
