@@ -275,8 +275,16 @@ def render_prompt(processor: Any, messages: list[dict], *, finished: bool = Fals
     except Exception as error:  # templates raise any exception
         raise VlkitError(
             f"the model's chat template refuses these messages ({one_line(error)}); check their "
-            "roles and their order"
+            "roles and their order, and that the template is the original model's"
         ) from error
+    kinds = [item["type"] for message in plain for item in message["content"]]
+    pads = {"image": processor.image_token, "video": processor.video_token}
+    lost = any(prompt.count(pad) != kinds.count(kind) for kind, pad in pads.items())
+    if lost or f"{plain[-1]['content']}" in prompt:  # or the list itself, written out
+        raise VlkitError(
+            "the model's chat template cannot write lists of texts and pictures, as that of a text "
+            "model; copy chat_template.jinja of the original model into the model's folder"
+        )
     if hasattr(processor, "vision_start_token"):
         # from Qwen3-VL on the processor puts these tokens around each step of a clip; in training
         # there was no other pair around the whole clip

@@ -111,7 +111,8 @@ REFUSED = {
         "'images', which is not supported; put them under the row's images",
     ),
     "half a weight": (
-        {"messages": [ASK, ANSWER | {"weight": 0.5}], "images": ["a.png"]}, r"weight=0\.5 .* \(0 or 1\)",
+        {"messages": [ASK, ANSWER | {"weight": 0.5}], "images": ["a.png"]},
+        r"weight=0\.5 .* \(0 or 1\)",
     ),
     "no answer to learn": (
         {"messages": [ASK, ANSWER | {"loss": False}], "images": ["a.png"]},

@@ -11,11 +11,11 @@ import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from vlkit.errors import ModelError, one_line
+from vlkit.errors import ModelError, one_line, warn_user
 from vlkit.files import write_whole
 from vlkit.models.families import family_of
 from vlkit.models.hub import (
@@ -39,6 +39,17 @@ _ABSOLUTE = 1e-7  # near float16's smallest numbers
 _WITHOUT_EFFECT = (
     "transformers_version", "peft_version", "base_model_name_or_path", "revision",
 )  # fmt: skip
+
+# names before transformers 4.52, and of a language model that was trained alone, to today's; PEFT
+# takes its own prefix away first
+_RENAMED = {
+    r"^(?:model\.|language_model\.(?:model\.)?)?(layers|embed_tokens|norm)\.": (
+        r"model.language_model.\1."
+    ),
+    r"^visual\.": "model.visual.",
+}
+# of a training, without effect on answers
+_STATE = re.compile(r"adapter_model\.bin|(training_args|optimizer|scheduler|scaler|rng_state).*")
 
 Values = Mapping[str, list[float]]  # of each weight, by its name in the model
 
@@ -247,8 +258,11 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its warnings are errors below
             is_first = not isinstance(network, PeftModel)
-            attached = PeftModel.from_pretrained(network, path, name) if is_first else network
-            result = attached.load_adapter(path, name)  # lists the weights that do not fit
+            attached = network
+            if is_first:
+                attached = PeftModel.from_pretrained(network, path, name, key_mapping=_RENAMED)
+            # lists the weights that do not fit
+            result = attached.load_adapter(path, name, key_mapping=_RENAMED)
     except Exception as error:  # peft raises any exception
         raise ModelError(
             f"adapter {path} does not fit {folder.name}: {one_line(error)}; load the model that "
@@ -263,15 +277,69 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
     return attached
 
 
-def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
-    """An adapter of another generation often loads without an error; its config names its base."""
-    made_for = family_of_adapter(config)
-    if made_for not in (None, family):
-        base = config.get("base_model_name_or_path")
-        raise ModelError(
-            f"adapter {path} was made for {str(base or made_for)!r} ({made_for}), not for "
-            f"{folder.name} ({family}); load the model that it was made for"
+def load_weights_beside(network: Any, path: Path, folder: ModelFolder) -> None:
+    """Load the base's own weights that were trained with an adapter and saved next to it.
+
+    ms-swift writes such a ``vit.safetensors``. Files that are not safetensors, such as the
+    ``non_lora_state_dict.bin`` of Qwen2-VL-Finetune, are named in a warning.
+
+    Args:
+        network: with the adapter.
+        path: the adapter's folder.
+        folder: the model's, for messages.
+
+    Raises:
+        ModelError: a file is damaged, or its weights are not of this model.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    kinds = (".safetensors", ".bin", ".pt", ".pth")
+    files = [file for file in sorted(path.iterdir()) if file.suffix in kinds]
+    others = [f for f in files if f.name != WEIGHTS and not _STATE.fullmatch(f.name)]
+    unread = [file.name for file in others if file.suffix != ".safetensors"]
+    if unread:
+        warn_user(
+            f"adapter {path}: {', '.join(unread)} may contain trained weights, but only "
+            "safetensors are loaded; save it as safetensors, or merge it where it was made"
         )
+    weights = {_plain(name): weight for name, weight in network.named_parameters()}
+    for file in others:
+        if file.name in unread:
+            continue
+        check_shard(file)
+        for name, value in load_file(file).items():
+            weight = weights.get(_today(name))
+            if weight is None or weight.shape != value.shape:
+                raise ModelError(
+                    f"{file}: {name} of shape {tuple(value.shape)} is not a weight of "
+                    f"{folder.name}; load the model that it was made for, unquantized"
+                )
+            with torch.no_grad():
+                weight.copy_(value)
+
+
+def _today(name: str) -> str:
+    name = _plain(name)
+    for pattern, replacement in _RENAMED.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
+    """An adapter of another generation often loads without an error; its config names its base.
+
+    The name of a folder alone proves nothing: it is warned of, and weights and shapes decide.
+    """
+    made_for = family_of_adapter(config)
+    if made_for in (None, family):
+        return
+    base = str(config.get("base_model_name_or_path") or made_for)
+    text = f"adapter {path} was made for {base!r} ({made_for}), not for {folder.name} ({family})"
+    is_known = config.get("auto_mapping") or HUB_ID.fullmatch(base) or os.path.isdir(base)
+    if is_known:
+        raise ModelError(f"{text}; load the model that it was made for")
+    warn_user(f"{text}, by its folder's name; its weights fit if no error follows")
 
 
 def family_of_adapter(config: dict) -> str | None:
@@ -281,7 +349,7 @@ def family_of_adapter(config: dict) -> str | None:
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     with suppress(ModelError):
         return family_of(read_config(Path(base)), base)
-    return family_named(str(trained)) or family_named(base)
+    return family_named(str(trained)) or family_named(PurePath(base.replace("\\", "/")).name)
 
 
 def family_named(name: str) -> str | None:

@@ -7,15 +7,20 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
 
-from vlkit.errors import ModelError, RemoteError, check_whole, one_line
-from vlkit.models.adapters import attach_adapter, find_adapter, model_identity
+from vlkit.errors import ModelError, RemoteError, check_whole, one_line, warn_user
+from vlkit.models.adapters import (
+    attach_adapter,
+    find_adapter,
+    load_weights_beside,
+    model_identity,
+)
 from vlkit.models.families import SizeRules, family_of, rules_of_processor
 from vlkit.models.hub import Hub, ModelFolder, find_model
 from vlkit.models.memory import Cost, count_cost
@@ -44,6 +49,14 @@ def network_options(
 ) -> dict[str, Any]:
     """Options for ``from_pretrained``; see :func:`vlkit.load`. Raises ModelError."""
     device = _choose_device(device)
+    stored = (folder.config.get("quantization_config") or {}).get("quant_method")
+    if device == "cpu" and stored == "fp8":  # without a GPU transformers unpacks FP8 to bfloat16
+        if dtype not in ("auto", "bfloat16"):
+            raise ModelError(
+                f'{folder.name} has FP8 weights, which run on a CPU only with dtype="bfloat16"; '
+                "leave dtype out, or load the model without -FP8 in its name"
+            )
+        dtype = "bfloat16"
     chosen = choose_dtype(dtype, device, folder.config)
     options = {
         "dtype": chosen,
@@ -433,6 +446,7 @@ def load_here(
     network = _load_network(folder, options)
     if adapter_path is not None:
         network = attach_adapter(network, adapter_path, folder)
+        load_weights_beside(network, adapter_path, folder)
     name = None if adapter is None else os.fspath(adapter)
     leave_busy_cores(network)
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
@@ -522,10 +536,21 @@ def load_processor(folder: ModelFolder):
             f"{folder.path} has no usable processor ({one_line(error)}); it needs the "
             "tokenizer and preprocessor files of the original model next to the weights"
         ) from error
-    if not getattr(processor, "chat_template", None):
-        raise ModelError(f"{folder.path} has no chat template; copy chat_template.jinja into it")
+    _check_template(processor, folder)
     processor.video_processor.cap_pixels_per_frame = True  # as qwen-vl-utils limits clips
     return processor
+
+
+def _check_template(processor: Any, folder: ModelFolder) -> None:
+    """Raises ModelError where there is no chat template; warns of one for text alone."""
+    remedy = "copy chat_template.jinja of the original model into it"
+    if not getattr(processor, "chat_template", None):
+        raise ModelError(f"{folder.path} has no chat template; {remedy}")
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    with suppress(Exception):  # templates raise any exception
+        if processor.image_token in processor.apply_chat_template(question, tokenize=False):
+            return
+    warn_user(f"{folder.path} has a chat template of a text model, without pictures; {remedy}")
 
 
 def base_model(vlm: VLM) -> Any:
