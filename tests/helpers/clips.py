@@ -33,11 +33,17 @@ def write_clip(
     gop: int = 12,
     rotation: int = 0,
     times: list[float] | None = None,
-    sound: bool = False,
+    sound: int = 0,
     size: tuple[int, int] = (WIDTH, HEIGHT),
+    format: str | None = None,
 ) -> Path:
-    """Encode numbered frames; ``times`` in seconds makes the rate vary."""
-    with av.open(str(path), "w") as container:
+    """Encode numbered frames; ``times`` in seconds makes the rate vary, or start late.
+
+    Args:
+        sound: seconds of it.
+        format: of the container, where the suffix does not say it.
+    """
+    with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
@@ -46,7 +52,10 @@ def write_clip(
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
-        audio = container.add_stream("aac", rate=16000) if sound else None
+        audio = None
+        if sound:
+            kind = "libopus" if path.suffix == ".webm" else "aac"
+            audio = container.add_stream(kind, rate=48000, layout="mono")
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(frame_of(number, *size), format="rgb24")
             if times:
@@ -54,7 +63,10 @@ def write_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio:
-            container.mux(audio.encode(_silence()))
+            for number in range(sound * 48000 // 960):
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "fltp", "mono")
+                silence.sample_rate, silence.pts = 48000, 960 * number
+                container.mux(audio.encode(silence))
             container.mux(audio.encode(None))
     return path
 

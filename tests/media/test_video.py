@@ -1,5 +1,7 @@
 """Clips sampled at exact times, against frames that tell their own number."""
 
+import struct
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -84,6 +86,106 @@ def test_a_frame_is_the_one_on_screen_where_the_rate_varies(tmp_path):
     assert [number_of(frame) for frame in clip.frames] == pytest.approx(shown, abs=0.7)
 
 
+@pytest.mark.parametrize("start", [0.9, 5.0, 60.0])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "ts", "mov", "flv"])
+def test_a_clip_may_start_at_any_time(tmp_path, suffix, start):
+    codec = {"webm": "libvpx-vp9", "flv": "flv"}.get(suffix, "h264")
+    times = [start + i / 10 for i in range(20)]
+    path = write_clip(tmp_path / f"c.{suffix}", frames=20, times=times, fps=10, codec=codec)
+    clip = load_clip(vlkit.Video(path, frames=10))
+    assert (clip.info.total_frames, clip.info.fps) == (20, pytest.approx(10, rel=1e-3))
+    assert clip.indices == (0, 2, 4, 6, 8, 11, 13, 15, 17, 19)
+    assert [number_of(frame) for frame in clip.frames] == pytest.approx(list(clip.indices), abs=1.1)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "ts"])
+def test_sound_may_be_longer_than_the_pictures(tmp_path, suffix):
+    codec = "libvpx-vp9" if suffix == "webm" else "h264"
+    path = write_clip(tmp_path / f"c.{suffix}", frames=20, fps=10, codec=codec, sound=6)
+    clip = load_clip(path)
+    assert (clip.info.total_frames, clip.info.duration) == (20, pytest.approx(2))
+    assert [number_of(frame) for frame in clip.frames] == pytest.approx([0, 6, 13, 19], abs=0.9)
+
+
+SLIDES = [0, 0.5, 1, 1.5, 2, 60, 120, 180]
+RECORDED = [part + i / 30 for part in (0, 20, 45) for i in range(40)]
+
+
+@pytest.mark.parametrize("times", [SLIDES, RECORDED], ids=["slides", "recorded"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "ts"])
+def test_the_frame_on_screen_by_its_own_time(tmp_path, suffix, times):
+    codec = "libvpx-vp9" if suffix == "webm" else "h264"
+    path = write_clip(tmp_path / f"c.{suffix}", frames=len(times), times=times, fps=30, codec=codec)
+    clip = load_clip(vlkit.Video(path, fps=1000, max_frames=len(times)))
+    assert clip.info.total_frames == len(times)
+    assert clip.info.duration == pytest.approx(times[-1], abs=0.1)
+    for seconds, frame in zip(clip.timestamps, clip.frames, strict=True):
+        early, late = (
+            max(i for i, time in enumerate(times) if time <= max(0, seconds + slack))
+            for slack in (-0.002, 0.002)  # the containers round to milliseconds
+        )
+        assert early - 0.9 < number_of(frame) < late + 0.9, seconds
+    part = load_clip(vlkit.Video(path, fps=1000, start=clip.timestamps[3]))
+    assert np.array_equal(part.frames[0], clip.frames[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "format"),
+    [
+        ("c.h264", "h264", "h264"),
+        ("c.m2v", "mpeg2video", "mpeg2video"),
+        ("c.mpg", "mpeg1video", "mpeg"),
+        ("c.vob", "mpeg2video", "vob"),
+        ("c.ivf", "libvpx", "ivf"),
+    ],
+)
+def test_streams_that_say_little_of_themselves(tmp_path, name, codec, format):
+    path = write_clip(tmp_path / name, frames=100, fps=25, codec=codec, format=format)
+    for source in (path, path.read_bytes()):
+        assert probe_clip(source).total_frames == 100
+        for options in ({"frames": 4}, {"fps": 25.0}, {"start": 2.0, "end": 3.0}):
+            clip = load_clip(vlkit.Video(source, **options))
+            assert clip.info.fps == 25
+            assert numbers(clip) == pytest.approx(list(clip.indices), abs=1)
+
+
+def place_of_white(frame):
+    """(right, below): where the quarter that :func:`mirrored` leaves bright is."""
+    height, width = frame.shape[:2]
+    halves = frame[:, :, 0] > 190
+    quarters = {
+        (x, y): halves[y * height // 2 :][: height // 2, x * width // 2 :][:, : width // 2].mean()
+        for x in (0, 1)
+        for y in (0, 1)
+    }
+    return max(quarters, key=quarters.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "place", "turned"),
+    [
+        ((1, 0, 0, 1), (0, 0), False),
+        ((-1, 0, 0, 1), (1, 0), False),  # mirrored: left and right exchanged
+        ((1, 0, 0, -1), (0, 1), False),
+        ((-1, 0, 0, -1), (1, 1), False),
+        ((0, 1, -1, 0), (1, 0), True),  # x' = -y, y' = x: a quarter turn clockwise
+        ((0, -1, 1, 0), (0, 1), True),
+        ((0, 1, 1, 0), (0, 0), True),  # over the diagonal
+        ((0, -1, -1, 0), (1, 1), True),
+    ],
+)
+def test_display_matrices_turn_and_mirror(tmp_path, matrix, place, turned):
+    """The numbers a, b, c, d of an MP4's track header: x' = a·x + c·y, y' = b·x + d·y."""
+    bright = write_clip(tmp_path / "c.mp4", frames=120).read_bytes()  # its last frames are
+    data = bytearray(bright)
+    at = data.find(b"tkhd") + 4 + 40  # behind the version, flags and times of the box
+    a, b, c, d = (65536 * value for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    clip = load_clip(vlkit.Video(bytes(data), start=3.8))
+    assert clip.info.size == ((HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT))
+    assert place_of_white(clip.frames[0]) == place
+
+
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation_metadata_is_honoured(tmp_path, rotation):
     upright = load_clip(write_clip(tmp_path / "plain.mp4", frames=8))
@@ -116,6 +218,17 @@ def test_frames_that_are_taken_already(tmp_path):
         clip = load_clip(vlkit.Video(source, fps=2, source_fps=4))
         assert numbers(clip) == list(clip.indices) == [0, 2, 4, 7, 9, 11]
         assert clip.timestamps == pytest.approx([i / 4 for i in clip.indices])
+
+
+def test_no_frame_that_is_given_is_lost():
+    for count in (1, 2, 3, 5, 8, 9):
+        frames = [frame_of(i) for i in range(count)]
+        clip = load_clip(vlkit.Video(frames))
+        repeated = [count - 1] if count % 2 and count > 1 else []
+        assert numbers(clip) == [*range(count), *repeated]
+    assert numbers(load_clip(vlkit.Video([frame_of(i) for i in range(5)], frames=2))) == [0, 4]
+    many = [frame_of(i) for i in range(9)]
+    assert len(load_clip(vlkit.Video(many, max_frames=8)).frames) == 8
 
 
 def test_bytes_and_uploads(clip_path):

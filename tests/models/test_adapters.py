@@ -109,6 +109,82 @@ def test_adapter_nowhere(tiny_folder, tmp_path, monkeypatch, blocked_network):
     assert "me/mine" in refusal(base, adapter="me/mine")
 
 
+# --- adapters of other tools and times -----------------------------------------------------------
+
+
+def logits(vlm):
+    with torch.inference_mode():
+        return vlm.model(**prepare_inputs(vlm, [QUESTION]).tensors).logits
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    renamed = {name.replace(old, new): weight.clone() for name, weight in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "old",
+    [
+        "model.model.layers",  # before transformers 4.52; a text model of the same weights
+        "model.language_model.model.layers",
+        "model.language_model.layers",
+        "model.layers",  # the language model alone
+    ],
+)
+def test_names_of_other_times_are_todays(tiny_folder, tmp_path, kind, old):
+    folder = save_adapter(tiny_folder(kind), tmp_path / "a")
+    expected = logits(vlkit.load(tiny_folder(kind), adapter=folder))
+    rename(folder, "base_model.model.model.language_model.layers", f"base_model.{old}")
+    assert torch.equal(logits(vlkit.load(tiny_folder(kind), adapter=folder)), expected)
+
+
+def test_names_of_the_vision_encoder_before_4_52(tiny_folder, tmp_path):
+    base = tiny_folder("qwen2_5_vl")
+    folder = save_adapter(base, tmp_path / "a", target_modules=r".*visual.*\.qkv")
+    expected = logits(vlkit.load(base, adapter=folder))
+    rename(folder, "model.model.visual", "model.visual")
+    assert torch.equal(logits(vlkit.load(base, adapter=folder)), expected)
+
+
+def test_a_folder_of_another_generation_around_the_base_means_nothing(
+    tiny_folder, changed, recwarn
+):
+    edit_config(
+        changed, auto_mapping=None,
+        base_model_name_or_path="/home/u/Qwen3-VL/finetune/models/Qwen2-VL-2B-Instruct",
+    )  # fmt: skip
+    vlkit.load(tiny_folder("qwen2_vl"), adapter=changed)
+    assert not [w for w in recwarn if w.category is UserWarning]
+    edit_config(changed, base_model_name_or_path="/home/u/Qwen3-VL-2B-renamed")
+    with pytest.warns(UserWarning, match="by its folder's name; its weights fit"):
+        vlkit.load(tiny_folder("qwen2_vl"), adapter=changed)
+
+
+def test_weights_beside_an_adapter_are_loaded_or_named(tiny_folder, tmp_path):
+    base = tiny_folder("qwen2_5_vl")
+    folder = save_adapter(base, tmp_path / "a")
+    name = "model.visual.merger.mlp.0.weight"
+    before = vlkit.load(base, adapter=folder).model.get_base_model().get_parameter(name)
+    wanted = torch.full_like(before, 0.5)
+    for spelt in (name, f"base_model.model.{name}", "base_model.model.visual.merger.mlp.0.weight"):
+        save_file({spelt: wanted}, folder / "vit.safetensors")
+        loaded = vlkit.load(base, adapter=folder).model.get_base_model().get_parameter(name)
+        assert torch.equal(loaded, wanted) and not torch.equal(before, wanted)
+    for wrong in ({"model.visual.merger.mlp.9.weight": wanted}, {name: wanted[:2]}):
+        save_file({key: value.clone() for key, value in wrong.items()}, folder / "vit.safetensors")
+        assert "is not a weight of" in refusal(base, adapter=folder)
+    (folder / "vit.safetensors").unlink()
+    torch.save({name: wanted}, folder / "non_lora_state_dict.bin")
+    (folder / "optimizer.pt").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"non_lora_state_dict\.bin may contain") as warned:
+        vlkit.load(base, adapter=folder)
+    assert "optimizer" not in str(warned[0].message)
+
+
 # --- adapters of other models --------------------------------------------------------------------
 
 

@@ -405,6 +405,47 @@ def test_missing_processor_files(broken_folder, name):
     assert "processor" in refusal(broken_folder)
 
 
+TEXT_TEMPLATES = {
+    "joined": "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}",
+    "written out": "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", TEXT_TEMPLATES)
+def test_a_text_models_template_is_reported(broken_folder, picture, name):
+    (broken_folder / "chat_template.jinja").write_text(TEXT_TEMPLATES[name])
+    with pytest.warns(UserWarning, match=r"without pictures; copy chat_template\.jinja"):
+        vlm = vlkit.load(broken_folder)
+    for question in (vlkit.user("What is it?", picture), vlkit.user("Hello")):
+        with pytest.raises(vlkit.errors.VlkitError, match="chat template"):
+            vlkit.generate(vlm, question, max_new_tokens=2)
+
+
+def test_fp8_weights_on_a_cpu(tmp_path):
+    """In blocks of 64, as the repositories called -FP8 have them (theirs are of 128)."""
+    folder, size = build_model("qwen3_vl", tmp_path / "fp8"), 64
+    weights = {}
+    for name, value in load_file(folder / SHARD).items():
+        weights[name] = value.to(torch.bfloat16)
+        if "language_model.layers" in name and name.endswith("proj.weight"):
+            rows, columns = (-(-side // size) for side in value.shape)
+            scale = torch.full((rows, columns), float(value.abs().max()) / 448)
+            weights[name] = (value / scale[0, 0]).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = scale
+    save_file(weights, folder / SHARD, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [size, size],
+        "modules_to_not_convert": ["lm_head", "model.visual", "model.language_model.embed_tokens"],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    vlm = vlkit.load(folder, device="cpu")
+    assert vlm.model.dtype == torch.bfloat16
+    assert vlkit.generate(vlm, vlkit.user("hi"), max_new_tokens=3).usage.new_tokens == 3
+    with pytest.raises(ModelError, match=r'FP8 weights.* only with dtype="bfloat16"'):
+        vlkit.load(folder, device="cpu", dtype="float32")
+
+
 def test_missing_chat_template(broken_folder):
     (broken_folder / "chat_template.jinja").unlink()
     assert "chat_template.jinja" in refusal(broken_folder)

@@ -140,7 +140,8 @@ class FileReader:
         stream = self._stream
         ticks = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
         steps = [after - before for before, after in itertools.pairwise(ticks)]
-        if not steps or len(ticks) < stream.frames or max(steps) > min(steps) + 1:
+        is_whole = 0 < stream.frames <= len(stream.index_entries)
+        if not steps or not is_whole or max(steps) > min(steps) + 1:
             return None
         return self._mean_rate((ticks[-1] - ticks[0]) * stream.time_base, len(ticks)), len(ticks)
 
@@ -148,7 +149,8 @@ class FileReader:
         """Frames per second and their number, from the times of all packets; none is decoded."""
         self._open_again()
         stream, times = self._stream, []
-        end = last = step = 0.0  # seconds: of all streams, of this one, of its first packet
+        end = step = 0.0  # seconds: of all streams, and of this one's first frame
+        newest = (0.0, 0.0)  # when the last frame appears, and how long it stays
         counted = not self._can_seek  # without times, or with guessed ones
         with suppress(*self._errors):  # what is behind the damage is missing, which read() says
             for packet in self._container.demux():
@@ -158,22 +160,24 @@ class FileReader:
                     end = max(end, time + held)
                     if packet.stream_index == stream.index:
                         times.append(time)
-                        last, step = max(last, time + held), step or held
+                        newest = max(newest, (time, held))
+                        step = step or held
                         counted = counted or packet.pts is None
         total, declared = len(times), float((self._container.duration or 0) / 1e6)
         if counted or not times:
             fps = 1 / step if step else float(stream.guessed_rate or 10)
             self._step, self._can_seek = 1 / fps, False
             return fps, max(1, total)
-        first, newest = min(times), max(times)
-        fps = self._mean_rate(newest - first, total)
+        first, span = min(times), newest[0] - min(times)
+        fps = self._mean_rate(span, total)
+        seconds = float((stream.duration or 0) * (stream.time_base or 0))
         if stream.frames > total or end < declared - max(1.0, 3 / fps):  # truncated
-            seconds = float((stream.duration or 0) * (stream.time_base or 0)) or declared - first
-            return fps, max(stream.frames, round(seconds * fps))
+            return fps, max(stream.frames, round((seconds or declared - first) * fps))
         spaced = [abs(time - first - i / fps) for i, time in enumerate(sorted(times))]
         if max(spaced) >= 0.5 / fps:
             self._times = sorted(time - first for time in times)
-            fps = total / max(last - first, newest - first + 1e-3)
+            rate = float(stream.guessed_rate or fps)
+            fps = total / (seconds if seconds > span else span + (newest[1] or 1 / rate))
         return fps, total
 
     def _mean_rate(self, span: Any, total: int) -> float:
