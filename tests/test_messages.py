@@ -178,6 +178,51 @@ def test_spellings(given, expected):
     assert as_messages(as_messages(given)) == expected
 
 
+FRAMES = [PIL.Image.new("RGB", (64, 48), (30 * i, 0, 0)) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    "options, numbers, rate",
+    [
+        ({}, range(8), 2),
+        ({"sample_fps": 1}, range(8), 1),  # qwen-vl-utils: the rate of the frames
+        ({"sample_fps": "1"}, range(8), 1),  # as some model cards have it
+        ({"sample_fps": 1, "raw_fps": 30}, range(8), 1),
+        ({"raw_fps": 30}, range(8), 30),
+        ({"fps": 1.0}, range(8), 1),
+        ({"source_fps": 1.0}, range(8), 1),
+        ({"fps": 1.0, "source_fps": 2.0}, [0, 2, 5, 7], 2),  # vlkit's own: every second frame
+        ({"num_frames": 2}, [0, 7], 2),
+        ({"nframes": 4, "sample_fps": 4}, [0, 2, 5, 7], 4),
+        ({"max_frames": 4}, [0, 2, 5, 7], 2),
+    ],
+    ids=str,
+)
+def test_frames_and_their_rate_in_every_spelling(options, numbers, rate):
+    message = one([{"type": "video", "video": FRAMES, **options}, TEXT])
+    (item,) = iterate_media(as_messages(message))
+    clip = read_media_item(item).load()
+    assert [int(frame[0, 0, 0]) // 30 for frame in clip.frames] == list(numbers)
+    assert clip.timestamps == pytest.approx([number / rate for number in numbers])
+
+
+@pytest.mark.parametrize("options", [{}, {"fps": 1.0}, {"fps": 1.0, "source_fps": 4.0}], ids=str)
+def test_clips_of_frames_read_back_as_they_were_meant(options):
+    video = vlkit.Video(FRAMES, **options)
+    (item,) = iterate_media(as_messages(vlkit.user("?", video)))
+    assert read_media_item(item) == video
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["total_pixels", "min_frames", "min_pixels", "resized_width", "max_tokens", "frames_indices"],
+)
+def test_an_option_of_a_clip_is_never_ignored(option):
+    item = {"type": "video", "video": "a.mp4", option: 56}
+    with pytest.raises(VlkitError, match=f"{option}=56.* is not supported"):
+        as_messages(one([item]))
+
+
 def test_checked_messages_are_not_checked_again():
     checked = as_messages([one("a"), one("b", "assistant")])
     assert as_messages(checked) is checked

@@ -186,8 +186,10 @@ def _options_of_clip(item: Mapping, source: Any) -> dict:
     for key, spellings in _SPELLINGS.items():
         for spelling in filter(item.__contains__, spellings):
             options.setdefault(key, item[spelling])
-    if is_frames(source) and "source_fps" not in options and "fps" in options:
-        options["source_fps"] = options["fps"]  # frames that were sampled at this rate
+    if is_frames(source):  # sampled at the one rate that other tools give, and used whole
+        sampled = options.keys() & {"fps", "source_fps"}
+        if "source_fps" not in item and len(sampled) == 1:
+            options["fps"] = options["source_fps"] = options[sampled.pop()]
     return {key: _as_number(value) for key, value in options.items()}
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import struct
+import sys
 import threading
 import urllib.parse
 import zlib
@@ -19,7 +20,14 @@ import pytest
 import vlkit
 from vlkit.errors import MediaError
 from vlkit.media import sources
-from vlkit.media.image import describe_source, load_image, pixel_hash
+from vlkit.media.image import (
+    can_read_heif,
+    describe_source,
+    load_image,
+    picture_size,
+    pictures_of,
+    pixel_hash,
+)
 
 RED, GREEN, BLUE, YELLOW = (230, 30, 30), (30, 160, 60), (30, 60, 220), (240, 220, 40)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -639,3 +647,75 @@ def test_bytes_know_a_file_and_a_change_is_noticed(tmp_path):
     for refused in ("pipe", "missing", "."):
         with pytest.raises(OSError):
             sources.file_hash(tmp_path / refused)
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+KINDS = {
+    "a.png": "PNG", "b.avif": "AVIF", "c.gif": "GIF", "d.jfif": "JPEG", "e.jp2": "JPEG2000",
+    "f.mpo": "MPO", "g.ppm": "PPM", "h.tga": "TGA", "i.qoi": "QOI", "j.JPG": "JPEG", "k": "PNG",
+    "l.image": "WEBP",
+}  # fmt: skip
+
+
+def test_a_folder_takes_every_picture_that_can_be_read(tmp_path, recwarn):
+    for name, kind in KINDS.items():
+        corners().save(tmp_path / name, kind)
+    assert [path.name for path in pictures_of(tmp_path, "x")] == list(KINDS)
+    assert len(vlkit.read_conversations(tmp_path, "?")) == len(KINDS)
+    for name in KINDS:
+        assert load_image(tmp_path / name).size == (48, 32)
+    assert not [w for w in recwarn if w.category is UserWarning]
+
+
+def test_a_folder_says_what_it_leaves_out(tmp_path):
+    corners().save(tmp_path / "10.png")
+    corners().save(tmp_path / "9.png")
+    for name in ("a.txt", "b.txt", "c.mp4", "noise", ".hidden"):
+        (tmp_path / name).write_bytes(b"no picture" * 9)
+    (tmp_path / "more").mkdir()
+    with pytest.warns(UserWarning, match="left out 5 of 7 that cannot be read") as warned:
+        assert [path.name for path in pictures_of(tmp_path, "x")] == ["9.png", "10.png"]
+    text = str(warned[0].message)
+    for part in ("2 .txt", "1 .mp4", "1 without a suffix", "1 folder"):
+        assert part in text
+    with pytest.raises(MediaError, match=r"without pictures; it has 2 \.txt"):
+        for path in tmp_path.glob("*.png"):
+            path.unlink()
+        pictures_of(tmp_path, "x")
+
+
+@pytest.fixture
+def without_pillow_heif(monkeypatch):
+    can_read_heif.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    yield
+    can_read_heif.cache_clear()
+
+
+@pytest.fixture
+def heic(tmp_path):
+    import pillow_heif
+
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    turned = corners().transpose(PIL.Image.Transpose.ROTATE_90)
+    pillow_heif.from_pillow(turned).save(tmp_path / "x.heic", quality=95, exif=exif.tobytes())
+    return tmp_path / "x.heic"
+
+
+def test_heic_is_upright(heic):
+    for source in (heic, heic.read_bytes()):
+        assert_corners(load_image(source), tolerance=12)
+        assert picture_size(source) == (48, 32)
+    assert pictures_of(heic.parent, "x") == [heic]
+
+
+def test_heic_without_its_package_is_one_line(heic, without_pillow_heif):
+    assert refusal(heic).endswith("is a HEIC picture; pip install 'vlkit[heic]' to read it")
+    with pytest.raises(MediaError, match=r"1 \.heic \(HEIC needs: pip install 'vlkit\[heic\]'\)"):
+        pictures_of(heic.parent, "x")
+    corners().save(heic.parent / "y.avif")
+    with pytest.warns(UserWarning, match="HEIC needs: pip install"):
+        assert [path.name for path in pictures_of(heic.parent, "x")] == ["y.avif"]

@@ -118,7 +118,8 @@ def test_the_frame_on_screen_by_its_own_time(tmp_path, suffix, times):
     path = write_clip(tmp_path / f"c.{suffix}", frames=len(times), times=times, fps=30, codec=codec)
     clip = load_clip(vlkit.Video(path, fps=1000, max_frames=len(times)))
     assert clip.info.total_frames == len(times)
-    assert clip.info.duration == pytest.approx(times[-1], abs=0.1)
+    # a transport stream does not say for how long it shows the last frame
+    assert clip.info.duration == pytest.approx(times[-1], abs=0.6 if suffix == "ts" else 0.1)
     for seconds, frame in zip(clip.timestamps, clip.frames, strict=True):
         early, late = (
             max(i for i, time in enumerate(times) if time <= max(0, seconds + slack))
