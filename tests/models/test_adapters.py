@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 import vlkit
 from vlkit.errors import ModelError
 from vlkit.inputs import prepare_inputs
-from vlkit.models.adapters import family_named
+from vlkit.models.families import family_named
 
 PICTURE = PIL.Image.new("RGB", (120, 90), "orange")
 QUESTION = vlkit.user("What is this?", PICTURE)

@@ -177,7 +177,7 @@ def boxes_of(items: Iterable[Item], format: str) -> list[Box]:
 
 
 class PictureFolder:
-    """Copies pictures into a folder, each once, under a name of its own; turned ones upright.
+    """Copies pictures into a folder, each once, under a name of its own, upright and opaque.
 
     Other tools (the COCO, YOLO and VOC readers of torchvision and supervision, ms-swift) do not
     rotate a picture by its EXIF tag, so that upright boxes would be in the wrong place on it.
@@ -191,29 +191,39 @@ class PictureFolder:
         self._copies: dict[Path, Path] = {}
         self._stems: set[str] = set()
 
-    def __len__(self) -> int:
-        return len(self._copies)
-
     def add(self, image: Path) -> Path:
         """The copy of a picture. Raises VlkitError where it is missing."""
         key = image.absolute()
         if key not in self._copies:
             if not image.is_file():
                 raise VlkitError(f"{image} is missing, so it cannot be copied; pass images=")
-            turned = is_turned(image)
             stem, count = image.stem, 1
             while stem in self._stems:  # two folders may have a 1.jpg each
                 count += 1
                 stem = f"{image.stem}_{count}"
             self._stems.add(stem)
             self.folder.mkdir(parents=True, exist_ok=True)
-            copy = self.folder / f"{stem}{'.png' if turned else image.suffix}"
-            if turned:
-                load_image(image).save(copy)
-            else:
-                shutil.copyfile(image, copy)
-            self._copies[key] = copy
+            self._copies[key] = copy_picture(image, self.folder / stem)
         return self._copies[key]
+
+
+def copy_picture(image: Path, stem: Path) -> Path:
+    """Copy a picture under a name without its suffix, as every reader shows it as vlkit does.
+
+    One that is turned by EXIF, transparent or animated, or not of 8 bits becomes a PNG.
+    """
+    try:
+        with PIL.Image.open(image) as picture:
+            plain = picture.mode in ("RGB", "L") and getattr(picture, "n_frames", 1) == 1
+            plain = plain and "transparency" not in picture.info and not is_turned(image)
+    except (OSError, SyntaxError):
+        plain = False  # load_image raises the error
+    copy = stem.with_name(f"{stem.name}{image.suffix.lower() if plain else '.png'}")
+    if plain:
+        shutil.copyfile(image, copy)
+    else:
+        load_image(image).save(copy)
+    return copy
 
 
 def is_turned(image: Path) -> bool:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from vlkit.datasets.conversations import AMBIGUOUS, SWIFT, detect_convention, json_families
 from vlkit.datasets.formats.chats import pictures_of, read_chats, rewrite_row, write_chats
@@ -48,21 +47,16 @@ def read_samples(path: Path, images: Path | None) -> list[Scene]:
     return scenes
 
 
-class _Format(NamedTuple):
-    """How a data set in one format is read and written."""
-
-    read: Callable[[Path, Path | None], list[Scene]]
-    write: Callable[[list[Scene], Path], None]
-
-
-_FILES = {
-    "coco": _Format(read_coco, write_coco),
-    "label-studio": _Format(read_label_studio, write_label_studio),
-    "refcoco": _Format(read_refcoco, write_refcoco),
+_READERS = {
+    "coco": read_coco,
+    "label-studio": read_label_studio,
+    "refcoco": read_refcoco,
+    "samples": read_samples,
+    "yolo": read_yolo,
+    "voc": read_voc,
 }
-_FOLDERS = {"yolo": _Format(read_yolo, write_yolo), "voc": _Format(read_voc, write_voc)}
-_READERS = {name: form.read for name, form in (_FILES | _FOLDERS).items()}
-_READERS["samples"] = read_samples
+_WRITERS = {"coco": write_coco, "label-studio": write_label_studio, "refcoco": write_refcoco}
+_FOLDER_WRITERS = {"yolo": write_yolo, "voc": write_voc}
 CHATS = (*FORMATS, SWIFT)  # conversations, with their coordinates in one of these conventions
 NAMES = (*_READERS, *CHATS)
 
@@ -123,29 +117,26 @@ def write_scenes(
     name, path, rows = check_format(format), Path(path), list(scenes)
     if prompt is not None and name not in CHATS:
         raise VlkitError(f"prompt={prompt!r:.60} is for conversations; {name} has no questions")
-    if name in _FOLDERS:
-        with whole_folder(path) as folder:
-            _FOLDERS[name].write(rows, folder)
-        return
-    if name not in CHATS and name not in _FILES:
+    if name == "samples":
         raise VlkitError(f"{name} can only be read; write another format")
+    if name in _FOLDER_WRITERS:
+        with whole_folder(path) as folder:
+            return _FOLDER_WRITERS[name](rows, folder)
     place = _placing(path, copy_pictures)
     rows = [replace(scene, image=place(scene.image)) for scene in rows]
     if name in CHATS:
-        write_chats(rows, path, name, max_image_tokens, prompt)
-    else:
-        _FILES[name].write(rows, path)
+        return write_chats(rows, path, name, max_image_tokens, prompt)
+    _WRITERS[name](rows, path)
 
 
 def _placing(target: Path, copy_all: bool) -> Callable[[Path], Path]:
     """A function from a picture to the file that the target names: itself, or an upright copy."""
-    copies, turned = PictureFolder(target.with_name(f"{target.stem}_pictures")), set()
+    copies = PictureFolder(target.with_name(f"{target.stem}_pictures"))
 
     def place(image: Path) -> Path:
         if not copy_all and not is_turned(image):
             return image
-        if not copy_all and image not in turned:
-            turned.add(image)
+        if not copy_all:
             warn_user(
                 f"{image} is rotated by its EXIF tag, which other tools ignore; an upright copy "
                 f"is in {copies.folder}"
@@ -255,9 +246,20 @@ def convert(
     if name in CHATS and check_format(to) in CHATS:
         if prompt is not None:
             raise VlkitError(f"prompt={prompt!r:.60}, but {source} has its own questions")
-        folder = picture_folder(images) or source.parent
-        place = _placing(target, copy_pictures)
-        rows, items = _rewrite_rows(source, target, name, to, folder, max_image_tokens, place)
+        folder, place = picture_folder(images) or source.parent, _placing(target, copy_pictures)
+        rows, items = [], 0
+        for number, row in enumerate(read_rows(source), start=1):
+            try:
+                pictures, size = pictures_of(row, folder)
+                new, count = rewrite_row(row, name, to, size, max_image_tokens)
+            except VlkitError as error:
+                raise VlkitError(f"{source}, row {number}: {error}") from None
+            if pictures:
+                key = "images" if "images" in row else "image"
+                names = [relative(place(picture), target) for picture in pictures]
+                new = new | {key: names[0] if isinstance(row[key], str) else names}
+            rows.append(new)
+            items += count
         write_rows(target, rows)
         return Conversion(name, to, len(rows), items)
     scenes = read_scenes(source, format=name, images=images, max_image_tokens=max_image_tokens)
@@ -266,29 +268,3 @@ def convert(
         copy_pictures=copy_pictures,
     )  # fmt: skip
     return Conversion(name, to, len(scenes), sum(len(scene.items) for scene in scenes))
-
-
-def _rewrite_rows(
-    source: Path,
-    target: Path,
-    name: str,
-    to: str,
-    folder: Path,
-    max_image_tokens: int | None,
-    place: Callable[[Path], Path],
-) -> tuple[list[dict], int]:
-    """Rows with their coordinates and paths for the target, and how many boxes and points."""
-    rows, items = [], 0
-    for number, row in enumerate(read_rows(source), start=1):
-        try:
-            pictures, size = pictures_of(row, folder)
-            new, count = rewrite_row(row, name, to, size, max_image_tokens)
-        except VlkitError as error:
-            raise VlkitError(f"{source}, row {number}: {error}") from None
-        if pictures:
-            key = "images" if "images" in row else "image"
-            names = [relative(place(picture), target) for picture in pictures]
-            new = new | {key: names[0] if isinstance(row[key], str) else names}
-        rows.append(new)
-        items += count
-    return rows, items

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 from vlkit.datasets.conversations import SWIFT
 from vlkit.datasets.formats.chats import Writer, input_size_for
-from vlkit.datasets.pictures import is_turned
+from vlkit.datasets.pictures import copy_picture
 from vlkit.errors import MediaError, ModelError, VlkitError, check_whole
 from vlkit.files import whole_folder, write_rows, write_whole
 from vlkit.grounding.formats import FORMATS as FAMILIES
@@ -193,22 +191,10 @@ class MediaFolder:
 def _write_picture(image: Any, path: Path) -> Path:
     source = image.source
     if isinstance(source, str | os.PathLike) and not os.fspath(source).startswith("data:"):
-        file = Path(local_path(source))
-        if _reads_plainly(file):
-            return Path(shutil.copyfile(file, path.with_suffix(file.suffix.lower())))
+        return copy_picture(Path(local_path(source)), path)
     path = path.with_suffix(".png")
     load_image(image).save(path)
     return path
-
-
-def _reads_plainly(file: Path) -> bool:
-    """Whether every reader shows this file as vlkit does: upright, opaque, 8-bit, one frame."""
-    try:
-        with PIL.Image.open(file) as picture:
-            plain = picture.mode in ("RGB", "L") and getattr(picture, "n_frames", 1) == 1
-            return plain and "transparency" not in picture.info and not is_turned(file)
-    except (OSError, SyntaxError):
-        return False  # load_image raises the error
 
 
 def _write_clip(video: Any, path: Path) -> Path:

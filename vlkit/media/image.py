@@ -30,7 +30,7 @@ _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\
 _NUMBER = re.compile(r"(\d+)")
 _TURN = PIL.Image.Transpose
 # by the EXIF orientation; PIL.ImageOps.exif_transpose writes all tags again, and fails on some
-_TURNS = {
+TURNS = {
     2: _TURN.FLIP_LEFT_RIGHT,
     3: _TURN.ROTATE_180,
     4: _TURN.FLIP_TOP_BOTTOM,
@@ -260,7 +260,7 @@ def _load_pixels(picture: PIL.Image.Image, strict: bool) -> None:
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     # not ImageOps.exif_transpose: it rewrites the EXIF, too, and fails where that is odd elsewhere
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTag.Orientation, 1))
+        turn = TURNS.get(picture.getexif().get(ExifTag.Orientation, 1))
     except Exception:  # EXIF that cannot be parsed says nothing about orientation
         turn = None
     return picture if turn is None else picture.transpose(turn)

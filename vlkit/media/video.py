@@ -18,7 +18,7 @@ import PIL.Image
 
 from vlkit.errors import MediaError, check_whole, is_number
 from vlkit.grounding.boxes import Size
-from vlkit.media.image import Deferred, describe_source, load_image, pictures_of
+from vlkit.media.image import TURNS, Deferred, describe_source, load_image, pictures_of
 from vlkit.media.sources import is_url, local_path, read_bytes
 
 # files that contain their frames; a playlist would make ffmpeg open other files
@@ -28,19 +28,6 @@ CONTAINERS = (
 )
 _UNSEEKABLE = ("mpeg", "mpegvideo")  # times in them are guessed, and shifted after seeking
 _SLACK = 1e-3  # seconds by which containers round the times of frames
-_TURN = PIL.Image.Transpose
-_SIDEWAYS = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.ROTATE_90, _TURN.TRANSVERSE)
-# by whether x and y are exchanged, then whether the new x and the new y run backwards
-_TURNS = {
-    (False, False, False): None,
-    (False, True, False): _TURN.FLIP_LEFT_RIGHT,
-    (False, False, True): _TURN.FLIP_TOP_BOTTOM,
-    (False, True, True): _TURN.ROTATE_180,
-    (True, False, False): _TURN.TRANSPOSE,
-    (True, True, False): _TURN.ROTATE_270,
-    (True, False, True): _TURN.ROTATE_90,
-    (True, True, True): _TURN.TRANSVERSE,
-}
 
 
 @dataclass(frozen=True)
@@ -106,9 +93,10 @@ class FileReader:
         if first is None:
             raise MediaError(f"{name} contains no frame that can be decoded; save it again")
         self._origin = first[1].time or 0.0
-        self._turn = _turn_of(first[1])
+        orientation = _orientation(first[1])
+        self._turn = TURNS.get(orientation)
         size = (first[1].width, first[1].height)
-        size = size[::-1] if self._turn in _SIDEWAYS else size
+        size = size if orientation < 5 else size[::-1]
         # when each frame appears, in order; empty where they are evenly spaced
         self._times: list[float] = []
         self.info = ClipInfo(size, *(self._read_index() or self._read_packets()))
@@ -246,8 +234,8 @@ class FileReader:
         self._open()
 
 
-def _turn_of(frame: Any) -> PIL.Image.Transpose | None:
-    """How a frame is turned or mirrored to be upright, by its display matrix (a, b, u, c, d, …).
+def _orientation(frame: Any) -> int:
+    """A frame's orientation as EXIF numbers it, from its display matrix (a, b, u, c, d, …).
 
     A point moves to x' = a·x + c·y, y' = b·x + d·y:
     https://ffmpeg.org/doxygen/trunk/group__lavu__video__display.html
@@ -256,11 +244,11 @@ def _turn_of(frame: Any) -> PIL.Image.Transpose | None:
 
     data = frame.side_data.get(Type.DISPLAYMATRIX)
     if data is None:
-        return None
+        return 1
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
     if abs(a) >= abs(b):
-        return _TURNS[False, a < 0, d < 0]
-    return _TURNS[True, c < 0, b < 0]
+        return (1, 4, 2, 3)[2 * (a < 0) + (d < 0)]
+    return (5, 8, 6, 7)[2 * (c < 0) + (b < 0)]  # x and y change places
 
 
 def _clip_file(source: Any, name: str) -> str | io.BytesIO:

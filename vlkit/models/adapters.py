@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from vlkit.errors import ModelError, one_line, warn_user
 from vlkit.files import write_whole
-from vlkit.models.families import family_of
+from vlkit.models.families import family_named, family_of
 from vlkit.models.hub import (
     HUB_ID,
     HUBS,
@@ -188,8 +188,11 @@ def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
 
 
 def _plain(name: str) -> str:
+    """A weight's name in today's model without adapters."""
     for part in ("base_model.model.", "base_layer.", "original_module."):
         name = name.replace(part, "")
+    for pattern, replacement in _RENAMED.items():
+        name = re.sub(pattern, replacement, name)
     return name
 
 
@@ -304,12 +307,10 @@ def load_weights_beside(network: Any, path: Path, folder: ModelFolder) -> None:
             "safetensors are loaded; save it as safetensors, or merge it where it was made"
         )
     weights = {_plain(name): weight for name, weight in network.named_parameters()}
-    for file in others:
-        if file.name in unread:
-            continue
+    for file in (file for file in others if file.suffix == ".safetensors"):
         check_shard(file)
         for name, value in load_file(file).items():
-            weight = weights.get(_today(name))
+            weight = weights.get(_plain(name))
             if weight is None or weight.shape != value.shape:
                 raise ModelError(
                     f"{file}: {name} of shape {tuple(value.shape)} is not a weight of "
@@ -317,13 +318,6 @@ def load_weights_beside(network: Any, path: Path, folder: ModelFolder) -> None:
                 )
             with torch.no_grad():
                 weight.copy_(value)
-
-
-def _today(name: str) -> str:
-    name = _plain(name)
-    for pattern, replacement in _RENAMED.items():
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
@@ -350,13 +344,3 @@ def family_of_adapter(config: dict) -> str | None:
     with suppress(ModelError):
         return family_of(read_config(Path(base)), base)
     return family_named(str(trained)) or family_named(PurePath(base.replace("\\", "/")).name)
-
-
-def family_named(name: str) -> str | None:
-    """The family in a hub id such as Qwen/Qwen2.5-VL-7B or a class such as Qwen2_5_VLModel."""
-    match = re.search(r"Qwen(2[._]5|2|3[._]5|3)[-_]?(VL)?", name, re.IGNORECASE)
-    if not match or not (match[2] or match[1] in ("3.5", "3_5")):
-        return None
-    return {"2": "qwen2_vl", "2_5": "qwen2_5_vl", "3": "qwen3_vl", "3_5": "qwen3_5"}[
-        match[1].replace(".", "_")
-    ]

@@ -45,11 +45,16 @@ _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 
 
 FAMILIES = {
-    "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, r"qwen2-?vl|qvq-72b"),
-    "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, r"qwen2[._]5-?vl"),
-    "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, r"qwen3-?vl"),
+    "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, r"qwen2[_-]?vl|qvq-72b"),
+    "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, r"qwen2[._]5[_-]?vl"),
+    "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, r"qwen3[_-]?vl"),
     "qwen3_5": Family(("qwen3_5", "qwen3_5_moe"), 16, *_PATCH_16, 262_144, r"qwen3[._]5"),
 }
+
+
+def family_named(name: str) -> str | None:
+    """The family in a hub id such as Qwen/Qwen2.5-VL-7B or a class such as Qwen2_5_VLModel."""
+    return next((k for k, f in FAMILIES.items() if re.search(f.spelling, name.lower())), None)
 
 
 def family_of_name(name: str) -> str:
@@ -58,9 +63,8 @@ def family_of_name(name: str) -> str:
     Raises:
         ModelError: the name does not show it.
     """
-    for key, family in FAMILIES.items():
-        if re.search(family.spelling, name.lower()):
-            return key
+    if family := family_named(name):
+        return family
     raise ModelError(
         f"{name!r} is not a folder, and its name does not show the model family; pass a folder or "
         'an id like "Qwen/Qwen2.5-VL-7B-Instruct"'
