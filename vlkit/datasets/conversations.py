@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import PIL.Image
+
+from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
 from vlkit.grounding.formats import FORMATS
+from vlkit.media.image import PICTURE_SUFFIXES
+from vlkit.media.video import Video
+from vlkit.messages import looks_like_clip
 
 SWIFT = "ms-swift"  # its coordinates are in a row's "objects", see vlkit.datasets.formats.swift
 SWIFT_TAGS = ("<bbox>", "<ref-object>")
@@ -48,6 +56,51 @@ def media_source(medium: Any) -> Any:
     if not isinstance(medium, Mapping):
         return medium
     return next((medium[k] for k in ("bytes", "path", "url", "image") if medium.get(k)), None)
+
+
+def is_list(value: Any) -> bool:
+    """Whether a cell is a list; Parquet has arrays of objects, pictures are arrays of numbers."""
+    if isinstance(value, np.ndarray):
+        return value.dtype == object
+    return isinstance(value, list | tuple)
+
+
+def media_items(cell: Any, kind: str, resolve: Callable[[str], str] = str) -> list[dict]:
+    """The media of a table's cell, one or a list of them; several frames are one clip."""
+    if is_missing(cell):
+        return []
+    if not is_list(cell) or (kind == "video" and len(cell) > 1 and all(map(_is_frame, cell))):
+        return [media_item(cell, kind, resolve)]
+    return [item for element in cell for item in media_items(element, kind, resolve)]
+
+
+def media_item(source: Any, kind: str, resolve: Callable[[str], str] = str) -> dict:
+    """A picture or clip as a content item.
+
+    Args:
+        source: the medium, also as the dict of another library; a list is a clip's frames.
+        kind: ``image`` or ``video``, where the medium does not show it.
+        resolve: gives the path to use for one that is named.
+
+    Raises:
+        VlkitError: there is no file.
+    """
+    if is_list(source):
+        return {"type": "video", "video": [resolve(f) if isinstance(f, str) else f for f in source]}
+    source = media_source(source)
+    if source is None or (isinstance(source, str) and not source):
+        raise VlkitError(f"{'an image' if kind == 'image' else 'a video'} without a file")
+    if isinstance(source, str | os.PathLike):
+        source = resolve(os.fspath(source))
+        kind = "video" if looks_like_clip(source) else kind
+    kind = "video" if isinstance(source, Video) else kind
+    return {"type": kind, kind: source}
+
+
+def _is_frame(source: Any) -> bool:
+    if isinstance(source, str):
+        return source.lower().endswith(PICTURE_SUFFIXES)
+    return isinstance(source, PIL.Image.Image | np.ndarray)
 
 
 def picture_names(row: Mapping) -> list[str]:

@@ -7,13 +7,13 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import PIL.Image
 
-from vlkit.datasets.conversations import media_source
+from vlkit.datasets.conversations import is_list, media_items
 from vlkit.datasets.tables import is_missing, read_table
 from vlkit.errors import VlkitError, counted
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
@@ -223,7 +223,7 @@ def _messages(cell: Any, folder: Path | None) -> Any:
 
 
 def _with_paths(value: Any, folder: Path | None) -> Any:
-    if _is_list(value):
+    if is_list(value):
         return [_with_paths(element, folder) for element in value]
     if not isinstance(value, Mapping):
         return value
@@ -237,18 +237,9 @@ def _with_paths(value: Any, folder: Path | None) -> Any:
 
 def _media_items(cell: Any, kind: str, folder: Path | None) -> list[dict]:
     """The pictures and clips of a cell as content items."""
-    if is_missing(cell):
-        return []
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         cell = _parse(cell)
-    if _is_list(cell):
-        return [item for element in cell for item in _media_items(element, kind, folder)]
-    source = media_source(cell)
-    if isinstance(source, str | os.PathLike):
-        source = _resolve(os.fspath(source), folder)
-        kind = "video" if looks_like_clip(source) else kind
-    kind = "video" if isinstance(source, Video) else kind
-    return [{"type": kind, kind: source}]
+    return media_items(cell, kind, partial(_resolve, folder=folder))
 
 
 def _resolve(path: str, folder: Path | None) -> str:
@@ -262,13 +253,6 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _is_list(value: Any) -> bool:
-    """Whether a cell is a list; Parquet has arrays of objects, pictures are arrays of numbers."""
-    if isinstance(value, np.ndarray):
-        return value.dtype == object
-    return isinstance(value, list | tuple)
 
 
 def _check_unused_media(table: pd.DataFrame, prompt: str) -> None:

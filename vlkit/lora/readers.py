@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vlkit.datasets.conversations import media_source, role_of
+from vlkit.datasets.conversations import media_item, media_items, role_of
 from vlkit.datasets.questions import COLUMNS
 from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
-from vlkit.media.image import PICTURE_SUFFIXES
-from vlkit.media.video import Video
-from vlkit.messages import looks_like_clip
 
 FORMATS = ("pai", "llava", "ms-swift", "messages", "table")
 ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
@@ -211,26 +207,15 @@ def _item(item: Any, media: _Media) -> Part:
     return media_item(source, kind) | options
 
 
-def media_item(source: Any, kind: str) -> dict:
-    """A picture or clip as a content item."""
-    source = media_source(source)
-    if isinstance(source, str | os.PathLike):
-        source = os.fspath(source)
-        kind = "video" if looks_like_clip(source) else kind
-    if source is None or (isinstance(source, str) and not source):
-        raise VlkitError(f"{'an image' if kind == 'image' else 'a video'} without a file")
-    kind = "video" if isinstance(source, Video) else kind
-    return {"type": kind, kind: source}
-
-
 class _Media:
     """The pictures and clips in a row's columns; each placeholder in the text takes the next."""
 
     def __init__(self, row: Mapping):
-        self.left = {kind: list(_cells(row, kind)) for kind in ("image", "video")}
+        columns = {kind: _column(row, COLUMNS[kind]) for kind in ("image", "video")}
+        self.left = {kind: media_items(row.get(name), kind) for kind, name in columns.items()}
         self.count = {kind: len(items) for kind, items in self.left.items()}
         # beside pictures in the text it is metadata: the name of some file
-        self.is_file_name = _column(row, COLUMNS["image"]) in ("file_name", "filename")
+        self.is_file_name = columns["image"] in ("file_name", "filename")
 
     def take(self, kind: str) -> dict:
         if not self.left[kind]:
@@ -256,21 +241,6 @@ class _Media:
         question = next((turn.parts for turn in turns if turn.role == "user"), None)
         if not placed and question is not None:
             question[:0] = rest
-
-
-def _cells(row: Mapping, kind: str) -> Iterator[dict]:
-    column = _column(row, COLUMNS[kind])
-    cell: Any = row[column] if column else None
-    sources = cell if isinstance(cell, list | tuple) else [cell]
-    if kind == "video" and len(sources) > 1 and all(map(_is_frame, sources)):
-        sources = [sources]  # the frames of one clip
-    for source in sources:
-        if not is_missing(source):
-            yield media_item(source, kind)
-
-
-def _is_frame(source: Any) -> bool:
-    return isinstance(source, str) and source.lower().endswith(PICTURE_SUFFIXES)
 
 
 def _column(row: Mapping, names: Sequence[str]) -> str | None:
