@@ -4,10 +4,13 @@ import json
 import time
 from dataclasses import replace
 
+import numpy as np
+import PIL.Image
 import pytest
 from lora_talks import noise, talk
 
 import vlkit
+from vlkit.errors import VlkitError
 from vlkit.records import Run, compare, read_run, replay
 
 OPTIONS = {"max_new_tokens": 12}
@@ -127,7 +130,7 @@ def rewrite(run, change):
 def test_replay_says_what_differs_where_and_why_not(vlm, tmp_path):
     picture = tmp_path / "a.png"
     picture.write_bytes(vlkit.sample("taxi").read_bytes())
-    with Run("r", directory=tmp_path / "runs") as run:
+    with Run("r", directory=tmp_path / "runs", keep_media=False) as run:
         vlkit.generate(vlm, vlkit.user("Describe this image.", picture), max_new_tokens=8)
         vlkit.generate(vlm, "Hello!", temperature=1.0, max_new_tokens=2)
         vlkit.generate(vlm, vlkit.user("?", vlkit.load_image(picture).rotate(90)), **OPTIONS)
@@ -149,13 +152,32 @@ def test_replay_says_what_differs_where_and_why_not(vlm, tmp_path):
     assert "<table" in again._repr_html_() and "1 differs" in str(again)
 
 
-def test_originals_are_kept_on_request(vlm, tmp_path):
-    with Run("r", directory=tmp_path, keep_media=True) as run:
-        turned = vlkit.load_image(vlkit.sample("taxi")).rotate(90)
-        vlkit.generate(vlm, vlkit.user("Describe this image.", turned), **OPTIONS)
-        frames = [vlkit.load_image(vlkit.sample("taxi"))] * 2
-        vlkit.generate(vlm, vlkit.user("What moves?", vlkit.Video(frames)), **OPTIONS)
-    assert replay(run.path, vlm).identical
+@pytest.mark.parametrize("options", [{}, {"keep_media": True}])
+def test_media_given_as_objects_are_kept_once(vlm, tmp_path, options):
+    turned = vlkit.load_image(vlkit.sample("taxi")).rotate(90)
+    frames = [vlkit.load_image(vlkit.sample("taxi"))] * 2
+    stored = vlkit.sample("taxi").read_bytes()
+    with Run("r", directory=tmp_path, **options) as run:
+        for source in (turned, turned, np.asarray(turned), stored, vlkit.Video(frames)):
+            vlkit.generate(vlm, vlkit.user("Describe this image.", source), **OPTIONS)
+        vlkit.generate(vlm, vlkit.user("Describe this image.", vlkit.sample("taxi")), **OPTIONS)
+    again = replay(run.path, vlm)
+    assert again.identical and len(again.rows) == 6
+    kept = list((run.path / "media").iterdir())
+    assert len(kept) == 3 + bool(options)  # the picture, the bytes, the clip; and the file itself
+
+
+def test_a_limit_of_kept_media_is_said(vlm, tmp_path):
+    noisy = [PIL.Image.effect_noise((600, 600), 99 + i).convert("RGB") for i in range(3)]
+    with Run("r", directory=tmp_path, keep_media=1) as run:
+        vlkit.generate(vlm, vlkit.user("?", noisy[0]), **OPTIONS)
+        with pytest.warns(UserWarning, match="has kept 1 MB .* raise keep_media="):
+            vlkit.generate(vlm, vlkit.user("?", noisy[1]), **OPTIONS)
+        vlkit.generate(vlm, vlkit.user("?", noisy[2]), **OPTIONS)
+        vlkit.generate(vlm, vlkit.user("?", noisy[0]), **OPTIONS)
+    assert list(replay(run.path, vlm).rows["status"]) == ["same", "cannot", "cannot", "same"]
+    with pytest.raises(VlkitError, match="keep_media=-1"):
+        Run("r", directory=tmp_path, keep_media=-1)
 
 
 def test_rows_that_are_resumed_are_recorded_too(vlm, tmp_path):

@@ -130,7 +130,11 @@ def run(
     ] = None,
     directory: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     keep_media: Annotated[
-        bool, typer.Option("--keep-media", help="Keep the pictures that are asked about.")
+        bool,
+        typer.Option(
+            "--keep-media",
+            help="Keep all pictures that are asked about; else those without a file.",
+        ),
     ] = False,
 ) -> None:
     """Run a notebook; saves the executed copy and a record of all answers in a dated folder."""
@@ -162,7 +166,8 @@ def run_notebook(
     _check_parameters(notebook, parameters)
     from vlkit.records import Run
 
-    record = Run(notebook.stem, directory=directory, keep_media=keep_media)
+    options = {"keep_media": True} if keep_media else {}
+    record = Run(notebook.stem, directory=directory, **options)
     with record:
         copy = record.path / notebook.name
         record.log(**parameters)

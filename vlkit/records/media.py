@@ -15,7 +15,7 @@ import PIL.Image
 
 from vlkit.batch.keys import hash_medium
 from vlkit.bundled import bundled_path
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, warn_user
 from vlkit.files import relative, write_whole
 from vlkit.media.image import describe_source, load_image, pictures_of, pixel_hash
 from vlkit.media.sources import clean_url, is_url, local_path
@@ -71,11 +71,13 @@ class MediaStore:
 
     Args:
         path: the run's folder.
-        keep: whether to copy originals.
+        keep: which originals to copy: all (True), none (False), or, up to so many megabytes, those
+            that have no file to come back to (PIL images, arrays, bytes, data URLs).
     """
 
-    def __init__(self, path: Path, keep: bool):
+    def __init__(self, path: Path, keep: bool | int):
         self.path, self.keep = path, keep
+        self._left = 0 if keep is True else keep * 2**20 - _size(path / KEPT)  # bytes
 
     def describe(self, item: dict, media: Sequence[Any], index: int) -> dict[str, Any]:
         """The facts that a run records of a picture or clip in a message.
@@ -98,8 +100,9 @@ class MediaStore:
         if digest and load:
             view = _view if kind == "image" else _strip
             facts["thumbnail"] = self._thumbnail(digest, lambda: view(load()))
-        if digest and self.keep and (kept := self._keep(source, digest, load)):
-            facts["kept"] = kept
+        if digest and (self.keep is True or (self.keep and _is_object(source))):
+            kept = self._keep(source, digest, load)
+            facts |= {"kept": kept} if kept else {}
         return facts
 
     def find(self, facts: dict) -> tuple[Any, str]:
@@ -152,26 +155,55 @@ class MediaStore:
         return name
 
     def _keep(self, source: Any, digest: str, load: Callable[[], Any] | None) -> str | None:
+        """Copy an original, once; its name, or None where it is not kept."""
         name = f"{KEPT}/{digest[:20]}"
         if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
-            for index, frame in enumerate(source):
-                file = self.path / name / f"{index:05d}.png"
-                write_whole(file, partial(load_image(frame).save, format="PNG"))
-            return name
-        if _is_file(source):
+            write: Callable[[Path], None] = partial(_write_frames, source)
+        elif _is_file(source):
             is_path = isinstance(source, str | os.PathLike)
             if is_path and os.path.isdir(local_path(source)):
                 return None  # a folder of frames stays where it is
             name += Path(source).suffix.lower() if is_path else ""
-            write = partial(_copy, source)
+            write = partial(write_whole, content=partial(_copy, source))
         elif load is not None:
             name += ".png"
-            write = partial(load().save, format="PNG")
+            write = partial(write_whole, content=partial(load().save, format="PNG"))
         else:
             return None
-        if not (self.path / name).exists():
-            write_whole(self.path / name, write)
-        return name
+        path = self.path / name
+        if path.exists():
+            return name
+        if self.keep is not True and self._left < 0:
+            return None
+        write(path)
+        self._left -= _size(path)
+        if self.keep is True or self._left >= 0:
+            return name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        warn_user(
+            f"the run {self.path.name} has kept {self.keep} MB of pictures and clips that are not "
+            "files; further ones are not kept, so that their answers cannot be replayed: raise "
+            "keep_media="
+        )
+        return None
+
+
+def _write_frames(frames: Any, folder: Path) -> None:
+    for index, frame in enumerate(frames):
+        file = folder / f"{index:05d}.png"
+        write_whole(file, partial(load_image(frame).save, format="PNG"))
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
+    return sum(file.stat().st_size for file in files)
+
+
+def _is_object(source: Any) -> bool:
+    """Whether a medium has no file or address to come back to."""
+    if isinstance(source, list | tuple):
+        return any(map(_is_object, source))
+    return not isinstance(source, str | os.PathLike) or str(source)[:5].lower() == "data:"
 
 
 def _copy(source: Any, file: Any) -> None:

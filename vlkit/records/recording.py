@@ -38,6 +38,7 @@ from vlkit.records.media import MediaStore
 from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, count_lines, read_run
 
 FIGURES = "figures"
+KEEP_MEDIA = 64  # megabytes of pictures and clips that are not files
 
 MOST_ROWS = 500  # of an added table; further rows are not recorded
 
@@ -167,8 +168,9 @@ class Run:
     Args:
         name: for people; the folder's name has it and the time.
         directory: where the run's folder is made.
-        keep_media: keep the originals of pictures and clips, not only thumbnails. Needed to replay
-            answers about pictures that were not files.
+        keep_media: which originals of pictures and clips are kept, besides thumbnails. By default
+            those that have no file to come back to (PIL images, arrays, bytes), each once, up to
+            64 MB; another number changes the limit. True keeps all, False none.
         notes: what the run is about, for the report.
 
     Attributes:
@@ -184,11 +186,13 @@ class Run:
         name: str,
         *,
         directory: str | os.PathLike = "runs",
-        keep_media: bool = False,
+        keep_media: bool | int = KEEP_MEDIA,
         notes: str = "",
     ):
         if not isinstance(name, str) or not name.strip():
             raise VlkitError(f"name={name!r} must be a text; it names the run's folder")
+        if not isinstance(keep_media, bool):
+            check_whole("keep_media", keep_media, 0)
         self.name, self.notes, self.keep_media = name, notes, keep_media
         self.path = Path(directory).expanduser() / _folder_name(name)
         self.closed = True
