@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlkit.lora.batches import Labelled
 from vlkit.lora.networks import Part, linear_layers
-from vlkit.lora.token_labels import Labelled
 from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, mlp_width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -17,9 +18,17 @@ import numpy as np
 from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, check_whole, is_number
 from vlkit.files import read_text
-from vlkit.lora.checking import DataError, Problem, RowReader, list_problems
-from vlkit.lora.example import CONVENTIONS, Example
-from vlkit.lora.readers import FORMATS, detect_format
+from vlkit.lora.arguments import check_choice
+from vlkit.lora.training_rows import (
+    CONVENTIONS,
+    FORMATS,
+    DataError,
+    Example,
+    Problem,
+    RowReader,
+    detect_format,
+    list_problems,
+)
 from vlkit.media.image import Image, describe_source, load_image, pixel_hash
 from vlkit.media.sources import file_hash, is_remote, is_url, local_path
 from vlkit.media.video import pictures_of
@@ -151,9 +160,23 @@ class TrainingData(Sequence[Example]):
             VlkitError: all rows share pictures, or one side would be empty.
             MediaError: a picture that cannot be read.
         """
-        texts = ["\n".join(text.raw for text in example.texts) for example in self]
-        sides = split_rows([example.media for example in self], evaluation, seed, texts)
-        training, held_out = ([self[i] for i in side] for side in sides)
+        wanted = _count_wanted(evaluation, len(self))
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise VlkitError(f"seed={seed!r:.60} must be a whole number")
+        groups = _group_rows(self)
+        random.Random(seed).shuffle(groups)
+        chosen: set[int] = set()
+        for group in groups:
+            if len(chosen) + len(group) <= wanted:
+                chosen.update(group)
+        if not chosen:
+            raise VlkitError(
+                f"rows that share pictures cannot be split: the smallest of {len(groups)} groups "
+                f"has {min(map(len, groups))} of {len(self)} rows, evaluation={evaluation!r} "
+                f"allows {wanted}"
+            )
+        training = [example for i, example in enumerate(self) if i not in chosen]
+        held_out = [example for i, example in enumerate(self) if i in chosen]
         return TrainingData(self.name, training), TrainingData(self.name, held_out)
 
 
@@ -224,50 +247,16 @@ def load_conversations(
     return TrainingData(name, examples, reader.problems)
 
 
-def as_data(data: Any) -> TrainingData:
-    """The data itself, or anything else that :func:`load_conversations` reads."""
-    return data if isinstance(data, TrainingData) else load_conversations(data)
-
-
-def check_choice(name: str, value: Any, choices: Iterable) -> None:
-    """Raises VlkitError for a value that is not one of the choices, type included."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
-
-
-def split_rows(
-    media: Sequence[Iterable[dict]], evaluation: float | int, seed: int, texts: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """The indices of the rows for training and of those for evaluation, each in order.
-
-    Args:
-        media: of each row, the content items of its pictures and clips; rows that share a
-            picture by its pixels, or a clip by its file, stay together.
-        evaluation: the share of rows, or their number.
-        seed: of the shuffle.
-        texts: of each row; rows without media stay together if their texts are equal.
+def as_data(data: Any, name: str = "data") -> TrainingData:
+    """The data itself, or anything else that :func:`load_conversations` reads.
 
     Raises:
-        VlkitError: one side would be empty.
-        MediaError: a picture that cannot be read.
+        VlkitError: data without a row; ``name`` is the argument's.
     """
-    count = len(media)
-    wanted = _count_wanted(evaluation, count)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise VlkitError(f"seed={seed!r:.60} must be a whole number")
-    groups = _groups([list(row) for row in media], texts)
-    random.Random(seed).shuffle(groups)
-    chosen: list[int] = []
-    for group in groups:
-        if len(chosen) + len(group) <= wanted:
-            chosen += group
-    if not chosen:
-        raise VlkitError(
-            f"rows that share pictures cannot be split: the smallest of {len(groups)} groups has "
-            f"{min(map(len, groups))} of {count} rows, evaluation={evaluation!r} allows {wanted}"
-        )
-    taken = set(chosen)
-    return [i for i in range(count) if i not in taken], sorted(chosen)
+    data = data if isinstance(data, TrainingData) else load_conversations(data)
+    if not len(data):
+        raise VlkitError(f"{name} has no rows; pass at least one conversation")
+    return data
 
 
 def _count_wanted(evaluation: float | int, count: int) -> int:
@@ -283,19 +272,19 @@ def _count_wanted(evaluation: float | int, count: int) -> int:
     return int(wanted)
 
 
-def _groups(media: list[list[dict]], texts: Sequence[str]) -> list[list[int]]:
-    """Rows that share pictures, directly or through other rows (union-find)."""
-    items = [(i, item) for i, row in enumerate(media) for item in row]
+def _group_rows(data: Sequence[Example]) -> list[list[int]]:
+    """Rows that share media or, without media, their texts: directly or through other rows."""
+    items = [(i, item) for i, example in enumerate(data) for item in example.media]
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(_content_key, (item for _, item in items)))
     linked = [(i, key) for (i, _), key in zip(items, keys, strict=True)]
-    linked += [(i, text) for i, text in enumerate(texts) if not media[i]]
-    parent = list(range(len(media)))
+    linked += [(i, "\n".join(row.texts)) for i, row in enumerate(data) if not row.media]
+    parent = list(range(len(data)))  # union-find
     first: dict[str, int] = {}
     for i, key in linked:
         parent[_root(parent, i)] = _root(parent, first.setdefault(key, i))
     groups: dict[int, list[int]] = {}
-    for i in range(len(media)):
+    for i in range(len(data)):
         groups.setdefault(_root(parent, i), []).append(i)
     return list(groups.values())
 
@@ -321,3 +310,22 @@ def _content_key(item: dict) -> str:
     if isinstance(source, bytes | str):
         return file_hash(source if isinstance(source, bytes) else source.encode())
     return " ".join(pixel_hash(load_image(frame)) for frame in source)
+
+
+def digest_rows(data: Sequence[Example]) -> str:
+    """A hash of what rows say and of their media: of files the names, of others the content."""
+    digest = hashlib.sha256()
+    for message in (message for example in data for message in example.messages):
+        content = [(item["type"], item[item["type"]]) for item in message["content"]]
+        said = [value if kind == "text" else _media_name(value) for kind, value in content]
+        digest.update(repr((message["role"], said)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _media_name(source: Any) -> Any:
+    source = getattr(source, "source", source)
+    if isinstance(source, str | os.PathLike):
+        return Path(source).parts[-2:]
+    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        return [_media_name(frame) for frame in source]
+    return file_hash(source) if isinstance(source, bytes) else pixel_hash(load_image(source))

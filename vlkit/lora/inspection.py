@@ -12,7 +12,15 @@ import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted
-from vlkit.lora.arguments import check_bits, check_counts, check_rows, check_switches
+from vlkit.lora.arguments import check_plan
+from vlkit.lora.batches import (
+    IGNORED,
+    Labelled,
+    Length,
+    label_example,
+    measure_lengths,
+    media_ids,
+)
 from vlkit.lora.costs import (
     TrainingMemory,
     checkpoint_every,
@@ -23,17 +31,9 @@ from vlkit.lora.costs import (
     time_forward,
 )
 from vlkit.lora.data import as_data
-from vlkit.lora.evaluating import Examiner, check_examined
-from vlkit.lora.example import Example, source_key
+from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, check_quantized, plan_parts
-from vlkit.lora.token_labels import (
-    IGNORED,
-    Labelled,
-    Length,
-    label_example,
-    measure_lengths,
-    media_ids,
-)
+from vlkit.lora.training_rows import Example, source_key
 from vlkit.media.image import load_image
 from vlkit.models.load import VLM
 from vlkit.plotting.html import (
@@ -159,12 +159,12 @@ def inspect(
         VlkitError: a cut through a picture or one that leaves no answer, with its row; a target
             that matches nothing.
     """
-    check_counts(batch_size, gradient_accumulation, epochs, max_length)
-    check_bits(quantize)
-    check_switches(gradient_checkpointing=gradient_checkpointing)
-    check_examined(metric, samples)
-    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
-    check_rows(data=data, eval_data=held_out)
+    check_plan(
+        batch_size=batch_size, gradient_accumulation=gradient_accumulation, epochs=epochs,
+        gradient_checkpointing=gradient_checkpointing, max_length=max_length, quantize=quantize,
+        metric=metric, samples=samples,
+    )  # fmt: skip
+    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data, "eval_data")
     if not isinstance(example, int) or not -len(data) <= example < len(data):
         raise VlkitError(f"example={example!r} does not exist; the data has {len(data)} rows")
     parts = plan_parts(vlm, target, rank)

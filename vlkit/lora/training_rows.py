@@ -1,0 +1,694 @@
+"""A row of any format (PAI, LLaVA, ms-swift, messages, tables) checked and read: ``Example``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+import PIL.Image
+
+from vlkit.datasets.conversations import (
+    AMBIGUOUS,
+    SWIFT,
+    SWIFT_TAGS,
+    detect_convention,
+    json_families,
+    media_source,
+    role_of,
+)
+from vlkit.datasets.formats.chats import (
+    Segment,
+    SwiftObjects,
+    Writer,
+    group_items,
+    input_size_for,
+    rename_segment,
+    swift_segments,
+)
+from vlkit.datasets.questions import COLUMNS
+from vlkit.datasets.tables import is_missing
+from vlkit.errors import VlkitError
+from vlkit.grounding.boxes import Size
+from vlkit.grounding.formats import FORMATS as FAMILIES
+from vlkit.grounding.parse import find_numbers, span_of, to_pixels
+from vlkit.media.image import Image, describe_source, load_image, picture_size
+from vlkit.media.sources import is_remote, is_url, local_path
+from vlkit.media.video import Video, clip_name, probe_clip, sample_indices
+from vlkit.messages import (
+    ROLES,
+    CheckedMessages,
+    as_messages,
+    iterate_media,
+    looks_like_clip,
+    read_media_item,
+)
+
+FORMATS = ("pai", "llava", "ms-swift", "messages", "table")
+CONVENTIONS = (*FAMILIES, SWIFT)
+ANSWERS = ("answer", "answers", "response", "completion", "output", "target", "label")
+_INLINE = re.compile(r"<(img|video)>((?:(?!<img>|<video>).)*?)</\1>", re.DOTALL)
+_STRAY = re.compile(r"</?(?:img|video)>")
+_PAI = re.compile(r"</?img>|</video>")  # a lone <video> is LLaVA's placeholder
+_PLACE = re.compile(r"<(image|video)>")
+_MEDIA_COLUMNS = ("image", "images", "video", "videos")
+_KEYS = ("image", "image_url", "video", "video_url", "url", "path", "bytes")
+_PROMPTS, _SYSTEM = COLUMNS["prompt"], COLUMNS["system"]
+UNIT = (1000, 1000)  # the size of a picture of which only shares count
+_SLACK = 1.0  # pixels or shares that rounding may add
+_ENCODED = (str, bytes, bytearray, memoryview)  # of these picture_size reads the header alone
+_COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+SHOWN = 20  # problems that an error lists
+
+Part = str | dict  # a text, or the content item of a picture or clip
+Turn = tuple[str, list[Part]]  # a role, and what it says and shows
+
+
+def detect_format(row: Mapping) -> str:
+    """The format of one row. Raises VlkitError where it is of none."""
+    if isinstance(messages := row.get("conversations"), list):
+        texts = [str(_role_and_content(message)[1]) for message in messages]
+        return "pai" if any(_PAI.search(text) for text in texts) else "llava"
+    if isinstance(messages := row.get("messages"), list):
+        contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
+        placed = any(isinstance(text, str) and _PLACE.search(text) for text in contents)
+        return "ms-swift" if placed or row.get("objects") else "messages"
+    if row.get("query") is not None and row.get("response") is not None:
+        return "ms-swift"
+    if _column(row, _PROMPTS) and _column(row, ANSWERS):
+        return "table"
+    for key in ("conversations", "messages"):
+        if key in row:
+            raise VlkitError(f'"{key}" is not a list of messages but {row[key]!r:.40}')
+    raise VlkitError(
+        'no "conversations", no "messages", and no columns for question and answer; its columns: '
+        f"{list(row)!s:.100}"
+    )
+
+
+def read_turns(row: Mapping, name: str) -> list[Turn]:
+    """The turns of a row.
+
+    Raises:
+        VlkitError: why it cannot be read.
+    """
+    if name == "table":
+        return _table_turns(row)
+    key = "messages" if name in ("ms-swift", "messages") else "conversations"
+    messages = row.get(key)
+    if not messages and name == "ms-swift" and {"query", "response"} & row.keys():
+        messages = _swift_messages(row)
+    if not isinstance(messages, list | tuple) or not len(messages):
+        raise VlkitError(f'no list of messages under "{key}"; its columns: {list(row)!s:.100}')
+    media = _Media(row)
+    turns = [
+        (role, list(_parts(content, name, media)))
+        for role, content in map(_role_and_content, messages)
+    ]
+    media.place_rest(turns)
+    return [(role, _tidy(parts)) for role, parts in turns]
+
+
+def _swift_messages(row: Mapping) -> list[dict]:
+    """ms-swift's ``query`` and ``response``, with ``history`` and ``system``, as messages."""
+    history = row.get("history") or []
+    pairs = [*history] if isinstance(history, list | tuple) else [history]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise VlkitError(f"its history is {history!r:.60}; expected pairs of texts")
+    pairs.append((row.get("query", ""), row.get("response", "")))
+    turns = [("system", row["system"])] if row.get("system") else []
+    for query, response in pairs:
+        turns += [("user", query), ("assistant", response)]
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+def _role_and_content(message: Any) -> tuple[str, Any]:
+    if not isinstance(message, Mapping):
+        raise VlkitError(f"a message is {message!r:.40}; expected a dict of role and content")
+    content = message.get("content")
+    return role_of(message), message.get("value") if content is None else content
+
+
+def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
+    if isinstance(content, str):
+        if name == "pai":
+            if stray := _STRAY.search(_INLINE.sub("", content)):
+                raise VlkitError(
+                    f"unbalanced tags: {stray[0]} has no counterpart in {content!r:.60}"
+                )
+            yield from _split(content, _INLINE, _inline_item)
+        elif name in ("llava", "ms-swift"):
+            if name == "llava" and (inline := _INLINE.search(content)):
+                raise VlkitError(f'{inline[0]!r:.60} is PAI\'s; pass format="pai" or "auto"')
+            yield from _split(content, _PLACE, lambda match: media.take(match[1]))
+        else:
+            yield content
+    elif isinstance(content, list | tuple):
+        for item in content:
+            yield _item(item, media)
+    elif content is not None:
+        raise VlkitError(f"a message has {content!r:.40}; expected text or a list of items")
+
+
+def _inline_item(match: re.Match) -> dict:
+    """``<img>file</img>`` anywhere: https://github.com/QwenLM/Qwen-VL#finetuning."""
+    return media_item(match[2].strip(), "video" if match[1] == "video" else "image")
+
+
+def _split(text: str, pattern: re.Pattern, medium_of: Callable[[re.Match], dict]) -> Iterator[Part]:
+    end = 0
+    for match in pattern.finditer(text):
+        yield text[end : match.start()]
+        yield medium_of(match)
+        end = match.end()
+    yield text[end:]
+
+
+def _item(item: Any, media: _Media) -> Part:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, Mapping):
+        raise VlkitError(f"a content item is {item!r:.40}; expected a dict with a type")
+    item = {key: value for key, value in item.items() if not is_missing(value)}
+    kind = str(item.get("type", "text" if "text" in item else "image"))
+    if kind == "text":
+        if not isinstance(item.get("text"), str):
+            raise VlkitError(f"a text item without text: {item!r:.60}")
+        return item["text"]
+    kind = "video" if kind.startswith("video") else "image"
+    source = next((item[key] for key in _KEYS if key in item), None)
+    if source is None:
+        return media.take(kind)
+    options = {key: item[key] for key in item if key not in (*_KEYS, "type")}
+    return media_item(source, kind) | options
+
+
+def media_item(source: Any, kind: str) -> dict:
+    """A picture or clip as a content item."""
+    source = media_source(source)
+    if isinstance(source, str | os.PathLike):
+        source = os.fspath(source)
+        kind = "video" if looks_like_clip(source) else kind
+    if source is None or (isinstance(source, str) and not source):
+        raise VlkitError(f"{'an image' if kind == 'image' else 'a video'} without a file")
+    kind = "video" if isinstance(source, Video) else kind
+    return {"type": kind, kind: source}
+
+
+class _Media:
+    """The pictures and clips in a row's columns; each placeholder in the text takes the next."""
+
+    def __init__(self, row: Mapping):
+        row = {key: row[key] for key in _MEDIA_COLUMNS if key in row}
+        self.left = {kind: _cells(row, kind) for kind in ("image", "video")}
+        self.count = {kind: len(items) for kind, items in self.left.items()}
+
+    def take(self, kind: str) -> dict:
+        if not self.left[kind]:
+            raise VlkitError(f"its text has more <{kind}> than its {self.count[kind]} {kind}s")
+        return self.left[kind].pop(0)
+
+    def place_rest(self, turns: list[Turn]) -> None:
+        """Put media without a placeholder before the first question, if no other has one."""
+        rest = [*self.left["image"], *self.left["video"]]
+        placed = _media_in(turns)
+        question = next((parts for role, parts in turns if role == "user"), [])
+        if not placed:
+            question[:0] = rest
+            return
+        named = set(map(_path_of, placed))
+        without = [i["type"] for i in rest if not _path_of(i) or _path_of(i) not in named]
+        if without:
+            raise VlkitError(
+                f"{len(without)} of its {without[0]}s have no <{without[0]}> in the text"
+            )
+
+
+def _path_of(item: dict) -> str:
+    source = item[item["type"]]
+    return source if isinstance(source, str) else ""
+
+
+def _media_in(turns: list[Turn]) -> list[dict]:
+    return [part for _, parts in turns for part in parts if isinstance(part, dict)]
+
+
+def _cells(row: Mapping, kind: str) -> list[dict]:
+    column = _column(row, COLUMNS[kind])
+    cell: Any = row[column] if column else None
+    sources = cell if isinstance(cell, list | tuple) else [cell]
+    return [media_item(source, kind) for source in sources if not is_missing(source)]
+
+
+def _column(row: Mapping, names: Sequence[str]) -> str | None:
+    """The first of these columns with a value in this row, else the first of them."""
+    lower = {str(name).lower(): name for name in row}
+    columns = [lower[name] for name in names if name in lower]
+    return next((name for name in columns if row[name] is not None), next(iter(columns), None))
+
+
+def _table_turns(row: Mapping) -> list[Turn]:
+    question, answer, system = (_column(row, names) for names in (_PROMPTS, ANSWERS, _SYSTEM))
+    if not question or not answer:
+        raise VlkitError(f"no question and answer among its columns {list(row)!s:.100}")
+    instruction = "" if system is None else _text(row[system])
+    asked: list[Part] = [*_cells(row, "image"), *_cells(row, "video"), _text(row[question])]
+    turns: list[Turn] = [("system", [instruction])] if instruction else []
+    return [*turns, ("user", asked), ("assistant", [_text(row[answer])])]
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else str(cell)
+
+
+def _tidy(parts: list[Part]) -> list[Part]:
+    """Adjacent texts as one, without the newlines between a picture's tag and the text."""
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    for i, part in enumerate(joined):
+        if isinstance(part, str):
+            part = part.lstrip("\n") if i else part
+            joined[i] = part.rstrip("\n") if i + 1 < len(joined) else part
+    return [part for part in joined if part != ""]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What the numbers in a row's texts mean.
+
+    Attributes:
+        convention: of ``CONVENTIONS``, or "" where there are none.
+        size: (width, height) of the upright picture that they are on; None where only shares of it
+            are known.
+        input_size: at which the source's model saw it, for ``qwen2_5_vl``.
+    """
+
+    convention: str = ""
+    size: Size | None = None
+    input_size: Size | None = None
+
+    def writer(self, family: str, input_size: Size | None) -> Writer | None:
+        """What writes the boxes for a family; None where the source already has them so."""
+        if not self.convention:
+            return None
+        resized = FAMILIES[family].space == "resized"
+        if self.convention == family and not (resized and input_size != self.input_size):
+            return None
+        if resized and self.size is None:
+            raise VlkitError(
+                f"{family} writes pixels, but it is unknown on which picture the boxes are"
+            )
+        return Writer(family, self.size or UNIT, input_size)
+
+    def write(self, segments: Iterable[Segment], writer: Writer) -> str:
+        """A text for the family that the writer is for."""
+        return writer.text([rename_segment(s, self.convention, writer.name) for s in segments])
+
+
+def place_coordinates(
+    row: Mapping, texts: Sequence[str], convention: str, sizes: set[Size], limit: int | None
+) -> tuple[Coordinates, list[list[Segment]]]:
+    """Each of a row's texts split at its boxes.
+
+    Args:
+        row: with its ``objects``, for ms-swift.
+        texts: in order.
+        convention: of ``CONVENTIONS``, or "" for texts without coordinates.
+        sizes: of the row's pictures, upright.
+        limit: the most image tokens to which the source's model was limited.
+
+    Raises:
+        VlkitError: several families write such JSON; unbalanced tags; boxes that cannot be read,
+            are outside the picture, have no area or their corners swapped; ms-swift's tags under
+            another convention.
+    """
+    if not convention:
+        return Coordinates(), [[text] for text in texts]
+    if convention == AMBIGUOUS:
+        raise VlkitError(
+            "cannot tell which family wrote its JSON boxes; pass boxes=, one of "
+            f"{json_families()} (or boxes=None to leave the texts as they are)"
+        )
+    if convention != SWIFT and any(tag in text for text in texts for tag in SWIFT_TAGS):
+        raise VlkitError(
+            f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; pass "
+            f'boxes="{SWIFT}" or "auto"'
+        )
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if size is None and _needs_size(row, convention):
+        raise VlkitError(
+            f"{convention} gives pixels, but the row has "
+            f"{'pictures of several sizes' if sizes else 'no picture of known size'}, so its boxes "
+            "cannot be placed"
+        )
+    input_size = input_size_for(convention, size or UNIT, limit)
+    if convention == SWIFT:
+        segments = _swift_texts(row, texts, size or UNIT)
+    else:
+        segments = _family_texts(texts, convention, size or UNIT, input_size)
+    return Coordinates(convention, size, input_size), segments
+
+
+def _needs_size(row: Mapping, convention: str) -> bool:
+    if convention != SWIFT:
+        return FAMILIES[convention].space == "resized"
+    objects = row.get("objects")
+    return not isinstance(objects, Mapping) or objects.get("bbox_type") != "norm1"
+
+
+def _swift_texts(row: Mapping, texts: Sequence[str], size: Size) -> list[list[Segment]]:
+    objects = SwiftObjects(dict(row), size)
+    _raise_all(_misplaced(numbers, size) for numbers in objects.boxes)
+    segments = [swift_segments(text, objects) for text in texts]
+    objects.check_used_up()
+    return segments
+
+
+def _family_texts(
+    texts: Sequence[str], family: str, size: Size, input_size: Size | None
+) -> list[list[Segment]]:
+    form = FAMILIES[family]
+    span = span_of(form.space, size, input_size)
+    answers = [find_numbers(text, form) for text in texts]
+    problems: list[str] = []
+    for text, (boxes, unread) in zip(texts, answers, strict=True):
+        for opening, closing in (form.label_tags, form.box_tags, form.quad_tags):
+            if opening and text.count(opening) != text.count(closing):
+                problems.append(f"unbalanced tags: {opening} and {closing} in {text!r:.60}")
+        problems += [*unread, *(_misplaced(box.numbers, span) for box in boxes)]
+    _raise_all(problems)
+    segments = []
+    for text, (boxes, _) in zip(texts, answers, strict=True):
+        placed = [(to_pixels(b.label, b.numbers, span, size), b.start, b.end) for b in boxes]
+        segments.append(list(group_items(text, placed)))
+    return segments
+
+
+def _raise_all(problems: Iterable[str]) -> None:
+    if text := "; ".join(filter(None, problems)):
+        raise VlkitError(text)
+
+
+def _misplaced(numbers: Sequence[float], span: Size) -> str:
+    shown = f"box [{', '.join(f'{n:g}' for n in numbers)}]"
+    if not all(-_SLACK <= n <= span[i % 2] + _SLACK for i, n in enumerate(numbers)):
+        return f"{shown} is outside its picture's {span}"
+    if len(numbers) != 4 or (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+        return ""
+    if numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+        return f"{shown} has its corners swapped; give the top left one, then the bottom right one"
+    return f"{shown} has no area"
+
+
+@contextmanager
+def naming_row(example: Any) -> Iterator[None]:
+    """Errors inside begin with the example's row in its source."""
+    try:
+        yield
+    except VlkitError as error:
+        row = getattr(example, "row", None)
+        if row is None or str(error).startswith(f"row {row}: "):
+            raise
+        raise type(error)(f"row {row}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One conversation to learn from.
+
+    Attributes:
+        row: its number in the source, from 1.
+        messages: checked, the last one the answer; texts as the source has them.
+        coordinates: what the numbers in its texts mean.
+        segments: of each text in order: texts, and lists of boxes and points in pixels of the
+            upright picture.
+    """
+
+    row: int
+    messages: CheckedMessages
+    coordinates: Coordinates
+    segments: Sequence[Sequence[Segment]]
+
+    @property
+    def media(self) -> list[dict]:
+        """The content items of its pictures and clips, in order."""
+        return list(iterate_media(self.messages))
+
+    @property
+    def texts(self) -> list[str]:
+        """Its texts, in order, as the source has them."""
+        items = (item for message in self.messages for item in message["content"])
+        return [item["text"] for item in items if item["type"] == "text"]
+
+    def messages_for(self, vlm: Any) -> CheckedMessages:
+        """Messages, the last one the answer; boxes as this model writes them.
+
+        Args:
+            vlm: from :func:`vlkit.load`.
+
+        Raises:
+            VlkitError: the model's convention cannot hold these boxes.
+        """
+        with naming_row(self):
+            writer = self.coordinates.writer(vlm.family, self._input_size(vlm))
+            if writer is None:
+                return self.messages
+            texts = iter([self.coordinates.write(parts, writer) for parts in self.segments])
+            return as_messages([_replace_texts(message, texts) for message in self.messages])
+
+    def _input_size(self, vlm: Any) -> Size | None:
+        """The size at which the model sees the picture that the boxes are on."""
+        if self.coordinates.size is None:
+            return None
+        image = next((item for item in self.media if item["type"] == "image"), None)
+        return vlm.rules.image_size(self.coordinates.size, image and read_media_item(image))
+
+
+def _replace_texts(message: dict, texts: Iterator[str]) -> dict:
+    content = [next(texts) if item["type"] == "text" else item for item in message["content"]]
+    return message | {"content": content}
+
+
+def source_key(source: Any) -> Hashable:
+    """Equal for the same path or the same object, while that object lives; nothing is read."""
+    return source if isinstance(source, str) else id(source)
+
+
+def find_damaged(items: Iterable[dict]) -> list[str | None]:
+    """Why a content item cannot be decoded, or None, for each; a distinct one is tried once.
+
+    Pictures are decoded to their end, clips to their first frame; http(s) URLs are not fetched.
+    """
+    media = [read_media_item(item) for item in items]
+    keys = [_key(medium) for medium in media]
+    distinct = dict(zip(keys, media, strict=True))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        damage = dict(zip(distinct, pool.map(_damage, distinct.values()), strict=True))
+    return [damage[key] for key in keys]
+
+
+def _key(medium: Image | Video) -> tuple:
+    source, *options = vars(medium).values()
+    return type(medium), source_key(source), repr(options)
+
+
+def _damage(medium: Image | Video) -> str | None:
+    source = medium.source
+    if is_remote(source):
+        return None
+    try:
+        if isinstance(medium, Video):
+            sample_indices(medium, probe_clip(medium), clip_name(source))
+        elif not _is_whole_file(source):
+            load_image(medium)
+    except (VlkitError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _is_whole_file(source: Any) -> bool:
+    """Whether it is a file that decodes to its end, at an eighth of its size if it is a JPEG."""
+    if not isinstance(source, str | os.PathLike) or is_url(source):
+        return False
+    try:
+        with PIL.Image.open(local_path(source), formats=_COMMON) as picture:
+            picture.draft(None, (1, 1))
+            picture.load()
+    except Exception:  # a decoder may raise anything; load_image then says what is wrong
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one row; a ``.jsonl`` counts its lines, from 1."""
+
+    row: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.text}"
+
+
+class DataError(VlkitError):
+    """Training data with rows that cannot be learnt from.
+
+    Attributes:
+        problems: all of them, in order.
+    """
+
+    def __init__(self, name: str, problems: Sequence[Problem]):
+        advice = "fix them, or pass strict=False to leave these rows out"
+        super().__init__(f"{list_problems(name, problems)}; {advice}")
+        self.problems = tuple(problems)
+
+
+def list_problems(name: str, problems: Sequence[Problem]) -> str:
+    """All problems of a source in one line."""
+    rows = len({problem.row for problem in problems})
+    more = len(problems) - SHOWN
+    listed = "; ".join(map(str, problems[:SHOWN]))
+    listed += f"; and {more:,} more (in .problems)" if more > 0 else ""
+    return f"{name}: {rows:,} {'row has' if rows == 1 else 'rows have'} problems: {listed}"
+
+
+class RowReader:
+    """Reads rows as examples; ``problems`` collects what is wrong with any of them.
+
+    Args:
+        format: of ``FORMATS``, or ``auto``.
+        boxes: the convention of coordinates, ``auto`` or None.
+        limit: the most image tokens to which the source's model was limited.
+        places: folders in which pictures are looked for.
+    """
+
+    def __init__(self, format: str, boxes: str | None, limit: int | None, places: list[Path]):
+        self.format, self.boxes, self.limit = format, boxes, limit
+        self.places = places or [Path()]
+        self.problems: list[Problem] = []
+        self._media: list[tuple[int, dict]] = []
+        self._renamed: dict[str, dict[str, list[int]]] = {}  # file → absolute paths → rows
+
+    def read(self, rows: Iterable[tuple[int, Any]]) -> list[Example]:
+        """The examples of all rows without a problem."""
+        examples = [example for number, row in rows if (example := self._try(number, row))]
+        damage = find_damaged(item for _, item in self._media)
+        for (number, _), problem in zip(self._media, damage, strict=True):
+            if problem:
+                self._note(number, problem)
+        self._note_mixed_up()
+        self.problems.sort(key=lambda problem: problem.row)
+        unsound = {problem.row for problem in self.problems}
+        return [example for example in examples if example.row not in unsound]
+
+    def _note(self, number: int, text: str) -> None:
+        self.problems.append(Problem(number, text))
+
+    def _try(self, number: int, row: Any) -> Example | None:
+        try:
+            return self._read(number, row)
+        except VlkitError as error:
+            self._note(number, str(error))
+        return None
+
+    def _read(self, number: int, row: Any) -> Example | None:
+        if isinstance(row, VlkitError):
+            raise row
+        row = {"messages": row} if isinstance(row, list | tuple) else row
+        if not isinstance(row, Mapping):
+            raise VlkitError(f"expected an object, not {row!r:.40}")
+        row = {key: None if is_missing(value) else value for key, value in row.items()}
+        turns = read_turns(row, detect_format(row) if self.format == "auto" else self.format)
+        out_of_order = list(_order_problems(turns))
+        for problem in out_of_order:
+            self._note(number, problem)
+        before = len(self.problems)
+        sizes = set(self._measure_media(number, _media_in(turns)))
+        if len(self.problems) > before:  # without its pictures its boxes cannot be placed
+            return None
+        said = [] if out_of_order else [{"role": r, "content": parts} for r, parts in turns]
+        messages = as_messages(said) if said else CheckedMessages()
+        texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
+        detected = self.boxes == "auto"
+        convention = detect_convention(row, texts) if detected else self.boxes or ""
+        coordinates, segments = place_coordinates(row, texts, convention, sizes, self.limit)
+        return Example(number, messages, coordinates, segments)
+
+    def _measure_media(self, number: int, items: Iterable[dict]) -> Iterator[Size]:
+        """Complete the path of each item; the sizes of the pictures that exist."""
+        for item in items:
+            kind = item["type"]
+            try:
+                item[kind] = self._find(number, item[kind], kind)
+                medium = read_media_item(item)
+                if isinstance(medium, Image) and not is_remote(medium.source):
+                    yield picture_size(medium)
+                if isinstance(medium, Video) or isinstance(medium.source, _ENCODED):
+                    self._media.append((number, item))
+            except (VlkitError, TypeError) as error:
+                self._note(number, str(error))
+
+    def _find(self, number: int, source: Any, kind: str) -> Any:
+        if not isinstance(source, str) or is_url(source):
+            return source
+        is_there = os.path.isfile if kind == "image" else os.path.exists
+        name = local_path(source)
+        paths = [os.fspath(place / name) for place in self.places]
+        if path := next(filter(is_there, paths), None):
+            return path
+        if base := _base_of_absolute(name):
+            for path in (os.fspath(place / base) for place in self.places):
+                if is_there(path):
+                    self._renamed.setdefault(path, {}).setdefault(name, []).append(number)
+                    return path
+        advice = "; base64 needs data:image/png;base64,… before it" if len(name) > 255 else ""
+        raise VlkitError(
+            f"{kind} {describe_source(source)} is missing (looked for "
+            f"{describe_source(paths[0])}{advice})"
+        )
+
+    def _note_mixed_up(self) -> None:
+        """Two absolute paths must not become one file only because they share a base name."""
+        for path, names in self._renamed.items():
+            for name, numbers in names.items() if len(names) > 1 else ():
+                other = next(path_name for path_name in names if path_name != name)
+                for number in dict.fromkeys(numbers):
+                    self._note(
+                        number,
+                        f"{describe_source(name)} and {describe_source(other)} would both be read "
+                        f"from {describe_source(path)}; give paths with their folders",
+                    )
+
+
+def _base_of_absolute(name: str) -> str:
+    """The base name of an absolute path, perhaps of another machine; "" of a relative one."""
+    paths = PurePath(name), PureWindowsPath(name)
+    return next((path.name for path in paths if path.is_absolute()), "")
+
+
+def _order_problems(turns: list[Turn]) -> Iterator[str]:
+    spoken = turns[1:] if turns[0][0] == "system" else turns
+    for i, (role, _) in enumerate(spoken):
+        expected = ("user", "assistant")[i % 2]
+        if role != expected:
+            unknown = "" if role in ROLES else ", which is not a role"
+            yield f"roles out of order: turn {i + 1} is {role!r}{unknown}, expected {expected!r}"
+            return
+    if not spoken or spoken[-1][0] != "assistant":
+        yield "it ends without an answer"
+    for i, (role, parts) in enumerate(spoken, 1):
+        shown = any(isinstance(part, dict) for part in parts)
+        blank = not shown and not "".join(map(str, parts)).strip()
+        if role == "assistant" and shown:
+            yield f"turn {i}: a picture in an answer"
+        elif blank:
+            yield f"turn {i}: the {'answer' if role == 'assistant' else 'question'} is empty"
