@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlkit.errors import VlkitError, check_whole, is_number
 
 METRICS = ("auto", "exact", "iou", None)
-_QUANTIZATIONS = ("4bit", "8bit", None)
 _LARGEST_SEED = 2**32 - 1  # numpy's
 
 
@@ -20,41 +21,44 @@ def check_choice(name: str, value: Any, choices: Iterable) -> None:
         raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
 
 
-def check_plan(
-    *,
-    batch_size: Any,
-    gradient_accumulation: Any,
-    gradient_checkpointing: Any,
-    epochs: Any,
-    max_length: Any,
-    quantize: Any,
-    metric: Any,
-    samples: Any,
+def _check_number(
+    name: str, value: Any, most: float = math.inf, *, note: str = "above 0", optional: bool = False
 ) -> None:
-    """Raises VlkitError for an argument, of ``inspect`` and ``train``, that is out of range."""
-    check_whole("gradient_accumulation", gradient_accumulation, 1)
-    check_whole("batch_size", 1 if batch_size == "auto" else batch_size, 1)
-    check_whole("max_length", max_length, 1, optional=True)
-    check_whole("samples", samples)
-    if not is_number(epochs) or epochs <= 0:
-        raise VlkitError(f"epochs={epochs!r} must be a number above 0")
-    check_choice("gradient_checkpointing", gradient_checkpointing, (True, False))
-    check_choice("quantize", quantize, _QUANTIZATIONS)
-    check_choice("metric", metric, METRICS)
+    if not (optional and value is None) and not (is_number(value) and 0 < value < most):
+        raise VlkitError(f"{name}={value!r} must be a number {note}")
 
 
-def check_recipe(learning_rate: Any, alpha: Any, seed: Any, callbacks: Any, resume: Any) -> None:
-    """Raises VlkitError for an argument, of ``train`` alone, that is out of range."""
-    if not is_number(learning_rate) or not 0 < learning_rate < 1:
-        raise VlkitError(f"learning_rate={learning_rate!r} must be a number between 0 and 1")
-    if alpha is not None and not (is_number(alpha) and alpha > 0):
-        raise VlkitError(f"alpha={alpha!r} must be a number above 0, or None for twice the rank")
-    check_whole("seed", seed, 0, _LARGEST_SEED)
-    if not isinstance(callbacks, Sequence) or not all(hasattr(c, "on_step_end") for c in callbacks):
-        raise VlkitError(
-            f"callbacks={callbacks!r:.60} must be a list of transformers' TrainerCallback"
-        )
-    check_choice("resume", resume, (True, False))
+def _check_callbacks(name: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or not all(hasattr(c, "on_step_end") for c in value):
+        raise VlkitError(f"{name}={value!r:.60} must be a list of transformers' TrainerCallback")
+
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "batch_size": lambda name, value: check_whole(name, 1 if value == "auto" else value, 1),
+    "gradient_accumulation": partial(check_whole, least=1),
+    "gradient_checkpointing": partial(check_choice, choices=(True, False)),
+    "epochs": _check_number,
+    "learning_rate": partial(_check_number, most=1, note="between 0 and 1"),
+    "alpha": partial(_check_number, note="above 0, or None for twice the rank", optional=True),
+    "quantize": partial(check_choice, choices=("4bit", "8bit", None)),
+    "max_length": partial(check_whole, least=1, optional=True),
+    "metric": partial(check_choice, choices=METRICS),
+    "samples": check_whole,
+    "seed": partial(check_whole, most=_LARGEST_SEED),
+    "resume": partial(check_choice, choices=(True, False)),
+    "callbacks": _check_callbacks,
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises VlkitError for a value of ``train`` or ``inspect`` that is out of range.
+
+    Args:
+        arguments: by name.
+    """
+    for name, value in arguments.items():
+        if name in _CHECKS:
+            _CHECKS[name](name, value)
 
 
 def as_folder(name: str, path: Any) -> Path:

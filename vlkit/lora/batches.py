@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
-from itertools import accumulate, chain
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_media
@@ -215,31 +215,11 @@ def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
     """The first ``max_length`` tokens. Raises VlkitError where they would not make an example."""
     if max_length is None or labelled.length <= max_length:
         return labelled
-    labels = labelled.labels[:, :max_length]
-    needed = media_end(vlm, labelled.tensors["input_ids"][0].tolist())
-    if needed > max_length:
-        raise VlkitError(cut_problem(labelled.length, max_length, needed))
+    trained = (labelled.labels[0] != IGNORED).tolist()
+    length = length_of(vlm, None, labelled.tensors["input_ids"][0].tolist(), trained)
     kept = {n: t[:, :max_length] if n in PER_TOKEN else t for n, t in labelled.tensors.items()}
-    cut = Labelled(kept, labels, media=labelled.media)
-    if not cut.trained:
-        raise VlkitError(cut_problem(labelled.length, max_length, 0))
-    return replace(cut, lost=labelled.trained - cut.trained)
-
-
-def cut_problem(length: int, max_length: int, needed: int) -> str:
-    """Why a row cannot be cut to ``max_length``; ``needed``: where its last picture ends, or 0."""
-    why = f"would cut into a picture or clip, which ends at {needed:,}" if needed else ""
-    why = why or "would leave nothing of any answer"
-    return (
-        f"max_length={max_length:,} {why} of {length:,} tokens; raise it, or shrink pictures with "
-        "load(…, max_image_tokens=…)"
-    )
-
-
-def media_end(vlm: VLM, ids: list[int]) -> int:
-    """How many tokens there are up to the end of the last picture or clip."""
-    known = media_ids(vlm)
-    return max((i + 1 for i, token in enumerate(ids) if token in known), default=0)
+    labels, lost = labelled.labels[:, :max_length], length.lost(max_length)
+    return Labelled(kept, labels, lost, labelled.media)
 
 
 def media_ids(vlm: VLM) -> dict[int, str]:
@@ -254,14 +234,14 @@ class Length:
     """Tokens of one example.
 
     Attributes:
-        row: of the source.
+        row: of the source, or None.
         total: all tokens, media included.
         media: those of pictures and clips.
         media_end: tokens up to the end of the last picture or clip.
         answers: of each answer with its end token, where it begins and ends.
     """
 
-    row: int
+    row: int | None
     total: int
     media: int
     media_end: int
@@ -280,10 +260,38 @@ class Length:
         """
         if max_length is None or self.total <= max_length:
             return 0
-        needed = self.media_end if self.media_end > max_length else 0
-        if needed or self.answers[0][0] >= max_length:
-            raise VlkitError(f"row {self.row}: {cut_problem(self.total, max_length, needed)}")
+        why = ""
+        if self.media_end > max_length:
+            why = f"would cut into a picture or clip, which ends at {self.media_end:,}"
+        elif self.answers[0][0] >= max_length:
+            why = "would leave nothing of any answer"
+        if why:
+            with naming_row(self):
+                raise VlkitError(
+                    f"max_length={max_length:,} {why} of {self.total:,} tokens; raise it, or "
+                    "shrink pictures with load(…, max_image_tokens=…)"
+                )
         return sum(max(0, end - max(start, max_length)) for start, end in self.answers)
+
+
+def length_of(vlm: VLM, row: int | None, ids: list[int], trained: Iterable[bool]) -> Length:
+    """The length of a tokenized row.
+
+    Args:
+        vlm: whose tokens they are.
+        row: its number.
+        ids: its tokens.
+        trained: of each token, whether the model learns it.
+    """
+    known = media_ids(vlm)
+    kinds = [(i, token) for i, token in enumerate(ids) if token in known]
+    pads = {base_model(vlm).config.image_token_id, base_model(vlm).config.video_token_id}
+    answers, end = [], 0
+    for is_trained, run in groupby(trained):
+        start, end = end, end + len(list(run))
+        answers += [(start, end)] * is_trained
+    media = sum(token in pads for _, token in kinds)
+    return Length(row, len(ids), media, kinds[-1][0] + 1 if kinds else 0, tuple(answers))
 
 
 def measure_length(vlm: VLM, example: Example) -> Length:
@@ -299,15 +307,12 @@ def measure_length(vlm: VLM, example: Example) -> Length:
     clips = [view for view in views if isinstance(view, ClipView)]
     pictures = [view.tokens for view in views if not isinstance(view, ClipView)]
     parts = encode_pieces(target, pieces, pictures, clips)
-    ids = list(chain(*parts))
-    ends = accumulate(map(len, parts))
-    answers = tuple(
-        (end - len(part), end)
-        for piece, part, end in zip(pieces, parts, ends, strict=True)
-        if piece.trained
-    )
-    media = sum(view.tokens for view in views)
-    return Length(example.row, len(ids), media, media_end(vlm, ids), answers)
+    return length_of(vlm, example.row, list(chain(*parts)), _each_trained(pieces, parts))
+
+
+def _each_trained(pieces: Sequence[Piece], parts: Sequence[list[int]]) -> list[bool]:
+    """Of each token of the pieces, whether the model learns it."""
+    return [piece.trained for piece, part in zip(pieces, parts, strict=True) for _ in part]
 
 
 def guess_lengths(vlm: VLM, data: Iterable[Example]) -> list[float]:
@@ -483,13 +488,12 @@ class Preparer:
         counts = [int(medium.grid.prod()) // merged for medium in media]
         tokens = encode_pieces(find_target(self.vlm), pieces, counts, ())
         ids = torch.tensor([list(chain(*tokens))])
-        trained = [piece.trained for piece, part in zip(pieces, tokens, strict=True) for _ in part]
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         pad = base_model(self.vlm).config.image_token_id
         tensors["mm_token_type_ids"] = (ids == pad).to(ids.dtype)
         if media:
             tensors["image_grid_thw"] = torch.cat([medium.grid for medium in media])
-        labels = ids.masked_fill(~torch.tensor([trained]), IGNORED)
+        labels = ids.masked_fill(~torch.tensor([_each_trained(pieces, tokens)]), IGNORED)
         labelled = Labelled(tensors, labels, media=tuple(media))
         return truncate(self.vlm, labelled, self.max_length)
 

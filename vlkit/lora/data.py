@@ -260,16 +260,14 @@ def as_data(data: Any, name: str = "data") -> TrainingData:
 
 
 def _count_wanted(evaluation: float | int, count: int) -> int:
-    wanted: float = 0
-    if is_number(evaluation) and 0 < evaluation < (1 if isinstance(evaluation, float) else count):
-        share = isinstance(evaluation, float)
-        wanted = max(1, round(evaluation * count)) if share else evaluation
-    if not 0 < wanted < count:
-        raise VlkitError(
-            f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the "
-            f"{count} rows"
-        )
-    return int(wanted)
+    share = isinstance(evaluation, float)
+    if is_number(evaluation) and 0 < evaluation < (1 if share else count):
+        wanted = max(1, round(evaluation * count)) if share else int(evaluation)
+        if wanted < count:
+            return wanted
+    raise VlkitError(
+        f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the {count} rows"
+    )
 
 
 def _group_rows(data: Sequence[Example]) -> list[list[int]]:

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted
-from vlkit.lora.arguments import check_plan
+from vlkit.lora.arguments import check_arguments
 from vlkit.lora.batches import (
     IGNORED,
     Labelled,
@@ -43,6 +43,8 @@ from vlkit.plotting.html import (
     fill_template,
     image_html,
 )
+
+_BINS = 24
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,16 @@ class XRay:
         )
 
     def _repr_html_(self) -> str:
-        return xray_card(self)
+        totals = [length.total for length in self.lengths]
+        counts, edges = np.histogram(totals, _BINS, (min(totals), max(totals) + 1))
+        learnt = sum(length.trained for length in self.lengths) / sum(totals)
+        return fill_template(
+            "vlkit.lora", "xray.html.jinja", xray=self, faint=FAINT, counted=counted,
+            byte_text=byte_text, duration_text=duration_text, image_html=image_html,
+            bins=list(zip(edges, edges[1:], counts.tolist(), strict=False)),
+            totals=(min(totals), max(totals), statistics.median(totals), learnt),
+            kinds_of_layers=_name_kinds,
+        )  # fmt: skip
 
 
 def inspect(
@@ -159,11 +170,7 @@ def inspect(
         VlkitError: a cut through a picture or one that leaves no answer, with its row; a target
             that matches nothing.
     """
-    check_plan(
-        batch_size=batch_size, gradient_accumulation=gradient_accumulation, epochs=epochs,
-        gradient_checkpointing=gradient_checkpointing, max_length=max_length, quantize=quantize,
-        metric=metric, samples=samples,
-    )  # fmt: skip
+    check_arguments(locals())
     data, held_out = as_data(data), None if eval_data is None else as_data(eval_data, "eval_data")
     if not isinstance(example, int) or not -len(data) <= example < len(data):
         raise VlkitError(f"example={example!r} does not exist; the data has {len(data)} rows")
@@ -246,50 +253,6 @@ def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
             runs.append(TokenRun(text, kind, len(held)))
             held = []
     return runs
-
-
-SHOWN = 1500  # runs of tokens whose text is shown
-_BINS = 24
-_TOKENS = {  # kind of token: its style, and its name in the legend
-    "learnt": (
-        "background:rgba(22,163,74,.28);border-bottom:2px solid #16a34a",
-        "learnt: answers and their end token",
-    ),
-    "prompt": ("background:rgba(128,128,128,.13)", "read, not learnt"),
-    "image": ("background:rgba(37,99,235,.25);border-radius:4px;padding:0 6px", "picture"),
-    "video": ("background:rgba(147,51,234,.25);border-radius:4px;padding:0 6px", "clip"),
-}
-_MEMORY = {  # part of the memory: its colour, and its name in the legend
-    "weights": ("#64748b", "weights"),
-    "state": ("#16a34a", "trained parameters, gradients, AdamW"),
-    "activations": ("#2563eb", "activations"),
-    "logits": ("#d97706", "logits"),
-}
-
-
-def xray_card(xray: XRay) -> str:
-    """HTML in the page's colours, so that it reads on dark and light themes."""
-    totals = [length.total for length in xray.lengths]
-    counts, edges = np.histogram(totals, _BINS, (min(totals), max(totals) + 1))
-    trained = sum(length.trained for length in xray.lengths) / sum(totals)
-    return fill_template(
-        "vlkit.lora",
-        "xray.html.jinja",
-        xray=xray,
-        totals=(min(totals), max(totals), statistics.median(totals), trained),
-        bins=list(zip(edges, edges[1:], counts.tolist(), strict=False)),
-        highest=counts.max(),
-        most=SHOWN,
-        kinds={run.kind for run in xray.runs},
-        kinds_of_layers=_name_kinds,
-        tokens=_TOKENS,
-        memory_parts=_MEMORY,
-        faint=FAINT,
-        counted=counted,
-        byte_text=byte_text,
-        duration_text=duration_text,
-        image_html=image_html,
-    )
 
 
 def _name_kinds(part: Part) -> str:

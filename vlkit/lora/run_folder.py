@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from vlkit.lora.training_rows import Example
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 from vlkit.models.load import VLM, base_model
-from vlkit.plotting.html import FAINT, duration_text, fill_template, table_html
+from vlkit.plotting.html import FAINT, duration_text, fill_template
 
 if TYPE_CHECKING:
     import pandas
@@ -162,9 +161,6 @@ _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")  # Train
 _STATE = "trainer_state.json"  # written last
 
 
-_LONGEST = 160  # characters of an answer that is shown
-
-
 Answers = tuple[tuple[str, str, str], ...]  # question, truth, answer
 
 
@@ -211,14 +207,7 @@ class LoraRun:
             "vlkit.lora", "run.html.jinja", run=self, faint=FAINT,
             duration=duration_text(self.seconds),
             curves=curves_html({"run": curves}) if self.losses else "",
-            answers="" if self.checks is None else _answers_table(self.checks.table),
         )  # fmt: skip
-
-
-def _answers_table(table: pandas.DataFrame) -> str:
-    texts = [[str(cell) for cell in row] for row in table.values]
-    shown = [[t if len(t) <= _LONGEST else t[:_LONGEST] + " …" for t in row] for row in texts]
-    return table_html(list(table.columns), [list(map(html.escape, row)) for row in shown])
 
 
 def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:

@@ -22,7 +22,7 @@ from vlkit import hooks
 from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.files import write_whole
 from vlkit.inputs import check_loaded
-from vlkit.lora.arguments import as_folder, check_plan, check_recipe, check_trackers
+from vlkit.lora.arguments import as_folder, check_arguments, check_trackers
 from vlkit.lora.batches import (
     Collator,
     Examples,
@@ -51,6 +51,10 @@ from vlkit.models.load import VLM, base_model
 from vlkit.plotting.html import byte_text
 
 _LOGGED = 500  # points of the loss curve
+_RECIPE = (  # arguments in which a resumed run must not differ
+    "epochs", "learning_rate", "rank", "target", "batch_size", "gradient_accumulation",
+    "quantize", "max_length", "seed",
+)  # fmt: skip
 _WORKERS = 4  # threads that read pictures ahead for a GPU
 
 # it warns of a faulty filesystem where checkpoints are within a second of each other
@@ -453,22 +457,15 @@ def train(
             arguments that differ from those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
-    with hooks.recording_training(dict(locals())) as record:  # the arguments as they were passed
+    arguments = dict(locals())  # as they were passed
+    with hooks.recording_training(arguments) as record:
         check_loaded(vlm)
-        check_plan(
-            batch_size=batch_size, gradient_accumulation=gradient_accumulation, epochs=epochs,
-            gradient_checkpointing=gradient_checkpointing, max_length=max_length,
-            quantize=quantize, metric=metric, samples=samples,
-        )  # fmt: skip
-        check_recipe(learning_rate, alpha, seed, callbacks, resume)
+        check_arguments(arguments)
         trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
         data = as_data(data)
         held_out = None if eval_data is None else as_data(eval_data, "eval_data")
-        recipe = {
-            "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
-            "rank": rank, "alpha": 2 * rank if rank and alpha is None else alpha, "target": target,
-            "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
-            "quantize": quantize, "max_length": max_length, "seed": seed,
+        recipe = {"model": vlm.name, "rows": len(data)} | {n: arguments[n] for n in _RECIPE} | {
+            "alpha": 2 * rank if rank and alpha is None else alpha,
             "data": digest_rows(data), "eval_data": held_out and digest_rows(held_out),
         }  # fmt: skip
         parts = plan_parts(vlm, target, rank)
