@@ -110,10 +110,10 @@ def _columns(points: Series) -> tuple[list[float], list[float]]:
 
 def _running_mean(values: Sequence[float]) -> Any:
     """Each value's mean with its neighbours, a twentieth of all."""
-    import numpy as np
+    import pandas
 
-    window = np.ones(2 * max(1, len(values) // 40) + 1)
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    window = 2 * max(1, len(values) // 40) + 1
+    return pandas.Series(values).rolling(window, center=True, min_periods=1).mean()
 
 
 def curves_html(runs: Mapping[str, Curves]) -> str:
@@ -130,9 +130,7 @@ def curves_html(runs: Mapping[str, Curves]) -> str:
         charts={title: _svg(figure, title) for title, figure in figures.items()},
         held_out=any(run.evaluations for run in runs.values()),
         legend={} if alone else dict(zip(runs, cycle(COLOURS), strict=False)),
-        samples=[(*sample, is_same(sample[1], sample[2])) for sample in alone.samples]
-        if alone
-        else [],
+        samples=[(*sample, is_same(*sample[1:])) for sample in (alone.samples if alone else ())],
     )  # fmt: skip
 
 

@@ -18,17 +18,9 @@ import numpy as np
 from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, check_whole, is_number
 from vlkit.files import read_text
+from vlkit.lora import training_rows
 from vlkit.lora.arguments import check_choice
-from vlkit.lora.training_rows import (
-    CONVENTIONS,
-    FORMATS,
-    DataError,
-    Example,
-    Problem,
-    RowReader,
-    detect_format,
-    list_problems,
-)
+from vlkit.lora.training_rows import Example, Problem
 from vlkit.media.image import Image, describe_source, load_image, pixel_hash
 from vlkit.media.sources import file_hash, is_remote, is_url, local_path
 from vlkit.media.video import pictures_of
@@ -66,7 +58,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         return enumerate(whole, 1)
     if isinstance(whole, dict):
         try:
-            detect_format(whole)
+            training_rows.detect_format(whole)
         except VlkitError as error:
             raise VlkitError(
                 f"{describe_source(path)} is one object, not a list of rows; as a row it has "
@@ -123,7 +115,12 @@ class TrainingData(Sequence[Example]):
         problems: of the rows that were left out (``strict=False``).
     """
 
-    def __init__(self, name: str, examples: Sequence[Example], problems: Sequence[Problem] = ()):
+    def __init__(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        problems: Sequence[Problem] = (),
+    ):
         self.name, self._examples, self.problems = name, list(examples), tuple(problems)
 
     def __len__(self) -> int:
@@ -227,8 +224,8 @@ def load_conversations(
             out of order, an empty answer, a box without area or outside its picture …
         VlkitError: a wrong argument, or a file that cannot be read.
     """
-    check_choice("format", format, ("auto", *FORMATS))
-    check_choice("boxes", boxes, ("auto", None, *CONVENTIONS))
+    check_choice("format", format, ("auto", *training_rows.FORMATS))
+    check_choice("boxes", boxes, ("auto", None, *training_rows.CONVENTIONS))
     check_choice("strict", strict, (True, False))
     check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     is_path = isinstance(image_dir, str | os.PathLike)
@@ -236,12 +233,14 @@ def load_conversations(
         raise VlkitError(f"image_dir={image_dir!r:.200} is not a folder; check the path")
     rows, name, folder = open_rows(meta)
     places = [Path(local_path(place)) for place in (image_dir, folder) if place is not None]
-    reader = RowReader(format, boxes, max_image_tokens, places)
+    reader = training_rows.RowReader(format, boxes, max_image_tokens, places)
     examples = reader.read(rows)
     if reader.problems and strict:
-        raise DataError(name, reader.problems)
+        raise training_rows.DataError(name, reader.problems)
     if reader.problems:
-        warnings.warn(f"left out of {list_problems(name, reader.problems)}", stacklevel=2)
+        warnings.warn(
+            f"left out of {training_rows.list_problems(name, reader.problems)}", stacklevel=2
+        )
     if not examples:
         raise VlkitError(f"{name} has no conversation that can be trained on")
     return TrainingData(name, examples, reader.problems)

@@ -12,24 +12,9 @@ import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted
+from vlkit.lora import batches, costs
 from vlkit.lora.arguments import check_arguments
-from vlkit.lora.batches import (
-    IGNORED,
-    Labelled,
-    Length,
-    label_example,
-    measure_lengths,
-    media_ids,
-)
-from vlkit.lora.costs import (
-    TrainingMemory,
-    checkpoint_every,
-    choose_batch,
-    count_steps,
-    estimate_seconds,
-    estimate_training,
-    time_forward,
-)
+from vlkit.lora.batches import IGNORED, Labelled, Length
 from vlkit.lora.data import as_data
 from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, check_quantized, plan_parts
@@ -91,7 +76,7 @@ class XRay:
     lengths: tuple[Length, ...] = field(repr=False)
     max_length: int | None
     parts: tuple[Part, ...] = field(repr=False)
-    memory: TrainingMemory
+    memory: costs.TrainingMemory
     steps: int
     seconds: float
 
@@ -176,55 +161,41 @@ def inspect(
         raise VlkitError(f"example={example!r} does not exist; the data has {len(data)} rows")
     parts = plan_parts(vlm, target, rank)
     check_quantized(vlm, quantize, rank)
-    lengths = measure_lengths(vlm, data, max_length)
-    labelled = label_example(vlm, data[example], max_length=max_length)
+    lengths = batches.measure_lengths(vlm, data, max_length)
+    labelled = batches.label_example(vlm, data[example], max_length=max_length)
     longest = max(length.total for length in lengths)
     cut = min(longest, max_length or longest)
-    size = choose_batch(
+    size = costs.choose_batch(
         vlm, parts, [cut], rank=rank, batch_size=batch_size,
         accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
         quantize=quantize,
     )  # fmt: skip
     together = min(size.batch, len(data))
-    memory = estimate_training(
-        vlm,
-        parts,
-        rank=rank,
-        tokens=cut * together,
+    memory = costs.estimate_training(
+        vlm, parts, rank=rank, tokens=cut * together,
         learnt=max(length.trained for length in lengths) * together,
         patches=4 * max(length.media for length in lengths) * together,
-        gradient_checkpointing=gradient_checkpointing,
-        quantize=quantize,
-    )
+        gradient_checkpointing=gradient_checkpointing, quantize=quantize,
+    )  # fmt: skip
     mean = statistics.fmean(min(n.total, max_length or n.total) for n in lengths)
     share = mean / labelled.length
-    whole, encoder = time_forward(vlm, labelled)
-    seconds = estimate_seconds(
-        parts,
-        (whole * share, encoder * share),
-        rows=len(data) * epochs,
-        pictured=count_pictured(data),
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    steps = count_steps(len(data), size.batch, size.accumulation, epochs)
+    whole, encoder = costs.time_forward(vlm, labelled)
+    seconds = costs.estimate_seconds(
+        parts, (whole * share, encoder * share), rows=len(data) * epochs,
+        pictured=count_pictured(data), gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+    steps = costs.count_steps(len(data), size.batch, size.accumulation, epochs)
     if held_out is not None:
-        evaluations = 1 + math.ceil(steps / checkpoint_every(steps, epochs))  # one before training
+        # one of them before training
+        evaluations = 1 + math.ceil(steps / costs.checkpoint_every(steps, epochs))
         answers = Examiner(vlm, held_out, metric, samples).estimate_seconds()
         seconds += evaluations * len(held_out) * whole * share + (evaluations + 1) * answers
+    images = (load_image(i["image"]) for i in data[example].media if i["type"] == "image")
     return XRay(
-        model=vlm.name,
-        data=data.name,
-        rows=len(data),
-        example=labelled,
-        images=tuple(load_image(i["image"]) for i in data[example].media if i["type"] == "image"),
-        runs=tuple(show_tokens(vlm, labelled)),
-        lengths=tuple(lengths),
-        max_length=max_length,
-        parts=parts,
-        memory=memory,
-        steps=steps,
-        seconds=seconds,
-    )
+        model=vlm.name, data=data.name, rows=len(data), example=labelled, images=tuple(images),
+        runs=tuple(show_tokens(vlm, labelled)), lengths=tuple(lengths), max_length=max_length,
+        parts=parts, memory=memory, steps=steps, seconds=seconds,
+    )  # fmt: skip
 
 
 def count_pictured(data: Sequence[Example]) -> int:
@@ -235,7 +206,7 @@ def count_pictured(data: Sequence[Example]) -> int:
 
 def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
     """An example's tokens with their texts; the tokens of a picture or a character are one run."""
-    decode, known = vlm.processor.tokenizer.decode, media_ids(vlm)
+    decode, known = vlm.processor.tokenizer.decode, batches.media_ids(vlm)
     ids, labels = (t[0].tolist() for t in (labelled.tensors["input_ids"], labelled.labels))
     runs: list[TokenRun] = []
     held: list[int] = []

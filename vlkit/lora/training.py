@@ -22,30 +22,14 @@ from vlkit import hooks
 from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.files import write_whole
 from vlkit.inputs import check_loaded
+from vlkit.lora import batches, run_folder
 from vlkit.lora.arguments import as_folder, check_arguments, check_trackers
-from vlkit.lora.batches import (
-    Collator,
-    Examples,
-    FrozenTower,
-    LengthSampler,
-    Preparer,
-    guess_lengths,
-    measure_lengths,
-)
 from vlkit.lora.callbacks import show_progress
 from vlkit.lora.costs import BatchSize, checkpoint_every, choose_batch, count_steps
 from vlkit.lora.data import TrainingData, as_data, digest_rows
 from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, lean_layers, plan_parts, quantized, trainable
-from vlkit.lora.run_folder import (
-    ARGUMENTS,
-    LoraRun,
-    Prover,
-    check_same,
-    last_checkpoint,
-    only_writer,
-    summarize,
-)
+from vlkit.lora.run_folder import ARGUMENTS, LoraRun
 from vlkit.models.adapters import check_base, write_marks
 from vlkit.models.load import VLM, base_model
 from vlkit.plotting.html import byte_text
@@ -80,8 +64,8 @@ class VisionTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        sampler: LengthSampler,
-        tower: FrozenTower | None,
+        sampler: batches.LengthSampler,
+        tower: batches.FrozenTower | None,
         examine: Callable[[], dict[str, Any]],
         measure: Callable[[Mapping[str, Any]], float],
         **kwargs: Any,
@@ -259,7 +243,7 @@ class Task:
 def _run(task: Task, checkpoint: Path | None) -> LoraRun:
     """Train, in smaller batches where the GPU's memory runs out and batches may be divided."""
     is_first = os.environ.get("RANK", "0") == "0"
-    with only_writer(task.folder) if is_first else nullcontext():
+    with run_folder.only_writer(task.folder) if is_first else nullcontext():
         while True:
             try:
                 return _run_once(task, checkpoint)
@@ -273,7 +257,7 @@ def _run(task: Task, checkpoint: Path | None) -> LoraRun:
                     ) from error
             torch.cuda.empty_cache()
             task = replace(task, size=smaller)
-            checkpoint = last_checkpoint(task.folder, None)
+            checkpoint = run_folder.last_checkpoint(task.folder, None)
 
 
 def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
@@ -296,7 +280,7 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
         prover = None
         if is_first and not spread:
             example = (task.held_out or task.data)[0]
-            prover = Prover(task.vlm, example, task.recipe["max_length"])
+            prover = run_folder.Prover(task.vlm, example, task.recipe["max_length"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -312,7 +296,9 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
             for entry in trainer.state.log_history:
                 before |= entry if entry["step"] == 0 else {}
             checks = prover.check(task.folder, before, trainer.examine())
-        return replace(summarize(trainer.state, task.folder), effect=effect, checks=checks)
+        return replace(
+            run_folder.summarize(trainer.state, task.folder), effect=effect, checks=checks
+        )
 
 
 def _begin(task: Task, checkpoint: Path | None) -> None:
@@ -328,13 +314,13 @@ def _make_trainer(
     task: Task, arguments: TrainingArguments, network: Any, measure: Any, spread: bool
 ) -> VisionTrainer:
     vlm = task.vlm
-    tower = None if task.trains_vision or spread else FrozenTower(base_model(vlm))
+    tower = None if task.trains_vision or spread else batches.FrozenTower(base_model(vlm))
     examples = _examples(task, task.data, tower)
     asks = arguments.process_index == 0 and not spread
     return VisionTrainer(
         network,
         arguments,
-        data_collator=Collator(
+        data_collator=batches.Collator(
             vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
         ),
         train_dataset=examples,
@@ -347,15 +333,19 @@ def _make_trainer(
     )
 
 
-def _examples(task: Task, data: TrainingData, tower: FrozenTower | None) -> Examples:
+def _examples(
+    task: Task, data: TrainingData, tower: batches.FrozenTower | None
+) -> batches.Examples:
     workers = _WORKERS if task.vlm.model.device.type == "cuda" and data is task.data else 0
-    return Examples(Preparer(task.vlm, data, task.recipe["max_length"], tower), workers)
+    return batches.Examples(
+        batches.Preparer(task.vlm, data, task.recipe["max_length"], tower), workers
+    )
 
 
-def _sampler(task: Task, examples: Examples, processes: int) -> LengthSampler:
+def _sampler(task: Task, examples: batches.Examples, processes: int) -> batches.LengthSampler:
     share = task.size.batch * processes if processes > 1 else 1
     rows, seed = task.size.rows * processes, task.recipe["seed"]
-    return LengthSampler(examples, task.lengths, rows, seed, share=share)
+    return batches.LengthSampler(examples, task.lengths, rows, seed, share=share)
 
 
 def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
@@ -469,14 +459,14 @@ def train(
             "data": digest_rows(data), "eval_data": held_out and digest_rows(held_out),
         }  # fmt: skip
         parts = plan_parts(vlm, target, rank)
-        checkpoint = last_checkpoint(folder, resume)
+        checkpoint = run_folder.last_checkpoint(folder, resume)
         if checkpoint is not None:
-            check_same(folder / ARGUMENTS, recipe)
+            run_folder.check_same(folder / ARGUMENTS, recipe)
         vlm = quantized(vlm, quantize, rank)
         for rows in (data, held_out):
             if rows is not None and max_length is not None:
-                measure_lengths(vlm, rows, max_length)
-        lengths = guess_lengths(vlm, data)
+                batches.measure_lengths(vlm, rows, max_length)
+        lengths = batches.guess_lengths(vlm, data)
         size = choose_batch(
             vlm, parts, lengths, rank=rank, batch_size=batch_size,
             accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,

@@ -13,24 +13,10 @@ from typing import Any
 
 import PIL.Image
 
-from vlkit.datasets.conversations import (
-    AMBIGUOUS,
-    SWIFT,
-    SWIFT_TAGS,
-    detect_convention,
-    json_families,
-    media_source,
-    role_of,
-)
-from vlkit.datasets.formats.chats import (
-    Segment,
-    SwiftObjects,
-    Writer,
-    group_items,
-    input_size_for,
-    rename_segment,
-    swift_segments,
-)
+from vlkit.datasets import conversations
+from vlkit.datasets.conversations import SWIFT
+from vlkit.datasets.formats import chats
+from vlkit.datasets.formats.chats import Segment, Writer
 from vlkit.datasets.questions import COLUMNS
 from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
@@ -131,7 +117,7 @@ def _role_and_content(message: Any) -> tuple[str, Any]:
     if not isinstance(message, Mapping):
         raise VlkitError(f"a message is {message!r:.40}; expected a dict of role and content")
     content = message.get("content")
-    return role_of(message), message.get("value") if content is None else content
+    return conversations.role_of(message), message.get("value") if content is None else content
 
 
 def _parts(content: Any, name: str, media: _Media) -> Iterator[Part]:
@@ -190,7 +176,7 @@ def _item(item: Any, media: _Media) -> Part:
 
 def media_item(source: Any, kind: str) -> dict:
     """A picture or clip as a content item."""
-    source = media_source(source)
+    source = conversations.media_source(source)
     if isinstance(source, str | os.PathLike):
         source = os.fspath(source)
         kind = "video" if looks_like_clip(source) else kind
@@ -311,7 +297,9 @@ class Coordinates:
 
     def write(self, segments: Iterable[Segment], writer: Writer) -> str:
         """A text for the family that the writer is for."""
-        return writer.text([rename_segment(s, self.convention, writer.name) for s in segments])
+        return writer.text(
+            [chats.rename_segment(s, self.convention, writer.name) for s in segments]
+        )
 
 
 def place_coordinates(
@@ -333,12 +321,14 @@ def place_coordinates(
     """
     if not convention:
         return Coordinates(), [[text] for text in texts]
-    if convention == AMBIGUOUS:
+    if convention == conversations.AMBIGUOUS:
         raise VlkitError(
             "cannot tell which family wrote its JSON boxes; pass boxes=, one of "
-            f"{json_families()} (or boxes=None to leave the texts as they are)"
+            f"{conversations.json_families()} (or boxes=None to leave the texts as they are)"
         )
-    if convention != SWIFT and any(tag in text for text in texts for tag in SWIFT_TAGS):
+    if convention != SWIFT and any(
+        tag in text for text in texts for tag in conversations.SWIFT_TAGS
+    ):
         raise VlkitError(
             f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; pass "
             f'boxes="{SWIFT}" or "auto"'
@@ -350,7 +340,7 @@ def place_coordinates(
             f"{'pictures of several sizes' if sizes else 'no picture of known size'}, so its boxes "
             "cannot be placed"
         )
-    input_size = input_size_for(convention, size or UNIT, limit)
+    input_size = chats.input_size_for(convention, size or UNIT, limit)
     if convention == SWIFT:
         segments = _swift_texts(row, texts, size or UNIT)
     else:
@@ -366,9 +356,9 @@ def _needs_size(row: Mapping, convention: str) -> bool:
 
 
 def _swift_texts(row: Mapping, texts: Sequence[str], size: Size) -> list[list[Segment]]:
-    objects = SwiftObjects(dict(row), size)
+    objects = chats.SwiftObjects(dict(row), size)
     _raise_all(_misplaced(numbers, size) for numbers in objects.boxes)
-    segments = [swift_segments(text, objects) for text in texts]
+    segments = [chats.swift_segments(text, objects) for text in texts]
     objects.check_used_up()
     return segments
 
@@ -389,7 +379,7 @@ def _family_texts(
     segments = []
     for text, (boxes, _) in zip(texts, answers, strict=True):
         placed = [(to_pixels(b.label, b.numbers, span, size), b.start, b.end) for b in boxes]
-        segments.append(list(group_items(text, placed)))
+        segments.append(list(chats.group_items(text, placed)))
     return segments
 
 
@@ -619,7 +609,7 @@ class RowReader:
         messages = as_messages(said) if said else CheckedMessages()
         texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
         detected = self.boxes == "auto"
-        convention = detect_convention(row, texts) if detected else self.boxes or ""
+        convention = conversations.detect_convention(row, texts) if detected else self.boxes or ""
         coordinates, segments = place_coordinates(row, texts, convention, sizes, self.limit)
         return Example(number, messages, coordinates, segments)
 
