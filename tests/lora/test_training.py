@@ -233,7 +233,9 @@ class Damages(TrainerCallback):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(small, tmp_path, value):
     run, options = tmp_path / "run", {"batch_size": 1, "learning_rate": 1e-2}
-    with pytest.raises(ModelError, match=r"^the loss of step 6 is nan, so training stops") as error:
+    with pytest.raises(
+        ModelError, match=r"^the loss of step 6 is nan, so training stopped"
+    ) as error:
         train(small, ROWS * 8, output_dir=run, callbacks=[Damages(5, value)], **options)
     assert "learning_rate=0.01 is too high (lower it)" in str(error.value)
     assert last_checkpoint(run, True) == run / "checkpoint-4"

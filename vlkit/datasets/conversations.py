@@ -1,7 +1,8 @@
-"""What readers of chat rows share: roles, texts, media, conventions."""
+"""What readers of rows share: empty cells, roles, texts, media, conventions."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,14 @@ SWIFT_TAGS = ("<bbox>", "<ref-object>")
 AMBIGUOUS = "json"  # several families write the same JSON
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _JSON_BOX = re.compile(r"""["'](?:bbox|point)_2d\\?["']\s*:""")  # the backslash: in a file of JSON
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell is empty, None, NaN or another of pandas' missing values."""
+    if isinstance(cell, float):
+        return math.isnan(cell)
+    kind = type(cell).__name__
+    return cell is None or kind in ("NAType", "NaTType") or (kind == "str" and not cell)
 
 
 def role_of(message: Mapping) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from vlkit.datasets.conversations import media_source
-from vlkit.datasets.tables import is_missing, read_table
+from vlkit.datasets.conversations import is_missing, media_source
+from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, counted
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
 from vlkit.media.image import Image

@@ -16,7 +16,7 @@ from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_media
-from vlkit.engine.vision import Encoder, Medium
+from vlkit.engine.vision import Encoder, Medium, split_media
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
 from vlkit.lora.networks import temporary_forwards
@@ -464,7 +464,7 @@ class Preparer:
             row = truncate(self.vlm, tokenize_pieces(self.vlm, pieces, loaded), self.max_length)
         contents = [pixel_hash(image) for image in loaded.images]
         contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
-        media = tuple(_split_media(row.tensors, contents))
+        media = tuple(split_media(row.tensors, contents))
         for picture, medium in zip(loaded.pictures, media, strict=False):  # pictures come first
             self._known[_identify(picture)] = _without_pixels(medium)
         tensors = {n: t for n, t in row.tensors.items() if n not in PIXELS.values()}
@@ -498,31 +498,19 @@ class Preparer:
         return truncate(self.vlm, labelled, self.max_length)
 
 
-def _split_media(tensors: dict[str, Any], contents: Iterable[str]) -> Iterator[Medium]:
-    """A row's pictures, then its clips, each with its content's hash and its grid as its key."""
-    hashes = iter(contents)
-    for kind, name in PIXELS.items():
-        if name in tensors:
-            grids = tensors[f"{kind}_grid_thw"]
-            parts = tensors[name].split(grids.prod(-1).tolist())
-            for pixels, grid in zip(parts, grids.split(1), strict=True):
-                yield Medium(kind, (kind, next(hashes), *grid[0].tolist()), pixels, grid)
-
-
 def _without_pixels(medium: Medium) -> Medium:
     return replace(medium, pixels=None)
 
 
 def _identify(image: Image) -> Hashable:
     """Equal for pictures that the model sees alike; a file that has not changed is not decoded."""
-    source = image.source
-    limits = (image.max_tokens, image.min_tokens, image.max_pixels, image.min_pixels, image.strict)
+    source, *limits = vars(image).values()
     if not isinstance(source, str | os.PathLike):
-        return (pixel_hash(image.load()), *limits)
+        return pixel_hash(image.load()), *limits
     try:
-        return (source if is_url(source) else file_hash(source), *limits)
+        return source if is_url(source) else file_hash(source), *limits
     except (OSError, ValueError):  # reading it will say why
-        return (os.fspath(source), *limits)
+        return os.fspath(source), *limits
 
 
 class Examples(Sequence[Labelled]):

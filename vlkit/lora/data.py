@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from vlkit.batch.keys import hash_medium
 from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, check_whole, is_number
 from vlkit.files import read_text
@@ -22,8 +23,7 @@ from vlkit.lora import training_rows
 from vlkit.lora.arguments import check_choice
 from vlkit.lora.training_rows import Example, Problem
 from vlkit.media.image import Image, describe_source, load_image, pixel_hash
-from vlkit.media.sources import file_hash, is_remote, is_url, local_path
-from vlkit.media.video import pictures_of
+from vlkit.media.sources import is_remote, local_path
 from vlkit.messages import read_media_item
 
 
@@ -35,8 +35,7 @@ def open_rows(meta: Any) -> tuple[Iterator[tuple[int, Any]], str, Path | None]:
             raise VlkitError(f"{os.fspath(meta)!r} is a folder; name the file with the rows")
         if path.suffix.lower() in (".json", ".jsonl"):
             return _json_rows(path), describe_source(path.name), path.parent
-        rows = _records(read_table(path)[0])
-        return enumerate(rows, 1), describe_source(path.name), path.parent
+        return enumerate(_records(path), 1), describe_source(path.name), path.parent
     if hasattr(meta, "to_dict") and hasattr(meta, "columns"):
         return enumerate(_records(meta), 1), "DataFrame", None
     if hasattr(meta, "cast_column") and hasattr(meta, "features"):
@@ -85,7 +84,7 @@ def _parse(text: str) -> Any:
 
 
 def _records(table: Any) -> list[dict]:
-    return _lists(table.to_dict("records"))
+    return _lists(read_table(table)[0].to_dict("records"))
 
 
 def _lists(value: Any) -> Any:
@@ -295,18 +294,9 @@ def _root(parent: list[int], i: int) -> int:
 def _content_key(item: dict) -> str:
     """Equal for media with the same content: of pictures the pixels, of a clip its file."""
     medium = read_media_item(item)
-    source = medium.source
-    if is_remote(source):
-        return source
-    if isinstance(medium, Image):
+    if isinstance(medium, Image) and not is_remote(medium.source):
         return pixel_hash(load_image(medium))
-    if isinstance(source, str | os.PathLike) and not is_url(source):
-        path = Path(local_path(source))
-        files = pictures_of(path, os.fspath(path)) if path.is_dir() else [path]
-        return " ".join(map(file_hash, files))
-    if isinstance(source, bytes | str):
-        return file_hash(source if isinstance(source, bytes) else source.encode())
-    return " ".join(pixel_hash(load_image(frame)) for frame in source)
+    return repr(hash_medium(medium.source))
 
 
 def digest_rows(data: Sequence[Example]) -> str:
@@ -323,6 +313,6 @@ def _media_name(source: Any) -> Any:
     source = getattr(source, "source", source)
     if isinstance(source, str | os.PathLike):
         return Path(source).parts[-2:]
-    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+    if isinstance(source, list | tuple):
         return [_media_name(frame) for frame in source]
-    return file_hash(source) if isinstance(source, bytes) else pixel_hash(load_image(source))
+    return hash_medium(source)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -105,8 +106,8 @@ class VisionTrainer(Trainer):
         causes = broken[:1] or [rate] * updated + [overflow] * (dtype != "float32")
         causes = causes or ["a row or callback that makes the weights or pixels infinite"]
         raise ModelError(
-            f"{name} is {value}, so training stops; likely: {', or '.join(causes)}; then train "
-            "into another folder"
+            f"{name} is {value}, so training stopped; likely cause: {', or '.join(causes)}; after "
+            "that, train into a new folder"
         )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -179,7 +180,7 @@ def is_spread(state: Any) -> bool:
     Raises:
         VlkitError: FSDP on CPUs, where accelerate would silently not use it.
     """
-    fsdp, deepspeed = map(_is_set, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    fsdp, deepspeed = map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     if fsdp and state.distributed_type.value == "MULTI_CPU":
         raise VlkitError(
             "accelerate supports FSDP on GPUs only; on CPUs use --multi_gpu instead of --use_fsdp, "
@@ -188,18 +189,12 @@ def is_spread(state: Any) -> bool:
     return fsdp or deepspeed
 
 
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "false").lower() == "true"
-
-
 def write_spread(trainer: Any, folder: Path) -> float:
     """Write sharded weights as a whole; called on every process.
 
     Returns:
         The largest change of them, as the trainer measures it.
     """
-    from accelerate.utils import broadcast_object_list
-
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -217,7 +212,7 @@ class Task:
         lengths: of the rows, about.
         recipe: the run's arguments, as they are written into its folder.
         size: rows of a batch.
-        gradient_checkpointing, metric, samples, report_to, callbacks: as for :func:`train`.
+        options: the arguments of :func:`train`, by name.
     """
 
     vlm: VLM
@@ -228,11 +223,7 @@ class Task:
     lengths: Sequence[float]
     recipe: dict[str, Any]
     size: BatchSize
-    gradient_checkpointing: bool
-    metric: str | None
-    samples: int
-    report_to: Sequence[str]
-    callbacks: tuple[Any, ...]
+    options: dict[str, Any]
 
     @property
     def trains_vision(self) -> bool:
@@ -313,10 +304,15 @@ def _begin(task: Task, checkpoint: Path | None) -> None:
 def _make_trainer(
     task: Task, arguments: TrainingArguments, network: Any, measure: Any, spread: bool
 ) -> VisionTrainer:
-    vlm = task.vlm
+    vlm, size, world = task.vlm, task.size, arguments.world_size
     tower = None if task.trains_vision or spread else batches.FrozenTower(base_model(vlm))
-    examples = _examples(task, task.data, tower)
-    asks = arguments.process_index == 0 and not spread
+
+    def prepare(data: TrainingData, workers: int = 0) -> batches.Examples:
+        preparer = batches.Preparer(vlm, data, task.recipe["max_length"], tower)
+        return batches.Examples(preparer, workers)
+
+    examples = prepare(task.data, _WORKERS if vlm.model.device.type == "cuda" else 0)
+    asked = task.held_out if arguments.process_index == 0 and not spread else None
     return VisionTrainer(
         network,
         arguments,
@@ -324,28 +320,19 @@ def _make_trainer(
             vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
         ),
         train_dataset=examples,
-        eval_dataset=None if task.held_out is None else _examples(task, task.held_out, tower),
-        callbacks=list(task.callbacks),
-        sampler=_sampler(task, examples, arguments.world_size),
+        eval_dataset=None if task.held_out is None else prepare(task.held_out),
+        callbacks=list(task.options["callbacks"]),
+        sampler=batches.LengthSampler(
+            examples,
+            task.lengths,
+            size.rows * world,
+            task.recipe["seed"],
+            share=size.batch * world if world > 1 else 1,
+        ),
         tower=tower,
-        examine=Examiner(vlm, task.held_out if asks else None, task.metric, task.samples),
+        examine=Examiner(vlm, asked, task.options["metric"], task.options["samples"]),
         measure=measure,
     )
-
-
-def _examples(
-    task: Task, data: TrainingData, tower: batches.FrozenTower | None
-) -> batches.Examples:
-    workers = _WORKERS if task.vlm.model.device.type == "cuda" and data is task.data else 0
-    return batches.Examples(
-        batches.Preparer(task.vlm, data, task.recipe["max_length"], tower), workers
-    )
-
-
-def _sampler(task: Task, examples: batches.Examples, processes: int) -> batches.LengthSampler:
-    share = task.size.batch * processes if processes > 1 else 1
-    rows, seed = task.size.rows * processes, task.recipe["seed"]
-    return batches.LengthSampler(examples, task.lengths, rows, seed, share=share)
 
 
 def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
@@ -361,7 +348,7 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
         per_device_train_batch_size=size.batch,
         per_device_eval_batch_size=size.batch,
         gradient_accumulation_steps=size.accumulation,
-        **({checkpointing: True} if task.gradient_checkpointing else {}),
+        **({checkpointing: True} if task.options["gradient_checkpointing"] else {}),
         learning_rate=recipe["learning_rate"],
         lr_scheduler_type="cosine",
         logging_steps=max(1, steps // _LOGGED),
@@ -378,7 +365,7 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
-        report_to=list(task.report_to),
+        report_to=task.options["report_to"],
         dataloader_pin_memory=False,  # batches are made where the model is
         ddp_find_unused_parameters=task.trains_vision,
         use_cpu=task.vlm.model.device.type == "cpu",
@@ -451,7 +438,8 @@ def train(
     with hooks.recording_training(arguments) as record:
         check_loaded(vlm)
         check_arguments(arguments)
-        trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
+        options = arguments | {"report_to": check_trackers(report_to)}
+        folder = as_folder("output_dir", output_dir)
         data = as_data(data)
         held_out = None if eval_data is None else as_data(eval_data, "eval_data")
         recipe = {"model": vlm.name, "rows": len(data)} | {n: arguments[n] for n in _RECIPE} | {
@@ -471,12 +459,7 @@ def train(
             vlm, parts, lengths, rank=rank, batch_size=batch_size,
             accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
-
-        task = Task(
-            vlm=vlm, data=data, held_out=held_out, folder=folder, parts=parts, lengths=lengths,
-            recipe=recipe, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
-            samples=samples, report_to=trackers, callbacks=tuple(callbacks),
-        )  # fmt: skip
+        task = Task(vlm, data, held_out, folder, parts, lengths, recipe, size, options)
         result = _run(task, checkpoint)
         record(result)
     return result

@@ -14,11 +14,10 @@ from typing import Any
 import PIL.Image
 
 from vlkit.datasets import conversations
-from vlkit.datasets.conversations import SWIFT
+from vlkit.datasets.conversations import SWIFT, is_missing
 from vlkit.datasets.formats import chats
 from vlkit.datasets.formats.chats import Segment, Writer
 from vlkit.datasets.questions import COLUMNS
-from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Size
 from vlkit.grounding.formats import FORMATS as FAMILIES
