@@ -175,7 +175,7 @@ TRAINING = [
         "Render and tokenize, label the tokens of the answers",
         [
             ("lora/training_rows.py", ["Example.messages_for"]),
-            ("lora/batches.py", ["read_example", "tokenize_pieces", "truncate"]),
+            ("lora/batches.py", ["read_example", "label_pieces", "truncate"]),
             ("inputs.py", ["render_prompt", "make_inputs"]),
         ],
         "Labelled: tensors and labels",

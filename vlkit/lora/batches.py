@@ -139,54 +139,52 @@ def label_example(
         VlkitError: the cut would go through a picture or leave no answer.
     """
     with naming_row(example):
-        pieces, media = read_example(vlm, example)
-        return truncate(vlm, tokenize_pieces(vlm, pieces, media), max_length)
+        return read_example(vlm, example, max_length)[0]
 
 
-def read_example(vlm: VLM, example: Example | list[dict]) -> tuple[list[Piece], LoadedMessages]:
-    """An example's rendered pieces, and its media (with an empty prompt).
-
-    Raises:
-        MediaError: a picture or clip that cannot be read.
-        VlkitError: messages that cannot be used.
-    """
+def read_example(
+    vlm: VLM, example: Example | list[dict], max_length: int | None
+) -> tuple[Labelled, LoadedMessages]:
+    """:func:`label_example`, and the media that were read for it."""
     messages = example.messages_for(vlm) if isinstance(example, Example) else as_messages(example)
     pieces = cut_turns(vlm.processor, messages)
     pictures, videos = media_of(messages)
     images = [picture.load() for picture in pictures]
     clips = [load_clip(video, partial(vlm.rules.frame_size, video=video)) for video in videos]
-    return pieces, LoadedMessages(pictures, images, clips, "", videos)
+    prompt = "".join(piece.text for piece in pieces)
+    loaded = LoadedMessages(pictures, images, clips, prompt, videos)
+    made = make_inputs(vlm, [loaded]).tensors if images or clips else {}
+    tensors = {name: tensor for name, tensor in made.items() if name not in PER_TOKEN}
+    views = [view_media(find_target(vlm), video) for video in videos]
+    return truncate(vlm, label_pieces(vlm, pieces, tensors, views), max_length), loaded
 
 
-def tokenize_pieces(vlm: VLM, pieces: Sequence[Piece], media: LoadedMessages) -> Labelled:
-    """The tokens of pieces and their media, one row, with labels where the model learns."""
-    tensors = dict(make_inputs(vlm, list(_rows_of_pieces(pieces, media))).tensors)
-    mask = tensors["attention_mask"].bool()  # without the padding between the pieces
-    trained = mask.new_tensor([piece.trained for piece in pieces])[:, None].expand_as(mask)[mask]
-    for name in PER_TOKEN:
-        if name in tensors:
-            tensors[name] = tensors[name][mask][None]
-    labels = tensors["input_ids"].masked_fill(~trained[None], IGNORED)
-    return Labelled(tensors, labels)
+def label_pieces(
+    vlm: VLM, pieces: Sequence[Piece], tensors: dict[str, Any], clips: Sequence[View]
+) -> Labelled:
+    """The tokens of pieces as one row, with labels where the model learns.
 
+    Args:
+        vlm: for its tokenizer.
+        pieces: from :func:`cut_turns`.
+        tensors: the processor's output for the media, with their grids.
+        clips: how the model sees the clips.
+    """
+    import torch
 
-def _rows_of_pieces(pieces: Sequence[Piece], media: LoadedMessages) -> Iterator[LoadedMessages]:
-    """Each piece as a row, with the media whose placeholders it has."""
-    image = video = 0
-    for piece in pieces:
-        images, videos = (piece.text.count(pad) for pad in PADS.values())
-        yield LoadedMessages(
-            media.pictures[image : image + images],
-            media.images[image : image + images],
-            media.clips[video : video + videos],
-            piece.text,
-            media.videos[video : video + videos],
-        )
-        image, video = image + images, video + videos
+    config, merged = base_model(vlm).config, vlm.processor.image_processor.merge_size**2
+    grids = tensors.get("image_grid_thw", torch.empty(0, 3))
+    counts = (grids.prod(-1) // merged).int().tolist()
+    tokens = encode_pieces(find_target(vlm), pieces, counts, clips)
+    ids = torch.tensor([list(chain(*tokens))])
+    kinds = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
+    per_token = dict(zip(PER_TOKEN, (ids, torch.ones_like(ids), kinds), strict=True))
+    labels = ids.masked_fill(~torch.tensor([_each_trained(pieces, tokens)]), IGNORED)
+    return Labelled(per_token | tensors, labels)
 
 
 def encode_pieces(
-    target: Target, pieces: Sequence[Piece], image_tokens: Iterable[int], clips: Iterable[ClipView]
+    target: Target, pieces: Sequence[Piece], image_tokens: Iterable[int], clips: Iterable[View]
 ) -> list[list[int]]:
     """The tokens of each piece, from its text and the sizes of its media alone.
 
@@ -216,7 +214,7 @@ def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
     if max_length is None or labelled.length <= max_length:
         return labelled
     trained = (labelled.labels[0] != IGNORED).tolist()
-    length = length_of(vlm, None, labelled.tensors["input_ids"][0].tolist(), trained)
+    length = length_of(vlm, 0, labelled.tensors["input_ids"][0].tolist(), trained)
     kept = {n: t[:, :max_length] if n in PER_TOKEN else t for n, t in labelled.tensors.items()}
     labels, lost = labelled.labels[:, :max_length], length.lost(max_length)
     return Labelled(kept, labels, lost, labelled.media)
@@ -234,14 +232,14 @@ class Length:
     """Tokens of one example.
 
     Attributes:
-        row: of the source, or None.
+        row: of the source, or 0.
         total: all tokens, media included.
         media: those of pictures and clips.
         media_end: tokens up to the end of the last picture or clip.
         answers: of each answer with its end token, where it begins and ends.
     """
 
-    row: int | None
+    row: int
     total: int
     media: int
     media_end: int
@@ -274,12 +272,12 @@ class Length:
         return sum(max(0, end - max(start, max_length)) for start, end in self.answers)
 
 
-def length_of(vlm: VLM, row: int | None, ids: list[int], trained: Iterable[bool]) -> Length:
+def length_of(vlm: VLM, row: int, ids: list[int], trained: Iterable[bool]) -> Length:
     """The length of a tokenized row.
 
     Args:
         vlm: whose tokens they are.
-        row: its number.
+        row: its number, or 0.
         ids: its tokens.
         trained: of each token, whether the model learns it.
     """
@@ -460,8 +458,7 @@ class Preparer:
 
     def _read(self, example: Example) -> Labelled:
         with naming_row(example):
-            pieces, loaded = read_example(self.vlm, example)
-            row = truncate(self.vlm, tokenize_pieces(self.vlm, pieces, loaded), self.max_length)
+            row, loaded = read_example(self.vlm, example, self.max_length)
         contents = [pixel_hash(image) for image in loaded.images]
         contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
         media = tuple(split_media(row.tensors, contents))
@@ -472,6 +469,8 @@ class Preparer:
 
     def _from_known(self, example: Example) -> Labelled | None:
         """A row without reading its pictures, where the features of all of them are kept."""
+        import torch
+
         media = []
         for item in example.media:
             source = read_media_item(item)
@@ -479,23 +478,10 @@ class Preparer:
             if medium is None or not self._holds(medium):
                 return None
             media.append(medium)
-        return self._tokenize(cut_turns(self.vlm.processor, example.messages_for(self.vlm)), media)
-
-    def _tokenize(self, pieces: Sequence[Piece], media: Sequence[Medium]) -> Labelled:
-        import torch
-
-        merged = self.vlm.processor.image_processor.merge_size**2
-        counts = [int(medium.grid.prod()) // merged for medium in media]
-        tokens = encode_pieces(find_target(self.vlm), pieces, counts, ())
-        ids = torch.tensor([list(chain(*tokens))])
-        tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        pad = base_model(self.vlm).config.image_token_id
-        tensors["mm_token_type_ids"] = (ids == pad).to(ids.dtype)
-        if media:
-            tensors["image_grid_thw"] = torch.cat([medium.grid for medium in media])
-        labels = ids.masked_fill(~torch.tensor([_each_trained(pieces, tokens)]), IGNORED)
-        labelled = Labelled(tensors, labels, media=tuple(media))
-        return truncate(self.vlm, labelled, self.max_length)
+        pieces = cut_turns(self.vlm.processor, example.messages_for(self.vlm))
+        grids = {"image_grid_thw": torch.cat([medium.grid for medium in media])} if media else {}
+        row = truncate(self.vlm, label_pieces(self.vlm, pieces, grids, ()), self.max_length)
+        return replace(row, media=tuple(media))
 
 
 def _without_pixels(medium: Medium) -> Medium:

@@ -404,8 +404,8 @@ def naming_row(example: Any) -> Iterator[None]:
     try:
         yield
     except VlkitError as error:
-        row = getattr(example, "row", None)
-        if row is None or str(error).startswith(f"row {row}: "):
+        row = getattr(example, "row", 0)
+        if not row or str(error).startswith(f"row {row}: "):
             raise
         raise type(error)(f"row {row}: {error}") from error
 
