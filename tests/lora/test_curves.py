@@ -125,7 +125,7 @@ class Steps(TrainerCallback):
         self.began.set()
 
 
-def test_pause_go_on_and_stop(small, tmp_path):
+def test_pause_resume_and_stop(small, tmp_path):
     steering, steps = Steering(), Steps()
     options = {"output_dir": tmp_path / "run", "batch_size": 1}
     runs = []

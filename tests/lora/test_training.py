@@ -209,7 +209,7 @@ class Breaks(TrainerCallback):
         raise ZeroDivisionError
 
 
-def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(small, tmp_path):
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(small, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
         train(small, ROWS, output_dir=run, callbacks=[Breaks()], **OPTIONS)
@@ -317,7 +317,7 @@ def test_stopped_and_resumed_the_best_of_all_is_kept(small, tmp_path):
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-def test_a_run_is_not_gone_on_with_on_other_data(small, tmp_path):
+def test_a_run_is_not_resumed_on_other_data(small, tmp_path):
     run = tmp_path / "run"
     train(small, ROWS, output_dir=run, callbacks=[StopAt(2)], **OPTIONS)
     other = [[*ROWS[0][:-1], vlkit.assistant("A blue square.")], *ROWS[1:]]

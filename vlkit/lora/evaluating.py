@@ -275,7 +275,7 @@ class Examiner:
     """Asks a model some held-out rows, always the same.
 
     Args:
-        vlm: the model; adapters may stand in its layers.
+        vlm: the model; its layers may have adapters.
         data: held-out rows, or None.
         metric: as for :func:`vlkit.lora.train`.
         samples: number of rows whose answers are returned.
