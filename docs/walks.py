@@ -92,7 +92,7 @@ ANSWER = [
         "ids of the new tokens",
         (
             "Many rows use the batch engine:",
-            "`batch/run.py` `generate_batch`",
+            "`batch/answering.py` `generate_batch`",
             "`generation/rows.py` `answer_rows_here`",
             "`engine/scheduler.py` `Scheduler.admit`",
             "`engine/slots.py` `Engine.advance`",
@@ -144,13 +144,17 @@ TRAINING = [
             ("lora/training_rows.py", ["place_coordinates", "find_damaged"]),
         ],
         "Example (together: TrainingData)",
-        ("All problems of all rows are", "reported together:", "`lora/training_rows.py` `DataError`"),
+        (
+            "All problems of all rows are",
+            "reported together:",
+            "`lora/training_rows.py` `DataError`",
+        ),
     ),
     Step(
         "Check the arguments, choose layers and batch size",
         [
             ("lora/training.py", ["train"]),
-            ("lora/arguments.py", ["check_plan", "check_recipe"]),
+            ("lora/arguments.py", ["check_arguments"]),
             ("lora/networks.py", ["plan_parts"]),
             ("lora/costs.py", ["choose_batch"]),
         ],

@@ -69,8 +69,8 @@ def evaluate_grounding(
     Writes metrics.json, rows.csv and gallery.html (the worst answers against the truth), all of
     them or none.
     """
+    from vlkit.evaluation.asking import ask_grounding, default_prompt, read_questions
     from vlkit.evaluation.metrics import check_thresholds
-    from vlkit.evaluation.run import ask_grounding, default_prompt, read_questions
     from vlkit.files import check_free, check_writable
     from vlkit.models.load import load
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.batch.run import answer_all
+from vlkit.batch.answering import answer_all
 from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
 from vlkit.generation.reply import Failure, attempt
