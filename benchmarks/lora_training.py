@@ -37,9 +37,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import vlkit
-from vlkit.lora.batches import Examples, LengthSampler, Preparer
+from vlkit.lora.batches import Examples, LengthSampler, Preparer, guess_lengths
 from vlkit.lora.networks import find_modules
-from vlkit.lora.token_labels import guess_length
 from vlkit.models.load import VLM
 
 SIZES = [(640, 480), (480, 640), (336, 448), (728, 560), (560, 420), (812, 616), (448, 448)]
@@ -110,7 +109,7 @@ def random_model(arguments: argparse.Namespace) -> VLM:
 
 
 def describe(vlm: VLM, data, arguments: argparse.Namespace) -> dict:
-    lengths = [guess_length(vlm, example) for example in data]
+    lengths = guess_lengths(vlm, data)
     return {
         "command": " ".join(["python benchmarks/lora_training.py", *sys.argv[1:]]),
         "model": arguments.random_weights or "tiny",
@@ -232,7 +231,7 @@ def plain(vlm, data, arguments, size, folder, clock, sort=False, trl=False) -> l
         "remove_unused_columns": False, "use_cpu": not clock.cuda,
     }  # fmt: skip
     if sort:  # the order of all epochs, in one of them
-        lengths = [guess_length(vlm, example) for example in data]
+        lengths = guess_lengths(vlm, data)
         sampler = LengthSampler(Examples(Preparer(vlm, data)), lengths, arguments.update, 0)
         ordered = []
         for epoch in range(arguments.epochs):

@@ -19,6 +19,7 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "analysis/logprobs.html.jinja": "The tokens of an answer, shaded by their probabilities.",
     "analysis/preflight.html.jinja": "The result of preflight, as a notebook shows it.",
     "evaluation/gallery.html.jinja": "The gallery as a page and in a notebook.",
+    "lora/curves.html.jinja": "Loss and metric curves, and the last answers.",
     "lora/run.html.jinja": "A finished training run, as a notebook shows it.",
     "lora/xray.html.jinja": "The result of inspect, as a notebook shows it.",
     "py.typed": "Type checkers read vlkit's annotations.",

@@ -92,7 +92,7 @@ ANSWER = [
         "ids of the new tokens",
         (
             "Many rows use the batch engine:",
-            "`batch/run.py` `generate_batch`",
+            "`batch/answering.py` `generate_batch`",
             "`generation/rows.py` `answer_rows_here`",
             "`engine/scheduler.py` `Scheduler.admit`",
             "`engine/slots.py` `Engine.advance`",
@@ -137,27 +137,24 @@ TRAINING = [
         ("From a shell: `cli/training.py` `train`", "In a panel: `widgets/lora.py` `LoraPanel`"),
     ),
     Step(
-        "Read each row in its format",
+        "Read each row in its format; check roles, files and boxes",
         [
-            ("lora/checking.py", ["RowReader.read"]),
-            ("lora/readers.py", ["detect_format", "read_turns"]),
-        ],
-        "turns: roles, texts, pictures and clips",
-    ),
-    Step(
-        "Check roles, files and boxes",
-        [
-            ("lora/checking.py", ["find_damaged"]),
-            ("lora/example.py", ["detect_convention", "place_coordinates"]),
+            ("lora/training_rows.py", ["RowReader.read"]),
+            ("lora/training_rows.py", ["detect_format", "read_turns"]),
+            ("lora/training_rows.py", ["place_coordinates", "find_damaged"]),
         ],
         "Example (together: TrainingData)",
-        ("All problems of all rows are", "reported together:", "`lora/checking.py` `DataError`"),
+        (
+            "All problems of all rows are",
+            "reported together:",
+            "`lora/training_rows.py` `DataError`",
+        ),
     ),
     Step(
         "Check the arguments, choose layers and batch size",
         [
             ("lora/training.py", ["train"]),
-            ("lora/arguments.py", ["check_recipe"]),
+            ("lora/arguments.py", ["check_arguments"]),
             ("lora/networks.py", ["plan_parts"]),
             ("lora/costs.py", ["choose_batch"]),
         ],
@@ -181,8 +178,8 @@ TRAINING = [
     Step(
         "Render and tokenize, label the tokens of the answers",
         [
-            ("lora/example.py", ["Example.messages_for"]),
-            ("lora/token_labels.py", ["read_example", "tokenize_pieces", "truncate"]),
+            ("lora/training_rows.py", ["Example.messages_for"]),
+            ("lora/batches.py", ["read_example", "label_pieces", "truncate"]),
             ("inputs.py", ["render_prompt", "make_inputs"]),
         ],
         "Labelled: tensors and labels",
@@ -196,18 +193,18 @@ TRAINING = [
     Step(
         "Train, evaluate, write checkpoints",
         [
-            ("lora/trainer.py", ["VisionTrainer.compute_loss"]),
-            ("lora/trainer.py", ["VisionTrainer.evaluate"]),
+            ("lora/training.py", ["VisionTrainer.compute_loss"]),
+            ("lora/training.py", ["VisionTrainer.evaluate"]),
             ("lora/evaluating.py", ["Examiner"]),
         ],
         "trained weights and the log",
-        ("Trainer itself is transformers'.", "Live curve: `lora/trainer.py` `LiveCurve`"),
+        ("Trainer itself is transformers'.", "Live curve: `lora/callbacks.py` `LiveCurve`"),
     ),
     Step(
         "Write the adapter; compare before, after and merged",
         [
-            ("lora/training.py", ["_write", "_check"]),
-            ("lora/runs.py", ["Prover.check", "summarize"]),
+            ("lora/training.py", ["_run_once"]),
+            ("lora/run_folder.py", ["Prover.check", "summarize"]),
         ],
         "LoraRun, and the adapter's folder",
     ),

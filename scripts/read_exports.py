@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 
 import vlkit
-from vlkit.lora.token_labels import label_example
+from vlkit.lora.batches import label_example
 
 BASE = "Qwen/Qwen2-VL-2B-Instruct"
 PROJECTIONS = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}

@@ -24,7 +24,7 @@ _HOMES = {
     "bundled": ["Sample", "SampleClip", "clips", "sample", "samples"],
     # the workbench
     "remote.model": ["RemoteVLM"],
-    "batch.run": ["generate_batch"],
+    "batch.answering": ["generate_batch"],
     "datasets.questions": ["read_conversations", "to_frame"],
     "datasets.tables": ["write_table"],
     "datasets.scenes": ["convert"],

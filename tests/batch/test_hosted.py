@@ -106,7 +106,7 @@ def test_what_a_reader_raises_about_a_row_is_that_rows_note(
     assert [note for note in notes if note] == [str(error)]
 
 
-@pytest.mark.parametrize("where", ["vlkit.batch.journal.record_of", "vlkit.batch.run._names"])
+@pytest.mark.parametrize("where", ["vlkit.batch.journal.record_of", "vlkit.batch.answering._names"])
 def test_what_a_recorder_raises_about_a_row_ends_no_batch(
     server, load, tmp_path, monkeypatch, where
 ):
@@ -325,7 +325,7 @@ def compared(vlm, path):
 
 
 def evaluated(vlm, path):
-    from vlkit.evaluation.run import Question, ask_grounding
+    from vlkit.evaluation.asking import Question, ask_grounding
 
     picture, box = vlkit.sample("taxi"), vlkit.Box("taxi", 1, 2, 30, 40)
     return ask_grounding(vlm, [Question(picture, f"number {i}", (box,)) for i in range(12)])

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit.cli.app import app
 from vlkit.errors import VlkitError
-from vlkit.lora.runs import last_checkpoint
-from vlkit.lora.trainer import is_spread
+from vlkit.lora.run_folder import last_checkpoint
+from vlkit.lora.training import is_spread
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 LINES = {"batch_size": 4, "epochs": 2, "learning_rate": "1e-2", "seed": 1, "max_image_tokens": 9}

@@ -61,10 +61,10 @@ def test_checkpointing_and_accumulation_change_no_loss(tmp_path, more):
 
 def test_no_memory_for_a_batch_halves_it(tmp_path, monkeypatch):
     """With room for six rows of eight: auto takes four at a time, and learns the same."""
-    from vlkit.lora import trainer
+    from vlkit.lora import training
 
     plenty = losses(tmp_path / "plenty", batch_size="auto")
-    compute = trainer.VisionTrainer.compute_loss
+    compute = training.VisionTrainer.compute_loss
     sizes = []
 
     def compute_little(self, model, inputs, *some, **more):
@@ -73,7 +73,7 @@ def test_no_memory_for_a_batch_halves_it(tmp_path, monkeypatch):
             torch.empty(2**50, dtype=torch.uint8, device="cuda")
         return compute(self, model, inputs, *some, **more)
 
-    monkeypatch.setattr(trainer.VisionTrainer, "compute_loss", compute_little)
+    monkeypatch.setattr(training.VisionTrainer, "compute_loss", compute_little)
     assert losses(tmp_path / "little", batch_size="auto") == pytest.approx(plenty, rel=1e-3)
     assert sizes[0] == AUTO and max(sizes[1:]) == AUTO // 2
 

@@ -43,23 +43,6 @@ class WarmParent:
         output, errors = process.communicate(timeout)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
-    def start_ranks(self, count: int, *arguments, **options) -> list[WarmProcess]:
-        """Run it once for each rank, with the variables that `accelerate launch` sets."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-        shared |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        return [
-            self.start(
-                *arguments,
-                env=os.environ
-                | {k: str(v) for k, v in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
-                **options,
-            )
-            for rank in range(count)
-        ]
-
     def stop(self) -> None:
         for process in self.started:
             process.close()

@@ -19,7 +19,7 @@ MODULES = (
     "accelerate", "numpy", "pandas", "peft", "torch", "torchvision", "transformers",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl", "transformers.trainer",
-    "vlkit.cli.app", "vlkit.generation.generate", "vlkit.batch.run", "vlkit.lora.training",
+    "vlkit.cli.app", "vlkit.generation.generate", "vlkit.batch.answering", "vlkit.lora.training",
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from lora_talks import noise
 from transformers import TrainerCallback
 
 import vlkit
-from vlkit.lora import LiveCurve, train, trainer
+from vlkit.lora import LiveCurve, callbacks, train
+from vlkit.lora.callbacks import Steering
 from vlkit.lora.curves import Curves, curves_html
-from vlkit.lora.trainer import Steering
 
 HOSTILE = "<script>alert(1)</script>"
 ROWS = [
@@ -93,7 +93,7 @@ def test_curves_read_on_dark_and_light_pages():
 def test_drawing_takes_a_twentieth_of_the_time(monkeypatch):
     """However slow the machine is that draws."""
     now = [0.0]
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     drawn = []
 
     def draw(curves):
@@ -125,7 +125,7 @@ class Steps(TrainerCallback):
         self.began.set()
 
 
-def test_pause_go_on_and_stop(small, tmp_path):
+def test_pause_resume_and_stop(small, tmp_path):
     steering, steps = Steering(), Steps()
     options = {"output_dir": tmp_path / "run", "batch_size": 1}
     runs = []

@@ -208,7 +208,7 @@ def test_wrong_arguments(tmp_path, argument):
 
 def test_no_rows(tmp_path):
     data = load_conversations([[vlkit.user("a"), vlkit.assistant("b")]])
-    with pytest.raises(VlkitError, match="nothing to export"):
+    with pytest.raises(VlkitError, match=r"^data has no rows; pass at least one"):
         export(data[:0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

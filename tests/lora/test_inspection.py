@@ -13,9 +13,9 @@ from lora_talks import CLIP, KINDS, noise, talk
 import vlkit
 from vlkit.errors import VlkitError
 from vlkit.lora import costs, inspect, label_example, load_conversations
+from vlkit.lora.batches import measure_length, truncate
 from vlkit.lora.costs import estimate_training
 from vlkit.lora.networks import PARTS, find_modules, lean_layers, part_of, plan_parts, quantized
-from vlkit.lora.token_labels import measure_length, truncate
 
 ODD = vlkit.Video([noise(96, 64, i) for i in range(9)], frames=6, source_fps=3)
 ROWS = [

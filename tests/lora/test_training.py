@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import prepare_inputs
 from vlkit.lora import label_example, load_conversations, merge, train
 from vlkit.lora.batches import Collator
-from vlkit.lora.runs import last_checkpoint, only_writer
+from vlkit.lora.run_folder import last_checkpoint, only_writer
 
 ROWS = [
     talk(("What is this?", noise(120, 90)), "A red square."),
@@ -207,7 +209,7 @@ class Breaks(TrainerCallback):
         raise ZeroDivisionError
 
 
-def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(small, tmp_path):
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(small, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
         train(small, ROWS, output_dir=run, callbacks=[Breaks()], **OPTIONS)
@@ -215,6 +217,76 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_anew(small, tmp_pa
     with pytest.raises(VlkitError, match="has no checkpoint to resume from; pass resume=False"):
         train(small, ROWS, output_dir=run, resume=True, **OPTIONS)
     assert train(small, ROWS[:1], output_dir=run, **OPTIONS | {"epochs": 1}).finished
+
+
+class Damages(TrainerCallback):
+    """Writes a value into a trained weight after a step."""
+
+    def __init__(self, step, value):
+        self.step, self.value = step, value
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step == self.step:
+            next(p for p in model.parameters() if p.requires_grad).data[0, 0] = self.value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(small, tmp_path, value):
+    run, options = tmp_path / "run", {"batch_size": 1, "learning_rate": 1e-2}
+    with pytest.raises(
+        ModelError, match=r"^the loss of step 6 is nan, so training stopped"
+    ) as error:
+        train(small, ROWS * 8, output_dir=run, callbacks=[Damages(5, value)], **options)
+    assert "learning_rate=0.01 is too high (lower it)" in str(error.value)
+    assert last_checkpoint(run, True) == run / "checkpoint-4"
+    assert not any(hasattr(module, "lora_A") for module in small.model.modules())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_written(small, tmp_path, value):
+    """A checkpoint follows each step; resumed from it, every loss would be nan."""
+    run, callback = tmp_path / "run", Damages(2, value)
+    with pytest.raises(ModelError, match=r"^a trained weight after step 2 is (nan|inf)"):
+        train(small, ROWS, output_dir=run, batch_size=1, callbacks=[callback])
+    assert last_checkpoint(run, True) == run / "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [({}, "loss of step 1"), ({"eval_data": ROWS}, "loss on eval_data after step 0")],
+)
+def test_a_model_with_a_broken_weight_is_named(tiny_folder, tmp_path, more, what):
+    vlm = vlkit.load(tiny_folder("qwen2_vl"))
+    vlm.model.model.language_model.norm.weight.data[3] = math.nan
+    with pytest.raises(ModelError, match=f"^the {what} is nan") as error:
+        train(vlm, ROWS, output_dir=tmp_path / "run", **more)
+    assert "the model's weight" in str(error.value) and "norm.weight" in str(error.value)
+    assert "learning_rate" not in str(error.value)
+
+
+class FillsDisk(TrainerCallback):
+    """From a step on, no file can grow beyond a size, as on a full disk."""
+
+    def __init__(self, step, size):
+        self.step, self.size = step, size
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_full_disk_is_one_line_and_the_run_is_resumed(small, tmp_path, file):
+    whole, run = train(small, ROWS, output_dir=tmp_path / "whole", **OPTIONS), tmp_path / "run"
+    size = (whole.output_dir / "checkpoint-20" / file).stat().st_size - 100
+    try:
+        with pytest.raises(VlkitError, match=r"^a checkpoint cannot be written to .*free") as error:
+            train(small, ROWS, output_dir=run, callbacks=[FillsDisk(6, size)], **OPTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert "\n" not in str(error.value) and "resume=True" in str(error.value)
+    assert last_checkpoint(run, True) == run / "checkpoint-4"
+    assert train(small, ROWS, output_dir=run, resume=True, **OPTIONS).losses == whole.losses
 
 
 @pytest.mark.parametrize(
@@ -245,7 +317,7 @@ def test_stopped_and_resumed_the_best_of_all_is_kept(small, tmp_path):
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-def test_a_run_is_not_gone_on_with_on_other_data(small, tmp_path):
+def test_a_run_is_not_resumed_on_other_data(small, tmp_path):
     run = tmp_path / "run"
     train(small, ROWS, output_dir=run, callbacks=[StopAt(2)], **OPTIONS)
     other = [[*ROWS[0][:-1], vlkit.assistant("A blue square.")], *ROWS[1:]]

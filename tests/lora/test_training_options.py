@@ -15,7 +15,7 @@ from vlkit.errors import ModelError, VlkitError
 from vlkit.evaluation.metrics import evaluate_grounding
 from vlkit.grounding.boxes import Box
 from vlkit.inputs import prepare_inputs
-from vlkit.lora import label_example, load_conversations, train, trainer
+from vlkit.lora import label_example, load_conversations, train, training
 from vlkit.lora.batches import Collator
 from vlkit.lora.evaluating import Scores, score_answers
 
@@ -98,7 +98,7 @@ def test_no_memory_for_a_batch_divides_it(small, tmp_path, monkeypatch):
     """A device with room for three rows: auto's eight become two at a time, four for an update."""
     options = {"epochs": 3, "learning_rate": 1e-2}
     plenty = train(small, ROWS * 2, output_dir=tmp_path / "plenty", **options)
-    compute = trainer.VisionTrainer.compute_loss
+    compute = training.VisionTrainer.compute_loss
     sizes = []
 
     def compute_little(self, model, inputs, *some, **more):
@@ -107,7 +107,7 @@ def test_no_memory_for_a_batch_divides_it(small, tmp_path, monkeypatch):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return compute(self, model, inputs, *some, **more)
 
-    monkeypatch.setattr(trainer.VisionTrainer, "compute_loss", compute_little)
+    monkeypatch.setattr(training.VisionTrainer, "compute_loss", compute_little)
     little = train(small, ROWS * 2, output_dir=tmp_path / "little", **options)
     assert sizes[:2] == [8, 4] and set(sizes[2:]) == {2} and little.steps == plenty.steps == 3
     assert losses(little) == pytest.approx(losses(plenty), rel=1e-3)

@@ -14,9 +14,8 @@ from transformers import Trainer, TrainingArguments, set_seed
 import vlkit
 from vlkit.lora import batches as lora_batches
 from vlkit.lora import label_example, load_conversations, train
-from vlkit.lora.batches import AHEAD, Examples, FrozenTower, LengthSampler, Preparer
+from vlkit.lora.batches import AHEAD, Examples, FrozenTower, LengthSampler, Preparer, guess_lengths
 from vlkit.lora.networks import find_modules
-from vlkit.lora.token_labels import guess_length
 
 SHARED, OTHER = noise(120, 90), noise(60, 90)
 ROWS = [
@@ -40,7 +39,7 @@ class InOrder(Trainer):
 def plain_losses(vlm, data, folder):
     """Rows alone, without padding; all logits; positions and pictures by the model itself."""
     set_seed(0)
-    lengths = [guess_length(vlm, example) for example in data]
+    lengths = guess_lengths(vlm, data)
     sampler = LengthSampler(Examples(Preparer(vlm, data)), lengths, UPDATE, 0)
     rows = []
     for epoch in range(OPTIONS["epochs"]):
@@ -133,7 +132,7 @@ def test_a_row_of_known_pictures_is_as_if_read(tiny_folder, kind, cut):
     data = load_conversations(rows)
     limit = label_example(vlm, data[5]).length - cut
     tower = FrozenTower(vlm.model)
-    known = Preparer(vlm, data, limit, tower, keep=False)
+    known = Preparer(vlm, data, limit, tower)
     for index in (0, 3, 4):
         tower.encode(known.prepare(index).media)
     for index in (0, 1, 2, 5):

@@ -12,7 +12,7 @@ from lora_talks import noise
 
 import vlkit
 from vlkit.lora import train
-from vlkit.lora.trainer import Steering
+from vlkit.lora.callbacks import Steering
 from vlkit.widgets.lora import DEFAULTS, OTHERS, Knobs, LoraPanel, list_runs, read_run
 
 LONG = 240  # seconds that no test should need

@@ -53,7 +53,7 @@ def batch(
 
     `accelerate launch --num_processes N -m vlkit batch …` splits the rows among processes.
     """
-    from vlkit.batch.run import generate_batch
+    from vlkit.batch.answering import generate_batch
     from vlkit.datasets.questions import read_conversations, to_frame
     from vlkit.datasets.tables import write_table
     from vlkit.generation.reply import Failure

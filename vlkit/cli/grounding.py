@@ -80,8 +80,8 @@ def evaluate_grounding(
     them or none.
     """
     from vlkit.datasets.conversations import default_prompt
+    from vlkit.evaluation.asking import ask_grounding, read_questions
     from vlkit.evaluation.metrics import check_thresholds
-    from vlkit.evaluation.run import ask_grounding, read_questions
     from vlkit.files import check_free, check_writable
     from vlkit.models.load import load
 

@@ -1,7 +1,8 @@
-"""What readers of chat rows share: roles, texts, media, conventions."""
+"""What readers of rows share: empty cells, roles, texts, media, conventions."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from vlkit.datasets.tables import is_missing
 from vlkit.errors import VlkitError
 from vlkit.grounding.formats import FORMATS
 from vlkit.media.image import PICTURE_SUFFIXES
@@ -22,6 +22,14 @@ SWIFT_TAGS = ("<bbox>", "<ref-object>")
 AMBIGUOUS = "json"  # several families write the same JSON
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _JSON_BOX = re.compile(r"""["'](?:bbox|point)_2d\\?["']\s*:""")  # the backslash: in a file of JSON
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell is empty, None, NaN or another of pandas' missing values."""
+    if isinstance(cell, float):
+        return math.isnan(cell)
+    kind = type(cell).__name__
+    return cell is None or kind in ("NAType", "NaTType") or (kind == "str" and not cell)
 
 
 def role_of(message: Mapping) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
-from vlkit.datasets.conversations import is_list, media_items
-from vlkit.datasets.tables import is_missing, read_table
+from vlkit.datasets.conversations import is_list, is_missing, media_items
+from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, counted
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
 from vlkit.media.image import PICTURE_SUFFIXES, Image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import warnings
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import PIL.Image
 
+from vlkit.datasets.conversations import is_missing
 from vlkit.errors import VlkitError
 from vlkit.files import json_line, read_json, read_rows, write_whole
 from vlkit.media.image import Image, describe_source, pictures_of
@@ -163,14 +163,6 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 # --- writing -------------------------------------------------------------------------------------
-
-
-def is_missing(cell: Any) -> bool:
-    """Whether a cell is empty, None, NaN or another of pandas' missing values."""
-    if isinstance(cell, float):
-        return math.isnan(cell)
-    kind = type(cell).__name__
-    return cell is None or kind in ("NAType", "NaTType") or (kind == "str" and not cell)
 
 
 def _write_csv(frame: pd.DataFrame, stream: BinaryIO) -> None:

@@ -101,6 +101,26 @@ class Medium:
     features: tuple | None = None
 
 
+def split_media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medium]:
+    """A row's pictures, then its clips.
+
+    Args:
+        tensors: the processor's output for one row.
+        digests: of the content of each.
+    """
+    media: list[Medium] = []
+    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if (grid := tensors.get(f"{kind}_grid_thw")) is None:
+            continue
+        grid = grid.cpu()
+        for pixels, size in zip(
+            tensors[name].split(grid.prod(-1).tolist()), grid.split(1), strict=True
+        ):
+            key = kind, digests[len(media)], tuple(size[0].tolist())
+            media.append(Medium(kind, key, pixels, size))
+    return media
+
+
 class Encoder:
     """A vision encoder that keeps its latest features; for several threads at once.
 

@@ -4,7 +4,7 @@ from vlkit.lazy import lazy_names
 
 _HOMES = {
     "metrics": ["Evaluation", "evaluate_grounding", "iou"],
-    "run": ["GroundingRun", "Question", "ask_grounding", "read_questions"],
+    "asking": ["GroundingRun", "Question", "ask_grounding", "read_questions"],
     "conventions": ["diagnose_boxes"],
     "gallery": ["failure_gallery"],
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
@@ -13,7 +13,7 @@ from typing import Any
 from vlkit.engine.decoder import can_decode
 from vlkit.engine.scheduler import MOST_ROWS, PREFILL_TOKENS, Feed, Scheduler, choose_group
 from vlkit.engine.slots import Row, Sampling, pad_left
-from vlkit.engine.vision import Medium
+from vlkit.engine.vision import split_media
 from vlkit.generation.generate import run_rows
 from vlkit.generation.reply import Failure, Reply, attempt, make_reply
 from vlkit.inputs import (
@@ -183,7 +183,8 @@ def make_row(
     digests += [hashlib.sha256(clip).hexdigest() for clip in frames]
     device = vlm.model.device if half else None
     inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
-    row = Row(_text_tensors(inputs.tensors), _media(inputs.tensors, digests), limit, seed, sampling)
+    media = split_media(inputs.tensors, digests)
+    row = Row(_text_tensors(inputs.tensors), media, limit, seed, sampling)
     images, clips = defer_media(loaded)
     ids = {"input_ids": row.tensors["input_ids"]}
     return row, ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
@@ -195,21 +196,6 @@ def _text_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: tensors[name] for name in names if name in tensors}
     grids = ("image_grid_thw", "video_grid_thw")
     return kept | {name: tensors[name].cpu() for name in grids if name in tensors}
-
-
-def _media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medium]:
-    """The row's pictures, then its clips."""
-    media: list[Medium] = []
-    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if (grid := tensors.get(f"{kind}_grid_thw")) is None:
-            continue
-        grid = grid.cpu()
-        for pixels, size in zip(
-            tensors[name].split(grid.prod(-1).tolist()), grid.split(1), strict=True
-        ):
-            key = kind, digests[len(media)], tuple(size[0].tolist())
-            media.append(Medium(kind, key, pixels, size))
-    return media
 
 
 def _take(feed: Feed, waiting: list[Row], *, block: bool) -> Iterator[tuple[int, Failure]]:

@@ -4,13 +4,12 @@ from vlkit.lazy import lazy_names
 
 _HOMES = {
     "data": ["TrainingData", "load_conversations"],
-    "checking": ["DataError", "Problem"],
-    "example": ["Example"],
-    "token_labels": ["Labelled", "label_example"],
+    "training_rows": ["DataError", "Example", "Problem"],
+    "batches": ["Labelled", "label_example"],
     "inspection": ["XRay", "inspect"],
     "training": ["train"],
-    "trainer": ["LiveCurve"],
-    "runs": ["Checks", "LoraRun"],
+    "callbacks": ["LiveCurve"],
+    "run_folder": ["Checks", "LoraRun"],
     "evaluating": ["Comparison", "Scores", "compare", "evaluate", "use_adapter"],
     "exporting": ["export", "export_adapter", "merge"],
 }

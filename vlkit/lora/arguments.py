@@ -1,61 +1,64 @@
-"""Checks of the arguments of ``train`` and ``inspect``."""
+"""Checks of the arguments of ``lora``'s functions."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlkit.errors import VlkitError, check_whole, is_number
 
-BITS = ("4bit", "8bit")
+METRICS = ("auto", "exact", "iou", None)
 _LARGEST_SEED = 2**32 - 1  # numpy's
 
 
-def check_counts(
-    batch_size: int | str, gradient_accumulation: int, epochs: float, max_length: int | None
+def check_choice(name: str, value: Any, choices: Iterable) -> None:
+    """Raises VlkitError for a value that is not one of the choices, type included."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
+
+
+def _check_number(
+    name: str, value: Any, most: float = math.inf, *, note: str = "above 0", optional: bool = False
 ) -> None:
-    """Raises VlkitError for a number of rows, passes or tokens that is out of range."""
-    check_whole("gradient_accumulation", gradient_accumulation, 1)
-    check_whole("batch_size", 1 if batch_size == "auto" else batch_size, 1)
-    check_whole("max_length", max_length, 1, optional=True)
-    if not is_number(epochs) or epochs <= 0:
-        raise VlkitError(f"epochs={epochs!r} must be a number above 0")
+    if not (optional and value is None) and not (is_number(value) and 0 < value < most):
+        raise VlkitError(f"{name}={value!r} must be a number {note}")
 
 
-def check_recipe(learning_rate: float, alpha: float | None, seed: int, callbacks: Any) -> None:
-    """Raises VlkitError for a rate, scale or seed out of range, or a wrong kind of callbacks."""
-    if not is_number(learning_rate) or not 0 < learning_rate < 1:
-        raise VlkitError(f"learning_rate={learning_rate!r} must be a number between 0 and 1")
-    if alpha is not None and not (is_number(alpha) and alpha > 0):
-        raise VlkitError(f"alpha={alpha!r} must be a number above 0, or None for twice the rank")
-    check_whole("seed", seed, 0, _LARGEST_SEED)
-    known = isinstance(callbacks, Sequence) and all(hasattr(c, "on_step_end") for c in callbacks)
-    if not known:
-        raise VlkitError(
-            f"callbacks={callbacks!r:.60} must be a list of transformers' TrainerCallback"
-        )
+def _check_callbacks(name: str, value: Any) -> None:
+    if not isinstance(value, Sequence) or not all(hasattr(c, "on_step_end") for c in value):
+        raise VlkitError(f"{name}={value!r:.60} must be a list of transformers' TrainerCallback")
 
 
-def check_bits(quantize: str | None) -> None:
-    """Raises VlkitError for an unknown quantization."""
-    if quantize not in (None, *BITS):
-        raise VlkitError(f"quantize={quantize!r} is unknown; choose one of {list(BITS)}, or None")
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "batch_size": lambda name, value: check_whole(name, 1 if value == "auto" else value, 1),
+    "gradient_accumulation": partial(check_whole, least=1),
+    "gradient_checkpointing": partial(check_choice, choices=(True, False)),
+    "epochs": _check_number,
+    "learning_rate": partial(_check_number, most=1, note="between 0 and 1"),
+    "alpha": partial(_check_number, note="above 0, or None for twice the rank", optional=True),
+    "quantize": partial(check_choice, choices=("4bit", "8bit", None)),
+    "max_length": partial(check_whole, least=1, optional=True),
+    "metric": partial(check_choice, choices=METRICS),
+    "samples": check_whole,
+    "seed": partial(check_whole, most=_LARGEST_SEED),
+    "resume": partial(check_choice, choices=(True, False)),
+    "callbacks": _check_callbacks,
+}
 
 
-def check_switches(**switches: bool) -> None:
-    """Raises VlkitError for what is neither True nor False."""
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise VlkitError(f"{name}={value!r} must be True or False")
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises VlkitError for a value of ``train`` or ``inspect`` that is out of range.
 
-
-def check_rows(**data: Sized | None) -> None:
-    """Raises VlkitError for data without a row."""
-    for name, rows in data.items():
-        if rows is not None and not len(rows):
-            raise VlkitError(f"{name} has no rows; pass at least one conversation")
+    Args:
+        arguments: by name.
+    """
+    for name, value in arguments.items():
+        if name in _CHECKS:
+            _CHECKS[name](name, value)
 
 
 def as_folder(name: str, path: Any) -> Path:

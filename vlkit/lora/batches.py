@@ -1,42 +1,356 @@
-"""Training rows prepared, ordered, collated; a frozen encoder's cache."""
+"""Examples to batches: tokens, which of them are learnt, lengths, order; frozen encoder's cache."""
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
-from typing import Any
+from itertools import chain, groupby
+from typing import Any, NamedTuple
 
-from vlkit.engine.vision import Encoder, Medium
-from vlkit.inputs import tokenizing
-from vlkit.lora.example import Example, naming_row
+from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_media
+from vlkit.engine.vision import Encoder, Medium, split_media
+from vlkit.errors import VlkitError
+from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
 from vlkit.lora.networks import temporary_forwards
-from vlkit.lora.token_labels import (
-    IGNORED,
-    PADS,
-    PER_TOKEN,
-    Labelled,
-    Piece,
-    cut_turns,
-    label_example,
-    read_example,
-    tokenize_pieces,
-    truncate,
-)
+from vlkit.lora.training_rows import Example, Problem, list_problems, naming_row
 from vlkit.media.image import Image, pixel_hash
 from vlkit.media.sources import file_hash, is_url
-from vlkit.messages import read_media_item
+from vlkit.media.video import load_clip
+from vlkit.messages import as_messages, media_of, read_media_item
 from vlkit.models.load import VLM, base_model
 
+IGNORED = -100  # the label that transformers' losses leave out
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+MEASURED = 2000  # rows whose lengths are measured where none has to be cut
 SHARE = 0.25  # of the free main memory that features may take
 AHEAD = 32  # rows that are read while the model is busy
 SORTED = 32  # batches whose rows are sorted by length together
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_CHARACTERS = 3  # of a token, about
+_ASSISTANT = "<|im_start|>assistant\n"
+_ANSWER = re.compile(re.escape(_ASSISTANT) + r".*?<\|im_end\|>", re.DOTALL)
+_PAD = re.compile("|".join(map(re.escape, PADS.values())))
+_generation_prompts: dict[str, str] = {}  # by chat template
+
+
+class Piece(NamedTuple):
+    """A part of the rendered text, and whether the model learns to write it."""
+
+    text: str
+    trained: bool
+
+
+def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
+    """The rendered conversation in pieces: prompts, and answers with their end token.
+
+    What the template writes to ask for an answer (``<think>`` in some generations) belongs to the
+    prompt. Texts cannot spell ``<|im_start|>``: :func:`vlkit.inputs.render_prompt` escapes it.
+
+    Args:
+        processor: whose chat template it is.
+        messages: checked; the last one is an answer. One with ``"loss": False`` is not learnt.
+
+    Raises:
+        VlkitError: the template does not write every answer as this family does.
+    """
+    if messages[-1]["role"] != "assistant":
+        raise VlkitError("the last message must be the assistant's: an answer to learn")
+    text = render_prompt(processor, messages, finished=True)
+    asking = _generation_prompt(processor)
+    answers = list(_ANSWER.finditer(text))
+    trained = [m.get("loss", True) for m in messages if m["role"] == "assistant"]
+    if len(answers) != len(trained):
+        raise VlkitError(
+            f"the chat template shows {len(answers)} of {len(trained)} answers between "
+            f"{_ASSISTANT!r} and <|im_end|>, so what to learn is unknown; use the template of the "
+            "original model"
+        )
+    pieces, end = [], 0
+    for match, learnt in zip(answers, trained, strict=True):
+        head = asking if text.startswith(asking, match.start()) else _ASSISTANT
+        start = match.start() + len(head)
+        pieces += [Piece(text[end:start], False), Piece(text[start : match.end()], learnt)]
+        end = match.end()
+    return [piece for piece in (*pieces, Piece(text[end:], False)) if piece.text]
+
+
+def _generation_prompt(processor: Any) -> str:
+    """What the template adds to a question to ask for its answer."""
+    template = str(processor.chat_template)
+    if template not in _generation_prompts:
+        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        prompt = render_prompt(processor, question)
+        finished = render_prompt(processor, question, finished=True)
+        _generation_prompts[template] = prompt.removeprefix(finished)
+    return _generation_prompts[template]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """An example ready to be trained on.
+
+    Attributes:
+        tensors: the processor's output for one row, on the CPU; ``input_ids`` (1, length).
+        labels: (1, length); the token itself where the model learns it, else -100.
+        lost: tokens of answers that ``max_length`` cut.
+        media: pictures, then clips, where they are not in ``tensors``; without pixels where
+            their features are known.
+    """
+
+    tensors: dict[str, Any]
+    labels: Any
+    lost: int = 0
+    media: tuple[Medium, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens, media included."""
+        return self.labels.shape[1]
+
+    @property
+    def trained(self) -> int:
+        """Tokens that the model learns."""
+        return int((self.labels != IGNORED).sum())
+
+
+def label_example(
+    vlm: VLM, example: Example | list[dict], *, max_length: int | None = None
+) -> Labelled:
+    """Tokenize one conversation and label its answers, each with its end token.
+
+    A prompt is tokenized apart from its answer, so that in training the model reads exactly the
+    tokens with which it will be asked.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        example: of :class:`vlkit.lora.TrainingData`, or messages that end in an answer.
+        max_length: the most tokens; what is longer is cut at its end.
+
+    Raises:
+        MediaError: a picture or clip that cannot be read.
+        VlkitError: the cut would go through a picture or leave no answer.
+    """
+    with naming_row(example):
+        return read_example(vlm, example, max_length)[0]
+
+
+def read_example(
+    vlm: VLM, example: Example | list[dict], max_length: int | None
+) -> tuple[Labelled, LoadedMessages]:
+    """:func:`label_example`, and the media that were read for it."""
+    messages = example.messages_for(vlm) if isinstance(example, Example) else as_messages(example)
+    pieces = cut_turns(vlm.processor, messages)
+    pictures, videos = media_of(messages)
+    images = [picture.load() for picture in pictures]
+    clips = [load_clip(video, partial(vlm.rules.frame_size, video=video)) for video in videos]
+    prompt = "".join(piece.text for piece in pieces)
+    loaded = LoadedMessages(pictures, images, clips, prompt, videos)
+    made = make_inputs(vlm, [loaded]).tensors if images or clips else {}
+    tensors = {name: tensor for name, tensor in made.items() if name not in PER_TOKEN}
+    views = [view_media(find_target(vlm), video) for video in videos]
+    return truncate(vlm, label_pieces(vlm, pieces, tensors, views), max_length), loaded
+
+
+def label_pieces(
+    vlm: VLM, pieces: Sequence[Piece], tensors: dict[str, Any], clips: Sequence[View]
+) -> Labelled:
+    """The tokens of pieces as one row, with labels where the model learns.
+
+    Args:
+        vlm: for its tokenizer.
+        pieces: from :func:`cut_turns`.
+        tensors: the processor's output for the media, with their grids.
+        clips: how the model sees the clips.
+    """
+    import torch
+
+    config, merged = base_model(vlm).config, vlm.processor.image_processor.merge_size**2
+    grids = tensors.get("image_grid_thw", torch.empty(0, 3))
+    counts = (grids.prod(-1) // merged).int().tolist()
+    tokens = encode_pieces(find_target(vlm), pieces, counts, clips)
+    ids = torch.tensor([list(chain(*tokens))])
+    kinds = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
+    per_token = dict(zip(PER_TOKEN, (ids, torch.ones_like(ids), kinds), strict=True))
+    labels = ids.masked_fill(~torch.tensor([_each_trained(pieces, tokens)]), IGNORED)
+    return Labelled(per_token | tensors, labels)
+
+
+def encode_pieces(
+    target: Target, pieces: Sequence[Piece], image_tokens: Iterable[int], clips: Iterable[View]
+) -> list[list[int]]:
+    """The tokens of each piece, from its text and the sizes of its media alone.
+
+    Args:
+        target: of :func:`vlkit.analysis.preflight.find_target`.
+        pieces: from :func:`cut_turns`.
+        image_tokens: of each picture.
+        clips: as the model will see them.
+    """
+    counts, clips = iter(image_tokens), iter(clips)
+
+    def expand(pad: re.Match) -> str:
+        if pad[0] == PADS["image"]:
+            return pad[0] * next(counts)
+        clip = next(clips)
+        shown = target.clip_text(clip.step_times)
+        return shown.replace(pad[0], pad[0] * (clip.tokens // shown.count(pad[0])))
+
+    texts = [_PAD.sub(expand, piece.text) for piece in pieces]
+    encode = target.processor.tokenizer.backend_tokenizer.encode
+    with tokenizing:  # one by one: a few short texts are not worth threads
+        return [encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
+    """The first ``max_length`` tokens. Raises VlkitError where they would not make an example."""
+    if max_length is None or labelled.length <= max_length:
+        return labelled
+    trained = (labelled.labels[0] != IGNORED).tolist()
+    length = length_of(vlm, 0, labelled.tensors["input_ids"][0].tolist(), trained)
+    kept = {n: t[:, :max_length] if n in PER_TOKEN else t for n, t in labelled.tensors.items()}
+    labels, lost = labelled.labels[:, :max_length], length.lost(max_length)
+    return Labelled(kept, labels, lost, labelled.media)
+
+
+def media_ids(vlm: VLM) -> dict[int, str]:
+    """The placeholder tokens of media, and the tokens around them, each with its kind."""
+    config = base_model(vlm).config
+    names = ("image", "video", "vision_start", "vision_end")
+    return {getattr(config, f"{name}_token_id"): name.partition("_")[0] for name in names}
+
+
+@dataclass(frozen=True)
+class Length:
+    """Tokens of one example.
+
+    Attributes:
+        row: of the source, or 0.
+        total: all tokens, media included.
+        media: those of pictures and clips.
+        media_end: tokens up to the end of the last picture or clip.
+        answers: of each answer with its end token, where it begins and ends.
+    """
+
+    row: int
+    total: int
+    media: int
+    media_end: int
+    answers: tuple[tuple[int, int], ...]
+
+    @property
+    def trained(self) -> int:
+        """Tokens that the model learns."""
+        return sum(end - start for start, end in self.answers)
+
+    def lost(self, max_length: int | None) -> int:
+        """Tokens of answers that a cut removes.
+
+        Raises:
+            VlkitError: the cut would go through a picture or leave no answer.
+        """
+        if max_length is None or self.total <= max_length:
+            return 0
+        why = ""
+        if self.media_end > max_length:
+            why = f"would cut into a picture or clip, which ends at {self.media_end:,}"
+        elif self.answers[0][0] >= max_length:
+            why = "would leave nothing of any answer"
+        if why:
+            with naming_row(self):
+                raise VlkitError(
+                    f"max_length={max_length:,} {why} of {self.total:,} tokens; raise it, or "
+                    "shrink pictures with load(…, max_image_tokens=…)"
+                )
+        return sum(max(0, end - max(start, max_length)) for start, end in self.answers)
+
+
+def length_of(vlm: VLM, row: int, ids: list[int], trained: Iterable[bool]) -> Length:
+    """The length of a tokenized row.
+
+    Args:
+        vlm: whose tokens they are.
+        row: its number, or 0.
+        ids: its tokens.
+        trained: of each token, whether the model learns it.
+    """
+    known = media_ids(vlm)
+    kinds = [(i, token) for i, token in enumerate(ids) if token in known]
+    pads = {base_model(vlm).config.image_token_id, base_model(vlm).config.video_token_id}
+    answers, end = [], 0
+    for is_trained, run in groupby(trained):
+        start, end = end, end + len(list(run))
+        answers += [(start, end)] * is_trained
+    media = sum(token in pads for _, token in kinds)
+    return Length(row, len(ids), media, kinds[-1][0] + 1 if kinds else 0, tuple(answers))
+
+
+def measure_length(vlm: VLM, example: Example) -> Length:
+    """The length that :func:`label_example` will give. Of media only headers are read.
+
+    Raises:
+        MediaError: a picture or clip that cannot be read.
+    """
+    target = find_target(vlm)
+    with naming_row(example):
+        views = _views(target, example)
+    pieces = cut_turns(vlm.processor, example.messages_for(vlm))
+    clips = [view for view in views if isinstance(view, ClipView)]
+    pictures = [view.tokens for view in views if not isinstance(view, ClipView)]
+    parts = encode_pieces(target, pieces, pictures, clips)
+    return length_of(vlm, example.row, list(chain(*parts)), _each_trained(pieces, parts))
+
+
+def _each_trained(pieces: Sequence[Piece], parts: Sequence[list[int]]) -> list[bool]:
+    """Of each token of the pieces, whether the model learns it."""
+    return [piece.trained for piece, part in zip(pieces, parts, strict=True) for _ in part]
+
+
+def guess_lengths(vlm: VLM, data: Iterable[Example]) -> list[float]:
+    """About how long rows are, to put those of similar lengths together.
+
+    Tokens of media are counted, those of texts guessed from their characters.
+
+    Raises:
+        MediaError: a picture or clip that cannot be read.
+    """
+    target, lengths = find_target(vlm), []
+    for example in data:
+        with naming_row(example):
+            media = sum(view.tokens for view in _views(target, example))
+        lengths.append(media + sum(map(len, example.texts)) / _CHARACTERS)
+    return lengths
+
+
+def _views(target: Target, example: Example) -> list[View]:
+    return [view_media(target, read_media_item(item)) for item in example.media]
+
+
+def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Length]:
+    """The lengths of all rows, or, without ``max_length``, of at most 2,000 spread evenly.
+
+    Raises:
+        VlkitError: naming every row that cannot be cut to ``max_length``.
+    """
+    step = 1 if max_length is not None else math.ceil(len(data) / MEASURED)
+    lengths = [measure_length(vlm, data[i]) for i in range(0, len(data), step)]
+    problems = []
+    for length in lengths:
+        try:
+            length.lost(max_length)
+        except VlkitError as error:
+            problems.append(Problem(length.row, str(error).partition(": ")[2]))
+    if problems:
+        raise VlkitError(list_problems(getattr(data, "name", "data"), problems))
+    return lengths
 
 
 class FrozenTower:
@@ -113,7 +427,6 @@ class Preparer:
         data: the rows.
         max_length: the most tokens of a row; a longer one is cut at its end.
         tower: whose features replace pixels, or None where the vision encoder is trained.
-        keep: whether rows will be needed again.
     """
 
     def __init__(
@@ -122,11 +435,8 @@ class Preparer:
         data: Sequence[Example],
         max_length: int | None = None,
         tower: FrozenTower | None = None,
-        *,
-        keep: bool = True,
     ):
-        self.vlm, self.data, self.max_length = vlm, data, max_length
-        self.tower, self.keep = tower, keep
+        self.vlm, self.data, self.max_length, self.tower = vlm, data, max_length, tower
         self._rows: dict[int, Labelled] = {}
         self._known: dict[Hashable, Medium] = {}  # pictures by their source
 
@@ -137,8 +447,7 @@ class Preparer:
         row = self._rows.get(index)
         if row is None or not self.is_ready(row):
             row = self._from_known(self.data[index]) or self._read(self.data[index])
-            if self.keep:
-                self._rows[index] = replace(row, media=tuple(map(_without_pixels, row.media)))
+            self._rows[index] = replace(row, media=tuple(map(_without_pixels, row.media)))
         return row
 
     def is_ready(self, row: Labelled) -> bool:
@@ -150,11 +459,10 @@ class Preparer:
 
     def _read(self, example: Example) -> Labelled:
         with naming_row(example):
-            pieces, loaded = read_example(self.vlm, example)
-            row = truncate(self.vlm, tokenize_pieces(self.vlm, pieces, loaded), self.max_length)
+            row, loaded = read_example(self.vlm, example, self.max_length)
         contents = [pixel_hash(image) for image in loaded.images]
         contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
-        media = tuple(_split_media(row.tensors, contents))
+        media = tuple(split_media(row.tensors, contents))
         for picture, medium in zip(loaded.pictures, media, strict=False):  # pictures come first
             self._known[_identify(picture)] = _without_pixels(medium)
         tensors = {n: t for n, t in row.tensors.items() if n not in PIXELS.values()}
@@ -162,6 +470,8 @@ class Preparer:
 
     def _from_known(self, example: Example) -> Labelled | None:
         """A row without reading its pictures, where the features of all of them are kept."""
+        import torch
+
         media = []
         for item in example.media:
             source = read_media_item(item)
@@ -169,38 +479,10 @@ class Preparer:
             if medium is None or not self._holds(medium):
                 return None
             media.append(medium)
-        return self._tokenize(cut_turns(self.vlm.processor, example.messages_for(self.vlm)), media)
-
-    def _tokenize(self, pieces: Sequence[Piece], media: Sequence[Medium]) -> Labelled:
-        import torch
-
-        merged = self.vlm.processor.image_processor.merge_size**2
-        counts = iter([int(medium.grid.prod()) // merged for medium in media])
-        texts = [_expand(piece.text, counts) for piece in pieces]
-        encode = self.vlm.processor.tokenizer.backend_tokenizer.encode
-        with tokenizing:  # one by one: a few short texts are not worth threads
-            tokens = [encode(text, add_special_tokens=False).ids for text in texts]
-        ids = torch.tensor([[token for part in tokens for token in part]])
-        trained = [piece.trained for piece, part in zip(pieces, tokens, strict=True) for _ in part]
-        tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        pad = base_model(self.vlm).config.image_token_id
-        tensors["mm_token_type_ids"] = (ids == pad).to(ids.dtype)
-        if media:
-            tensors["image_grid_thw"] = torch.cat([medium.grid for medium in media])
-        labels = ids.masked_fill(~torch.tensor([trained]), IGNORED)
-        labelled = Labelled(tensors, labels, media=tuple(media))
-        return truncate(self.vlm, labelled, self.max_length)
-
-
-def _split_media(tensors: dict[str, Any], contents: Iterable[str]) -> Iterator[Medium]:
-    """A row's pictures, then its clips, each with its content's hash and its grid as its key."""
-    hashes = iter(contents)
-    for kind, name in PIXELS.items():
-        if name in tensors:
-            grids = tensors[f"{kind}_grid_thw"]
-            parts = tensors[name].split(grids.prod(-1).tolist())
-            for pixels, grid in zip(parts, grids.split(1), strict=True):
-                yield Medium(kind, (kind, next(hashes), *grid[0].tolist()), pixels, grid)
+        pieces = cut_turns(self.vlm.processor, example.messages_for(self.vlm))
+        grids = {"image_grid_thw": torch.cat([medium.grid for medium in media])} if media else {}
+        row = truncate(self.vlm, label_pieces(self.vlm, pieces, grids, ()), self.max_length)
+        return replace(row, media=tuple(media))
 
 
 def _without_pixels(medium: Medium) -> Medium:
@@ -209,20 +491,13 @@ def _without_pixels(medium: Medium) -> Medium:
 
 def _identify(image: Image) -> Hashable:
     """Equal for pictures that the model sees alike; a file that has not changed is not decoded."""
-    source = image.source
-    limits = (image.max_tokens, image.min_tokens, image.max_pixels, image.min_pixels, image.strict)
+    source, *limits = vars(image).values()
     if not isinstance(source, str | os.PathLike):
-        return (pixel_hash(image.load()), *limits)
+        return pixel_hash(image.load()), *limits
     try:
-        return (source if is_url(source) else file_hash(source), *limits)
+        return source if is_url(source) else file_hash(source), *limits
     except (OSError, ValueError):  # reading it will say why
-        return (os.fspath(source), *limits)
-
-
-def _expand(text: str, counts: Iterator[int]) -> str:
-    """A text with one placeholder for each token of each picture."""
-    first, *rest = text.split(PADS["image"])
-    return first + "".join(PADS["image"] * next(counts) + text for text in rest)
+        return os.fspath(source), *limits
 
 
 class Examples(Sequence[Labelled]):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlkit.lora.batches import Labelled
 from vlkit.lora.networks import Part, linear_layers
-from vlkit.lora.token_labels import Labelled
 from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, mlp_width
@@ -154,6 +154,7 @@ def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
     The second of two passes is measured; the first is a warm-up.
     """
     import torch
+    from transformers import BatchFeature
 
     model = base_model(vlm)
     tower: list[float] = []
@@ -161,12 +162,7 @@ def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
         model.model.visual.register_forward_pre_hook(lambda *_: tower.append(-_now(model))),
         model.model.visual.register_forward_hook(lambda *_: tower.append(_now(model))),
     ]
-    tensors = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in labelled.tensors.items()
-    }
+    tensors = BatchFeature(labelled.tensors).to(model.device, model.dtype)
     for _ in range(2):
         tower.clear()
         start = _now(model)

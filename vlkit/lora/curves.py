@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from vlkit.plotting.html import FAINT, table_html
+from vlkit.plotting.html import FAINT, fill_template
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
 Series = Sequence[tuple[float, float]]  # (step, value)
@@ -111,10 +110,10 @@ def _columns(points: Series) -> tuple[list[float], list[float]]:
 
 def _running_mean(values: Sequence[float]) -> Any:
     """Each value's mean with its neighbours, a twentieth of all."""
-    import numpy as np
+    import pandas
 
-    window = np.ones(2 * max(1, len(values) // 40) + 1)
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    window = 2 * max(1, len(values) // 40) + 1
+    return pandas.Series(values).rolling(window, center=True, min_periods=1).mean()
 
 
 def curves_html(runs: Mapping[str, Curves]) -> str:
@@ -122,29 +121,17 @@ def curves_html(runs: Mapping[str, Curves]) -> str:
 
     Axes and letters take the page's colour, so that it reads on dark and light themes.
     """
-    legend = dict(zip(runs, cycle(COLOURS), strict=False)) if len(runs) > 1 else {}
-    held_out = any(run.evaluations for run in runs.values())
-    note = "held-out: dashed, by step" if held_out else "by step"
-    charts = [_chart("loss", note, legend, loss_figure(runs))]
+    figures = {"loss": loss_figure(runs)}
     if any(run.metrics for run in runs.values()):
-        charts.append(_chart("right answers, held-out", "by step", legend, _metric_figure(runs)))
-    samples = next(iter(runs.values())).samples if len(runs) == 1 else ()
-    return (
-        '<div class="vlkit-curves" style="display:flex;flex-wrap:wrap;gap:12px">'
-        f"{''.join(charts)}</div>{answers_html(samples)}"
-    )
-
-
-def _chart(title: str, note: str, legend: Mapping[str, str], figure: Any) -> str:
-    names = "".join(
-        f' <span style="margin-left:8px"><span style="color:{colour}">━</span> '
-        f"{html.escape(name)}</span>"
-        for name, colour in legend.items()
-    )
-    return (
-        f'<div style="flex:1 1 300px;max-width:560px"><b>{title}</b> '
-        f'<span style="{FAINT}">{note}{names}</span>{_svg(figure, title)}</div>'
-    )
+        figures["right answers, held-out"] = _metric_figure(runs)
+    alone = next(iter(runs.values())) if len(runs) == 1 else None
+    return fill_template(
+        "vlkit.lora", "curves.html.jinja", faint=FAINT,
+        charts={title: _svg(figure, title) for title, figure in figures.items()},
+        held_out=any(run.evaluations for run in runs.values()),
+        legend={} if alone else dict(zip(runs, cycle(COLOURS), strict=False)),
+        samples=[(*sample, is_same(*sample[1:])) for sample in (alone.samples if alone else ())],
+    )  # fmt: skip
 
 
 def _svg(figure: Any, title: str) -> str:
@@ -157,15 +144,6 @@ def _svg(figure: Any, title: str) -> str:
     style = f'role="img" aria-label="{title}" style="width:100%;display:block"'
     drawing = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', style, drawing, count=1)
     return drawing[drawing.index("<svg") :]
-
-
-def answers_html(samples: Sequence[Sequence[str]]) -> str:
-    """A few held-out questions with their true and the model's answers, or nothing."""
-    rows = [
-        [*(html.escape(str(text)[:300]) for text in sample), "✓" * is_same(sample[1], sample[2])]
-        for sample in samples
-    ]
-    return table_html(("question", "truth", "answer", ""), rows)
 
 
 def is_same(truth: str, answer: str) -> bool:

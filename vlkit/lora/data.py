@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -14,14 +15,15 @@ from typing import Any, overload
 
 import numpy as np
 
+from vlkit.batch.keys import hash_medium
 from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, check_whole, counted, is_number
 from vlkit.files import read_text
-from vlkit.lora.checking import DataError, Problem, RowReader, list_problems
-from vlkit.lora.example import CONVENTIONS, Example
-from vlkit.lora.readers import FORMATS, detect_format
-from vlkit.media.image import Image, describe_source, load_image, pictures_of, pixel_hash
-from vlkit.media.sources import file_hash, is_remote, is_url, local_path
+from vlkit.lora import training_rows
+from vlkit.lora.arguments import check_choice
+from vlkit.lora.training_rows import Example, Problem
+from vlkit.media.image import Image, describe_source, load_image, pixel_hash
+from vlkit.media.sources import is_remote, local_path
 from vlkit.messages import read_media_item
 
 
@@ -33,8 +35,7 @@ def open_rows(meta: Any) -> tuple[Iterator[tuple[int, Any]], str, Path | None]:
             raise VlkitError(f"{os.fspath(meta)!r} is a folder; name the file with the rows")
         if path.suffix.lower() in (".json", ".jsonl"):
             return _json_rows(path), describe_source(path.name), path.parent
-        rows = _records(read_table(path)[0])
-        return enumerate(rows, 1), describe_source(path.name), path.parent
+        return enumerate(_records(path), 1), describe_source(path.name), path.parent
     if hasattr(meta, "to_dict") and hasattr(meta, "columns"):
         return enumerate(_records(meta), 1), "DataFrame", None
     if hasattr(meta, "cast_column") and hasattr(meta, "features"):
@@ -56,7 +57,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         return enumerate(whole, 1)
     if isinstance(whole, dict):
         try:
-            detect_format(whole)
+            training_rows.detect_format(whole)
         except VlkitError as error:
             raise VlkitError(
                 f"{describe_source(path)} is one object, not a list of rows; as a row it has "
@@ -83,7 +84,7 @@ def _parse(text: str) -> Any:
 
 
 def _records(table: Any) -> list[dict]:
-    return _lists(table.to_dict("records"))
+    return _lists(read_table(table)[0].to_dict("records"))
 
 
 def _lists(value: Any) -> Any:
@@ -113,7 +114,12 @@ class TrainingData(Sequence[Example]):
         problems: of the rows that were left out (``strict=False``).
     """
 
-    def __init__(self, name: str, examples: Sequence[Example], problems: Sequence[Problem] = ()):
+    def __init__(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        problems: Sequence[Problem] = (),
+    ):
         self.name, self._examples, self.problems = name, list(examples), tuple(problems)
 
     def __len__(self) -> int:
@@ -150,9 +156,23 @@ class TrainingData(Sequence[Example]):
             VlkitError: all rows share pictures, or one side would be empty.
             MediaError: a picture that cannot be read.
         """
-        texts = ["\n".join(text.raw for text in example.texts) for example in self]
-        sides = split_rows([example.media for example in self], evaluation, seed, texts)
-        training, held_out = ([self[i] for i in side] for side in sides)
+        wanted = _count_wanted(evaluation, len(self))
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise VlkitError(f"seed={seed!r:.60} must be a whole number")
+        groups = _group_rows(self)
+        random.Random(seed).shuffle(groups)
+        chosen: set[int] = set()
+        for group in groups:
+            if len(chosen) + len(group) <= wanted:
+                chosen.update(group)
+        if not chosen:
+            raise VlkitError(
+                f"rows that share pictures cannot be split: the smallest of {len(groups)} groups "
+                f"has {min(map(len, groups))} of {len(self)} rows, evaluation={evaluation!r} "
+                f"allows {wanted}"
+            )
+        training = [example for i, example in enumerate(self) if i not in chosen]
+        held_out = [example for i, example in enumerate(self) if i in chosen]
         return TrainingData(self.name, training), TrainingData(self.name, held_out)
 
 
@@ -208,8 +228,8 @@ def load_conversations(
             out of order, an empty answer, a box without area or outside its picture …
         VlkitError: a wrong argument, or a file that cannot be read.
     """
-    check_choice("format", format, ("auto", *FORMATS))
-    check_choice("boxes", boxes, ("auto", None, *CONVENTIONS))
+    check_choice("format", format, ("auto", *training_rows.FORMATS))
+    check_choice("boxes", boxes, ("auto", None, *training_rows.CONVENTIONS))
     check_choice("strict", strict, (True, False))
     check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     is_path = isinstance(image_dir, str | os.PathLike)
@@ -217,92 +237,58 @@ def load_conversations(
         raise VlkitError(f"image_dir={image_dir!r:.200} is not a folder; check the path")
     rows, name, folder = open_rows(meta)
     places = [Path(local_path(place)) for place in (image_dir, folder) if place is not None]
-    reader = RowReader(format, boxes, max_image_tokens, places)
+    reader = training_rows.RowReader(format, boxes, max_image_tokens, places)
     examples = reader.read(rows)
     if reader.unread:
         listed = ", ".join(f"{key!r} ({counted(n, 'row')})" for key, n in reader.unread.items())
         warnings.warn(f"{name}: these keys are not read: {listed:.500}", stacklevel=2)
     if reader.problems and strict:
-        raise DataError(name, reader.problems)
+        raise training_rows.DataError(name, reader.problems)
     if reader.problems:
-        warnings.warn(f"left out of {list_problems(name, reader.problems)}", stacklevel=2)
+        warnings.warn(
+            f"left out of {training_rows.list_problems(name, reader.problems)}", stacklevel=2
+        )
     if not examples:
         raise VlkitError(f"{name} has no conversation that can be trained on")
     return TrainingData(name, examples, reader.problems)
 
 
-def as_data(data: Any) -> TrainingData:
-    """The data itself, or anything else that :func:`load_conversations` reads."""
-    return data if isinstance(data, TrainingData) else load_conversations(data)
-
-
-def check_choice(name: str, value: Any, choices: Iterable) -> None:
-    """Raises VlkitError for a value that is not one of the choices, type included."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
-
-
-def split_rows(
-    media: Sequence[Iterable[dict]], evaluation: float | int, seed: int, texts: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """The indices of the rows for training and of those for evaluation, each in order.
-
-    Args:
-        media: of each row, the content items of its pictures and clips; rows that share a
-            picture by its pixels, or a clip by its file, stay together.
-        evaluation: the share of rows, or their number.
-        seed: of the shuffle.
-        texts: of each row; rows without media stay together if their texts are equal.
+def as_data(data: Any, name: str = "data") -> TrainingData:
+    """The data itself, or anything else that :func:`load_conversations` reads.
 
     Raises:
-        VlkitError: one side would be empty.
-        MediaError: a picture that cannot be read.
+        VlkitError: data without a row; ``name`` is the argument's.
     """
-    count = len(media)
-    wanted = _count_wanted(evaluation, count)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise VlkitError(f"seed={seed!r:.60} must be a whole number")
-    groups = _groups([list(row) for row in media], texts)
-    random.Random(seed).shuffle(groups)
-    chosen: list[int] = []
-    for group in groups:
-        if len(chosen) + len(group) <= wanted:
-            chosen += group
-    if not chosen:
-        raise VlkitError(
-            f"rows that share pictures cannot be split: the smallest of {len(groups)} groups has "
-            f"{min(map(len, groups))} of {count} rows, evaluation={evaluation!r} allows {wanted}"
-        )
-    taken = set(chosen)
-    return [i for i in range(count) if i not in taken], sorted(chosen)
+    data = data if isinstance(data, TrainingData) else load_conversations(data)
+    if not len(data):
+        raise VlkitError(f"{name} has no rows; pass at least one conversation")
+    return data
 
 
 def _count_wanted(evaluation: float | int, count: int) -> int:
-    wanted: float = 0
-    if is_number(evaluation) and 0 < evaluation < (1 if isinstance(evaluation, float) else count):
-        share = isinstance(evaluation, float)
-        wanted = max(1, round(evaluation * count)) if share else evaluation
-    if not 0 < wanted < count:
-        raise VlkitError(
-            f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the "
-            f"{count} rows"
-        )
-    return int(wanted)
+    share = isinstance(evaluation, float)
+    if is_number(evaluation) and 0 < evaluation < (1 if share else count):
+        wanted = max(1, round(evaluation * count)) if share else int(evaluation)
+        if wanted < count:
+            return wanted
+    raise VlkitError(
+        f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the {count} rows"
+    )
 
 
-def _groups(media: list[list[dict]], texts: Sequence[str]) -> list[list[int]]:
-    """Rows that share pictures, directly or through other rows (union-find)."""
-    items = [(i, item) for i, row in enumerate(media) for item in row]
+def _group_rows(data: Sequence[Example]) -> list[list[int]]:
+    """Rows that share media or, without media, their texts: directly or through other rows."""
+    items = [(i, item) for i, example in enumerate(data) for item in example.media]
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(_content_key, (item for _, item in items)))
     linked = [(i, key) for (i, _), key in zip(items, keys, strict=True)]
-    linked += [(i, text) for i, text in enumerate(texts) if not media[i]]
-    parent = list(range(len(media)))
+    linked += [(i, "\n".join(row.texts)) for i, row in enumerate(data) if not row.media]
+    parent = list(range(len(data)))  # union-find
     first: dict[str, int] = {}
     for i, key in linked:
         parent[_root(parent, i)] = _root(parent, first.setdefault(key, i))
     groups: dict[int, list[int]] = {}
-    for i in range(len(media)):
+    for i in range(len(data)):
         groups.setdefault(_root(parent, i), []).append(i)
     return list(groups.values())
 
@@ -316,15 +302,25 @@ def _root(parent: list[int], i: int) -> int:
 def _content_key(item: dict) -> str:
     """Equal for media with the same content: of pictures the pixels, of a clip its file."""
     medium = read_media_item(item)
-    source = medium.source
-    if is_remote(source):
-        return source
-    if isinstance(medium, Image):
+    if isinstance(medium, Image) and not is_remote(medium.source):
         return pixel_hash(load_image(medium))
-    if isinstance(source, str | os.PathLike) and not is_url(source):
-        path = Path(local_path(source))
-        files = pictures_of(path, os.fspath(path)) if path.is_dir() else [path]
-        return " ".join(map(file_hash, files))
-    if isinstance(source, bytes | str):
-        return file_hash(source if isinstance(source, bytes) else source.encode())
-    return " ".join(pixel_hash(load_image(frame)) for frame in source)
+    return repr(hash_medium(medium.source))
+
+
+def digest_rows(data: Sequence[Example]) -> str:
+    """A hash of what rows say and of their media: of files the names, of others the content."""
+    digest = hashlib.sha256()
+    for message in (message for example in data for message in example.messages):
+        content = [(item["type"], item[item["type"]]) for item in message["content"]]
+        said = [value if kind == "text" else _media_name(value) for kind, value in content]
+        digest.update(repr((message["role"], said)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _media_name(source: Any) -> Any:
+    source = getattr(source, "source", source)
+    if isinstance(source, str | os.PathLike):
+        return Path(source).parts[-2:]
+    if isinstance(source, list | tuple):
+        return [_media_name(frame) for frame in source]
+    return hash_medium(source)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkit.batch.run import answer_all
-from vlkit.errors import VlkitError, check_whole
+from vlkit.batch.answering import answer_all
+from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
 from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.lora.curves import is_same
 from vlkit.lora.data import TrainingData, as_data
-from vlkit.lora.example import Example, Text
+from vlkit.lora.training_rows import Example
 from vlkit.messages import text_of
 from vlkit.models.adapters import attach_adapter, check_base, check_name, find_adapter
 from vlkit.models.load import VLM
@@ -94,9 +94,7 @@ def _boxes(example: Example) -> list[Box]:
     """The boxes of the last answer, where the picture's size is known."""
     if example.coordinates.size is None:
         return []
-    texts = [part for part in example.turns[-1][1] if isinstance(part, Text)]
-    segments = [segment for text in texts for segment in text.segments]
-    groups = [segment for segment in segments if not isinstance(segment, str)]
+    groups = [segment for segment in example.segments[-1] if not isinstance(segment, str)]
     return [item for group in groups for item in group if isinstance(item, Box)]
 
 
@@ -268,7 +266,6 @@ def _replaced(network: Any, path: Path, folder: Any) -> Iterator[None]:
         network.delete_adapter("other")
 
 
-METRICS = ("auto", "exact", "iou")
 TOGETHER = 8  # rows of a batch
 SCORED = 64  # rows, spread over the held-out data
 _TOKENS = 128  # the longest answer
@@ -278,9 +275,9 @@ class Examiner:
     """Asks a model some held-out rows, always the same.
 
     Args:
-        vlm: the model; adapters may stand in its layers.
+        vlm: the model; its layers may have adapters.
         data: held-out rows, or None.
-        metric: of ``METRICS``, or None.
+        metric: as for :func:`vlkit.lora.train`.
         samples: number of rows whose answers are returned.
     """
 
@@ -314,13 +311,6 @@ class Examiner:
             self.vlm, TrainingData("held-out", rows), progress=False, batch_size=TOGETHER,
             max_new_tokens=_TOKENS,
         )  # fmt: skip
-
-
-def check_examined(metric: str | None, samples: int) -> None:
-    """Raises VlkitError for an unknown metric or a wrong number of samples."""
-    if metric is not None and metric not in METRICS:
-        raise VlkitError(f"metric={metric!r} is unknown; choose one of {list(METRICS)}, or None")
-    check_whole("samples", samples)
 
 
 def score_answers(scores: Scores, metric: str | None) -> float | None:

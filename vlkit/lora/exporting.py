@@ -15,12 +15,11 @@ from vlkit.datasets.pictures import copy_picture
 from vlkit.errors import MediaError, ModelError, VlkitError, check_whole
 from vlkit.files import whole_folder, write_rows, write_whole
 from vlkit.grounding.formats import FORMATS as FAMILIES
-from vlkit.lora.arguments import as_folder
-from vlkit.lora.data import as_data, check_choice
-from vlkit.lora.example import Example, Text, naming_row, source_key
+from vlkit.lora.arguments import as_folder, check_choice
+from vlkit.lora.data import as_data
+from vlkit.lora.training_rows import Example, naming_row, source_key
 from vlkit.media.image import load_image
 from vlkit.media.sources import is_remote, local_path
-from vlkit.media.video import Video
 from vlkit.messages import read_media_item
 from vlkit.models.adapters import WEIGHTS, check_name, family_of_adapter, find_marks
 from vlkit.models.hub import check_shard, read_model_file
@@ -164,8 +163,8 @@ class MediaFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._names: dict[Any, str] = {}
-        self._sources: list[Any] = []  # kept alive: an id is unique only while its object lives
+        # names with their sources: an id is unique only while its object lives
+        self._written: dict[Any, tuple[str, Any]] = {}
 
     def add(self, item: dict) -> str:
         """The path of a content item's file from the folder's parent; a URL is kept.
@@ -177,15 +176,13 @@ class MediaFolder:
         if is_remote(source):
             return source
         key = source_key(source)
-        if key not in self._names:
-            self._sources.append(source)
+        if key not in self._written:
             self.folder.mkdir(exist_ok=True)
-            media = read_media_item(item)
-            path = self.folder / f"{len(self._names) + 1:06d}"
-            is_clip = isinstance(media, Video)
-            file = _write_clip(media, path) if is_clip else _write_picture(media, path)
-            self._names[key] = f"{self.folder.name}/{file.name}"
-        return self._names[key]
+            path = self.folder / f"{len(self._written) + 1:06d}"
+            write = _write_clip if item["type"] == "video" else _write_picture
+            file = write(read_media_item(item), path)
+            self._written[key] = f"{self.folder.name}/{file.name}", source
+        return self._written[key][0]
 
 
 def _write_picture(image: Any, path: Path) -> Path:
@@ -281,14 +278,12 @@ def export(
     check_choice("family", family, (None, *FAMILIES))
     check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     data, target = as_data(data), as_folder("folder", folder)
-    if not len(data):
-        raise VlkitError("data has no rows, so there is nothing to export")
     with whole_folder(target) as written:
         media = MediaFolder(written / "media")
         rows = []
         for example in data:
             with naming_row(example):
-                rows.append(_Row(example, format, family, max_image_tokens, media).as_dict())
+                rows.append(_row(example, format, family, max_image_tokens, media))
         file = written / FILES[format]
         if file.suffix == ".jsonl":
             write_rows(file, rows)
@@ -297,74 +292,61 @@ def export(
     return target / FILES[format]
 
 
-class _Row:
+def _row(
+    example: Example, format: str, family: str | None, limit: int | None, media: MediaFolder
+) -> dict:
     """One example in one format; its media are copied on the way."""
+    writer = _writer(example, SWIFT if format == SWIFT else family, limit)
+    texts = iter(_texts(example, format, writer))
+    files: dict[str, list[str]] = {"image": [], "video": []}
 
-    def __init__(
-        self,
-        example: Example,
-        format: str,
-        family: str | None,
-        limit: int | None,
-        media: MediaFolder,
-    ):
-        self.example, self.format, self.media = example, format, media
-        self.writer = _writer(example, SWIFT if format == SWIFT else family, limit)
-        self.files: dict[str, list[str]] = {"image": [], "video": []}
-
-    def as_dict(self) -> dict:
-        """The row as the format has it."""
-        turns = [(role, list(map(self._part, parts))) for role, parts in self.example.turns]
-        if self.format in ("messages", SWIFT):
-            messages: list[dict] = [{"role": role, "content": parts} for role, parts in turns]
-            for i in self.example.untrained:
-                messages[i]["loss"] = False
-        elif self.example.untrained:
-            self._refuse("some of its answers are not learnt (loss)")
-        if self.format == "messages":
-            return {"messages": messages}
-        if self.format == SWIFT:  # no newline after a picture: ms-swift would keep it
-            for message in messages:
-                message["content"] = "".join(message["content"])
-            files = {f"{kind}s": names for kind, names in self.files.items() if names}
-            return {"messages": messages} | files | (self.writer.objects() if self.writer else {})
-        names = _SPEAKERS[self.format]
-        conversation = [
-            {"from": names.get(role, role), "value": "".join(_add_newlines(parts))}
-            for role, parts in turns
-        ]
-        row: dict[str, Any] = {"id": f"row-{self.example.row}", "conversations": conversation}
-        if self.format == "llava":
-            if turns[0][0] == "system":  # QwenLM's reader learns any turn that is not human's
-                row["system"] = conversation.pop(0)["value"]
-            row |= {kind: n[0] if len(n) == 1 else n for kind, n in self.files.items() if n}
-        return row
-
-    def _part(self, part: Text | dict) -> Any:
-        if isinstance(part, Text):
-            text = self._text(part)
-            return {"type": "text", "text": text} if self.format == "messages" else text
-        kind = part["type"]
-        name = self.media.add(part)
-        if self.format == "messages":
-            return part | {kind: name}
-        if options := sorted(part.keys() - {"type", kind}):
-            self._refuse(f"it has no field for {options[0]}={part[options[0]]!r}")
-        self.files[kind].append(name)
+    def as_part(item: dict) -> Any:
+        kind = item["type"]
+        if format == "messages":
+            return item | {kind: next(texts) if kind == "text" else media.add(item)}
+        if kind == "text":
+            return next(texts)
+        if options := sorted(item.keys() - {"type", kind}):
+            raise _refusal(format, f"it has no field for {options[0]}={item[options[0]]!r}")
+        files[kind].append(media.add(item))
         tag = "img" if kind == "image" else kind
-        return f"<{tag}>{name}</{tag}>" if self.format == "pai" else f"<{kind}>"
+        return f"<{tag}>{files[kind][-1]}</{tag}>" if format == "pai" else f"<{kind}>"
 
-    def _text(self, part: Text) -> str:
-        plain = [segment for segment in part.segments if isinstance(segment, str)]
-        for text in plain if self.writer else [part.raw]:
-            if tags := [tag for tag in _TAGS[self.format] if tag in text]:
-                self._refuse(f"{tags[0]} in {text!r:.60} would be read as a picture or box")
-        return self.example.coordinates.write(part, self.writer)
+    turns = [(m["role"], list(map(as_part, m["content"]))) for m in example.messages]
+    losses: list[dict] = [{"loss": False} if "loss" in m else {} for m in example.messages]
+    if format not in ("messages", SWIFT) and any(losses):
+        raise _refusal(format, "some of its answers are not learnt (loss)")
+    if format == "messages":
+        pairs = zip(turns, losses, strict=True)
+        return {"messages": [{"role": r, "content": parts} | loss for (r, parts), loss in pairs]}
+    if format == SWIFT:  # no newline after a picture: ms-swift would keep it
+        pairs = zip(turns, losses, strict=True)
+        messages = [{"role": r, "content": "".join(parts)} | loss for (r, parts), loss in pairs]
+        named = {f"{kind}s": names for kind, names in files.items() if names}
+        return {"messages": messages} | named | (writer.objects() if writer else {})
+    conversation = [
+        {"from": _SPEAKERS[format].get(role, role), "value": "".join(_add_newlines(parts))}
+        for role, parts in turns
+    ]
+    row: dict[str, Any] = {"id": f"row-{example.row}", "conversations": conversation}
+    if format == "llava":
+        if turns[0][0] == "system":  # QwenLM's reader learns any turn that is not human's
+            row["system"] = conversation.pop(0)["value"]
+        row |= {kind: n[0] if len(n) == 1 else n for kind, n in files.items() if n}
+    return row
 
-    def _refuse(self, why: str) -> None:
-        raise VlkitError(
-            f'format="{self.format}" cannot represent it: {why}; use format="messages"'
-        )
+
+def _texts(example: Example, format: str, writer: Writer | None) -> Iterator[str]:
+    for text, segments in zip(example.texts, example.segments, strict=True):
+        for plain in [s for s in segments if isinstance(s, str)] if writer else [text]:
+            if tags := [tag for tag in _TAGS[format] if tag in plain]:
+                why = f"{tags[0]} in {plain!r:.60} would be read as a picture or box"
+                raise _refusal(format, why)
+        yield example.coordinates.write(segments, writer) if writer else text
+
+
+def _refusal(format: str, why: str) -> VlkitError:
+    return VlkitError(f'format="{format}" cannot represent it: {why}; use format="messages"')
 
 
 def _writer(example: Example, family: str | None, limit: int | None) -> Writer | None:

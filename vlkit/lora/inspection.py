@@ -12,28 +12,13 @@ import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted
-from vlkit.lora.arguments import check_bits, check_counts, check_rows, check_switches
-from vlkit.lora.costs import (
-    TrainingMemory,
-    checkpoint_every,
-    choose_batch,
-    count_steps,
-    estimate_seconds,
-    estimate_training,
-    time_forward,
-)
+from vlkit.lora import batches, costs
+from vlkit.lora.arguments import check_arguments
+from vlkit.lora.batches import IGNORED, Labelled, Length
 from vlkit.lora.data import as_data
-from vlkit.lora.evaluating import Examiner, check_examined
-from vlkit.lora.example import Example, source_key
+from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, check_quantized, plan_parts
-from vlkit.lora.token_labels import (
-    IGNORED,
-    Labelled,
-    Length,
-    label_example,
-    measure_lengths,
-    media_ids,
-)
+from vlkit.lora.training_rows import Example, source_key
 from vlkit.media.image import load_image
 from vlkit.models.load import VLM
 from vlkit.plotting.html import (
@@ -43,6 +28,8 @@ from vlkit.plotting.html import (
     fill_template,
     image_html,
 )
+
+_BINS = 24
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class XRay:
     lengths: tuple[Length, ...] = field(repr=False)
     max_length: int | None
     parts: tuple[Part, ...] = field(repr=False)
-    memory: TrainingMemory
+    memory: costs.TrainingMemory
     steps: int
     seconds: float
 
@@ -114,7 +101,16 @@ class XRay:
         )
 
     def _repr_html_(self) -> str:
-        return xray_card(self)
+        totals = [length.total for length in self.lengths]
+        counts, edges = np.histogram(totals, _BINS, (min(totals), max(totals) + 1))
+        learnt = sum(length.trained for length in self.lengths) / sum(totals)
+        return fill_template(
+            "vlkit.lora", "xray.html.jinja", xray=self, faint=FAINT, counted=counted,
+            byte_text=byte_text, duration_text=duration_text, image_html=image_html,
+            bins=list(zip(edges, edges[1:], counts.tolist(), strict=False)),
+            totals=(min(totals), max(totals), statistics.median(totals), learnt),
+            kinds_of_layers=_name_kinds,
+        )  # fmt: skip
 
 
 def inspect(
@@ -159,65 +155,47 @@ def inspect(
         VlkitError: a cut through a picture or one that leaves no answer, with its row; a target
             that matches nothing.
     """
-    check_counts(batch_size, gradient_accumulation, epochs, max_length)
-    check_bits(quantize)
-    check_switches(gradient_checkpointing=gradient_checkpointing)
-    check_examined(metric, samples)
-    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
-    check_rows(data=data, eval_data=held_out)
+    check_arguments(locals())
+    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data, "eval_data")
     if not isinstance(example, int) or not -len(data) <= example < len(data):
         raise VlkitError(f"example={example!r} does not exist; the data has {len(data)} rows")
     parts = plan_parts(vlm, target, rank)
     check_quantized(vlm, quantize, rank)
-    lengths = measure_lengths(vlm, data, max_length)
-    labelled = label_example(vlm, data[example], max_length=max_length)
+    lengths = batches.measure_lengths(vlm, data, max_length)
+    labelled = batches.label_example(vlm, data[example], max_length=max_length)
     longest = max(length.total for length in lengths)
     cut = min(longest, max_length or longest)
-    size = choose_batch(
+    size = costs.choose_batch(
         vlm, parts, [cut], rank=rank, batch_size=batch_size,
         accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
         quantize=quantize,
     )  # fmt: skip
     together = min(size.batch, len(data))
-    memory = estimate_training(
-        vlm,
-        parts,
-        rank=rank,
-        tokens=cut * together,
+    memory = costs.estimate_training(
+        vlm, parts, rank=rank, tokens=cut * together,
         learnt=max(length.trained for length in lengths) * together,
         patches=4 * max(length.media for length in lengths) * together,
-        gradient_checkpointing=gradient_checkpointing,
-        quantize=quantize,
-    )
+        gradient_checkpointing=gradient_checkpointing, quantize=quantize,
+    )  # fmt: skip
     mean = statistics.fmean(min(n.total, max_length or n.total) for n in lengths)
     share = mean / labelled.length
-    whole, encoder = time_forward(vlm, labelled)
-    seconds = estimate_seconds(
-        parts,
-        (whole * share, encoder * share),
-        rows=len(data) * epochs,
-        pictured=count_pictured(data),
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    steps = count_steps(len(data), size.batch, size.accumulation, epochs)
+    whole, encoder = costs.time_forward(vlm, labelled)
+    seconds = costs.estimate_seconds(
+        parts, (whole * share, encoder * share), rows=len(data) * epochs,
+        pictured=count_pictured(data), gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+    steps = costs.count_steps(len(data), size.batch, size.accumulation, epochs)
     if held_out is not None:
-        evaluations = 1 + math.ceil(steps / checkpoint_every(steps, epochs))  # one before training
+        # one of them before training
+        evaluations = 1 + math.ceil(steps / costs.checkpoint_every(steps, epochs))
         answers = Examiner(vlm, held_out, metric, samples).estimate_seconds()
         seconds += evaluations * len(held_out) * whole * share + (evaluations + 1) * answers
+    images = (load_image(i["image"]) for i in data[example].media if i["type"] == "image")
     return XRay(
-        model=vlm.name,
-        data=data.name,
-        rows=len(data),
-        example=labelled,
-        images=tuple(load_image(i["image"]) for i in data[example].media if i["type"] == "image"),
-        runs=tuple(show_tokens(vlm, labelled)),
-        lengths=tuple(lengths),
-        max_length=max_length,
-        parts=parts,
-        memory=memory,
-        steps=steps,
-        seconds=seconds,
-    )
+        model=vlm.name, data=data.name, rows=len(data), example=labelled, images=tuple(images),
+        runs=tuple(show_tokens(vlm, labelled)), lengths=tuple(lengths), max_length=max_length,
+        parts=parts, memory=memory, steps=steps, seconds=seconds,
+    )  # fmt: skip
 
 
 def count_pictured(data: Sequence[Example]) -> int:
@@ -228,7 +206,7 @@ def count_pictured(data: Sequence[Example]) -> int:
 
 def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
     """An example's tokens with their texts; the tokens of a picture or a character are one run."""
-    decode, known = vlm.processor.tokenizer.decode, media_ids(vlm)
+    decode, known = vlm.processor.tokenizer.decode, batches.media_ids(vlm)
     ids, labels = (t[0].tolist() for t in (labelled.tensors["input_ids"], labelled.labels))
     runs: list[TokenRun] = []
     held: list[int] = []
@@ -246,50 +224,6 @@ def show_tokens(vlm: VLM, labelled: Labelled) -> list[TokenRun]:
             runs.append(TokenRun(text, kind, len(held)))
             held = []
     return runs
-
-
-SHOWN = 1500  # runs of tokens whose text is shown
-_BINS = 24
-_TOKENS = {  # kind of token: its style, and its name in the legend
-    "learnt": (
-        "background:rgba(22,163,74,.28);border-bottom:2px solid #16a34a",
-        "learnt: answers and their end token",
-    ),
-    "prompt": ("background:rgba(128,128,128,.13)", "read, not learnt"),
-    "image": ("background:rgba(37,99,235,.25);border-radius:4px;padding:0 6px", "picture"),
-    "video": ("background:rgba(147,51,234,.25);border-radius:4px;padding:0 6px", "clip"),
-}
-_MEMORY = {  # part of the memory: its colour, and its name in the legend
-    "weights": ("#64748b", "weights"),
-    "state": ("#16a34a", "trained parameters, gradients, AdamW"),
-    "activations": ("#2563eb", "activations"),
-    "logits": ("#d97706", "logits"),
-}
-
-
-def xray_card(xray: XRay) -> str:
-    """HTML in the page's colours, so that it reads on dark and light themes."""
-    totals = [length.total for length in xray.lengths]
-    counts, edges = np.histogram(totals, _BINS, (min(totals), max(totals) + 1))
-    trained = sum(length.trained for length in xray.lengths) / sum(totals)
-    return fill_template(
-        "vlkit.lora",
-        "xray.html.jinja",
-        xray=xray,
-        totals=(min(totals), max(totals), statistics.median(totals), trained),
-        bins=list(zip(edges, edges[1:], counts.tolist(), strict=False)),
-        highest=counts.max(),
-        most=SHOWN,
-        kinds={run.kind for run in xray.runs},
-        kinds_of_layers=_name_kinds,
-        tokens=_TOKENS,
-        memory_parts=_MEMORY,
-        faint=FAINT,
-        counted=counted,
-        byte_text=byte_text,
-        duration_text=duration_text,
-        image_html=image_html,
-    )
 
 
 def _name_kinds(part: Part) -> str:

@@ -1,55 +1,205 @@
-"""``lora.train``: from checked arguments to a trained adapter."""
+"""``lora.train``: from checked arguments to a trained adapter, by transformers' Trainer."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import shutil
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import TrainingArguments, set_seed
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from safetensors import SafetensorError
+from transformers import Trainer, TrainingArguments, set_seed
 
 from vlkit import hooks
-from vlkit.errors import ModelError
+from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.files import write_whole
 from vlkit.inputs import check_loaded
-from vlkit.lora.arguments import (
-    as_folder,
-    check_bits,
-    check_counts,
-    check_recipe,
-    check_rows,
-    check_switches,
-    check_trackers,
-)
-from vlkit.lora.batches import Collator, Examples, FrozenTower, LengthSampler, Preparer
+from vlkit.lora import batches, run_folder
+from vlkit.lora.arguments import as_folder, check_arguments, check_trackers
+from vlkit.lora.callbacks import show_progress
 from vlkit.lora.costs import BatchSize, checkpoint_every, choose_batch, count_steps
-from vlkit.lora.data import TrainingData, as_data
-from vlkit.lora.evaluating import Examiner, check_examined
+from vlkit.lora.data import TrainingData, as_data, digest_rows
+from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, lean_layers, plan_parts, quantized, trainable
-from vlkit.lora.runs import (
-    ARGUMENTS,
-    Checks,
-    LoraRun,
-    Prover,
-    check_same,
-    digest_rows,
-    last_checkpoint,
-    only_writer,
-    summarize,
-)
-from vlkit.lora.token_labels import guess_length, measure_lengths
-from vlkit.lora.trainer import VisionTrainer, is_spread, write_spread
+from vlkit.lora.run_folder import ARGUMENTS, LoraRun
 from vlkit.models.adapters import check_base, write_marks
 from vlkit.models.load import VLM, base_model
+from vlkit.plotting.html import byte_text
 
 _LOGGED = 500  # points of the loss curve
+_RECIPE = (  # arguments in which a resumed run must not differ
+    "epochs", "learning_rate", "rank", "target", "batch_size", "gradient_accumulation",
+    "quantize", "max_length", "seed",
+)  # fmt: skip
 _WORKERS = 4  # threads that read pictures ahead for a GPU
+
+# it warns of a faulty filesystem where checkpoints are within a second of each other
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "mtime" not in str(record.msg)
+)
+
+
+class VisionTrainer(Trainer):
+    """A Trainer whose batches have features of pictures, and which asks the model questions.
+
+    Args:
+        sampler: of the training rows.
+        tower: whose features are in the batches, or None.
+        examine: called after each evaluation; its result is logged: numbers like Trainer's
+            metrics, anything else in ``state.log_history`` only.
+        measure: the largest change of weights, given by their names.
+
+    Attributes:
+        effect: the largest change when sharded weights were last written, on the first process.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: batches.LengthSampler,
+        tower: batches.FrozenTower | None,
+        examine: Callable[[], dict[str, Any]],
+        measure: Callable[[Mapping[str, Any]], float],
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        # a loss is the mean over an update's trained tokens, in however many batches they come
+        self.model_accepts_loss_kwargs = True
+        self.sampler, self.tower, self.examine = sampler, tower, examine
+        self.measure, self.effect = measure, 0.0
+        show_progress(self)
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return self.sampler
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's."""
+        with self.tower.replaced() if self.tower else nullcontext():
+            return super().compute_loss(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's. Raises ModelError for a loss that is not finite, before the update."""
+        loss = super().training_step(*args, **kwargs)
+        self._check_finite(f"the loss of step {self.state.global_step + 1}", loss.item())
+        return loss
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        updated, dtype = self.state.global_step > 0, str(self.model.dtype).removeprefix("torch.")
+        broken = [
+            f"the model's weight {weight_name} is not finite (load or download the model again)"
+            for weight_name, weight in self.model.named_parameters()
+            if not (updated and weight.requires_grad) and not math.isfinite(_sum(weight))
+        ]
+        rate = f"learning_rate={self.args.learning_rate:g} is too high (lower it)"
+        overflow = f'{dtype} overflows (load the model with dtype="float32")'
+        causes = broken[:1] or [rate] * updated + [overflow] * (dtype != "float32")
+        causes = causes or ["a row or callback that makes the weights or pixels infinite"]
+        raise ModelError(
+            f"{name} is {value}, so training stopped; likely cause: {', or '.join(causes)}; after "
+            "that, train into a new folder"
+        )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, of finite weights only; a failure to write is one line."""
+        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        name = f"a trained weight after step {self.state.global_step}"
+        self._check_finite(name, sum(map(_sum, trained)))
+        with _writing("a checkpoint", Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if state_dict:
+            self.effect = self.measure(state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load whole weights with the model's own loader: on disk they have other names."""
+        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        loaded = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(loaded.state_dict())
+
+    def _load_best_model(self) -> None:
+        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, with the answers' metric; samples go to ``state.log_history``."""
+        metrics = super().evaluate(*args, **kwargs)
+        name = f"the loss on eval_data after step {self.state.global_step}"
+        self._check_finite(name, metrics["eval_loss"])
+        results = self.examine()
+        numbers = {name: value for name, value in results.items() if isinstance(value, float)}
+        others = {name: value for name, value in results.items() if name not in numbers}
+        if others:
+            self.state.log_history.append({"step": self.state.global_step, **others})
+        if numbers:
+            self.log(numbers)
+        return metrics | numbers
+
+
+def _sum(weight: Any) -> float:
+    """Of the part that is on this process; not finite if one of its values is not."""
+    local = weight.detach().to_local() if hasattr(weight, "to_local") else weight.detach()
+    return local.float().sum().item()
+
+
+@contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    """A failure to write, such as a full disk, becomes one line."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
+        free = byte_text(shutil.disk_usage(folder).free)
+        raise VlkitError(
+            f"{what} cannot be written to {folder} ({one_line(error)}; {free} are free there); "
+            "free some space and run it again with resume=True"
+        ) from error
+
+
+def is_spread(state: Any) -> bool:
+    """Whether processes shard the weights (FSDP, DeepSpeed).
+
+    Args:
+        state: accelerate's ``PartialState``.
+
+    Raises:
+        VlkitError: FSDP on CPUs, where accelerate would silently not use it.
+    """
+    fsdp, deepspeed = map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    if fsdp and state.distributed_type.value == "MULTI_CPU":
+        raise VlkitError(
+            "accelerate supports FSDP on GPUs only; on CPUs use --multi_gpu instead of --use_fsdp, "
+            "or DeepSpeed"
+        )
+    return fsdp or deepspeed
+
+
+def write_spread(trainer: Any, folder: Path) -> float:
+    """Write sharded weights as a whole; called on every process.
+
+    Returns:
+        The largest change of them, as the trainer measures it.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))
+    return broadcast_object_list([trainer.effect])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +212,7 @@ class Task:
         lengths: of the rows, about.
         recipe: the run's arguments, as they are written into its folder.
         size: rows of a batch.
-        gradient_checkpointing, metric, samples, report_to, callbacks: as for :func:`train`.
+        options: the arguments of :func:`train`, by name.
     """
 
     vlm: VLM
@@ -73,11 +223,7 @@ class Task:
     lengths: Sequence[float]
     recipe: dict[str, Any]
     size: BatchSize
-    gradient_checkpointing: bool
-    metric: str | None
-    samples: int
-    report_to: Sequence[str]
-    callbacks: tuple[Any, ...]
+    options: dict[str, Any]
 
     @property
     def trains_vision(self) -> bool:
@@ -88,7 +234,7 @@ class Task:
 def _run(task: Task, checkpoint: Path | None) -> LoraRun:
     """Train, in smaller batches where the GPU's memory runs out and batches may be divided."""
     is_first = os.environ.get("RANK", "0") == "0"
-    with only_writer(task.folder) if is_first else nullcontext():
+    with run_folder.only_writer(task.folder) if is_first else nullcontext():
         while True:
             try:
                 return _run_once(task, checkpoint)
@@ -102,7 +248,7 @@ def _run(task: Task, checkpoint: Path | None) -> LoraRun:
                     ) from error
             torch.cuda.empty_cache()
             task = replace(task, size=smaller)
-            checkpoint = last_checkpoint(task.folder, None)
+            checkpoint = run_folder.last_checkpoint(task.folder, None)
 
 
 def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
@@ -125,15 +271,25 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
         prover = None
         if is_first and not spread:
             example = (task.held_out or task.data)[0]
-            prover = Prover(task.vlm, example, task.recipe["max_length"])
+            prover = run_folder.Prover(task.vlm, example, task.recipe["max_length"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        effect = write_spread(trainer, task.folder) if spread else measure()
-        if is_first:
-            _write(task, None if spread else network)
-        run = replace(summarize(trainer.state, task.folder), effect=effect)
-        return replace(run, checks=_check(trainer, prover, task.folder)) if prover else run
+        with _writing("the adapter" if task.recipe["rank"] else "the model", task.folder):
+            effect = write_spread(trainer, task.folder) if spread else measure()
+            if is_first and not spread:
+                network.save_pretrained(task.folder)
+            if is_first and task.recipe["rank"] is None:  # the rest of a model's folder
+                task.vlm.processor.save_pretrained(task.folder)
+        checks = None
+        if prover is not None:
+            before: dict[str, Any] = {}
+            for entry in trainer.state.log_history:
+                before |= entry if entry["step"] == 0 else {}
+            checks = prover.check(task.folder, before, trainer.examine())
+        return replace(
+            run_folder.summarize(trainer.state, task.folder), effect=effect, checks=checks
+        )
 
 
 def _begin(task: Task, checkpoint: Path | None) -> None:
@@ -148,51 +304,35 @@ def _begin(task: Task, checkpoint: Path | None) -> None:
 def _make_trainer(
     task: Task, arguments: TrainingArguments, network: Any, measure: Any, spread: bool
 ) -> VisionTrainer:
-    vlm = task.vlm
-    tower = None if task.trains_vision or spread else FrozenTower(base_model(vlm))
-    examples = _examples(task, task.data, tower)
-    asks = arguments.process_index == 0 and not spread
+    vlm, size, world = task.vlm, task.size, arguments.world_size
+    tower = None if task.trains_vision or spread else batches.FrozenTower(base_model(vlm))
+
+    def prepare(data: TrainingData, workers: int = 0) -> batches.Examples:
+        preparer = batches.Preparer(vlm, data, task.recipe["max_length"], tower)
+        return batches.Examples(preparer, workers)
+
+    examples = prepare(task.data, _WORKERS if vlm.model.device.type == "cuda" else 0)
+    asked = task.held_out if arguments.process_index == 0 and not spread else None
     return VisionTrainer(
         network,
         arguments,
-        data_collator=Collator(
+        data_collator=batches.Collator(
             vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
         ),
         train_dataset=examples,
-        eval_dataset=None if task.held_out is None else _examples(task, task.held_out, tower),
-        callbacks=list(task.callbacks),
-        sampler=_sampler(task, examples, arguments.world_size),
+        eval_dataset=None if task.held_out is None else prepare(task.held_out),
+        callbacks=list(task.options["callbacks"]),
+        sampler=batches.LengthSampler(
+            examples,
+            task.lengths,
+            size.rows * world,
+            task.recipe["seed"],
+            share=size.batch * world if world > 1 else 1,
+        ),
         tower=tower,
-        examine=Examiner(vlm, task.held_out if asks else None, task.metric, task.samples),
+        examine=Examiner(vlm, asked, task.options["metric"], task.options["samples"]),
         measure=measure,
     )
-
-
-def _check(trainer: VisionTrainer, prover: Prover, folder: Path) -> Checks:
-    """Compare with what the run logged before its first step."""
-    before: dict[str, Any] = {}
-    for entry in trainer.state.log_history:
-        before |= entry if entry["step"] == 0 else {}
-    return prover.check(folder, before, trainer.examine())
-
-
-def _write(task: Task, network: Any) -> None:
-    """The adapter, or the rest of a model folder like the one that it was made from."""
-    if network is not None:
-        network.save_pretrained(task.folder)
-    if task.recipe["rank"] is None:
-        task.vlm.processor.save_pretrained(task.folder)
-
-
-def _examples(task: Task, data: TrainingData, tower: FrozenTower | None) -> Examples:
-    workers = _WORKERS if task.vlm.model.device.type == "cuda" and data is task.data else 0
-    return Examples(Preparer(task.vlm, data, task.recipe["max_length"], tower), workers)
-
-
-def _sampler(task: Task, examples: Examples, processes: int) -> LengthSampler:
-    share = task.size.batch * processes if processes > 1 else 1
-    rows, seed = task.size.rows * processes, task.recipe["seed"]
-    return LengthSampler(examples, task.lengths, rows, seed, share=share)
 
 
 def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
@@ -208,7 +348,7 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
         per_device_train_batch_size=size.batch,
         per_device_eval_batch_size=size.batch,
         gradient_accumulation_steps=size.accumulation,
-        **({checkpointing: True} if task.gradient_checkpointing else {}),
+        **({checkpointing: True} if task.options["gradient_checkpointing"] else {}),
         learning_rate=recipe["learning_rate"],
         lr_scheduler_type="cosine",
         logging_steps=max(1, steps // _LOGGED),
@@ -219,12 +359,13 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
         eval_steps=every,
         eval_on_start=evaluates and not is_resumed,
         load_best_model_at_end=evaluates,
+        logging_nan_inf_filter=False,  # training_step raises
         metric_for_best_model="loss",
         seed=recipe["seed"],
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
-        report_to=list(task.report_to),
+        report_to=task.options["report_to"],
         dataloader_pin_memory=False,  # batches are made where the model is
         ddp_find_unused_parameters=task.trains_vision,
         use_cpu=task.vlm.model.device.type == "cpu",
@@ -293,42 +434,32 @@ def train(
             arguments that differ from those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
     """
-    with hooks.recording_training(dict(locals())) as record:  # the arguments as they were passed
+    arguments = dict(locals())  # as they were passed
+    with hooks.recording_training(arguments) as record:
         check_loaded(vlm)
-        check_counts(batch_size, gradient_accumulation, epochs, max_length)
-        check_recipe(learning_rate, alpha, seed, callbacks)
-        check_bits(quantize)
-        check_switches(gradient_checkpointing=gradient_checkpointing, resume=resume)
-        check_examined(metric, samples)
-        trackers, folder = check_trackers(report_to), as_folder("output_dir", output_dir)
-        data, held_out = as_data(data), None if eval_data is None else as_data(eval_data)
-        check_rows(data=data, eval_data=held_out)
-        recipe = {
-            "model": vlm.name, "rows": len(data), "epochs": epochs, "learning_rate": learning_rate,
-            "rank": rank, "alpha": 2 * rank if rank and alpha is None else alpha, "target": target,
-            "batch_size": batch_size, "gradient_accumulation": gradient_accumulation,
-            "quantize": quantize, "max_length": max_length, "seed": seed,
-            "data": digest_rows(data), "eval_data": digest_rows(held_out),
+        check_arguments(arguments)
+        options = arguments | {"report_to": check_trackers(report_to)}
+        folder = as_folder("output_dir", output_dir)
+        data = as_data(data)
+        held_out = None if eval_data is None else as_data(eval_data, "eval_data")
+        recipe = {"model": vlm.name, "rows": len(data)} | {n: arguments[n] for n in _RECIPE} | {
+            "alpha": 2 * rank if rank and alpha is None else alpha,
+            "data": digest_rows(data), "eval_data": held_out and digest_rows(held_out),
         }  # fmt: skip
         parts = plan_parts(vlm, target, rank)
-        checkpoint = last_checkpoint(folder, resume)
+        checkpoint = run_folder.last_checkpoint(folder, resume)
         if checkpoint is not None:
-            check_same(folder / ARGUMENTS, recipe)
+            run_folder.check_same(folder / ARGUMENTS, recipe)
         vlm = quantized(vlm, quantize, rank)
         for rows in (data, held_out):
             if rows is not None and max_length is not None:
-                measure_lengths(vlm, rows, max_length)
-        lengths = [guess_length(vlm, example) for example in data]
+                batches.measure_lengths(vlm, rows, max_length)
+        lengths = batches.guess_lengths(vlm, data)
         size = choose_batch(
             vlm, parts, lengths, rank=rank, batch_size=batch_size,
             accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
-
-        task = Task(
-            vlm=vlm, data=data, held_out=held_out, folder=folder, parts=parts, lengths=lengths,
-            recipe=recipe, size=size, gradient_checkpointing=gradient_checkpointing, metric=metric,
-            samples=samples, report_to=trackers, callbacks=tuple(callbacks),
-        )  # fmt: skip
+        task = Task(vlm, data, held_out, folder, parts, lengths, recipe, size, options)
         result = _run(task, checkpoint)
         record(result)
     return result

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlkit.batch.run import answer_all, check_conversations
+from vlkit.batch.answering import answer_all, check_conversations
 from vlkit.errors import VlkitError, counted
 from vlkit.evaluation.metrics import Evaluation, evaluate_grounding, iou, pair_boxes
 from vlkit.generation.reply import Failure, Reply, attempt

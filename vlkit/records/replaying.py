@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlkit.batch.run import answer_all
+from vlkit.batch.answering import answer_all
 from vlkit.errors import RemoteError, VlkitError, counted
 from vlkit.generation.generate import generate
 from vlkit.generation.reply import Reply

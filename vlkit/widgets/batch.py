@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from vlkit import bundled
-from vlkit.batch import run
+from vlkit.batch import answering
 from vlkit.datasets import questions, tables
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Failure, Reply, attempt
@@ -187,7 +187,7 @@ class BatchPanel(PanelBox):
         view = threading.Thread(target=self._follow, args=(ended,), daemon=True)
         view.start()
         try:
-            results = run.generate_batch(
+            results = answering.generate_batch(
                 self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
                 on_result=self._take, **self._options(),
             )  # fmt: skip
@@ -247,7 +247,7 @@ class BatchPanel(PanelBox):
         self.counts.value = text
 
 
-def _outcome(report: run.BatchReport) -> str:
+def _outcome(report: answering.BatchReport) -> str:
     if report.stopped:
         return "Stopped."
     speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.new_tokens else ""

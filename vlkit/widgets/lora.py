@@ -19,12 +19,12 @@ from vlkit.inputs import check_loaded
 from vlkit.lora import train
 from vlkit.lora.curves import Curves, curves_html, read_history
 from vlkit.lora.data import as_data
-from vlkit.lora.runs import ARGUMENTS, DATA
+from vlkit.lora.run_folder import ARGUMENTS, DATA
 from vlkit.plotting.html import duration_text, table_html
 from vlkit.widgets.panel import Debounce, PanelBox, button, buttons, load_code, on_change
 
 if TYPE_CHECKING:
-    from vlkit.lora.trainer import Steering
+    from vlkit.lora.callbacks import Steering
 
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
@@ -253,7 +253,7 @@ class LoraPanel(PanelBox):
         """Train with the present knobs and return at once; does nothing during a run."""
         if self._running:
             return
-        from vlkit.lora.trainer import Steering
+        from vlkit.lora.callbacks import Steering
 
         self._steering = Steering()
         self._start_work(self._train, "Training …")
@@ -360,7 +360,7 @@ class LoraPanel(PanelBox):
 
     def _train(self) -> None:
         self._finished = False
-        from vlkit.lora.trainer import LiveCurve
+        from vlkit.lora.callbacks import LiveCurve
 
         with self._model_in_use:
             self._take(Curves())

@@ -1,12 +1,9 @@
-"""``LoraRun`` and its folder: checkpoints, arguments, proof of effect."""
+"""The folder of a training run: ``LoraRun``, checkpoints, arguments, lock, checks."""
 
 from __future__ import annotations
 
-import hashlib
-import html
-import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,17 +14,14 @@ from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError, counted
 from vlkit.files import read_json
-from vlkit.lora.batches import Collator
+from vlkit.lora.batches import Collator, label_example
 from vlkit.lora.curves import Curves, curves_html, read_series
-from vlkit.lora.example import Example, Text
 from vlkit.lora.networks import temporary_forwards
-from vlkit.lora.token_labels import label_example
-from vlkit.media.image import load_image, pixel_hash
-from vlkit.media.sources import file_hash
+from vlkit.lora.training_rows import Example
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 from vlkit.models.load import VLM, base_model
-from vlkit.plotting.html import FAINT, duration_text, fill_template, table_html
+from vlkit.plotting.html import FAINT, duration_text, fill_template
 
 if TYPE_CHECKING:
     import pandas
@@ -167,9 +161,6 @@ _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")  # Train
 _STATE = "trainer_state.json"  # written last
 
 
-_LONGEST = 160  # characters of an answer that is shown
-
-
 Answers = tuple[tuple[str, str, str], ...]  # question, truth, answer
 
 
@@ -211,26 +202,12 @@ class LoraRun:
         return f"{steps}, {duration_text(self.seconds)}{losses}{right}; {self.output_dir}"
 
     def _repr_html_(self) -> str:
-        return run_card(self)
-
-
-def run_card(run: LoraRun) -> str:
-    """HTML: how it went, the loss curve, answers before and after, and the checks."""
-    curves = Curves(run.losses, run.evaluations, run.metrics)
-    return fill_template(
-        "vlkit.lora", "run.html.jinja", run=run, faint=FAINT, duration=duration_text(run.seconds),
-        curves=curves_html({"run": curves}) if run.losses else "",
-        answers="" if run.checks is None else _answers_table(run.checks),
-    )  # fmt: skip
-
-
-def _answers_table(checks: Checks) -> str:
-    rows = [[html.escape(_cut(str(cell))) for cell in row] for row in checks.table.values]
-    return table_html(list(checks.table.columns), rows)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+        curves = Curves(self.losses, self.evaluations, self.metrics)
+        return fill_template(
+            "vlkit.lora", "run.html.jinja", run=self, faint=FAINT,
+            duration=duration_text(self.seconds),
+            curves=curves_html({"run": curves}) if self.losses else "",
+        )  # fmt: skip
 
 
 def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
@@ -328,27 +305,6 @@ def check_same(path: Path, recipe: dict) -> None:
                 f"{path.parent} was started with {change}; resume with the same arguments and "
                 "data, or train into another folder"
             )
-
-
-def digest_rows(data: Sequence[Example] | None) -> str | None:
-    """A hash of what rows say and of their media: of files the names, of others the content."""
-    if data is None:
-        return None
-    digest = hashlib.sha256()
-    for example in data:
-        for role, parts in example.turns:
-            said = [p.raw if isinstance(p, Text) else _media_name(p[p["type"]]) for p in parts]
-            digest.update(repr((role, said)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _media_name(source: Any) -> Any:
-    source = getattr(source, "source", source)
-    if isinstance(source, str | os.PathLike):
-        return Path(source).parts[-2:]
-    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
-        return [_media_name(frame) for frame in source]
-    return file_hash(source) if isinstance(source, bytes) else pixel_hash(load_image(source))
 
 
 def summarize(state: Any, folder: Path) -> LoraRun:

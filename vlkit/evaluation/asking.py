@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkit import __version__
-from vlkit.batch.run import answer_all
+from vlkit.batch.answering import answer_all
 from vlkit.bundled import bundled_path
 from vlkit.datasets.pictures import questions_of
 from vlkit.datasets.scenes import read_scenes

@@ -17,7 +17,7 @@ from vlkit.datasets.conversations import default_prompt
 from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
-from vlkit.evaluation.run import ask_grounding, read_questions
+from vlkit.evaluation.asking import ask_grounding, read_questions
 
 KNOWN = ("red_circle", "three_shapes")  # drawn, and the bundled model gets them right
 
@@ -100,7 +100,7 @@ def test_failures_and_unreadable_answers_count_as_missed(vlm, tmp_path, monkeypa
     bad = vlkit.generate(vlm, vlkit.user(questions[2].prompt, questions[2].image))
     object.__setattr__(bad, "raw", "<|box_start|>(1,2),(3<|box_end|>")
     answers = [good, Failure("no picture <here>", "MediaError"), bad]
-    monkeypatch.setattr("vlkit.evaluation.run.answer_all", lambda *a, **k: answers)
+    monkeypatch.setattr("vlkit.evaluation.asking.answer_all", lambda *a, **k: answers)
     result = ask_grounding(vlm, questions, bootstrap=10)
     assert result.boxes[1:] == [None, None] and result.to_dict()["unreadable"] == 2
     assert result.evaluation.accuracy == pytest.approx(1 / 3)
@@ -121,7 +121,7 @@ def test_an_answer_read_in_part_says_so(vlm, monkeypatch):
     (question, *_) = read_questions("samples", prompt="Locate the {label}.")
     reply = vlkit.generate(vlm, vlkit.user(question.prompt, question.image))
     object.__setattr__(reply, "raw", reply.raw + "<|box_start|>(1,2),(3")
-    monkeypatch.setattr("vlkit.evaluation.run.answer_all", lambda *a, **k: [reply])
+    monkeypatch.setattr("vlkit.evaluation.asking.answer_all", lambda *a, **k: [reply])
     result = ask_grounding(vlm, [question], bootstrap=0)
     assert result.evaluation.accuracy == 1 and result.to_dict()["unreadable"] == 0
     assert "1 read, 1 left out" in result.rows["answer"].iloc[0]
