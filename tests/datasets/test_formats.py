@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from vlkit.evaluation.run import read_questions
 
 import vlkit
 from vlkit import Box, Point, Quad
@@ -16,6 +15,7 @@ from vlkit.datasets.conversations import default_prompt
 from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
+from vlkit.evaluation.asking import read_questions
 
 SIZE = (200, 100)
 CAT, DOG = Box("cat", 20, 10, 60, 50), Box('黑 <狗> & "x"', 0, 0, 200, 100)
