@@ -157,14 +157,12 @@ def test_tags_keep_what_is_whole_and_warn(family, text, message):
         "[box](1,2),(3,4),(5,6)[/box]",
         "[quad](1,2),(3,4),(5,6)[/quad]",
         "<think>Is it [box](1,2),(3,4)[/box]",
-        '<points x1="1" y1="2" alt="cat">cat</points>',  # another family's
         "[box][/box]",
         "[box](1;2)[/box]",
         "[box](99999999999,2),(3,4)[/box]",
         "[box](1,2),(3,4)",
         "[ref]red cir",
         "cat(100,200),(300,400)",  # reply.text instead of reply.raw
-        '{"bbox_2d": [1, 2, 3, 4], "label": "cat"}',  # another family's
     ],
 )
 def test_tags_of_garbage_are_an_error(family, text):
@@ -451,10 +449,7 @@ def test_json_keeps_what_is_whole_and_warns(family, rest, message):
         '```json\n[{"answer": "ye',
         '{"bbox_3d": [1, 2, 3, 4, 5, 6, 7, 8, 9], "label": "car"}',
         '<think>Perhaps [{"bbox_2d": [1, 2, 3, 4]}]',
-        "<|quad_start|>(1,2),(3,4),(5,6),(7,8)<|quad_end|>",
         "bbox_2d: [1, 2, 3, 4]",
-        "<box>(1,2),(3,4)</box>",  # other families'
-        "<|box_start|>(1,2),(3,4)<|box_end|>",
     ],
 )
 def test_json_of_garbage_is_an_error(family, text):
@@ -755,7 +750,6 @@ def test_python_before_the_boxes_is_passed_over(family, before):
         "{'bbox_2d': [1, 2, 3, None]}",
         "{'bbox_2d': [1, 2, 3, {4}]}",
         "{'bbox_2d': [0x" + "f" * 5000 + ", 2, 3, 4]}",
-        "{'bbox_2d': [1, 2, 3, 4], 'label': 0x" + "f" * 5000 + "}",
         "{'bbox_2d': " + "-" * 5000 + "1}",
         '{"bbox_2d": [1, 2, 3, ' + "9" * 5000 + "]}",
     ],

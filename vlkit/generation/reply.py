@@ -13,6 +13,7 @@ import PIL.Image
 
 from vlkit.errors import VlkitError, warn_user
 from vlkit.grounding.boxes import Box, Item, Point, Size, check_size
+from vlkit.grounding.formats import Space
 from vlkit.grounding.parse import format_of, read_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
 from vlkit.media.image import DeferredImages
@@ -91,15 +92,24 @@ class Reply:
             return self.clips.sizes
         return tuple((clip.info.size, clip.frame_size) for clip in self.clips)
 
-    def grounding(self, image: int = -1) -> list[Item]:
+    def grounding(
+        self, image: int = -1, *, form: str | None = None, space: Space | None = None
+    ) -> list[Item]:
         """Boxes, points and quads read as coordinates of one of the pictures, by default the last.
 
         Where there is no picture, of the last clip's frames.
 
+        Args:
+            image: the number of the picture.
+            form: the family in whose form the answer is written, where a fine-tuned model does not
+                write its own; ``"qwen2_vl"`` for tags.
+            space: of the numbers, where it is not that of the form: ``"resized"`` for a Qwen2.5-VL
+                that ms-swift trained to write tags.
+
         Raises:
             GroundingParseError: the answer contains coordinates that cannot be read.
         """
-        items, left_out = self.read_grounding(image)
+        items, left_out = self.read_grounding(image, form=form, space=space)
         if left_out:
             warn_user(left_out)
         return items
@@ -127,25 +137,29 @@ class Reply:
             raise VlkitError("this reply is about no picture; pass one to vlkit.user to plot it")
         return draw_boxes(_pick(self.images, image, "image"), self.grounding(image))
 
-    def read_grounding(self, image: int = -1) -> tuple[list[Item], str]:
+    def read_grounding(
+        self, image: int = -1, *, form: str | None = None, space: Space | None = None
+    ) -> tuple[list[Item], str]:
         """:meth:`grounding`, without a warning: a second value names what was left out."""
         if not self.images and not self.clips:
             return [], ""
-        if image not in self._parsed:
+        key = image, form, space
+        if key not in self._parsed:
             if self.images:
                 size = _pick(self.image_sizes, image, "image")
                 input_size = self.input_sizes[image] if self.input_sizes else None
             else:
                 size, input_size = self.clip_sizes[-1]
-            self._parsed[image] = read_grounding(
-                self.raw, family=self.family, image_size=size, input_size=input_size
+            sizes = {"image_size": size, "input_size": input_size}
+            self._parsed[key] = read_grounding(
+                self.raw, family=form or self.family, space=space, **sizes
             )
-        items, left_out = self._parsed[image]
+        items, left_out = self._parsed[key]
         return list(items), left_out
 
     @cached_property
-    def _parsed(self) -> dict[int, tuple[list[Item], str]]:
-        """Answers that were read before, by the picture's number."""
+    def _parsed(self) -> dict[tuple, tuple[list[Item], str]]:
+        """Answers that were read before, by the picture's number and how they were read."""
         return {}
 
     def try_grounding(self, image: int = -1) -> tuple[list[Item], str]:

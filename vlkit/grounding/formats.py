@@ -3,6 +3,9 @@
 Every format names its coordinate space, one of ``SPACES``: ``0-1000`` and ``0-999`` are shares of
 the picture's width and height, ``resized`` is pixels of the picture as the processor resized it,
 ``original`` is pixels of the upright original.
+
+An answer is read in steps, the family's own form first: tags, JSON, markup, calls of functions.
+What one step has read is blanked out for the next. ``docs/answers.md`` has the whole table.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ from __future__ import annotations
 import html
 import json
 import re
-from ast import literal_eval
-from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from vlkit.errors import VlkitError
 
@@ -24,12 +26,26 @@ SPACES = get_args(Space)
 
 
 class Found(NamedTuple):
-    """A label with 4 numbers of a box, 2 of a point or 8 of a quad, and its place in the text."""
+    """A label with 4 numbers of a box, 2 of a point or 8 of a quad, and its place in the text.
+
+    Five numbers are a rotated box: its centre, width, height and angle in degrees.
+    """
 
     label: str
     numbers: list[float]
     start: int
     end: int
+    key: str = ""  # under which the numbers are written, where the answer has keys
+    form: str = "json"  # or a family of tags, "markup", "call"
+    space: Space | None = None  # where the prompt of that form defines another than the family's
+
+
+class Reading(NamedTuple):
+    """What an answer contains, what of it could not be read, and how to understand the rest."""
+
+    items: list[Found]
+    problems: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,54 +85,810 @@ FORMATS = {
     "qwen3_5": GroundingFormat("json", "0-1000"),
 }
 
-
-_NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
-_PAIR = rf"\({_NUMBER},{_NUMBER}\)"
-_PAIRS = re.compile(rf"\s*+{_PAIR}" + rf"(?:\s*+,?\s*+{_PAIR})?" * 3 + r"\s*+")
-
-
-_OBJECT = re.compile(r"""\{(?=\s*["'])""")  # where a JSON object begins
+# Tools whose published prompt defines its own space for the families that write thousandths: "The
+# screen's resolution is 999x999" (QwenLM/Qwen3-VL, cookbooks/mobile_agent.ipynb, which divides by
+# 999). computer_use says 1000x1000; data-bbox and comments are divided by 1000 in
+# cookbooks/document_parsing.ipynb. Qwen2.5-VL's prompts give the resized picture's size in all.
+_TOOL_SPACES: dict[str, Space] = {"mobile_use": "0-999"}
 
 
-_REACH = 4  # how many such places one object may contain; the limit keeps reading linear
-_DECODER = json.JSONDecoder()
-_QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
+# --- the table of keys ---------------------------------------------------------------------------
 
 
-_PYTHON = re.compile(rf"\{{(?:[^{{}}'\"]|{_QUOTED})*+\}}", re.DOTALL)  # a dict as Python prints it
+class KeyRule(NamedTuple):
+    """How the value of a key is read: a row of ``COORDINATE_KEYS``.
+
+    Attributes:
+        kind: of thing. Of several keys of a kind an object gives the first in the table, but all
+            its points.
+        sizes: how many numbers each has.
+        certain: the key means nothing else, so that numbers that do not fit are an error.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+    certain: bool
 
 
-_KEYS = {"bbox_2d": 4, "point_2d": 2}  # how many numbers each has
-_NAME = re.compile("|".join(_KEYS))
-_LABELS = ("label", "text_content")  # the second in answers that read text
+# kind, how many numbers, keys that mean nothing else, keys that may mean other things too.
+# Upper and lower case, spaces, "_" and "-" make no difference. Earlier rows and keys come first.
+COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
+    (
+        "box",
+        (4,),
+        "bbox_2d bboxes_2d box_2d boxes_2d bbox_xyxy xyxy bbox bboxes bounding_box bounding_boxes "
+        "bounding_box_2d data-bbox 边界框 检测框 坐标框",
+        "box boxes rect rectangle region regions 框",
+    ),
+    ("width and height", (4,), "bbox_xywh box_xywh xywh", ""),
+    (
+        "point",
+        (2,),
+        "point_2d points_2d keypoint_2d keypoints_2d",
+        "point points keypoint keypoints landmark landmarks click_point start_point end_point "
+        "coordinate coordinate2 start_coordinate end_coordinate 点 点坐标 关键点",
+    ),
+    ("point", (2, 4), "start_box end_box", ""),
+    (
+        "quad",
+        (8,),
+        "quad_2d quads_2d quad quads quadrilateral polygon_2d data-polygon",
+        "polygon polygons poly segmentation contour corners vertices 四边形 多边形",
+    ),
+    ("place", (4, 2, 8), "", "coordinates coords location position center centre 坐标 位置"),
+    ("rotated", (5,), "rbox_2d rbox rotated_box rotated_bbox rotate_rect rotated_rect obb", ""),
+    ("3D", (), "bbox_3d bboxes_3d box_3d boxes_3d point_3d points_3d", ""),
+)
+LABEL_KEYS = (
+    "label labels name name_en name_zh names class class_name category category_name object "
+    "object_name text_content text alt data-label description caption title phrase ref content tag "
+    "标签 名称 类别 物体 文本 文字 描述"
+)
+# keys of things that contain others; any other key of an object with coordinates is its label
+_CONTAINERS = (
+    "objects detections detection items item results result answer answers output outputs "
+    "predictions annotations elements children parts part image images data arguments args "
+    "parameters action input instances shapes words words_info blocks layout frames cells rows 结果"
+)
 
 
-_FENCE = re.compile(r"```json(.*?)(?:```|\Z)", re.DOTALL)
+def _plain(key: str) -> str:
+    return re.sub(r"[\W_]+", "", key).casefold().removeprefix("data")
 
 
-_XML_START = re.compile(r"<points?\s")
-_XML = re.compile(rf"<points?((?:\s++\w++\s*+=\s*+(?:{_QUOTED}))*+)\s*+(/?>)?")
+_RULES = {
+    _plain(key): KeyRule(kind, sizes, certain)
+    for kind, sizes, *columns in COORDINATE_KEYS
+    for certain, keys in zip((True, False), columns, strict=True)
+    for key in keys.split()
+}
+_RANKS = {key: rank for rank, key in enumerate(_RULES)}
+_LABELS = [_plain(key) for key in LABEL_KEYS.split()]
+_NO_LABELS = {*map(_plain, _CONTAINERS.split()), *_RULES, *_LABELS, ""}
+_TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
+_BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
+_CORNERS = [
+    names.split(" ")
+    for names in (
+        "x1 y1 x2 y2",
+        "xmin ymin xmax ymax",
+        "left top right bottom",
+        "x y width height",
+        "x y w h",
+        "x y",
+    )
+]
+# keys that say in which order their four numbers are
+_KNOWN_ORDER = re.compile("2d|xyxy|xywh|start|end|corners")
 
 
-_ATTRIBUTE = re.compile(rf"(\w++)\s*+=\s*+({_QUOTED})")
+# --- reading -------------------------------------------------------------------------------------
+
+_N = r"-?(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,9})?"
+_NUMBER = re.compile(_N)
+_GAP = r"[\s,，、()（）\[\]［］]"
+_NUMBERS = re.compile(rf"{_GAP}*+{_N}(?:{_GAP}++{_N})*+{_GAP}*+")
+_NOTHING = re.compile(r"(?i)\s*(?:|none|null|nil|n/?a|undefined|无|没有)\s*")
+_FENCE = re.compile(r"```(\w*)(.*?)(?:```|\Z)", re.DOTALL)
+_STRAY = {  # the corners of a box without the special tokens around them
+    "tags": re.compile(rf"\(\s*{_N}\s*,\s*{_N}\s*\)\s*,\s*\({_N}\s*,\s*{_N}\s*\)"),
+    "json": re.compile(rf"\({_N},{_N}\),\({_N},{_N}\)"),
+}
+_STRAY_KEY = re.compile(r"""(?:bbox|point|quad)_[23]d["']?\s*(?:[},]|[:=][\s"'(\[{]*-?\d)""")
 
 
-_KEY = r"""(?:bbox|point|quad)_[23]d["']?\s*[:=]"""
+def _numbers_of(text: str) -> list[float]:
+    """Numbers between brackets, commas and blanks; none where there is anything else."""
+    return [float(n) for n in _NUMBER.findall(text)] if _NUMBERS.fullmatch(text) else []
 
 
-_STRAY = {  # coordinates in another syntax than the format's
-    "tags": re.compile(rf"{_PAIR}\s*,\s*{_PAIR}|{_KEY}|<points?\s+x"),
-    "json": re.compile(rf"<box>|<\|box_start\|>|<quad>|<\|quad_start\|>|{_KEY}"),
+def read_answer(answer: str, form: GroundingFormat) -> Reading:
+    """Labels with their numbers in an answer, in order, and what could not be read."""
+    own = next((name for name, other in FORMATS.items() if other == form), "")
+    steps: list[Callable[[str], Reading]] = [_read_json, partial(_read_tags, own=own)]
+    if form.style == "tags":
+        steps.reverse()
+    items: list[Found] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    rest = answer
+    for step in (*steps, _read_markup, _read_calls):
+        read = step(rest)
+        items, problems, notes = items + read.items, problems + read.problems, notes + read.notes
+        rest = _blank_out(rest, read.items)
+    if not items and not problems:
+        problems = _look_again(rest, form)
+    return Reading(sorted(items, key=lambda item: item.start), problems, notes)
+
+
+def _blank_out(text: str, items: list[Found]) -> str:
+    parts, done = [], 0
+    for start, end in sorted({(item.start, item.end) for item in items}):
+        if end > done:
+            begin = max(done, start)
+            parts += [text[done:begin], " " * (end - begin)]
+            done = end
+    return "".join([*parts, text[done:]])
+
+
+def _look_again(text: str, form: GroundingFormat) -> list[str]:
+    """Coordinates that are in no form at all."""
+    if stray := _STRAY[form.style].search(text):
+        return [f"the special tokens around {stray[0][:60]} are missing; pass reply.raw, not .text"]
+    if stray := _STRAY_KEY.search(text):
+        return [f"coordinates without brackets around them ({stray[0][:60]})"]
+    fence = _FENCE.search(text) if form.style == "json" else None
+    if fence and fence[1] == "json" and not re.search(r"[\[{]", fence[2]):
+        return [] if _NOTHING.fullmatch(fence[2]) else ["the fenced block is not JSON"]
+    return []
+
+
+# --- tags: Qwen-VL and Qwen2-VL ------------------------------------------------------------------
+
+_TAGS = {  # the opening tag: the closing one, what is between them, the family
+    opening: (closing, what, name)
+    for name, form in FORMATS.items()
+    for what, (opening, closing) in zip(
+        ("label", "box", "quad"), (form.label_tags, form.box_tags, form.quad_tags), strict=True
+    )
+    if opening
+}
+_TAG = re.compile(
+    "|".join(map(re.escape, (*_TAGS, *(closing for closing, _, _ in _TAGS.values()))))
+)
+
+
+def _read_tags(text: str, own: str) -> Reading:
+    places = [(m[0], *m.span()) for m in _TAG.finditer(text)]
+    items, problems, label, begin = [], [], "", -1
+    for (tag, start, inner), (after, stop, end) in pairwise([*places, ("", len(text), len(text))]):
+        closing, what, family = _TAGS.get(tag, ("", "", ""))
+        content = text[inner:stop]
+        if what == "label":
+            label, begin = content.strip(), start
+        if what and not after and (what != "label" or family == own):
+            problems.append(f"the answer ends inside {tag}{content[:60]}")
+        elif what in ("box", "quad"):
+            numbers = _numbers_of(content) if after == closing else []
+            if len(numbers) in ((8,) if what == "quad" else (2, 4)):
+                place = start if begin < 0 else begin, end
+                items.append(Found(label, numbers, *place, form=family))
+                begin = -1
+            else:
+                problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
+    return Reading(items, problems, [])
+
+
+# --- values: JSON, Python and JavaScript, with the slips of models -------------------------------
+#
+# json-repair, json5 and dirtyjson were measured: json5 takes 15 s for a megabyte, dirtyjson reads 8
+# of 13 kinds of slips, json-repair takes minutes for a megabyte of '{"' and makes numbers of what
+# is none (1,000 becomes 1 and 0, 40. becomes 40, 1_0 becomes 10). None says where a value stands.
+
+
+class _Word(str):
+    """Text without quotes: a number, true, an unquoted key."""
+
+
+_MISSING = _Word("no value")
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """An object or an array; ``end`` is -1 where the answer ends inside."""
+
+    start: int
+    is_object: bool
+    pairs: list[tuple[str, Any]] = field(default_factory=list)  # of an array with empty keys
+    end: int = -1
+    clean: bool = True  # one comma between two values; no quote without its other half
+    key: str | None = None
+    colon: bool = False
+    gap: bool = True
+
+    def add(self, value: str | _Node | None) -> None:
+        if not self.is_object or self.colon or isinstance(value, _Node):
+            self.clean &= self.is_object or self.gap
+            self.pairs.append((self.key or "", value))
+            self.key, self.colon, self.gap = None, False, False
+        elif isinstance(value, _Word) and isinstance(self.key, _Word):
+            self.key = _Word(f"{self.key} {value}")
+        else:
+            self.key = value or ""
+
+    def separate(self) -> None:
+        if not self.is_object:
+            self.clean &= not self.gap
+        elif self.key is not None:
+            before = self.pairs[-1] if self.pairs else ("", None)
+            if isinstance(before[1], _Word) and isinstance(self.key, _Word) and not self.colon:
+                self.pairs[-1] = before[0], _Word(f"{before[1]} {self.key}")
+            else:
+                self.pairs.append((self.key, _MISSING))
+        self.key, self.colon, self.gap = None, False, True
+
+    @property
+    def values(self) -> list:
+        return [value for _, value in self.pairs]
+
+
+_DEEPEST = 50
+_OPEN, _CLOSE, _COMMA, _COLON = r"\[{(［｛（", r"\]})］｝）", ",，、", ":：="
+_START = re.compile(
+    r"""[{｛](?=\s*+(?:["'“”‘`\w{\[（(｛}]|\Z))|[\[［](?=\s*+(?:[\[{（(［｛"“'\-\d\]]|\Z))"""
+)
+_TOKEN = re.compile(
+    r"(?:\s++|//[^\n]*+|#\s[^\n]*+|/\*[^*\n]{0,200}+\*/)*+"
+    rf"(?:(?P<fence>```)|(?P<open>[{_OPEN}])|(?P<close>[{_CLOSE}])"
+    rf"|(?P<colon>[{_COLON}])|(?P<comma>[{_COMMA}])|(?P<quote>[\"'“”„‘’`])"
+    rf"|(?P<word>[^\s\[\]{{}}()［］｛｝（）{_COLON}{_COMMA}\"“”„]+)|.)"
+)
+_QUOTES = ('"“”„', "'‘’", "`")
+_QUOTED_KEY = rf"""["'“‘`][^"'“”‘’\n]{{1,60}}+["'”’`“‘]\s*+[{_COLON}]"""
+_NEXT_KEY = rf"[{_COMMA}]\s*+(?:{_QUOTED_KEY})"
+_FOLLOWS = {  # what may come after the quote that ends a string
+    "key": rf"\s*+(?:[{_COLON}{_COMMA}{_CLOSE}]|\Z)",
+    "value": rf"\s*+(?:[{_CLOSE}]|//|/\*|#|```|\Z|{_QUOTED_KEY}"
+    rf"|[{_COMMA}]\s*+(?:[{_CLOSE}]|//|/\*|#|\Z|{_QUOTED_KEY}|[\w$-]{{1,40}}+\s*+[{_COLON}]))",
+    "item": rf"\s*+(?:[{_COMMA}{_CLOSE}]|//|/\*|#|```|\Z)",
 }
 
 
-def read_answer(answer: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
-    """Labels with their numbers in an answer, in order, and what could not be read."""
-    read = _read_tags if form.style == "tags" else _read_json
-    items, problems = read(answer, form)
-    if not items and not problems and (stray := _STRAY[form.style].search(answer)):
-        problems = [f"coordinates outside the format ({stray[0][:60]}): pass reply.raw, not .text"]
-    return items, problems
+def _string_pattern(quotes: str, place: str) -> re.Pattern[str]:
+    """A string up to the quote that ends it; a quote that nothing like JSON follows is inside.
+
+    A value also ends before a comma and the next key, where its quote is missing.
+    """
+    next_key = rf"\s*+[{quotes}][^{quotes}\n]{{1,60}}+[{quotes}]\s*+[{_COLON}]"
+    comma = rf",(?!{next_key})" if place == "value" else ","
+    body = rf"(?:[^\\,{quotes}]|\\.|{comma}|[{quotes}](?!{_FOLLOWS[place]}))*+"
+    return re.compile(rf"({body})(?:[{quotes}]|(?=,))", re.DOTALL)
+
+
+_STRINGS = {
+    (quote, place): _string_pattern(quotes, place)
+    for place in _FOLLOWS
+    for quotes in ('"“”„', "'‘’", "`")
+    for quote in quotes
+}
+# A backslash that JSON cannot mean: LaTeX or a Windows path, whose string is kept as it is written.
+_RAW_ESCAPE = (
+    r"""(?:[bf]|u(?![0-9a-fA-F]{4})|x(?![0-9a-fA-F]{2})|[^"'`“”‘’\\/bfnrtux\s]"""
+    r"|n(?:abla|e[qg]?\b|u\b|ot(?:in)?\b|mid\b|leq|geq|exists)"
+    r"|r(?:ho\b|ight|angle\b|m\b|ceil|floor|ef\b)"
+    r"|t(?:imes\b|heta\b|ext(?:[a-z]*\{|\b)|au\b|o\b|op\b|ilde\b|anh?[\\({^]|riangle|frac))"
+)
+_RAW = re.compile(
+    rf"[A-Za-z]:\\(?!\\)|(?:[^\\]|\\(?!{_RAW_ESCAPE}).)*+\\(?={_RAW_ESCAPE})", re.DOTALL
+)
+_TO_JSON = re.compile(r"""\\([^"'`“”‘’\nx])|\\x(..)|\\?(["'`“”‘’\n])""", re.DOTALL)
+
+
+def _unquote(text: str) -> str:
+    if "\\" not in text:
+        return text
+    if _RAW.match(text):
+        return re.sub(r"""\\(["'])""", r"\1", text)
+
+    def escape(match: re.Match) -> str:
+        kept, code, quote = match.groups()
+        return f"\\{kept}" if kept else f"\\u00{code}" if code else json.dumps(quote)[1:-1]
+
+    try:
+        return json.loads(f'"{_TO_JSON.sub(escape, text)}"', strict=False)
+    except ValueError:
+        return text
+
+
+def _parse_values(text: str) -> list[_Node]:
+    """What looks like JSON, Python or JavaScript in a text, as far as it goes; in one pass."""
+    roots: list[_Node] = []
+    stack: list[_Node] = []
+    kinds: list[bool] = []  # of all open brackets: whether an object; longer than a deep stack
+    counts = [0, 0]
+    dead: set[re.Pattern] = set()  # strings that end nowhere in the rest of the text
+    place = 0
+    while True:
+        if not kinds:
+            start = _START.search(text, place)
+            if start is None:
+                return roots
+            place = start.start()
+        token = _TOKEN.match(text, place)
+        if token is None:
+            return roots
+        kind, place = token.lastgroup, token.end()
+        written = token[kind] if kind else ""
+        if kind == "open":
+            is_object = written in "{｛"
+            counts[is_object] += 1
+            kinds.append(is_object)
+            if len(kinds) <= _DEEPEST:
+                node = _Node(place - 1, is_object)
+                stack[-1].add(node) if stack else roots.append(node)
+                stack.append(node)
+            else:
+                stack[-1].clean = False
+        elif kind == "close":
+            is_object = written in "}｝"
+            while counts[is_object]:
+                popped = kinds.pop()
+                counts[popped] -= 1
+                if len(kinds) < len(stack):
+                    node = stack.pop()
+                    if node.is_object:
+                        node.separate()
+                    node.end = place
+                if popped == is_object:
+                    break
+        elif kind == "fence":  # ends what is open
+            stack, kinds, counts = [], [], [0, 0]
+        elif len(kinds) == len(stack):
+            place = _take(stack[-1], kind, written, text, place, dead)
+
+
+def _take(node: _Node, kind: str | None, written: str, text: str, place: int, dead: set) -> int:
+    """A comma, colon, word or string in an object or array; where the text goes on."""
+    if kind == "comma":
+        node.separate()
+    elif kind == "colon":
+        node.colon = node.key is not None
+        node.clean &= node.is_object
+    elif kind == "quote":
+        where = "item" if not node.is_object else "value" if node.colon else "key"
+        pattern = _STRINGS[written, where]
+        string = None if pattern in dead else pattern.match(text, place)
+        if string:
+            node.add(_unquote(string[1]))
+            return string.end()
+        dead.add(pattern)
+        node.clean = False
+    elif kind == "word":
+        node.add(None if written in ("null", "None", "undefined") else _Word(written))
+    else:
+        node.clean = False
+    return place
+
+
+def _read_json(text: str) -> Reading:
+    """What stands under keys of the table; bare numbers where nothing else stands around them."""
+    if '{\\"' in text and '{"' not in text:  # quoted once more than it should be
+        text = re.sub(r'\\"(?=\s*[:,}\]])', '" ', text).replace('\\"', ' "')
+    roots = _parse_values(text)
+    reader = _Reader(text)
+    for root in roots:
+        reader.read(root)
+    if not reader.items and not reader.problems:
+        by_place = {(root.start, root.end): root for root in roots}
+        for start, end in _regions(text):
+            reader.read_bare(by_place.get((start, end)), start, end)
+    fenced = "```json" in text
+    for root in roots:
+        if root.end < 0:
+            reader.check_end(root, fenced)
+    return reader.result()
+
+
+def _regions(text: str) -> list[tuple[int, int]]:
+    """The places where nothing but an answer can stand: the whole text, what is in a fence."""
+    spans = [(0, len(text)), *(match.span(2) for match in _FENCE.finditer(text))]
+    trimmed = []
+    for start, end in spans:
+        part = text[start:end]
+        trimmed.append((start + len(part) - len(part.lstrip()), start + len(part.rstrip())))
+    return list(dict.fromkeys(span for span in trimmed if span[0] < span[1]))
+
+
+def _flat(values: list) -> list[float]:
+    """All the values as numbers; none where one is something else."""
+    texts = [v for v in values if isinstance(v, str) and _NUMBER.fullmatch(v.strip())]
+    return [float(v) for v in texts] if len(texts) == len(values) else []
+
+
+def _pairs_of(values: list) -> list[float]:
+    """The numbers of arrays of two."""
+    pairs = [_flat(v.values) if isinstance(v, _Node) and v.clean else [] for v in values]
+    return [n for pair in pairs for n in pair] if all(len(p) == 2 for p in pairs) else []
+
+
+class _Reader:
+    """Collects what stands under the keys of the table, in objects and in what is like them."""
+
+    def __init__(self, text: str, form: str = "json", *, is_inner: bool = False):
+        self.text, self.form, self.is_inner = text, form, is_inner
+        self.items: list[Found] = []
+        self.problems: list[str] = []
+        self.notes: dict[str, None] = {}
+        self.space: Space | None = None
+        self.span = (0, 0)
+
+    def result(self) -> Reading:
+        return Reading(self.items, self.problems, list(self.notes))
+
+    def read(self, node: _Node, label: str = "") -> None:
+        """An object, or what is in an array."""
+        if not node.is_object:
+            for value in node.values:
+                if isinstance(value, _Node):
+                    self.read(value, label)
+            return
+        fields: dict[str, tuple[str, Any]] = {}
+        for key, value in [*node.pairs, ("", None)]:
+            plain = _plain(key) if key else ""
+            if (plain and plain in fields) or (not key and value is None):  # the next object
+                self.read_fields(fields, (node.start, node.end), label)
+                fields = {}
+            if key:
+                fields[plain] = key, value
+            elif isinstance(value, _Node):
+                self.read(value, label)
+
+    def read_fields(self, fields: dict[str, tuple[str, Any]], span: tuple[int, int], label) -> None:
+        """The fields of one object: its own coordinates, then those of the objects in it."""
+        own, before = _label_of(fields), len(self.items)
+        kinds: dict[str, str] = {}
+        for name in sorted(fields.keys() & _RULES.keys(), key=_RANKS.__getitem__):
+            (key, value), rule = fields[name], _RULES[name]
+            kind = "box" if rule.kind == "width and height" else rule.kind
+            first = next(iter(kinds.values()), "") if kind == "rotated" else kinds.get(kind, "")
+            if first and kind != "point":
+                if self.written(value) != self.written(fields[_plain(first)][1]):
+                    self.notes[f'"{key}" is left out, since "{first}" is there too'] = None
+            elif kind != "place" or not kinds:
+                count, self.span = len(self.items), span
+                self.read_value(value, own or label, rule, key)
+                if len(self.items) > count:
+                    kinds[kind] = key
+        corners = None if kinds or span[1] < 0 else _corners(fields, _CORNERS[:2])
+        if corners:
+            self.items.append(Found(_join(own or label), corners, *span, form=self.form))
+        has_own = len(self.items) > before
+        for name, (key, value) in fields.items():
+            is_call = name in _TOOL_ARGUMENTS
+            self.space = _TOOL_SPACES.get(str(own)) if is_call else self.space
+            if isinstance(value, _Node) and name not in _RULES:
+                inherited = "" if has_own or is_call else _join(own or label)
+                self.read(value, inherited if name in _NO_LABELS else key)
+            elif isinstance(value, str) and "{" in value and not has_own:
+                self.read_inner(value, span)
+            self.space = None if is_call else self.space
+
+    def read_inner(self, text: str, span: tuple[int, int]) -> None:
+        """JSON in a string, as the arguments of a tool are often written."""
+        if self.is_inner:
+            return
+        inner = _Reader(text, is_inner=True)
+        inner.space = self.space
+        for root in _parse_values(text):
+            inner.read(root)
+        self.items += [found._replace(start=span[0], end=span[1]) for found in inner.items]
+        self.problems += inner.problems
+
+    def read_value(self, value: Any, label: Any, rule: KeyRule, key: str) -> None:
+        """What stands under a key of the table, or in an array there."""
+        if value is None or (isinstance(value, str) and _NOTHING.fullmatch(value)):
+            return
+        if isinstance(value, str):
+            numbers = _numbers_of(value)
+            if self.span[1] >= 0 and not self.take(numbers, label, rule, key):
+                self.refuse(value, rule, key, numbers)
+        elif value.is_object:
+            self.read_mapping(value, label, rule, key)
+        else:
+            self.read_array(value, label, rule, key)
+
+    def read_array(self, node: _Node, label: Any, rule: KeyRule, key: str) -> None:
+        values = node.values
+        if (not values and node.clean) or (all(value is None for value in values) and values):
+            return
+        numbers = _flat(values) if node.clean and node.end >= 0 and self.span[1] >= 0 else []
+        pairs = _pairs_of(values) if node.clean and node.end >= 0 else []
+        if pairs and (len(pairs) in rule.sizes or rule.kind == "quad") and len(values) > 1:
+            numbers = pairs
+        if self.take(numbers, label, rule, key):
+            return
+        if not numbers and values and all(isinstance(value, _Node) for value in values):
+            labels = label if isinstance(label, list) and len(label) == len(values) else None
+            for index, value in enumerate(values):
+                self.read_value(value, labels[index] if labels else label, rule, key)
+        elif self.span[1] >= 0:
+            self.refuse(node, rule, key, numbers)
+
+    def read_mapping(self, node: _Node, label: Any, rule: KeyRule, key: str) -> None:
+        """An object under a key of the table: named corners, further objects, or labels as keys."""
+        fields = {_plain(name): (name, value) for name, value in node.pairs if name}
+        span, count, problems = self.span, len(self.items), len(self.problems)
+        corners = _corners(fields, _CORNERS) if node.end >= 0 and span[1] >= 0 else None
+        if corners and len(corners) in rule.sizes:
+            own = _label_of(fields)
+            self.items.append(Found(_join(own or label), corners, *span, form=self.form))
+            return
+        if fields.keys() & _RULES.keys():
+            self.read(node, _join(label))
+        else:
+            for name, value in node.pairs:
+                if isinstance(value, _Node):
+                    self.read_value(value, name or label, rule, key)
+        self.span = span
+        if (len(self.items), len(self.problems)) == (count, problems) and span[1] >= 0:
+            self.refuse(node, rule, key, [])
+
+    def read_bare(self, node: _Node | None, start: int, end: int) -> None:
+        """Numbers without a key: a list, lists of lists, or labels with their four numbers."""
+        self.span, text = (start, end), self.text[start:end]
+        if node is None:
+            numbers = _numbers_of(text)
+            opened, closed = text[0] in "([（［", text[-1] in ")]）］"
+            if opened == closed and (opened or len(numbers) == 4):
+                self.take(numbers, "", _BARE, "")
+            return
+        values = [value for value in node.values if isinstance(value, _Node)]
+        if not node.is_object:
+            self.read_array(node, "", _BARE, "")
+            if 0 < len(self.items) < len(values) and not _pairs_of(values):
+                self.problems.append("not all of the bare lists are of four numbers or of two")
+        elif len(values) == len(node.pairs) and all(len(_flat(v.values)) == 4 for v in values):
+            for name, value in node.pairs:
+                self.read_array(value, name, _BARE, "")
+
+    def take(self, numbers: list[float], label: Any, rule: KeyRule, key: str) -> bool:
+        """Whether these are coordinates as the rule says; then they are kept."""
+        if not numbers or len(numbers) not in rule.sizes or sum(map(abs, numbers)) >= 1e9:
+            return False
+        is_place = all(n >= 0 for n in numbers) and (
+            max(numbers) <= 1 or all(n.is_integer() for n in numbers)
+        )
+        if len(numbers) == 2 and rule.kind == "place" and not is_place:  # as of a map
+            return False
+        if rule.kind == "width and height":
+            x, y, width, height = numbers
+            numbers = [x, y, x + width, y + height]
+        unknown = len(numbers) == 4 and not _KNOWN_ORDER.search(_plain(key))
+        shown = (f'"{key}"' if key else "bare lists") if unknown and self.form != "markup" else ""
+        if rule.kind == "rotated":
+            self.notes[f'"{key}" is read as centre, width, height and degrees clockwise'] = None
+        self.items.append(Found(_join(label), numbers, *self.span, shown, self.form, self.space))
+        return True
+
+    def refuse(self, value: Any, rule: KeyRule, key: str, numbers: list[float]) -> None:
+        """A problem, where numbers stand under a key that means coordinates."""
+        written = self.written(value)
+        corners = rule.kind == "quad" and len(numbers) >= 6
+        is_list = isinstance(value, _Node) and rule.kind == "box" and len(numbers) > 2
+        is_coordinate = rule.certain and (
+            value is _MISSING
+            or re.search(r"\d", written)
+            or (isinstance(value, _Node) and not value.clean)
+        )
+        if not (corners or is_list or is_coordinate):
+            return
+        if rule.kind == "3D":
+            what = f"{key} is a 3D box in metres, which is no place in the picture; see reply.text"
+        elif corners:
+            what = f"{key} has {len(numbers) // 2} corners, and only four make a Quad"
+        else:
+            count = " or ".join(map(str, rule.sizes))
+            part = self.text[self.span[0] : self.span[0] + 80]
+            what = (
+                f"{part} is neither a box nor a point ({key} takes {count} numbers, "
+                "whole and not out of range)"
+            )
+        self.problems.append(what)
+
+    def written(self, value: Any) -> str:
+        """A value as it is in the text."""
+        if isinstance(value, _Node):
+            return self.text[value.start : value.end if value.end >= 0 else None]
+        return str(value)
+
+    def check_end(self, root: _Node, fenced: bool) -> None:
+        """A problem, where the answer ends inside what has coordinates, or may have."""
+        cut, node = None, root
+        while True:
+            cut = node if node.is_object else cut
+            last = node.values[-1] if node.pairs else None
+            if not isinstance(last, _Node) or last.end >= 0:
+                break
+            node = last
+        start = (cut or node).start
+        part = self.text[start : start + 99]
+        if cut:
+            keys = {_plain(key) for key in (*(key for key, _ in cut.pairs), cut.key) if key}
+            certain = any(_RULES[key].certain for key in keys & _RULES.keys())
+            begun = "".join(part.split()).replace("'", '"')
+            begins = any(f'{{"{key}"'.startswith(begun) for key in ("bbox_2d", "point_2d"))
+            broken = not cut.clean or cut.key or cut.colon or cut.gap  # not only its bracket lacks
+            is_problem = certain or (begins and len(begun) > 1)
+            is_problem = bool(is_problem or (broken and (self.items or fenced)))
+        else:  # bare numbers
+            before = self.text[: root.start] if root.start < 20 else "x"
+            is_alone = re.fullmatch(r"\s*(```\w*\s*)?", before)
+            is_number = re.search(r"\d", part) and (node is not root or len(root.pairs) > 2)
+            is_problem = bool(is_alone and is_number)
+        if is_problem:
+            self.problems.append(f"the answer ends inside {part[:60]}")
+
+
+def _join(label: Any) -> str:
+    return ", ".join(label) if isinstance(label, list) else label or ""
+
+
+def _corners(fields: dict[str, tuple[str, Any]], names: list[list[str]]) -> list[float] | None:
+    """The numbers of corners with names, as x1, y1, x2, y2 or x, y."""
+    for four in names:
+        numbers = _flat([fields[name][1] for name in four if name in fields])
+        if len(numbers) == len(four):
+            if four[-1] in ("height", "h"):
+                numbers[2:] = numbers[0] + numbers[2], numbers[1] + numbers[3]
+            return numbers if sum(map(abs, numbers)) < 1e9 else None
+    return None
+
+
+def _label_of(fields: dict[str, tuple[str, Any]]) -> str | list[str]:
+    for name in _LABELS:
+        value = fields[name][1] if name in fields else None
+        if not isinstance(value, _Node):
+            label: str | list[str] = str(value or "")
+        elif value.is_object:  # by language
+            texts = {_plain(key): text for key, text in value.pairs if isinstance(text, str)}
+            label = texts.get("en") or texts.get("zh") or next(iter(texts.values()), "")
+        else:
+            label = [text for text in value.values if isinstance(text, str)]
+        if label:
+            return label
+    return ""
+
+
+# --- markup: <points>, QwenVL HTML and Markdown --------------------------------------------------
+
+_QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
+_XML_START = re.compile(r"<points?\s")
+_XML = re.compile(rf"<points?((?:\s++\w++\s*+=\s*+(?:{_QUOTED}))*+)\s*+(/?>)?")
+_ATTRIBUTE = re.compile(rf"([\w-]++)\s*+=\s*+({_QUOTED})")
+_ELEMENT = re.compile(
+    r"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'))?)*+)\s*+(/?>)"
+)
+_OPENED = re.compile(r"<[A-Za-z][^<>]{0,200}?data-bbox[^<>]*+(?=<|\Z)")  # and cut off
+_COMMENT = re.compile(r"<!--\s*+([^<>()\[\]\d]{0,60}+)[(\[]([^<>()\[\]a-zA-Z]{1,120}+)[)\]]\s*+-->")
+_BETWEEN = re.compile(r"<(point|bbox)>([^<>]{1,120}+)</\1>")
+_VOID = {"img", "br", "hr", "input", "col", "area", "wbr", "source"}
+
+
+def _read_markup(text: str) -> Reading:
+    reader = _Reader(text, "markup")
+    _read_points(reader)
+    if "data-bbox" in text or "data-polygon" in text:
+        _read_elements(reader)
+    for match in _COMMENT.finditer(text):  # QwenVL Markdown: <!-- Image (x1, y1, x2, y2) -->
+        reader.span = match.span()
+        reader.read_value(match[2], match[1].strip(" :"), _RULES["bbox"], match[0][:60])
+    for match in _BETWEEN.finditer(text):  # UI-TARS, OS-Atlas: <point>x y</point>
+        reader.span = match.span()
+        reader.read_value(match[2], "", _RULES[match[1]], match[1])
+    return reader.result()
+
+
+def _read_points(reader: _Reader) -> None:
+    """``<points x1="…" y1="…" x2="…" y2="…" alt="…">…</points>``."""
+    starts = [match.start() for match in _XML_START.finditer(reader.text)]
+    for start, end in pairwise([*starts, len(reader.text)]):
+        region = reader.text[start:end]
+        head = _XML.match(region)
+        written = _ATTRIBUTE.findall(head[1] if head else "")
+        values = {k: _unescape(v[1:-1]) for k, v in written}
+        label = values.pop("alt", "")
+        if len({key for key, _ in written}) < len(written):  # which of the two is meant?
+            values = {}
+        pairs = [(v, values.get("y" + k[1:], "")) for k, v in values.items() if k[0] == "x"]
+        numbers = [_numbers_of(f"{x},{y}") for x, y in pairs]
+        where = start, start + (head.end() if head else 0)
+        whole = [each for each in numbers if len(each) == 2]
+        reader.items += [Found(label, each, *where) for each in whole]
+        if not head or not head[2]:
+            reader.problems.append(f"the answer ends or breaks off inside {region[:60]}")
+        elif not numbers or len(whole) < len(numbers):
+            reader.problems.append(f"{region[:60]} lacks an x or a y")
+
+
+def _read_elements(reader: _Reader) -> None:
+    """QwenVL HTML: each element with ``data-bbox``, labelled with the text in it."""
+    text, done = reader.text, 0
+    open_elements: list[tuple[str, list[str] | None]] = []  # with their text, if with a box
+    boxes: list[tuple[re.Match, list[str]]] = []
+    for match in _ELEMENT.finditer(text):
+        texts = next(
+            (texts for _, texts in reversed(open_elements[-20:]) if texts is not None), None
+        )
+        if texts is not None:
+            texts.append(text[done : match.start()])
+        done = match.end()
+        closing, name, attributes, end = match.groups()
+        if closing:
+            recent = [name for name, _ in open_elements[-20:]]
+            if name in recent:
+                del open_elements[len(open_elements) - 1 - recent[::-1].index(name) :]
+            continue
+        own: list[str] | None = [] if re.search("data-(?:bbox|polygon)", attributes) else None
+        if own is not None:
+            boxes.append((match, own))
+        if end == ">" and name not in _VOID:
+            open_elements.append((name, own))
+    for match, texts in boxes:
+        values = {k: _unescape(v[1:-1]) for k, v in _ATTRIBUTE.findall(match[3])}
+        label = " ".join(_unescape(" ".join(texts)).split())
+        label = label or values.get("data-label") or values.get("alt") or values.get("class", "")
+        fields = {_plain(k): (k, v) for k, v in values.items() if _plain(k) in _RULES}
+        reader.read_fields(fields | {"label": ("label", label)}, match.span(), "")
+    for match in _OPENED.finditer(text):
+        reader.problems.append(f"the answer ends inside {match[0][:60]}")
+
+
+def _unescape(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # a character's number of more digits than Python reads
+        return text
+
+
+# --- actions of agents: click(start_box='(x,y)'), pyautogui.click(x=…, y=…) ----------------------
+
+_CALL = re.compile(
+    r"\b([A-Za-z_][\w.]{2,40}+)"
+    r"\(((?:[^()\[\]'\"\n]++|'[^'\n]*+'|\"[^\"\n]*+\"|[(\[][^()\[\]\n]*+[)\]]){1,30}+)\)"
+)
+_ACTION = re.compile(
+    r"(?i)pyautogui\.|click|tap|press|drag|swipe|scroll|hover|move|double|single|select|touch"
+)
+_ARGUMENT = re.compile(
+    r"\s*+(?:(\w++)\s*+=\s*+)?('[^']*+'|\"[^\"]*+\"|[(\[][^()\[\]]*+[)\]]|[^\s,()'\"=]++)\s*+(?:,|\Z)"
+)
+
+
+def _read_calls(text: str) -> Reading:
+    reader = _Reader(text, "call")
+    for match in _CALL.finditer(text):
+        arguments = _ARGUMENT.findall(match[2]) if _ACTION.search(match[1]) else []
+        keys = [key for key, _ in arguments]
+        names = [key for key in keys if key]
+        if _ARGUMENT.sub("", match[2]) or keys[: -len(names) or None] + names != keys:
+            continue
+        named = dict(arguments) if len(set(names)) == len(names) else {}
+        fields = {
+            _plain(key): (key, value.strip("'\""))
+            for key, value in named.items()
+            if _plain(key) in _RULES
+        }
+        bare = [value for key, value in arguments if not key]
+        place = [named["x"], named["y"]] if {"x", "y"} <= named.keys() else bare[:2]
+        if bare and len(_numbers_of(bare[0])) == 2:  # click((x, y))
+            place = bare[:1]
+        if not fields and len(_numbers_of(",".join(place))) == 2:
+            fields = {"point": ("point", ",".join(place))}
+        reader.read_fields(fields, match.span(), "")
+    return reader.result()
+
+
+# --- writing -------------------------------------------------------------------------------------
 
 
 def write_answer(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> str:
@@ -126,35 +898,6 @@ def write_answer(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> s
         if any(tag in label for tag in tags):
             raise VlkitError(f"label {label!r} contains one of the format's tags; rename it")
     return _write_tags(pairs, form) if form.style == "tags" else _write_json(pairs)
-
-
-# --- tags: Qwen-VL and Qwen2-VL ------------------------------------------------------------------
-
-
-def _read_tags(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
-    tags = (*form.label_tags, *form.box_tags, *form.quad_tags)
-    closing = dict((form.box_tags, form.quad_tags))
-    places = [(m[0], *m.span()) for m in re.finditer("|".join(map(re.escape, tags)), text)]
-    items, problems, label, begin = [], [], "", -1
-    for (tag, start, inner), (after, stop, end) in pairwise([*places, ("", len(text), len(text))]):
-        content = text[inner:stop]
-        if tag == form.label_tags[0]:
-            label, begin = content.strip(), start
-        if tag in (form.label_tags[0], *closing) and not after:
-            problems.append(f"the answer ends inside {tag}{content[:60]}")
-        elif tag in closing:
-            numbers = _numbers_of(content) if after == closing[tag] else []
-            if len(numbers) in ((8,) if tag == form.quad_tags[0] else (2, 4)):
-                items.append(Found(label, numbers, start if begin < 0 else begin, end))
-                begin = -1
-            else:
-                problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
-    return items, problems
-
-
-def _numbers_of(content: str) -> list[float]:
-    pairs = _PAIRS.fullmatch(content)
-    return [float(n) for n in pairs.groups() if n is not None] if pairs else []
 
 
 def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> str:
@@ -167,119 +910,6 @@ def _write_tags(pairs: list[tuple[str, list[int]]], form: GroundingFormat) -> st
         written += f"{begin}{corners}{end}"
         before = label
     return written
-
-
-# --- JSON and XML: Qwen2.5-VL and later ----------------------------------------------------------
-
-
-def _read_json(answer: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
-    items, problems = _read_objects(answer)
-    points, more = _read_points(answer)
-    items = sorted([*items, *points], key=lambda item: item.start)
-    problems += more
-    fence = None if items or problems else _FENCE.search(answer)
-    if fence and fence[1].strip():
-        try:
-            json.loads(fence[1])
-        except (ValueError, RecursionError) as error:
-            problems.append(f"the fenced block is not JSON ({error})")
-    return items, problems
-
-
-def _read_objects(answer: str) -> tuple[list[Found], list[str]]:
-    starts = [match.start() for match in _OBJECT.finditer(answer)]
-    ends = [*starts[1:], len(answer)]
-    keyed = {bisect_right(starts, match.start()) - 1 for match in _NAME.finditer(answer)}
-    near = {i for last in keyed for i in range(last - _REACH + 1, last + 1) if i >= 0}
-    items: list[Found] = []
-    problems: list[str] = []
-    done = 0
-    for i in sorted(near | {len(starts) - 1} if starts else ()):
-        start, part = starts[i], answer[starts[i] : ends[i]]
-        if start < done:  # inside the object just read: a nested object, or a brace in its label
-            continue
-        if i == len(starts) - 1 and "}" not in part and (items or i in keyed or _begins_key(part)):
-            problems.append(f"the answer ends inside {part[:60]}")
-        elif i in near:
-            try:
-                item, length = _decode(answer[start : ends[min(i + _REACH, len(starts)) - 1]])
-                if _KEYS.keys() & item.keys():
-                    done = start + length
-                    items += [Found(*values, start, done) for values in _read_item(item)]
-            except (ValueError, TypeError, OverflowError, RecursionError) as error:
-                if start < done or i in keyed:
-                    problems.append(f"{part[:80]} is neither a box nor a point ({error!s:.100})")
-    return items, problems
-
-
-def _decode(window: str) -> tuple[dict, int]:
-    """The object at the beginning, as JSON or as Python prints it, and its length.
-
-    Python also prints sets with braces; only a dict is an object.
-    """
-    try:
-        return _DECODER.raw_decode(window)
-    except ValueError:
-        printed = _PYTHON.match(window[:10_000])
-        if not printed or "'" not in printed[0]:
-            raise
-    try:
-        value = literal_eval(printed[0])
-    except (SyntaxError, MemoryError) as error:
-        raise ValueError(f"neither JSON nor Python: {type(error).__name__}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__}, not an object")
-    return value, printed.end()
-
-
-def _begins_key(part: str) -> bool:
-    begun = "".join(part[:99].split()).replace("'", '"')
-    return any(f'{{"{key}"'.startswith(begun) for key in _KEYS)
-
-
-def _read_item(item: dict) -> Iterator[tuple[str, list[float]]]:
-    label = next((str(item[key]) for key in _LABELS if item.get(key) is not None), "")
-    for key in [key for key in _KEYS if key in item]:
-        values = item[key]
-        is_nested = isinstance(values, list) and values and isinstance(values[0], list)
-        for numbers in values if is_nested else [values]:
-            yield label, _check_numbers(numbers, key)
-
-
-def _check_numbers(values: object, key: str) -> list[float]:
-    if not isinstance(values, list | tuple) or len(values) != _KEYS[key]:
-        raise ValueError(f"{key} takes {_KEYS[key]} numbers")
-    numbers = [float(value) for value in values]
-    if not sum(map(abs, numbers)) < 1e9:  # also refuses NaN
-        raise ValueError("numbers out of range")
-    return numbers
-
-
-def _read_points(answer: str) -> tuple[list[Found], list[str]]:
-    """``<points x1="…" y1="…" x2="…" y2="…" alt="…">…</points>``."""
-    items, problems = [], []
-    starts = [match.start() for match in _XML_START.finditer(answer)]
-    for start, end in pairwise([*starts, len(answer)]):
-        region = answer[start:end]
-        head = _XML.match(region)
-        values = {k: _unescape(v[1:-1]) for k, v in _ATTRIBUTE.findall(head[1] if head else "")}
-        label = values.pop("alt", "")
-        pairs = [(v, values.get("y" + k[1:])) for k, v in values.items() if k[0] == "x"]
-        numbers = [_numbers_of(f"({x},{y})") for x, y in pairs]
-        where = start, start + (head.end() if head else 0)
-        items += [Found(label, each, *where) for each in numbers if each]
-        if not head or not head[2]:
-            problems.append(f"the answer ends or breaks off inside {region[:60]}")
-        elif not numbers or not all(numbers):
-            problems.append(f"{region[:60]} lacks an x or a y")
-    return items, problems
-
-
-def _unescape(text: str) -> str:
-    try:
-        return html.unescape(text)
-    except ValueError:  # a character's number of more digits than Python reads
-        return text
 
 
 def _write_json(pairs: list[tuple[str, list[int]]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from vlkit.grounding.formats import (
     SPACES,
     Found,
     GroundingFormat,
+    Reading,
     Space,
     read_answer,
     write_answer,
@@ -61,9 +63,8 @@ def parse_grounding(
     Raises:
         GroundingParseError: the text contains coordinates, but none that this format can read.
     """
-    items, left_out = read_grounding(
-        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
-    )
+    sizes = {"image_size": image_size, "input_size": input_size}
+    items, left_out = read_grounding(text, family=family, space=space, clip=clip, **sizes)
     if left_out:
         warnings.warn(left_out, stacklevel=2)
     return [item for item in items if item.label or not labelled]
@@ -88,30 +89,75 @@ def locate_grounding(
     if not isinstance(text, str):
         raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
     form = format_of(family)
-    span = span_of(space or form.space, image_size, input_size)
+    own_space = space or form.space
+    span = span_of(own_space, image_size, input_size)
     try:
-        items, problems = find_numbers(text, form)
-        placed = [
-            (to_pixels(item.label, item.numbers, span, image_size, clip), item.start, item.end)
-            for item in items
-        ]
+        items, problems, notes = find_numbers(text, form)
+        placed = []
+        for item in items:
+            at = span_of(item.space, image_size) if item.space and own_space == "0-1000" else span
+            shape = to_pixels(item.label, item.numbers, at, image_size, clip)
+            placed.append((shape, item.start, item.end))
+        notes = [*notes, *_doubts(items, span), *_foreign_forms(items, family, own_space)]
     except Exception as error:  # the promise for every answer: it is read, or raises this error
         placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
     if problems and not placed:
-        advice = f"check family={family!r}, and max_new_tokens if the answer was cut off"
-        raise GroundingParseError(f"{problems[0]}; {advice} (the answer is in .text)", text)
+        advice = "; raise max_new_tokens" if " ends " in problems[0] else ""
+        raise GroundingParseError(
+            f"{problems[0]}{advice} (read with family={family!r}; the answer is in .text)", text
+        )
     left_out = f"{len(placed)} read, {len(problems)} left out: " + "; ".join(problems[:3])
-    return placed, left_out if problems else ""
+    return placed, "; ".join([*([left_out] if problems else []), *notes])
 
 
-def find_numbers(text: str, form: GroundingFormat) -> tuple[list[Found], list[str]]:
+def _doubts(items: Sequence[Found], span: Size) -> list[str]:
+    """How numbers were understood that may mean something else."""
+    notes = []
+    unsure = [item for item in items if item.key]
+    fits = all(n[0] + n[2] <= span[0] and n[1] + n[3] <= span[1] for n in map(_numbers, unsure))
+    swapped = any(n[2] < n[0] or n[3] < n[1] for n in map(_numbers, unsure))
+    if unsure and (fits or swapped):
+        notes.append(
+            f"the numbers of {unsure[0].key} are read as x1, y1, x2, y2; if the model means x, y, "
+            "width, height, the boxes are wrong"
+        )
+    numbers = [n for item in items for n in item.numbers]
+    if numbers and max(map(abs, numbers)) <= 1 and not all(n.is_integer() for n in numbers):
+        notes.append(
+            f"all numbers are between 0 and 1, but are read as {span[0]} by {span[1]}; if they are "
+            "fractions of the picture, multiply them"
+        )
+    return notes
+
+
+def _numbers(item: Found) -> list[float]:
+    return item.numbers
+
+
+def _foreign_forms(items: Sequence[Found], family: str, space: Space) -> list[str]:
+    """Forms of other generations, as fine-tuned models write them."""
+    own = {"markup", "call", "json" if format_of(family).style == "json" else family}
+    return [
+        f"the answer is in {name}, not in the form of {family}; its numbers are read as {space}, "
+        f"the space of {family}; if that is wrong, pass form= to reply.grounding, or the family "
+        "whose form it is"
+        for name in dict.fromkeys(
+            "JSON" if item.form == "json" else f"{item.form}'s tags"
+            for item in items
+            if item.form not in own
+        )
+    ]
+
+
+def find_numbers(text: str, form: GroundingFormat) -> Reading:
     """Labels with their numbers after a text's ``</think>``, and what could not be read."""
     answer = text.rpartition("</think>")[2]
     if answer.lstrip().startswith("<think>"):
-        return [], ["the answer ends inside its <think>"]
-    items, problems = read_answer(answer, form)
+        return Reading([], ["the answer ends inside its <think>"], [])
+    reading = read_answer(answer, form)
     before = len(text) - len(answer)
-    return [f._replace(start=before + f.start, end=before + f.end) for f in items], problems
+    items = [f._replace(start=before + f.start, end=before + f.end) for f in reading.items]
+    return reading._replace(items=items)
 
 
 def format_grounding(
@@ -175,6 +221,8 @@ def to_pixels(
 ) -> Item:
     """The box, point or quad of 4, 2 or 8 numbers over ``span``, on a picture of ``size``."""
     width, height = size
+    if len(numbers) == 5:
+        return _rotated(label, numbers, span, size, clip)
     xs = [x * width / span[0] for x in numbers[::2]]
     ys = [y * height / span[1] for y in numbers[1::2]]
     if clip:
@@ -192,3 +240,12 @@ def _from_pixels(item: Item, span: Size, size: Size) -> list[int]:
     numbers = enumerate(coordinates_of(item))
     scaled = [round(value * span[i % 2] / size[i % 2]) for i, value in numbers]
     return [min(max(value, 0), span[i % 2]) for i, value in enumerate(scaled)]
+
+
+def _rotated(label: str, numbers: Sequence[float], span: Size, size: Size, clip: bool) -> Item:
+    """The corners of a centre, width, height and degrees clockwise, as OpenCV's RotatedRect."""
+    x, y, w, h = (n * size[i % 2] / span[i % 2] for i, n in enumerate(numbers[:4]))
+    c, s = math.cos(math.radians(numbers[4])), math.sin(math.radians(numbers[4]))
+    sides = [(a * w / 2, b * h / 2) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    corners = [v for dx, dy in sides for v in (x + dx * c - dy * s, y + dx * s + dy * c)]
+    return to_pixels(label, corners, size, size, clip)

@@ -1,0 +1,632 @@
+"""Answers as models really write them: other keys, slips in JSON, documents, actions of agents."""
+
+import json
+import random
+import re
+import time
+import warnings
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from vlkit import Box, Point, Quad, parse_grounding
+from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.generation.reply import Reply, Usage
+from vlkit.grounding.formats import COORDINATE_KEYS, LABEL_KEYS
+
+SIZE = (1000, 1000)  # thousandths are pixels
+CAT = Box("cat", 100, 200, 300, 400)
+BARE = Box("", 100, 200, 300, 400)
+
+
+def parse(text, family="qwen3_vl", size=SIZE, **options):
+    return parse_grounding(text, family=family, image_size=size, **options)
+
+
+def read(text, family="qwen3_vl", size=SIZE, **options):
+    """What was read, and the text of the warning, "" if there was none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        items = parse(text, family, size, **options)
+    return items, "; ".join(str(each.message) for each in caught)
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+KEYS = {key: (kind, sizes) for kind, sizes, *columns in COORDINATE_KEYS for key in
+        " ".join(columns).split()}  # fmt: skip
+SHAPES = {
+    2: ([100, 200], Point("cat", 100, 200)),
+    4: ([100, 200, 300, 400], CAT),
+    8: ([100, 200, 300, 200, 300, 400, 100, 400],
+        Quad("cat", 100, 200, 300, 200, 300, 400, 100, 400)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [key for key, (kind, _) in KEYS.items() if kind in
+                                 ("box", "point", "quad", "place")])  # fmt: skip
+def test_every_key_of_the_table_in_every_spelling(key):
+    for size in KEYS[key][1]:
+        numbers, expected = SHAPES[size]
+        for spelled in (key, key.upper(), key.replace("_", "-"), key.replace("_", " ").title()):
+            for text in (
+                json.dumps({spelled: numbers, "label": "cat"}, ensure_ascii=False),
+                json.dumps([{"label": "cat", spelled: [numbers]}]),
+                f"```json\n{json.dumps({'objects': [{'label': 'cat', spelled: numbers}]})}\n```",
+            ):
+                assert read(text)[0] == [expected], text
+
+
+@pytest.mark.parametrize("key", [key for key in LABEL_KEYS.split() if key != "names"])
+def test_every_key_of_a_label(key):
+    for spelled in (key, key.upper(), key.title()):
+        assert parse(f'[{{"bbox_2d": [100, 200, 300, 400], "{spelled}": "cat"}}]') == [CAT]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        # QwenLM/Qwen3-VL, cookbooks/omni_recognition.ipynb asks for both
+        ('{"bbox_2d": [100, 200, 300, 400], "name_zh": "猫", "name_en": "cat"}', [CAT]),
+        ('{"bbox_2d": [100, 200, 300, 400], "names": {"zh": "猫", "en": "cat"}}', [CAT]),
+        ('{"bbox_2d": [100, 200, 300, 400], "label": "", "name": "cat"}', [CAT]),
+        ('{"bbox_2d": [100, 200, 300, 400], "name": "cat", "description": "grey"}', [CAT]),
+        ('{"bbox_2d": [100, 200, 300, 400], "label": ["cat", "pet"]}',
+         [Box("cat, pet", *CAT.xyxy)]),
+        ('{"bbox_2d": [100, 200, 300, 400], "label": 12345678}', [Box("12345678", *CAT.xyxy)]),
+        # labels as keys
+        ('{"cat": {"bbox_2d": [100, 200, 300, 400]}}', [CAT]),
+        ('{"cat": [{"bbox_2d": [100, 200, 300, 400]}]}', [CAT]),
+        ('{"objects": [{"bbox_2d": [100, 200, 300, 400]}]}', [BARE]),
+        ('{"cat": [100, 200, 300, 400]}', [CAT]),
+        # one label for many, and one for each
+        ('{"object": "cat", "bboxes": [[100, 200, 300, 400], [1, 2, 3, 4]]}',
+         [CAT, Box("cat", 1, 2, 3, 4)]),
+        ('{"bboxes": [[100, 200, 300, 400], [1, 2, 3, 4]], "labels": ["cat", "dog"]}',
+         [CAT, Box("dog", 1, 2, 3, 4)]),
+        ('{"label": "cat", "instances": [{"bbox_2d": [100, 200, 300, 400]}]}', [CAT]),
+        # corners with names
+        ('{"bbox": {"x1": 100, "y1": 200, "x2": 300, "y2": 400}, "label": "cat"}', [CAT]),
+        ('{"box": {"xmin": 100, "ymin": 200, "xmax": 300, "ymax": 400}, "label": "cat"}', [CAT]),
+        ('{"rect": {"left": 100, "top": 200, "right": 300, "bottom": 400}, "label": "cat"}', [CAT]),
+        ('{"bbox": {"x": 100, "y": 200, "width": 200, "height": 200}, "label": "cat"}', [CAT]),
+        ('{"x1": 100, "y1": 200, "x2": 300, "y2": 400, "label": "cat"}', [CAT]),
+        ('{"bbox_xywh": [100, 200, 200, 200], "label": "cat"}', [CAT]),
+        ('{"point": {"x": 10, "y": 20}, "label": "eye"}', [Point("eye", 10, 20)]),
+        ('{"points": [{"x": 10, "y": 20, "label": "eye"}, {"x": 1, "y": 2}]}',
+         [Point("eye", 10, 20), Point("", 1, 2)]),
+        # what stands inside
+        ('{"bbox_2d": [100, 200, 300, 400], "label": "cat", "children": [{"bbox_2d": [1, 2, 3, 4],'
+         ' "label": "ear", "parts": [{"point_2d": [5, 6], "label": "tip"}]}]}',
+         [CAT, Box("ear", 1, 2, 3, 4), Point("tip", 5, 6)]),
+        ('{"bbox_2d": [100, 200, 300, 400], "label": "cat", "keypoints": [[10, 12], [20, 22]]}',
+         [CAT, Point("cat", 10, 12), Point("cat", 20, 22)]),
+        ('{"bbox_2d": [100, 200, 300, 400], "label": "cat", "keypoints": {"nose": [10, 12]}}',
+         [CAT, Point("nose", 10, 12)]),
+        # four corners
+        ('{"quad_2d": [[1, 2], [3, 4], [5, 6], [7, 8]], "label": "s"}',
+         [Quad("s", 1, 2, 3, 4, 5, 6, 7, 8)]),
+        ('{"segmentation": [[1, 2, 3, 4, 5, 6, 7, 8]], "label": "s"}',
+         [Quad("s", 1, 2, 3, 4, 5, 6, 7, 8)]),
+        # a key twice, where a brace is missing
+        ('{"bbox_2d": [100, 200, 300, 400], "label": "cat", "bbox_2d": [1, 2, 3, 4],'
+         ' "label": "dog"}', [CAT, Box("dog", 1, 2, 3, 4)]),
+        # not there
+        ('{"bbox_2d": null}', []),
+        ('[{"bbox_2d": null, "label": "car"}]', []),
+        ('{"bbox_2d": [], "label": "car"}', []),
+        ('{"bbox_2d": "None", "label": "car"}', []),
+        ('{"bboxes": [[]]}', []),
+        ("null", []),
+        ("```json\nnull\n```", []),
+        # the same words for other things
+        ('{"location": "Paris", "position": "left", "points": 12, "boxes": 3, "box": "lunch"}', []),
+        ('{"coordinates": [48.8567, 2.3508]}', []),
+        ('{"size": [640, 480]}', []),
+        ('{"ages": [1, 2, 3, 4], "name": "Ann"}', []),
+    ],
+)  # fmt: skip
+def test_keys(text, expected):
+    assert read(text)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("[100, 200, 300, 400]", [BARE]),
+        ("[[100, 200, 300, 400]]", [BARE]),
+        ("```json\n[[100, 200, 300, 400], [1, 2, 3, 4]]\n```", [BARE, Box("", 1, 2, 3, 4)]),
+        ("The cat is here:\n```\n[100, 200, 300, 400]\n```", [BARE]),
+        ("(100,200),(300,400)", [BARE]),
+        ("100, 200, 300, 400", [BARE]),
+        ("[10, 20]", [Point("", 10, 20)]),
+        ("(10, 20)", [Point("", 10, 20)]),
+        ("[[10, 20], [30, 40], [50, 60]]", [Point("", x, x + 10) for x in (10, 30, 50)]),
+        ("The primes are [2, 3, 5, 7].", []),
+        ("[1, 2, 3]", []),
+        ("I see 4 of them: (1, 2), (3, 4)", []),
+        ("42", []),
+    ],
+)
+def test_bare_numbers_count_where_nothing_else_stands(text, expected):
+    assert read(text)[0] == expected
+
+
+@pytest.mark.parametrize("text", ["[100, 200, 300", "[[1, 2, 3, 4], [5, 6", "[[1,2],3,4"])
+def test_bare_numbers_that_are_cut_off_are_an_error(text):
+    with pytest.raises(GroundingParseError, match=r"ends inside .*raise max_new_tokens"):
+        parse(text)
+
+
+# --- slips ---------------------------------------------------------------------------------------
+
+ITEM = '"bbox_2d": [1, 2, 3, 4]'
+
+
+@pytest.mark.parametrize(
+    "text, label",
+    [
+        # OmniParser#220
+        ('```json\n[\n {\n  "bbox_2d": [1, 2, 3, 4],\n  "label": "dog",\n },\n]\n```', "dog"),
+        ("{" + ITEM + ',, "label": "a"}', "a"),
+        ("{" + ITEM + ' "label": "a"}', "a"),  # no comma
+        ('[{"bbox_2d": [1, 2, 3, 4}', ""),  # no bracket
+        # olmocr#121
+        ("{" + ITEM + r', "text_content": "\(x^2\)"}', r"\(x^2\)"),
+        ("{" + ITEM + r', "text_content": "\frac{a}{b}"}', r"\frac{a}{b}"),
+        ("{" + ITEM + r', "text_content": "\beta \times \nu \theta \rho"}',
+         r"\beta \times \nu \theta \rho"),
+        ("{" + ITEM + r', "text_content": "\\frac{a}{b}"}', r"\frac{a}{b}"),
+        ("{" + ITEM + r', "text_content": "C:\Users"}', r"C:\Users"),
+        ("{" + ITEM + r', "text_content": "C:\temp\new"}', r"C:\temp\new"),
+        ("{" + ITEM + r', "text_content": "C:\\temp"}', r"C:\temp"),
+        ("{" + ITEM + r', "text_content": "a\nb\u732b\"c\" \/"}', 'a\nb猫"c" /'),
+        ("{" + ITEM + r', "label": "\ud83d\ude00"}', "\U0001f600"),
+        # langroid#569
+        ("{" + ITEM + ', "text_content": "line 1\nline 2\tb"}', "line 1\nline 2\tb"),
+        ("{" + ITEM + ', "text_content": "27" monitor"}', '27" monitor'),
+        ("{" + ITEM + ', "text_content": "say "hi", then go"}', 'say "hi", then go'),
+        ("{" + ITEM + ', "text_content": "27", 30" or 32""}', '27", 30" or 32"'),
+        ("{" + ITEM + ", 'label': 'it's'}", "it's"),
+        ('{"label": "dog, ' + ITEM + "}", "dog"),  # no quote
+        ("{bbox_2d: [1, 2, 3, 4], label: red dog}", "red dog"),
+        ("{" + ITEM + ', // left\n "label": "a"}', "a"),
+        ("{" + ITEM + ', /* left */ "label": "a"}', "a"),
+        ("{" + ITEM + ', # left\n "label": "a"}', "a"),
+        ('[{"bbox_2d": "[1, 2, 3, 4]", "label": "a"}]', "a"),
+        ('[{"bbox_2d": "1 2 3 4", "label": "a"}]', "a"),
+        ('[{"bbox_2d": "(1,2),(3,4)", "label": "a"}]', "a"),
+        ('[{"bbox_2d": [[1, 2], [3, 4]], "label": "a"}]', "a"),
+        ('[{"bbox_2d"：[1，2，3，4]，"label"："羊"}]', "羊"),
+        ('｛"bbox_2d"：［1、2、3、4］，"label"："羊"｝', "羊"),
+        ("[{“bbox_2d”: [1, 2, 3, 4], “label”: “cat”}]", "cat"),
+        ("{'bbox_2d': (1, 2, 3, 4), 'label': 'a', 'sure': True, 'of': None}", "a"),
+        (r'[{\"bbox_2d\": [1, 2, 3, 4], \"label\": \"cat\"}]', "cat"),
+        (json.dumps(json.dumps([{"bbox_2d": [1, 2, 3, 4], "label": "cat"}])), "cat"),
+        ("{'content': '[{\"bbox_2d\": [1, 2, 3, 4], \"label\": \"cat\"}]'}", "cat"),
+        ('{\n{"bbox_2d": [1, 2, 3, 4], "label": "a"}\n]', "a"),  # a brace too many
+        ("{" + ITEM + ', "label": 0xff}', "0xff"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+def test_slips_around_whole_numbers(text, label, family):
+    assert parse(text, family) == [Box(label, 1, 2, 3, 4)]
+
+
+def test_what_stands_in_a_label_is_no_box():
+    text = "{" + ITEM + r', "text_content": "{\"bbox_2d\": [9, 9, 9, 9]}"}'
+    assert parse(text) == [Box('{"bbox_2d": [9, 9, 9, 9]}', 1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    ["1, 2, 3", "1, 2, 3, 4, 5", "1,,2,3,4", "1 2 3 4", "1,000, 2, 3", "1, 2, 3, 40.", "1_0, 2, 3",
+     "1, 2, 3, 4px", '"10%", 2, 3, 4', "1, 2, 3, 1e999", "1, 2, 3, NaN", "1, 2, 3, x",
+     "1/2, 2, 3, 4", "1-2, 3, 4, 5", "1, 2, 3, 4, [", "1, 2, 3, null"],
+)  # fmt: skip
+def test_numbers_that_are_not_whole_are_never_guessed(numbers):
+    with pytest.raises(GroundingParseError, match=r"neither a box nor|ends inside"):
+        parse('{"bbox_2d": [' + numbers + '], "label": "a"}')
+
+
+# --- what may mean something else, and what has no place -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"bbox": [100, 200, 300, 400]}', True),  # COCO's name; 100 + 300 is in the picture
+        ('{"bbox": [100, 200, 50, 60]}', True),  # corners the wrong way round
+        ('{"bbox": [600, 500, 900, 800]}', False),  # 600 + 900 is not
+        ('[{"bbox": [100, 200, 300, 400]}, {"bbox": [600, 500, 900, 800]}]', False),
+        ('{"bbox_2d": [100, 200, 300, 400]}', False),
+        ('{"bbox_2d": [300, 400, 100, 200]}', False),
+        ('{"xyxy": [100, 200, 300, 400]}', False),
+        ("[100, 200, 300, 400]", True),
+    ],
+)
+def test_four_numbers_that_might_be_width_and_height_are_read_as_corners_and_said(text, said):
+    items, warning = read(text)
+    assert isinstance(items[0], Box)
+    assert ("read as x1, y1, x2, y2; if the model means x, y, width" in warning) == said
+
+
+def test_fractions_are_said():
+    items, warning = read('{"bbox_2d": [0.1, 0.2, 0.5, 0.9]}')
+    assert items == [Box("", 0.1, 0.2, 0.5, 0.9)] and "between 0 and 1" in warning
+    assert not read('{"bbox_2d": [0, 0, 1, 1]}')[1]
+
+
+THREE = '{"bbox_3d": [0.1, 0.2, 1.3, 0.5, 0.5, 0.5, 0, 0, 0], "label": "table"}'
+
+
+def test_3d_boxes_are_named():
+    """Qwen3-VL#1916, and cookbooks/3d_grounding.ipynb."""
+    with pytest.raises(GroundingParseError, match="bbox_3d is a 3D box") as caught:
+        parse(THREE)
+    assert "max_new_tokens" not in str(caught.value) and "reply.raw" not in str(caught.value)
+    items, warning = read(f"[{{{ITEM}}}, {THREE}, {THREE}]")
+    assert items == [Box("", 1, 2, 3, 4)] and "1 read, 2 left out" in warning
+    assert "bbox_3d" in warning
+
+
+def test_polygons_of_more_corners_are_named():
+    polygon = '{"polygon": [[1, 2], [3, 4], [5, 6], [7, 8], [9, 9]], "label": "s"}'
+    with pytest.raises(GroundingParseError, match="polygon has 5 corners"):
+        parse(polygon)
+    items, warning = read(f"[{{{ITEM}}}, {polygon}]")
+    assert items == [Box("", 1, 2, 3, 4)] and "polygon has 5 corners" in warning
+
+
+def test_rotated_boxes_become_quads_and_the_angle_is_said():
+    items, warning = read('{"rbox_2d": [500, 500, 200, 100, 90], "label": "s"}', size=(2000, 1000))
+    (quad,) = items
+    # 400 by 100 pixels around (1000, 500), its first corner at the top right after the turn
+    expected = [(1050, 300), (1050, 700), (950, 700), (950, 300)]
+    assert [tuple(map(round, corner)) for corner in quad.corners] == expected
+    assert "degrees clockwise" in warning
+
+
+def test_of_two_keys_the_first_in_the_table_counts_and_the_other_is_said():
+    items, warning = read('{"bbox": [5, 6, 7, 8], "bbox_2d": [1, 2, 3, 4]}')
+    assert items == [Box("", 1, 2, 3, 4)] and '"bbox" is left out' in warning
+    assert not read('{"bbox": [1, 2, 3, 4], "bbox_2d": [1, 2, 3, 4]}')[1]
+
+
+# --- documents and actions -----------------------------------------------------------------------
+
+# recorded: QwenLM/Qwen2.5-VL, cookbooks/document_parsing.ipynb (the texts cut)
+PAGE = """```html
+<html><body>
+<h2 data-bbox="310 94 658 132">Qwen2.5 Technical Report</h2>
+ <p data-bbox="427 154 542 182">Qwen Team</p>
+ <div class="image" data-bbox="262 195 708 272"><img data-bbox="262 195 708 272"/></div>
+ <h2 data-bbox="436 289 533 317">Abstract</h2>
+ <p data-bbox="99 339 869 565">In this report &amp; more</p>
+</body></html>
+```"""
+
+
+@pytest.mark.parametrize(
+    "family, size, input_size",
+    [("qwen2_5_vl", (2016, 3080), (1008, 1540)), ("qwen3_vl", (2000, 2000), None)],
+)
+def test_qwenvl_html(family, size, input_size):
+    items, warning = read(PAGE, family, size, input_size=input_size)
+    doubled = [(item.label, *(value / 2 for value in item.xyxy)) for item in items]
+    assert doubled == [
+        ("Qwen2.5 Technical Report", 310, 94, 658, 132),
+        ("Qwen Team", 427, 154, 542, 182),
+        ("image", 262, 195, 708, 272),
+        ("", 262, 195, 708, 272),
+        ("Abstract", 436, 289, 533, 317),
+        ("In this report & more", 99, 339, 869, 565),
+    ]
+    assert not warning
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('<div data-bbox="1 2 3 4" data-label="Text"><p>hi <b>you</b></p></div>', "hi you"),
+        ('<div data-bbox="1 2 3 4" data-label="Figure"></div>', "Figure"),
+        ("<div data-bbox='1,2,3,4'><div>a</div>b</div> c", "a b"),
+        ('<table data-bbox="[1, 2, 3, 4]"><tr><td>a</td><td>b</td></tr></table>', "a b"),
+        ("# T\n<!-- Image (1, 2, 3, 4) -->\n<!-- TODO (see 3) -->", "Image"),
+        ("<!-- Table: [1,2,3,4] -->\n\\begin{tabular}", "Table"),
+    ],
+)
+def test_documents(text, expected):
+    assert read(text) == ([Box(expected, 1, 2, 3, 4)], "")
+
+
+def test_a_page_that_is_cut_off():
+    items, warning = read('<p data-bbox="1 2 3 4">a</p>\n<p data-bbox="5 6 7')
+    assert items == [Box("a", 1, 2, 3, 4)] and "ends inside" in warning
+    with pytest.raises(GroundingParseError, match="data-bbox"):
+        parse('<p data-bbox="5 6 7">a</p>')
+
+
+WIDE = (1080, 608)
+
+
+@pytest.mark.parametrize(
+    "text, points",
+    [
+        # QwenLM/Qwen3-VL, cookbooks/computer_use.ipynb: the screen is 1000x1000
+        ('<tool_call>\n{"name": "computer_use", "arguments": {"action": "left_click",'
+         ' "coordinate": [500, 250]}}\n</tool_call>', [(540, 152)]),
+        ('{"name": "computer_use", "arguments": "{\\"coordinate\\": [500, 250]}"}', [(540, 152)]),
+        # cookbooks/mobile_agent.ipynb: the screen is 999x999
+        ('<tool_call>\n{"name": "mobile_use", "arguments": {"action": "swipe", "coordinate":'
+         ' [999, 333], "coordinate2": [0, 999]}}\n</tool_call>', [(1080, 608 / 3), (0, 608)]),
+        # UI-TARS, OS-Atlas, OpenCUA
+        ("Thought: x.\nAction: click(start_box='(500,250)')", [(540, 152)]),
+        ("Action: drag(start_box='(500,250)', end_box='(1000,1000)')", [(540, 152), (1080, 608)]),
+        ("Action: click(point='<point>500 250</point>')", [(540, 152)]),
+        ("CLICK <point>[[500,250]]</point>", [(540, 152)]),
+        ("pyautogui.click(x=500, y=250)", [(540, 152)]),
+        ("```python\npyautogui.moveTo(500, 250, duration=0.5)\n```", [(540, 152)]),
+        ("click(500, 250)", [(540, 152)]),
+        ("pyautogui.write('12, 13')", []),
+        ("plt.text(x=5, y=10, s='a')", []),
+    ],
+)  # fmt: skip
+def test_actions_of_agents_give_points(text, points):
+    items, warning = read(text, size=WIDE)
+    assert [type(item) for item in items] == [Point] * len(points) and not warning
+    assert [(item.x, item.y) for item in items] == [pytest.approx(point) for point in points]
+
+
+def test_a_tool_of_qwen2_5_vl_writes_resized_pixels():
+    """cookbooks/mobile_agent.ipynb of Qwen2.5-VL gives the resized picture's size as the screen."""
+    text = '{"name": "mobile_use", "arguments": {"action": "click", "coordinate": [935, 406]}}'
+    items, _ = read(text, "qwen2_5_vl", (1080, 2400), input_size=(1092, 2408))
+    assert items == [Point("", 935 * 1080 / 1092, 406 * 2400 / 2408)]
+    assert read(text, space="original", size=WIDE)[0] == [Point("", 935, 406)]
+
+
+# --- other generations' forms --------------------------------------------------------------------
+
+TAGS = "<|object_ref_start|>羊<|object_ref_end|><|box_start|>(101,201),(150,266)<|box_end|>"
+
+
+def test_tags_of_a_fine_tuned_model_are_read_and_said():
+    """ms-swift#5008, #5280: its legacy format is tags with the family's own numbers."""
+    sizes = {"size": (500, 500), "input_size": (1000, 1000)}
+    items, warning = read(TAGS, "qwen2_5_vl", **sizes)
+    assert items == [Box("羊", 50.5, 100.5, 75, 133)]
+    assert "qwen2_vl's tags" in warning and "read as resized" in warning and "form=" in warning
+    items, warning = read('[{"bbox_2d": [101, 201, 150, 266], "label": "羊"}]', "qwen2_vl")
+    assert items == [Box("羊", 101, 201, 150, 266)] and "is in JSON" in warning
+    items, warning = read("<box>(101,201),(150,266)</box>", "qwen2_vl")
+    assert items == [Box("", 101, 201, 150, 266)] and "qwen_vl's tags" in warning
+
+
+def test_form_of_a_reply_overrides():
+    reply = Reply(
+        text="羊(101,201),(150,266)", raw=TAGS, usage=Usage(0, 0, 0, 0), seconds=0,
+        family="qwen2_5_vl", images=(PIL.Image.new("RGB", (500, 500)),),
+        input_sizes=((1000, 1000),),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="qwen2_vl's tags"):
+        assert reply.boxes == [Box("羊", 50.5, 100.5, 75, 133)]
+    assert "qwen2_vl&#x27;s tags" in reply._repr_html_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reply.grounding(form="qwen2_vl") == [Box("羊", 50.5, 100.5, 75, 133)]
+        assert reply.grounding(form="qwen2_vl", space="original") == [Box("羊", 101, 201, 150, 266)]
+    with pytest.raises(VlkitError, match="'qwen9' is unknown"):
+        reply.grounding(form="qwen9")
+
+
+@pytest.mark.parametrize(
+    "text, family, advice",
+    [
+        ("羊(101,201),(150,266)", "qwen2_vl", "pass reply.raw"),
+        ("羊(101,201),(150,266)", "qwen2_5_vl", "pass reply.raw"),
+        ('{"bbox_2d": [1, 2', "qwen3_vl", "raise max_new_tokens"),
+        ("<|box_start|>(1,2", "qwen2_vl", "raise max_new_tokens"),
+        ('{"bbox_2d": [1, 2, 3]}', "qwen3_vl", "bbox_2d takes 4 numbers"),
+        (THREE, "qwen3_vl", "3D"),
+    ],
+)
+def test_advice_fits_the_case(text, family, advice):
+    with pytest.raises(GroundingParseError) as caught:
+        parse(text, family, input_size=SIZE)
+    every = ("pass reply.raw", "raise max_new_tokens", "takes 4 numbers", "3D")
+    assert [a for a in every if a in str(caught.value)] == [a for a in every if a in advice]
+
+
+# --- recorded by others --------------------------------------------------------------------------
+
+# recorded: QwenLM/Qwen3-VL, cookbooks/omni_recognition.ipynb
+FOOD = """```json
+[
+	{"bbox_2d": [0, 614, 224, 825], "name_zh": "米饭", "name_en": "Rice"},
+	{"bbox_2d": [266, 126, 695, 343], "name_zh": "土豆胡萝卜排骨汤", "name_en": "Potato Carrot Pork Rib Soup"},
+	{"bbox_2d": [704, 185, 956, 317], "name_zh": "橙子片", "name_en": "Orange Slices"}
+]
+```"""  # noqa: E501
+ANIME = """```json
+[
+	{"bbox_2d": [541, 0, 667, 333],
+		"names": {
+			"zh": "悲鸣屿行冥",
+			"en": "Gyomei Himejima"
+		}
+	},
+	{
+	{"bbox_2d": [649, 116, 794, 643],
+		"names": {
+			"zh": "伊黑小芭内",
+			"en": "Obanai Iguro"
+		}
+	},
+	{
+		"bbox_2d": [762, 34, 999, 555],
+		"names": {
+			"zh": "炼狱杏寿郎",
+			"en": "Kyojuro Rengoku"
+		}
+	}
+]
+```"""  # with a brace too many, as recorded
+RECORDED = {
+    FOOD: [
+        Box("Rice", 0, 614, 224, 825),
+        Box("Potato Carrot Pork Rib Soup", 266, 126, 695, 343),
+        Box("Orange Slices", 704, 185, 956, 317),
+    ],
+    ANIME: [
+        Box("Gyomei Himejima", 541, 0, 667, 333),
+        Box("Obanai Iguro", 649, 116, 794, 643),
+        Box("Kyojuro Rengoku", 762, 34, 999, 555),
+    ],
+    # cookbooks/spatial_understanding.ipynb
+    '```json\n[\n\t{"point_2d": [925, 618], "label": "point_1"}\n]\n```': [
+        Point("point_1", 925, 618)
+    ],
+    # cookbooks/think_with_images.ipynb
+    '[TOOL_CALL] image_zoom_in_tool\n{"label": "license plate of the black car", "bbox_2d": '
+    '[231, 795, 284, 820], "img_idx": 0}\n[TOOL_RESPONSE] image_zoom_in_tool': [
+        Box("license plate of the black car", 231, 795, 284, 820)
+    ],
+    # modelscope/ms-swift#4898
+    '{"image_description": "a processor", "objects": [{"name": "Computer Processor", "bbox_2d": '
+    '[8, 67, 299, 275], "description": "square"}]}': [Box("Computer Processor", 8, 67, 299, 275)],
+    # QwenLM/Qwen3-VL#2101
+    "<class>ship</class><quad>1,2,3,4,5,6,7,8</quad>": [Quad("", 1, 2, 3, 4, 5, 6, 7, 8)],
+}
+
+
+@pytest.mark.parametrize("text", RECORDED, ids=lambda text: text[:30])
+def test_recorded_answers(text):
+    assert read(text)[0] == RECORDED[text]
+
+
+def test_a_recorded_click():
+    """cookbooks/mobile_agent.ipynb, which draws the point at coordinate / 999 of the picture."""
+    text = (
+        'Thought: To search for Musk in X, I need to click on the search bar.\nAction: "I tapped '
+        'on the search bar."\n<tool_call>\n{"name": "mobile_use", "arguments": {"action": "click",'
+        ' "coordinate": [447, 81]}}\n</tool_call>'
+    )
+    (point,) = parse(text, size=(999, 1998))
+    assert (point.x, point.y) == pytest.approx((447, 162))
+
+
+SUPERVISION = {  # its rows for Qwen3-VL, the answers in words of our own
+    "one": ('[{"bbox_2d": [100, 200, 300, 400], "label": "a"}]', (1000, 500)),
+    "two": (
+        '```json\n[{"bbox_2d": [10, 20, 110, 120], "label": "a"},'
+        ' {"bbox_2d": [50, 100, 150, 200], "label": "b"}]\n```',
+        (640, 480),
+    ),
+    "prose": ("Nothing is there.", (640, 480)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # supervision lacks OpenCV
+@pytest.mark.parametrize("case", SUPERVISION)
+def test_the_cases_of_supervision_for_qwen3(case):
+    import numpy as np
+    import supervision
+
+    text, size = SUPERVISION[case]
+    ours = parse(text, size=size, clip=False, labelled=True)
+    theirs = supervision.Detections.from_vlm(supervision.VLM.QWEN_3_VL, text, resolution_wh=size)
+    np.testing.assert_allclose(theirs.xyxy, np.array([b.xyxy for b in ours]).reshape(-1, 4))
+    assert list(theirs.data.get("class_name", [])) == [box.label for box in ours]
+
+
+# --- nothing is invented -------------------------------------------------------------------------
+
+RIGHT = [
+    '```json\n[\n\t{"bbox_2d": [101, 212, 323, 434], "label": "cat"},\n\t{"bbox_2d": [545, 656,'
+    ' 767, 878], "label": "a \\"dog\\", or two"}\n]\n```',
+    "[{'bbox': (101, 212, 323, 434), 'name': 'it\\'s'}, {'point_2d': [545, 656]}]",
+    '{"cat": {"box": [101, 212, 323, 434], "parts": [{"bbox_2d": [545, 656, 767, 878]}]}}',
+    '{"bboxes": [[101, 212, 323, 434], [545, 656, 767, 878]], "labels": ["a", "b"]}',
+    "[[101, 212, 323, 434], [545, 656, 767, 878]]",
+    '{"bbox_2d": "(101,212),(323,434)", "label": "猫", "keypoints": [[545, 656], [767, 878]]}',
+    '<h1 data-bbox="101 212 323 434">A</h1><p data-bbox="545 656 767 878">b <i>c</i></p>',
+    "# A\n<!-- Image (101, 212, 323, 434) -->\ntext\n<!-- Table (545, 656, 767, 878) -->",
+    '<points x1="101" y1="212" x2="323" y2="434" alt="a">a</points>',
+    '<tool_call>{"name": "computer_use", "arguments": {"coordinate": [101, 212]}}</tool_call>',
+    "Action: drag(start_box='(101,212)', end_box='(323,434)')\npyautogui.click(x=545, y=656)",
+    "<ref>a</ref><box>(101,212),(323,434)</box><ref>b</ref><box>(545,656)</box>",
+    "<|object_ref_start|>a<|object_ref_end|><|box_start|>(101,212),(323,434)<|box_end|>"
+    "<|quad_start|>(545,656),(767,878),(1,2),(3,4)<|quad_end|>",
+]
+SCRAPS = [*"{}[]()'\"\\<>/,:;|*&#=.-+ \n0159eEnx，：“”", "null", '": "', '", "', "}, {", "],", "//"]
+WHOLE = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\d)")
+
+
+def damage(text, chance):
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randint(0, len(text))
+        how = chance.randrange(4)
+        if how == 0:  # leave out
+            text = text[:place] + text[place + chance.randint(1, 5) :]
+        elif how == 1:  # write something else
+            text = text[:place] + chance.choice(SCRAPS) + text[place:]
+        elif how == 2:  # say a part again
+            end = place + chance.randint(1, 25)
+            text = text[:end] + text[place:end] + text[end:]
+        else:  # end early
+            text = text[: len(text) - chance.randint(0, len(text) // 3)]
+    return text
+
+
+@pytest.mark.parametrize("family", ["qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_5000_damaged_answers_hold_no_box_that_is_not_in_the_text(family):
+    chance = random.Random(family)
+    read_items = unreadable = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(5000):
+            text = damage(chance.choice(RIGHT), chance)
+            try:
+                items = parse(text, family, input_size=SIZE, clip=False)
+            except GroundingParseError as error:
+                assert "the reader failed" not in str(error), text
+                unreadable += 1
+                continue
+            written = [float(number) for number in WHOLE.findall(text)]
+            for item in items:
+                numbers = sorted(list(vars(item).values())[1:])
+                assert any(
+                    sorted(written[i : i + len(numbers)]) == numbers for i in range(len(written))
+                ), (text, item)
+            read_items += len(items)
+    assert read_items > 2500 and unreadable > 250
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ['{"a": "b"c" ', "<p data-bbox='1 2 3 4'>x", "<div>", "</div>", "<!-- a (1,", "click(a='",
+     "click(", '{"bbox": {', "[[1,2],", "```\n[1,2,3,4]\n", "“", '{"a":"\\', "//", "/*", "{a 'b ",
+     "bbox_2d: ", '{"bbox_2d":"', '"a", ', "，", "<point>1", '{"bbox_2d":[1,2],', "(1,2),(3,4)",
+     '{\\"a\\":'],
+)  # fmt: skip
+def test_a_megabyte_of_anything_takes_linear_time(unit):
+    def seconds(length):
+        begin = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                parse(unit * (length // len(unit)))
+            except GroundingParseError as error:
+                assert len(str(error)) < 400
+        return time.process_time() - begin
+
+    # measured: 1.3 at most; what grows with the square takes minutes
+    assert min(seconds(1_000_000) for _ in range(2)) < 4
+
+
+def test_the_tables_are_in_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "answers.md").read_text(encoding="utf-8")
+    for key in [*KEYS, *LABEL_KEYS.split()]:
+        assert f"`{key}`" in text, key
