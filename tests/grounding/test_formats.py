@@ -14,6 +14,7 @@ from vlkit import Box, Point, Quad, parse_grounding
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.generation.reply import Reply, Usage
 from vlkit.grounding.formats import COORDINATE_KEYS, LABEL_KEYS
+from vlkit.grounding.parse import locate_grounding
 
 SIZE = (1000, 1000)  # thousandths are pixels
 CAT = Box("cat", 100, 200, 300, 400)
@@ -140,6 +141,8 @@ def test_keys(text, expected):
         ("The cat is here:\n```\n[100, 200, 300, 400]\n```", [BARE]),
         ("(100,200),(300,400)", [BARE]),
         ("100, 200, 300, 400", [BARE]),
+        ("<think>\nhm\n</think>\n\n[100, 200, 300, 400]<|im_end|>\n", [BARE]),
+        ("[100, 200, 300, 400]<|im_end|><|endoftext|>", [BARE]),
         ("[10, 20]", [Point("", 10, 20)]),
         ("(10, 20)", [Point("", 10, 20)]),
         ("[[10, 20], [30, 40], [50, 60]]", [Point("", x, x + 10) for x in (10, 30, 50)]),
@@ -290,7 +293,7 @@ def test_rotated_boxes_become_quads_and_the_angle_is_said():
 
 def test_of_two_keys_the_first_in_the_table_counts_and_the_other_is_said():
     items, warning = read('{"bbox": [5, 6, 7, 8], "bbox_2d": [1, 2, 3, 4]}')
-    assert items == [Box("", 1, 2, 3, 4)] and '"bbox" is left out' in warning
+    assert items == [Box("", 1, 2, 3, 4)] and '"bbox" is ignored; "bbox_2d"' in warning
     assert not read('{"bbox": [1, 2, 3, 4], "bbox_2d": [1, 2, 3, 4]}')[1]
 
 
@@ -343,7 +346,7 @@ def test_documents(text, expected):
 
 def test_a_page_that_is_cut_off():
     items, warning = read('<p data-bbox="1 2 3 4">a</p>\n<p data-bbox="5 6 7')
-    assert items == [Box("a", 1, 2, 3, 4)] and "ends inside" in warning
+    assert items == [Box("a", 1, 2, 3, 4)] and "breaks off inside" in warning
     with pytest.raises(GroundingParseError, match="data-bbox"):
         parse('<p data-bbox="5 6 7">a</p>')
 
@@ -366,6 +369,12 @@ WIDE = (1080, 608)
         ("Action: drag(start_box='(500,250)', end_box='(1000,1000)')", [(540, 152), (1080, 608)]),
         ("Action: click(point='<point>500 250</point>')", [(540, 152)]),
         ("CLICK <point>[[500,250]]</point>", [(540, 152)]),
+        # Qwen3.5's calls of tools
+        ("<tool_call>\n<function=computer_use>\n<parameter=action>\nleft_click\n</parameter>\n"
+         "<parameter=coordinate>\n[500, 250]\n</parameter>\n</function>\n</tool_call>",
+         [(540, 152)]),
+        ("<function=mobile_use>\n<parameter=coordinate>[999, 333]</parameter>\n</function>",
+         [(1080, 608 / 3)]),
         ("pyautogui.click(x=500, y=250)", [(540, 152)]),
         ("```python\npyautogui.moveTo(500, 250, duration=0.5)\n```", [(540, 152)]),
         ("click(500, 250)", [(540, 152)]),
@@ -385,6 +394,27 @@ def test_a_tool_of_qwen2_5_vl_writes_resized_pixels():
     items, _ = read(text, "qwen2_5_vl", (1080, 2400), input_size=(1092, 2408))
     assert items == [Point("", 935 * 1080 / 1092, 406 * 2400 / 2408)]
     assert read(text, space="original", size=WIDE)[0] == [Point("", 935, 406)]
+
+
+@pytest.mark.parametrize(
+    "text, count, left_out",
+    [
+        (f"[{{{ITEM}}}]", 1, ""),
+        ('<points x1="1" y1="2" alt="a">a</points>', 1, ""),
+        ('{"position": [3, 4, 5, 6]}', 0, ""),  # may mean anything: stays as it is
+        ('<p data-bbox="1 2 3 4">a</p>', 0, "not in the form of qwen3_vl"),
+        ("click(start_box='(1,2)')", 0, "not in the form of qwen3_vl"),
+        ("<box>(1,2),(3,4)</box>", 0, "not in the form of qwen3_vl"),
+    ],
+)
+def test_only_the_familys_own_form_is_written_again_in_another(text, count, left_out):
+    sizes = {"family": "qwen3_vl", "image_size": SIZE, "rewritable": True}
+    if left_out:
+        with pytest.raises(GroundingParseError, match=left_out):
+            locate_grounding(text, **sizes)
+    else:
+        placed, warning = locate_grounding(text, **sizes)
+        assert len(placed) == count and not warning
 
 
 # --- other generations' forms --------------------------------------------------------------------

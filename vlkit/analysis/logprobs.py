@@ -25,8 +25,8 @@ from vlkit.plotting.html import fill_template
 from vlkit.settings import MAX_NEW_TOKENS
 
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
-_JSON_NUMBERS = re.compile(r"""_2d["']?\s*[:=]\s*([\[(][\d\s.,\-\[\]()]*)""")
-_XML_NUMBERS = re.compile(r"""\s[xy]\d*\s*=\s*["']([^"']*)""")
+_JSON_NUMBERS = re.compile(r"""[\w"']\s*[:=]\s*([\[(][\d\s.,\-\[\]()]*)""")
+_XML_NUMBERS = re.compile(r"""\s(?:[xy]\d*|data-bbox)\s*=\s*["']([^"']*)""")
 _QUOTE = 60  # characters of an answer in an error
 
 
@@ -200,7 +200,7 @@ def coordinate_spans(
         areas = [(begin, len(part))]
     else:
         areas = [m.span(1) for m in _JSON_NUMBERS.finditer(part)]
-        areas = areas or [m.span(1) for m in _XML_NUMBERS.finditer(part)]
+        areas = areas or [m.span(1) for m in _XML_NUMBERS.finditer(part)] or [(0, len(part))]
     return [
         (start + a + m.start(), start + a + m.end())
         for a, b in areas

@@ -35,9 +35,10 @@ class Found(NamedTuple):
     numbers: list[float]
     start: int
     end: int
-    key: str = ""  # under which the numbers are written, where the answer has keys
+    key: str = ""  # under which four numbers are written, if it does not say their order
     form: str = "json"  # or a family of tags, "markup", "call"
     space: Space | None = None  # where the prompt of that form defines another than the family's
+    certain: bool = True  # under a key that can mean nothing else
 
 
 class Reading(NamedTuple):
@@ -167,17 +168,7 @@ _LABELS = [_plain(key) for key in LABEL_KEYS.split()]
 _NO_LABELS = {*map(_plain, _CONTAINERS.split()), *_RULES, *_LABELS, ""}
 _TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
 _BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
-_CORNERS = [
-    names.split(" ")
-    for names in (
-        "x1 y1 x2 y2",
-        "xmin ymin xmax ymax",
-        "left top right bottom",
-        "x y width height",
-        "x y w h",
-        "x y",
-    )
-]
+_CORNERS = "x1 y1 x2 y2,xmin ymin xmax ymax,left top right bottom,x y width height,x y w h,x y"
 # keys that say in which order their four numbers are
 _KNOWN_ORDER = re.compile("2d|xyxy|xywh|start|end|corners")
 
@@ -286,6 +277,9 @@ def _read_tags(text: str, own: str) -> Reading:
 # is none (1,000 becomes 1 and 0, 40. becomes 40, 1_0 becomes 10). None says where a value stands.
 
 
+Fields = dict[str, tuple[str, Any]]  # of an object: the plain key, the key and the value
+
+
 class _Word(str):
     """Text without quotes: a number, true, an unquoted key."""
 
@@ -326,6 +320,11 @@ class _Node:
             else:
                 self.pairs.append((self.key, _MISSING))
         self.key, self.colon, self.gap = None, False, True
+
+    def finish(self, end: int) -> None:
+        if self.is_object:
+            self.separate()
+        self.end = end
 
     @property
     def values(self) -> list:
@@ -401,49 +400,31 @@ def _unquote(text: str) -> str:
 
 
 def _parse_values(text: str) -> list[_Node]:
-    """What looks like JSON, Python or JavaScript in a text, as far as it goes; in one pass."""
+    """All objects and arrays in a text, in one pass; where it is cut off, as far as they go."""
     roots: list[_Node] = []
     stack: list[_Node] = []
-    kinds: list[bool] = []  # of all open brackets: whether an object; longer than a deep stack
-    counts = [0, 0]
     dead: set[re.Pattern] = set()  # strings that end nowhere in the rest of the text
     place = 0
     while True:
-        if not kinds:
-            start = _START.search(text, place)
-            if start is None:
-                return roots
-            place = start.start()
-        token = _TOKEN.match(text, place)
+        start = None if stack else _START.search(text, place)
+        token = _TOKEN.match(text, start.start() if start else place) if start or stack else None
         if token is None:
             return roots
         kind, place = token.lastgroup, token.end()
         written = token[kind] if kind else ""
-        if kind == "open":
-            is_object = written in "{｛"
-            counts[is_object] += 1
-            kinds.append(is_object)
-            if len(kinds) <= _DEEPEST:
-                node = _Node(place - 1, is_object)
-                stack[-1].add(node) if stack else roots.append(node)
-                stack.append(node)
-            else:
-                stack[-1].clean = False
-        elif kind == "close":
-            is_object = written in "}｝"
-            while counts[is_object]:
-                popped = kinds.pop()
-                counts[popped] -= 1
-                if len(kinds) < len(stack):
-                    node = stack.pop()
-                    if node.is_object:
-                        node.separate()
-                    node.end = place
-                if popped == is_object:
-                    break
+        is_object = written in ("{", "｛", "}", "｝")
+        if kind == "open" and len(stack) < _DEEPEST:
+            node = _Node(place - 1, is_object)
+            stack[-1].add(node) if stack else roots.append(node)
+            stack.append(node)
+        elif kind == "close" and any(node.is_object == is_object for node in stack):
+            node = stack[-1]
+            while node.end < 0 or node.is_object != is_object:
+                node = stack.pop()
+                node.finish(place)
         elif kind == "fence":  # ends what is open
-            stack, kinds, counts = [], [], [0, 0]
-        elif len(kinds) == len(stack):
+            stack = []
+        elif stack:
             place = _take(stack[-1], kind, written, text, place, dead)
 
 
@@ -471,7 +452,7 @@ def _take(node: _Node, kind: str | None, written: str, text: str, place: int, de
 
 
 def _read_json(text: str) -> Reading:
-    """What stands under keys of the table; bare numbers where nothing else stands around them."""
+    """Coordinates under keys of the table; bare numbers only where there is nothing else."""
     if '{\\"' in text and '{"' not in text:  # quoted once more than it should be
         text = re.sub(r'\\"(?=\s*[:,}\]])', '" ', text).replace('\\"', ' "')
     roots = _parse_values(text)
@@ -490,7 +471,7 @@ def _read_json(text: str) -> Reading:
 
 
 def _regions(text: str) -> list[tuple[int, int]]:
-    """The places where nothing but an answer can stand: the whole text, what is in a fence."""
+    """The parts that may be nothing but coordinates: the whole text, the content of a fence."""
     spans = [(0, len(text)), *(match.span(2) for match in _FENCE.finditer(text))]
     trimmed = []
     for start, end in spans:
@@ -512,187 +493,153 @@ def _pairs_of(values: list) -> list[float]:
 
 
 class _Reader:
-    """Collects what stands under the keys of the table, in objects and in what is like them."""
+    """Collects the coordinates under keys of the table, in objects and in what resembles them."""
 
     def __init__(self, text: str, form: str = "json", *, is_inner: bool = False):
         self.text, self.form, self.is_inner = text, form, is_inner
         self.items: list[Found] = []
         self.problems: list[str] = []
-        self.notes: dict[str, None] = {}
+        self.notes: list[str] = []
         self.space: Space | None = None
-        self.span = (0, 0)
+        self.span = (0, 0)  # of the object whose coordinates are read; its end is -1 if it has none
 
     def result(self) -> Reading:
-        return Reading(self.items, self.problems, list(self.notes))
+        return Reading(self.items, self.problems, list(dict.fromkeys(self.notes)))
 
-    def read(self, node: _Node, label: str = "") -> None:
-        """An object, or what is in an array."""
-        if not node.is_object:
-            for value in node.values:
-                if isinstance(value, _Node):
-                    self.read(value, label)
-            return
+    def read(self, value: Any, label: Any = "", rule: KeyRule | None = None, key: str = "") -> None:
+        """A value; with a rule, it is under a key of the table."""
+        if isinstance(value, _Node) and value.is_object:
+            self.read_object(value, label, rule, key)
+        elif isinstance(value, _Node) and rule:
+            self.read_array(value, label, rule, key)
+        elif isinstance(value, _Node):
+            for inner in value.values:
+                self.read(inner, label)
+        elif rule and value is not None and not _NOTHING.fullmatch(value):
+            self.keep(_numbers_of(value), value, label, rule, key)
+
+    def read_object(self, node: _Node, label: Any, rule: KeyRule | None, key: str) -> None:
+        outer, span = self.span, (node.start, node.end)
         fields: dict[str, tuple[str, Any]] = {}
-        for key, value in [*node.pairs, ("", None)]:
-            plain = _plain(key) if key else ""
-            if (plain and plain in fields) or (not key and value is None):  # the next object
-                self.read_fields(fields, (node.start, node.end), label)
-                fields = {}
-            if key:
-                fields[plain] = key, value
-            elif isinstance(value, _Node):
-                self.read(value, label)
+        count = len(self.items), len(self.problems)
+        for name, value in node.pairs:
+            if not name:
+                self.read(value, _join(label), rule, key)
+            elif _plain(name) in fields:  # a key twice: the next object
+                self.read_fields(fields, span, label, rule, key)
+                fields = {_plain(name): (name, value)}
+            else:
+                fields[_plain(name)] = name, value
+        self.read_fields(fields, span, label, rule, key)
+        self.span = outer
+        if rule and count == (len(self.items), len(self.problems)):
+            self.keep([], node, label, rule, key)
 
-    def read_fields(self, fields: dict[str, tuple[str, Any]], span: tuple[int, int], label) -> None:
+    def read_fields(
+        self, fields: Fields, span: tuple[int, int], label: Any, rule: Any = None, key: str = ""
+    ) -> None:
         """The fields of one object: its own coordinates, then those of the objects in it."""
-        own, before = _label_of(fields), len(self.items)
-        kinds: dict[str, str] = {}
-        for name in sorted(fields.keys() & _RULES.keys(), key=_RANKS.__getitem__):
-            (key, value), rule = fields[name], _RULES[name]
-            kind = "box" if rule.kind == "width and height" else rule.kind
-            first = next(iter(kinds.values()), "") if kind == "rotated" else kinds.get(kind, "")
-            if first and kind != "point":
-                if self.written(value) != self.written(fields[_plain(first)][1]):
-                    self.notes[f'"{key}" is left out, since "{first}" is there too'] = None
-            elif kind != "place" or not kinds:
-                count, self.span = len(self.items), span
-                self.read_value(value, own or label, rule, key)
-                if len(self.items) > count:
-                    kinds[kind] = key
-        corners = None if kinds or span[1] < 0 else _corners(fields, _CORNERS[:2])
-        if corners:
-            self.items.append(Found(_join(own or label), corners, *span, form=self.form))
-        has_own = len(self.items) > before
-        for name, (key, value) in fields.items():
+        own, count = _label_of(fields) or label, len(self.items)
+        names = sorted(fields.keys() & _RULES.keys(), key=_RANKS.__getitem__)
+        corners = [] if names else _corners(fields, _CORNERS.split(",")[: None if rule else 2])
+        if corners and self.span[1] >= 0 <= span[1]:
+            self.span = self.span if rule else span
+            self.keep(corners, None, own, rule or _RULES["xyxy"], key or "x1y1x2y2")
+        first: dict[str, str] = {}
+        for name in names:
+            (own_key, value), own_rule = fields[name], _RULES[name]
+            kind = "box" if own_rule.kind == "width and height" else own_rule.kind
+            before = next(iter(first.values()), "") if kind == "rotated" else first.get(kind, "")
+            if before and kind != "point":
+                if self.written(value) != self.written(fields[_plain(before)][1]):
+                    self.notes.append(f'"{own_key}" is ignored; "{before}" takes precedence')
+            elif kind != "place" or not first:
+                found, self.span = len(self.items), span
+                self.read(value, own, own_rule, own_key)
+                if len(self.items) > found:
+                    first[kind] = own_key
+        has_own = len(self.items) > count
+        for name, (own_key, value) in fields.items():
             is_call = name in _TOOL_ARGUMENTS
             self.space = _TOOL_SPACES.get(str(own)) if is_call else self.space
+            inherited = "" if has_own or is_call else _join(own)
             if isinstance(value, _Node) and name not in _RULES:
-                inherited = "" if has_own or is_call else _join(own or label)
-                self.read(value, inherited if name in _NO_LABELS else key)
-            elif isinstance(value, str) and "{" in value and not has_own:
-                self.read_inner(value, span)
+                as_label = inherited if name in _NO_LABELS else own_key
+                self.read(value, as_label, None if names or has_own else rule, key)
+            elif isinstance(value, str) and "{" in value and not has_own and not self.is_inner:
+                inner = _Reader(value, is_inner=True)  # JSON in a string, as arguments often are
+                inner.space = self.space
+                for root in _parse_values(value):
+                    inner.read(root)
+                self.items += [item._replace(start=span[0], end=span[1]) for item in inner.items]
+                self.problems += inner.problems
             self.space = None if is_call else self.space
 
-    def read_inner(self, text: str, span: tuple[int, int]) -> None:
-        """JSON in a string, as the arguments of a tool are often written."""
-        if self.is_inner:
-            return
-        inner = _Reader(text, is_inner=True)
-        inner.space = self.space
-        for root in _parse_values(text):
-            inner.read(root)
-        self.items += [found._replace(start=span[0], end=span[1]) for found in inner.items]
-        self.problems += inner.problems
-
-    def read_value(self, value: Any, label: Any, rule: KeyRule, key: str) -> None:
-        """What stands under a key of the table, or in an array there."""
-        if value is None or (isinstance(value, str) and _NOTHING.fullmatch(value)):
-            return
-        if isinstance(value, str):
-            numbers = _numbers_of(value)
-            if self.span[1] >= 0 and not self.take(numbers, label, rule, key):
-                self.refuse(value, rule, key, numbers)
-        elif value.is_object:
-            self.read_mapping(value, label, rule, key)
-        else:
-            self.read_array(value, label, rule, key)
-
     def read_array(self, node: _Node, label: Any, rule: KeyRule, key: str) -> None:
-        values = node.values
-        if (not values and node.clean) or (all(value is None for value in values) and values):
-            return
-        numbers = _flat(values) if node.clean and node.end >= 0 and self.span[1] >= 0 else []
-        pairs = _pairs_of(values) if node.clean and node.end >= 0 else []
-        if pairs and (len(pairs) in rule.sizes or rule.kind == "quad") and len(values) > 1:
+        values, whole = node.values, node.clean and node.end >= 0
+        pairs = _pairs_of(values) if whole and len(values) > 1 else []
+        numbers = _flat(values) if whole else []
+        if pairs and (len(pairs) in rule.sizes or rule.kind == "quad"):
             numbers = pairs
-        if self.take(numbers, label, rule, key):
-            return
         if not numbers and values and all(isinstance(value, _Node) for value in values):
-            labels = label if isinstance(label, list) and len(label) == len(values) else None
+            labels = isinstance(label, list) and len(label) == len(values)
             for index, value in enumerate(values):
-                self.read_value(value, labels[index] if labels else label, rule, key)
-        elif self.span[1] >= 0:
-            self.refuse(node, rule, key, numbers)
-
-    def read_mapping(self, node: _Node, label: Any, rule: KeyRule, key: str) -> None:
-        """An object under a key of the table: named corners, further objects, or labels as keys."""
-        fields = {_plain(name): (name, value) for name, value in node.pairs if name}
-        span, count, problems = self.span, len(self.items), len(self.problems)
-        corners = _corners(fields, _CORNERS) if node.end >= 0 and span[1] >= 0 else None
-        if corners and len(corners) in rule.sizes:
-            own = _label_of(fields)
-            self.items.append(Found(_join(own or label), corners, *span, form=self.form))
-            return
-        if fields.keys() & _RULES.keys():
-            self.read(node, _join(label))
-        else:
-            for name, value in node.pairs:
-                if isinstance(value, _Node):
-                    self.read_value(value, name or label, rule, key)
-        self.span = span
-        if (len(self.items), len(self.problems)) == (count, problems) and span[1] >= 0:
-            self.refuse(node, rule, key, [])
+                self.read(value, label[index] if labels else label, rule, key)
+        elif not node.clean or any(value is not None for value in values):
+            self.keep(numbers, node, label, rule, key)
 
     def read_bare(self, node: _Node | None, start: int, end: int) -> None:
         """Numbers without a key: a list, lists of lists, or labels with their four numbers."""
         self.span, text = (start, end), self.text[start:end]
+        values = (
+            [v for v in node.values if isinstance(v, _Node) and not v.is_object] if node else []
+        )
         if node is None:
             numbers = _numbers_of(text)
             opened, closed = text[0] in "([（［", text[-1] in ")]）］"
             if opened == closed and (opened or len(numbers) == 4):
-                self.take(numbers, "", _BARE, "")
-            return
-        values = [value for value in node.values if isinstance(value, _Node)]
-        if not node.is_object:
+                self.keep(numbers, None, "", _BARE, "")
+        elif not node.is_object:
             self.read_array(node, "", _BARE, "")
             if 0 < len(self.items) < len(values) and not _pairs_of(values):
                 self.problems.append("not all of the bare lists are of four numbers or of two")
         elif len(values) == len(node.pairs) and all(len(_flat(v.values)) == 4 for v in values):
             for name, value in node.pairs:
-                self.read_array(value, name, _BARE, "")
+                self.read(value, name, _BARE)
 
-    def take(self, numbers: list[float], label: Any, rule: KeyRule, key: str) -> bool:
-        """Whether these are coordinates as the rule says; then they are kept."""
-        if not numbers or len(numbers) not in rule.sizes or sum(map(abs, numbers)) >= 1e9:
-            return False
-        is_place = all(n >= 0 for n in numbers) and (
-            max(numbers) <= 1 or all(n.is_integer() for n in numbers)
-        )
-        if len(numbers) == 2 and rule.kind == "place" and not is_place:  # as of a map
-            return False
-        if rule.kind == "width and height":
-            x, y, width, height = numbers
-            numbers = [x, y, x + width, y + height]
-        unknown = len(numbers) == 4 and not _KNOWN_ORDER.search(_plain(key))
-        shown = (f'"{key}"' if key else "bare lists") if unknown and self.form != "markup" else ""
-        if rule.kind == "rotated":
-            self.notes[f'"{key}" is read as centre, width, height and degrees clockwise'] = None
-        self.items.append(Found(_join(label), numbers, *self.span, shown, self.form, self.space))
-        return True
-
-    def refuse(self, value: Any, rule: KeyRule, key: str, numbers: list[float]) -> None:
-        """A problem, where numbers stand under a key that means coordinates."""
-        written = self.written(value)
-        corners = rule.kind == "quad" and len(numbers) >= 6
-        is_list = isinstance(value, _Node) and rule.kind == "box" and len(numbers) > 2
-        is_coordinate = rule.certain and (
-            value is _MISSING
-            or re.search(r"\d", written)
-            or (isinstance(value, _Node) and not value.clean)
-        )
-        if not (corners or is_list or is_coordinate):
+    def keep(self, numbers: list[float], value: Any, label: Any, rule: KeyRule, key: str) -> None:
+        """An item, if the numbers are as the rule says; else a problem, if they should be."""
+        if self.span[1] < 0:  # what is cut off is named once, by check_end
             return
-        if rule.kind == "3D":
-            what = f"{key} is a 3D box in metres, which is no place in the picture; see reply.text"
-        elif corners:
+        fits = len(numbers) in rule.sizes and sum(map(abs, numbers)) < 1e9
+        if fits and rule.kind == "place" and len(numbers) == 2:  # -0.12, 51.5 is a place on a map
+            whole = all(n.is_integer() for n in numbers) or max(numbers) <= 1
+            fits = whole and min(numbers) >= 0
+        if not fits:
+            return self.refuse(numbers, value, rule, key)
+        if rule.kind == "width and height":
+            numbers = [*numbers[:2], numbers[0] + numbers[2], numbers[1] + numbers[3]]
+        if rule.kind == "rotated":
+            self.notes.append(f'"{key}" is read as centre, width, height and degrees clockwise')
+        is_sure = len(numbers) != 4 or self.form == "markup" or _KNOWN_ORDER.search(_plain(key))
+        shown = "" if is_sure else f'"{key}"' if key else "bare lists"
+        found = Found(_join(label), numbers, *self.span, shown, self.form)
+        self.items.append(found._replace(space=self.space, certain=rule.certain))
+
+    def refuse(self, numbers: list[float], value: Any, rule: KeyRule, key: str) -> None:
+        broken = value is _MISSING or (isinstance(value, _Node) and not value.clean)
+        has_number = broken or re.search(r"\d", self.written(value))
+        part = self.text[self.span[0] : self.span[0] + 80]
+        if rule.kind == "quad" and len(numbers) >= 6:
             what = f"{key} has {len(numbers) // 2} corners, and only four make a Quad"
-        else:
+        elif rule.kind == "3D" and has_number:
+            what = f"{key} is a 3D box in metres, not a box in the picture; read it from reply.text"
+        elif (rule.certain and has_number) or (rule.kind == "box" and len(numbers) > 2):
             count = " or ".join(map(str, rule.sizes))
-            part = self.text[self.span[0] : self.span[0] + 80]
-            what = (
-                f"{part} is neither a box nor a point ({key} takes {count} numbers, "
-                "whole and not out of range)"
-            )
+            what = f"{part} is neither a box nor a point ({key} takes {count} numbers; one is "
+            what += "missing, unreadable or out of range)"
+        else:
+            return
         self.problems.append(what)
 
     def written(self, value: Any) -> str:
@@ -703,28 +650,25 @@ class _Reader:
 
     def check_end(self, root: _Node, fenced: bool) -> None:
         """A problem, where the answer ends inside what has coordinates, or may have."""
-        cut, node = None, root
-        while True:
-            cut = node if node.is_object else cut
-            last = node.values[-1] if node.pairs else None
-            if not isinstance(last, _Node) or last.end >= 0:
-                break
-            node = last
-        start = (cut or node).start
-        part = self.text[start : start + 99]
-        if cut:
+        cut = root
+        last: Any = root
+        while isinstance(last, _Node) and last.end < 0:
+            cut = last if last.is_object else cut
+            last = last.values[-1] if last.pairs else None
+        part = self.text[cut.start : cut.start + 99]
+        if cut.is_object:
             keys = {_plain(key) for key in (*(key for key, _ in cut.pairs), cut.key) if key}
-            certain = any(_RULES[key].certain for key in keys & _RULES.keys())
             begun = "".join(part.split()).replace("'", '"')
             begins = any(f'{{"{key}"'.startswith(begun) for key in ("bbox_2d", "point_2d"))
-            broken = not cut.clean or cut.key or cut.colon or cut.gap  # not only its bracket lacks
-            is_problem = certain or (begins and len(begun) > 1)
-            is_problem = bool(is_problem or (broken and (self.items or fenced)))
+            is_broken = not cut.clean or cut.key or cut.colon or cut.gap  # not only its brace lacks
+            is_problem = any(_RULES[key].certain for key in keys & _RULES.keys())
+            is_problem = is_problem or (begins and len(begun) > 1)
+            is_problem = is_problem or bool(is_broken and (self.items or fenced))
         else:  # bare numbers
             before = self.text[: root.start] if root.start < 20 else "x"
+            is_list = len(root.pairs) > 2 or any(isinstance(v, _Node) for v in root.values)
             is_alone = re.fullmatch(r"\s*(```\w*\s*)?", before)
-            is_number = re.search(r"\d", part) and (node is not root or len(root.pairs) > 2)
-            is_problem = bool(is_alone and is_number)
+            is_problem = bool(is_list and is_alone and re.search(r"\d", part))
         if is_problem:
             self.problems.append(f"the answer ends inside {part[:60]}")
 
@@ -733,18 +677,18 @@ def _join(label: Any) -> str:
     return ", ".join(label) if isinstance(label, list) else label or ""
 
 
-def _corners(fields: dict[str, tuple[str, Any]], names: list[list[str]]) -> list[float] | None:
+def _corners(fields: Fields, names: list[str]) -> list[float]:
     """The numbers of corners with names, as x1, y1, x2, y2 or x, y."""
-    for four in names:
+    for four in map(str.split, names):
         numbers = _flat([fields[name][1] for name in four if name in fields])
         if len(numbers) == len(four):
             if four[-1] in ("height", "h"):
                 numbers[2:] = numbers[0] + numbers[2], numbers[1] + numbers[3]
-            return numbers if sum(map(abs, numbers)) < 1e9 else None
-    return None
+            return numbers
+    return []
 
 
-def _label_of(fields: dict[str, tuple[str, Any]]) -> str | list[str]:
+def _label_of(fields: Fields) -> str | list[str]:
     for name in _LABELS:
         value = fields[name][1] if name in fields else None
         if not isinstance(value, _Node):
@@ -761,86 +705,78 @@ def _label_of(fields: dict[str, tuple[str, Any]]) -> str | list[str]:
 
 # --- markup: <points>, QwenVL HTML and Markdown --------------------------------------------------
 
-_QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
-_XML_START = re.compile(r"<points?\s")
-_XML = re.compile(rf"<points?((?:\s++\w++\s*+=\s*+(?:{_QUOTED}))*+)\s*+(/?>)?")
+_QUOTED = r"""(?:"[^"<]*+"|'[^'<]*+')"""
 _ATTRIBUTE = re.compile(rf"([\w-]++)\s*+=\s*+({_QUOTED})")
 _ELEMENT = re.compile(
-    r"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'))?)*+)\s*+(/?>)"
+    rf"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+{_QUOTED})?)*+)\s*+(/?>)?"
 )
-_OPENED = re.compile(r"<[A-Za-z][^<>]{0,200}?data-bbox[^<>]*+(?=<|\Z)")  # and cut off
 _COMMENT = re.compile(r"<!--\s*+([^<>()\[\]\d]{0,60}+)[(\[]([^<>()\[\]a-zA-Z]{1,120}+)[)\]]\s*+-->")
-_BETWEEN = re.compile(r"<(point|bbox)>([^<>]{1,120}+)</\1>")
+_BETWEEN = re.compile(r"<(?:parameter=)?(\w{1,20}+)>([^<>]{1,120}+)</(?:parameter|\1)>")
 _VOID = {"img", "br", "hr", "input", "col", "area", "wbr", "source"}
 
 
 def _read_markup(text: str) -> Reading:
     reader = _Reader(text, "markup")
-    _read_points(reader)
-    if "data-bbox" in text or "data-polygon" in text:
-        _read_elements(reader)
+    _read_elements(reader)
     for match in _COMMENT.finditer(text):  # QwenVL Markdown: <!-- Image (x1, y1, x2, y2) -->
         reader.span = match.span()
-        reader.read_value(match[2], match[1].strip(" :"), _RULES["bbox"], match[0][:60])
+        reader.read(match[2], match[1].strip(" :"), _RULES["bbox"], match[0][:60])
+    tool = re.search(r"<function=(\w+)>", text)  # Qwen3.5: <parameter=coordinate>[x, y]</parameter>
+    reader.space = _TOOL_SPACES.get(tool[1]) if tool else None
     for match in _BETWEEN.finditer(text):  # UI-TARS, OS-Atlas: <point>x y</point>
-        reader.span = match.span()
-        reader.read_value(match[2], "", _RULES[match[1]], match[1])
+        if rule := _RULES.get(_plain(match[1])):
+            reader.span = match.span()
+            reader.read(match[2], "", rule, match[1])
     return reader.result()
 
 
-def _read_points(reader: _Reader) -> None:
-    """``<points x1="…" y1="…" x2="…" y2="…" alt="…">…</points>``."""
-    starts = [match.start() for match in _XML_START.finditer(reader.text)]
-    for start, end in pairwise([*starts, len(reader.text)]):
-        region = reader.text[start:end]
-        head = _XML.match(region)
-        written = _ATTRIBUTE.findall(head[1] if head else "")
-        values = {k: _unescape(v[1:-1]) for k, v in written}
-        label = values.pop("alt", "")
-        if len({key for key, _ in written}) < len(written):  # which of the two is meant?
-            values = {}
-        pairs = [(v, values.get("y" + k[1:], "")) for k, v in values.items() if k[0] == "x"]
-        numbers = [_numbers_of(f"{x},{y}") for x, y in pairs]
-        where = start, start + (head.end() if head else 0)
-        whole = [each for each in numbers if len(each) == 2]
-        reader.items += [Found(label, each, *where) for each in whole]
-        if not head or not head[2]:
-            reader.problems.append(f"the answer ends or breaks off inside {region[:60]}")
-        elif not numbers or len(whole) < len(numbers):
-            reader.problems.append(f"{region[:60]} lacks an x or a y")
-
-
 def _read_elements(reader: _Reader) -> None:
-    """QwenVL HTML: each element with ``data-bbox``, labelled with the text in it."""
+    """``<points x1="…" y1="…" alt="…">``; QwenVL HTML: ``data-bbox``.
+
+    A box is labelled with the text inside it; a text belongs to the innermost box.
+    """
     text, done = reader.text, 0
-    open_elements: list[tuple[str, list[str] | None]] = []  # with their text, if with a box
-    boxes: list[tuple[re.Match, list[str]]] = []
+    opened: list[tuple[str, list[str] | None]] = []  # open elements; their texts, if with a box
+    boxes: list[tuple[dict[str, str], list[str], tuple[int, int]]] = []
     for match in _ELEMENT.finditer(text):
-        texts = next(
-            (texts for _, texts in reversed(open_elements[-20:]) if texts is not None), None
-        )
-        if texts is not None:
-            texts.append(text[done : match.start()])
-        done = match.end()
         closing, name, attributes, end = match.groups()
+        recent = opened[-20:]
+        inside = [texts for _, texts in recent if texts is not None]
+        if inside:
+            inside[-1].append(text[done : match.start()])
+        done = match.end()
         if closing:
-            recent = [name for name, _ in open_elements[-20:]]
-            if name in recent:
-                del open_elements[len(open_elements) - 1 - recent[::-1].index(name) :]
+            names = [name for name, _ in recent]
+            if name in names:
+                del opened[len(opened) - 1 - names[::-1].index(name) :]
             continue
+        pairs = [(key, _unescape(value[1:-1])) for key, value in _ATTRIBUTE.findall(attributes)]
         own: list[str] | None = [] if re.search("data-(?:bbox|polygon)", attributes) else None
-        if own is not None:
-            boxes.append((match, own))
+        is_point = name in ("point", "points") and text[match.end(2) : match.end(2) + 1] != ">"
+        if is_point:
+            _read_point(reader, pairs, match)
+        if not end and (is_point or own is not None):
+            part = text[match.start() : match.start() + 60]
+            reader.problems.append(f"the answer ends or breaks off inside {part}")
+        elif own is not None:
+            boxes.append((dict(pairs), own, match.span()))
         if end == ">" and name not in _VOID:
-            open_elements.append((name, own))
-    for match, texts in boxes:
-        values = {k: _unescape(v[1:-1]) for k, v in _ATTRIBUTE.findall(match[3])}
+            opened.append((name, own))
+    for values, texts, span in boxes:
         label = " ".join(_unescape(" ".join(texts)).split())
         label = label or values.get("data-label") or values.get("alt") or values.get("class", "")
         fields = {_plain(k): (k, v) for k, v in values.items() if _plain(k) in _RULES}
-        reader.read_fields(fields | {"label": ("label", label)}, match.span(), "")
-    for match in _OPENED.finditer(text):
-        reader.problems.append(f"the answer ends inside {match[0][:60]}")
+        reader.read_fields(fields | {"label": ("label", label)}, span, "")
+
+
+def _read_point(reader: _Reader, pairs: list[tuple[str, str]], match: re.Match) -> None:
+    values = dict(pairs) if len(dict(pairs)) == len(pairs) else {}  # not the same name twice
+    texts = [f"{v},{values.get('y' + k[1:], '')}" for k, v in values.items() if k[0] == "x"]
+    numbers = [each for each in map(_numbers_of, texts) if len(each) == 2]
+    label = values.get("alt", "")
+    reader.items += [Found(label, each, *match.span()) for each in numbers]
+    if match[4] and (not numbers or len(numbers) < len(texts)):
+        reader.problems.append(f"{match[0][:60]} lacks an x or a y")
 
 
 def _unescape(text: str) -> str:

@@ -84,6 +84,7 @@ def locate_grounding(
     input_size: Size | None = None,
     space: Space | None = None,
     clip: bool = True,
+    rewritable: bool = False,
 ) -> tuple[list[tuple[Item, int, int]], str]:
     """:func:`read_grounding`, with the start and end of each item in the text."""
     if not isinstance(text, str):
@@ -92,13 +93,13 @@ def locate_grounding(
     own_space = space or form.space
     span = span_of(own_space, image_size, input_size)
     try:
-        items, problems, notes = find_numbers(text, form)
+        items, problems, notes = find_numbers(text, family, rewritable=rewritable)
         placed = []
         for item in items:
             at = span_of(item.space, image_size) if item.space and own_space == "0-1000" else span
             shape = to_pixels(item.label, item.numbers, at, image_size, clip)
             placed.append((shape, item.start, item.end))
-        notes = [*notes, *_doubts(items, span), *_foreign_forms(items, family, own_space)]
+        notes = [*notes, *_doubts(items, family, own_space, span)]
     except Exception as error:  # the promise for every answer: it is read, or raises this error
         placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
     if problems and not placed:
@@ -110,16 +111,16 @@ def locate_grounding(
     return placed, "; ".join([*([left_out] if problems else []), *notes])
 
 
-def _doubts(items: Sequence[Found], span: Size) -> list[str]:
-    """How numbers were understood that may mean something else."""
+def _doubts(items: Sequence[Found], family: str, space: Space, span: Size) -> list[str]:
+    """How the numbers were understood, where they may mean something else."""
     notes = []
-    unsure = [item for item in items if item.key]
-    fits = all(n[0] + n[2] <= span[0] and n[1] + n[3] <= span[1] for n in map(_numbers, unsure))
-    swapped = any(n[2] < n[0] or n[3] < n[1] for n in map(_numbers, unsure))
-    if unsure and (fits or swapped):
+    key = next((item.key for item in items if item.key), "")
+    unsure = [item.numbers for item in items if item.key]
+    fits = all(x1 + x2 <= span[0] and y1 + y2 <= span[1] for x1, y1, x2, y2 in unsure)
+    if key and (fits or any(x2 < x1 or y2 < y1 for x1, y1, x2, y2 in unsure)):
         notes.append(
-            f"the numbers of {unsure[0].key} are read as x1, y1, x2, y2; if the model means x, y, "
-            "width, height, the boxes are wrong"
+            f"the numbers of {key} are read as x1, y1, x2, y2; if the model means x, y, width, "
+            "height, the boxes are wrong"
         )
     numbers = [n for item in items for n in item.numbers]
     if numbers and max(map(abs, numbers)) <= 1 and not all(n.is_integer() for n in numbers):
@@ -127,37 +128,43 @@ def _doubts(items: Sequence[Found], span: Size) -> list[str]:
             f"all numbers are between 0 and 1, but are read as {span[0]} by {span[1]}; if they are "
             "fractions of the picture, multiply them"
         )
+    own = own_form(family)
+    for form in dict.fromkeys(item.form for item in items):
+        if form not in (own, "markup", "call"):
+            name = "JSON" if form == "json" else f"{form}'s tags"
+            notes.append(
+                f"the answer is in {name}, not in the form of {family}; its numbers are read as "
+                f"{space}, the space of {family}; if that is wrong, pass form= to reply.grounding"
+            )
     return notes
 
 
-def _numbers(item: Found) -> list[float]:
-    return item.numbers
+def own_form(family: str) -> str:
+    return "json" if format_of(family).style == "json" else family
 
 
-def _foreign_forms(items: Sequence[Found], family: str, space: Space) -> list[str]:
-    """Forms of other generations, as fine-tuned models write them."""
-    own = {"markup", "call", "json" if format_of(family).style == "json" else family}
-    return [
-        f"the answer is in {name}, not in the form of {family}; its numbers are read as {space}, "
-        f"the space of {family}; if that is wrong, pass form= to reply.grounding, or the family "
-        "whose form it is"
-        for name in dict.fromkeys(
-            "JSON" if item.form == "json" else f"{item.form}'s tags"
-            for item in items
-            if item.form not in own
-        )
-    ]
+def find_numbers(text: str, family: str, *, rewritable: bool = False) -> Reading:
+    """Labels with their numbers after a text's ``</think>``, and what could not be read.
 
-
-def find_numbers(text: str, form: GroundingFormat) -> Reading:
-    """Labels with their numbers after a text's ``</think>``, and what could not be read."""
+    Args:
+        text: the answer.
+        family: of the model.
+        rewritable: only what can be written again in another form is an item; coordinates in
+            other forms than the family's are problems.
+    """
     answer = text.rpartition("</think>")[2]
+    for token in ("<|endoftext|>", "<|im_end|>"):
+        answer = answer.rstrip().removesuffix(token)
     if answer.lstrip().startswith("<think>"):
         return Reading([], ["the answer ends inside its <think>"], [])
-    reading = read_answer(answer, form)
-    before = len(text) - len(answer)
-    items = [f._replace(start=before + f.start, end=before + f.end) for f in reading.items]
-    return reading._replace(items=items)
+    items, problems, notes = read_answer(answer, format_of(family))
+    before = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    items = [f._replace(start=before + f.start, end=before + f.end) for f in items]
+    if rewritable:
+        others = [text[f.start : f.end][:60] for f in items if f.form != own_form(family)]
+        problems += [f"{part} is not in the form of {family}" for part in others]
+        items = [f for f in items if f.certain and f.form == own_form(family)]
+    return Reading(items, problems, notes)
 
 
 def format_grounding(

@@ -408,16 +408,16 @@ def _family_texts(
 ) -> list[list[Segment]]:
     form = FAMILIES[family]
     span = span_of(form.space, size, input_size)
-    answers = [find_numbers(text, form) for text in texts]
+    answers = [find_numbers(text, family, rewritable=True) for text in texts]
     problems: list[str] = []
-    for text, (boxes, unread) in zip(texts, answers, strict=True):
+    for text, (boxes, unread, notes) in zip(texts, answers, strict=True):
         for opening, closing in (form.label_tags, form.box_tags, form.quad_tags):
             if opening and text.count(opening) != text.count(closing):
                 problems.append(f"unbalanced tags: {opening} and {closing} in {text!r:.60}")
-        problems += [*unread, *(_misplaced(box.numbers, span) for box in boxes)]
+        problems += [*unread, *notes, *(_misplaced(box.numbers, span) for box in boxes)]
     _raise_all(problems)
     segments = []
-    for text, (boxes, _) in zip(texts, answers, strict=True):
+    for text, (boxes, _, _) in zip(texts, answers, strict=True):
         placed = [(to_pixels(b.label, b.numbers, span, size), b.start, b.end) for b in boxes]
         segments.append(list(chats.group_items(text, placed)))
     return segments

@@ -252,7 +252,7 @@ def swift_segments(text: str, objects: SwiftObjects) -> list[Segment]:
 
 
 def _family_segments(text: str, sizes: dict[str, Any]) -> list[Segment]:
-    placed, left_out = locate_grounding(text, **sizes)
+    placed, left_out = locate_grounding(text, **sizes, rewritable=True)
     if left_out:
         raise VlkitError(left_out)
     return list(group_items(text, placed))
