@@ -146,6 +146,7 @@ def test_keys(text, expected):
         ("[10, 20]", [Point("", 10, 20)]),
         ("(10, 20)", [Point("", 10, 20)]),
         ("[[10, 20], [30, 40], [50, 60]]", [Point("", x, x + 10) for x in (10, 30, 50)]),
+        ("<think>hm</think><answer>\n[100, 200, 300, 400]\n</answer>", [BARE]),
         ("The primes are [2, 3, 5, 7].", []),
         ("[1, 2, 3]", []),
         ("I see 4 of them: (1, 2), (3, 4)", []),
@@ -210,11 +211,20 @@ ITEM = '"bbox_2d": [1, 2, 3, 4]'
         ("{'content': '[{\"bbox_2d\": [1, 2, 3, 4], \"label\": \"cat\"}]'}", "cat"),
         ('{\n{"bbox_2d": [1, 2, 3, 4], "label": "a"}\n]', "a"),  # a brace too many
         ("{" + ITEM + ', "label": 0xff}', "0xff"),
+        ('{"bbox_2d": [１, ２, ３, ４], "class": 3, "class_name": "cat"}', "cat"),
+        ("{" + ITEM + r', "text_content": "\\sum_{i} x_i \right)"}', r"\sum_{i} x_i \right)"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
 def test_slips_around_whole_numbers(text, label, family):
     assert parse(text, family) == [Box(label, 1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("text", ["bbox: [1, 2, 3, 4]", "Bounding box is bbox_2d = 1, 2, 3, 4"])
+def test_coordinates_without_brackets_around_them_are_an_error(text):
+    with pytest.raises(GroundingParseError, match="without brackets"):
+        parse(text)
+    assert parse('The key is "bbox": see [1].') == parse('{"type": "bbox"}') == []
 
 
 def test_what_stands_in_a_label_is_no_box():
@@ -226,7 +236,7 @@ def test_what_stands_in_a_label_is_no_box():
     "numbers",
     ["1, 2, 3", "1, 2, 3, 4, 5", "1,,2,3,4", "1 2 3 4", "1,000, 2, 3", "1, 2, 3, 40.", "1_0, 2, 3",
      "1, 2, 3, 4px", '"10%", 2, 3, 4', "1, 2, 3, 1e999", "1, 2, 3, NaN", "1, 2, 3, x",
-     "1/2, 2, 3, 4", "1-2, 3, 4, 5", "1, 2, 3, 4, [", "1, 2, 3, null"],
+     "1/2, 2, 3, 4", "1-2, 3, 4, 5", "+1, 2, 3, 4", "1, 2, 3, 4, [", "1, 2, 3, null"],
 )  # fmt: skip
 def test_numbers_that_are_not_whole_are_never_guessed(numbers):
     with pytest.raises(GroundingParseError, match=r"neither a box nor|ends inside"):
@@ -272,6 +282,11 @@ def test_3d_boxes_are_named():
     items, warning = read(f"[{{{ITEM}}}, {THREE}, {THREE}]")
     assert items == [Box("", 1, 2, 3, 4)] and "1 read, 2 left out" in warning
     assert "bbox_3d" in warning
+
+
+def test_key_points_with_a_third_number_are_named():
+    items, warning = read(f'{{{ITEM}, "keypoints": [[10, 12, 2], [20, 22, 0]]}}')
+    assert items == [Box("", 1, 2, 3, 4)] and "keypoints takes 2 numbers" in warning
 
 
 def test_polygons_of_more_corners_are_named():

@@ -125,9 +125,9 @@ COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     (
         "point",
         (2,),
-        "point_2d points_2d keypoint_2d keypoints_2d",
-        "point points keypoint keypoints landmark landmarks click_point start_point end_point "
-        "coordinate coordinate2 start_coordinate end_coordinate 点 点坐标 关键点",
+        "point_2d points_2d keypoint_2d keypoints_2d keypoint keypoints landmarks 关键点",
+        "point points click_point start_point end_point coordinate coordinate2 start_coordinate "
+        "end_coordinate 点 点坐标",
     ),
     ("point", (2, 4), "start_box end_box", ""),
     (
@@ -137,12 +137,12 @@ COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
         "polygon polygons poly segmentation contour corners vertices 四边形 多边形",
     ),
     ("place", (4, 2, 8), "", "coordinates coords location position center centre 坐标 位置"),
-    ("rotated", (5,), "rbox_2d rbox rotated_box rotated_bbox rotate_rect rotated_rect obb", ""),
+    ("rotated", (5, 8), "rbox_2d rbox rotated_box rotated_bbox rotate_rect rotated_rect obb", ""),
     ("3D", (), "bbox_3d bboxes_3d box_3d boxes_3d point_3d points_3d", ""),
 )
 LABEL_KEYS = (
-    "label labels name name_en name_zh names class class_name category category_name object "
-    "object_name text_content text alt data-label description caption title phrase ref content tag "
+    "label labels name name_en name_zh names class_name class category_name category object_name "
+    "object text_content text alt data-label description caption title phrase ref content tag "
     "标签 名称 类别 物体 文本 文字 描述"
 )
 # keys of things that contain others; any other key of an object with coordinates is its label
@@ -175,17 +175,21 @@ _KNOWN_ORDER = re.compile("2d|xyxy|xywh|start|end|corners")
 
 # --- reading -------------------------------------------------------------------------------------
 
-_N = r"-?(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,9})?"
+_N = r"-?(?:[0０]|[1-9１-９][0-9０-９]{0,8})(?:\.[0-9０-９]{1,9})?"
 _NUMBER = re.compile(_N)
 _GAP = r"[\s,，、()（）\[\]［］]"
 _NUMBERS = re.compile(rf"{_GAP}*+{_N}(?:{_GAP}++{_N})*+{_GAP}*+")
 _NOTHING = re.compile(r"(?i)\s*(?:|none|null|nil|n/?a|undefined|无|没有)\s*")
 _FENCE = re.compile(r"```(\w*)(.*?)(?:```|\Z)", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _STRAY = {  # the corners of a box without the special tokens around them
     "tags": re.compile(rf"\(\s*{_N}\s*,\s*{_N}\s*\)\s*,\s*\({_N}\s*,\s*{_N}\s*\)"),
     "json": re.compile(rf"\({_N},{_N}\),\({_N},{_N}\)"),
 }
-_STRAY_KEY = re.compile(r"""(?:bbox|point|quad)_[23]d["']?\s*(?:[},]|[:=][\s"'(\[{]*-?\d)""")
+_STRAY_KEY = re.compile(
+    r"""(?:bbox|point|quad)_[23]d["']?\s*[},]"""
+    r"""|(?:bbox|bounding_?box|(?:box|point|quad)_[23]d)(?:_2d)?["']?\s*[:=][\s"'(\[{]*-?\d"""
+)
 
 
 def _numbers_of(text: str) -> list[float]:
@@ -387,7 +391,7 @@ def _unquote(text: str) -> str:
     if "\\" not in text:
         return text
     if _RAW.match(text):
-        return re.sub(r"""\\(["'])""", r"\1", text)
+        return re.sub(r"""\\(["']|\\(?=[A-Za-z]))""", r"\1", text)
 
     def escape(match: re.Match) -> str:
         kept, code, quote = match.groups()
@@ -471,8 +475,9 @@ def _read_json(text: str) -> Reading:
 
 
 def _regions(text: str) -> list[tuple[int, int]]:
-    """The parts that may be nothing but coordinates: the whole text, the content of a fence."""
+    """What may be nothing but coordinates: the text, the content of a fence or of <answer>."""
     spans = [(0, len(text)), *(match.span(2) for match in _FENCE.finditer(text))]
+    spans += [match.span(1) for match in _ANSWER.finditer(text)]
     trimmed = []
     for start, end in spans:
         part = text[start:end]
@@ -720,7 +725,7 @@ def _read_markup(text: str) -> Reading:
     _read_elements(reader)
     for match in _COMMENT.finditer(text):  # QwenVL Markdown: <!-- Image (x1, y1, x2, y2) -->
         reader.span = match.span()
-        reader.read(match[2], match[1].strip(" :"), _RULES["bbox"], match[0][:60])
+        reader.read(match[2], match[1].strip(" :"), _RULES["bbox"], "a comment")
     tool = re.search(r"<function=(\w+)>", text)  # Qwen3.5: <parameter=coordinate>[x, y]</parameter>
     reader.space = _TOOL_SPACES.get(tool[1]) if tool else None
     for match in _BETWEEN.finditer(text):  # UI-TARS, OS-Atlas: <point>x y</point>
