@@ -667,8 +667,8 @@ def test_a_megabyte_of_anything_takes_linear_time(unit):
                 assert len(str(error)) < 400
         return time.process_time() - begin
 
-    # measured: 1.3 at most; what grows with the square takes minutes
-    assert min(seconds(1_000_000) for _ in range(2)) < 4
+    # measured: 2.5 at most, on a crowded machine 5.8; what grows with the square takes minutes
+    assert seconds(1_000_000) < 10
 
 
 def test_the_tables_are_in_the_documents():

@@ -342,7 +342,7 @@ _START = re.compile(
 )
 _TOKEN = re.compile(
     r"(?:\s++|//[^\n]*+|#\s[^\n]*+|/\*[^*\n]{0,200}+\*/)*+"
-    rf"(?:(?P<fence>```)|(?P<open>[{_OPEN}])|(?P<close>[{_CLOSE}])"
+    rf"(?:(?P<list>\[{_N}(?:, ?{_N})*+\])|(?P<fence>```)|(?P<open>[{_OPEN}])|(?P<close>[{_CLOSE}])"
     rf"|(?P<colon>[{_COLON}])|(?P<comma>[{_COMMA}])|(?P<quote>[\"'“”„‘’`])"
     rf"|(?P<word>[^\s\[\]{{}}()［］｛｝（）{_COLON}{_COMMA}\"“”„]+)|.)"
 )
@@ -417,10 +417,14 @@ def _parse_values(text: str) -> list[_Node]:
         kind, place = token.lastgroup, token.end()
         written = token[kind] if kind else ""
         is_object = written in ("{", "｛", "}", "｝")
-        if kind == "open" and len(stack) < _DEEPEST:
-            node = _Node(place - 1, is_object)
+        if kind == "list" or (kind == "open" and len(stack) < _DEEPEST):
+            node = _Node(place - len(written), is_object)
             stack[-1].add(node) if stack else roots.append(node)
-            stack.append(node)
+            if kind == "open":
+                stack.append(node)
+            else:  # numbers alone, in one step: most of what models write
+                node.pairs = [("", _Word(number)) for number in _NUMBER.findall(written)]
+                node.end = place
         elif kind == "close" and any(node.is_object == is_object for node in stack):
             node = stack[-1]
             while node.end < 0 or node.is_object != is_object:
