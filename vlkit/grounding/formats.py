@@ -628,7 +628,7 @@ class _Reader:
             return self.refuse(numbers, value, rule, key)
         if rule.kind == "width and height":
             numbers = [*numbers[:2], numbers[0] + numbers[2], numbers[1] + numbers[3]]
-        if rule.kind == "rotated":
+        if len(numbers) == 5:
             self.notes.append(f'"{key}" is read as centre, width, height and degrees clockwise')
         is_sure = len(numbers) != 4 or self.form == "markup" or _KNOWN_ORDER.search(_plain(key))
         shown = "" if is_sure else f'"{key}"' if key else "bare lists"
@@ -675,7 +675,8 @@ class _Reader:
             is_problem = is_problem or bool(is_broken and (self.items or fenced))
         else:  # bare numbers
             before = self.text[: root.start] if root.start < 20 else "x"
-            is_list = len(root.pairs) > 2 or any(isinstance(v, _Node) for v in root.values)
+            nodes = [value for value in root.values if isinstance(value, _Node)]
+            is_list = not any(node.is_object for node in nodes) and len(nodes or root.pairs[2:]) > 0
             is_alone = re.fullmatch(r"\s*(```\w*\s*)?", before)
             is_problem = bool(is_list and is_alone and re.search(r"\d", part))
         if is_problem:
