@@ -41,15 +41,14 @@ SETTINGS = {
 ANSWER = f"""
 import time
 import torch
-from vlkit.generation.generate import run_row
-from vlkit.inputs import prepare_inputs
 
 vlm = vlkit.load()
-inputs = prepare_inputs(vlm, [[vlkit.user("Describe this image.", vlkit.sample("six_shapes"))]])
+vlm.model.generation_config.eos_token_id = None  # no answer ends by itself
+message = vlkit.user("Describe this image.", vlkit.sample("six_shapes"))
 for tokens in (10, {NEW_TOKENS}):
-    options = {{"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}}
+    vlm.cache.clear()
     start = time.perf_counter()
-    assert len(run_row(vlm, inputs, options, None)) == tokens
+    assert vlkit.generate(vlm, message, max_new_tokens=tokens).usage.new_tokens == tokens
 print(time.perf_counter() - start, torch.get_num_threads())
 """
 

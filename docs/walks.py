@@ -64,7 +64,7 @@ ANSWER = [
     ),
     Step(
         "Ask the model, wherever it runs",
-        [("models/load.py", ["VLM.answer"]), ("generation/generate.py", ["answer_here"])],
+        [("models/load.py", ["VLM.answer"]), ("generation/rows.py", ["answer_here"])],
         "the same, for a model on this machine",
         (
             "A hosted model has the same method:",
@@ -87,15 +87,17 @@ ANSWER = [
         "ModelInputs: tensors, original pictures, sizes that the model sees",
     ),
     Step(
-        "Generate tokens with transformers' generate",
-        [("generation/generate.py", ["run_rows"]), ("inputs.py", ["check_context"])],
+        "Generate tokens with the engine",
+        [
+            ("engine/scheduler.py", ["Scheduler.admit"]),
+            ("engine/slots.py", ["Engine.advance"]),
+        ],
         "ids of the new tokens",
         (
-            "Many rows use the batch engine:",
+            "What the engine cannot do, and many rows:",
+            "`generation/rows.py` `Library.admit`",
             "`batch/answering.py` `generate_batch`",
             "`generation/rows.py` `answer_rows_here`",
-            "`engine/scheduler.py` `Scheduler.admit`",
-            "`engine/slots.py` `Engine.advance`",
         ),
     ),
     Step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -198,3 +199,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise VlkitError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def digest(content: Any) -> str:
+    """The sha256 in hex of values for JSON; sets are sorted, other values are taken by repr."""
+    text = json.dumps(content, sort_keys=True, default=_json_value)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _json_value(value: Any) -> Any:
+    return sorted(value, key=repr) if isinstance(value, set | frozenset) else repr(value)

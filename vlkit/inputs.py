@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import PIL.Image
@@ -31,8 +31,9 @@ class TensorCache:
     """
 
     def __init__(self, most_bytes: int = 2**28):
+        self.most_bytes = most_bytes
         self._entries: OrderedDict[Hashable, tuple] = OrderedDict()
-        self._most_bytes, self._lock = most_bytes, Lock()
+        self._lock = RLock()  # drop() may be called anywhere, by the garbage collector
 
     def find(self, keys: Iterable[Hashable]) -> dict[Hashable, tuple]:
         """The tensors of those keys that are in the cache."""
@@ -45,15 +46,33 @@ class TensorCache:
     def keep(self, entries: Mapping[Hashable, tuple]) -> None:
         """Add entries, and drop the ones used longest ago over the limit."""
         with self._lock:
-            self._entries |= entries
-            total = sum(map(_count_bytes, self._entries.values()))
-            while total > self._most_bytes:
+            for key, tensors in entries.items():
+                self._entries.pop(key, None)
+                if _count_bytes(tensors) <= self.most_bytes:  # or else it would drop all others
+                    self._entries[key] = tensors
+            total = self.bytes
+            while total > self.most_bytes:
                 total -= _count_bytes(self._entries.popitem(last=False)[1])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        with self._lock:
+            return sum(map(_count_bytes, self._entries.values()))
+
+    def drop(self, key: Hashable) -> None:
+        """Drop an entry, if it is there."""
+        with self._lock:
+            self._entries.pop(key, None)
 
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
             self._entries.clear()
+
+    def __repr__(self) -> str:
+        held, most = self.bytes / 1e6, self.most_bytes / 1e6
+        return f"TensorCache({len(self._entries)} entries, {held:,.1f} of at most {most:,.0f} MB)"
 
 
 def _count_bytes(tensors: tuple) -> int:

@@ -1,7 +1,8 @@
-"""How OpenMP's threads wait: asleep, to keep a busy machine fast.
+"""Threads and CPU cores: how OpenMP's threads wait, how threads share the cores.
 
-By default they spin. On a busy machine a thread then spins on the core that the thread it waits for
-needs, and an answer takes many times as long (``benchmarks/busy_machine.py``).
+By default OpenMP's threads spin while they wait. On a busy machine a thread then spins on the core
+that the thread it waits for needs, and an answer takes many times as long
+(``benchmarks/busy_machine.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 _COUNTS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
@@ -81,3 +89,63 @@ def _default_counts() -> set[int]:
     import psutil
 
     return {len(_cores()), psutil.cpu_count(logical=False) or 1}
+
+
+class Cores:
+    """Shares the CPU's cores among the threads that compute: torch's threads for each of them.
+
+    Without it each of them has as many of torch's threads as there are cores; in every step it
+    waits for the slowest, which waits for a core.
+
+    Attributes:
+        busy: how many threads compute.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self._all, self.busy, self._counting = torch.get_num_threads(), 0, Lock()
+
+    @contextmanager
+    def share(self) -> Iterator[None]:
+        """Compute in the calling thread."""
+        import torch
+
+        torch.get_num_threads()  # otherwise a new thread's first step would set all threads' start
+        with self._counting:
+            self.busy += 1
+            torch.set_num_threads(max(1, self._all // self.busy))
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.busy -= 1
+                torch.set_num_threads(self._all)  # other threads of the process start with this
+
+
+def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Work on all items, several at once, each on a share of the cores.
+
+    Two pictures on one core each are faster than one after the other on both cores.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items))
+    if workers < 2:
+        return [work(item) for item in items]
+
+    def begin() -> None:
+        torch.get_num_threads()  # otherwise the first step would set what torch starts with
+        torch.set_num_threads(threads // workers)
+
+    def run(item: Item) -> Result:
+        with torch.inference_mode():
+            return work(item)
+
+    pool = ThreadPoolExecutor(workers, "vlkit-cores", begin)
+    try:
+        return list(pool.map(run, items))
+    finally:  # after Ctrl-C, or an item that fails, no other is started
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

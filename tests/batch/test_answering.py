@@ -6,6 +6,7 @@ import re
 import threading
 from functools import partial
 
+import bare
 import pytest
 import torch
 
@@ -19,35 +20,16 @@ FAST = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LIBRARY = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
-def mixed_rows() -> list:
-    """Pictures of several sizes, the same picture twice, two pictures, clips, both, text alone."""
-    samples = [str(sample.path) for sample in vlkit.samples().values()]
-    clips = [str(clip.path) for clip in vlkit.clips().values()]
-    return [
-        vlkit.user("Describe this image.", samples[0]),
-        vlkit.user("How many objects are there?", samples[0]),
-        vlkit.user("这是什么？", samples[5]),
-        vlkit.user("What is in both?", samples[1], samples[2]),
-        "Who are you?",
-        vlkit.user("What moves where?", vlkit.Video(clips[0], fps=1)),
-        vlkit.user("What is this?", samples[3], vlkit.Video(clips[1], frames=4)),
-        vlkit.user("What is this?", vlkit.Image(samples[4], max_tokens=20)),
-        [vlkit.user("Describe this image.", samples[6]), vlkit.assistant("There is")],
-    ]
-
-
-def alone(vlm, rows: list, **options) -> list[str]:
-    return [vlkit.generate(vlm, row, **options).raw for row in rows]
-
-
 def batch(vlm, rows: list, /, **options):
     return vlkit.generate_batch(vlm, rows, progress=False, **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, "auto"])
 def test_answers_of_the_bundled_model_are_those_of_one_by_one(vlm, batch_size):
-    results = batch(vlm, mixed_rows(), max_new_tokens=40, batch_size=batch_size)
-    assert [reply.raw for reply in results] == alone(vlm, mixed_rows(), max_new_tokens=40)
+    results = batch(vlm, bare.mixed_rows(), max_new_tokens=40, batch_size=batch_size)
+    assert [reply.raw for reply in results] == bare.answers(
+        vlm, bare.mixed_rows(), max_new_tokens=40
+    )
     assert results.report.path == "fast" and results.report.padding < 0.1
     assert results.report.new_tokens == sum(reply.usage.new_tokens for reply in results)
 
@@ -55,29 +37,31 @@ def test_answers_of_the_bundled_model_are_those_of_one_by_one(vlm, batch_size):
 @pytest.mark.parametrize("kind", FAST + LIBRARY)
 def test_answers_of_each_generation_are_those_of_one_by_one(tiny_vlm, kind):
     vlm = tiny_vlm(kind)
-    results = batch(vlm, mixed_rows(), max_new_tokens=12, batch_size=4)
-    assert [reply.raw for reply in results] == alone(vlm, mixed_rows(), max_new_tokens=12)
+    results = batch(vlm, bare.mixed_rows(), max_new_tokens=12, batch_size=4)
+    assert [reply.raw for reply in results] == bare.answers(
+        vlm, bare.mixed_rows(), max_new_tokens=12
+    )
     assert results.report.path == ("fast" if kind in FAST else "library")
     assert bool(results.report.note) == (kind in LIBRARY)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
 def test_sampled_rows_are_those_of_one_by_one(tiny_vlm, kind):
-    vlm, rows = tiny_vlm(kind), mixed_rows()
+    vlm, rows = tiny_vlm(kind), bare.mixed_rows()
     options = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 0.9}
     results = batch(vlm, rows, batch_size=3, seed=5, **options)
     one_by_one = [
-        vlkit.generate(vlm, row, seed=5 + index, **options).raw for index, row in enumerate(rows)
+        bare.answer(vlm, row, seed=5 + index, **options) for index, row in enumerate(rows)
     ]
     assert [reply.raw for reply in results] == one_by_one
 
 
 def test_a_repetition_penalty_counts(tiny_vlm, monkeypatch):
     vlm = tiny_vlm("qwen2_vl")
-    plain = alone(vlm, mixed_rows(), max_new_tokens=12)
+    plain = bare.answers(vlm, bare.mixed_rows(), max_new_tokens=12)
     monkeypatch.setattr(vlm.model.generation_config, "repetition_penalty", 1.5)
-    results = batch(vlm, mixed_rows(), max_new_tokens=12, batch_size=4)
-    penalized = alone(vlm, mixed_rows(), max_new_tokens=12)
+    results = batch(vlm, bare.mixed_rows(), max_new_tokens=12, batch_size=4)
+    penalized = bare.answers(vlm, bare.mixed_rows(), max_new_tokens=12)
     assert [reply.raw for reply in results] == penalized != plain
 
 
@@ -86,22 +70,26 @@ def test_the_step_before_a_capture_leaves_no_trace(tiny_vlm, monkeypatch):
     monkeypatch.setattr(vlm.model.generation_config, "repetition_penalty", 1.5)
 
     def with_rehearsal(self, index, steps):  # as on a GPU, before a graph is captured
-        self._rehearse(len(self.rows), self.decoder.length)
+        self._predict(len(self.rows), self.decoder.length)
         rehearsed.append(index)
         step(self, index, steps)
 
     monkeypatch.setattr(Engine, "_step", with_rehearsal)
-    results = batch(vlm, mixed_rows()[:3], max_new_tokens=12)
+    results = batch(vlm, bare.mixed_rows()[:3], max_new_tokens=12)
     assert rehearsed
-    assert [reply.raw for reply in results] == alone(vlm, mixed_rows()[:3], max_new_tokens=12)
+    assert [reply.raw for reply in results] == bare.answers(
+        vlm, bare.mixed_rows()[:3], max_new_tokens=12
+    )
 
 
 def test_settings_that_the_engine_does_not_know_go_to_the_library(tiny_vlm, monkeypatch):
     vlm = tiny_vlm("qwen2_vl")
     monkeypatch.setattr(vlm.model.generation_config, "no_repeat_ngram_size", 2)
-    results = batch(vlm, mixed_rows()[:3], max_new_tokens=8)
+    results = batch(vlm, bare.mixed_rows()[:3], max_new_tokens=8)
     assert results.report.path == "library" and "no_repeat_ngram_size" in results.report.note
-    assert [reply.raw for reply in results] == alone(vlm, mixed_rows()[:3], max_new_tokens=8)
+    assert [reply.raw for reply in results] == bare.answers(
+        vlm, bare.mixed_rows()[:3], max_new_tokens=8
+    )
 
 
 def test_boxes_and_pictures_are_those_of_one_by_one(vlm):
@@ -135,7 +123,7 @@ def test_bad_rows_fail_and_the_others_go_on(vlm, tmp_path):
         good,
     ]
     results = batch(vlm, rows, max_new_tokens=20)
-    assert results[0].raw == results[6].raw == alone(vlm, [good], max_new_tokens=20)[0]
+    assert results[0].raw == results[6].raw == bare.answers(vlm, [good], max_new_tokens=20)[0]
     failures = results[1:6]
     assert all(isinstance(each, Failure) for each in failures)
     words = ("missing.png", "truncated", "context", "nobody", "7")
@@ -152,7 +140,7 @@ def test_rows_that_fill_the_memory_for_waiting_ones_are_answered(tiny_vlm, monke
     rows = [vlkit.user(f"What is this, {i}?", str(vlkit.sample("circles"))) for i in range(9)]
     results = batch(tiny_vlm(kind), rows, max_new_tokens=3, batch_size=8)
     assert results.report.failures == 0
-    assert [reply.raw for reply in results] == alone(tiny_vlm(kind), rows, max_new_tokens=3)
+    assert [reply.raw for reply in results] == bare.answers(tiny_vlm(kind), rows, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("fits", [1, 3])
@@ -167,7 +155,7 @@ def test_out_of_memory_halves_the_batch(tiny_vlm, monkeypatch, fits):
         return prefill(self, rows, *rest)
 
     rows = [vlkit.user("What is this?", str(vlkit.sample("six_shapes")))] * 9
-    expected = alone(vlm, rows[:1], max_new_tokens=6)[0]
+    expected = bare.answers(vlm, rows[:1], max_new_tokens=6)[0]
     monkeypatch.setattr(Engine, "_prefill", cramped)
     results = batch(vlm, rows, max_new_tokens=6, batch_size=8)
     assert [reply.raw for reply in results] == [expected] * 9
@@ -204,21 +192,23 @@ def test_a_row_that_the_model_cannot_take_fails_alone(tiny_vlm, monkeypatch):
 
 
 def test_agreement_asks_rows_again_alone(vlm, monkeypatch):
-    assert batch(vlm, mixed_rows(), max_new_tokens=8, agreement=4).report.agreement == 1
+    assert batch(vlm, bare.mixed_rows(), max_new_tokens=8, agreement=4).report.agreement == 1
     choose = Engine._choose
 
     def wrong(self, logits, rows, place):  # the second likeliest token, in the batch alone
+        if self.slots == 1:
+            return choose(self, logits, rows, place)
         logits = logits.scatter(1, choose(self, logits, rows, place)[:, None], float("-inf"))
         return choose(self, logits, rows, place)
 
     monkeypatch.setattr(Engine, "_choose", wrong)
-    report = batch(vlm, mixed_rows(), max_new_tokens=8, agreement=4).report
+    report = batch(vlm, bare.mixed_rows(), max_new_tokens=8, agreement=4).report
     assert report.agreement == 0 and len(report.disagreeing) == 4
 
 
 @pytest.mark.parametrize("by", ["event", "interrupt"])
 def test_a_stopped_batch_returns_what_is_done_and_goes_on_later(vlm, tmp_path, by):
-    stopped, out, rows = threading.Event(), tmp_path / "run.jsonl", mixed_rows()
+    stopped, out, rows = threading.Event(), tmp_path / "run.jsonl", bare.mixed_rows()
 
     def after_three(index, result, seen=[]):  # noqa: B006
         seen.append(index)
@@ -234,13 +224,13 @@ def test_a_stopped_batch_returns_what_is_done_and_goes_on_later(vlm, tmp_path, b
     assert {each.kind for each in first if isinstance(each, Failure)} == {"Stopped"}
     again = batch(vlm, rows, **options)
     assert again.report.resumed == 3 and not again.report.stopped
-    assert [reply.raw for reply in again] == alone(vlm, rows, max_new_tokens=30)
+    assert [reply.raw for reply in again] == bare.answers(vlm, rows, max_new_tokens=30)
 
 
 def test_models_are_left_as_they_were(tiny_vlm):
     vlm = tiny_vlm("qwen2_5_vl")
     before = vlm.model.model.visual.config._attn_implementation
-    batch(vlm, mixed_rows()[:3], max_new_tokens=3)
+    batch(vlm, bare.mixed_rows()[:3], max_new_tokens=3)
     assert vlm.model.model.visual.config._attn_implementation == before == "sdpa"
     assert "forward" not in vars(vlm.model.model.visual.patch_embed)
 
@@ -249,7 +239,7 @@ def test_longer_rows_that_come_later_find_room(tiny_vlm):
     vlm = tiny_vlm("qwen3_vl")
     rows = ["short", "longer " * 150, "short again", "longest " * 400]
     results = batch(vlm, rows, max_new_tokens=5, batch_size=1)
-    assert [reply.raw for reply in results] == alone(vlm, rows, max_new_tokens=5)
+    assert [reply.raw for reply in results] == bare.answers(vlm, rows, max_new_tokens=5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from openai_server import USAGE, Said, serve
 
 import vlkit
-from vlkit.batch.keys import row_keys
+from vlkit.batch.journal import row_keys
 from vlkit.errors import VlkitError
 from vlkit.generation import reply
 

@@ -13,8 +13,7 @@ import PIL.Image
 import pytest
 
 from vlkit import Box, Failure, Image, Point, Reply, Video, sample, user
-from vlkit.batch.journal import Journal
-from vlkit.batch.keys import row_key, row_keys
+from vlkit.batch.journal import Journal, row_key, row_keys
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Usage, record_of, result_of
 
@@ -245,7 +244,7 @@ def test_a_killed_writer_leaves_no_lock_and_no_torn_row(tmp_path):
     code = f"""
 from pathlib import Path
 import PIL.Image
-from vlkit.batch.journal import Journal
+from vlkit.batch.journal import Journal, row_key, row_keys
 from vlkit.generation.reply import Reply, Usage
 journal = Journal({str(path)!r})
 print(len(journal.finished), flush=True)

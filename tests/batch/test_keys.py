@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 import vlkit
-from vlkit.batch.keys import row_key
+from vlkit.batch.journal import row_key
 
 OPTIONS = {"max_new_tokens": 8}
 QUESTION = vlkit.user("What is this?", vlkit.sample("red_circle"))
@@ -27,7 +27,7 @@ def key(vlm):
 
 def test_the_same_model_has_the_same_key_in_every_process_and_folder(own, broken_folder, vlm):
     code = f"""import vlkit
-from vlkit.batch.keys import row_key
+from vlkit.batch.journal import row_key
 import torch
 torch.set_num_threads(1)
 question = vlkit.user("What is this?", vlkit.sample("red_circle"))

@@ -10,7 +10,7 @@ from served import ask, connect, health, send, text_of, user, wait_until
 
 import vlkit
 from vlkit import serving
-from vlkit.engine import slots
+from vlkit.engine import sampling
 from vlkit.engine.decoder import Decoder
 from vlkit.engine.slots import Engine
 from vlkit.engine.vision import Encoder
@@ -70,7 +70,7 @@ BREAKS = {
     "a step": (Engine, "_run", lambda f: raising_step(f)),
     "all of a step": (Engine, "advance", lambda f: raising(f, 3)),
     "choosing, at its end": (Engine, "_choose", lambda f: raising(f, 4, first=True)),
-    "a sampler": (slots, "_share", lambda f: raising_share(f)),
+    "a sampler": (sampling, "_share", lambda f: raising_share(f)),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 
 import vlkit
 from vlkit.engine import vision
-from vlkit.engine.vision import Cores, compute_each
+from vlkit.threads import Cores, compute_each
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlkit.errors import VlkitError
-from vlkit.generation.generate import generation_options, run_row
+from vlkit.generation.generate import generation_options
 from vlkit.generation.reply import Reply
 from vlkit.grounding.boxes import Item, Size, coordinates_of
 from vlkit.grounding.formats import GroundingFormat
@@ -109,7 +109,8 @@ def answer_tokens(
     inputs = prepare_inputs(vlm, [messages])
     prefill = prefill_of(messages)
     if answer is None:
-        ids = run_row(vlm, inputs, generation_options(max_new_tokens, 0.0, 1.0, None), None)
+        greedy = generation_options(max_new_tokens, 0.0, 1.0, None)
+        ids = list(vlm.answer(messages, greedy, None).tokens)
     else:
         ids = _tokens_of(vlm, answer, prefill)
         check_context(vlm, inputs.tensors["input_ids"].shape[1], len(ids))

@@ -260,8 +260,7 @@ def _check_batch_size(batch_size: Any) -> int | None:
 def _open_journal(stack, vlm, conversations, options, seed, out, resume, part):
     if out is None:
         return None, []
-    from vlkit.batch.journal import Journal
-    from vlkit.batch.keys import row_keys
+    from vlkit.batch.journal import Journal, row_keys
 
     journal = stack.enter_context(Journal(out, resume=resume, part=part))
     seed = seed if options["do_sample"] else None  # a greedy answer does not depend on it

@@ -24,6 +24,7 @@ from vlkit.engine.kernels import (
 )
 from vlkit.engine.kernels import attend as attend_on_gpu
 
+_KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2")  # equal to the decoder's own
 SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
 
 
@@ -47,25 +48,14 @@ class Decoder:
         self.head_size = self.layers[0].self_attn.head_dim
         self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
         self.joined = [_join(layer.self_attn) for layer in self.layers]
-        self.places = self._weights()
         self.slots, self.narrowed = slots, False
         self.cache = [self._allocate(slots, length) for _ in self.layers]
 
-    def _weights(self) -> list[int]:
-        """The addresses of the layers' weights, from which a captured graph reads them."""
-        weights = (p for part in [*self.layers, self.lm_head] for p in part.parameters())
-        return [weight.data_ptr() for weight in weights]
-
-    def refresh(self) -> bool:
-        """Take over changed weights; False if they were moved or replaced by other modules."""
-        if self._weights() != self.places:
-            return False
+    def refresh(self) -> None:
+        """Take over weights that were changed in place."""
         for layer, joined in zip(self.layers, self.joined, strict=True):
-            if _joinable(layer.self_attn) != (joined is not None):
-                return False
             if joined is not None:
                 _join(layer.self_attn, *joined)
-        return True
 
     @property
     def length(self) -> int:
@@ -117,17 +107,20 @@ class Decoder:
         for layer in self.cache:
             layer[target, :length] = layer[source, :length]
 
-    def prefill(self, hidden, angles, first: int, last, deep: dict | None = None):
-        """Read whole prompts, padded on the right, into the slots from ``first`` on.
-
-        Causal attention never looks at padding after a token, so no mask is needed.
+    def read(
+        self, hidden, angles, first: int, last, deep: dict | None = None, starts=None, span: int = 0
+    ):
+        """Read prompts, padded on the right, into the slots from ``first`` on.
 
         Args:
             hidden: (rows, length, width) embeddings.
             angles: cosines and sines, (rows, length, head size) each.
             first: the first slot.
-            last: (rows,) the index of each prompt's last token.
+            last: (rows,) the index in ``hidden`` of each prompt's last token.
             deep: Qwen3-VL's features after a layer, (rows, length, width), by the layer's number.
+            starts: (rows,) tokens of each prompt that are in the cache already, and not in
+                ``hidden``; None for whole prompts.
+            span: with ``starts``, how much of the cache is read.
 
         Returns:
             (rows, vocabulary) logits of the last tokens.
@@ -135,62 +128,35 @@ class Decoder:
         import torch
 
         rows, length, width = hidden.shape
+        attend_to = torch.nn.functional.scaled_dot_product_attention
+        group = self.heads // self.kv_heads
         kept = torch.arange(rows, device=self.device) * length + last
         deep = {layer: values.view(-1, width) for layer, values in (deep or {}).items()}
+        if starts is not None:
+            places = starts[:, None] + torch.arange(length, device=self.device)
+            seen = torch.arange(span, device=self.device) <= places[..., None]
+            mask = seen[:, None, None].expand(-1, 1, group, -1, -1).reshape(rows, 1, -1, span)
+            slots = first + torch.arange(rows, device=self.device)[:, None]
+            places = places.clamp(max=self.length - 1)  # of padding; never read
 
         def attend(states, cache):
             rotate(states, self.heads + self.kv_heads, *angles)
             states = states.view(rows, length, -1, self.head_size)
-            cache[first : first + rows, :length] = states[:, :, self.heads :]
-            parts = states.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], 1)
-            output = torch.nn.functional.scaled_dot_product_attention(
-                *parts, is_causal=True, enable_gqa=self.heads != self.kv_heads
-            )
+            if starts is None:  # causal attention never looks at padding after a token: no mask
+                cache[first : first + rows, :length] = states[:, :, self.heads :]
+                parts = states.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], 1)
+                output = attend_to(*parts, is_causal=True, enable_gqa=group > 1)
+            else:
+                cache[slots, places] = states[:, :, self.heads :]
+                query = states[:, :, : self.heads].transpose(1, 2)
+                query = query.reshape(rows, self.kv_heads, group * length, self.head_size)
+                held = cache[first : first + rows, :span].transpose(1, 2)
+                output = attend_to(query, *held.split(self.kv_heads, 1), attn_mask=mask)
+                output = output.view(rows, self.heads, length, self.head_size)
             return output.transpose(1, 2).reshape(rows * length, -1)
 
         angles = [angle.reshape(-1, self.head_size) for angle in angles]
         return self._run(hidden.reshape(-1, width), attend, kept, deep)
-
-    def extend(self, hidden, angles, first: int, starts, last, span: int):
-        """Read the rest of prompts whose beginning is in the cache already (prefix sharing).
-
-        Args:
-            hidden: (rows, length, width) embeddings, padded on the right.
-            angles: cosines and sines, (rows, length, head size) each.
-            first: the first slot.
-            starts: (rows,) tokens that are in the cache already.
-            last: (rows,) the index in ``hidden`` of each prompt's last token.
-            span: how much of the cache is read.
-
-        Returns:
-            (rows, vocabulary) logits of the last tokens.
-        """
-        import torch
-
-        rows, length, width = hidden.shape
-        group = self.heads // self.kv_heads
-        kept = torch.arange(rows, device=self.device) * length + last
-        places = starts[:, None] + torch.arange(length, device=self.device)
-        seen = torch.arange(span, device=self.device) <= places[..., None]
-        mask = seen[:, None, None].expand(-1, 1, group, -1, -1).reshape(rows, 1, -1, span)
-        slots = first + torch.arange(rows, device=self.device)[:, None]
-        places = places.clamp(max=self.length - 1)  # of padding; never read
-
-        def attend(states, cache):
-            rotate(states, self.heads + self.kv_heads, *angles)
-            states = states.view(rows, length, -1, self.head_size)
-            cache[slots, places] = states[:, :, self.heads :]
-            query = states[:, :, : self.heads].transpose(1, 2)
-            query = query.reshape(rows, self.kv_heads, group * length, self.head_size)
-            held = cache[first : first + rows, :span].transpose(1, 2)
-            output = torch.nn.functional.scaled_dot_product_attention(
-                query, *held.split(self.kv_heads, 1), attn_mask=mask
-            )
-            output = output.view(rows, self.heads, length, self.head_size)
-            return output.transpose(1, 2).reshape(rows * length, -1)
-
-        angles = [angle.reshape(-1, self.head_size) for angle in angles]
-        return self._run(hidden.reshape(-1, width), attend, kept)
 
     def step(self, tokens, lengths, deltas, span: int):
         """Read one token a row and predict the next.
@@ -274,18 +240,27 @@ def can_decode(model: Any) -> str:
         return "the model has layers with a sliding window"
     if getattr(text.config, "hidden_act", "silu") != "silu":
         return f"the model's layers use {text.config.hidden_act}"
+    if (attention := text.config._attn_implementation) not in _KNOWN_ATTENTION:
+        return f"the model's attention is {attention!r}"
     places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
     if len(places) > 1:
         return f"the model is spread over {len(places)} devices"
-    return ""
+    changed = next((name for name, part in model.named_modules() if _is_changed(part)), None)
+    return "" if changed is None else f"{changed or 'the model'} has a forward hook"
+
+
+def _is_changed(module: Any) -> bool:
+    """Whether a user's hooks watch or change what a module computes."""
+    hooks = *module._forward_hooks.values(), *module._forward_pre_hooks.values()
+    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
 
 def _joinable(attention: Any) -> bool:
-    """Whether queries, keys and values are plain linear layers: no adapter, not quantized."""
+    """Whether one product for queries, keys and values pays: on a GPU, of plain linear layers."""
     import torch
 
     parts = attention.q_proj, attention.k_proj, attention.v_proj
-    return all(type(part) is torch.nn.Linear for part in parts)
+    return all(type(part) is torch.nn.Linear and part.weight.is_cuda for part in parts)
 
 
 def _join(attention: Any, weight=None, bias=None):

@@ -14,17 +14,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from vlkit.engine.slots import ROOM, STEPS, Engine, Row, Sampling
-from vlkit.engine.vision import Cores, Encoder
+from vlkit.engine.sampling import Sampling
+from vlkit.engine.slots import ROOM, STEPS, Engine, Row
+from vlkit.engine.vision import Encoder
 from vlkit.errors import ModelError
+from vlkit.inputs import TensorCache
+from vlkit.models.load import weights_state
 from vlkit.models.memory import available_memory, count_cost
+from vlkit.threads import Cores
 
 MOST_ROWS = {"cuda": 128, "cpu": 64}  # more rows at a time give little
 PREFILL_TOKENS = {"cuda": 32_768, "cpu": 2048}
 AHEAD_TOKENS = 4096  # on a CPU, of rows whose pictures are encoded together
+ANSWER_TOKENS = 1024  # for which a single row's cache has room at once
 HELD_BYTES = 10**9  # of pixels that wait for the model
 
-_idle_engines: WeakKeyDictionary[Any, dict[int, Engine]] = WeakKeyDictionary()  # by slots
+# by slots; with the addresses of weights and the state of adapters that their graphs contain
+_idle_engines: WeakKeyDictionary[Any, dict[int, tuple[Engine, Any]]] = WeakKeyDictionary()
 
 
 class Scheduler:
@@ -41,6 +47,8 @@ class Scheduler:
             CPU every computing thread has a share of the cores. Without it, memory is taken for
             the whole answers of the first rows, and when it runs out, all rows start again with
             half the slots.
+        cache: of features and conversations, for one row at a time; it outlasts the scheduler.
+            Memory is taken as the answer grows.
 
     Attributes:
         prompts: lengths of the prompts that were computed together; the caller takes them out.
@@ -55,15 +63,17 @@ class Scheduler:
         *,
         fixed: bool = False,
         context: int | None = None,
+        cache: TensorCache | None = None,
     ):
         self.model, self.sampling, self.slots = model, sampling, slots
         self.device = model.device
-        self.encoder = Encoder(model)
+        self.encoder = Encoder(model, cache)
         self.prompts: list[list[int]] = []
         self.notes: list[str] = []
-        self._fixed = fixed
+        self._fixed, self._alone, self._spare = fixed, cache is not None, cache is not None
+        weights, adapters = weights_state(model)
+        self._state = [address for address, _ in weights], adapters
         self._engine: Engine | None = None
-        self._kept: Engine | None = None  # of an earlier batch
         self._cost = count_cost(model.config, 0, value_bytes=model.dtype.itemsize)
         self._context = None if context is None else -(-(context + STEPS) // ROOM) * ROOM
         self._cores = Cores() if context and self.device.type == "cpu" else None
@@ -156,8 +166,6 @@ class Scheduler:
             return self._split(rows, waiting, error)
         except Exception as error:
             return self._split(rows, waiting, error)
-        self.prompts += engine.computed
-        engine.computed.clear()
         return ended
 
     def _split(self, rows: list[Row], waiting: list[Row], error: Exception) -> list[Row]:
@@ -172,11 +180,16 @@ class Scheduler:
         import torch
 
         rows = list(rows)
-        self._engine = self._kept = None
+        self._engine = None
         _idle_engines.pop(self.model, None)
         torch.cuda.empty_cache()
         for row in rows:
             row.restart()
+        if self._spare:  # there is more memory without what is remembered
+            self._spare = False
+            self.encoder.cache.clear()
+            waiting += rows
+            return []
         if self.slots == 1 or len(rows) == 1:
             for row in rows:
                 row.error = ModelError(
@@ -210,7 +223,7 @@ class Scheduler:
 
     def forget(self) -> None:
         """Drop the features of pictures that were encoded."""
-        self.encoder.forget()
+        self.encoder.cache.clear()
 
     def reset(self) -> None:
         """After an error that no single row caused: the running rows are lost."""
@@ -218,17 +231,11 @@ class Scheduler:
 
     # --- the engine and its memory ---------------------------------------------------------------
 
-    def reuse_engine(self) -> None:
-        """Take over the last batch's engine; call it while the first media are read."""
-        kept = _idle_engines.get(self.model, {}).pop(self.slots, None)
-        with self._computing():
-            self._kept = kept if kept is not None and kept.fits(self.sampling) else None
-
     def keep_engine(self) -> None:
         """Keep captured graphs for the next batch where they take little of the GPU's memory."""
-        self.encoder.forget()
         if self._engine is not None and self._engine.is_cheap():
-            _idle_engines.setdefault(self.model, {})[self.slots] = self._engine
+            engines = _idle_engines.setdefault(self.model, {})
+            engines[self.slots] = self._engine, self._state
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -240,18 +247,25 @@ class Scheduler:
             yield
 
     def _ready_engine(self, rows: Sequence[Row]) -> Engine:
-        if self._engine is None:
-            longest = max(row.length + row.limit for row in rows)
-            if self._context is not None:
-                longest = max(row.length for row in rows) + STEPS
-            else:
-                self._fit_slots(longest, len(rows))
-            if self._kept is None or self._kept.slots != self.slots:
-                self.reuse_engine()
-            self._engine = self._kept or Engine(
-                self.model, self.sampling, self.slots, longest, most=self._context
+        if self._engine is not None:
+            return self._engine
+        longest, most = max(row.length + row.limit for row in rows), self._context
+        if self._context is not None:
+            longest = max(row.length for row in rows) + STEPS
+        elif self._alone:
+            most = -(-(longest + STEPS) // ROOM) * ROOM
+            longest = min(longest, rows[0].length + ANSWER_TOKENS)
+        else:
+            self._fit_slots(longest, len(rows))
+        kept, state = _idle_engines.get(self.model, {}).pop(self.slots, (None, None))
+        if kept is not None and (state, kept.sampling) == (self._state, self.sampling):
+            kept.decoder.refresh()
+            self._engine, kept.encoder, kept.most = kept, self.encoder, most
+        else:
+            self._engine = Engine(
+                self.model, self.encoder, self.sampling, self.slots, longest, most=most
             )
-            self._engine.encoder = self.encoder
+        self._engine.computed = self.prompts
         return self._engine
 
     def _fit_slots(self, longest: int, least: int) -> None:

@@ -1,16 +1,18 @@
-"""Rows and the slots that decode them together; how tokens are chosen."""
+"""Rows, and the slots in which they are decoded together."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 from vlkit.engine.decoder import SPAN, Decoder
-from vlkit.engine.vision import Encoder, Medium
-from vlkit.errors import ModelError
+from vlkit.engine.sampling import Sampling, draw_tokens, is_random, not_a_number
+from vlkit.engine.vision import PIXELS, Encoder, Medium
 
 
 @dataclass(eq=False)
@@ -22,11 +24,13 @@ class Row:
         media: its pictures, then its clips.
         limit: the most new tokens.
         seed: of its sampling.
-        sampling: this row's temperature and top_p, or None for the engine's.
+        sampling: temperature (0 for the likeliest token) and top_p.
+        chat: a key of the conversation whose earlier turns the engine remembers, or None.
+        watch: called after each token; True ends the answer.
         tokens: the new tokens so far.
         payload: whatever the caller wants to find in the row at the end.
         started: when its prefill began, by ``time.perf_counter``.
-        generator: of its random numbers.
+        generator: of its random numbers; None draws from torch's own.
         error: what ended this row, and no other.
     """
 
@@ -34,12 +38,15 @@ class Row:
     media: list[Medium]
     limit: int
     seed: int | None = None
-    sampling: tuple[float, float] | None = None
+    sampling: tuple[float, float] = (0.0, 1.0)
+    chat: Hashable = None
+    watch: Callable[[Row], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     payload: Any = None
     started: float = 0.0
     generator: Any = None
     error: Exception | None = None
+    positions: Any = None  # rotary, of the prompt's tokens, (3, length)
     _state: Any = None
 
     def restart(self) -> None:
@@ -50,8 +57,10 @@ class Row:
     def append(self, token: int) -> None:
         """Add a token; :meth:`rewind` goes back to here."""
         self.tokens.append(token)
-        if self.generator is not None and self.seed is not None:
+        if self.generator is not None:
             self._state = self.generator.get_state()
+        if self.watch and self.watch(self):
+            self.limit = len(self.tokens)
 
     def rewind(self) -> None:
         """Undo the random numbers that were drawn after the last token."""
@@ -74,10 +83,37 @@ class Row:
         return self.tensors["input_ids"].shape[1]
 
     @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where in the prompt each medium's tokens begin and end."""
+        found = []
+        for number, kind in enumerate(("image", "video"), 1):
+            places = (self.tensors["mm_token_type_ids"][0] == number).nonzero()[:, 0].tolist()
+            patches = [int(medium.grid.prod()) for medium in self.media if medium.kind == kind]
+            ends = [end * len(places) // sum(patches) for end in accumulate(patches)]
+            starts = [0, *ends][: len(ends)]
+            found += [(places[a], places[b - 1] + 1) for a, b in zip(starts, ends, strict=True)]
+        return found
+
+    @property
+    def delta(self) -> int:
+        """What is added to the index of a token after the prompt to get its rotary position."""
+        return int(self.positions.max()) + 1 - self.length
+
+    @cached_property
+    def marks(self) -> Any:
+        """(length, 5): of each prompt token the id, the position and a hash of its whole medium."""
+        import torch
+
+        whole = torch.cat([self.tensors["input_ids"], self.positions, self.positions[:1] * 0])
+        for medium, (start, end) in zip(self.media, self.spans, strict=True):
+            content = medium.key, *whole[:, start:end].flatten().tolist()
+            whole[4, start:end] = hash(content)
+        return whole.T
+
+    @cached_property
     def shared(self) -> int:
         """Prompt tokens up to the last picture's or clip's end."""
-        media_places = self.tensors["mm_token_type_ids"][0].nonzero()
-        return int(media_places[-1]) + 1 if len(media_places) else 0
+        return max((end for _, end in self.spans), default=0)
 
     @cached_property
     def beginning(self) -> tuple:
@@ -105,44 +141,16 @@ def share_beginnings(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     return leading + following, [leaders[row.beginning] for row in following]
 
 
-def collate(rows: Sequence[Row], padding: int, *, left: bool = False) -> dict[str, Any]:
-    """The tensors of several rows as one, padded on the right, or on the left.
-
-    Args:
-        rows: one or more.
-        padding: the token that fills ``input_ids``.
-        left: pad on the left.
-    """
+def rope_index(model: Any, tensors: dict) -> Any:
+    """transformers' rotary positions of a row's prompt, (3, length), on the CPU."""
     import torch
 
-    longest = max(row.length for row in rows)
-    batch: dict[str, Any] = {}
-    for name in dict.fromkeys(name for row in rows for name in row.tensors):
-        parts = [torch.as_tensor(row.tensors[name]) for row in rows if name in row.tensors]
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-            value = padding if name == "input_ids" else 0
-            for i, part in enumerate(parts):
-                missing = longest - part.shape[1]
-                widths = (missing, 0) if left else (0, missing)
-                parts[i] = torch.nn.functional.pad(part, widths, value=value)
-        batch[name] = torch.cat(parts)
-    return batch
-
-
-def rope_index(model: Any, inputs: dict):
-    """transformers' rotary positions (3, rows, length), and deltas (rows,), on the CPU."""
-    import torch
-
-    kinds, mask = inputs["mm_token_type_ids"], inputs["attention_mask"]
-    if kinds.any():
-        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        extra = {name: inputs[name] for name in names if name in inputs}
-        positions, deltas = model.get_rope_index(
-            inputs["input_ids"], mm_token_type_ids=kinds, attention_mask=mask, **extra
-        )
-        return positions, deltas.flatten()
-    positions = torch.arange(mask.shape[1]).expand(3, len(mask), -1)
-    return positions, torch.zeros(len(mask), dtype=torch.long)
+    ids, kinds = tensors["input_ids"], tensors["mm_token_type_ids"]
+    if not kinds.any():
+        return torch.arange(ids.shape[1]).expand(3, -1)
+    names = ("attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    extra = {name: tensors[name] for name in names if name in tensors}
+    return model.get_rope_index(ids, mm_token_type_ids=kinds, **extra)[0][:, 0]
 
 
 def pad_left(rows: Sequence[Row], padding: int) -> Any:
@@ -155,89 +163,27 @@ def pad_left(rows: Sequence[Row], padding: int) -> Any:
     import torch
     from transformers import BatchFeature
 
-    batch = collate(rows, padding, left=True)
-    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+    longest = max(row.length for row in rows)
+    batch: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.tensors):
+        parts = [row.tensors[name] for row in rows if name in row.tensors]
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            value = padding if name == "input_ids" else 0
+            parts = [
+                torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=value)
+                for part in parts
+            ]
+        batch[name] = torch.cat(parts)
+    for kind, name in PIXELS.items():
         pixels = [medium.pixels for row in rows for medium in row.media if medium.kind == kind]
         batch |= {name: torch.cat(pixels)} if pixels else {}
     return BatchFeature(batch)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from the logits.
-
-    Attributes:
-        endings: tokens that end an answer.
-        temperature: 0 for the likeliest token.
-        top_p: share of probability to sample from.
-        repetition_penalty: for tokens that the prompt or the answer contains; 1 for none.
-    """
-
-    endings: frozenset[int]
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-
-    def of(self, row: Row) -> tuple[float, float]:
-        """Temperature and top_p of a row."""
-        return row.sampling or (self.temperature, self.top_p)
-
-    def is_random(self, rows: Sequence[Row]) -> bool:
-        """Whether any row's tokens are drawn at random."""
-        return any(self.of(row)[0] > 0 for row in rows)
-
-
-def _draw_tokens(sampling: Sampling, logits: Any, rows: Sequence[Row]) -> Any:
-    """Sample as transformers does, each row with its own random numbers; shape (rows,)."""
-    tokens = logits.argmax(-1)
-    settings = [sampling.of(row) for row in rows]
-    for temperature, top_p in set(settings):
-        if temperature > 0:
-            places = [i for i, setting in enumerate(settings) if setting == (temperature, top_p)]
-            shares = _share(temperature, top_p, logits[places])
-            spoilt = shares.isnan().any(-1).tolist()  # drawing from NaN would end a GPU's process
-            for place, share, is_nan in zip(places, shares, spoilt, strict=True):
-                if is_nan:
-                    rows[place].error = not_a_number()
-                else:
-                    tokens[place] = _draw(share, rows[place], tokens[place])
-    return tokens
-
-
-def _share(temperature: float, top_p: float, logits: Any) -> Any:
-    """Probabilities, (rows, vocabulary)."""
-    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
-
-    logits = TemperatureLogitsWarper(temperature)(None, logits)
-    if top_p < 1:
-        logits = TopPLogitsWarper(top_p)(None, logits)
-    return logits.softmax(-1)
-
-
-def _draw(share: Any, row: Row, otherwise: Any) -> Any:
-    """A token of one row; whatever is raised becomes this row's error."""
-    import torch
-
-    try:
-        if row.generator is None:
-            row.generator = torch.Generator(share.device)
-            row.generator.seed() if row.seed is None else row.generator.manual_seed(row.seed)
-        return torch.multinomial(share, 1, generator=row.generator)[0]
-    except Exception as error:
-        row.error = error
-        return otherwise
-
-
-def not_a_number() -> ModelError:
-    """What ends a row whose logits are NaN."""
-    return ModelError(
-        "the model's logits are NaN for this row; load it in another dtype (float16 overflows), or "
-        "check its weights"
-    )
-
-
 STEPS = 8  # decoding steps on a GPU between two looks at the tokens
 ROOM = 256  # the cache's length grows in steps of this many tokens
+
+_capturing = Lock()  # one CUDA graph of the process at a time
 
 
 class Engine:
@@ -245,6 +191,7 @@ class Engine:
 
     Args:
         model: the transformers model, without an adapter's wrapper.
+        encoder: of pictures and clips; its cache also remembers conversations.
         sampling: how tokens are chosen.
         slots: the most rows at a time.
         length: the most tokens of a row, prompt and answer; it grows when a longer one comes.
@@ -253,13 +200,15 @@ class Engine:
     """
 
     def __init__(
-        self, model: Any, sampling: Sampling, slots: int, length: int, *, most: int | None = None
-    ):
+        self, model: Any, encoder: Encoder, sampling: Sampling, slots: int, length: int,
+        *, most: int | None = None,
+    ):  # fmt: skip
         import torch
 
         self.most = most
-        self.model, self.sampling, self.slots = model, sampling, slots
-        self.encoder = Encoder(model)
+        # not the model itself: an engine that is kept for the next question must not hold it
+        self.body, self.config = model.model, model.config
+        self.sampling, self.slots, self.encoder = sampling, slots, encoder
         self.decoder = Decoder(model, slots, _round_up(length, ROOM))
         self.device = self.decoder.device
         self.rows: list[Row] = []
@@ -272,12 +221,9 @@ class Engine:
         if sampling.repetition_penalty != 1:
             vocabulary = self.decoder.lm_head.weight.shape[0]
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
-        self.graphs: dict[tuple[int, int], Any] | None = {}  # None: every step is launched
+        # captured steps and their logits, by rows and span; None: every step is launched
+        self.graphs: dict[tuple[int, int], tuple[Any, Any]] | None = {}
         self.computed: list[list[int]] = []  # lengths of the prompts computed together
-
-    def fits(self, sampling: Sampling) -> bool:
-        """Whether another batch can use it; its weights are then brought up to date."""
-        return sampling == self.sampling and self.decoder.refresh()
 
     def is_cheap(self) -> bool:
         """Whether it is on a GPU, idle, and takes under a thirtieth of its memory."""
@@ -312,11 +258,11 @@ class Engine:
             need = max(row.length for row in rows) + STEPS
         self._make_room(need)
         rows, leaders = share_beginnings(rows)
-        logits, deltas = self._prefill(rows, leaders, first)
+        logits = self._prefill(rows, leaders, first)
         span = slice(first, first + len(rows))
         self.rows += rows
         self.lengths[span] = torch.tensor([row.length for row in rows], device=self.device)
-        self.deltas[span] = deltas
+        self.deltas[span] = torch.tensor([row.delta for row in rows], device=self.device)
         for place, row in enumerate(rows, first):
             self._penalize(place, row)
         chosen = self._choose(logits, rows, span)
@@ -346,8 +292,11 @@ class Engine:
     def advance(self) -> list[Row]:
         """Decode a token of every row (a few on a GPU); returns the rows that are done.
 
-        After an error, call :meth:`advance_each`.
+        Where a row's limit was lowered to what is written, it leaves, and no step is made. After
+        an error, call :meth:`advance_each`.
         """
+        if stopped := self.leave():
+            return stopped
         if self.most is not None:
             self._make_room(max(row.length + len(row.tokens) for row in self.rows) + STEPS)
         steps = self._count_steps()
@@ -398,14 +347,15 @@ class Engine:
         return one
 
     def _count_steps(self) -> int:
-        if self.device.type != "cuda" or self.sampling.is_random(self.rows):
+        watched = any(row.watch for row in self.rows)
+        if self.device.type != "cuda" or watched or is_random(self.rows):
             return 1
         return min(STEPS, max(row.limit - len(row.tokens) for row in self.rows))
 
     # --- prefill ---------------------------------------------------------------------------------
 
     def _prefill(self, rows: Sequence[Row], leaders: Sequence[int], first: int):
-        """Logits of each row's last prompt token, and rotary deltas.
+        """Logits of each row's last prompt token.
 
         Args:
             rows: the leading ones first.
@@ -414,48 +364,72 @@ class Engine:
         """
         import torch
 
-        padding = getattr(self.model.config.get_text_config(), "pad_token_id", None) or 0
-        inputs = collate(rows, padding)
-        positions, deltas = rope_index(self.model.model, inputs)
+        for row in rows:
+            row.positions = rope_index(self.body, row.tensors)
         count = len(rows) - len(leaders)
-        logits = self._read(rows[:count], inputs["input_ids"], positions, first)
-        self.computed.append([row.length for row in rows[:count]])
+        starts = [0] * count
+        if rows[0].chat is not None:  # such a row is admitted alone
+            starts = [self._recall(rows[0], first)]
+        logits = self._read(rows[:count], starts, first)
         if leaders:
             for slot, (row, leader) in enumerate(zip(rows[count:], leaders, strict=True), count):
                 self.decoder.move(first + leader, first + slot, row.shared)
-            rest = self._read_rest(rows[count:], positions[:, count:], first + count)
-            self.computed.append([row.length - row.shared for row in rows[count:]])
+            rest = self._read(rows[count:], [row.shared for row in rows[count:]], first + count)
             logits = torch.cat([logits, rest])
-        return logits, deltas.to(self.device)
+        return logits
 
-    def _read(self, rows: Sequence[Row], ids, positions, first: int):
+    def _recall(self, row: Row, slot: int) -> int:
+        """Copy what is known of a conversation's beginning into a slot; how many tokens."""
+        start = 0
+        for marks, *layers in self.encoder.cache.find([row.chat]).values():
+            size = min(len(marks), row.length - 1)
+            same = (marks[:size] == row.marks[:size]).all(1)
+            start = int(same.int().cumprod(0).sum())
+            for layer, kept in zip(self.decoder.cache, layers, strict=True):
+                layer[slot, :start] = kept[:start]
+        return start
+
+    def _remember(self, row: Row, slot: int) -> None:
+        """Keep the keys and values of a conversation; after an error those of before stay."""
         import torch
 
-        longest = max(row.length for row in rows)
-        hidden, deep = self._embed(rows, ids[: len(rows), :longest].to(self.device))
-        positions = positions[:, : len(rows), :longest].to(self.device)
-        angles = self.decoder.rotary(hidden, positions)
-        last = torch.tensor([row.length - 1 for row in rows], device=self.device)
-        return self.decoder.prefill(hidden, angles, first, last, deep)
+        if row.chat is None or row.error is not None:
+            return
+        read = torch.tensor(row.tokens[:-1], dtype=torch.long)  # the last token was not
+        places = row.length + row.delta + torch.arange(len(read))
+        new = torch.stack([read, places, places, places, places * 0], 1)
+        layers = [layer[slot, : row.length + len(read)].clone() for layer in self.decoder.cache]
+        self.encoder.cache.keep({row.chat: (torch.cat([row.marks, new]), *layers)})
 
-    def _read_rest(self, rows: Sequence[Row], positions, first: int):
-        """Read the text after the pictures, for rows whose beginning was copied."""
+    def _read(self, rows: Sequence[Row], starts: Sequence[int], first: int):
+        """Read the prompts from ``starts`` on; what comes before is in the slots already.
+
+        Returns:
+            (rows, vocabulary) logits of the last tokens.
+        """
         import torch
 
-        rests = [row.length - row.shared for row in rows]
+        rests = [row.length - start for row, start in zip(rows, starts, strict=True)]
+        self.computed.append(rests)
         ids = torch.zeros(len(rows), max(rests), dtype=torch.long)
         places = torch.zeros(3, *ids.shape, dtype=torch.long)
-        for index, (row, rest) in enumerate(zip(rows, rests, strict=True)):
-            ids[index, :rest] = row.tensors["input_ids"][0, row.shared :]
-            places[:, index, :rest] = positions[:, index, row.shared : row.length]
-        hidden = self.decoder.embed(ids.to(self.device))
+        for index, (row, start, rest) in enumerate(zip(rows, starts, rests, strict=True)):
+            ids[index, :rest] = row.tensors["input_ids"][0, start:]
+            places[:, index, :rest] = row.positions[:, start:]
+        media = [
+            medium
+            for row, start in zip(rows, starts, strict=True)
+            for medium, (begin, _) in zip(row.media, row.spans, strict=True)
+            if begin >= start
+        ]
+        hidden, deep = self._embed(ids.to(self.device), media)
         angles = self.decoder.rotary(hidden, places.to(self.device))
-        starts = torch.tensor([row.shared for row in rows], device=self.device)
         last = torch.tensor(rests, device=self.device) - 1
+        known = torch.tensor(starts, device=self.device) if any(starts) else None
         span = min(_round_up(max(row.length for row in rows), SPAN), self.decoder.length)
-        return self.decoder.extend(hidden, angles, first, starts, last, span)
+        return self.decoder.read(hidden, angles, first, last, deep, known, span)
 
-    def _embed(self, rows: Sequence[Row], ids):
+    def _embed(self, ids, media: Sequence[Medium]):
         """Embeddings (rows, length, width) with the media's features, and Qwen3-VL's deepstack.
 
         The latter are the features that it adds after its first layers, by layer.
@@ -463,12 +437,12 @@ class Engine:
         import torch
 
         hidden = self.decoder.embed(ids)
-        media = [medium for row in rows for medium in row.media]
         if not media:
             return hidden, {}
         features = self.encoder.encode(media)
-        config = self.model.config
-        places = {kind: ids == getattr(config, f"{kind}_token_id") for kind in ("image", "video")}
+        places = {
+            kind: ids == getattr(self.config, f"{kind}_token_id") for kind in ("image", "video")
+        }
         layers = []
         for layer in range(len(features[0])):
             values = torch.zeros_like(hidden)
@@ -486,10 +460,7 @@ class Engine:
         rows = self._graph_rows() if self._captures else len(self.rows)
         longest = max(row.length + len(row.tokens) for row in self.rows) + steps
         span = min(_round_up(longest, SPAN), self.decoder.length)
-        if self._captures and not self.sampling.is_random(self.rows):
-            self._replay(rows, _span_of_graph(span, self.decoder.length))
-        else:
-            self._run(rows, span)
+        self._run(rows, _span_of_graph(span, self.decoder.length) if self._captures else span)
         self.history[index] = self.tokens
 
     @property
@@ -503,40 +474,40 @@ class Engine:
     def _run(self, rows: int, span: int) -> None:
         """One step of the first slots, in place."""
         active = slice(0, rows)
-        lengths = self.lengths[active]
-        logits = self.decoder.step(self.tokens[active], lengths, self.deltas[active], span)
+        logits = self._replay(rows, span) if self._captures else self._predict(rows, span)
         self.tokens[active] = self._choose(logits, self.rows, active)
-        lengths.add_(1).clamp_(max=span - 1)
+        self.lengths[active].add_(1).clamp_(max=span - 1)
 
-    def _replay(self, rows: int, span: int) -> None:
+    def _predict(self, rows: int, span: int):
+        """The next tokens' logits; nothing but the cache changes, the same way at each call."""
+        active = slice(0, rows)
+        tokens, lengths, deltas = self.tokens[active], self.lengths[active], self.deltas[active]
+        return self.decoder.step(tokens, lengths, deltas, span)
+
+    def _replay(self, rows: int, span: int):
         assert self.graphs is not None
         key = rows, span
         if key not in self.graphs:
-            self.graphs[key] = self._capture(rows, span)
-        self.graphs[key].replay()
+            with _capturing:
+                self.graphs[key] = self._capture(rows, span)
+        graph, logits = self.graphs[key]
+        graph.replay()
+        return logits
 
     def _capture(self, rows: int, span: int):
-        """A CUDA graph of one step; the slots do not change (capturing runs nothing)."""
+        """A CUDA graph of :meth:`_predict`, and the logits that it writes."""
         import torch
 
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._rehearse(rows, span)  # libraries initialize outside of the capture
+            self._predict(rows, span)  # libraries initialize outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # a server's other threads may put pictures on the GPU meanwhile
+        # other threads may put pictures on the GPU meanwhile
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._run(rows, span)
-        return graph
-
-    def _rehearse(self, rows: int, span: int) -> None:
-        """One step, undone: only the cache changes, and the next step writes the same there."""
-        states = [s for s in (self.tokens, self.lengths, self.penalized) if s is not None]
-        before = [state.clone() for state in states]
-        self._run(rows, span)
-        for state, kept in zip(states, before, strict=True):
-            state.copy_(kept)
+            logits = self._predict(rows, span)
+        return graph, logits
 
     # --- choosing and leaving --------------------------------------------------------------------
 
@@ -551,8 +522,7 @@ class Engine:
             penalty = self.sampling.repetition_penalty
             scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
             logits = scaled.where(seen, logits)
-        is_random = self.sampling.is_random(rows)
-        tokens = _draw_tokens(self.sampling, logits, rows) if is_random else logits.argmax(-1)
+        tokens = draw_tokens(logits, rows) if is_random(rows) else logits.argmax(-1)
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         return tokens
@@ -570,6 +540,7 @@ class Engine:
         return done
 
     def _fill(self, slot: int, last: int) -> None:
+        self._remember(self.rows[slot], slot)
         self.decoder.clean(slot, self._written(self.rows[slot]))
         row = self.rows.pop()
         if slot == last:

@@ -1,84 +1,21 @@
-"""The vision encoder, each picture once; CPU cores shared by threads."""
+"""The vision encoder: each picture once, in fewer steps than transformers."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 from vlkit.engine.kernels import quick_gelu, rotate
 from vlkit.inputs import TensorCache
+from vlkit.threads import compute_each
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Cores:
-    """Shares the CPU's cores among the threads that compute: torch's threads for each of them.
-
-    Without it each of them has as many of torch's threads as there are cores; in every step it
-    waits for the slowest, which waits for a core.
-
-    Attributes:
-        busy: how many threads compute.
-    """
-
-    def __init__(self) -> None:
-        import torch
-
-        self._all, self.busy, self._counting = torch.get_num_threads(), 0, Lock()
-
-    @contextmanager
-    def share(self) -> Iterator[None]:
-        """Compute in the calling thread."""
-        import torch
-
-        torch.get_num_threads()  # otherwise a new thread's first step would set all threads' start
-        with self._counting:
-            self.busy += 1
-            torch.set_num_threads(max(1, self._all // self.busy))
-        try:
-            yield
-        finally:
-            with self._counting:
-                self.busy -= 1
-                torch.set_num_threads(self._all)  # other threads of the process start with this
-
-
-def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Work on all items, several at once, each on a share of the cores.
-
-    Two pictures on one core each are faster than one after the other on both cores.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    workers = min(threads, len(items))
-    if workers < 2:
-        return [work(item) for item in items]
-
-    def begin() -> None:
-        torch.get_num_threads()  # otherwise the first step would set what torch starts with
-        torch.set_num_threads(threads // workers)
-
-    def run(item: Item) -> Result:
-        with torch.inference_mode():
-            return work(item)
-
-    pool = ThreadPoolExecutor(workers, "vlkit-cores", begin)
-    try:
-        return list(pool.map(run, items))
-    finally:  # after Ctrl-C, or an item that fails, no other is started
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 PATCHES = {"cuda": 65_536, "cpu": 1024}  # at once; on a CPU per thread
 
 
@@ -101,23 +38,21 @@ class Medium:
     features: tuple | None = None
 
 
-def split_media(tensors: Mapping[str, Any], digests: Sequence[Hashable]) -> list[Medium]:
+def split_media(tensors: Mapping[str, Any], digests: Iterable[Hashable]) -> list[Medium]:
     """A row's pictures, then its clips.
 
     Args:
         tensors: the processor's output for one row.
         digests: of the content of each.
     """
-    media: list[Medium] = []
-    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if (grid := tensors.get(f"{kind}_grid_thw")) is None:
-            continue
-        grid = grid.cpu()
-        for pixels, size in zip(
-            tensors[name].split(grid.prod(-1).tolist()), grid.split(1), strict=True
-        ):
-            key = kind, digests[len(media)], tuple(size[0].tolist())
-            media.append(Medium(kind, key, pixels, size))
+    media, of_each = [], iter(digests)
+    for kind, name in PIXELS.items():
+        if name in tensors:
+            grids = tensors[f"{kind}_grid_thw"].cpu()
+            parts = tensors[name].split(grids.prod(-1).tolist())
+            for pixels, grid in zip(parts, grids.split(1), strict=True):
+                key = kind, next(of_each), tuple(grid[0].tolist())
+                media.append(Medium(kind, key, pixels, grid))
     return media
 
 
@@ -126,22 +61,23 @@ class Encoder:
 
     Args:
         model: the transformers model.
+        cache: where features are kept, by default in a cache of its own.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, cache: TensorCache | None = None):
         self.visual = model.model.visual
-        self._cache = TensorCache()
+        self.cache = TensorCache() if cache is None else cache
 
     def encode(self, media: Sequence[Medium]) -> list[tuple]:
         """The features of each medium: (tokens, width) of the last layer, then of deeper ones."""
-        known = self._cache.find({medium.key for medium in media})
+        known = self.cache.find({medium.key for medium in media})
         known |= {medium.key: medium.features for medium in media if medium.features is not None}
         new = {medium.key: medium for medium in media if medium.key not in known}
         by_size = sorted(new.values(), key=lambda medium: -len(medium.pixels))
         groups = list(_groups(by_size, PATCHES[self._place]))
         for group, features in zip(groups, self._run_all(groups), strict=True):
             known |= zip([medium.key for medium in group], features, strict=True)
-        self._cache.keep({key: known[key] for key in new})
+        self.cache.keep({key: known[key] for key in new})
         return [known[medium.key] for medium in media]
 
     def encode_ahead(self, rows: Sequence[Any]) -> None:
@@ -173,10 +109,6 @@ class Encoder:
         layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         sizes = (grid.prod(-1) // self.visual.spatial_merge_size**2).tolist()
         return list(zip(*(layer.split(sizes) for layer in layers), strict=True))
-
-    def forget(self) -> None:
-        """Drop all features."""
-        self._cache.clear()
 
 
 def _groups(media: list[Medium], most: int) -> Iterator[list[Medium]]:
@@ -251,58 +183,38 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
     segments = _same_length_segments(cu_seqlens)
     kernel = _varlen_kernel() if states.is_cuda and states.element_size() == 2 else None
     if kernel:
-        longest = max(part.length for part in segments)
+        longest = max(places.shape[1] for places in segments)
         borders = cu_seqlens.int()
         output = kernel(query, key, value, borders, borders, longest, longest)
     else:
         output = query.new_empty(query.shape)
-        for part in segments:
-            _attend_equal(query, key, value, part, output)
+        for places in segments:
+            _attend_equal(query, key, value, places, output)
     return attention.proj(output.reshape(len(hidden), -1))
 
 
-def _attend_equal(query, key, value, segments: _Segments, output) -> None:
+def _attend_equal(query, key, value, places, output) -> None:
+    """Attention within segments of one length; ``places``: (segments, length) of their patches."""
     import torch
 
-    shape = (segments.count, segments.length, *query.shape[1:])
-    parts = [part[segments.place].view(shape).transpose(1, 2) for part in (query, key, value)]
-    result = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
-    if isinstance(segments.place, slice):
-        output[segments.place].view(shape).copy_(result)
-    else:
-        output[segments.place] = result.flatten(0, 1)
+    parts = [part[places].transpose(1, 2) for part in (query, key, value)]
+    output[places] = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class _Segments:
-    """Segments of one length; ``place`` is the indices of their patches, or a slice."""
+def _same_length_segments(borders) -> list:
+    """The places of the segments' patches, (segments, length) for each length; kept with them."""
+    import torch
 
-    place: Any
-    count: int
-    length: int
-
-
-def _same_length_segments(borders) -> list[_Segments]:
-    """The segments by their length; kept with the borders."""
     if not hasattr(borders, "vlkit_segments"):  # the same tensor goes through every block
         starts = defaultdict(list)
         for start, end in itertools.pairwise(borders.tolist()):
             starts[end - start].append(start)
         borders.vlkit_segments = [
-            _Segments(_place(places, length, borders.device), len(places), length)
+            torch.tensor(places, device=borders.device)[:, None]
+            + torch.arange(length, device=borders.device)
             for length, places in starts.items()
         ]
     return borders.vlkit_segments
-
-
-def _place(starts: list[int], length: int, device: Any) -> Any:
-    import torch
-
-    end = starts[0] + length * len(starts)
-    if starts == list(range(starts[0], end, length)):
-        return slice(starts[0], end)
-    within = torch.arange(length, device=device)
-    return (torch.tensor(starts, device=device)[:, None] + within).flatten()
 
 
 def _varlen_kernel():

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from vlkit import hooks
-from vlkit.errors import ModelError, VlkitError, check_whole, is_number
-from vlkit.generation.reply import Reply, make_reply
-from vlkit.inputs import ModelInputs, check_context, check_model, ending_tokens, prepare_inputs
+from vlkit.errors import VlkitError, check_whole, is_number
+from vlkit.generation.reply import Reply
+from vlkit.inputs import check_model
 from vlkit.media.image import load_image
 from vlkit.media.video import ClipStore
 from vlkit.messages import CheckedMessages, as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
-from vlkit.models.load import VLM, Model
+from vlkit.models.load import Model
 from vlkit.settings import MAX_NEW_TOKENS
-from vlkit.threads import leave_busy_cores
 
 GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
 
@@ -64,6 +61,8 @@ def generate(
     seed: int | None = None,
 ) -> Reply:
     """Ask once.
+
+    What was computed of a picture or clip serves later questions about it, too (``vlm.cache``).
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -116,7 +115,7 @@ def stream(
 class Stream:
     """A running answer; an iterator over pieces of text. Made by :func:`stream`."""
 
-    def __init__(self, vlm: Model, messages: list[dict], options: dict, seed: int | None):
+    def __init__(self, vlm: Model, messages: CheckedMessages, options: dict, seed: int | None):
         self._vlm, self._messages, self._options, self._seed = vlm, messages, options, seed
         self._pieces: queue.SimpleQueue = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -164,116 +163,13 @@ class Stream:
             self._pieces.put(text)
 
 
-# --- the model's run -----------------------------------------------------------------------------
-
-
-def answer_here(
-    vlm: VLM, messages: list[dict], options: dict, seed, put=None, stopped=None
-) -> Reply:
-    """The Reply of a model on this machine.
-
-    Args:
-        vlm: the model.
-        messages: checked.
-        options: from :func:`generation_options`.
-        seed: for sampling, or None.
-        put: called with each piece of text as it comes.
-        stopped: set it to end the answer within a token.
-    """
-    start = time.perf_counter()
-    inputs = prepare_inputs(vlm, [messages])
-    tokens = run_row(vlm, inputs, options, seed, put, stopped)
-    return make_reply(vlm, messages, inputs, tokens, options["max_new_tokens"], start)
-
-
-def run_row(
-    vlm: VLM, inputs: ModelInputs, options: dict, seed, put=None, stopped=None
-) -> list[int]:
-    """The new tokens of the first row."""
-    return run_rows(vlm, inputs.tensors, options, seed, put, stopped)[0]
-
-
-def run_rows(
-    vlm: VLM, tensors: Any, options: dict, seed, put=None, stopped=None
-) -> list[list[int]]:
-    """The new tokens of each row, up to the one that ends it.
-
-    Args:
-        vlm: the model.
-        tensors: of the processor, rows padded on the left.
-        options: from :func:`generation_options`.
-        seed: for sampling, or None.
-        put: called with each piece of text of a single row as it comes.
-        stopped: set it to end the answers within a token.
-    """
-    import torch
-
-    length = tensors["input_ids"].shape[1]
-    check_context(vlm, length, options["max_new_tokens"])
-    leave_busy_cores(vlm.model)
-    options = {**options, **_streaming(vlm, put, stopped)}
-    tensors = tensors.to(vlm.model.device, dtype=vlm.model.dtype)
-    try:
-        with torch.inference_mode(), seeded(seed, options["do_sample"]):
-            output = vlm.model.generate(**tensors, **options)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ModelError(
-            f"out of GPU memory at {length:,} prompt tokens; lower max_image_tokens or "
-            'max_new_tokens, or load with quantize="4bit"'
-        ) from error
-    endings = ending_tokens(vlm)
-    return [_cut(tokens, endings) for tokens in output[:, length:].tolist()]
-
-
-def _cut(tokens: list[int], endings: set[int]) -> list[int]:
-    """The tokens up to the end, without padding."""
-    end = next((place for place, token in enumerate(tokens) if token in endings), len(tokens))
-    return tokens[: end + 1]
-
-
-_random_state = threading.Lock()  # torch's is one for the process
-
-
-@contextmanager
-def seeded(seed: int | None, sampling: bool):
-    """Makes sampling in this block repeatable; the global random state is restored on exit."""
-    import torch
-
-    if seed is None or not sampling:
-        yield
-        return
-    with _random_state, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-def _streaming(vlm: VLM, put, stopped: threading.Event | None) -> dict:
-    if put is None or stopped is None:
-        return {}
-    from transformers import StoppingCriteriaList, TextStreamer
-
-    class Pieces(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False):
-            put(text)
-
-    tokenizer = vlm.processor.tokenizer
-    streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    criteria = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, stopped.is_set())])
-    return {"streamer": streamer, "stopping_criteria": criteria}
-
-
-def all_rows(input_ids, value: bool):
-    """A stopping criterion's result that is the same for every row."""
-    import torch
-
-    return torch.full((input_ids.shape[0],), value, dtype=torch.bool, device=input_ids.device)
-
-
 class Chat:
     """A conversation with memory; pictures and clips of earlier turns stay in view.
 
     They are read once, so a file that changes later makes no difference. Of clips up to half a
-    gigabyte of frames is kept as long as the Chat; beyond that they are sampled again.
+    gigabyte of frames is kept as long as the Chat; beyond that they are sampled again. A model on
+    this machine also remembers the keys and values of the turns (in ``vlm.cache``), so a question
+    costs as much as its own words; turns that you change in ``messages`` are computed again.
 
     Args:
         vlm: from :func:`vlkit.load`.

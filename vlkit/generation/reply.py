@@ -59,6 +59,7 @@ class Reply:
         cost: of a hosted model whose ``prices`` are known, in their currency; else None.
         tokens: the ids of the new tokens; empty where they are not known, as for a row read from
             a file.
+        note: why transformers' own ``generate`` wrote it; empty where vlkit's engine did.
     """
 
     text: str
@@ -72,6 +73,7 @@ class Reply:
     finish_reason: str = "stop"
     cost: float | None = None
     tokens: tuple[int, ...] = field(default=(), repr=False)
+    note: str = field(default="", repr=False)
 
     @property
     def thinking(self) -> str:
@@ -182,6 +184,8 @@ class Reply:
             line += f", ended by {html.escape(self.finish_reason)}"  # of a file that was edited
         if self.cost is not None:
             line += f", cost {self.cost:.2g}"
+        if self.note:
+            line += f"; {html.escape(self.note)}"
         pictures = self._repr_pictures()
         return (
             f'<div style="max-width:640px"><p style="font-size:1.05em;margin:4px 0">{text}</p>'
@@ -342,7 +346,9 @@ def _check_field(record: dict[str, Any], name: str, valid: bool) -> None:
         raise VlkitError(f"its {name} is {record[name]!r:.60}")
 
 
-def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start) -> Reply:
+def make_reply(
+    vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start, note: str = ""
+) -> Reply:
     """The Reply of one row's new tokens; ``start``: the time of the question, by perf_counter."""
     tokenizer, prefill = vlm.processor.tokenizer, prefill_of(messages)
     ended = bool(tokens) and tokens[-1] in ending_tokens(vlm)
@@ -358,6 +364,7 @@ def make_reply(vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int
         clips=_as_sequence(inputs.clips[0]),
         tokens=tuple(tokens),
         finish_reason="stop" if ended else "length" if len(tokens) >= limit else "cancelled",
+        note=note,
     )
 
 

@@ -1,20 +1,24 @@
-"""Many rows answered: by the engine, or transformers' ``generate``."""
+"""One or many rows answered: by the engine, or transformers' ``generate``."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from vlkit.engine.decoder import can_decode
+from vlkit.engine.sampling import Sampling, is_random
 from vlkit.engine.scheduler import MOST_ROWS, PREFILL_TOKENS, Feed, Scheduler, choose_group
-from vlkit.engine.slots import Row, Sampling, pad_left
+from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
-from vlkit.generation.generate import run_rows
+from vlkit.errors import ModelError
+from vlkit.generation.generate import generation_options
 from vlkit.generation.reply import Failure, Reply, attempt, make_reply
 from vlkit.inputs import (
     LoadedMessages,
@@ -28,7 +32,8 @@ from vlkit.inputs import (
 )
 from vlkit.media.image import pixel_hash
 from vlkit.messages import as_messages
-from vlkit.models.load import VLM, base_model
+from vlkit.models.load import VLM, base_model, weights_state
+from vlkit.models.memory import available_memory
 from vlkit.threads import leave_busy_cores
 
 Result = Reply | Failure
@@ -65,6 +70,11 @@ class Settings:
     def limit(self) -> int:
         """The most new tokens."""
         return self.options["max_new_tokens"]
+
+    @property
+    def sampling(self) -> tuple[float, float]:
+        """Temperature and top_p of a row."""
+        return self.options["temperature"] or 0.0, self.options["top_p"] or 1.0
 
     def seed_of(self, index: int) -> int | None:
         """The seed of one row."""
@@ -113,10 +123,188 @@ def _unknown_setting(config: Any) -> str:
     return f"the model's generation config sets {', '.join(unknown)}" if unknown else ""
 
 
-def sampling_of(vlm: VLM, temperature: float = 0.0, top_p: float = 1.0) -> Sampling:
+def sampling_of(vlm: VLM) -> Sampling:
     """How the engine chooses a model's tokens."""
     penalty = getattr(vlm.model.generation_config, "repetition_penalty", None) or 1.0
-    return Sampling(frozenset(ending_tokens(vlm)), temperature, top_p, penalty)
+    return Sampling(frozenset(ending_tokens(vlm)), penalty)
+
+
+_caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
+
+
+def cache_of(vlm: VLM) -> TensorCache:
+    """What is remembered of a model's answers; forgotten when a weight or adapter has changed."""
+    network = base_model(vlm)
+    state = weights_state(network)
+    known, cache = _caches.get(network) or (state, TensorCache(available_memory()[0] // 8))
+    if known != state:
+        cache.clear()
+    _caches[network] = state, cache
+    return cache
+
+
+# --- one row -------------------------------------------------------------------------------------
+
+
+def answer_here(
+    vlm: VLM,
+    messages: list[dict],
+    options: dict,
+    seed: int | None,
+    put: Callable[[str], None] | None = None,
+    stopped: Event | None = None,
+) -> Reply:
+    """The Reply of a model on this machine; arguments as for ``Model.answer``."""
+    start = time.perf_counter()
+    settings = Settings(options, seed, 1, *choose_path(vlm))
+    cache = cache_of(vlm)
+    row = _read_row(vlm, 0, messages, settings, cache)
+    question, waiting = row.payload, [row]
+    if question.messages.clips is not None:  # a Chat's: its turns are forgotten with it
+        row.chat = ref(question.messages.clips, cache.drop)
+    pieces = row.watch = None if put is None else _Pieces(vlm, put, stopped)
+    leave_busy_cores(vlm.model)
+    engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache)
+    while waiting or engine.rows:
+        (engine.admit if waiting else engine.advance)(waiting)
+    engine.keep_engine()
+    if row.error is not None:
+        raise row.error
+    if pieces:
+        pieces.end()
+    facts = question.messages, question.inputs, row.tokens, settings.limit, start, settings.note
+    return make_reply(vlm, *facts)
+
+
+class _Pieces:
+    """Gives an answer's text on as its tokens come, in whole words as transformers does it."""
+
+    def __init__(self, vlm: VLM, put: Callable[[str], None], stopped: Event | None):
+        from transformers import TextStreamer
+
+        self._streamer = TextStreamer(vlm.processor.tokenizer, skip_special_tokens=True)
+        self._streamer.on_finalized_text = lambda text, stream_end=False: put(text)
+        self._stopped, self._sent, self.end = stopped, 0, self._streamer.end
+
+    def __call__(self, row: Row) -> bool:
+        import torch
+
+        for token in row.tokens[self._sent :]:
+            self._streamer.put(torch.tensor([token]))
+        self._sent = len(row.tokens)
+        return self._stopped is not None and self._stopped.is_set()
+
+
+# --- the engine, and transformers' generate behind the same methods ------------------------------
+
+
+def _make_engine(vlm: VLM, path: str, slots: int, **options: Any) -> Scheduler | Library:
+    if path != "fast":
+        return Library(vlm, slots)
+    return Scheduler(base_model(vlm), sampling_of(vlm), slots, **options)
+
+
+class Library:
+    """transformers' ``generate`` with the methods of Scheduler, for what the engine cannot do.
+
+    Args:
+        vlm: the model.
+        slots: the most rows at a time; sampled rows come one by one.
+        watch: of rows that have none.
+    """
+
+    busy_elsewhere = False
+
+    def __init__(self, vlm: VLM, slots: int, watch: Callable[[Row], bool] | None = None):
+        self._vlm, self._watch = vlm, watch
+        self.slots = self.free = slots
+        self.rows: list[Row] = []  # none is running between two calls
+        self.prompts: list[list[int]] = []
+        self.notes: list[str] = []
+
+    def admit(self, waiting: list[Row]) -> list[Row]:
+        """Write the whole answers of some rows; arguments and result as of Scheduler."""
+        most = 1 if is_random(waiting) else self.slots
+        return self._answer(choose_group(waiting, most, PREFILL_TOKENS["cuda"]))
+
+    def _answer(self, rows: list[Row]) -> list[Row]:
+        """A group that fails (out of memory, say) is halved down to one row."""
+        start = time.perf_counter()
+        try:
+            self._write(rows)
+        except Exception as error:  # models raise what they like
+            if len(rows) == 1:
+                rows[0].error = error
+                return rows
+            half = len(rows) // 2
+            return [*self._answer(rows[:half]), *self._answer(rows[half:])]
+        self.prompts.append([row.length for row in rows])
+        for row in rows:
+            row.started = start
+        return rows
+
+    def _write(self, rows: list[Row]) -> None:
+        import torch
+        from transformers import StoppingCriteriaList
+
+        vlm, row, length = self._vlm, rows[0], max(row.length for row in rows)
+        options = generation_options(row.limit, *row.sampling, None)
+        tensors = pad_left(rows, vlm.processor.tokenizer.pad_token_id)
+        tensors = tensors.to(vlm.model.device, dtype=vlm.model.dtype)
+        if watch := row.watch or self._watch:
+
+            def look(ids: Any, scores: Any, **_: Any) -> Any:
+                row.tokens = ids[0, length:].tolist()
+                return torch.full((len(ids),), watch(row), dtype=torch.bool, device=ids.device)
+
+            options["stopping_criteria"] = StoppingCriteriaList([look])
+        try:
+            with torch.inference_mode(), _seeded(row.seed, options["do_sample"]):
+                output = vlm.model.generate(**tensors, **options)
+        except torch.cuda.OutOfMemoryError as error:
+            raise ModelError(
+                f"out of GPU memory at {length:,} prompt tokens; lower max_image_tokens or "
+                'max_new_tokens, or load with quantize="4bit"'
+            ) from error
+        endings = ending_tokens(vlm)
+        for row, tokens in zip(rows, output[:, length:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(tokens) if token in endings), len(tokens))
+            row.tokens = tokens[: end + 1]  # without padding
+
+    def advance(self, waiting: list[Row]) -> list[Row]:
+        """Nothing: no row is running."""
+        return []
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Nothing: no other thread computes."""
+        return nullcontext()
+
+    def encode_ahead(self, rows: Sequence[Row]) -> None:
+        """Nothing: pictures are encoded with their prompt."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    reset = keep_engine = forget
+
+
+_random_state = threading.Lock()  # torch's is one for the process
+
+
+@contextmanager
+def _seeded(seed: int | None, sampling: bool) -> Iterator[None]:
+    """Makes sampling in this block repeatable; the global random state is restored on exit."""
+    import torch
+
+    if seed is None or not sampling:
+        yield
+        return
+    with _random_state, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+# --- many rows -----------------------------------------------------------------------------------
 
 
 def answer_rows_here(
@@ -131,12 +319,17 @@ def answer_rows_here(
     leave_busy_cores(vlm.model)
 
     def read(index: int) -> Row | tuple[int, Failure]:
-        row = attempt(_read_row, vlm, index, conversations[index], settings, cache)
+        row = attempt(_read_row, vlm, index, conversations[index], settings, cache, deferred=True)
         return (index, row) if isinstance(row, Failure) else row
 
-    answer = _answer_fast if settings.path == "fast" else _answer_slowly
+    fixed = settings.batch_size is not None
+    engine = _make_engine(vlm, settings.path, capacity, fixed=fixed)
     with closing(Feed(read, indices, ahead=2 * capacity)) as feed:
-        yield from answer(vlm, feed, capacity, settings, tally)
+        for row in _run(engine, feed, settings, tally):
+            yield row if isinstance(row, tuple) else _result(vlm, row, tally, settings.note)
+    tally.notes += engine.notes
+    engine.forget()
+    engine.keep_engine()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +341,18 @@ class _Question:
     inputs: ModelInputs
 
 
-def _read_row(vlm: VLM, index: int, messages: Any, settings: Settings, cache: TensorCache) -> Row:
+def _read_row(
+    vlm: VLM, index: int, messages: Any, settings: Settings, cache: TensorCache,
+    *, deferred: bool = False,
+) -> Row:  # fmt: skip
     messages = as_messages(messages)
     loaded = load_messages(vlm, messages)
-    row, inputs = make_row(vlm, loaded, settings.limit, seed=settings.seed_of(index), cache=cache)
+    seed = settings.seed_of(index)
+    row, inputs = make_row(vlm, loaded, settings.limit, settings.sampling, seed=seed, cache=cache)
     check_context(vlm, row.length, row.limit)
+    if deferred:
+        images, clips = defer_media(loaded)
+        inputs = replace(inputs, images=[images], clips=[clips])
     row.payload = _Question(index, messages, inputs)
     return row
 
@@ -161,9 +361,9 @@ def make_row(
     vlm: VLM,
     loaded: LoadedMessages,
     limit: int,
+    sampling: tuple[float, float],
     *,
     seed: int | None = None,
-    sampling: tuple[float, float] | None = None,
     cache: TensorCache | None = None,
 ) -> tuple[Row, ModelInputs]:
     """A conversation as a row for the engine, and the inputs that its Reply describes.
@@ -172,113 +372,61 @@ def make_row(
         vlm: its processor and limits are used.
         loaded: from :func:`vlkit.inputs.load_messages`.
         limit: the most new tokens.
+        sampling: temperature and top_p.
         seed: of its sampling.
-        sampling: its temperature and top_p, or None for the engine's.
         cache: of pictures that other rows ask about as well.
     """
-    # as on all other paths, so that answers are the same
+    import torch
+
+    # on a GPU in half precision also the pictures are prepared there
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
     digests = [pixel_hash(image) for image in loaded.images]
     frames: list[Any] = [clip.frames for clip in loaded.clips]
     digests += [hashlib.sha256(clip).hexdigest() for clip in frames]
     device = vlm.model.device if half else None
     inputs = make_inputs(vlm, [loaded], device=device, digests=[digests], cache=cache)
-    media = split_media(inputs.tensors, digests)
-    row = Row(_text_tensors(inputs.tensors), media, limit, seed, sampling)
-    images, clips = defer_media(loaded)
-    ids = {"input_ids": row.tensors["input_ids"]}
-    return row, ModelInputs(ids, [images], inputs.input_sizes, [clips], inputs.prompts)
+    tensors = {  # everything but pixels
+        name: torch.as_tensor(value).cpu()
+        for name, value in inputs.tensors.items()
+        if not name.startswith("pixel_values")
+    }
+    row = Row(tensors, split_media(inputs.tensors, digests), limit, seed, sampling)
+    return row, replace(inputs, tensors={"input_ids": row.tensors["input_ids"]})
 
 
-def _text_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything but pixels, grids on the CPU."""
-    names = ("input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts")
-    kept = {name: tensors[name] for name in names if name in tensors}
-    grids = ("image_grid_thw", "video_grid_thw")
-    return kept | {name: tensors[name].cpu() for name in grids if name in tensors}
-
-
-def _take(feed: Feed, waiting: list[Row], *, block: bool) -> Iterator[tuple[int, Failure]]:
-    """Append the rows that are ready to ``waiting``; failures are yielded."""
-    for row in feed.take(waiting, block=block):
-        if isinstance(row, Row):
-            waiting.append(row)
-        else:
-            yield row
-
-
-def _result(vlm: VLM, row: Row, tally: Tally) -> tuple[int, Result]:
+def _result(vlm: VLM, row: Row, tally: Tally, note: str = "") -> tuple[int, Result]:
     question = row.payload
     if row.error is not None:
         return question.index, Failure.of(row.error)
     tally.new_tokens += len(row.tokens)
-    facts = question.messages, question.inputs, row.tokens, row.limit, row.started
+    facts = question.messages, question.inputs, row.tokens, row.limit, row.started, note
     return question.index, attempt(make_reply, vlm, *facts)
 
 
-def _answer_fast(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
-    """Admit rows as slots get free, many at a time, since each prefill delays the running rows."""
-    options = settings.options
-    sampling = sampling_of(vlm, options["temperature"] or 0.0, options["top_p"] or 1.0)
-    fixed = settings.batch_size is not None
-    scheduler = Scheduler(base_model(vlm), sampling, capacity, fixed=fixed)
+def _run(engine: Scheduler | Library, feed: Feed, settings: Settings, tally: Tally) -> Iterator:
+    """Rows as they end, and (index, Failure) of those that cannot be read.
+
+    Rows are admitted as slots get free, many at a time, since each prefill delays the others.
+    """
     waiting: list[Row] = []
 
     def should_admit(exhausted: bool) -> bool:
-        free, slots = scheduler.free, scheduler.slots
-        enough = exhausted or len(waiting) >= max(1, free // 2)
-        return bool(waiting) and free >= max(1, slots // 4) and enough
+        enough = exhausted or len(waiting) >= max(1, engine.free // 2)
+        return bool(waiting) and engine.free >= max(1, engine.slots // 4) and enough
 
-    feed.start()
-    scheduler.reuse_engine()
-    while not feed.exhausted or waiting or scheduler.rows:
+    while not feed.exhausted or waiting or engine.rows:
         settings.check_stopped()
-        idle = not scheduler.rows and not should_admit(exhausted=False)
-        yield from _take(feed, waiting, block=idle and not feed.exhausted)
-        ended: list[Row] = []
+        idle = not engine.rows and not should_admit(exhausted=False)
+        for row in feed.take(waiting, block=idle and not feed.exhausted):
+            if isinstance(row, Row):
+                waiting.append(row)
+            else:
+                yield row
         if should_admit(exhausted=not feed.reading):
-            ended = scheduler.admit(waiting)
-            tally.batch_size = max(tally.batch_size, scheduler.slots)
-        elif scheduler.rows:
-            ended = scheduler.advance(waiting)
-        for lengths in scheduler.prompts:
+            yield from engine.admit(waiting)
+            tally.batch_size = max(tally.batch_size, engine.slots)
+        elif engine.rows:
+            yield from engine.advance(waiting)
+        for lengths in engine.prompts:
             tally.count_group(lengths)
-        scheduler.prompts.clear()
-        for row in ended:
-            yield _result(vlm, row, tally)
-    tally.notes += scheduler.notes
-    scheduler.keep_engine()
-
-
-def _answer_slowly(vlm: VLM, feed: Feed, capacity: int, settings: Settings, tally: Tally):
-    """Groups padded on the left through ``model.generate``; sampled rows one by one."""
-    if settings.options["do_sample"]:
-        capacity = 1
-    tally.batch_size = capacity
-    waiting: list[Row] = []
-    while not feed.exhausted or waiting:
-        settings.check_stopped()
-        yield from _take(feed, waiting, block=len(waiting) < capacity and not feed.exhausted)
-        if waiting and (not feed.reading or len(waiting) >= capacity):
-            group = choose_group(waiting, capacity, PREFILL_TOKENS["cuda"])
-            for row in _generate_group(vlm, group, settings, tally):
-                yield _result(vlm, row, tally)
-
-
-def _generate_group(vlm: VLM, group: list[Row], settings: Settings, tally: Tally) -> list[Row]:
-    """The rows, answered; a group that fails (out of memory, say) is halved down to one row."""
-    start = time.perf_counter()
-    try:
-        tensors = pad_left(group, vlm.processor.tokenizer.pad_token_id)
-        answers = run_rows(vlm, tensors, settings.options, group[0].seed)
-    except Exception as error:  # models raise what they like
-        if len(group) == 1:
-            group[0].error = error
-            return group
-        half = len(group) // 2
-        halves = group[:half], group[half:]
-        return [row for part in halves for row in _generate_group(vlm, part, settings, tally)]
-    tally.count_group([row.length for row in group])
-    for row, tokens in zip(group, answers, strict=True):
-        row.tokens, row.started = tokens, start
-    return group
+        engine.prompts.clear()

@@ -16,7 +16,7 @@ from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_media
-from vlkit.engine.vision import Encoder, Medium, split_media
+from vlkit.engine.vision import PIXELS, Encoder, Medium, split_media
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
 from vlkit.lora.networks import temporary_forwards
@@ -30,7 +30,6 @@ from vlkit.models.load import VLM, base_model
 IGNORED = -100  # the label that transformers' losses leave out
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 MEASURED = 2000  # rows whose lengths are measured where none has to be cut
 SHARE = 0.25  # of the free main memory that features may take
 AHEAD = 32  # rows that are read while the model is busy
@@ -390,7 +389,7 @@ class FrozenTower:
             for key, layers in zip(new, self.encoder.encode(list(new.values())), strict=True):
                 features[key] = torch.cat(layers, -1)
                 self._keep(key, features[key])
-        self.encoder.forget()
+        self.encoder.cache.clear()
         device = self.visual.device
         for key in {medium.key for medium in media} - features.keys():
             features[key] = self._kept[key].to(device, non_blocking=True)

@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from vlkit.batch.keys import hash_medium
+from vlkit.batch.journal import hash_medium
 from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, check_whole, counted, is_number
 from vlkit.files import read_text

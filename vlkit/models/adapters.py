@@ -1,8 +1,7 @@
-"""LoRA adapters found, checked, attached; the identity of a model."""
+"""LoRA adapters found, checked, attached."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from vlkit.errors import ModelError, one_line, warn_user
 from vlkit.files import write_whole
@@ -31,15 +29,9 @@ from vlkit.models.hub import (
 
 MARKS = "adapter_base.json"  # downloads of an adapter fetch adapter_*
 WEIGHTS = "adapter_model.safetensors"
-_CHUNK = 1 << 24  # weights that are summed at a time
 _MARKED = 64  # weights of which an adapter's marks have values, besides the embeddings
 _RELATIVE = 2**-8  # twice the change by rounding to bfloat16
 _ABSOLUTE = 1e-7  # near float16's smallest numbers
-# settings that change no answer
-_WITHOUT_EFFECT = (
-    "transformers_version", "peft_version", "base_model_name_or_path", "revision",
-)  # fmt: skip
-
 # names before transformers 4.52, and of a language model that was trained alone, to today's; PEFT
 # takes its own prefix away first
 _RENAMED = {
@@ -55,63 +47,6 @@ Values = Mapping[str, list[float]]  # of each weight, by its name in the model
 
 # peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that there is none
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-_known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
-
-
-def model_identity(vlm: Any) -> list[Any]:
-    """What answers of a loaded model depend on besides the question; values for JSON.
-
-    Settings are read each time; the weights are summed again only after one of them has changed.
-    """
-    processors = ("image_processor", "video_processor")
-    limits = [_settings(getattr(vlm.processor, name, None)) for name in processors]
-    template = getattr(vlm.processor, "chat_template", None)
-    names = [vlm.family, vlm.folder.revision, vlm.folder.config]
-    return [names, vlm.max_image_tokens, template, limits, _network_key(vlm.model)]
-
-
-def digest(content: Any) -> str:
-    """The sha256 in hex of values for JSON; sets are sorted, other values are taken by repr."""
-    text = json.dumps(content, sort_keys=True, default=_json_value)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _json_value(value: Any) -> Any:
-    return sorted(value, key=repr) if isinstance(value, set | frozenset) else repr(value)
-
-
-def _settings(part: Any) -> dict:
-    settings = part.to_dict() if hasattr(part, "to_dict") else {}
-    return {key: settings[key] for key in settings if key not in _WITHOUT_EFFECT}
-
-
-def _network_key(network: Any) -> str:
-    parameters = list(network.named_parameters())
-    state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for _, p in parameters]
-    known, key = _known.get(network, (None, ""))
-    if known != state:
-        shapes = [(name, str(p.dtype), list(p.shape)) for name, p in parameters]
-        key = digest([shapes, _checksums([p for _, p in parameters])])
-        _known[network] = (state, key)
-    adapters = map(_settings, getattr(network, "peft_config", {}).values())  # with their scaling
-    return digest([key, _settings(getattr(network, "generation_config", None)), *adapters])
-
-
-def _checksums(parameters: list) -> list[int]:
-    """Exact sums of the weights' bits, the same on every device and number of threads."""
-    import torch
-
-    sums = []
-    for parameter in parameters:
-        if parameter.device.type == "meta":  # offloaded to disk
-            continue
-        bits = parameter.detach().contiguous().view(-1).view(torch.uint8)
-        whole = 4 if bits.numel() % 4 == 0 and bits.storage_offset() % 4 == 0 else 1
-        bits = bits.view(torch.int32) if whole == 4 else bits
-        chunks = [chunk.sum(dtype=torch.int64) for chunk in bits.split(_CHUNK)]
-        sums += [int(value) for value in torch.stack(chunks).tolist()] if chunks else []
-    return sums
 
 
 def base_values(network: Any) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -13,14 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
+from weakref import WeakKeyDictionary
 
 from vlkit.errors import ModelError, RemoteError, check_whole, one_line, warn_user
-from vlkit.models.adapters import (
-    attach_adapter,
-    find_adapter,
-    load_weights_beside,
-    model_identity,
-)
+from vlkit.files import digest
+from vlkit.models.adapters import attach_adapter, find_adapter, load_weights_beside
 from vlkit.models.families import SizeRules, family_of, rules_of_processor
 from vlkit.models.hub import Hub, ModelFolder, find_model
 from vlkit.models.memory import Cost, count_cost
@@ -37,6 +35,12 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
 QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar
 _ROOM = 1.4  # memory needed over that of the weights: also cache and activations
+_CHUNK = 1 << 24  # weights that are summed at a time
+# settings that change no answer
+_WITHOUT_EFFECT = (
+    "transformers_version", "peft_version", "base_model_name_or_path", "revision",
+)  # fmt: skip
+_known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # keys of networks
 _QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # size over that of the stored weights
 
 
@@ -194,6 +198,10 @@ class Model(Protocol):
     def scores_tokens(self) -> bool:
         """Whether log-probabilities and attention can be computed."""
 
+    @property
+    def cache(self) -> Any:
+        """What is kept of earlier questions; None where the model runs elsewhere."""
+
     def require_weights(self) -> None:
         """Raises VlkitError where the weights are not on this machine."""
 
@@ -292,7 +300,11 @@ class VLM:
 
         Settings are read each time; the weights only after one of them has changed.
         """
-        return model_identity(self)
+        processors = ("image_processor", "video_processor")
+        limits = [_settings(getattr(self.processor, name, None)) for name in processors]
+        template = getattr(self.processor, "chat_template", None)
+        names = [self.family, self.folder.revision, self.folder.config]
+        return [names, self.max_image_tokens, template, limits, _network_key(self.model)]
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -321,9 +333,21 @@ class VLM:
         size = self.model.dtype.itemsize
         return count_cost(self.model.config, held, value_bytes=size, held=held)
 
+    @property
+    def cache(self) -> Any:
+        """What is kept of earlier questions: features of pictures and clips, and Chats' turns.
+
+        An eighth of the memory that was free at first, unless ``cache.most_bytes`` is set; what
+        was used longest ago goes first. ``cache.clear()`` empties it. It is empty as well once a
+        weight or an adapter has changed, but a change through ``.data`` is not noticed.
+        """
+        from vlkit.generation.rows import cache_of
+
+        return cache_of(self)
+
     def answer(self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None):
-        """Answer one conversation; see :func:`vlkit.generation.generate.answer_here`."""
-        from vlkit.generation.generate import answer_here
+        """Answer one conversation; see :func:`vlkit.generation.rows.answer_here`."""
+        from vlkit.generation.rows import answer_here
 
         return answer_here(self, messages, options, seed, put, stopped)
 
@@ -556,3 +580,47 @@ def _check_template(processor: Any, folder: ModelFolder) -> None:
 def base_model(vlm: VLM) -> Any:
     """The transformers model without an adapter's wrapper; its layers keep the adapter."""
     return vlm.model.get_base_model() if hasattr(vlm.model, "get_base_model") else vlm.model
+
+
+def weights_state(network: Any) -> list:
+    """Equal as long as no weight or adapter has changed; a change through ``.data`` is not seen."""
+    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in network.parameters()]
+    adapters = [
+        [part.active_adapters, part.disable_adapters, part.merged_adapters, dict(part.scaling)]
+        for part in network.modules()
+        if hasattr(type(part), "merged_adapters")
+    ]
+    return [weights, copy.deepcopy(adapters)]
+
+
+def _settings(part: Any) -> dict:
+    settings = part.to_dict() if hasattr(part, "to_dict") else {}
+    return {key: settings[key] for key in settings if key not in _WITHOUT_EFFECT}
+
+
+def _network_key(network: Any) -> str:
+    state, _ = weights_state(network)
+    known, key = _known.get(network, (None, ""))
+    if known != state:
+        parameters = list(network.named_parameters())
+        shapes = [(name, str(p.dtype), list(p.shape)) for name, p in parameters]
+        key = digest([shapes, _checksums([p for _, p in parameters])])
+        _known[network] = (state, key)
+    adapters = map(_settings, getattr(network, "peft_config", {}).values())  # with their scaling
+    return digest([key, _settings(getattr(network, "generation_config", None)), *adapters])
+
+
+def _checksums(parameters: list) -> list[int]:
+    """Exact sums of the weights' bits, the same on every device and number of threads."""
+    import torch
+
+    sums = []
+    for parameter in parameters:
+        if parameter.device.type == "meta":  # offloaded to disk
+            continue
+        bits = parameter.detach().contiguous().view(-1).view(torch.uint8)
+        whole = 4 if bits.numel() % 4 == 0 and bits.storage_offset() % 4 == 0 else 1
+        bits = bits.view(torch.int32) if whole == 4 else bits
+        chunks = [chunk.sum(dtype=torch.int64) for chunk in bits.split(_CHUNK)]
+        sums += [int(value) for value in torch.stack(chunks).tolist()] if chunks else []
+    return sums

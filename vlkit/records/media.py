@@ -13,7 +13,7 @@ from typing import Any
 
 import PIL.Image
 
-from vlkit.batch.keys import hash_medium
+from vlkit.batch.journal import hash_medium
 from vlkit.bundled import bundled_path
 from vlkit.errors import VlkitError, warn_user
 from vlkit.files import relative, write_whole

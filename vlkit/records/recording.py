@@ -19,10 +19,9 @@ import PIL.Image
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, failure_line
-from vlkit.files import json_line, whole_folder, write_whole
+from vlkit.files import digest, json_line, whole_folder, write_whole
 from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
-from vlkit.models.adapters import digest
 from vlkit.records.facts import (
     LEFT_OUT,
     SECRET_FIELD,

@@ -238,6 +238,10 @@ class RemoteVLM(Endpoint):
         """Whether log-probabilities and attention can be computed."""
         return False
 
+    @property
+    def cache(self) -> None:
+        """None: the service keeps what it keeps."""
+
     def require_weights(self) -> None:
         """Raises VlkitError: the weights are not on this machine."""
         raise VlkitError(

@@ -53,7 +53,7 @@ def prepare(
     """
     loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
     sampling = (sampling_temperature(chat.temperature), chat.top_p)
-    row, inputs = make_row(vlm, loaded, 1, seed=chat.seed, sampling=sampling)
+    row, inputs = make_row(vlm, loaded, 1, sampling, seed=chat.seed)
     row.limit = _answer_limit(chat, limits, context, row.length)
     return row, count_usage(vlm, inputs, 0)
 

@@ -6,15 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from vlkit.engine.scheduler import Scheduler
-from vlkit.engine.slots import Row, pad_left
-from vlkit.generation.generate import all_rows, generation_options, seeded
+from vlkit.engine.slots import Row
 from vlkit.generation.reply import Usage
-from vlkit.generation.rows import choose_path, sampling_of
+from vlkit.generation.rows import Library, choose_path, sampling_of
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import return_freed_memory
 from vlkit.serving.request import RequestError
@@ -22,84 +21,22 @@ from vlkit.serving.request import RequestError
 SLOTS = {"cuda": 128, "cpu": 32}
 
 
-def make_engine(vlm: VLM, context: int) -> Scheduler | OneByOne:
-    """The engine for a model.
+def make_engine(vlm: VLM, context: int) -> Scheduler | Library:
+    """The engine for a model; for models that the batch engine lacks, one row at a time.
 
     Args:
         vlm: the model; nothing else may use it meanwhile.
         context: the most tokens of a row, prompt and answer.
     """
     if choose_path(vlm)[0] != "fast":
-        return OneByOne(vlm)
+        return Library(vlm, 1, watch=_send_new_text)
     slots = SLOTS.get(vlm.model.device.type, SLOTS["cpu"])
     return Scheduler(base_model(vlm), sampling_of(vlm), slots, context=context)
 
 
-class OneByOne:
-    """One row at a time through ``model.generate``, for models that the batch engine lacks.
-
-    Its methods are those of :class:`vlkit.engine.scheduler.Scheduler`.
-    """
-
-    slots, busy_elsewhere = 1, False
-
-    def __init__(self, vlm: VLM):
-        self._vlm, self.rows = vlm, list[Row]()
-
-    def sharing(self) -> AbstractContextManager[None]:
-        """Nothing: no other thread computes."""
-        return nullcontext()
-
-    def encode_ahead(self, rows: Sequence[Row]) -> None:
-        """Nothing: pictures are encoded with their prompt."""
-
-    def admit(self, waiting: list[Row]) -> list[Row]:
-        """Write the whole answer of the first row; its job reads the tokens as they come."""
-        row = waiting.pop(0)
-        try:
-            self._answer(row)
-        except Exception as error:
-            row.error = error
-        return [row]
-
-    def _answer(self, row: Row) -> None:
-        from transformers import StoppingCriteriaList
-
-        network, job = self._vlm.model, row.payload
-        options = generation_options(row.limit, *(row.sampling or (0.0, 1.0)), row.seed)
-        tensors = pad_left([row], 0).to(network.device, dtype=network.dtype)
-        done = StoppingCriteriaList([lambda ids, scores, **_: all_rows(ids, job.done)])
-        with seeded(row.seed, options["do_sample"]):
-            network.generate(
-                **tensors, **options, streamer=_TokenStreamer(row), stopping_criteria=done
-            )
-
-    def advance(self, waiting: list[Row]) -> list[Row]:
-        """Nothing: no row is running between two calls of ``admit``."""
-        return []
-
-    def forget(self) -> None:
-        """Nothing is kept."""
-
-    def reset(self) -> None:
-        """Nothing is running."""
-
-
-class _TokenStreamer:
-    """A streamer for ``generate``, which puts the prompt first, then token by token."""
-
-    def __init__(self, row: Row):
-        self._row, self._prompt = row, True
-
-    def put(self, value: Any) -> None:
-        if self._prompt:
-            self._prompt = False
-            return
-        self._row.tokens += value.flatten().tolist()
-        self._row.payload.send_new_text()
-
-    def end(self) -> None:
-        return None
+def _send_new_text(row: Row) -> bool:
+    row.payload.send_new_text()
+    return row.payload.done
 
 
 @dataclass(frozen=True)
@@ -285,7 +222,7 @@ class Worker:
         most_at_once: the most rows that were running together.
     """
 
-    def __init__(self, engine: Scheduler | OneByOne):
+    def __init__(self, engine: Scheduler | Library):
         self._engine = engine
         self._wake, self._closing = threading.Condition(), False
         self._queue: deque[Job] = deque()  # submitted; replaced only while holding _wake
