@@ -12,6 +12,7 @@ brings a picture, the second one only a question.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "command": " ".join(["python benchmarks/one_question.py", *sys.argv[1:]]),
         "model": arguments.random_weights or "tiny",
         "device": device_name(vlm),
+        "load_average_before": round(os.getloadavg()[0], 2),
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
