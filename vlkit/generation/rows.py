@@ -112,6 +112,8 @@ class Tally:
 def choose_path(vlm: VLM) -> tuple[str, str]:
     """``"fast"`` for the engine, or ``"library"`` for transformers' own generate, and why."""
     reason = can_decode(base_model(vlm)) or _unknown_setting(vlm.model.generation_config)
+    if getattr(getattr(vlm.model, "active_peft_config", None), "is_prompt_learning", False):
+        reason = "the adapter adds tokens to the prompt"
     if not reason:
         return "fast", ""
     return "library", f"transformers' own generate is used: {reason}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -585,12 +584,13 @@ def base_model(vlm: VLM) -> Any:
 def weights_state(network: Any) -> list:
     """Equal as long as no weight or adapter has changed; a change through ``.data`` is not seen."""
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in network.parameters()]
+    names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
     adapters = [
-        [part.active_adapters, part.disable_adapters, part.merged_adapters, dict(part.scaling)]
+        repr([getattr(part, name, None) for name in names])
         for part in network.modules()
-        if hasattr(type(part), "merged_adapters")
+        if hasattr(type(part), "disable_adapters")
     ]
-    return [weights, copy.deepcopy(adapters)]
+    return [weights, adapters]
 
 
 def _settings(part: Any) -> dict:
