@@ -1,24 +1,33 @@
 """`vlkit serve`: the answers of vlkit.generate, to clients that nobody here wrote."""
 
+import asyncio
 import base64
 import io
 import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import openai
 import PIL.Image
+import pydantic
 import pytest
+import torch
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from served import ask, connect, data_url, health, send, text_of, user
 
 import vlkit
 from vlkit import serving
+from vlkit.inputs import prepare_inputs
+from vlkit.serving import worker
 from vlkit.serving.request import FORMATS
+from vlkit.serving.worker import OutputPenalties
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 CLIP = vlkit.clips()["moves_right"].path
@@ -194,6 +203,207 @@ def test_control_tokens_in_a_text_are_text(vlm, server):
     assert split["usage"]["prompt_tokens"] == joined["usage"]["prompt_tokens"]
 
 
+# --- what clients send by default ----------------------------------------------------------------
+
+
+def reference(vlm, message, seed=0, **options):
+    """transformers' own generate."""
+    tensors = prepare_inputs(vlm, [[message]]).tensors
+    torch.manual_seed(seed)
+    output = vlm.model.generate(**tensors, max_new_tokens=24, **options)
+    ids = output[0, tensors["input_ids"].shape[1] :]
+    return vlm.processor.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+SAMPLINGS = [
+    {"temperature": 2.0, "top_k": 20, "top_p": 0.8},
+    {"temperature": 1.5, "top_k": 3},
+    {"repetition_penalty": 1.5},
+    {"temperature": 1.5, "repetition_penalty": 0.8, "top_k": 50},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("kind", ["tiny", "qwen3_5"])
+def test_sampling_as_model_cards_recommend_it(vlm, server, tiny_vlm, kind, options):
+    """The second goes through transformers, one by one."""
+    model = vlm if kind == "tiny" else tiny_vlm(kind)
+    sampled = "temperature" in options
+    theirs = {"top_k": 0} if sampled else {"temperature": None, "top_p": None, "top_k": None}
+    message = vlkit.user(DESCRIBE, SAMPLES["circles"])
+    expected = reference(model, message, 7, do_sample=sampled, **{**theirs, **options})
+    with serving.start(model) if kind != "tiny" else nullcontext(server) as there:
+        answer = ask(there, user(DESCRIBE, SAMPLES["circles"]), max_tokens=24, seed=7, **options)
+    assert text_of(answer) == expected
+
+
+def test_penalties_count_the_answer_and_not_the_prompt():
+    penalties, logits = OutputPenalties(presence=0.5, frequency=0.25), torch.zeros(1, 5)
+    assert penalties(torch.tensor([[1, 2]]), logits).tolist() == [[0, 0, 0, 0, 0]]
+    after = penalties(torch.tensor([[1, 2, 3, 3, 4]]), logits)
+    assert after.tolist() == [[0, 0, 0, -1.0, -0.75]]
+
+
+@torch.inference_mode()
+def test_penalties_are_those_of_openais_formula(tiny_vlm):
+    """Negative ones, with which a random model repeats itself."""
+    vlm = tiny_vlm("qwen2_vl")
+    options = {"presence_penalty": -2, "frequency_penalty": -1}
+    with serving.start(vlm) as server:
+        answer = text_of(ask(server, user("Go on"), max_tokens=16, **options))
+        plain = text_of(ask(server, user("Go on"), max_tokens=16))
+    tokens = []
+    tensors = prepare_inputs(vlm, [[vlkit.user("Go on")]]).tensors
+    for _ in range(16):
+        ids = torch.cat([tensors["input_ids"], torch.tensor([tokens]).long()], 1)
+        logits = vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
+        for token, count in Counter(tokens).items():
+            logits[token] += 2 + count
+        tokens.append(int(logits.argmax()))
+    expected = vlm.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert answer == expected != plain
+
+
+def test_several_answers_are_those_of_consecutive_seeds(vlm, server):
+    message = vlkit.user(DESCRIBE, SAMPLES["cat"])
+    options = {"temperature": 2.0, "top_p": 0.9}
+    replies = [
+        vlkit.generate(vlm, message, seed=seed, max_new_tokens=16, **options) for seed in (5, 6, 7)
+    ]
+    asked = user(DESCRIBE, SAMPLES["cat"])
+    answer = ask(server, asked, n=3, seed=5, max_tokens=16, **options)
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert texts == [reply.text for reply in replies] and len(set(texts)) > 1
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] == sum(r.usage.new_tokens for r in replies)
+    assert answer["usage"]["prompt_tokens"] == replies[0].usage.prompt_tokens
+    client = openai.OpenAI(base_url=server.url, api_key="any")
+    pieces = ["", "", ""]
+    for chunk in client.chat.completions.create(
+        model="tiny", messages=[asked], n=3, seed=5, max_tokens=16, stream=True, **options
+    ):
+        for choice in chunk.choices:
+            pieces[choice.index] += choice.delta.content or ""
+    assert pieces == texts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_are_those_of_token_logprobs(vlm, client, stream):
+    message = vlkit.user(DESCRIBE, SAMPLES["circles"])
+    expected = vlkit.token_logprobs(vlm, message, max_new_tokens=9)
+    answer = client.chat.completions.create(
+        model="tiny", messages=[user(DESCRIBE, SAMPLES["circles"])], max_tokens=9, stream=stream,
+        logprobs=True, top_logprobs=2,
+    )  # fmt: skip
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    entries = [entry for c in choices if c.logprobs for entry in c.logprobs.content]
+    assert [entry.token for entry in entries] == list(expected.tokens)
+    found = [entry.logprob for entry in entries]
+    assert found == pytest.approx(expected.logprobs.tolist(), abs=1e-4)
+    assert all(bytes(entry.bytes).decode() == entry.token for entry in entries)
+    for entry in entries:  # greedy: the likeliest token was taken
+        first, second = entry.top_logprobs
+        assert (first.token, first.logprob) == (entry.token, entry.logprob)
+        assert second.logprob <= first.logprob
+
+
+def test_what_has_no_effect_is_named_in_a_header(server):
+    message, note = user(DESCRIBE, SAMPLES["circles"]), "x-vlkit-note"
+    body = {"model": "tiny", "messages": [message], "max_tokens": 16_384}
+    status, headers, _ = send(server, body | {"reasoning_effort": "low"})
+    assert status == 200
+    assert headers[note] == "reasoning_effort has no effect; max_tokens=16384 lowered to 1024"
+    status, headers, _ = send(server, body | {"max_tokens": 9})
+    assert status == 200 and note not in headers
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"shape": {"enum": ["square", "triangle"]}, "count": {"enum": [1, 2]}},
+    "required": ["shape", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("path", ["fast", "library"])
+def test_an_answer_follows_its_schema(vlm, path, monkeypatch):
+    """With others in the batch, sampled, streamed; or one by one through transformers."""
+    monkeypatch.setattr(worker, "choose_path", lambda vlm: (path, ""))
+    form = {"type": "json_schema", "json_schema": {"name": "scene", "schema": SCHEMA}}
+    message, plain = user(DESCRIBE, SAMPLES["circles"]), {}
+    jobs = [{"response_format": form, "temperature": t, "seed": 1} for t in (0.0, 3.0)] + [plain]
+    with serving.start(vlm) as there:
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda job: ask(there, message, max_tokens=40, **job), jobs))
+        pieces = stream(there, message, response_format=form, temperature=3.0, seed=1)
+    for answer in answers[:2]:
+        content = json.loads(text_of(answer))
+        assert content["shape"] in ("square", "triangle") and content["count"] in (1, 2)
+        assert answer["choices"][0]["finish_reason"] == "stop"
+    assert "".join(pieces) == text_of(answers[1])
+    expected = local(vlm, DESCRIBE, SAMPLES["circles"], max_new_tokens=40)
+    assert text_of(answers[2]) == expected.text
+
+
+def test_an_answer_that_is_cut_off_says_so(server):
+    form = {"type": "json_schema", "json_schema": {"name": "scene", "schema": SCHEMA}}
+    answer = ask(server, user("Hi"), response_format=form, max_tokens=4)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(text_of(answer))
+
+
+def test_a_schema_that_is_not_supported_is_refused_before_anything_runs(server):
+    before = health(server)["finished"]
+    for schema, reason in (({"not": {}}, "Unimplemented keys"), ({"type": "shape"}, "Invalid")):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+        body = {"messages": [{"role": "user", "content": parts}], "response_format": form}
+        status, _, answer = send(server, {"model": "tiny", **body})
+        assert status == 400 and reason in answer["error"]["message"]
+        assert answer["error"]["param"] == "response_format"
+    assert health(server)["finished"] == before
+
+
+# --- headers, methods ----------------------------------------------------------------------------
+
+
+def test_every_answer_has_a_request_id(server):
+    ids = {send(server, b"x")[1]["x-request-id"] for _ in range(3)}
+    ids.add(send(server, None, path="/health", method="GET")[1]["x-request-id"])
+    assert len(ids) == 4
+
+
+def test_a_method_that_is_not_allowed_names_those_that_are(server):
+    for path, allowed in (("/v1/models", "GET"), ("/v1/chat/completions", "POST")):
+        status, headers, _ = send(server, None, path=path, method="TRACE")
+        assert (status, headers["allow"]) == (405, allowed)
+
+
+def test_the_openapi_document_describes_refusals_as_they_are(server):
+    _, _, document = send(server, None, path="/openapi.json", method="GET")
+    responses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert set(responses) == {"200", "default"}
+    content = responses["default"]["content"]["application/json"]["schema"]["$ref"]
+    assert content.endswith("/Refusal")
+
+
+def test_web_pages_are_answered_only_where_they_are_named(vlm, server):
+    asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    with serving.start(vlm, origins=("https://a.example",), api_key="a-key-for-tests") as named:
+        connection = connect(named)
+        connection.request("OPTIONS", "/v1/chat/completions", headers=asks)
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.getheader("access-control-allow-origin") == "https://a.example"
+        _, headers, _ = send(named, b"{", headers={"Origin": "https://a.example"})
+        assert headers["access-control-allow-origin"] == "https://a.example"
+        _, headers, _ = send(named, b"{", headers={"Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in headers
+    _, headers, _ = send(server, b"{", headers={"Origin": "https://a.example"})
+    assert "access-control-allow-origin" not in headers
+
+
 # --- clients that nobody here wrote --------------------------------------------------------------
 
 
@@ -217,11 +427,45 @@ def test_openais_client(vlm, client):
 
 def test_openais_client_tells_refusals_apart(client):
     messages = [{"role": "user", "content": "hi"}]
-    with pytest.raises(openai.BadRequestError, match="n=3 is not supported"):
-        client.chat.completions.create(model="tiny", messages=messages, n=3)
+    with pytest.raises(
+        openai.BadRequestError, match="n: input should be less than or equal to 8"
+    ) as caught:
+        client.chat.completions.create(model="tiny", messages=messages, n=9)
+    assert caught.value.param == "n" and caught.value.request_id.startswith("req_")
+    with pytest.raises(openai.BadRequestError, match="only 0") as caught:
+        client.chat.completions.create(model="tiny", messages=messages, extra_body={"min_p": 0.5})
+    assert caught.value.param == "min_p"
+    with pytest.raises(openai.NotFoundError, match="available: POST /v1/chat/completions"):
+        client.responses.create(model="tiny", input="hi")
     with pytest.raises(openai.NotFoundError, match="'large' is not served here") as caught:
         client.chat.completions.create(model="large", messages=messages)
     assert caught.value.code == "model_not_found"
+
+
+def test_openais_asynchronous_client(vlm, server):
+    expected = local(vlm, DESCRIBE, SAMPLES["circles"])
+
+    async def both():
+        async with openai.AsyncOpenAI(base_url=server.url, api_key="any") as client:
+            options = {"model": "tiny", "messages": [user(DESCRIBE, SAMPLES["circles"])]}
+            whole = await client.chat.completions.create(**options)
+            chunks = await client.chat.completions.create(**options, stream=True)
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in chunks]
+        return whole.choices[0].message.content, "".join(pieces)
+
+    assert asyncio.run(both()) == (expected.text, expected.text)
+
+
+def test_openais_client_parses_an_answer_with_a_schema(client):
+    class Scene(pydantic.BaseModel):
+        shape: Literal["square", "triangle"]
+        count: Literal[1, 2, 3]
+
+    completion = client.chat.completions.parse(
+        model="tiny", messages=[user(DESCRIBE, SAMPLES["circles"])], response_format=Scene
+    )
+    assert isinstance(completion.choices[0].message.parsed, Scene)
+    assert completion.choices[0].finish_reason == "stop"
 
 
 def test_langchains_client(vlm, server):

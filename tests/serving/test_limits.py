@@ -2,15 +2,21 @@
 
 import base64
 import gc
+import gzip
+import http.client
+import importlib
 import io
 import json
+import logging
 import os
 import queue
 import re
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import PIL.Image
 import psutil
@@ -26,6 +32,7 @@ from vlkit.cli.app import app
 from vlkit.engine.slots import Engine
 from vlkit.models.memory import return_freed_memory
 from vlkit.serving import worker
+from vlkit.serving.app import RateLimit
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 CIRCLES = user("Describe this image.", SAMPLES["circles"])
@@ -172,8 +179,12 @@ def test_no_file_is_read_and_whether_it_is_there_is_not_told(server, tmp_path):
 def test_limits_of_body_tokens_and_context(server, vlm):
     status, _, answer = send(server, b" " * 4_000_000)
     assert status == 413 and "400,000 bytes" in answer["error"]["message"]
-    status, _, answer = send(server, GOOD | {"max_tokens": 65})
-    assert status == 400 and "at most 64" in answer["error"]["message"]
+    status, headers, answer = send(server, GOOD | {"max_tokens": 65})
+    assert status == 200 and headers["x-vlkit-note"] == "max_tokens=65 lowered to 64"
+    assert answer["usage"]["completion_tokens"] <= 64
+    packed = {"Content-Encoding": "gzip"}
+    status, _, answer = send(server, gzip.compress(json.dumps(GOOD).encode()), headers=packed)
+    assert status == 415 and "compressed" in answer["error"]["message"]
     for letters in (30_000, 300_000):  # tokenized and found too long; not even tokenized
         long = GOOD | {"messages": [{"role": "user", "content": "a b " * (letters // 4)}]}
         status, _, answer = send(server, long)
@@ -196,6 +207,107 @@ def test_a_body_that_does_not_come_is_not_waited_for(vlm):
         connection.endheaders(b"{")
         response = connection.getresponse()
         assert response.status == 408 and b"within 0.3 s" in response.read()
+
+
+def half(server, count, data):
+    """Connections that have sent a part of a request."""
+    opened = []
+    for _ in range(count):
+        connection = connect(server)
+        connection.connect()
+        connection.sock.sendall(data)
+        opened.append(connection)
+    return opened
+
+
+def test_half_a_header_is_not_waited_for(vlm):
+    with serving.start(vlm, header_seconds=0.5) as server:
+        kept = connect(server)  # a header after the first one, too
+        kept.request("GET", "/health")
+        kept.getresponse().read()
+        kept.sock.sendall(b"GET /health HTTP/1.1\r\n")
+        for connection in [kept, *half(server, 3, b"POST /v1/chat"), *half(server, 1, b"")]:
+            connection.sock.settimeout(10)
+            try:
+                assert connection.sock.recv(1) == b""
+            except ConnectionResetError:
+                pass
+        assert health(server)["status"] == "ok"
+
+
+def test_a_slow_answer_is_not_cut_off_by_the_time_for_headers(endless, vlm):
+    with serving.start(vlm, header_seconds=0.2) as server:
+        answer = ask(server, CIRCLES)
+        assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_connections_are_limited(vlm):
+    with serving.start(vlm, connections=4) as server:
+        held = half(server, 4, b"GET")
+        more = half(server, 1, b"")[0]
+        more.sock.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert more.sock.recv(1) == b""
+        for connection in held:
+            connection.close()
+        assert wait_until(lambda: answers(server))
+
+
+def answers(server):
+    with suppress(OSError, http.client.HTTPException):
+        return health(server)["status"] == "ok"
+
+
+def test_bodies_that_are_sent_slowly_take_nobodys_place(endless):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+    held = half(endless, 9, head)
+    body = {"model": endless.name, "max_tokens": 2, "messages": GOOD["messages"]}
+    assert send(endless, body)[0] == 200
+    for connection in held:
+        connection.close()
+
+
+def test_a_kept_connection_is_answered_at_once(server):
+    """Nagle's algorithm and delayed acknowledgements would take 40 ms."""
+    connection, seconds = connect(server), []
+    for _ in range(9):
+        start = time.perf_counter()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds[1:]) < 0.03
+
+
+def test_slow_downloads_hold_up_no_other_request(vlm, monkeypatch):
+    """More of them than threads that read media."""
+    silent = socket.create_server(("127.0.0.1", 0), backlog=32)
+    url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"
+    part = {"type": "image_url", "image_url": {"url": url}}
+    slow = {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
+    monkeypatch.setattr("vlkit.media.sources.DOWNLOAD_TIMEOUT", 6.0)
+    with serving.start(vlm, urls=True, hosts=("127.0.0.1",)) as server:
+        with ThreadPoolExecutor(6) as pool:
+            waiting = [pool.submit(send, server, slow) for _ in range(6)]
+            assert wait_until(lambda: health(server)["waiting"] == 6)
+            start = time.monotonic()
+            assert send(server, GOOD)[0] == 200
+            assert time.monotonic() - start < 3
+            assert not any(future.done() for future in waiting)
+            refused = [future.result() for future in waiting]
+    assert all(status == 400 for status, *_ in refused)
+    assert "did not arrive within 6 s" in refused[0][2]["error"]["message"]
+    silent.close()
+
+
+def test_the_log_is_limited_and_says_what_it_left_out():
+    limit, lines = RateLimit(), []
+    for second, count in ((5, 1000), (6, 2)):
+        for _ in range(count):
+            record = logging.makeLogRecord({"msg": "a %s", "args": ("line",), "created": second})
+            if limit.filter(record):
+                lines.append(record.getMessage())
+    assert len(lines) == 52 and lines[:50] == ["a line"] * 50
+    assert lines[50:] == ["(950 lines left out) a line", "a line"]
 
 
 def test_a_name_that_a_web_page_gave_this_machine_is_refused(server):
@@ -391,6 +503,15 @@ def test_what_would_not_be_safe_is_refused_before_a_model_is_loaded(arguments, r
     )
     result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
     assert reason in str(result.exception)
+
+
+def test_hosts_and_web_pages_are_named_one_by_one(monkeypatch):
+    given = {}
+    command = importlib.import_module("vlkit.cli.serve")
+    monkeypatch.setattr(command, "Limits", lambda **limits: given.update(limits) or 1 / 0)
+    named = ["--allow-host", "a", "--allow-host", "b", "--allow-origin", "https://c.example"]
+    CliRunner().invoke(app, ["serve", *named])
+    assert given["hosts"] == ("a", "b") and given["origins"] == ("https://c.example",)
 
 
 def test_the_chosen_model_is_served(monkeypatch):

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 import vlkit
 from vlkit.errors import VlkitError
+from vlkit.models.families import published_rules
 from vlkit.serving.app import check_key, is_loopback, model_name, open_socket
 from vlkit.serving.limits import Limits
-from vlkit.serving.request import ChatRequest, RequestError, describe_errors, read_messages
+from vlkit.serving.request import ChatRequest, MediaReader, RequestError, describe_errors
 
 TEXT = [{"role": "user", "content": "hi"}]
 
@@ -34,9 +35,11 @@ def picture(url):
     return with_part({"type": "image_url", "image_url": {"url": url}})
 
 
-def read(messages, **limits):
-    chat = ChatRequest.model_validate({"model": "m", "messages": messages})
-    return read_messages(chat.messages, Limits(**limits))
+def read(messages, *, fields=None, context=32_768, **limits):
+    """The messages, and how many pixels they hold."""
+    chat = ChatRequest.model_validate({"model": "m", "messages": messages, **(fields or {})})
+    reader = MediaReader(chat, Limits(**limits), published_rules("qwen2_vl"), context)
+    return reader.read(), reader.pixels
 
 
 @pytest.fixture
@@ -47,7 +50,16 @@ def visited():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             paths.append(self.path)
-            data = base64.b64decode(picture_url().partition(",")[2])
+            if self.path.startswith("/redirect?"):
+                self.send_response(302)
+                self.send_header("Location", self.path.partition("?")[2])
+                self.end_headers()
+                return
+            data = (
+                b"aws_secret=A"
+                if self.path == "/secret"
+                else base64.b64decode(picture_url().partition(",")[2])
+            )
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -81,13 +93,20 @@ MALFORMED = [  # what is changed in a good request, what the reason names
     ({"messages": with_part({"type": "image_url", "image_url": {"url": 5}})}, "image_url.url"),
     ({"messages": with_part({"type": "video", "video": [5]})}, "video.0"),
     ({"messages": with_part({"type": "video", "video": [], "fps": 0})}, "fps"),
-    ({"n": 2}, "n=2"),
-    ({"n": True}, "n=True"),
-    ({"logprobs": True}, "logprobs"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty"),
-    ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"top_k": 40}, "top_k=40"),
+    ({"n": 0}, "n: "),
+    ({"n": True}, "n: "),
+    ({"logprobs": 5}, "logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty"),
+    ({"min_p": 0.1}, "min_p=0.1 is not supported (only 0)"),
+    ({"tools": [{"type": "function"}]}, "tools=[{'type': 'function'}]"),
+    ({"response_format": {"type": "json_schema"}}, "response_format: type json_schema needs"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "json_schema.schema"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"top_k": -2}, "top_k"),
+    ({"mm_processor_kwargs": {"size": 5}}, "mm_processor_kwargs.size"),
+    ({"media_io_kwargs": {"video": {"frames_indices": []}}}, "frames_indices"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": "9"}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
@@ -123,12 +142,50 @@ def test_what_says_nothing_is_taken():
         "n": 1, "logprobs": False, "top_logprobs": None, "frequency_penalty": 0.0, "tools": [],
         "presence_penalty": 0, "response_format": {"type": "text"}, "tool_choice": "auto",
         "user": "someone", "metadata": {"a": "b"}, "logit_bias": {}, "parallel_tool_calls": True,
-        "top_k": 0, "repetition_penalty": 1.0, "stop": None, "max_tokens": None,
+        "top_k": 0, "repetition_penalty": 1.0, "stop": None, "max_tokens": None, "min_p": 0,
+        "media_io_kwargs": None, "mm_processor_kwargs": {},
     }  # fmt: skip
     answer = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}
     chat = ChatRequest.model_validate({"model": "m", "messages": [*TEXT, answer, *TEXT], **given})
     assert (chat.temperature, chat.top_p, chat.seed, chat.stops) == (0.0, 1.0, None, [])
-    assert chat.new_tokens is None
+    assert chat.new_tokens is None and chat.answer_schema is None and chat.noted == []
+
+
+def test_hints_without_effect_are_named():
+    content = [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]
+    answer = {"role": "assistant", "content": "a", "reasoning_content": "because"}
+    messages = [{"role": "user", "content": content}, answer, *TEXT]
+    given = {"model": "m", "messages": messages, "reasoning_effort": "low", "user": "someone"}
+    noted = ChatRequest.model_validate(given).noted
+    assert noted == ["cache_control", "reasoning_content", "reasoning_effort"]
+
+
+def test_a_refused_field_is_the_param_and_a_decode_error_has_its_position():
+    for change, param in (({"tools": [1]}, "tools"), ({"messages": [5]}, "messages.0")):
+        with pytest.raises(ValidationError) as caught:
+            ChatRequest.model_validate({"model": "m", "messages": TEXT, **change})
+        assert describe_errors(caught.value.errors())[1] == param
+    broken = {"type": "json_invalid", "loc": ("body", 12), "ctx": {"error": "Expecting value"}}
+    assert describe_errors([broken]) == (
+        "the body is not valid JSON: Expecting value at character 12",
+        "",
+    )
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, SCHEMA),
+    ],
+)
+def test_the_schema_of_an_answer(given, schema):
+    chat = ChatRequest.model_validate({"model": "m", "messages": TEXT, "response_format": given})
+    assert chat.answer_schema == schema
 
 
 def test_the_newer_name_of_a_limit_counts():
@@ -177,11 +234,65 @@ def test_a_clip_in_a_data_url():
     assert clip.timestamps == vlkit.Video(vlkit.clips()["moves_right"].path).load().timestamps
 
 
+MOVES = (
+    "data:video/mp4;base64,"
+    + base64.b64encode(vlkit.clips()["moves_right"].path.read_bytes()).decode()
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"mm_processor_kwargs": {"fps": 1, "do_sample_frames": True}}, {"fps": 1}),
+        ({"media_io_kwargs": {"video": {"num_frames": 6}}}, {"frames": 6}),
+        ({"media_io_kwargs": {"video": {"num_frames": -1, "fps": 4}}}, {"fps": 4}),
+        ({"mm_processor_kwargs": {"max_pixels": 28 * 28 * 20}}, {"max_frame_tokens": 20}),
+    ],
+    ids=str,
+)
+def test_a_clip_is_sampled_as_vllms_clients_ask(fields, expected):
+    part = {"type": "video_url", "video_url": {"url": MOVES}}
+    (message,), _ = read(with_part(part), fields=fields)
+    video = message["content"][0]["video"]
+    theirs = vlkit.Video(vlkit.clips()["moves_right"].path, **expected)
+    assert video.load().timestamps == theirs.load().timestamps
+    assert video.max_frame_tokens == theirs.max_frame_tokens
+
+
+def test_a_pictures_own_limits_take_precedence():
+    fields = {"mm_processor_kwargs": {"min_pixels": 900, "max_pixels": 1800}}
+    url = {"url": picture_url(), "max_pixels": 1700}
+    part = {"type": "image_url", "image_url": url, "min_pixels": 800}
+    (message,), _ = read(with_part(part), fields=fields)
+    item = message["content"][0]
+    assert (item["min_pixels"], item["max_pixels"]) == (800, 1700)
+
+
+def test_media_that_exceed_the_context_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr("vlkit.media.video.FileReader.read", None)
+    part = {"type": "video_url", "video_url": {"url": MOVES}}
+    message = [{"role": "user", "content": [part] * 3}]
+    frames = vlkit.Video(vlkit.clips()["moves_right"].path)
+    info = vlkit.media.video.probe_clip(frames)
+    count = len(vlkit.media.video.sample_indices(frames, info)[0])
+    width, height = published_rules("qwen2_vl").frame_size(info.size, count, None)
+    tokens = count // 2 * width * height // 28**2
+    assert read(message, context=3 * tokens)[1] == 3 * count * width * height
+    with pytest.raises(RequestError, match=f"{3 * tokens:,} tokens of pictures") as caught:
+        read(message, context=3 * tokens - 1)
+    assert caught.value.code == "context_length_exceeded"
+    large = with_part({"type": "image_url", "image_url": picture_url((280, 280))})
+    assert read(large, context=100)
+    with pytest.raises(RequestError, match="100 tokens of pictures and clips exceed"):
+        read(large, context=99)
+
+
 BAD_MEDIA = [  # a picture's address, what the reason says
     ("data:image/png;base64,!!!", "cannot be decoded"),
     ("data:image/png;base64,", "not a whole PNG"),
     ("data:text/plain,hello", "not a whole PNG"),
     ("data:image/png;base64,iVBORw0", "cannot be decoded"),
+    ("data:image/png;base64,iVBORw0K", "not a whole PNG"),
     ("data:", "cannot be decoded"),
     ("data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>", "not a whole PNG"),
     ("data:application/postscript,%25!PS-Adobe-3.0 EPSF-3.0", "not a whole PNG"),
@@ -210,9 +321,36 @@ def test_no_address_is_visited_unless_it_is_allowed(visited):
     with pytest.raises(RequestError, match="--allow-urls"):
         read(picture(f"{address}/a.png"))
     assert paths == []
-    messages, _ = read(picture(f"{address}/a.png"), urls=True)
+    with pytest.raises(RequestError, match="internal network"):
+        read(picture(f"{address}/a.png"), urls=True)
+    assert paths == []
+    messages, _ = read(picture(f"{address}/a.png"), urls=True, hosts=("127.0.0.1",))
     assert vlkit.load_image(messages[0]["content"][0]["image"]).size == (32, 24)
     assert paths == ["/a.png"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "0x7f.1"])
+def test_a_redirect_into_an_internal_network_is_not_followed(visited, host):
+    address, paths = visited
+    target = f"http://{host}:{address.rpartition(':')[2]}/inner.png"
+    url = f"{address}/redirect?{target}"
+    with pytest.raises(RequestError, match="internal network"):
+        read(picture(url), urls=True, hosts=("127.0.0.1",))
+    assert all("inner" not in path.partition("?")[0] for path in paths) and len(paths) == 1
+
+
+def test_a_redirect_leads_to_no_file_and_no_ftp(visited):
+    address, _ = visited
+    for target in ("file:///etc/passwd", f"ftp://{address.partition('://')[2]}/a.png"):
+        with pytest.raises(RequestError, match=r"redirect|could not be downloaded"):
+            read(picture(f"{address}/redirect?{target}"), urls=True, hosts=("127.0.0.1",))
+
+
+def test_no_byte_of_what_is_no_picture_is_shown(visited):
+    address, _ = visited
+    with pytest.raises(RequestError, match="not a whole PNG") as caught:
+        read(picture(f"{address}/secret"), urls=True, hosts=("127.0.0.1",))
+    assert "aws" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["m3u8", "ffconcat", "sdp"])
@@ -262,6 +400,8 @@ def test_limits_of_pictures_pixels_and_frames():
         read(two, pixels=2 * 32 * 24 - 1)
     with pytest.raises(RequestError, match="5 frames; send 1 to 4"):
         read(with_part({"type": "video", "video": [picture_url()] * 5}), frames=4)
+    with pytest.raises(RequestError, match="0 frames; send 1 to 128"):
+        read(with_part({"type": "video", "video": []}))
 
 
 def test_a_small_file_of_many_pixels_is_not_decoded():

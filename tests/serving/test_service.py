@@ -66,6 +66,13 @@ def test_what_may_become_a_stop_text_is_held_back_and_nothing_else():
     assert text.finish() == "" and text.stopped
 
 
+def test_thinking_before_an_answer_with_a_schema_is_left_out():
+    before, mark, after = (tokenizer().encode(part).ids for part in ("so", "x", "so it is x"))
+    text = AnswerText(tokenizer(), frozenset([END]), [], True, mark[-1])
+    assert [text.push(before), text.push(mark)] == ["", ""]
+    assert text.push(after) + text.finish() == "so it is x"
+
+
 def test_the_end_token_is_no_text_even_where_special_tokens_are():
     tokens = [*tokenizer().encode("red").ids, END, *tokenizer().encode("never").ids]
     given, text = pieces_of(tokens, skip=False)

@@ -40,8 +40,14 @@ def serve(
         Path | None, typer.Option(help="A folder whose files requests may name.")
     ] = None,
     allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Requests may name http(s) URLs.")
+        bool, typer.Option("--allow-urls", help="Requests may name http(s) URLs; public ones.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host of an internal network, for such URLs.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page that may call the server (CORS).")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = (
         Limits.new_tokens
     ),
@@ -79,7 +85,8 @@ def serve(
     limits = Limits(
         body_bytes=max_body * _MEBIBYTE, pictures=max_pictures, pixels=max_megapixels * _MEGAPIXEL,
         new_tokens=max_new_tokens, context=max_context, waiting=max_waiting,
-        local=allow_local, urls=allow_urls,
+        local=allow_local, urls=allow_urls, hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
     )  # fmt: skip
     listener = open_socket(host, port, api_key)  # before a large model is loaded
     vlm: Any = load(**load_options)

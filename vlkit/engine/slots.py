@@ -11,7 +11,14 @@ from threading import Lock
 from typing import Any
 
 from vlkit.engine.decoder import SPAN, Decoder
-from vlkit.engine.sampling import Sampling, draw_tokens, is_random, not_a_number
+from vlkit.engine.sampling import (
+    Sampling,
+    draw_tokens,
+    has_own_choice,
+    is_random,
+    not_a_number,
+    process_logits,
+)
 from vlkit.engine.vision import PIXELS, Encoder, Medium
 
 
@@ -25,6 +32,9 @@ class Row:
         limit: the most new tokens.
         seed: of its sampling.
         sampling: temperature (0 for the likeliest token) and top_p.
+        processors: transformers' logits processors, or alike: each is called with the row's tokens
+            (1, length) and logits (1, vocabulary) before temperature and top_p. After an error a
+            step is repeated, so they must take the same or fewer tokens again.
         chat: a key of the conversation whose earlier turns the engine remembers, or None.
         watch: called after each token; True ends the answer.
         tokens: the new tokens so far.
@@ -39,6 +49,7 @@ class Row:
     limit: int
     seed: int | None = None
     sampling: tuple[float, float] = (0.0, 1.0)
+    processors: Sequence[Callable[[Any, Any], Any]] = ()
     chat: Hashable = None
     watch: Callable[[Row], bool] | None = None
     tokens: list[int] = field(default_factory=list)
@@ -348,7 +359,7 @@ class Engine:
 
     def _count_steps(self) -> int:
         watched = any(row.watch for row in self.rows)
-        if self.device.type != "cuda" or watched or is_random(self.rows):
+        if self.device.type != "cuda" or watched or has_own_choice(self.rows):
             return 1
         return min(STEPS, max(row.limit - len(row.tokens) for row in self.rows))
 
@@ -522,6 +533,7 @@ class Engine:
             penalty = self.sampling.repetition_penalty
             scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
             logits = scaled.where(seen, logits)
+        logits = process_logits(logits, rows)
         tokens = draw_tokens(logits, rows) if is_random(rows) else logits.argmax(-1)
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,16 @@ def sampling_temperature(temperature: float) -> float:
     return 0.0 if temperature < GREEDY_BELOW else float(temperature)
 
 
+def _with_schema(schema: Mapping | str | None) -> dict[str, Any]:
+    """The schema as JSON, as records keep it; nothing where there is none."""
+    if schema is None or isinstance(schema, str):
+        return {} if schema is None else {"schema": schema}
+    try:
+        return {"schema": json.dumps(schema, ensure_ascii=False)}
+    except (TypeError, ValueError) as error:
+        raise VlkitError(f"schema={schema!r:.60} is not JSON: {error}; pass a dict") from error
+
+
 def generate(
     vlm: Model,
     messages: str | Mapping | list,
@@ -59,6 +70,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    schema: Mapping | str | None = None,
 ) -> Reply:
     """Ask once.
 
@@ -74,18 +86,25 @@ def generate(
             apply).
         top_p: sample among the likeliest tokens that have this share of probability.
         seed: makes a sampled answer repeatable; the global random state does not change.
+        schema: a JSON schema (a dict, or its JSON) that the answer follows, token by token, on one
+            line: ``json.loads(reply.text)``. pydantic's ``Model.model_json_schema()`` makes one.
+            Objects have no other properties than the named ones unless it says
+            ``"additionalProperties": true``. An answer with ``finish_reason="length"`` is cut off,
+            so not valid JSON. Needs ``vlkit[schema]``, whose llguidance says what is supported.
 
     Raises:
         MediaError: a picture that cannot be read.
         ModelError: prompt and answer do not fit the context or the GPU's memory.
         RemoteError: a hosted model that cannot be reached, or refuses.
-        VlkitError: malformed messages or options.
+        VlkitError: malformed messages or options; a schema that is not supported.
     """
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+        **_with_schema(schema),
     }  # fmt: skip
     with hooks.recording("generate", vlm, messages, given) as record:
-        options = generation_options(**given)
+        options = generation_options(max_new_tokens, temperature, top_p, seed)
+        options |= _with_schema(schema)
         check_model(vlm)
         reply = vlm.answer(as_messages(messages), options, seed)
         record(reply)
@@ -100,6 +119,7 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    schema: Mapping | str | None = None,
 ) -> Stream:
     """Ask once and read the answer piece by piece; options as for :func:`generate`.
 
@@ -107,7 +127,7 @@ def stream(
     another thread, ends the model's work within a token. Errors are raised where it is read.
     Afterwards ``.reply`` is the whole Reply, also after a stop.
     """
-    options = generation_options(max_new_tokens, temperature, top_p, seed)
+    options = generation_options(max_new_tokens, temperature, top_p, seed) | _with_schema(schema)
     check_model(vlm)
     return Stream(vlm, as_messages(messages), options, seed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from vlkit.engine.decoder import can_decode
-from vlkit.engine.sampling import Sampling, is_random
+from vlkit.engine.sampling import Sampling, SchemaProcessor, has_own_choice
 from vlkit.engine.scheduler import MOST_ROWS, PREFILL_TOKENS, Feed, Scheduler, choose_group
 from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
@@ -131,6 +131,17 @@ def sampling_of(vlm: VLM) -> Sampling:
     return Sampling(frozenset(ending_tokens(vlm)), penalty)
 
 
+def make_schema(vlm: VLM, schema: Mapping | str, prompt: str = "") -> SchemaProcessor:
+    """What makes an answer follow a JSON schema; see :func:`vlkit.generate`.
+
+    Args:
+        vlm: the model.
+        schema: the schema.
+        prompt: the rendered chat template.
+    """
+    return SchemaProcessor(vlm.processor.tokenizer, ending_tokens(vlm), schema, prompt)
+
+
 _caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
 
 
@@ -226,7 +237,7 @@ class Library:
 
     def admit(self, waiting: list[Row]) -> list[Row]:
         """Write the whole answers of some rows; arguments and result as of Scheduler."""
-        most = 1 if is_random(waiting) else self.slots
+        most = 1 if has_own_choice(waiting) else self.slots
         return self._answer(choose_group(waiting, most, PREFILL_TOKENS["cuda"]))
 
     def _answer(self, rows: list[Row]) -> list[Row]:
@@ -247,12 +258,13 @@ class Library:
 
     def _write(self, rows: list[Row]) -> None:
         import torch
-        from transformers import StoppingCriteriaList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         vlm, row, length = self._vlm, rows[0], max(row.length for row in rows)
         options = generation_options(row.limit, *row.sampling, None)
         tensors = pad_left(rows, vlm.processor.tokenizer.pad_token_id)
         tensors = tensors.to(vlm.model.device, dtype=vlm.model.dtype)
+        options["logits_processor"] = LogitsProcessorList(row.processors)
         if watch := row.watch or self._watch:
 
             def look(ids: Any, scores: Any, **_: Any) -> Any:
@@ -352,6 +364,8 @@ def _read_row(
     seed = settings.seed_of(index)
     row, inputs = make_row(vlm, loaded, settings.limit, settings.sampling, seed=seed, cache=cache)
     check_context(vlm, row.length, row.limit)
+    if (schema := settings.options.get("schema")) is not None:
+        row.processors = [make_schema(vlm, schema, loaded.prompt)]
     if deferred:
         images, clips = defer_media(loaded)
         inputs = replace(inputs, images=[images], clips=[clips])

@@ -72,13 +72,20 @@ def local_path(source: str | os.PathLike) -> str:
     return os.path.expanduser(path)
 
 
-def read_bytes(source: Any, name: str) -> bytes:
-    """The bytes of a path, URL, data URL or bytes; errors call it ``name``. Raises MediaError."""
+def read_bytes(source: Any, name: str, *, urlopen: Any = urllib.request.urlopen) -> bytes:
+    """The bytes of a path, URL, data URL or bytes. Raises MediaError.
+
+    Args:
+        source: the medium.
+        name: what errors call it.
+        urlopen: opens http(s) URLs.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if is_url(source):
-        read = _decode_data_url if source[:5].lower() == "data:" else _download
-        return read(source, name)
+        if is_remote(source):
+            return _download(source, name, urlopen)
+        return _decode_data_url(source, name)
     if isinstance(source, str | os.PathLike):
         return _read_file(local_path(source), name)
     raise MediaError(
@@ -152,11 +159,12 @@ def _decode_data_url(url: str, name: str) -> bytes:
         ) from error
 
 
-def _download(url: str, name: str) -> bytes:
+def _download(url: str, name: str, urlopen: Any) -> bytes:
     """Read a URL in another thread, as name look-up, redirects and headers may hang, too."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT
-    threading.Thread(target=_fetch, args=(url, name, deadline, answers), daemon=True).start()
+    arguments = url, name, urlopen, deadline, answers
+    threading.Thread(target=_fetch, args=arguments, daemon=True).start()
     try:
         answer = answers.get(timeout=DOWNLOAD_TIMEOUT)
     except queue.Empty:
@@ -166,14 +174,14 @@ def _download(url: str, name: str) -> bytes:
     return answer
 
 
-def _fetch(url: str, name: str, deadline: float, answers: queue.SimpleQueue) -> None:
+def _fetch(url: str, name: str, urlopen: Any, deadline: float, answers: queue.SimpleQueue) -> None:
     remedy = "check the address and the network, or pass a local file"
     try:
         if "@" in urllib.parse.urlsplit(url).netloc:
             raise MediaError(f"{name}: an address with a user name is not supported; {remedy}")
         quoted = urllib.parse.quote(url, safe=string.punctuation)
         request = urllib.request.Request(quoted, headers={"User-Agent": "vlkit"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
+        with urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
             answers.put(_read_response(response, name, deadline))
     except MediaError as error:
         answers.put(error)

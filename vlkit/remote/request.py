@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -230,6 +231,9 @@ def _fields(
         fields |= _sampling(remote, options, seed)
     if service.vllm_fields and remote.family in ("qwen_vl", "qwen2_vl"):
         fields["skip_special_tokens"] = False  # <|box_start|> and the like are special there
+    if "schema" in options:
+        form = {"name": "answer", "schema": json.loads(options["schema"])}
+        fields["response_format"] = {"type": "json_schema", "json_schema": form}
     if messages[-1]["role"] == "assistant":
         fields |= _prefill_fields(remote)
     return fields

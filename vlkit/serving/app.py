@@ -7,12 +7,13 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Usage
 from vlkit.models.load import VLM
 from vlkit.serving.limits import Limits
-from vlkit.serving.request import ChatRequest, RequestError, describe_errors
+from vlkit.serving.request import ChatRequest, Refusal, RequestError, describe_errors
 from vlkit.serving.service import ChatService, ServedAnswer
-from vlkit.serving.worker import Ended
+from vlkit.serving.worker import AnswerPiece, Ended, TokenLogprobs
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -57,10 +59,11 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = _with_request_id(send)
         try:
             headers = Headers(scope=scope)
             if self._key is None:
-                await _check_host(scope, headers, receive)
+                _check_host(headers)
             elif scope["path"] != "/health":
                 _check_authorization(headers, self._key)
             if scope["method"] == "POST":
@@ -72,20 +75,30 @@ class RequestGuard:
         await self._app(scope, receive, send)
 
     async def _run(self, scope: Any, headers: Headers, receive: Callable, send: Callable) -> None:
-        """Count the request and its body for as long as the application works on it."""
-        if self._requests >= self._most():
-            raise _busy(f"{self._requests} requests are running or waiting")
-        body = bytearray()
-        self._requests += 1
+        """Count the request for as long as the application works on it, and its body from before.
+
+        Bodies that are sent slowly take no other request's place.
+        """
+        body, counted = bytearray(), False
         try:
+            self._check_busy()
             if await self._read(headers, receive, body):
+                self._check_busy()
+                self._requests, counted = self._requests + 1, True
                 await self._app(scope, _replay(body, receive), send)
         finally:
-            self._requests -= 1
+            self._requests -= counted
             self._held_bytes -= len(body)
+
+    def _check_busy(self) -> None:
+        if self._requests >= self._most():
+            raise _busy(f"{self._requests} requests are running or waiting")
 
     async def _read(self, headers: Headers, receive: Callable, body: bytearray) -> bool:
         """Fill ``body``; False if the client has disconnected."""
+        if headers.get("content-encoding", "identity") != "identity":
+            text = "the body is compressed; send it without Content-Encoding"
+            raise RequestError(text, status=415)
         most = self._limits.body_bytes
         if int(headers.get("content-length") or 0) > most:  # uvicorn has checked the number
             raise _too_large(most)
@@ -120,27 +133,29 @@ def _check_authorization(headers: Headers, right_key: bytes) -> None:
         raise RequestError(text, status=401, code="invalid_api_key", headers=bearer)
 
 
-async def _check_host(scope: Any, headers: Headers, receive: Callable) -> None:
+def _check_host(headers: Headers) -> None:
     """Against DNS rebinding: a web page may point its own domain at 127.0.0.1.
 
     Its scripts could then read this server's answers; but their Host header names the domain.
     """
-    allowed = False
-
-    async def allow(*_: Any) -> None:
-        nonlocal allowed
-        allowed = True
-
-    async def ignore(message: Any) -> None:
-        """Starlette refuses in plain text; the error below has OpenAI's form."""
-
-    await TrustedHostMiddleware(allow, _LOCAL_NAMES)(scope, receive, ignore)
-    if not allowed:
+    host = headers.get("host", "")
+    if re.sub(r":\d+$", "", host) not in _LOCAL_NAMES:
         raise RequestError(
-            f"host {headers.get('host', '')!r:.80} is not this machine; a server without a key "
-            f"answers only to {', '.join(_LOCAL_NAMES)}",
+            f"host {host!r:.80} is not this machine; a server without a key answers only to "
+            f"{', '.join(_LOCAL_NAMES)}",
             status=403,
         )
+
+
+def _with_request_id(send: Callable) -> Callable:
+    """An ASGI ``send`` that adds the header by which OpenAI's clients name a request."""
+
+    async def send_with_id(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = f"req_{uuid.uuid4().hex}"
+        await send(message)
+
+    return send_with_id
 
 
 def refuse(error: RequestError) -> JSONResponse:
@@ -169,6 +184,40 @@ def _replay(body: bytearray, receive: Callable) -> Callable:
     return replay
 
 
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol, but a header must arrive in time, and connections are limited."""
+
+    limits: Limits
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Refuse a connection beyond the limits."""
+        super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        others: Any = self.connections
+        clients = [connection.client[0] for connection in others if connection.client]
+        host, most = (self.client or ("127.0.0.1",))[0], self.limits.connections
+        # a proxy on this machine has the connections of many clients
+        too_many = clients.count(host) > most * 2 // 3 and not is_loopback(host)
+        if len(clients) > most or too_many:
+            transport.abort()
+        else:
+            self._wait_for_header()
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the timer once a header is complete; start it with the first bytes of the next."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._timer is None and self.cycle is not None and self.cycle.response_complete:
+            self._wait_for_header()
+
+    def _wait_for_header(self) -> None:
+        self._timer = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
+
+
 _START_SECONDS = 60.0
 
 
@@ -195,9 +244,11 @@ class Server:
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
         app: Any = make_app(vlm, limits, self.name, api_key)
+        protocol = type("LimitedProtocol", (PatientProtocol,), {"limits": limits})
         config = uvicorn.Config(
-            app, lifespan="on", log_config=None, server_header=False, timeout_keep_alive=30
-        )
+            app, lifespan="on", log_config=None, server_header=False, timeout_keep_alive=30,
+            http=protocol, ws="none",
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
 
@@ -287,11 +338,37 @@ def model_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
+_log = logging.getLogger("vlkit.serve")
+_LINES_A_SECOND = 50
+
+
+class RateLimit(logging.Filter):
+    """Drops lines beyond a number a second, and says how many it dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = self._lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write a line."""
+        second = int(record.created)
+        if second != self._second:
+            if self._lines > _LINES_A_SECOND:
+                record.msg = f"({self._lines - _LINES_A_SECOND:,} lines left out) {record.msg}"
+            self._second, self._lines = second, 0
+        self._lines += 1
+        return self._lines <= _LINES_A_SECOND
+
+
 def log_requests() -> None:
     """Log a line for each request to stderr: client, path and status, never the content."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name, level in (("uvicorn.access", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    handler.addFilter(RateLimit())
+    for name, level in (
+        ("uvicorn.access", logging.INFO), ("uvicorn.error", logging.WARNING),
+        ("vlkit.serve", logging.INFO), ("asyncio", logging.WARNING),
+    ):  # fmt: skip
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(level)
@@ -301,7 +378,7 @@ class Disconnected(Exception):
     """The client has closed its connection."""
 
 
-def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) -> RequestGuard:
+def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) -> Any:
     """The ASGI application.
 
     Args:
@@ -322,6 +399,7 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
     app = FastAPI(
         title="vlkit serve", lifespan=lifespan, docs_url=None, redoc_url=None,
         exception_handlers=dict.fromkeys(errors, _explain),
+        responses={"default": {"model": Refusal}},
     )  # fmt: skip
 
     @app.get("/health")
@@ -335,7 +413,8 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict:
         if model != name:
-            raise RequestError(f"model {model!r:.80} is not served here", status=404)
+            text = f"model {model!r:.80} is not served here; the model is {name!r}"
+            raise RequestError(text, status=404, param="model", code="model_not_found")
         return services[0].describe_model()
 
     @app.post("/v1/chat/completions")
@@ -344,16 +423,30 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
         answer: ServedAnswer | None = None
         try:
             answer = await _unless(disconnect, services[0].ask(chat))
+            headers = {"x-vlkit-note": "; ".join(answer.notes)} if answer.notes else {}
+            for note in answer.notes:
+                _log.info("%s", note)
+            if not chat.stream:
+                content = await _unless(disconnect, _complete(answer, chat))
+                return JSONResponse(content, headers=headers)
             first = await _unless(disconnect, answer.next())
-            return Chunks(answer, first, chat) if chat.stream else _completion(chat, first)
-        except Disconnected:
+            return Chunks(answer, first, chat, headers)
+        except Exception as error:
             if answer is not None:
                 answer.cancel()
-            return Response(status_code=499)  # nobody reads it
+            if isinstance(error, Disconnected):
+                return Response(status_code=499)  # nobody reads it
+            raise
         finally:
             disconnect.cancel()
 
-    return RequestGuard(app, limits, api_key, lambda: services[0].most_requests)
+    guard = RequestGuard(app, limits, api_key, lambda: services[0].most_requests)
+    if not limits.origins:
+        return guard
+    return CORSMiddleware(
+        guard, allow_origins=limits.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+        expose_headers=["x-request-id", "x-vlkit-note"],
+    )  # fmt: skip
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -370,7 +463,8 @@ async def _explain(request: Request, error: Exception) -> Response:
         text = f"{request.method} {request.url.path[:80]}: {error.detail}"
         if error.status_code in (404, 405):
             text += "; available: POST /v1/chat/completions, GET /v1/models and GET /health"
-        return refuse(RequestError(text, status=error.status_code))
+        headers = dict(error.headers or {})
+        return refuse(RequestError(text, status=error.status_code, headers=headers))
     text = f"the server failed: {type(error).__name__}; see its log"
     return refuse(RequestError(text, status=500))
 
@@ -398,29 +492,62 @@ def _head(chat: ChatRequest, kind: str) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(time.time()), "model": chat.model}
 
 
-def _completion(chat: ChatRequest, ended: Ended) -> JSONResponse:
-    message = {"role": "assistant", "content": ended.text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": ended.reason}
+async def _complete(answer: ServedAnswer, chat: ChatRequest) -> dict[str, Any]:
+    """The response of a request that is not streamed: all answers, whole."""
+    ended: dict[int, Ended] = {}
+    while len(ended) < chat.n:
+        index, event = await answer.next()
+        if isinstance(event, Ended):
+            ended[index] = event
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": end.text, "refusal": None},
+            "logprobs": _logprobs(answer, chat, end.logprobs),
+            "finish_reason": end.reason,
+        }
+        for index, end in sorted(ended.items())
+    ]
     head = _head(chat, "chat.completion")
-    return JSONResponse({**head, "choices": [choice], "usage": _usage(ended.usage)})
+    return {**head, "choices": choices, "usage": _usage([end.usage for end in ended.values()])}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    details = {"image_tokens": usage.image_tokens, "video_tokens": usage.video_tokens}
+def _usage(usages: Sequence[Usage]) -> dict[str, Any]:
+    """Token counts of one prompt and its answers."""
+    first, new_tokens = usages[0], sum(usage.new_tokens for usage in usages)
+    details = {"image_tokens": first.image_tokens, "video_tokens": first.video_tokens}
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.new_tokens,
-        "total_tokens": usage.prompt_tokens + usage.new_tokens,
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": first.prompt_tokens + new_tokens,
         "prompt_tokens_details": details,
     }
 
 
-class Chunks(StreamingResponse):
-    """An answer as server-sent events; frees its slot when the client disconnects."""
+def _logprobs(
+    answer: ServedAnswer, chat: ChatRequest, tokens: list[TokenLogprobs]
+) -> dict[str, Any] | None:
+    if not chat.logprobs:
+        return None
 
-    def __init__(self, answer: ServedAnswer, first: str | Ended, chat: ChatRequest):
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text = answer.decode([token])
+        whole = "\ufffd" not in text  # a token may be a part of a character
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+
+    content = [
+        entry(token, logprob) | {"top_logprobs": [entry(*other) for other in top]}
+        for token, logprob, top in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+class Chunks(StreamingResponse):
+    """Answers as server-sent events; frees their slots when the client disconnects."""
+
+    def __init__(self, answer: ServedAnswer, first: Any, chat: ChatRequest, headers: dict):
         self._answer = answer
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
         super().__init__(
             _write_events(answer, first, chat), media_type="text/event-stream", headers=headers
         )
@@ -432,27 +559,34 @@ class Chunks(StreamingResponse):
             self._answer.cancel()
 
 
-async def _write_events(answer: ServedAnswer, event: str | Ended, chat: ChatRequest):
+async def _write_events(answer: ServedAnswer, first: tuple[int, AnswerPiece], chat: ChatRequest):
     head = _head(chat, "chat.completion.chunk")
     with_usage = chat.stream_options is not None and chat.stream_options.include_usage
 
-    def chunk(delta: dict, reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def chunk(index: int, delta: dict, logprobs: Any = None, reason: str | None = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return _event({**head, "choices": [choice]} | ({"usage": None} if with_usage else {}))
 
-    yield chunk({"role": "assistant", "content": ""})
+    for index in range(chat.n):
+        yield chunk(index, {"role": "assistant", "content": ""})
+    usages: list[Usage] = []
+    index, piece = first
     try:
-        while isinstance(event, str):
-            yield chunk({"content": event})
-            event = await answer.next()
+        while True:
+            if piece.text or piece.logprobs:
+                logprobs = _logprobs(answer, chat, piece.logprobs)
+                yield chunk(index, {"content": piece.text}, logprobs)
+            if isinstance(piece, Ended):
+                yield chunk(index, {}, reason=piece.reason)
+                usages.append(piece.usage)
+            if len(usages) == chat.n:
+                break
+            index, piece = await answer.next()
     except RequestError as error:  # the status line has been sent already
         yield _event(error.body)
         return
-    if event.text:
-        yield chunk({"content": event.text})
-    yield chunk({}, event.reason)
     if with_usage:
-        yield _event({**head, "choices": [], "usage": _usage(event.usage)})
+        yield _event({**head, "choices": [], "usage": _usage(usages)})
     yield "data: [DONE]\n\n"
 
 

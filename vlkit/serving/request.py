@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
 import io
+import ipaddress
 import itertools
 import os
+import socket
+import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import PIL.Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from vlkit.errors import MediaError, VlkitError
-from vlkit.media.image import describe_source
-from vlkit.media.sources import local_path, read_bytes
-from vlkit.media.video import Video, probe_clip
+from vlkit.grounding.boxes import Size
+from vlkit.media.image import Image, describe_source
+from vlkit.media.sources import is_remote, local_path, read_bytes
+from vlkit.media.video import Video, probe_clip, sample_indices
+from vlkit.models.families import SizeRules
 from vlkit.serving.limits import Limits
 
 
@@ -61,22 +69,37 @@ class RequestError(VlkitError):
         return {"error": error | {"param": self.param, "code": self.code}}
 
 
+class ErrorObject(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refusal(BaseModel):
+    """The body of every response but 200; for the OpenAPI document."""
+
+    error: ErrorObject
+
+
 _IGNORED = {  # say who asks, which does not change the answer
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "parallel_tool_calls",
+    "parallel_tool_calls", "uuid",
+}  # fmt: skip
+_NOTED = {  # hints of other services; the response says that they had no effect
+    "reasoning_effort", "cache_control", "reasoning_content", "reasoning", "verbosity",
+    "prompt_cache_retention", "chat_template_kwargs",
 }  # fmt: skip
 
 
 _NEUTRAL: dict[str, tuple] = {  # unsupported fields, and the values that ask for nothing
-    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "echo": (False,),
-    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
-    "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "top_k": (-1, 0),
-    "min_p": (0,), "min_tokens": (0,), "ignore_eos": (False,), "use_beam_search": (False,),
-    "length_penalty": (1,), "mm_processor_kwargs": ({}, {"do_sample_frames": False}),
-    "chat_template_kwargs": ({},),
-    "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
-    "tool_calls": ([],), "annotations": ([],),
+    "best_of": (1,), "echo": (False,), "logit_bias": ({},), "tools": ([],), "functions": ([],),
+    "tool_choice": ("none", "auto"), "modalities": (["text"],), "min_p": (0,), "min_tokens": (0,),
+    "ignore_eos": (False,), "use_beam_search": (False,), "length_penalty": (1,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,), "tool_calls": ([],), "annotations": ([],),
 }  # fmt: skip
 
 
@@ -84,37 +107,57 @@ class Strict(BaseModel):
     """Converts no types, refuses unknown fields, and drops nulls."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    _noted: set[str] = PrivateAttr(default_factory=set)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def drop_neutral_fields(cls, data: Any) -> Any:
+    def drop_neutral_fields(cls, data: Any, handler: Any) -> Any:
         """Drop fields that are null, or that do not change the answer."""
         if not isinstance(data, dict):
-            return data
-        kept = {}
+            return handler(data)
+        kept, noted = {}, set()
         for name, value in data.items():
             known = name in cls.model_fields
             if value is None or (not known and name in _IGNORED):
                 continue
-            if not known and name in _NEUTRAL:
+            if not known and name in _NOTED:
+                noted.add(name)
+            elif not known and name in _NEUTRAL:
                 if not _is_one_of(value, _NEUTRAL[name]):
-                    only = " or ".join(map(repr, _NEUTRAL[name]))
-                    raise ValueError(f"{name}={value!r:.60} is not supported (only {only})")
-                continue
-            kept[name] = value
-        return kept
+                    raise _unsupported(name, value)
+            else:
+                kept[name] = value
+        checked = handler(kept)
+        checked._noted = noted
+        return checked
+
+
+def _unsupported(name: str, value: Any) -> ValidationError:
+    """With the field's place, which a ValueError of a whole object does not have."""
+    only = " or ".join(map(repr, _NEUTRAL[name]))
+    text = f"{name}={value!r:.60} is not supported (only {only})"
+    error = PydanticCustomError("unsupported", "{text}", {"text": text})
+    place: Any = {"type": error, "loc": (name,), "input": value}
+    return ValidationError.from_exception_data("request", [place])
 
 
 def _is_one_of(value: Any, neutral: tuple) -> bool:
-    is_bool = isinstance(value, bool)  # True == 1, but n=True is not n=1
+    is_bool = isinstance(value, bool)  # True == 1, but min_tokens=False is not min_tokens=0
     return any(value == other and is_bool == isinstance(other, bool) for other in neutral)
 
 
-class Url(Strict):
+class PixelLimits(Strict):
+    """The size limits of a picture that Qwen's clients send."""
+
+    min_pixels: int | None = Field(None, ge=1, le=2**31)
+    max_pixels: int | None = Field(None, ge=1, le=2**31)
+
+
+class Url(PixelLimits):
     """A picture's or clip's address; ``detail`` is OpenAI's hint, ``format`` LiteLLM's."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
     format: str | None = None
 
 
@@ -125,13 +168,11 @@ class TextPart(Strict):
     text: str
 
 
-class ImagePart(Strict):
-    """A picture, with the size limits that Qwen's clients send."""
+class ImagePart(PixelLimits):
+    """A picture."""
 
     type: Literal["image_url"]
     image_url: Url | str
-    min_pixels: int | None = Field(None, ge=1, le=2**31)
-    max_pixels: int | None = Field(None, ge=1, le=2**31)
 
 
 class Sampled(Strict):
@@ -173,11 +214,15 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class ClipTimes(Strict):
-    """Which frames of the whole clip were sent, counted at the clip's own frame rate."""
+class ClipOptions(Strict):
+    """How a clip is sampled; or, with ``frames_indices``, which frames of it were sent.
 
-    fps: float = Field(gt=0, le=1e6)
-    frames_indices: list[Annotated[int, Field(ge=0, le=10**9)]] = Field(min_length=1)
+    These are counted at the clip's own frame rate, ``fps``.
+    """
+
+    fps: float | None = Field(None, gt=0, le=1e6)
+    num_frames: int | None = Field(None, ge=-1)
+    frames_indices: list[Annotated[int, Field(ge=0, le=10**9)]] | None = Field(None, min_length=1)
     total_num_frames: int | None = Field(None, ge=1, le=10**9)
     duration: float | None = None
 
@@ -185,7 +230,35 @@ class ClipTimes(Strict):
 class MediaOptions(Strict):
     """vLLM's ``media_io_kwargs``."""
 
-    video: ClipTimes | None = None
+    video: ClipOptions = ClipOptions.model_validate({})
+
+
+class ProcessorOptions(PixelLimits):
+    """vLLM's ``mm_processor_kwargs``; clips are sampled in any case, frames never."""
+
+    fps: float | None = Field(None, gt=0, le=1000)
+    do_sample_frames: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """OpenAI's ``response_format``; a schema is always followed strictly."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def check_schema(self) -> ResponseFormat:
+        """Raises ValueError for a schema that is missing."""
+        if self.type == "json_schema" and self.json_schema.get("schema") is None:
+            raise ValueError("type json_schema needs json_schema.schema")
+        return self
+
+    @property
+    def schema_of_answer(self) -> Any:
+        """The JSON schema, or None for free text."""
+        if self.type == "text":
+            return None
+        return self.json_schema.get("schema", {"type": "object"})
 
 
 class ChatRequest(Strict):
@@ -197,6 +270,14 @@ class ChatRequest(Strict):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    n: int = Field(1, ge=1, le=8)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    response_format: ResponseFormat | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool = False
@@ -204,24 +285,25 @@ class ChatRequest(Strict):
     skip_special_tokens: bool = True
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    media_io_kwargs: MediaOptions | None = None
+    media_io_kwargs: MediaOptions = MediaOptions.model_validate({})
+    mm_processor_kwargs: ProcessorOptions = ProcessorOptions.model_validate({})
 
     @model_validator(mode="after")
     def check_together(self) -> ChatRequest:
         """Raises ValueError for fields that contradict each other."""
         if self.stream_options and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
         if any(not 0 < len(text) <= 256 for text in self.stops):
             raise ValueError("each text in stop must have 1 to 256 characters")
         prefilled = self.messages[-1].role == "assistant"
-        if (self.continue_final_message, self.add_generation_prompt) == (True, True):
-            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
-        if self.continue_final_message and not prefilled:
-            raise ValueError("continue_final_message needs a last message of the assistant")
-        if prefilled and (self.add_generation_prompt or self.continue_final_message is False):
+        continues, asks = self.continue_final_message, self.add_generation_prompt
+        if prefilled and (asks or continues is False):
             raise ValueError("this server always continues a last message of the assistant")
-        if self.add_generation_prompt is False and not prefilled:
-            raise ValueError("add_generation_prompt=false needs a last message of the assistant")
+        if not prefilled and (continues or asks is False):
+            flags = "continue_final_message=true and add_generation_prompt=false"
+            raise ValueError(f"{flags} need a last message of the assistant")
         return self
 
     @property
@@ -230,14 +312,44 @@ class ChatRequest(Strict):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
-    def clip_times(self) -> ClipTimes | None:
+    def parts(self) -> list[Any]:
+        """The texts, pictures and clips of all messages."""
+        lists = [m.content for m in self.messages if not isinstance(m.content, str)]
+        return [part for parts in lists for part in parts]
+
+    @property
+    def noted(self) -> list[str]:
+        """Fields that had no effect, and that the client should hear of."""
+        return sorted(set().union(*(m._noted for m in (self, *self.messages, *self.parts))))
+
+    @property
+    def is_slow_to_read(self) -> bool:
+        """Whether media have to be downloaded."""
+        return any(is_remote(url) for part in self.parts for url in _urls(part))
+
+    @property
+    def answer_schema(self) -> Any:
+        """The JSON schema of the answer."""
+        return self.response_format.schema_of_answer if self.response_format else None
+
+    @property
+    def clip_times(self) -> ClipOptions | None:
         """The times of the frames of the request's one clip."""
-        return self.media_io_kwargs.video if self.media_io_kwargs else None
+        video = self.media_io_kwargs.video
+        return video if video.frames_indices else None
 
     @property
     def new_tokens(self) -> int | None:
         """The longest answer that the client wants."""
         return self.max_completion_tokens or self.max_tokens
+
+
+def _urls(part: Any) -> list[str]:
+    """The addresses of a part: none for a text, several for a clip that comes as frames."""
+    if isinstance(part, TextPart):
+        return []
+    source = getattr(part, part.type)
+    return [_url(url) for url in (source if isinstance(source, list) else [source])]
 
 
 _TAGS = ("text", "image_url", "video_url", "video")
@@ -253,10 +365,14 @@ _WORDS = {
 def describe_errors(errors: Sequence[Any]) -> tuple[str, str]:
     """The most specific of pydantic's errors: a line, and the field's path."""
     worst = max(errors, key=lambda error: (len(error["loc"]), error["type"] == "value_error"))
+    if worst["type"] == "json_invalid":
+        place, reason = worst["loc"][-1], worst.get("ctx", {}).get("error", "syntax error")
+        return f"the body is not valid JSON: {reason} at character {place}", ""
     where = ".".join(_path(worst["loc"]))
     text = _WORDS.get(worst["type"], worst["msg"].removeprefix("Value error, "))
     text = text[:1].lower() + text[1:]
-    return (f"{where}: {text}" if where else text), where
+    named = where and not text.startswith(where.rpartition(".")[2] + "=")
+    return (f"{where}: {text}" if named else text), where
 
 
 def _path(place: Sequence[Any]) -> list[str]:
@@ -277,118 +393,162 @@ FORMATS = {
 _ANY_FORMAT = " or ".join(", ".join(FORMATS.values()).rsplit(", ", 1))
 _FRAMES = "data:video/jpeg;base64,"  # vLLM's form of frames: JPEGs, separated by commas
 _CLIP_SECONDS = 600.0
+_TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
 
 
-class Budget:
-    """Counts the media of one request, and raises RequestError beyond the limits."""
+class MediaReader:
+    """Reads the media of one request, and refuses what exceeds the limits before it is decoded.
 
-    def __init__(self, limits: Limits):
-        self.limits, self._pictures, self.pixels = limits, 0, 0
+    Args:
+        chat: the request.
+        limits: of the server.
+        rules: how large the model sees pictures and clips.
+        context: the most tokens that they may have.
 
-    def count_medium(self) -> None:
-        """Count one more picture or clip."""
-        self._pictures += 1
-        if self._pictures > self.limits.pictures:
-            raise RequestError(f"a request may have {self.limits.pictures} pictures and clips")
-
-    def count_pixels(self, width: int, height: int) -> None:
-        """Count one more picture or frame."""
-        self.pixels += width * height
-        if self.pixels > self.limits.pixels:
-            limit = f"{self.limits.pixels:,} pixels together"
-            raise RequestError(f"the pictures have more than {limit}; send smaller ones")
-
-
-def read_messages(messages: list[Message], limits: Limits) -> tuple[list[dict], int]:
-    """Messages with their media as bytes, and the number of pixels.
-
-    Raises:
-        RequestError: a medium cannot be read or exceeds a limit; names the field.
+    Attributes:
+        pixels: that will be held in memory for the model.
     """
-    budget = Budget(limits)
-    return [_read(i, message, budget) for i, message in enumerate(messages)], budget.pixels
 
+    def __init__(self, chat: ChatRequest, limits: Limits, rules: SizeRules, context: int):
+        self._chat, self._limits, self._rules, self._context = chat, limits, rules, context
+        self._media = self._picture_pixels = self._characters = self._tokens = self.pixels = 0
 
-def _read(i: int, message: Message, budget: Budget) -> dict:
-    role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": [{"type": "text", "text": message.content}]}
-    content = []
-    for place, part in enumerate(message.content):
-        where = f"messages.{i}.content.{place}"
-        if role != "user" and not isinstance(part, TextPart):
-            raise RequestError(f"{where}: media belong to the user, not to the {role}", param=where)
+    def read(self) -> list[dict]:
+        """The messages, with their media as bytes.
+
+        Raises:
+            RequestError: a medium cannot be read or exceeds a limit; names the field.
+        """
+        return [self._read_message(i, message) for i, message in enumerate(self._chat.messages)]
+
+    def _read_message(self, i: int, message: Message) -> dict:
+        role = "system" if message.role == "developer" else message.role
+        if isinstance(message.content, str):
+            return {"role": role, "content": [self._read_text(message.content)]}
+        content = []
+        for place, part in enumerate(message.content):
+            where = f"messages.{i}.content.{place}"
+            if role != "user" and not isinstance(part, TextPart):
+                text = f"{where}: media belong to the user, not to the {role}"
+                raise RequestError(text, param=where)
+            try:
+                content.append(self._read_part(part))
+            except RequestError:
+                raise
+            except VlkitError as error:
+                raise RequestError(f"{where}: {error}", param=where) from error
+        return {"role": role, "content": content}
+
+    def _read_text(self, text: str) -> dict:
+        self._characters += len(text)
+        if self._characters > _TOKEN_CHARACTERS * self._context:
+            raise too_long(f"{self._characters:,} characters", self._context)
+        return {"type": "text", "text": text}
+
+    def _read_part(self, part: Any) -> dict:
+        if isinstance(part, TextPart):
+            return self._read_text(part.text)
+        self._media += 1
+        if self._media > self._limits.pictures:
+            raise MediaError(f"a request may have {self._limits.pictures} pictures and clips")
+        urls = _urls(part)
+        if not isinstance(part, ImagePart):
+            return {"type": "video", "video": self._read_clip(urls, part)}
+        given = [self._chat.mm_processor_kwargs, part.image_url, part]  # the last one counts
+        limits: dict[str, Any] = {}
+        for options in (options for options in given if isinstance(options, PixelLimits)):
+            names = {"min_pixels", "max_pixels"}
+            limits |= options.model_dump(include=names, exclude_none=True)
+        data, size = self._read_picture(urls[0])
+        self._count(self._rules.image_size(size, Image(None, **limits)), 1)
+        return {"type": "image", "image": data, **limits}
+
+    def _read_picture(self, url: str) -> tuple[bytes, Size]:
+        data = self._fetch(url)
+        name = describe_source(data)
         try:
-            content.append(_read_part(part, budget))
-        except VlkitError as error:
-            raise RequestError(f"{where}: {error}", param=where) from error
-    return {"role": role, "content": content}
+            with PIL.Image.open(io.BytesIO(data), formats=list(FORMATS)) as picture:
+                size = picture.size
+        except PIL.Image.DecompressionBombError as error:
+            raise MediaError(f"{name} has too many pixels; send a smaller one") from error
+        except Exception as error:  # a decoder may raise anything on hostile bytes
+            raise MediaError(f"{name} is not a whole {_ANY_FORMAT} file") from error
+        self._picture_pixels += size[0] * size[1]
+        self._check_pixels(self._picture_pixels)
+        self.pixels += size[0] * size[1]
+        return data, size
+
+    def _check_pixels(self, pixels: int) -> None:
+        if pixels > self._limits.pixels:
+            limit = f"{self._limits.pixels:,} pixels together"
+            raise MediaError(f"the pictures have more than {limit}; send smaller ones")
+
+    def _read_clip(self, urls: list[str], part: ClipPart | FramesPart) -> Video:
+        """A clip; of one that comes as frames, the model sees all frames, at the rate ``fps``."""
+        io_options, options = self._chat.media_io_kwargs.video, self._chat.mm_processor_kwargs
+        most = min(part.max_frames or self._limits.frames, self._limits.frames)
+        rate = part.fps or options.fps or (None if io_options.frames_indices else io_options.fps)
+        if (io_options.num_frames or 0) > 0:  # that many of the whole clip, unless fps gives fewer
+            most, rate = min(most, max(2, io_options.num_frames or 0)), rate or 1000.0
+        tokens = options.max_pixels and max(1, options.max_pixels // self._rules.side**2)
+        given: dict[str, Any] = {"max_frames": most, "max_frame_tokens": tokens}
+        whole = not isinstance(getattr(part, part.type), list)
+        if whole and urls[0][: len(_FRAMES)].lower() == _FRAMES:
+            urls = [f"data:image/jpeg;base64,{data}" for data in urls[0][len(_FRAMES) :].split(",")]
+        elif whole:
+            video = Video(self._fetch(urls[0]), fps=min(rate or 2.0, 1000.0), **given)
+            info = probe_clip(video)
+            if info.duration > _CLIP_SECONDS:
+                text = f"{info.duration:,.0f} s long; the limit is {_CLIP_SECONDS:,.0f} s"
+                raise MediaError(f"the clip is {text}")
+            self._check_pixels(info.size[0] * info.size[1])
+            self._count_clip(video, info)
+            return video
+        if not 1 <= len(urls) <= self._limits.frames:
+            raise MediaError(f"{len(urls)} frames; send 1 to {self._limits.frames}")
+        rate = part.fps or options.fps or 2.0
+        pictures = [self._read_picture(frame)[0] for frame in urls]
+        video = Video(pictures, fps=rate, source_fps=rate, **given)
+        self._count_clip(video, probe_clip(video))
+        return video
+
+    def _count_clip(self, video: Video, info: Any) -> None:
+        count = len(sample_indices(video, info)[0])
+        size = self._rules.frame_size(info.size, count, video)
+        self.pixels += size[0] * size[1] * count
+        self._count(size, -(-count // 2))
+
+    def _count(self, size: Size, steps: int) -> None:
+        """Count the tokens of one more medium of this size, of so many pictures."""
+        self._tokens += steps * size[0] * size[1] // self._rules.side**2
+        if self._tokens > self._context:
+            raise too_long(f"{self._tokens:,} tokens of pictures and clips", self._context)
+
+    def _fetch(self, url: str) -> bytes:
+        """The bytes of a data URL; of a file or http(s) URL only if the server allows it."""
+        limits = self._limits
+        if url[:5].lower() == "data:":
+            return read_bytes(url, "the data URL")
+        if is_remote(url):
+            if not limits.urls:
+                raise MediaError(
+                    "this server does not fetch URLs (see --allow-urls); send a data URL"
+                )
+            urlopen = public_opener(limits.hosts).open
+            return read_bytes(url, describe_source(url), urlopen=urlopen)
+        if limits.local is None:
+            raise MediaError("this server does not read files (see --allow-local); send a data URL")
+        return _read_file(url, limits.local, limits.body_bytes)
 
 
-def _read_part(part: Any, budget: Budget) -> dict:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    budget.count_medium()
-    if isinstance(part, ImagePart):
-        limits = part.model_dump(include={"min_pixels", "max_pixels"}, exclude_none=True)
-        return {"type": "image", "image": _read_picture(_url(part.image_url), budget), **limits}
-    source = _url(part.video_url) if isinstance(part, ClipPart) else part.video
-    return {"type": "video", "video": _read_clip(source, part, budget)}
+def too_long(what: str, context: int) -> RequestError:
+    """The refusal of a request that exceeds the context."""
+    text = f"{what} exceed the context of {context:,} tokens; send less, or smaller pictures"
+    return RequestError(text, param="messages", code="context_length_exceeded")
 
 
 def _url(field: Url | str) -> str:
     return field if isinstance(field, str) else field.url
-
-
-def _read_picture(url: str, budget: Budget) -> bytes:
-    data = _fetch(url, budget.limits)
-    name = describe_source(data)
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=list(FORMATS)) as picture:
-            size = picture.size
-    except PIL.Image.DecompressionBombError as error:
-        raise MediaError(f"{name} has too many pixels; send a smaller one") from error
-    except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise MediaError(
-            f"{name}, which begins with {data[:12]!r}, is not a whole {_ANY_FORMAT} file"
-        ) from error
-    budget.count_pixels(*size)
-    return data
-
-
-def _read_clip(source: list[str] | str, part: ClipPart | FramesPart, budget: Budget) -> Video:
-    """A clip; of one that comes as frames, the model sees all frames, at the rate ``fps``."""
-    most = min(part.max_frames or budget.limits.frames, budget.limits.frames)
-    if isinstance(source, str) and source[: len(_FRAMES)].lower() == _FRAMES:
-        frames = source[len(_FRAMES) :].split(",")
-        source = [f"data:image/jpeg;base64,{frame}" for frame in frames]
-    rate = part.fps or 2.0
-    if isinstance(source, str):
-        video = Video(_fetch(source, budget.limits), fps=rate, max_frames=most)
-        info = probe_clip(video)
-        if info.duration > _CLIP_SECONDS:
-            text = f"the clip is {info.duration:,.0f} s long; the limit is {_CLIP_SECONDS:,.0f} s"
-            raise MediaError(text)
-        Budget(budget.limits).count_pixels(*info.size)
-        return video
-    if not 1 <= len(source) <= budget.limits.frames:
-        raise MediaError(f"{len(source)} frames; send 1 to {budget.limits.frames}")
-    pictures = [_read_picture(frame, budget) for frame in source]
-    return Video(pictures, fps=rate, source_fps=rate, max_frames=most)
-
-
-def _fetch(url: str, limits: Limits) -> bytes:
-    """The bytes of a data URL; of a file or http(s) URL only if the server allows it."""
-    scheme = url[:8].lower()
-    if scheme.startswith("data:"):
-        return read_bytes(url, "the data URL")
-    if scheme.startswith(("http://", "https://")):
-        if not limits.urls:
-            raise MediaError("this server does not fetch URLs (see --allow-urls); send a data URL")
-        return read_bytes(url, describe_source(url))
-    if limits.local is None:
-        raise MediaError("this server does not read files (see --allow-local); send a data URL")
-    return _read_file(url, limits.local, limits.body_bytes)
 
 
 def _read_file(url: str, folder: Path, most: int) -> bytes:
@@ -405,3 +565,40 @@ def _read_file(url: str, folder: Path, most: int) -> bytes:
     if os.path.getsize(path) > most:
         raise MediaError(f"{name} has more than {most:,} bytes; send a smaller file")
     return read_bytes(path, name)
+
+
+def public_opener(hosts: Sequence[str]) -> urllib.request.OpenerDirector:
+    """Opens http(s) URLs; connects, also after a redirect, only to public addresses.
+
+    The address that was checked is the one that is used: a name is looked up once. The
+    environment's proxy is not used.
+
+    Args:
+        hosts: names or addresses in internal networks that are allowed as well.
+    """
+
+    def connect(address: tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
+        host, port = address
+        found = [str(place[0]) for *_, place in socket.getaddrinfo(host, port, type=1)]
+        is_public = all(ipaddress.ip_address(n.partition("%")[0]).is_global for n in found)
+        if not is_public and host not in hosts:
+            raise MediaError(f"{host:.80} is in an internal network; send a data URL")
+        return socket.create_connection((found[-1], port), timeout, source)
+
+    def guard(kind: Any, *arguments: Any, **options: Any) -> Any:
+        connection = kind(*arguments, **options)
+        connection._create_connection = connect
+        return connection
+
+    class Guarded(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        def http_open(self, request: Any) -> Any:
+            return self.do_open(partial(guard, http.client.HTTPConnection), request)
+
+        def https_open(self, request: Any) -> Any:
+            return self.do_open(partial(guard, http.client.HTTPSConnection), request)
+
+    opener = urllib.request.OpenerDirector()  # without files, FTP and proxies
+    for name in ("HTTPRedirectHandler", "HTTPErrorProcessor", "HTTPDefaultErrorHandler"):
+        opener.add_handler(getattr(urllib.request, name)())
+    opener.add_handler(Guarded())
+    return opener

@@ -8,80 +8,101 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
+from vlkit.engine.sampling import SchemaProcessor
 from vlkit.engine.slots import Row
 from vlkit.errors import VlkitError
 from vlkit.generation.generate import sampling_temperature
 from vlkit.generation.reply import Usage, count_usage
-from vlkit.generation.rows import make_row
+from vlkit.generation.rows import make_row, make_schema
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
 from vlkit.media.video import ClipInfo
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
 from vlkit.serving.limits import Limits
-from vlkit.serving.request import ChatRequest, ClipTimes, RequestError, read_messages
-from vlkit.serving.worker import AnswerText, Ended, Event, Job, Worker, make_engine
+from vlkit.serving.request import ChatRequest, ClipOptions, MediaReader, RequestError, too_long
+from vlkit.serving.worker import (
+    AnswerPiece,
+    AnswerText,
+    Ended,
+    Event,
+    Job,
+    Logprobs,
+    OutputPenalties,
+    Worker,
+    make_engine,
+)
 
-_TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
 MOST_CONTEXT = 32_768  # unless the server is started with another context
 PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
-
-
-def check_texts(messages: list[dict], context: int) -> None:
-    """Raises RequestError for texts that cannot fit, before they are tokenized."""
-    items = [item for message in messages for item in message["content"]]
-    characters = sum(len(item["text"]) for item in items if item["type"] == "text")
-    if characters > _TOKEN_CHARACTERS * context:
-        raise _too_long(f"{characters:,} characters", context)
+DOWNLOADS = 16  # at the same time; other requests do not wait for them
 
 
 def prepare(
     vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int
-) -> tuple[Row, Usage]:
-    """Decode media, render the prompt and make its tensors: a row, and the usage of its prompt.
+) -> tuple[list[Row], Usage]:
+    """Decode media, render the prompt and make its tensors.
 
     Args:
         vlm: whose processor it is.
         chat: the request.
-        messages: its messages, from :func:`vlkit.serving.request.read_messages`.
+        messages: its messages, from :class:`vlkit.serving.request.MediaReader`.
         limits: of the server.
         context: the most tokens of prompt and answer.
+
+    Returns:
+        A row for each answer (``n``), and the usage of their prompt.
 
     Raises:
         VlkitError: for what is wrong with it.
     """
     loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
     sampling = (sampling_temperature(chat.temperature), chat.top_p)
-    row, inputs = make_row(vlm, loaded, 1, sampling, seed=chat.seed)
-    row.limit = _answer_limit(chat, limits, context, row.length)
-    return row, count_usage(vlm, inputs, 0)
+    row, inputs = make_row(vlm, loaded, 1, sampling)
+    room = context - row.length
+    if room < 1:
+        raise too_long(f"{row.length:,} prompt tokens and the answer", context)
+    row.limit = min(chat.new_tokens or limits.new_tokens, limits.new_tokens, room)
+    rows = [
+        replace(
+            row, seed=None if chat.seed is None else (chat.seed + index) % 2**63, tokens=[],
+            processors=_processors(vlm, chat, loaded.prompt),
+        )
+        for index in range(chat.n)
+    ]  # fmt: skip
+    return rows, count_usage(vlm, inputs, 0)
 
 
-def _answer_limit(chat: ChatRequest, limits: Limits, context: int, length: int) -> int:
-    limit, room = chat.new_tokens, context - length
-    if limit is not None and limit > limits.new_tokens:
-        text = f"max_tokens={limit:,}: this server writes at most {limits.new_tokens:,}"
-        raise RequestError(text, param="max_tokens")
-    if room < (limit or 1):
-        raise _too_long(f"{length:,} prompt tokens and {limit or 1:,} of the answer", context)
-    return limit or min(limits.new_tokens, room)
+def _processors(vlm: VLM, chat: ChatRequest, prompt: str) -> list[Any]:
+    """What changes the logits of one answer before temperature and top_p."""
+    from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
+
+    processors: list[Any] = [Logprobs(chat.top_logprobs)] if chat.logprobs else []
+    if chat.repetition_penalty is not None:
+        # the model's own penalty has been applied
+        own = getattr(vlm.model.generation_config, "repetition_penalty", None) or 1.0
+        processors.append(RepetitionPenaltyLogitsProcessor(chat.repetition_penalty / own))
+    if chat.presence_penalty or chat.frequency_penalty:
+        processors.append(OutputPenalties(chat.presence_penalty, chat.frequency_penalty))
+    if chat.answer_schema is not None:
+        processors.append(make_schema(vlm, chat.answer_schema, prompt))
+    if chat.top_k > 0:
+        processors.append(TopKLogitsWarper(chat.top_k))
+    return processors
 
 
-def _too_long(what: str, context: int) -> RequestError:
-    text = f"{what} exceed the context of {context:,} tokens; send less, or smaller pictures"
-    return RequestError(text, param="messages", code="context_length_exceeded")
-
-
-def _with_times(loaded: LoadedMessages, times: ClipTimes | None) -> LoadedMessages:
+def _with_times(loaded: LoadedMessages, times: ClipOptions | None) -> LoadedMessages:
     """Give the request's one clip the frame times that the client sent, as vLLM's clients do."""
     if times is None:
         return loaded
-    indices, counts = tuple(times.frames_indices), [len(clip.indices) for clip in loaded.clips]
-    if counts != [len(indices)]:
+    indices = tuple(times.frames_indices or ())
+    counts = [len(clip.indices) for clip in loaded.clips]
+    if counts != [len(indices)] or times.fps is None:
         raise VlkitError(
             f"media_io_kwargs.video: {len(indices)} frames_indices for clips of "
-            f"{counts} frames; send them for one clip with an even number of frames"
+            f"{counts} frames; send them with fps, for one clip with an even number of frames"
         )
     clip, total = loaded.clips[0], times.total_num_frames or max(indices) + 1
     info = ClipInfo(clip.info.size, times.fps, total)
@@ -124,28 +145,40 @@ class ByteBudget:
 
 
 class ServedAnswer:
-    """The events of one request, in order; the last is Ended, or a RequestError is raised."""
+    """The events of one request, in order.
 
-    def __init__(self) -> None:
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+    Attributes:
+        decode: ids to text, special tokens too.
+        jobs: of its answers.
+        notes: what the client should know of: fields without effect, say.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self.decode = decode
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.job: Job | None = None
+        self.jobs: list[Job] = []
+        self.notes: list[str] = []
 
-    def send(self, event: Event) -> None:
-        """Add an event. From any thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+    def send(self, index: int, event: Event) -> None:
+        """Add an event of one answer. From any thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-    async def next(self) -> str | Ended:
-        """The next event."""
-        event = await self._events.get()
+    async def next(self) -> tuple[int, AnswerPiece | Ended]:
+        """The number of an answer, and its next event; the last one is Ended.
+
+        Raises:
+            RequestError: the request failed.
+        """
+        index, event = await self._events.get()
         if isinstance(event, RequestError):
             raise event
-        return event
+        return index, event
 
     def cancel(self) -> None:
         """The client has left."""
-        if self.job is not None:
-            self.job.cancel()
+        for job in self.jobs:
+            job.cancel()
 
 
 class ChatService:
@@ -166,6 +199,7 @@ class ChatService:
         # a copy, since other threads change the padding of the processor's tokenizer in place
         self._tokenizer = copy.deepcopy(vlm.processor.tokenizer).backend_tokenizer
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "vlkit-media")
+        self._downloads = ThreadPoolExecutor(DOWNLOADS, "vlkit-download")
         self._budget = ByteBudget(min(limits.held_bytes, available_memory()[0] // 4))
 
     @property
@@ -198,44 +232,66 @@ class ChatService:
         if chat.model != self.name:
             text = f"model {chat.model!r:.80} is not served here; the model is {self.name!r}"
             raise RequestError(text, status=404, param="model", code="model_not_found")
-        answer = ServedAnswer()
+        answer = ServedAnswer(partial(self._tokenizer.decode, skip_special_tokens=False))
         self.worker.arriving += 1
         try:
-            answer.job = await self._make_job(chat, answer)
+            await self._make_jobs(chat, answer)
         except RequestError:
             raise
         except VlkitError as error:
             raise RequestError(str(error), param="messages") from error
         finally:
             self.worker.arriving -= 1
-        self.worker.submit(answer.job)
+        for job in answer.jobs:
+            self.worker.submit(job)
         return answer
 
-    async def _make_job(self, chat: ChatRequest, answer: ServedAnswer) -> Job:
-        messages, pixels = await self._run(read_messages, chat.messages, self.limits)
-        check_texts(messages, self.context)
-        release = await self._budget.take(PIXEL_BYTES * pixels)
+    async def _make_jobs(self, chat: ChatRequest, answer: ServedAnswer) -> None:
+        if chat.answer_schema is not None:  # refused before anything else is done
+            await self._run(self._check_schema, chat.answer_schema)
+        reader = MediaReader(chat, self.limits, self.vlm.rules, self.context)
+        pool = self._downloads if chat.is_slow_to_read else self._pool
+        messages = await asyncio.get_running_loop().run_in_executor(pool, reader.read)
+        release = await self._budget.take(PIXEL_BYTES * reader.pixels)
         try:
-            row, usage = await self._run(self._prepare, chat, messages)
+            rows, usage = await self._run(self._prepare, chat, messages)
         except BaseException:
             release()
             raise
-        text = AnswerText(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
-        return Job(row, usage, text, streams=chat.stream, send=answer.send, release=release)
+        answer.notes = [f"{name} has no effect" for name in chat.noted]
+        if chat.new_tokens and chat.new_tokens > rows[0].limit:
+            answer.notes.append(f"max_tokens={chat.new_tokens} lowered to {rows[0].limit}")
+        starts = [p.start_after for p in rows[0].processors if isinstance(p, SchemaProcessor)]
+        if start_after := next(iter(starts), None):
+            answer.notes.append("the text before </think> is left out")
+        for index, row in enumerate(rows):
+            text = AnswerText(
+                self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens, start_after
+            )
+            send = partial(answer.send, index)
+            job = Job(row, usage, text, streams=chat.stream, send=send, release=release)
+            answer.jobs.append(job)
 
-    def _prepare(self, chat: ChatRequest, messages: list[dict]) -> tuple[Row, Usage]:
+    def _check_schema(self, schema: dict[str, Any]) -> None:
+        try:
+            make_schema(self.vlm, schema)
+        except VlkitError as error:
+            raise RequestError(str(error), param="response_format") from error
+
+    def _prepare(self, chat: ChatRequest, messages: list[dict]) -> tuple[list[Row], Usage]:
         with self.engine.sharing():
-            row, usage = prepare(self.vlm, chat, messages, self.limits, self.context)
+            rows, usage = prepare(self.vlm, chat, messages, self.limits, self.context)
             try:
-                self.engine.encode_ahead([row])
+                self.engine.encode_ahead(rows[:1])
             except Exception as error:  # as when the model reads the prompt
                 raise RequestError.of(error) from error
-        return row, usage
+        return rows, usage
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def close(self) -> None:
         """Finish the requests that were submitted."""
+        self._downloads.shutdown(wait=True)
         self._pool.shutdown(wait=True)
         self.worker.close()

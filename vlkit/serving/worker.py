@@ -39,22 +39,80 @@ def _send_new_text(row: Row) -> bool:
     return row.payload.done
 
 
+class OutputPenalties:
+    """A logits processor: OpenAI's penalties for tokens that the answer contains.
+
+    Args:
+        presence: subtracted from the logit of each such token.
+        frequency: subtracted as often as the token occurs.
+    """
+
+    def __init__(self, presence: float, frequency: float):
+        self._presence, self._frequency = presence, frequency
+        self._prompt_length: int | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Logits (1, vocabulary)."""
+        self._prompt_length = self._prompt_length or input_ids.shape[1]
+        counts = input_ids[0, self._prompt_length :].bincount(minlength=scores.shape[1])
+        return scores - self._presence * (counts > 0) - self._frequency * counts
+
+
+TokenLogprobs = tuple[int, float, list[tuple[int, float]]]  # a token, its own, the likeliest ones
+
+
+class Logprobs:
+    """A logits processor that changes nothing: it keeps the log-probabilities until they are read.
+
+    Args:
+        top: how many of the likeliest tokens are read.
+    """
+
+    def __init__(self, top: int):
+        self._top, self._prompt_length = top, 0
+        self._kept: dict[int, Any] = {}  # by place in the answer
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Logits (1, vocabulary)."""
+        self._prompt_length = self._prompt_length or input_ids.shape[1]
+        self._kept[input_ids.shape[1] - self._prompt_length] = scores[0].log_softmax(-1)
+        return scores
+
+    def read(self, place: int, token: int) -> TokenLogprobs:
+        """Those of the answer's token at a place, which are then forgotten."""
+        logprobs = self._kept.pop(place)
+        values, ids = logprobs.topk(self._top)
+        top = list(zip(ids.tolist(), values.tolist(), strict=True))
+        return token, logprobs[token].item(), top
+
+
 @dataclass(frozen=True)
-class Ended:
-    """The last event of an answer.
+class AnswerPiece:
+    """A piece of an answer.
 
     Attributes:
-        text: the rest, which was not sent as a piece.
+        text: what is certain by now.
+        logprobs: of the tokens that were read since the last piece; empty if nobody asked.
+    """
+
+    text: str
+    logprobs: list[TokenLogprobs]
+
+
+@dataclass(frozen=True)
+class Ended(AnswerPiece):
+    """The last piece: what was not sent before.
+
+    Attributes:
         reason: ``"stop"``, or ``"length"`` if the answer was cut off.
         usage: token counts.
     """
 
-    text: str
     reason: str
     usage: Usage
 
 
-Event = str | Ended | RequestError  # a piece of text, or the last event
+Event = AnswerPiece | RequestError  # Ended or an error is the last one
 
 
 class AnswerText:
@@ -65,6 +123,7 @@ class AnswerText:
         endings: tokens that end an answer and are never text.
         stops: texts that end it; they are not part of it.
         skip_special: leave out special tokens.
+        start_after: the token up to which everything is left out, or None.
 
     Attributes:
         ended: an ending token or a stop text has come.
@@ -72,8 +131,10 @@ class AnswerText:
     """
 
     def __init__(
-        self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool
-    ):
+        self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool,
+        start_after: int | None = None,
+    ):  # fmt: skip
+        self._start_after = start_after
         self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
         self._skip_special = skip_special
         self._undecoded: list[int] = []  # the last tokens, while their bytes are half a character
@@ -92,6 +153,9 @@ class AnswerText:
             self.ended = self.ended or token in self._endings
             if self.ended:
                 break
+            if self._start_after is not None:
+                self._start_after = None if token == self._start_after else self._start_after
+                continue
             self._undecoded.append(token)
             piece = self._decode()
             if not piece.endswith("\ufffd"):
@@ -152,7 +216,10 @@ class Job:
     release: Callable[[], None]
 
     def __post_init__(self) -> None:
-        self.reads_each_step = self.streams or self.text.has_stops  # or else only the whole answer
+        recorders = (p for p in self.row.processors if isinstance(p, Logprobs))
+        self._recorder, self._logprobs = next(recorders, None), list[TokenLogprobs]()
+        # or else only the whole answer
+        self.reads_each_step = self.streams or self.text.has_stops or bool(self._recorder)
         self.created = time.monotonic()
         self.cancelled = self._ended = False
         self._tokens_read, self._unsent = 0, ""
@@ -179,8 +246,8 @@ class Job:
         if self.text.stopped:
             self.end()
         elif self._unsent and self.streams:
-            self.send(self._unsent)
-            self._unsent = ""
+            self.send(AnswerPiece(self._unsent, self._logprobs))
+            self._unsent, self._logprobs = "", []
 
     def end(self) -> None:
         """Send the last event."""
@@ -190,7 +257,8 @@ class Job:
         rest = self._unsent + self.text.finish()
         reason = "stop" if self.text.ended else "length"
         self._ended = True
-        self.send(Ended(rest, reason, replace(self.usage, new_tokens=self._tokens_read)))
+        usage = replace(self.usage, new_tokens=self._tokens_read)
+        self.send(Ended(rest, self._logprobs, reason, usage))
 
     def fail(self, error: RequestError) -> None:
         """Send the last event of a request that has no answer."""
@@ -200,8 +268,12 @@ class Job:
             self.send(error)
 
     def _read_tokens(self) -> None:
-        tokens, self._tokens_read = self.row.tokens[self._tokens_read :], len(self.row.tokens)
+        first = self._tokens_read
+        tokens, self._tokens_read = self.row.tokens[first:], len(self.row.tokens)
         self._unsent += self.text.push(tokens)
+        if self._recorder is not None:
+            entries = [self._recorder.read(first + i, token) for i, token in enumerate(tokens)]
+            self._logprobs += entries[: len(entries) - self.text.ended]
 
 
 # The worker waits for more requests, since prompts that are read together cost less:
