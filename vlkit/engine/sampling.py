@@ -103,7 +103,7 @@ def not_a_number() -> ModelError:
 
 # --- answers that follow a schema -----------------------------------------------------------------
 
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _tokenizers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # a second each to make
 
 
