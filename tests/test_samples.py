@@ -19,6 +19,8 @@ SCRIPT = runpy.run_path(str(ROOT / "data/draw_samples.py"))
 RECORDS = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
 DRAWN = [record for record in RECORDS if record["kind"] == "drawn"]
 PHOTOS = [record for record in RECORDS if record["kind"] == "photo"]
+COMPOSITIONS = {composition.file: composition for composition in SCRIPT["COMPOSITIONS"]}
+COMPOSED = [record for record in PHOTOS if record["file"] in COMPOSITIONS]
 CLIPS = [record for record in RECORDS if record["kind"] == "clip"]
 DRAWN_CLIPS = [record for record in CLIPS if record["objects"]]
 PICTURES = DRAWN + PHOTOS
@@ -74,7 +76,7 @@ def overlap(a, b):
 def test_records_and_files_are_the_same_set():
     assert len(DRAWN) >= 14 and len(PHOTOS) >= 4 and len(DRAWN_CLIPS) >= 5
     assert len(PICTURES) + len(CLIPS) == len(RECORDS)
-    files = {path.name for path in SAMPLES.iterdir()} - {"samples.json"}
+    files = {path.name for path in SAMPLES.iterdir()} - {"samples.json", "GPL-2.txt"}
     assert sorted(record["file"] for record in RECORDS) == sorted(files)
     assert len({record["name"] for record in RECORDS}) == len(RECORDS)
 
@@ -178,6 +180,41 @@ def test_the_pair_has_two_labels_in_common():
 def test_photographs_are_small_jpegs(record):
     with Image.open(SAMPLES / record["file"]) as picture:
         assert picture.format == "JPEG" and max(picture.size) <= 640
+
+
+@each(COMPOSED)
+def test_composed_picture_is_its_ground_but_for_the_boxes(record):
+    ground = SCRIPT["draw_bands"](COMPOSITIONS[record["file"]]).convert("RGB")
+    covered = np.abs(upright(record) - np.asarray(ground, dtype=float)).max(axis=2) > 40
+    for item in record["objects"]:
+        x1, y1, x2, y2 = (round(v) for v in item["box"])
+        others = [o["box"] for o in record["objects"] if o is not item]
+        if not any(overlap(item["box"], other) for other in others):
+            assert (
+                np.abs(np.subtract(extent(covered[y1:y2, x1:x2], (x1, y1)), item["box"])).max() < 6
+            )
+    for item in record["objects"]:
+        x1, y1, x2, y2 = (round(v) for v in item["box"])
+        covered[y1 - 3 : y2 + 3, max(0, x1 - 3) : x2 + 3] = False  # and what JPEG spreads
+    assert not covered.any()
+
+
+@each(COMPOSED)
+def test_composed_picture_has_the_things_of_its_composition(record):
+    stamps = COMPOSITIONS[record["file"]].stamps
+    for item, (_, label, label_zh, left, bottom, height) in zip(
+        record["objects"], stamps, strict=True
+    ):
+        x1, y1, _, y2 = item["box"]
+        assert (item["label"], item["label_zh"]) == (label, label_zh)
+        assert (x1, y1, y2) == (left, bottom - height, bottom)
+
+
+def test_composed_pictures_carry_the_licence_of_their_photographs():
+    text = (SAMPLES / "GPL-2.txt").read_text(encoding="utf-8")
+    assert "GNU GENERAL PUBLIC LICENSE" in text and "Version 2, June 1991" in text
+    assert {record["licence"] for record in COMPOSED} == {"GPL-2.0-or-later (GPL-2.txt)"}
+    assert len(COMPOSED) == 4 and all("tuxpaint-stamps-default" in r["source"] for r in COMPOSED)
 
 
 def test_drawing_again_gives_the_committed_pictures(tmp_path):
