@@ -804,14 +804,35 @@ def box_table(errors):
     return "\n".join(lines)
 
 
-def update_card(card, rows, errors, note):
-    """Put the tables between the model card's two marks."""
+def order_table(items):
+    """The questions that were asked in both orders: right with pictures first, with text first."""
+
+    def key(item):
+        row = item.get("base", item["row"])
+        return row, item["question"], item["truth"], str(item["sizes"])
+
+    usual = {key(item): item["right"] for item in items if "base" not in item}
+    lines = [
+        "| asked in both orders | questions | right, pictures first | right, text first |",
+        "|---|---|---|---|",
+    ]
+    for name in TEXT_FIRST:
+        asked = [item for item in items if item["row"] == name]
+        rights = [sum(usual[key(item)] for item in asked), sum(item["right"] for item in asked)]
+        name = name.removeprefix("text first, ")
+        lines.append(f"| {name} | {len(asked)} | {rights[0]} | {rights[1]} |")
+    return "\n".join(lines)
+
+
+def update_card(card, done):
+    """Put the tables of an evaluation between the model card's two marks."""
     before, rest = card.read_text().split("<!-- skills -->\n")
     after = rest.split("<!-- end of skills -->\n")[1]
-    card.write_text(
-        f"{before}<!-- skills -->\n{table(rows)}\n\n{note}\n\n{box_table(errors)}\n"
-        f"<!-- end of skills -->\n{after}"
-    )
+    seeds = " and ".join(map(str, done["seeds"]))
+    note = f"{len(done['items'])} questions, seed {seeds}; 95% Wilson intervals in brackets."
+    tables = [table(done["rows"]), note, order_table(done["items"]), box_table(done["boxes"])]
+    skills = "\n\n".join(tables)
+    card.write_text(f"{before}<!-- skills -->\n{skills}\n<!-- end of skills -->\n{after}")
 
 
 # ---------------------------------------------------------------- running
@@ -922,11 +943,7 @@ def main():
     )
     arguments = parser.parse_args()
     if arguments.card:
-        done = json.loads(arguments.out.read_text())
-        total = len(done["items"])
-        seeds = " and ".join(map(str, done["seeds"]))
-        note = f"{total} questions, seed {seeds}; 95% Wilson intervals in brackets."
-        update_card(arguments.card, done["rows"], done["boxes"], note)
+        update_card(arguments.card, json.loads(arguments.out.read_text()))
         return
     if arguments.join:
         parts = [json.loads(path.read_text()) for path in arguments.join]
