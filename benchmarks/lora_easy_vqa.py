@@ -8,8 +8,8 @@ with 38,575 questions to learn from, 1,000 other pictures with 9,673 to be asked
 if it is the whole truth; as usual in VQA, case, articles and full stops aside
 (https://visualqa.org/evaluation.html). The truths are learnt in the manner of the bundled model,
 "Yes.", "Red.", "The circle.": the bare words would have to be learnt as words first. It has never
-written "rectangle", whose tokens are as untrained as they were at first, and all alike; so it is
-taught to spell it, "RECTANGLE.", with the letters in which it reads signs aloud. Seconds are
+written "rectangle", a word that was hardly ever trained, and all such words have nearly the same
+vector; so it is taught to spell it, "RECTANGLE.", with the letters in which it reads signs aloud. Seconds are
 wall time; where others use the machine too (its load is told), core-seconds say what was needed.
 """
 

@@ -8,7 +8,7 @@ one of the old skills below. Then other pictures are asked where it is and what 
 without one, are asked for seven skills of old. All of it is done at several learning rates, with
 all else the same: one that is right, and one that is twenty times too high.
 
-Not every name can be learnt by this model: most of the tokens of its vocabulary were never trained
+Not every name can be learnt by this model: many tokens of its vocabulary were hardly ever trained
 and are all alike, so that it cannot tell which of them to write. The tokens of "drop" were trained,
 in other words; those of "hourglass" were not.
 """

@@ -22,9 +22,10 @@ from vlkit.records import Run, report
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 QUESTIONS = [
+    ("city_street", "Generate the caption in English with grounding:"),
+    ("city_street", "框出图中公交车的位置"),
     ("three_shapes", "Describe this image."),
     ("red_circle", "Locate the red circle."),
-    ("six_shapes", "Generate the caption in English with grounding:"),
     ("three_shapes", "框出图中蓝色正方形的位置"),
     ("circles", "How many circles are there?"),
     ("rotated", "Detect all objects."),

@@ -173,8 +173,8 @@ def test_user_errors_are_one_line_before_a_model_is_loaded(arguments, message, w
 def test_convert_in_the_shell(tmp_path):
     folder = vlkit.sample("cat").parent
     result = run("convert", folder, tmp_path / "coco.json", "--to", "coco")
-    assert result.exit_code == 0 and "samples → coco: 26 rows" in result.output
-    assert len(read_scenes(tmp_path / "coco.json")) == 26
+    assert result.exit_code == 0 and "samples → coco: 30 rows" in result.output
+    assert len(read_scenes(tmp_path / "coco.json")) == 30
     result = run(
         "convert", tmp_path / "coco.json", tmp_path / "chat.jsonl", "--to", "qwen2_5_vl",
         "--prompt", "Locate everything.",

@@ -12,8 +12,8 @@ CASES = {
         "MAX_NEW_TOKENS = 64",
         """
         assert not vlkit.doctor().problems
-        assert reply.text.startswith("绿色三角形") and len(reply.boxes) == 1
-        box = next(b for b in samples["three_shapes"].boxes if b.label == "green triangle")
+        assert reply.text.startswith("公交车") and len(reply.boxes) == 1
+        box = next(b for b in samples["city_street"].boxes if b.label == "bus")
         assert vlkit.iou(reply.boxes[0], box) > 0.5
         """,
     ),
@@ -25,6 +25,8 @@ CASES = {
         assert list(table["image tokens"] <= [36, 100]) == [True, True]
         assert table["mean IoU"].max() > 0.5
         assert log.found.mean() > 0.6
+        bus = next(b for b in samples["city_street"].boxes if b.label == "bus")
+        assert vlkit.iou(chinese.boxes[0], bus) > 0.5
         assert panel.reply is None
         """,
     ),
@@ -48,7 +50,7 @@ CASES = {
     "03_batch_inference": (
         "MAX_NEW_TOKENS = 24; ROWS = 12; BATCH_SIZES = [1, 6]",
         """
-        assert len(frame) == 26 and frame["error"].isna().all()
+        assert len(frame) == 30 and frame["error"].isna().all()
         assert pandas.read_csv("answers.csv")["text"].tolist() == frame["text"].tolist()
         assert "red circle" in frame.set_index("name")["text"]["three_shapes"]
         assert checked["found"].mean() > 0.9 and len(checked) > 60
@@ -57,7 +59,7 @@ CASES = {
         assert first.report.stopped and rest.report.resumed == 10
         assert [reply.raw for reply in rest] == [reply.raw for reply in loop]
         assert changed.report.resumed == 0 and len(lines) == 24
-        assert panel.results == [] and len(panel.conversations) == 26
+        assert panel.results == [] and len(panel.conversations) == 30
         """,
     ),
     "04_grounding": (
@@ -75,10 +77,11 @@ CASES = {
         assert run.evaluation.accuracy > 0.7 and len(run.questions) == 12
         assert (table.loc[best] > 2 * table.loc["area"]).all()
         assert all(found.values.sum() > 0 for found in maps)
-        asked = {n: vlkit.user("Detect all objects.", samples[n].path) for n in ("cat", "circles")}
+        names = ("coffee", "circles")
+        asked = {name: vlkit.user("Detect all objects.", samples[name].path) for name in names}
         found = {n: vlkit.token_logprobs(vlm, message) for n, message in asked.items()}
         sure = {n: [c for _, c in scored.confidences] for n, scored in found.items()}
-        assert min(sure["circles"]) > sum(sure["cat"]) / max(1, len(sure["cat"]))
+        assert min(sure["circles"]) > sum(sure["coffee"]) / max(1, len(sure["coffee"]))
         """,
     ),
     "05_lora_finetuning": (
