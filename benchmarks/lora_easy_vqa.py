@@ -9,8 +9,9 @@ if it is the whole truth; as usual in VQA, case, articles and full stops aside
 (https://visualqa.org/evaluation.html). The truths are learnt in the manner of the bundled model,
 "Yes.", "Red.", "The circle.": the bare words would have to be learnt as words first. It has never
 written "rectangle", a word that was hardly ever trained, and all such words have nearly the same
-vector; so it is taught to spell it, "RECTANGLE.", with the letters in which it reads signs aloud. Seconds are
-wall time; where others use the machine too (its load is told), core-seconds say what was needed.
+vector; so it is taught to spell it, "RECTANGLE.", with the letters in which it reads signs aloud.
+Seconds are wall time; where others use the machine too (its load is told), core-seconds say what
+was needed.
 """
 
 from __future__ import annotations
