@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import random
 import re
@@ -11,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 from batches import IGNORE, BatchMaker, Encoder
-from evaluate import match, near_enough, other_captions, parse, phrases, score, wilson
+from evaluate import (
+    match,
+    near_enough,
+    order_table,
+    other_captions,
+    parse,
+    phrases,
+    score,
+    update_card,
+    wilson,
+)
 from hard import sample_alike, sample_hard_album, sample_hard_scene, sample_line, tick_numbers
 from photo_scenes import sample_photo_album, sample_photo_clip, sample_photo_scene
 from questions import (
@@ -502,6 +513,36 @@ def test_made_up_boxes_are_wrong():
 def test_wilson_interval_of_a_known_case():
     low, high = wilson(90, 100)
     assert (round(low, 3), round(high, 3)) == (0.826, 0.945)
+
+
+def test_questions_in_both_orders_are_counted_for_the_same_questions():
+    def item(row, question, right, **more):
+        return {"row": row, "question": question, "truth": "", "sizes": [], "right": right} | more
+
+    usual = [item("count", "a", True), item("count", "b", False), item("count", "c", True)]
+    first = "text first, one picture"
+    again = [item(first, "a", False, base="count"), item(first, "b", False, base="count")]
+    assert "| one picture | 2 | 1 | 0 |" in order_table(usual + again).splitlines()
+
+
+def test_the_card_has_the_tables_of_the_last_evaluation(tmp_path):
+    done = json.loads((HERE / "evaluation.json").read_text())
+    for name, row in done["rows"].items():
+        asked = [item["right"] for item in done["items"] if item["row"] == name]
+        if asked:  # else a row that is counted from others
+            assert (len(asked), sum(asked)) == (row["n"], row["right"]), name
+    card = HERE.parent / "data/tiny-qwen2-vl/README.md"
+    copy = tmp_path / "README.md"
+    copy.write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
+    update_card(copy, done)
+    assert copy.read_text(encoding="utf-8") == card.read_text(encoding="utf-8")
+
+
+def test_the_shipped_tokenizer_is_the_one_that_was_trained(tokenizer):
+    shipped = Tokenizer.from_file(str(HERE.parent / "data/tiny-qwen2-vl/tokenizer.json"))
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    config = json.loads((HERE.parent / "data/tiny-qwen2-vl/config.json").read_text())
+    assert config["text_config"]["vocab_size"] == tokenizer.get_vocab_size()
 
 
 # ---------------------------------------------------------------- photographs
