@@ -113,9 +113,9 @@ CASES = {
         """,
     ),
     "07_experiment_report": (
-        "BUDGETS = [9, 49]; PICTURES = 5",
+        "BUDGETS = [20, 49]; PICTURES = 5",
         """
-        assert list(table.index) == ["9 tokens", "49 tokens"]
+        assert list(table.index) == ["20 tokens", "49 tokens"]
         assert table[metric].iloc[1] > table[metric].iloc[0] and table[metric].iloc[1] > 0.9
         assert list(gains["to"]) == ["49 tokens"]
         assert abs(gains["gain"][0] - table[metric].diff().iloc[1]) < 1e-9
