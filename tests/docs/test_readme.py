@@ -198,20 +198,22 @@ def test_the_notebooks_training_table_is_what_the_benchmark_wrote():
 
 def test_the_new_concept_is_what_the_benchmark_wrote():
     result = recorded("lora_new_concept")
-    low, high = (result["right_by_learning_rate"][rate] for rate in ("0.001", "0.02"))
+    before, low, high = (
+        result["right_by_learning_rate"][rate] for rate in ("before", "0.001", "0.02")
+    )
     boxed, named = ("locate the new shape", "name the new shape")
     asked = result["pictures_asked"]
     assert f"`{result['command']}`" in README and high[named] == high[boxed]
     for said in (
         f"in {low[boxed]:.0%} of {asked['new shape']} new pictures after LoRA on "
-        f"{result['pictures']} at a rate of 1e-3, and named in {low[named]:.0%}; seven old skills, "
-        f"each asked of {asked['old skills']} other pictures, keep their {low['old skills']:.0%}.",
+        f"{result['pictures']} at a rate of 1e-3, and named in {low[named]:.0%}; of seven old "
+        f"skills, each asked of {asked['old skills']} other pictures, {low['old skills']:.0%} of "
+        f"the answers are right, and {before['old skills']:.0%} were before.",
         f"At 2e-2, with all else the same, {high['old skills']:.0%} of the old is left and "
         f"{high[boxed]:.0%} of the new is learnt",
     ):
         assert said.replace("%", " %") in README
-    before = result["right_by_learning_rate"]["before"]
-    assert len(before) == 7 + 3 and before["old skills"] == low["old skills"]
+    assert len(before) == 7 + 3 and before["old skills"] - low["old skills"] < 0.01
 
 
 def test_the_serving_figures_are_what_the_benchmark_wrote():
