@@ -50,7 +50,7 @@ CASES = {
     "03_batch_inference": (
         "MAX_NEW_TOKENS = 24; ROWS = 12; BATCH_SIZES = [1, 6]",
         """
-        assert len(frame) == 30 and frame["error"].isna().all()
+        assert len(frame) == 31 and frame["error"].isna().all()
         assert pandas.read_csv("answers.csv")["text"].tolist() == frame["text"].tolist()
         assert "red circle" in frame.set_index("name")["text"]["three_shapes"]
         assert checked["found"].mean() > 0.9 and len(checked) > 60
@@ -59,7 +59,7 @@ CASES = {
         assert first.report.stopped and rest.report.resumed == 10
         assert [reply.raw for reply in rest] == [reply.raw for reply in loop]
         assert changed.report.resumed == 0 and len(lines) == 24
-        assert panel.results == [] and len(panel.conversations) == 30
+        assert panel.results == [] and len(panel.conversations) == 31
         """,
     ),
     "04_grounding": (
@@ -128,6 +128,9 @@ CASES = {
         """,
     ),
 }
+
+# What a notebook says on purpose in red: a part of each warning.
+WARNINGS = {"03_batch_inference": ["left out 9 of 40 that cannot be read as pictures"]}
 
 
 def prepare(name, tmp_path):
