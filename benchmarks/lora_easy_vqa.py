@@ -85,6 +85,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
         "seconds": clock.seconds,
         "core_seconds": clock.core_seconds,
         "minutes": round(sum(clock.seconds.values()) / 60, 2),
+        "core_minutes": round(sum(clock.core_seconds.values()) / 60, 2),
         "machine": describe_machine(),
         "load_average_before_and_after": [clock.load, os.getloadavg()],
     }

@@ -129,8 +129,8 @@ CASES = {
     ),
 }
 
-# What a notebook says on purpose in red: a part of each warning.
-WARNINGS = {"03_batch_inference": ["left out 9 of 40 that cannot be read as pictures"]}
+# What a notebook warns of on purpose, a part of each text: its cell and its panel read the folder.
+WARNINGS = {"03_batch_inference": 2 * ["left out 9 of 40 that cannot be read as pictures"]}
 
 
 def prepare(name, tmp_path):
