@@ -25,6 +25,7 @@ _HOMES = {
     # the workbench
     "remote.model": ["RemoteVLM"],
     "batch.answering": ["generate_batch"],
+    "datasets.conversations": ["detect_prompt", "locate_prompt"],
     "datasets.questions": ["read_conversations", "to_frame"],
     "datasets.tables": ["write_table"],
     "datasets.scenes": ["convert"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
@@ -76,6 +77,12 @@ def one_line(error: Exception) -> str:
         return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return text if len(text) <= 200 else text.split(". ")[0][:200]
+
+
+def check_choice(name: str, value: Any, choices: Iterable) -> None:
+    """Raises VlkitError for a value that is not one of the choices, type included."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
 
 
 def check_whole(

@@ -26,6 +26,7 @@ KINDS = {  # kind → (family, class prefix)
     "qwen3_vl_moe": ("qwen3_vl", "Qwen3VLMoe"),
     "qwen3_5": ("qwen3_5", "Qwen3_5"),
     "qwen3_5_moe": ("qwen3_5", "Qwen3_5Moe"),
+    "qwen4_exp": ("qwen3_5", "Qwen4Exp"),
 }
 PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_5": 16}
 HIDDEN = 64
@@ -138,10 +139,13 @@ def _dimensions(kind: str, vocabulary: int) -> tuple[dict, dict]:
         text["rope_parameters"] |= {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
         for side in ("key", "value"):
             text |= {f"linear_{side}_head_dim": 16, f"linear_num_{side}_heads": 2}
-    if kind.endswith("moe"):
+    if kind.endswith(("moe", "exp")):
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
-    if kind == "qwen3_5_moe":
+    if kind in ("qwen3_5_moe", "qwen4_exp"):
         text["shared_expert_intermediate_size"] = HIDDEN
+    if kind == "qwen4_exp":  # one index key for each 2 tokens, of which 512 are attended to
+        text |= {"hc_count": 2, "hc_lowrank": 16, "indexer_n_heads": 2, "indexer_kv_heads": 1}
+        text |= {"indexer_head_dim": 16, "indexer_budget": 512, "indexer_compress_ratio": 2}
     return vision, text
 
 

@@ -140,14 +140,30 @@ def test_too_long_a_picture_is_refused(tmp_path):
         ("Qwen/Qwen2.5-VL-72B-Instruct-AWQ", "qwen2_5_vl"),
         ("Qwen/Qwen3-VL-235B-A22B-Thinking", "qwen3_vl"),
         ("Qwen/Qwen3.5-397B-A17B", "qwen3_5"),
+        ("Qwen/Qwen3.6-35B-A3B", "qwen3_5"),
+        ("Qwen/Qwen3.8-27B", "qwen3_5"),
+        ("Qwen/Qwen3.8-Flash-Next", "qwen3_5"),
+        ("Qwen/Qwen4-Exp", "qwen3_5"),
         ("someone/my-qwen2.5-vl-3b-finetune", "qwen2_5_vl"),
+        # made from these; by model_type in their config.json
+        ("unsloth/Qwen3-VL-8B-Instruct-unsloth-bnb-4bit", "qwen3_vl"),
+        ("ByteDance-Seed/UI-TARS-7B-DPO", "qwen2_vl"),
+        ("ByteDance-Seed/UI-TARS-1.5-7B", "qwen2_5_vl"),
+        ("allenai/olmOCR-7B-0225-preview", "qwen2_vl"),
+        ("allenai/olmOCR-7B-0825-FP8", "qwen2_5_vl"),
+        ("allenai/olmOCR-2-7B-1025", "qwen2_5_vl"),
+        ("nvidia/Cosmos-Reason1-7B", "qwen2_5_vl"),
+        ("nvidia/Cosmos-Reason2-8B", "qwen3_vl"),
+        ("OS-Copilot/OS-Atlas-Base-7B", "qwen2_vl"),
     ],
 )
 def test_families_by_name(name, family):
     assert family_of_name(name) == family
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen-VL-Chat", "Qwen/Qwen2.5-7B", "llava-hf/llava-1.5-7b"])
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen-VL-Chat", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", "llava-hf/llava-1.5-7b"]
+)
 def test_names_of_other_models(name):
     with pytest.raises(ModelError, match="does not show the model family"):
         family_of_name(name)

@@ -15,6 +15,7 @@ import PIL.Image
 import PIL.ImageDraw
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import KINDS, build_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -386,6 +387,33 @@ def test_other_architectures(broken_folder, kind):
     message = refusal(broken_folder)
     assert str(broken_folder) in message and "qwen2_5_vl" in message
     assert repr(kind) in message
+
+
+@pytest.mark.parametrize("name", ["UI-TARS-7B", "my-qwen2-vl-awq", "Cosmos-Reason1-7B"])
+def test_the_family_is_that_of_the_config_not_of_the_name(tiny_folder, tmp_path, name):
+    folder = shutil.copytree(tiny_folder("qwen3_vl"), tmp_path / name)
+    assert vlkit.load(folder).family == vlkit.preflight(folder, "Hi").family == "qwen3_vl"
+
+
+def test_a_newer_generation_has_the_newest_rules(tiny_folder, tmp_path):
+    class NewerConfig(transformers.Qwen3_5Config):
+        model_type = "qwen9_vl"
+
+    class NewerModel(transformers.Qwen3_5ForConditionalGeneration):
+        config_class = NewerConfig
+
+    folder = Path(shutil.copytree(tiny_folder("qwen3_5"), tmp_path / "model"))
+    edit_json(folder / "config.json", model_type="qwen9_vl")
+    with pytest.raises(ModelError, match="'qwen9_vl', which is not a vision model"):
+        vlkit.load(folder)
+    transformers.AutoConfig.register("qwen9_vl", NewerConfig)
+    transformers.AutoModelForImageTextToText.register(NewerConfig, NewerModel)
+    with pytest.warns(UserWarning, match="'qwen9_vl', which vlkit does not know.* of qwen3_5"):
+        newer = vlkit.load(folder)
+    assert newer.family == "qwen3_5" and newer.model.config.model_type == "qwen9_vl"
+    ask = {"max_new_tokens": 4}
+    known = vlkit.generate(vlkit.load(tiny_folder("qwen3_5")), "Hi", **ask)
+    assert vlkit.generate(newer, "Hi", **ask).raw == known.raw
 
 
 def test_first_generation(broken_folder):

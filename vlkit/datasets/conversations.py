@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_choice
 from vlkit.grounding.formats import FORMATS
 from vlkit.media.image import PICTURE_SUFFIXES
 from vlkit.media.video import Video
@@ -141,21 +141,75 @@ def detect_convention(row: Mapping, texts: Iterable[str]) -> str:
     return AMBIGUOUS if any(_JSON_BOX.search(text) for text in texts) else ""
 
 
-_PROMPTS = {  # of each generation's own examples
-    "tags": "Locate the {label}.",
-    "json": "Locate the {label}, report its bounding box coordinates in JSON format.",
+# by language: for one object, for all objects of these names, for all objects
+# Chinese: README.md of QwenLM/Qwen-VL; English: the bundled model's, as none is published
+_TAGS = {
+    "en": ("Locate the {label}.", "Locate every {label} in the picture.", "Detect all objects."),
+    "zh": ("框出图中{label}的位置", "框出所有的{label}", "框出图中所有物体的位置"),
 }
+_JSON = {  # cookbooks/spatial_understanding.ipynb of QwenLM/Qwen2.5-VL; Chinese names: Model Studio
+    "en": (
+        "Locate the {label}, output its bbox coordinates using JSON format.",
+        "Outline the position of each {label} and output all the coordinates in JSON format.",
+        "Please first output bbox coordinates and names of every item in this image in JSON "
+        "format.",
+    ),
+    "zh": (
+        "定位{label}，以JSON格式输出其bbox坐标",
+        "检测图中所有{label}并以JSON格式输出其bbox的坐标",
+        "请以JSON格式输出图中所有物体bbox的坐标以及它们的名字",
+    ),
+}
+_CATEGORIES = (  # cookbooks/2d_grounding.ipynb of QwenLM/Qwen3-VL
+    'Locate every instance that belongs to the following categories: "{label}". '
+    "Report bbox coordinates in JSON format."
+)
+_LATER = _JSON | {"en": (_JSON["en"][0], _CATEGORIES, _JSON["en"][2])}
+_PROMPTS = {"qwen_vl": _TAGS, "qwen2_vl": _TAGS, SWIFT: _TAGS, "qwen2_5_vl": _JSON}
+
+
+def locate_prompt(label: str, *, family: str, language: Literal["en", "zh"] = "en") -> str:
+    """How a generation is asked for the box of an object, in its own published words.
+
+    Args:
+        label: the object, such as ``"red circle"``; ``"{label}"`` gives the template.
+        family: the model's, ``vlm.family``.
+        language: ``"en"`` or ``"zh"``; labels are not translated.
+
+    Raises:
+        VlkitError: an empty label, or an unknown family or language.
+    """
+    return _fill(0, [label], family, language)
+
+
+def detect_prompt(
+    labels: Sequence[str] | None = None, *, family: str, language: Literal["en", "zh"] = "en"
+) -> str:
+    """How a generation is asked for the boxes of all objects; see :func:`locate_prompt`.
+
+    Args:
+        labels: only objects with these names, by default all objects.
+        family: the model's, ``vlm.family``.
+        language: ``"en"`` or ``"zh"``.
+    """
+    if labels is None:
+        return _fill(2, ["objects"], family, language)
+    return _fill(1, [labels] if isinstance(labels, str) else labels, family, language)
+
+
+def _fill(kind: int, labels: Sequence[str], family: str, language: str) -> str:
+    if not labels or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise VlkitError(f"labels={labels!r:.60} must be names of objects, such as 'red circle'")
+    check_choice("language", language, tuple(_TAGS))
+    check_choice("family", family, (*FORMATS, SWIFT))
+    between = "、" if language == "zh" else ", "
+    template = _PROMPTS.get(family, _LATER)[language][kind]
+    return template.format(label=between.join(labels))
 
 
 def default_prompt(name: str) -> str:
-    """The question for the boxes of an object: ``{label}`` is to be replaced by its name.
-
-    The same for training data that :func:`vlkit.convert` writes and for ``evaluate-grounding``.
-
-    Args:
-        name: a family, or ``SWIFT``.
-    """
-    return _PROMPTS["tags" if name == SWIFT else FORMATS[name].style]
+    """:func:`locate_prompt` with ``{label}`` to be replaced, for a family or ``SWIFT``."""
+    return locate_prompt("{label}", family=name)
 
 
 def json_families() -> list[str]:

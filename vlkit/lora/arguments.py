@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlkit.errors import VlkitError, check_whole, is_number
+from vlkit.errors import VlkitError, check_choice, check_whole, is_number
 
 METRICS = ("auto", "exact", "iou", None)
 _LARGEST_SEED = 2**32 - 1  # numpy's
-
-
-def check_choice(name: str, value: Any, choices: Iterable) -> None:
-    """Raises VlkitError for a value that is not one of the choices, type included."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
 
 
 def _check_number(

@@ -17,10 +17,9 @@ import numpy as np
 
 from vlkit.batch.journal import hash_medium
 from vlkit.datasets.tables import read_table
-from vlkit.errors import VlkitError, check_whole, counted, is_number
+from vlkit.errors import VlkitError, check_choice, check_whole, counted, is_number
 from vlkit.files import read_text
 from vlkit.lora import training_rows
-from vlkit.lora.arguments import check_choice
 from vlkit.lora.training_rows import Example, Problem
 from vlkit.media.image import Image, describe_source, load_image, pixel_hash
 from vlkit.media.sources import is_remote, local_path

@@ -12,10 +12,10 @@ from typing import Any
 from vlkit.datasets.conversations import SWIFT
 from vlkit.datasets.formats.chats import Writer, input_size_for
 from vlkit.datasets.pictures import copy_picture
-from vlkit.errors import MediaError, ModelError, VlkitError, check_whole
+from vlkit.errors import MediaError, ModelError, VlkitError, check_choice, check_whole
 from vlkit.files import whole_folder, write_rows, write_whole
 from vlkit.grounding.formats import FORMATS as FAMILIES
-from vlkit.lora.arguments import as_folder, check_choice
+from vlkit.lora.arguments import as_folder
 from vlkit.lora.data import as_data
 from vlkit.lora.training_rows import Example, naming_row, source_key
 from vlkit.media.image import load_image

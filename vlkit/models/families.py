@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlkit.errors import ModelError
+from vlkit.errors import ModelError, warn_user
 from vlkit.grounding.boxes import Size
 from vlkit.media.image import Image
 from vlkit.media.video import Video
@@ -43,13 +43,21 @@ class Family:
 _PATCH_14 = ((4 * 28**2, 16_384 * 28**2),) * 2
 _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 
+# names on the hubs; of models made from these, what their config.json has as its model_type
+_QWEN2 = r"qwen2[_-]?vl|qvq-72b|ui-tars-\d+b|os-atlas-\w+-7b|olmocr-7b-0225"
+_QWEN2_5 = r"qwen2[._]5[_-]?vl|ui-tars-1\.5|olmocr-(2-)?7b-(0[78]|1\d)25|cosmos-reason1"
+_QWEN3 = r"qwen3[_-]?vl|cosmos-reason2"
 
 FAMILIES = {
-    "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, r"qwen2[_-]?vl|qvq-72b"),
-    "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, r"qwen2[._]5[_-]?vl"),
-    "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, r"qwen3[_-]?vl"),
-    "qwen3_5": Family(("qwen3_5", "qwen3_5_moe"), 16, *_PATCH_16, 262_144, r"qwen3[._]5"),
-}
+    "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, _QWEN2),
+    "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, _QWEN2_5),
+    "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, _QWEN3),
+    # and later: Qwen3.6 and 3.8 have its model types, and all of them its processor
+    "qwen3_5": Family(
+        ("qwen3_5", "qwen3_5_moe", "qwen4_exp"), 16, *_PATCH_16, 262_144,
+        r"qwen3[._][5-9](?!b)|qwen4[_-]?exp",
+    ),
+}  # fmt: skip
 
 
 def family_named(name: str) -> str | None:
@@ -81,6 +89,13 @@ def family_of(config: dict, name: str) -> str:
     for key, family in FAMILIES.items():
         if kind in family.model_types:
             return key
+    if _is_newer(kind):
+        newest = list(FAMILIES)[-1]
+        warn_user(
+            f"{name} has model_type={kind!r}, which vlkit does not know; pictures and boxes are "
+            f"read by the rules of {newest}. Update vlkit, or check the first answers' boxes"
+        )
+        return newest
     if kind == "qwen" and "visual" in config:
         raise ModelError(
             f"{name} is a first-generation Qwen-VL, whose code lives outside transformers; "
@@ -92,6 +107,15 @@ def family_of(config: dict, name: str) -> str:
         f"{name} has model_type={kind!r}, which is not a vision model of this family; "
         f"known types = {known}"
     )
+
+
+def _is_newer(kind: Any) -> bool:
+    """Whether transformers knows this type as a generation of Qwen that reads pictures."""
+    if not re.match(r"qwen\d", str(kind)):
+        return False
+    from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 Limits = tuple[float, float]  # fewest and most pixels

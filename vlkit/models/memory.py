@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vlkit.models.families import family_of_name
+
 if TYPE_CHECKING:
     import pandas
 
@@ -144,6 +146,8 @@ def mlp_width(text: Any) -> int:
     return experts * text.moe_intermediate_size + shared
 
 
+# Qwen3.5's are also in THUDM/slime, scripts/models/qwen3.5-*.sh, and, of the largest, in
+# ai-dynamo/aiconfigurator, model_configs/Qwen--Qwen3.5-397B-A17B_config.json.
 # of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
 # embeddings; of the vision tower: depth, width, intermediate; as in config.json on the hubs
 SHAPES = {
@@ -158,7 +162,19 @@ SHAPES = {
     "Qwen/Qwen3-VL-4B-Instruct": ((2560, 36, 32, 8, 9728, 151936, True), (24, 1024, 4096)),
     "Qwen/Qwen3-VL-8B-Instruct": ((4096, 36, 32, 8, 12288, 151936, False), (27, 1152, 4304)),
     "Qwen/Qwen3-VL-32B-Instruct": ((5120, 64, 64, 8, 25600, 151936, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.5-0.8B": ((1024, 24, 8, 2, 3584, 248320, True), (12, 768, 3072)),
+    "Qwen/Qwen3.5-4B": ((2560, 32, 16, 4, 9216, 248320, True), (24, 1024, 4096)),
+    "Qwen/Qwen3.5-9B": ((4096, 32, 16, 4, 12288, 248320, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.5-27B": ((5120, 64, 24, 4, 17408, 248320, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.5-35B-A3B": ((2048, 40, 16, 2, 512, 248320, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.5-397B-A17B": ((4096, 60, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
 }
+LINEAR_HEADS = {  # of the values in Qwen3.5's linear attention, 16 of the keys
+    "Qwen/Qwen3.5-0.8B": 16, "Qwen/Qwen3.5-4B": 32, "Qwen/Qwen3.5-9B": 32, "Qwen/Qwen3.5-27B": 48,
+    "Qwen/Qwen3.5-35B-A3B": 32, "Qwen/Qwen3.5-397B-A17B": 64,
+}  # fmt: skip
+# experts, and how many work on one token; each is as wide as "intermediate", the shared one too
+EXPERTS = {"Qwen/Qwen3.5-35B-A3B": (256, 8), "Qwen/Qwen3.5-397B-A17B": (512, 10)}
 
 
 @dataclass(frozen=True)
@@ -210,16 +226,21 @@ def build_config(name: str):
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "intermediate_size": inner, "vocab_size": vocabulary,
     }  # fmt: skip
-    vision: dict = {"depth": depth, "num_heads": 16}
-    if "Qwen2-VL" in name:
-        kind = "qwen2_vl"
+    vision: dict = {"depth": depth, "num_heads": 12 if depth == 12 else 16}
+    kind = family_of_name(name)
+    if kind == "qwen2_vl":
         vision |= {"embed_dim": width, "hidden_size": hidden, "mlp_ratio": v_inner // width}
     else:
-        kind = "qwen2_5_vl" if "Qwen2.5" in name else "qwen3_vl"
         vision |= {"hidden_size": width, "intermediate_size": v_inner, "out_hidden_size": hidden}
     if kind == "qwen3_vl":
         vision["deepstack_visual_indexes"] = [5, 11, 17] if depth == 24 else [8, 16, 24]
         text["head_dim"] = 128
+    if name in EXPERTS:
+        kind = "qwen3_5_moe"
+        text |= {"moe_intermediate_size": inner, "shared_expert_intermediate_size": inner}
+        text["num_experts"], text["num_experts_per_tok"] = EXPERTS[name]
+    if kind in ("qwen3_5", "qwen3_5_moe"):
+        text |= {"head_dim": 256, "linear_num_value_heads": LINEAR_HEADS[name]}
     text["tie_word_embeddings"] = tied
     return AutoConfig.for_model(
         kind, text_config=text, vision_config=vision, tie_word_embeddings=tied

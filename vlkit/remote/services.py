@@ -121,7 +121,6 @@ _HOSTED = (
     (r"qwen-vl-(max|plus)(-latest|-0710|-081[35]|-2025-(0[89]|1\d)-\d\d|-2025-07-\d\d)?$",
      "qwen2_5_vl", 16),
     (r"qwen-vl-(max|plus)-2025-0[1-6]-\d\d$", "qwen2_5_vl", 14),
-    (r"qwen3\.[5-9]", "qwen3_5", 16),
 )  # fmt: skip
 
 

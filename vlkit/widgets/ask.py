@@ -9,18 +9,25 @@ import ipywidgets as widgets
 import PIL.Image
 
 from vlkit import bundled, messages
+from vlkit.datasets.conversations import locate_prompt
 from vlkit.errors import MediaError
 from vlkit.media.image import Image, load_image
 from vlkit.plotting.html import image_html
 from vlkit.widgets.panel import Panel, Picker, StatusLine, call_code
 
-EXAMPLES = (
-    "Describe this image.",
-    "Locate the red circle.",
-    "Generate the caption in English with grounding:",
-    "这是什么？",
-    "框出图中红色圆形的位置",
-)
+
+def examples_for(family: str) -> tuple[str, ...]:
+    """Questions to choose from, in the words of a generation."""
+    return (
+        "Describe this image.",
+        locate_prompt("red circle", family=family),
+        "Generate the caption in English with grounding:",
+        "这是什么？",
+        locate_prompt("红色圆形", family=family, language="zh"),
+    )
+
+
+EXAMPLES = examples_for("qwen2_vl")
 _TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512, 1024, 4096))]
 
 
@@ -41,7 +48,7 @@ class AskPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        super().__init__(vlm, EXAMPLES)
+        super().__init__(vlm, examples_for(vlm.family))
         self.picker = PicturePicker(self.status, samples=samples)
         self.image_tokens = widgets.SelectionSlider(
             options=_TOKEN_LIMITS, value=0, description="image tokens ≤"

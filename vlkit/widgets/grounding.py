@@ -15,6 +15,7 @@ import traitlets
 
 from vlkit import bundled, messages
 from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
+from vlkit.datasets.conversations import detect_prompt, locate_prompt
 from vlkit.errors import MediaError, VlkitError
 from vlkit.generation.reply import Reply
 from vlkit.grounding.boxes import Box, Item, coordinates_of
@@ -89,15 +90,6 @@ def _record(item: Item, color: str, confidence: float | None) -> dict[str, Any]:
     }
 
 
-GROUNDING_EXAMPLES = (
-    "Locate the red circle.",
-    "Detect all objects.",
-    "Generate the caption in English with grounding:",
-    "框出图中红色圆形的位置",
-    "框出图中所有物体的位置",
-)
-
-
 BOX_QUESTION = "What is in this box? {}"
 
 
@@ -121,7 +113,15 @@ class GroundingPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        super().__init__(vlm, GROUNDING_EXAMPLES)
+        english, chinese = ({"family": vlm.family, "language": name} for name in ("en", "zh"))
+        examples = (
+            locate_prompt("red circle", **english),
+            detect_prompt(**english),
+            "Generate the caption in English with grounding:",
+            locate_prompt("红色圆形", **chinese),
+            detect_prompt(**chinese),
+        )
+        super().__init__(vlm, examples)
         self.picker = PicturePicker(self.status, samples=samples)
         self.picker.children = [c for c in self.picker.children if c is not self.picker.view]
         self.canvas = BoxCanvas()
