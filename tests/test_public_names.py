@@ -11,11 +11,12 @@ PUBLIC = {
     "vlkit": """
         AnswerLogprobs AttentionMap Box Chat Failure Image Point Preflight Quad RemoteVLM Reply
         Sample SampleClip VLM Video __version__ assistant attention_map available_models clips
-        compare_paths convert datasets detect_prompt diagnose_boxes doctor draw_boxes draw_comparison draw_frames
-        errors evaluate_grounding failure_gallery format_grounding from_detections generate
-        generate_batch iou load load_image locate_prompt lora memory_table parse_grounding plot_boxes preflight
-        read_conversations records sample samples save_boxes seed_everything serving settings
-        stream system to_detections to_frame token_logprobs user widgets write_table""",
+        compare_paths convert datasets detect_prompt diagnose_boxes doctor draw_boxes
+        draw_comparison draw_frames errors evaluate_grounding failure_gallery format_grounding
+        from_detections generate generate_batch iou load load_image locate_prompt lora
+        memory_table parse_grounding plot_boxes preflight read_conversations records sample
+        samples save_boxes seed_everything serving settings stream system to_detections to_frame
+        token_logprobs user widgets write_table""",
     "vlkit.errors": "VlkitError MediaError ModelError GroundingParseError RemoteError",
     "vlkit.settings": "chosen_model forget_model remember_model",
     "vlkit.lora": """

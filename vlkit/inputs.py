@@ -193,7 +193,8 @@ def load_messages(vlm: VLM, conversation: Any) -> LoadedMessages:
     pictures, videos = media_of(messages)
     images = [picture.load() for picture in pictures]
     clips = [_sample(vlm, video, messages.clips) for video in videos]
-    return LoadedMessages(pictures, images, clips, render_prompt(vlm.processor, messages), videos)
+    prompt = render_prompt(vlm.processor, messages, thinking=vlm.thinking)
+    return LoadedMessages(pictures, images, clips, prompt, videos)
 
 
 def defer_media(loaded: Any) -> tuple[DeferredImages, DeferredClips]:
@@ -276,21 +277,26 @@ def _sample(vlm: VLM, video: Video, cache: ClipStore | None) -> Clip:
     )
 
 
-def render_prompt(processor: Any, messages: list[dict], *, finished: bool = False) -> str:
+def render_prompt(
+    processor: Any, messages: list[dict], *, finished: bool = False, thinking: bool | None = None
+) -> str:
     """The chat template of checked messages, a placeholder for each picture and clip.
 
     Args:
         processor: whose template it is.
         messages: checked; the prompt ends where the model's answer begins or is continued.
         finished: nothing follows: an answer at the end is complete, with its end token.
+        thinking: the template's ``enable_thinking``, or None for its default.
     """
     plain = [{"role": m["role"], "content": plain_content(m["content"])} for m in messages]
     prefill = messages[-1]["role"] == "assistant" and not finished
     asks = not prefill and not finished
+    switch = {} if thinking is None else {"enable_thinking": thinking}
     try:
         prompt = processor.apply_chat_template(
-            plain, tokenize=False, add_generation_prompt=asks, continue_final_message=prefill
-        )
+            plain, tokenize=False, add_generation_prompt=asks, continue_final_message=prefill,
+            **switch,
+        )  # fmt: skip
     except Exception as error:  # templates raise any exception
         raise VlkitError(
             f"the model's chat template refuses these messages ({one_line(error)}); check their "

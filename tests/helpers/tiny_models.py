@@ -58,7 +58,9 @@ QWEN3_5_TEMPLATE = (  # insists on a question, trims contents, and thinks before
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
     "{{- render(message.content) | trim + '<|im_end|>\\n' }}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{- '\\n</think>\\n\\n' }}"
+    "{%- endif %}{%- endif %}"
 )
 
 

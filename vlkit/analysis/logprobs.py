@@ -14,7 +14,7 @@ import numpy as np
 
 from vlkit.errors import VlkitError
 from vlkit.generation.generate import generation_options
-from vlkit.generation.reply import Reply
+from vlkit.generation.reply import Reply, opened_thought
 from vlkit.grounding.boxes import Item, Size, coordinates_of
 from vlkit.grounding.formats import GroundingFormat
 from vlkit.grounding.parse import format_of, locate_grounding
@@ -107,7 +107,7 @@ def answer_tokens(
     """
     messages = as_messages(messages)
     inputs = prepare_inputs(vlm, [messages])
-    prefill = prefill_of(messages)
+    prefill = opened_thought(inputs.prompts[0]) or prefill_of(messages)
     if answer is None:
         greedy = generation_options(max_new_tokens, 0.0, 1.0, None)
         ids = list(vlm.answer(messages, greedy, None).tokens)

@@ -13,10 +13,9 @@ from typing import Any
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, counted, warn_user
-from vlkit.generation.generate import generate, generation_options
+from vlkit.generation.generate import generate, generation_options, with_thinking
 from vlkit.generation.reply import Failure, Reply, attempt, result_of
 from vlkit.generation.rows import Settings, Tally
-from vlkit.inputs import check_model
 from vlkit.media.image import describe_source
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models.load import Model
@@ -94,6 +93,7 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    thinking: bool | int | None = None,
     batch_size: int | str = "auto",
     out: str | Path | None = None,
     resume: bool = True,
@@ -111,7 +111,7 @@ def generate_batch(
     Args:
         vlm: from :func:`vlkit.load`.
         conversations: a list whose items are text, a message or a list of messages.
-        max_new_tokens, temperature, top_p: as for :func:`vlkit.generate`.
+        max_new_tokens, temperature, top_p, thinking: as for :func:`vlkit.generate`.
         seed: row ``i`` is sampled as ``generate(…, seed=seed + i)`` does it.
         batch_size: the most rows at a time; ``"auto"`` follows from the free memory. For a hosted
             model the most requests at a time; ``"auto"`` is its ``concurrency``.
@@ -132,7 +132,7 @@ def generate_batch(
         VlkitError: wrong options, or an ``out`` that cannot be written.
     """
     start = time.perf_counter()
-    check_model(vlm)
+    vlm = with_thinking(vlm, thinking)
     conversations = check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
     check_whole("agreement", agreement)

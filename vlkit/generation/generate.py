@@ -71,6 +71,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     schema: Mapping | str | None = None,
+    thinking: bool | int | None = None,
 ) -> Reply:
     """Ask once.
 
@@ -91,6 +92,9 @@ def generate(
             Objects have no other properties than the named ones unless it says
             ``"additionalProperties": true``. An answer with ``finish_reason="length"`` is cut off,
             so not valid JSON. Needs ``vlkit[schema]``, whose llguidance says what is supported.
+        thinking: False or True where the model's chat template has the switch, or as the hosted
+            service takes it; None is the template's default. It is in ``reply.thinking``, apart
+            from ``reply.text``, and boxes in it do not count.
 
     Raises:
         MediaError: a picture that cannot be read.
@@ -98,6 +102,7 @@ def generate(
         RemoteError: a hosted model that cannot be reached, or refuses.
         VlkitError: malformed messages or options; a schema that is not supported.
     """
+    vlm = with_thinking(vlm, thinking, schema)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
         **_with_schema(schema),
@@ -105,10 +110,21 @@ def generate(
     with hooks.recording("generate", vlm, messages, given) as record:
         options = generation_options(max_new_tokens, temperature, top_p, seed)
         options |= _with_schema(schema)
-        check_model(vlm)
         reply = vlm.answer(as_messages(messages), options, seed)
         record(reply)
     return reply
+
+
+def with_thinking(vlm: Model, thinking: bool | int | None, schema: Any = None) -> Any:
+    """The model with thinking switched as asked, by default off for an answer with a schema.
+
+    Raises VlkitError for what is not a model.
+    """
+    check_model(vlm)
+    template = getattr(vlm.processor, "chat_template", None)
+    if schema is not None and thinking is None and "enable_thinking" in str(template):
+        thinking = False
+    return vlm if thinking is None else vlm.with_thinking(thinking)
 
 
 def stream(
@@ -120,6 +136,7 @@ def stream(
     top_p: float = 1.0,
     seed: int | None = None,
     schema: Mapping | str | None = None,
+    thinking: bool | int | None = None,
 ) -> Stream:
     """Ask once and read the answer piece by piece; options as for :func:`generate`.
 
@@ -128,8 +145,7 @@ def stream(
     Afterwards ``.reply`` is the whole Reply, also after a stop.
     """
     options = generation_options(max_new_tokens, temperature, top_p, seed) | _with_schema(schema)
-    check_model(vlm)
-    return Stream(vlm, as_messages(messages), options, seed)
+    return Stream(with_thinking(vlm, thinking, schema), as_messages(messages), options, seed)
 
 
 class Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,8 +47,10 @@ class Reply:
     """One answer.
 
     Attributes:
-        text: the answer without special tokens; it begins with the prefill, if there is one.
-        raw: the answer with its special tokens, as the model wrote it.
+        text: the answer without special tokens and thinking; it begins with the prefill, if there
+            is one.
+        raw: the answer with its special tokens, as the model wrote it, thinking included; it begins
+            with the prefill, or with the ``<think>`` in which the chat template ends.
         usage: token counts.
         seconds: wall time from messages to answer.
         family: of the model, which decides how ``raw`` is read.
@@ -186,10 +189,13 @@ class Reply:
             line += f", cost {self.cost:.2g}"
         if self.note:
             line += f"; {html.escape(self.note)}"
-        pictures = self._repr_pictures()
+        pictures, thinking = self._repr_pictures(), html.escape(self.thinking)
+        if thinking:
+            thinking = f"<details><summary>thinking</summary><pre>{thinking}</pre></details>"
         return (
-            f'<div style="max-width:640px"><p style="font-size:1.05em;margin:4px 0">{text}</p>'
-            f'{pictures}<p style="opacity:.65;font-size:.85em;margin:4px 0">{line}</p></div>'
+            f'<div style="max-width:640px">{thinking}'
+            f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}'
+            f'<p style="opacity:.65;font-size:.85em;margin:4px 0">{line}</p></div>'
         )
 
     def _repr_pictures(self) -> str:
@@ -221,6 +227,61 @@ def split_thinking(raw: str) -> tuple[str, str]:
     if raw.lstrip().startswith("<think>"):
         return raw.strip().removeprefix("<think>").strip(), ""
     return "", raw
+
+
+def opened_thought(prompt: str) -> str:
+    """The beginning of an answer's thinking that ends the prompt; ``""`` where there is none.
+
+    Templates end in ``<think>`` to make a model think, or in ``<think></think>`` so that it
+    does not; a prefill may follow.
+    """
+    begun = prompt.rpartition("<|im_start|>assistant\n")[2]
+    return begun if begun.startswith("<think>") and "</think>" not in begun else ""
+
+
+SPECIAL = re.compile(r"<\|\w+\|>")
+_SPECIAL_START = re.compile(r"<(\|\w*\|?)?$")  # at the end of a piece
+
+
+class TextPieces:
+    """Passes text on without thinking and special tokens, wherever a piece is cut.
+
+    Args:
+        put: receives the text.
+        begun: the beginning of the thinking, if the prompt has it; see :func:`opened_thought`.
+        thinks: whether the prompt may have it, so that only its end is in the answer.
+        special: whether there may be special tokens.
+    """
+
+    def __init__(self, put: Callable[[str], None], begun: str = "", *, thinks=False, special=True):
+        self._put, self._held, self._starts = put, begun, True
+        self._thinks, self._special = thinks, special
+
+    def __call__(self, piece: str) -> None:
+        self._held += piece
+        if self._starts:
+            if self._thinks or "<think>".startswith(self._held.lstrip()[:7]):
+                answer = self._held.partition("</think>")[2].lstrip("\n")
+                if not answer:
+                    return
+                self._held = answer
+            self._starts = False
+        text = self._clean(self._held)
+        token_start = self._special and _SPECIAL_START.search(text)
+        end = token_start.start() if token_start else len(text)
+        self._held = text[end:]
+        if end:
+            self._put(text[:end])
+
+    def end(self) -> None:
+        """Pass on what was held back."""
+        text = split_thinking(self._held)[1] if self._starts else self._held
+        if text:
+            self._put(self._clean(text))
+        self._held = ""
+
+    def _clean(self, text: str) -> str:
+        return SPECIAL.sub("", text) if self._special else text
 
 
 @dataclass(frozen=True)
@@ -279,6 +340,7 @@ def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
     return record | {
         "text": result.text,
         "raw": result.raw,
+        **({"thinking": result.thinking} if result.thinking else {}),
         "boxes": [asdict(item) for item in items if isinstance(item, Box)],
         "points": [asdict(item) for item in items if isinstance(item, Point)],
         **({"grounding_note": note} if note else {}),
@@ -350,12 +412,14 @@ def make_reply(
     vlm, messages, inputs: ModelInputs, tokens: list[int], limit: int, start, note: str = ""
 ) -> Reply:
     """The Reply of one row's new tokens; ``start``: the time of the question, by perf_counter."""
-    tokenizer, prefill = vlm.processor.tokenizer, prefill_of(messages)
+    tokenizer = vlm.processor.tokenizer
+    begun = opened_thought(inputs.prompts[0]) or prefill_of(messages)
     ended = bool(tokens) and tokens[-1] in ending_tokens(vlm)
-    visible = tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
+    visible = tokenizer(begun, add_special_tokens=False)["input_ids"] if begun else []
+    text = "".join(tokenizer.decode(ids, skip_special_tokens=True) for ids in (visible, tokens))
     return Reply(
-        text="".join(tokenizer.decode(ids, skip_special_tokens=True) for ids in (visible, tokens)),
-        raw=prefill + tokenizer.decode(tokens, skip_special_tokens=False),
+        text=split_thinking(text)[1],
+        raw=begun + tokenizer.decode(tokens, skip_special_tokens=False),
         usage=count_usage(vlm, inputs, len(tokens)),
         seconds=time.perf_counter() - start,
         family=vlm.family,

@@ -19,7 +19,7 @@ from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
 from vlkit.generation.generate import generation_options
-from vlkit.generation.reply import Failure, Reply, attempt, make_reply
+from vlkit.generation.reply import Failure, Reply, TextPieces, attempt, make_reply, opened_thought
 from vlkit.inputs import (
     LoadedMessages,
     ModelInputs,
@@ -175,6 +175,8 @@ def answer_here(
     question, waiting = row.payload, [row]
     if question.messages.clips is not None:  # a Chat's: its turns are forgotten with it
         row.chat = ref(question.messages.clips, cache.drop)
+    if put is not None:
+        put = answer = TextPieces(put, opened_thought(question.inputs.prompts[0]), special=False)
     pieces = row.watch = None if put is None else _Pieces(vlm, put, stopped)
     leave_busy_cores(vlm.model)
     engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache)
@@ -185,6 +187,7 @@ def answer_here(
         raise row.error
     if pieces:
         pieces.end()
+        answer.end()
     facts = question.messages, question.inputs, row.tokens, settings.limit, start, settings.note
     return make_reply(vlm, *facts)
 

@@ -15,7 +15,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
 from weakref import WeakKeyDictionary
 
-from vlkit.errors import ModelError, RemoteError, check_whole, one_line, warn_user
+from vlkit.errors import ModelError, RemoteError, check_choice, check_whole, one_line, warn_user
 from vlkit.files import digest
 from vlkit.models.adapters import attach_adapter, find_adapter, load_weights_beside
 from vlkit.models.families import SizeRules, family_of, rules_of_processor
@@ -204,6 +204,9 @@ class Model(Protocol):
     def require_weights(self) -> None:
         """Raises VlkitError where the weights are not on this machine."""
 
+    def with_thinking(self, thinking: bool | int) -> Any:
+        """The same model with thinking switched on or off."""
+
     def with_limit(self, max_image_tokens: int | None) -> Any:
         """The same model with another limit for its pictures."""
 
@@ -255,6 +258,7 @@ class VLM:
         adapter: the adapter's folder, or None.
         max_image_tokens: limit for every picture without one of its own, or None.
         chosen_by: the settings file or variable that named the model, or None.
+        thinking: whether its chat template asks for thinking, or None for the template's default.
     """
 
     model: Any
@@ -264,6 +268,7 @@ class VLM:
     adapter: str | None = None
     max_image_tokens: int | None = None
     chosen_by: str | None = None
+    thinking: bool | None = None
 
     @property
     def name(self) -> str:
@@ -290,7 +295,8 @@ class VLM:
     @property
     def load_options(self) -> dict[str, Any]:
         """The options that its answers depend on, for code that loads it again."""
-        options = {"adapter": self.adapter, "max_image_tokens": self.max_image_tokens}
+        names = ("adapter", "max_image_tokens", "thinking")
+        options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
 
     @property
@@ -303,7 +309,9 @@ class VLM:
         limits = [_settings(getattr(self.processor, name, None)) for name in processors]
         template = getattr(self.processor, "chat_template", None)
         names = [self.family, self.folder.revision, self.folder.config]
-        return [names, self.max_image_tokens, template, limits, _network_key(self.model)]
+        thinking = [] if self.thinking is None else [self.thinking]
+        key = _network_key(self.model)
+        return [names, self.max_image_tokens, template, limits, key, *thinking]
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -317,6 +325,20 @@ class VLM:
 
     def require_weights(self) -> None:
         """Raises VlkitError where the weights are not on this machine."""
+
+    def with_thinking(self, thinking: bool | int) -> VLM:
+        """The same model with thinking switched on or off.
+
+        Raises:
+            ModelError: its chat template has no such switch.
+        """
+        check_choice("thinking", thinking, (True, False))
+        if "enable_thinking" not in str(self.processor.chat_template):
+            raise ModelError(
+                f"thinking={thinking}: the chat template of {self.name} has no switch for thinking "
+                "(enable_thinking); leave thinking= out"
+            )
+        return replace(self, thinking=bool(thinking))
 
     def with_limit(self, max_image_tokens: int | None) -> VLM:
         """The same model with another limit for its pictures."""
@@ -363,8 +385,10 @@ class VLM:
         return answer_rows_here(self, conversations, indices, settings, tally)
 
     def spoken(self, raw: str) -> str:
-        """An answer as it stays in a conversation, without the token that ends it."""
-        return raw.removesuffix(self.processor.tokenizer.eos_token or "")
+        """An answer as it stays in a conversation: no thinking, and not the token that ends it."""
+        from vlkit.generation.reply import split_thinking
+
+        return split_thinking(raw)[1].removesuffix(self.processor.tokenizer.eos_token or "")
 
     def __repr__(self) -> str:
         extra = f", adapter={self.adapter!r}" if self.adapter else ""
@@ -408,7 +432,8 @@ def load(
         adapter: folder or hub id of a PEFT adapter made for this model.
         max_image_tokens: shrink every picture to at most this many tokens.
         **hosted: of hosted models alone: ``base_url``, ``api_key``, ``region``, ``family``,
-            ``prices``, ``timeout`` …; see :class:`vlkit.remote.HostedOptions`.
+            ``prices``, ``timeout`` …; see :class:`vlkit.remote.HostedOptions`. ``thinking`` is
+            also for models on this machine, as for :func:`vlkit.generate`.
 
     Returns:
         A :class:`VLM`; of a hosted model a :class:`vlkit.remote.RemoteVLM`.
@@ -434,9 +459,11 @@ def load(
             )
         remote = import_module(HOSTED[prefix])
         return remote.load_remote(model, max_image_tokens=max_image_tokens, **hosted)
+    thinking = hosted.pop("thinking", None)
     if hosted:
         _refuse_hosted(model, next(iter(hosted)))
-    return load_here(model, max_image_tokens=max_image_tokens, **options)
+    vlm = load_here(model, max_image_tokens=max_image_tokens, **options)
+    return vlm if thinking is None else vlm.with_thinking(thinking)
 
 
 def hosted_prefix(model: Any) -> str | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import queue
-import re
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
-from vlkit.generation.reply import Failure, Reply, Usage, split_thinking
+from vlkit.generation.reply import SPECIAL, Failure, Reply, TextPieces, Usage, split_thinking
 from vlkit.generation.rows import Settings, Tally
 from vlkit.inputs import defer_media, estimate_text
 from vlkit.remote import client, services
@@ -23,8 +22,6 @@ from vlkit.remote.services import Endpoint
 
 LATER_PATIENCE = 120.0  # seconds for which a connection that has worked before is tried again
 _TICK = 0.1  # seconds between two checks of whether to stop
-_SPECIAL = re.compile(r"<\|\w+\|>")
-_SPECIAL_START = re.compile(r"<(\|\w*\|?)?$")  # at the end of a piece
 
 Row = tuple[int, Reply | Failure]
 
@@ -114,43 +111,6 @@ class HostedOptions(TypedDict, total=False):
     thinking: bool | int | None
 
 
-class TextPieces:
-    """Passes text on without thinking and special tokens, wherever a piece is cut.
-
-    Args:
-        put: receives the text.
-        model: its name. The prompt of a model whose name has "thinking" in it may end in
-            ``<think>``, so that its answer has only the end of the thinking.
-    """
-
-    def __init__(self, put: Callable[[str], None], model: str = ""):
-        self._put, self._held, self._starts = put, "", True
-        self._thinks = "thinking" in model.lower()
-
-    def __call__(self, piece: str) -> None:
-        self._held += piece
-        if self._starts:
-            if self._thinks or "<think>".startswith(self._held.lstrip()[:7]):
-                answer = self._held.partition("</think>")[2].lstrip("\n")
-                if not answer:
-                    return
-                self._held = answer
-            self._starts = False
-        text = _SPECIAL.sub("", self._held)
-        token_start = _SPECIAL_START.search(text)
-        end = token_start.start() if token_start else len(text)
-        self._held = text[end:]
-        if end:
-            self._put(text[:end])
-
-    def end(self) -> None:
-        """Pass on what was held back."""
-        text = split_thinking(self._held)[1] if self._starts else self._held
-        if text:
-            self._put(_SPECIAL.sub("", text))
-        self._held = ""
-
-
 def make_reply(
     remote: Endpoint, request: Request, answer: RawAnswer, start: float, *, keep: bool = True
 ) -> Reply:
@@ -167,7 +127,7 @@ def make_reply(
     usage, reason = _usage(remote, request, answer), answer.finish_reason
     media = (request.images, request.clips) if keep else defer_media(request)
     return Reply(
-        text=_SPECIAL.sub("", split_thinking(raw)[1]),
+        text=SPECIAL.sub("", split_thinking(raw)[1]),
         raw=raw,
         usage=usage,
         seconds=time.perf_counter() - start,
@@ -253,6 +213,12 @@ class RemoteVLM(Endpoint):
         """The same model with another limit for its pictures."""
         return replace(self, rules=replace(self.rules, max_image_tokens=max_image_tokens))
 
+    def with_thinking(self, thinking: bool | int) -> RemoteVLM:
+        """The same model with thinking switched on or off, or with a limit for it."""
+        fields = self.service.thinking_fields(thinking)
+        options = {**self.load_options, "thinking": thinking}
+        return replace(self, extra_body={**self.extra_body, **fields}, load_options=options)
+
     def memory_cost(self) -> None:
         """None: the memory is the service's."""
 
@@ -269,7 +235,7 @@ class RemoteVLM(Endpoint):
         """
         start, answer = time.perf_counter(), RawAnswer()
         request = make_request(self, messages, options, seed)
-        pieces = TextPieces(put, self.model) if put else None
+        pieces = TextPieces(put, thinks="thinking" in self.model.lower()) if put else None
         retries = min(self.retries, client.TRIES_AGAIN)
         client.run(client.ask(self, request.body, answer, pieces, retries=retries), stopped)
         if pieces:
