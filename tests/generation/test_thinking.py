@@ -27,13 +27,13 @@ def writes(vlm, monkeypatch):
     def install(text, ending="<|im_end|>"):
         tokens = vlm.processor.tokenizer(text + ending, add_special_tokens=False)["input_ids"]
 
-        def generate(input_ids, streamer=None, **_):
-            new = torch.tensor([tokens] * len(input_ids))
-            if streamer is not None:
-                for token in (input_ids, *new[0].split(1)):
-                    streamer.put(token)
-                streamer.end()
-            return torch.cat([input_ids, new], dim=1)
+        def generate(input_ids, stopping_criteria=(), **_):
+            for count in range(1, len(tokens) + 1):
+                new = torch.tensor([tokens[:count]] * len(input_ids))
+                ids = torch.cat([input_ids, new], dim=1)
+                for look in stopping_criteria:
+                    look(ids, None)
+            return ids
 
         monkeypatch.setattr(vlm.model, "generate", generate)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import copy_context
@@ -12,7 +13,7 @@ from typing import Any
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, is_number
-from vlkit.generation.reply import Reply
+from vlkit.generation.reply import Reply, split_thinking
 from vlkit.inputs import check_model
 from vlkit.media.image import load_image
 from vlkit.media.video import ClipStore
@@ -21,6 +22,7 @@ from vlkit.messages import system as _system
 from vlkit.models.load import Model
 from vlkit.settings import MAX_NEW_TOKENS
 
+_END = re.compile(r"<\|(im_end|endoftext)\|>$")
 GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
 
 
@@ -253,4 +255,5 @@ class Chat:
         return messages
 
     def _remember(self, turn: dict, reply: Reply) -> None:
-        self.messages += [turn, assistant(self.vlm.spoken(reply.raw))]
+        answer = _END.sub("", split_thinking(reply.raw)[1])
+        self.messages += [turn, assistant(answer)]

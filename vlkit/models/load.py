@@ -242,9 +242,6 @@ class Model(Protocol):
     ) -> Generator[tuple[int, Any], None, None]:
         """(index, Reply or Failure) of many conversations, each as it finishes."""
 
-    def spoken(self, raw: str) -> str:
-        """An answer as it stays in a conversation."""
-
 
 @dataclass(frozen=True, eq=False)
 class VLM:
@@ -296,8 +293,7 @@ class VLM:
     def load_options(self) -> dict[str, Any]:
         """The options that its answers depend on, for code that loads it again."""
         names = ("adapter", "max_image_tokens", "thinking")
-        options = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in options.items() if value is not None}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
     def identity(self) -> list[Any]:
@@ -383,12 +379,6 @@ class VLM:
         from vlkit.generation.rows import answer_rows_here
 
         return answer_rows_here(self, conversations, indices, settings, tally)
-
-    def spoken(self, raw: str) -> str:
-        """An answer as it stays in a conversation: no thinking, and not the token that ends it."""
-        from vlkit.generation.reply import split_thinking
-
-        return split_thinking(raw)[1].removesuffix(self.processor.tokenizer.eos_token or "")
 
     def __repr__(self) -> str:
         extra = f", adapter={self.adapter!r}" if self.adapter else ""

@@ -169,10 +169,6 @@ SHAPES = {
     "Qwen/Qwen3.5-35B-A3B": ((2048, 40, 16, 2, 512, 248320, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-397B-A17B": ((4096, 60, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
 }
-LINEAR_HEADS = {  # of the values in Qwen3.5's linear attention, 16 of the keys
-    "Qwen/Qwen3.5-0.8B": 16, "Qwen/Qwen3.5-4B": 32, "Qwen/Qwen3.5-9B": 32, "Qwen/Qwen3.5-27B": 48,
-    "Qwen/Qwen3.5-35B-A3B": 32, "Qwen/Qwen3.5-397B-A17B": 64,
-}  # fmt: skip
 # experts, and how many work on one token; each is as wide as "intermediate", the shared one too
 EXPERTS = {"Qwen/Qwen3.5-35B-A3B": (256, 8), "Qwen/Qwen3.5-397B-A17B": (512, 10)}
 
@@ -235,12 +231,12 @@ def build_config(name: str):
     if kind == "qwen3_vl":
         vision["deepstack_visual_indexes"] = [5, 11, 17] if depth == 24 else [8, 16, 24]
         text["head_dim"] = 128
+    if kind == "qwen3_5":
+        text |= {"head_dim": 256, "linear_num_value_heads": 2 * heads}
     if name in EXPERTS:
         kind = "qwen3_5_moe"
         text |= {"moe_intermediate_size": inner, "shared_expert_intermediate_size": inner}
         text["num_experts"], text["num_experts_per_tok"] = EXPERTS[name]
-    if kind in ("qwen3_5", "qwen3_5_moe"):
-        text |= {"head_dim": 256, "linear_num_value_heads": LINEAR_HEADS[name]}
     text["tie_word_embeddings"] = tied
     return AutoConfig.for_model(
         kind, text_config=text, vision_config=vision, tie_word_embeddings=tied

@@ -269,10 +269,6 @@ class RemoteVLM(Endpoint):
         finally:
             future.cancel()
 
-    def spoken(self, raw: str) -> str:
-        """An answer as it stays in a conversation, without its thinking."""
-        return split_thinking(raw)[1]
-
 
 _DEFAULTS: HostedOptions = {
     "base_url": None, "api_key": None, "region": None, "family": None, "prices": None,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from vlkit.errors import ModelError, RemoteError
-from vlkit.models.families import FAMILIES, SizeRules, family_of_name, published_rules
+from vlkit.errors import RemoteError
+from vlkit.models.families import FAMILIES, SizeRules, family_named, published_rules
 from vlkit.models.load import hosted_prefix
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -216,20 +215,15 @@ def family_and_rules(
         if re.match(pattern, name.lower().rpartition("/")[2]):
             family = family or hosted_family
             return family, _service_rules(service, family, patch_size)
-    family = family or _family_of_names(name, str(entry.get("root") or ""))
+    family = family or family_named(name) or family_named(str(entry.get("root") or ""))
+    if family is None:
+        raise RemoteError(
+            "cannot tell the model family, which says how boxes are written, from the name "
+            f"{name!r}; pass family= as one of {list(CONTEXTS)}"
+        )
     if family == "qwen_vl":
         return family, _FIRST_RULES
     return family, _service_rules(service, family, FAMILIES[family].patch_size)
-
-
-def _family_of_names(name: str, root: str) -> str:
-    for candidate in (name, root):
-        with suppress(ModelError):
-            return family_of_name(candidate)
-    raise RemoteError(
-        f"cannot tell the model family, which says how boxes are written, from the name {name!r}; "
-        f"pass family= as one of {list(CONTEXTS)}"
-    )
 
 
 def server_rules(entry: dict) -> SizeRules | None:
