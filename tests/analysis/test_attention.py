@@ -52,7 +52,7 @@ def test_equals_eager_transformers(kind, tiny_vlm, tiny_folder):
     places = (inputs["input_ids"][0] == vlm.model.config.image_token_id).nonzero()[:, 0]
     first, second = places.split([h * w for h, w in grids])
     with_attention = range(len(attentions[0]))
-    number = {0: 1} if kind.startswith("qwen3_5") else {n: n for n in with_attention}
+    number = {0: 1} if kind.startswith(("qwen3_5", "qwen4")) else {n: n for n in with_attention}
     for step in (0, 3, len(ids) - 1):
         for image, own, grid in ((0, first, grids[0]), (1, second, grids[1])):
             for layer in with_attention:
