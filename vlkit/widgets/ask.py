@@ -48,7 +48,7 @@ class AskPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        super().__init__(vlm, examples_for(vlm.family))
+        super().__init__(vlm, examples_for(getattr(vlm, "family", "qwen2_vl")))
         self.picker = PicturePicker(self.status, samples=samples)
         self.image_tokens = widgets.SelectionSlider(
             options=_TOKEN_LIMITS, value=0, description="image tokens ≤"

@@ -113,7 +113,8 @@ class GroundingPanel(Panel):
     """
 
     def __init__(self, vlm: Any, *, samples: bool = True):
-        english, chinese = ({"family": vlm.family, "language": name} for name in ("en", "zh"))
+        family = getattr(vlm, "family", "qwen2_vl")  # the panel refuses what is not a model
+        english, chinese = ({"family": family, "language": name} for name in ("en", "zh"))
         examples = (
             locate_prompt("red circle", **english),
             detect_prompt(**english),
