@@ -114,13 +114,12 @@ class GroundingPanel(Panel):
 
     def __init__(self, vlm: Any, *, samples: bool = True):
         family = getattr(vlm, "family", "qwen2_vl")  # the panel refuses what is not a model
-        english, chinese = ({"family": family, "language": name} for name in ("en", "zh"))
         examples = (
-            locate_prompt("red circle", **english),
-            detect_prompt(**english),
+            locate_prompt("red circle", family=family),
+            detect_prompt(family=family),
             "Generate the caption in English with grounding:",
-            locate_prompt("红色圆形", **chinese),
-            detect_prompt(**chinese),
+            locate_prompt("红色圆形", family=family, language="zh"),
+            detect_prompt(family=family, language="zh"),
         )
         super().__init__(vlm, examples)
         self.picker = PicturePicker(self.status, samples=samples)
