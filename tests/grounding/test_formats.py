@@ -13,7 +13,7 @@ import pytest
 from vlkit import Box, Point, Quad, parse_grounding
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.generation.reply import Reply, Usage
-from vlkit.grounding.formats import COORDINATE_KEYS, LABEL_KEYS
+from vlkit.grounding.keys import COORDINATE_KEYS, LABEL_KEYS
 from vlkit.grounding.parse import locate_grounding
 
 SIZE = (1000, 1000)  # thousandths are pixels
