@@ -71,7 +71,7 @@ def _read_elements(reader: KeyReader) -> None:
         label = " ".join(_unescape(" ".join(texts)).split())
         label = label or values.get("data-label") or values.get("alt") or values.get("class", "")
         fields = {plain(k): (k, v) for k, v in values.items() if plain(k) in RULES}
-        reader.read_fields(fields, span, label)
+        reader.read_fields(fields, span, label, None, "")
 
 
 def _read_point(reader: KeyReader, pairs: list[tuple[str, str]], match: re.Match) -> None:
@@ -114,10 +114,10 @@ def read_calls(text: str) -> Reading:
             reader.read(place[1], "", RULES["point"], match[1])
             continue
         for node in parse_values(f"{{{match[2]}}}"):
-            fields = {
-                plain(key): (key, value)
-                for key, value in node.pairs
-                if plain(key) in RULES or key in ("x", "y")
-            }
-            reader.read_fields(fields, match.span(), "", RULES["point"], match[1])
+            pairs = [(plain(key), (key, value)) for key, value in node.pairs]
+            known = [pair for pair in pairs if pair[0] in RULES or pair[0] in ("x", "y")]
+            if len(dict(known)) < len(known):
+                reader.problems.append(f"{match[0][:60]} has an argument twice")
+            else:
+                reader.read_fields(dict(known), match.span(), "", RULES["point"], match[1])
     return reader.result()

@@ -162,7 +162,7 @@ def _read_json(text: str) -> Reading:
             _read_bare(reader, by_place.get(span), *span)
     for root in roots:
         if root.end < 0 and (part := _cut_off(text, root, bool(reader.items))):
-            reader.problems.append(f"the answer ends inside {part[:60]}")
+            reader.problems.append(f"the answer ends inside {part}")
     return reader.result()
 
 
@@ -188,7 +188,7 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
             reader.keep(numbers, None, "", BARE, "")
     elif not node.is_object:
         reader.read(node, "", BARE)
-        if 0 < len(reader.items) < len(lists) and not node.pairs_of_numbers:
+        if 0 < len(reader.items) < len(lists) and not flat(values):
             reader.problems.append("not all of the bare lists are of four numbers or of two")
     elif len(lists) == len(values) and all(len(flat(value.values)) == 4 for value in lists):
         for label, value in node.pairs:
@@ -201,7 +201,7 @@ def _cut_off(text: str, root: Node, has_items: bool) -> str:
     while isinstance(last, Node) and last.end < 0:
         cut = last if last.is_object else cut
         last = last.values[-1] if last.pairs else None
-    part = text[cut.start :]
+    part = text[cut.start : cut.start + 60]
     if not cut.is_object:  # bare numbers
         is_alone = root.start < 20 and re.fullmatch(r"\s*(```\w*\s*)?", text[: root.start])
         return part if is_alone and _LIST_BEGINS.match(part) else ""

@@ -109,7 +109,7 @@ _TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
 BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
 # keys that say in which order their four numbers are
 _KNOWN_ORDER = re.compile("2d|xyxy|xywh|start|end|corners")
-NOTHING = re.compile(r"\s*(?:|(?i:none|null|nil|n/?a|undefined)|无|没有)\s*")
+NOTHING = re.compile(r"\s*+(?:(?i:none|null|nil|n/?a|undefined|无|没有)\s*+)?+")
 
 Fields = dict[str, tuple[str, Any]]  # of an object: the plain key, the key and the value
 
@@ -138,11 +138,9 @@ class KeyReader:
             self.keep(numbers_of(value), value, label, rule, key)
 
     def _read_array(self, node: Node, label: Any, rule: KeyRule | None, key: str) -> None:
-        values, numbers = node.values, flat(node.values) if node.is_whole else []
-        pairs = node.pairs_of_numbers if rule and node.is_whole and len(values) > 1 else []
-        if rule and pairs and (len(pairs) in rule.sizes or rule.kind == "quad"):
-            numbers = pairs
-        if not rule or (not numbers and values and all(isinstance(v, Node) for v in values)):
+        values, numbers = node.values, flat(node.values) if node.clean and node.end >= 0 else []
+        is_one = rule and numbers and (len(numbers) in rule.sizes or rule.kind == "quad")
+        if not rule or (values and not is_one and all(isinstance(v, Node) for v in values)):
             labels = label if isinstance(label, list) and len(label) == len(values) else None
             for index, value in enumerate(values):
                 self.read(value, labels[index] if labels else label, rule, key)
@@ -166,12 +164,7 @@ class KeyReader:
             self.keep([], node, label, rule, key)
 
     def read_fields(
-        self,
-        fields: Fields,
-        span: tuple[int, int],
-        label: Any = "",
-        rule: KeyRule | None = None,
-        key: str = "",
+        self, fields: Fields, span: tuple[int, int], label: Any, rule: KeyRule | None, key: str
     ) -> None:
         """The fields of one object: its own coordinates, then those of the objects in it."""
         own, count, outer_space = _label_of(fields) or label, len(self.items), self.space

@@ -142,12 +142,12 @@ def find_numbers(text: str, family: str, *, rewritable: bool = False) -> Reading
             other forms than the family's are problems.
     """
     answer = text.rpartition("</think>")[2]
+    before = len(text) - len(answer)
     for token in ("<|endoftext|>", "<|im_end|>"):
         answer = answer.rstrip().removesuffix(token)
     if answer.lstrip().startswith("<think>"):
         return Reading([], ["the answer ends inside its <think>"], [])
     items, problems, notes = read_answer(answer, family)
-    before = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
     items = [f._replace(start=before + f.start, end=before + f.end) for f in items]
     if rewritable:
         others = [text[f.start : f.end][:60] for f in items if f.form != own_form(family)]

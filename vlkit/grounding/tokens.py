@@ -7,7 +7,6 @@ is none (1,000 becomes 1 and 0, 40. becomes 40, 1_0 becomes 10). None says where
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,9 @@ def numbers_of(text: str) -> list[float]:
 
 
 def flat(values: list) -> list[float]:
-    """All the values as numbers; none where one is something else."""
+    """The numbers of values that are all numbers, or all arrays of two; none of any others."""
+    if values and all(isinstance(value, Node) and value.is_pair for value in values):
+        values = [number for pair in values for number in pair.values]
     texts = [v for v in values if isinstance(v, str) and _NUMBER.fullmatch(v.strip())]
     return [float(v) for v in texts] if len(texts) == len(values) else []
 
@@ -75,14 +76,8 @@ class Node:
         return [value for _, value in self.pairs]
 
     @property
-    def is_whole(self) -> bool:
-        return self.clean and self.end >= 0
-
-    @property
-    def pairs_of_numbers(self) -> list[float]:
-        """The numbers of an array of arrays of two."""
-        pairs = [flat(v.values) if isinstance(v, Node) and v.clean else [] for v in self.values]
-        return [n for pair in pairs for n in pair] if all(len(p) == 2 for p in pairs) else []
+    def is_pair(self) -> bool:
+        return self.clean and not self.is_object and len(self.pairs) == 2
 
 
 _DEEPEST = 50
@@ -133,7 +128,8 @@ _RAW_ESCAPE = (
 _RAW = re.compile(
     rf"[A-Za-z]:\\(?!\\)|(?:[^\\]|\\(?!{_RAW_ESCAPE}).)*+\\(?={_RAW_ESCAPE})", re.DOTALL
 )
-_TO_JSON = re.compile(r"""\\([^"'`“”‘’\nx])|\\x(..)|\\?(["'`“”‘’\n])""", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:u(....)|x(..)|(.))", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def _unquote(text: str) -> str:
@@ -142,14 +138,13 @@ def _unquote(text: str) -> str:
     if _RAW.match(text):
         return re.sub(r"""\\(["']|\\(?=[A-Za-z]))""", r"\1", text)
 
-    def escape(match: re.Match) -> str:
-        kept, code, quote = match.groups()
-        return f"\\{kept}" if kept else f"\\u00{code}" if code else json.dumps(quote)[1:-1]
+    def unescape(match: re.Match) -> str:
+        code = match[1] or match[2]
+        return chr(int(code, 16)) if code else _ESCAPED.get(match[3], match[3])
 
-    try:
-        return json.loads(f'"{_TO_JSON.sub(escape, text)}"', strict=False)
-    except ValueError:
-        return text
+    # two halves of a character become one
+    halves = _ESCAPE.sub(unescape, text).encode("utf-16", "surrogatepass")
+    return halves.decode("utf-16", "surrogatepass")
 
 
 def parse_values(text: str) -> list[Node]:
