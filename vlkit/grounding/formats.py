@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from vlkit.errors import VlkitError
 from vlkit.grounding.documents import read_calls, read_markup
@@ -81,15 +82,17 @@ _STRAY = (  # coordinates in no form at all, and what to say
 
 def read_answer(answer: str, family: str) -> Reading:
     """Labels with their numbers in an answer, in order, and what could not be read."""
-    steps = [partial(_read_tags, own=family), _read_json]
+    steps: list[Callable[[str], Reading]] = [partial(_read_tags, own=family), _read_json]
     if FORMATS[family].style == "json":
         steps.reverse()
-    reading, rest = Reading([], [], []), answer
+    items: list[Found] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    rest = answer
     for step in (*steps, read_markup, read_calls):
         read = step(rest)
-        reading = Reading(*(before + new for before, new in zip(reading, read, strict=True)))
+        items, problems, notes = items + read.items, problems + read.problems, notes + read.notes
         rest = _blank_out(rest, read.items)
-    items, problems, notes = reading
     if not items and not problems:
         stray = [(re.search(pattern, rest), problem) for pattern, problem in _STRAY]
         problems = [problem.format(match[0][:60]) for match, problem in stray if match][:1]
@@ -197,7 +200,8 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
 
 def _cut_off(text: str, root: Node, has_items: bool) -> str:
     """What the answer ends inside, where that has coordinates or may have; else nothing."""
-    cut, last = root, root
+    cut = root
+    last: Any = root
     while isinstance(last, Node) and last.end < 0:
         cut = last if last.is_object else cut
         last = last.values[-1] if last.pairs else None

@@ -55,8 +55,9 @@ def parse_grounding(
     Raises:
         GroundingParseError: the text contains coordinates, but none that this format can read.
     """
-    sizes = {"image_size": image_size, "input_size": input_size}
-    placed, left_out = locate_grounding(text, family=family, space=space, clip=clip, **sizes)
+    placed, left_out = locate_grounding(
+        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
+    )
     if left_out:
         warnings.warn(left_out, stacklevel=2)
     return [item for item, _, _ in placed if item.label or not labelled]
