@@ -191,7 +191,7 @@ def _take(node: Node, kind: str | None, written: str, text: str, place: int, dea
         node.clean &= node.is_object
     elif kind == "word":
         node.add(None if written in ("null", "None", "undefined") else Word(written))
-    else:
+    else:  # a quote, or a sign that does not belong here
         where = "item" if not node.is_object else "value" if node.colon else "key"
         pattern = _STRINGS.get((written, where))
         string = pattern.match(text, place) if pattern and pattern not in dead else None
