@@ -110,7 +110,7 @@ ANSWER = [
         "reply.boxes: read the raw answer in its family's format",
         [
             ("generation/reply.py", ["Reply.read_grounding"]),
-            ("grounding/parse.py", ["read_grounding", "find_numbers"]),
+            ("grounding/parse.py", ["locate_grounding", "find_numbers"]),
             ("grounding/formats.py", ["read_answer"]),
         ],
         "labels with numbers in the format's coordinate space",

@@ -88,14 +88,14 @@ def test_an_answer_with_a_python_set_ends_no_batch_and_no_resume(server, load, t
 def test_what_a_reader_raises_about_a_row_is_that_rows_note(
     server, load, tmp_path, monkeypatch, error
 ):
-    read = reply.read_grounding
+    read = reply.locate_grounding
 
     def broken(text, **options):
         if text == "3":
             raise error
         return read(text, **options)
 
-    monkeypatch.setattr(reply, "read_grounding", broken)
+    monkeypatch.setattr(reply, "locate_grounding", broken)
     server.script = lambda body: Said(str(number_of(body)))
     for resumed in (0, 8):
         out = tmp_path / "a.jsonl"

@@ -205,7 +205,7 @@ def test_views_show_what_a_reader_raises_as_a_note(error, monkeypatch):
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr(reply_module, "read_grounding", broken)
+    monkeypatch.setattr(reply_module, "locate_grounding", broken)
     html = reply()._repr_html_()
     assert str(error) in html.replace("&#x27;", "'") and shown_picture(html).size == (500, 200)
     assert record_of(reply(), 0, "key")["grounding_note"] == str(error)

@@ -13,7 +13,7 @@ import pytest
 from vlkit import Box, Point, Quad, parse_grounding
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.generation.reply import Reply, Usage
-from vlkit.grounding.formats import COORDINATE_KEYS, LABEL_KEYS
+from vlkit.grounding.keys import COORDINATE_KEYS, LABEL_KEYS
 from vlkit.grounding.parse import locate_grounding
 
 SIZE = (1000, 1000)  # thousandths are pixels
@@ -176,6 +176,7 @@ ITEM = '"bbox_2d": [1, 2, 3, 4]'
         ("{" + ITEM + ',, "label": "a"}', "a"),
         ("{" + ITEM + ' "label": "a"}', "a"),  # no comma
         ('[{"bbox_2d": [1, 2, 3, 4}', ""),  # no bracket
+        ('{"bbox_2d": 1, 2, 3, 4, "label": "a"}', "a"),  # no brackets
         # olmocr#121
         ("{" + ITEM + r', "text_content": "\(x^2\)"}', r"\(x^2\)"),
         ("{" + ITEM + r', "text_content": "\frac{a}{b}"}', r"\frac{a}{b}"),
@@ -393,6 +394,7 @@ WIDE = (1080, 608)
         ("pyautogui.click(x=500, y=250)", [(540, 152)]),
         ("```python\npyautogui.moveTo(500, 250, duration=0.5)\n```", [(540, 152)]),
         ("click(500, 250)", [(540, 152)]),
+        ("click((500, 250), button='left')", [(540, 152)]),
         ("pyautogui.write('12, 13')", []),
         ("plt.text(x=5, y=10, s='a')", []),
     ],
@@ -401,6 +403,15 @@ def test_actions_of_agents_give_points(text, points):
     items, warning = read(text, size=WIDE)
     assert [type(item) for item in items] == [Point] * len(points) and not warning
     assert [(item.x, item.y) for item in items] == [pytest.approx(point) for point in points]
+
+
+def test_actions_that_cannot_be_read_are_named():
+    with pytest.raises(GroundingParseError, match="has an argument twice"):
+        parse("click(x=1, y=2, y=3)")
+    with pytest.raises(GroundingParseError, match="start_box takes 2 or 4 numbers"):
+        parse("drag(start_box='(5;6)')")
+    items, warning = read("drag(start_box='(5,6)', end_box=)")
+    assert items == [Point("", 5, 6)] and "end_box takes 2 or 4 numbers" in warning
 
 
 def test_a_tool_of_qwen2_5_vl_writes_resized_pixels():

@@ -17,7 +17,8 @@ import vlkit
 from vlkit import Box, Point, Quad, format_grounding, parse_grounding
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.grounding import parse as parse_module
-from vlkit.grounding.formats import FORMATS, SPACES
+from vlkit.grounding.formats import FORMATS
+from vlkit.grounding.keys import SPACES
 
 SIZE = (500, 200)  # one unit in 1000 is half a pixel across, a fifth down
 INPUT = (250, 400)  # one pixel of the resized picture is two across, a half down

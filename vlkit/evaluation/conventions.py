@@ -13,7 +13,7 @@ import PIL.Image
 from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import align_pictures, iou, label_key, pair_best
 from vlkit.grounding.boxes import Box, Size, check_size
-from vlkit.grounding.formats import Space
+from vlkit.grounding.keys import Space
 from vlkit.grounding.parse import check_space
 from vlkit.plotting.html import frame_html
 

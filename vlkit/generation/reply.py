@@ -14,8 +14,8 @@ import PIL.Image
 
 from vlkit.errors import VlkitError, warn_user
 from vlkit.grounding.boxes import Box, Item, Point, Size, check_size
-from vlkit.grounding.formats import Space
-from vlkit.grounding.parse import format_of, read_grounding
+from vlkit.grounding.keys import Space
+from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import Clip, DeferredClips
@@ -156,9 +156,10 @@ class Reply:
             else:
                 size, input_size = self.clip_sizes[-1]
             sizes = {"image_size": size, "input_size": input_size}
-            self._parsed[key] = read_grounding(
+            placed, left_out = locate_grounding(
                 self.raw, family=form or self.family, space=space, **sizes
             )
+            self._parsed[key] = [item for item, _, _ in placed], left_out
         items, left_out = self._parsed[key]
         return list(items), left_out
 

@@ -19,16 +19,8 @@ from vlkit.grounding.boxes import (
     coordinates_of,
     list_items,
 )
-from vlkit.grounding.formats import (
-    FORMATS,
-    SPACES,
-    Found,
-    GroundingFormat,
-    Reading,
-    Space,
-    read_answer,
-    write_answer,
-)
+from vlkit.grounding.formats import FORMATS, GroundingFormat, read_answer, write_answer
+from vlkit.grounding.keys import SPACES, Found, Reading, Space
 
 
 def parse_grounding(
@@ -63,17 +55,12 @@ def parse_grounding(
     Raises:
         GroundingParseError: the text contains coordinates, but none that this format can read.
     """
-    sizes = {"image_size": image_size, "input_size": input_size}
-    items, left_out = read_grounding(text, family=family, space=space, clip=clip, **sizes)
+    placed, left_out = locate_grounding(
+        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
+    )
     if left_out:
         warnings.warn(left_out, stacklevel=2)
-    return [item for item in items if item.label or not labelled]
-
-
-def read_grounding(text: str, **options: Any) -> tuple[list[Item], str]:
-    """:func:`parse_grounding` with its warning as a second value, empty where all was read."""
-    placed, left_out = locate_grounding(text, **options)
-    return [item for item, _, _ in placed], left_out
+    return [item for item, _, _ in placed if item.label or not labelled]
 
 
 def locate_grounding(
@@ -86,7 +73,10 @@ def locate_grounding(
     clip: bool = True,
     rewritable: bool = False,
 ) -> tuple[list[tuple[Item, int, int]], str]:
-    """:func:`read_grounding`, with the start and end of each item in the text."""
+    """:func:`parse_grounding`, with the start and end of each item, and its warning as a value.
+
+    The warning is empty where all was read; ``rewritable`` is that of :func:`find_numbers`.
+    """
     if not isinstance(text, str):
         raise VlkitError(f"expected the raw answer (reply.raw), not {type(text).__name__}")
     form = format_of(family)
@@ -153,12 +143,12 @@ def find_numbers(text: str, family: str, *, rewritable: bool = False) -> Reading
             other forms than the family's are problems.
     """
     answer = text.rpartition("</think>")[2]
+    before = len(text) - len(answer)
     for token in ("<|endoftext|>", "<|im_end|>"):
         answer = answer.rstrip().removesuffix(token)
     if answer.lstrip().startswith("<think>"):
         return Reading([], ["the answer ends inside its <think>"], [])
-    items, problems, notes = read_answer(answer, format_of(family))
-    before = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    items, problems, notes = read_answer(answer, family)
     items = [f._replace(start=before + f.start, end=before + f.end) for f in items]
     if rewritable:
         others = [text[f.start : f.end][:60] for f in items if f.form != own_form(family)]

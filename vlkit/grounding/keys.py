@@ -1,0 +1,292 @@
+"""The table of keys, and the coordinates under them: in JSON, attributes and arguments of calls.
+
+``docs/answers.md`` shows the table to users.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, NamedTuple, get_args
+
+from vlkit.grounding.tokens import MISSING, Node, flat, numbers_of, parse_values
+
+Space = Literal["0-1000", "0-999", "resized", "original"]
+SPACES = get_args(Space)
+# Tools whose published prompt defines its own space for the families that write thousandths: "The
+# screen's resolution is 999x999" (QwenLM/Qwen3-VL, cookbooks/mobile_agent.ipynb, which divides by
+# 999). computer_use says 1000x1000; data-bbox and comments are divided by 1000 in
+# cookbooks/document_parsing.ipynb. Qwen2.5-VL's prompts give the resized picture's size in all.
+TOOL_SPACES: dict[str, Space] = {"mobile_use": "0-999"}
+
+
+class Found(NamedTuple):
+    """A label with 4 numbers of a box, 2 of a point or 8 of a quad, and its place in the text.
+
+    Five numbers are a rotated box: its centre, width, height and angle in degrees.
+    """
+
+    label: str
+    numbers: list[float]
+    start: int
+    end: int
+    key: str = ""  # under which four numbers are written, if it does not say their order
+    form: str = "json"  # or a family of tags, "markup", "call"
+    space: Space | None = None  # where the prompt of that form defines another than the family's
+    certain: bool = True  # under a key that can mean nothing else
+
+
+class Reading(NamedTuple):
+    """What an answer contains, what of it could not be read, and how to understand the rest."""
+
+    items: list[Found]
+    problems: list[str]
+    notes: list[str]
+
+
+class KeyRule(NamedTuple):
+    """How the value of a key is read: a row of ``COORDINATE_KEYS``.
+
+    Attributes:
+        kind: of thing. Of several keys of a kind an object gives the first in the table, but all
+            its points.
+        sizes: how many numbers each has.
+        certain: the key means nothing else, so that numbers that do not fit are an error.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+    certain: bool
+
+
+# kind, how many numbers, keys that mean nothing else, keys that may mean other things too.
+# Upper and lower case, spaces, "_" and "-" make no difference. Earlier rows and keys come first.
+COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
+    ("box", (4,),
+     "bbox_2d bboxes_2d box_2d boxes_2d bbox_xyxy xyxy bbox bboxes bounding_box bounding_boxes "
+     "bounding_box_2d data-bbox 边界框 检测框 坐标框",
+     "box boxes rect rectangle region regions 框"),
+    ("width and height", (4,), "bbox_xywh box_xywh xywh", ""),
+    ("point", (2,),
+     "point_2d points_2d keypoint_2d keypoints_2d keypoint keypoints landmarks 关键点",
+     "point points click_point start_point end_point coordinate coordinate2 start_coordinate "
+     "end_coordinate 点 点坐标"),
+    ("point", (2, 4), "start_box end_box", ""),
+    ("quad", (8,), "quad_2d quads_2d quad quads quadrilateral polygon_2d data-polygon",
+     "polygon polygons poly segmentation contour corners vertices 四边形 多边形"),
+    ("place", (4, 2, 8), "", "coordinates coords location position center centre 坐标 位置"),
+    ("rotated", (5, 8), "rbox_2d rbox rotated_box rotated_bbox rotate_rect rotated_rect obb", ""),
+    ("3D", (), "bbox_3d bboxes_3d box_3d boxes_3d point_3d points_3d", ""),
+)  # fmt: skip
+LABEL_KEYS = (
+    "label labels name name_en name_zh names class_name class category_name category object_name "
+    "object text_content text alt data-label description caption title phrase ref content tag "
+    "标签 名称 类别 物体 文本 文字 描述"
+)
+# keys of things that contain others; any other key of an object with coordinates is its label
+_CONTAINERS = (
+    "objects detections detection items item results result answer answers output outputs "
+    "predictions annotations elements children parts part image images data arguments args "
+    "parameters action input instances shapes words words_info blocks layout frames cells rows 结果"
+)
+_CORNERS = "x1 y1 x2 y2,xmin ymin xmax ymax,left top right bottom,x y width height,x y w h,x y"
+
+
+def plain(key: str) -> str:
+    """A key without case, blanks and signs."""
+    return re.sub(r"[\W_]+", "", key).casefold().removeprefix("data")
+
+
+RULES = {
+    plain(key): KeyRule(kind, sizes, certain)
+    for kind, sizes, *columns in COORDINATE_KEYS
+    for certain, keys in zip((True, False), columns, strict=True)
+    for key in keys.split()
+}
+_RANKS = {key: rank for rank, key in enumerate(RULES)}
+_LABELS = [plain(key) for key in LABEL_KEYS.split()]
+_NO_LABELS = {*map(plain, _CONTAINERS.split()), *RULES, *_LABELS, ""}
+_TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
+BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
+# keys that say in which order their four numbers are
+_KNOWN_ORDER = re.compile("2d|xyxy|xywh|start|end|corners")
+NOTHING = re.compile(r"\s*+(?:(?i:none|null|nil|n/?a|undefined|无|没有)\s*+)?+")
+
+Fields = dict[str, tuple[str, Any]]  # of an object: the plain key, the key and the value
+
+
+class KeyReader:
+    """Collects the coordinates under keys of the table, in objects and in what resembles them."""
+
+    def __init__(self, text: str, form: str = "json", *, is_inner: bool = False):
+        self.text, self.form, self.is_inner = text, form, is_inner
+        self.items: list[Found] = []
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.space: Space | None = None
+        self.span = (0, 0)  # of the object whose coordinates are read; its end is -1 if it has none
+
+    def result(self) -> Reading:
+        return Reading(self.items, self.problems, list(dict.fromkeys(self.notes)))
+
+    def read(self, value: Any, label: Any = "", rule: KeyRule | None = None, key: str = "") -> None:
+        """A value; with a rule, it is under a key of the table."""
+        if isinstance(value, Node) and value.is_object:
+            self._read_object(value, label, rule, key)
+        elif isinstance(value, Node):
+            self._read_array(value, label, rule, key)
+        elif rule and value is not None and not NOTHING.fullmatch(value):
+            self.keep(numbers_of(value), value, label, rule, key)
+
+    def _read_array(self, node: Node, label: Any, rule: KeyRule | None, key: str) -> None:
+        values, numbers = node.values, flat(node.values) if node.clean and node.end >= 0 else []
+        is_one = rule and numbers and (len(numbers) in rule.sizes or rule.kind == "quad")
+        if not rule or (values and not is_one and all(isinstance(v, Node) for v in values)):
+            labels = label if isinstance(label, list) and len(label) == len(values) else None
+            for index, value in enumerate(values):
+                self.read(value, labels[index] if labels else label, rule, key)
+        elif not node.clean or any(value is not None for value in values):
+            self.keep(numbers, node, label, rule, key)
+
+    def _read_object(self, node: Node, label: Any, rule: KeyRule | None, key: str) -> None:
+        outer, count = self.span, len(self.items) + len(self.problems)
+        parts: list[Fields] = [{}]
+        for name, value in node.pairs:
+            if not name:
+                self.read(value, _join(label), rule, key)
+                continue
+            if plain(name) in parts[-1]:  # a key twice: the next object
+                parts.append({})
+            parts[-1][plain(name)] = name, value
+        for fields in parts:
+            self.read_fields(fields, (node.start, node.end), label, rule, key)
+        self.span = outer
+        if rule and count == len(self.items) + len(self.problems):
+            self.keep([], node, label, rule, key)
+
+    def read_fields(
+        self, fields: Fields, span: tuple[int, int], label: Any, rule: KeyRule | None, key: str
+    ) -> None:
+        """The fields of one object: its own coordinates, then those of the objects in it."""
+        own, count, outer_space = _label_of(fields) or label, len(self.items), self.space
+        self.space = TOOL_SPACES.get(str(own), outer_space)
+        names = sorted(fields.keys() & RULES.keys(), key=_RANKS.__getitem__)
+        corners = [] if names else _corners(fields, _CORNERS.split(",")[: None if rule else 2])
+        if corners and self.span[1] >= 0 <= span[1]:
+            self.span = self.span if rule else span
+            self.keep(corners, None, own, rule or RULES["xyxy"], key or "x1y1x2y2")
+        self._read_keys(fields, names, span, own)
+        has_own = len(self.items) > count
+        for name, (own_key, value) in fields.items():
+            inherited = "" if has_own or name in _TOOL_ARGUMENTS else _join(own)
+            if isinstance(value, Node) and name not in RULES:
+                inner_label = inherited if name in _NO_LABELS else own_key
+                self.read(value, inner_label, None if names or has_own else rule, key)
+            elif isinstance(value, str) and "{" in value and not has_own and not self.is_inner:
+                self._read_inside(value, span)
+        self.space = outer_space
+
+    def _read_keys(
+        self, fields: Fields, names: list[str], span: tuple[int, int], label: Any
+    ) -> None:
+        """The values under keys of the table; of several of one kind, the first."""
+        read: dict[str, str] = {}  # kinds, with their keys
+        for name in names:
+            (key, value), rule = fields[name], RULES[name]
+            kind = "box" if rule.kind == "width and height" else rule.kind
+            is_last = kind in ("place", "rotated")  # count only where nothing else does
+            before = next(iter(read.values()), "") if is_last else read.get(kind, "")
+            if not before or kind == "point":
+                count, self.span = len(self.items), span
+                self.read(value, label, rule, key)
+                if len(self.items) > count:
+                    read[kind] = key
+            elif self._written(value) != self._written(fields[plain(before)][1]):
+                self.notes.append(f'"{key}" is ignored; "{before}" takes precedence')
+
+    def _read_inside(self, text: str, span: tuple[int, int]) -> None:
+        """JSON in a string, as arguments often are."""
+        inner = KeyReader(text, is_inner=True)
+        inner.space = self.space
+        for root in parse_values(text):
+            inner.read(root)
+        self.items += [item._replace(start=span[0], end=span[1]) for item in inner.items]
+        self.problems += inner.problems
+
+    def keep(self, numbers: list[float], value: Any, label: Any, rule: KeyRule, key: str) -> None:
+        """An item, if the numbers are as the rule says; else a problem, if they should be."""
+        if self.span[1] < 0:  # what is cut off is named once, at the end
+            return
+        fits = len(numbers) in rule.sizes and sum(map(abs, numbers)) < 1e9
+        if fits and rule.kind == "place" and len(numbers) == 2:  # -0.12, 51.5 is a place on a map
+            whole = all(n.is_integer() for n in numbers) or max(numbers) <= 1
+            fits = whole and min(numbers) >= 0
+        if not fits:
+            return self._refuse(numbers, value, rule, key)
+        if rule.kind == "width and height":
+            numbers = _from_width(numbers)
+        if len(numbers) == 5:
+            self.notes.append(f'"{key}" is read as centre, width, height and degrees clockwise')
+        is_sure = len(numbers) != 4 or self.form == "markup" or _KNOWN_ORDER.search(plain(key))
+        shown = "" if is_sure else f'"{key}"' if key else "bare lists"
+        self.items.append(
+            Found(_join(label), numbers, *self.span, shown, self.form, self.space, rule.certain)
+        )
+
+    def _refuse(self, numbers: list[float], value: Any, rule: KeyRule, key: str) -> None:
+        is_broken = value is MISSING or (isinstance(value, Node) and not value.clean)
+        is_meant = rule.certain and (is_broken or re.search(r"\d", self._written(value)))
+        if rule.kind == "quad" and len(numbers) >= 6:
+            self.problems.append(
+                f"{key} has {len(numbers) // 2} corners, and only four make a Quad"
+            )
+        elif rule.kind == "3D" and is_meant:
+            self.problems.append(
+                f"{key} is a 3D box in metres, not a box in the picture; read it from reply.text"
+            )
+        elif is_meant or (rule.kind == "box" and len(numbers) > 2):
+            part = self.text[self.span[0] : self.span[0] + 80]
+            count = " or ".join(map(str, rule.sizes))
+            self.problems.append(
+                f"{part} is neither a box nor a point ({key} takes {count} numbers; one is "
+                "missing, unreadable or out of range)"
+            )
+
+    def _written(self, value: Any) -> str:
+        """A value as it is in the text."""
+        if isinstance(value, Node):
+            return self.text[value.start : value.end if value.end >= 0 else None]
+        return str(value)
+
+
+def _join(label: Any) -> str:
+    return ", ".join(label) if isinstance(label, list) else label or ""
+
+
+def _from_width(numbers: list[float]) -> list[float]:
+    x, y, width, height = numbers
+    return [x, y, x + width, y + height]
+
+
+def _corners(fields: Fields, names: list[str]) -> list[float]:
+    """The numbers of corners with names, as x1, y1, x2, y2 or x, y."""
+    for four in map(str.split, names):
+        numbers = flat([fields[name][1] for name in four if name in fields])
+        if len(numbers) == len(four):
+            return _from_width(numbers) if four[-1] in ("height", "h") else numbers
+    return []
+
+
+def _label_of(fields: Fields) -> str | list[str]:
+    """The first label that is not empty; in several languages, the English one."""
+    for name in _LABELS:
+        value = fields[name][1] if name in fields else None
+        if not isinstance(value, Node):
+            label: str | list[str] = str(value or "")
+        elif value.is_object:
+            texts = {plain(key): text for key, text in value.pairs if isinstance(text, str)}
+            label = texts.get("en") or texts.get("zh") or next(iter(texts.values()), "")
+        else:
+            label = [text for text in value.values if isinstance(text, str)]
+        if label:
+            return label
+    return ""
