@@ -135,7 +135,9 @@ UNSUPPORTED = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "reason"), UNSUPPORTED, ids=[reason for _, reason in UNSUPPORTED])
+@pytest.mark.parametrize(
+    ("schema", "reason"), UNSUPPORTED, ids=[reason for _, reason in UNSUPPORTED]
+)
 def test_what_is_not_supported_is_refused_at_once(vlm, schema, reason):
     with pytest.raises(VlkitError, match=r"^the JSON schema is not supported: ") as caught:
         make(vlm, schema)

@@ -142,7 +142,7 @@ def test_a_foreign_error_is_shown_too(panel, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("first line <b>\nsecond line")
 
-    monkeypatch.setattr(panel.vlm.model, "generate", fail)
+    monkeypatch.setattr(type(panel.vlm.processor), "__call__", fail)
     assert ask(panel, "Describe this image.") is None
     assert "RuntimeError: first line &lt;b&gt;</div>" in panel.status.value
     assert not panel.ask_button.disabled
