@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlkit
 from vlkit.errors import ModelError
 from vlkit.models.hub import ModelFolder
-from vlkit.models.load import choose_attention, choose_dtype, network_options
+from vlkit.models.load import choose_attention, choose_dtype, network_options, weights_state
 
 SHARD = "model.safetensors"
 
@@ -565,3 +565,12 @@ def test_bundled_model_from_any_directory_without_a_network(tmp_path, monkeypatc
     vlm = vlkit.load("tiny")
     assert (vlm.name, vlm.family, vlm.folder.hub) == ("tiny", "qwen2_vl", "bundled")
     assert not blocked_network
+
+
+def test_the_state_of_weights_names_adapters_alone(vlm):
+    """Read at every question: the text of a whole network would take longer than a token."""
+    weights, adapters = weights_state(vlm.model)
+    assert weights_state(vlm.model) == [weights, adapters] and adapters == []
+    with torch.no_grad():
+        next(vlm.model.parameters()).mul_(1)
+    assert weights_state(vlm.model)[0] != weights

@@ -604,8 +604,8 @@ def weights_state(network: Any) -> list:
     names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
     adapters = [
         repr([getattr(part, name, None) for name in names])
-        for part in network.modules()
-        if hasattr(type(part), "disable_adapters")
+        for part in network.modules()  # transformers' models have a method of this name
+        if isinstance(getattr(type(part), "disable_adapters", None), property)
     ]
     return [weights, adapters]
 
