@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from vlkit.generation.reply import opened_thought
 from vlkit.inputs import prepare_inputs
 from vlkit.messages import as_messages, prefill_of
 
 
 def answer(vlm, row, *, max_new_tokens, temperature=0.0, top_p=1.0, seed=None) -> str:
-    """The raw answer to one conversation."""
+    """The raw answer to one conversation, with what of it stands in the prompt already."""
     messages = as_messages(row)
-    inputs = prepare_inputs(vlm, [messages]).tensors.to(vlm.model.device, dtype=vlm.model.dtype)
+    prepared = prepare_inputs(vlm, [messages])
+    begun = opened_thought(prepared.prompts[0]) or prefill_of(messages)
+    inputs = prepared.tensors.to(vlm.model.device, dtype=vlm.model.dtype)
     options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature:
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -19,7 +22,7 @@ def answer(vlm, row, *, max_new_tokens, temperature=0.0, top_p=1.0, seed=None) -
         torch.manual_seed(0 if seed is None else seed)
         output = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
     new = output[0, inputs["input_ids"].shape[1] :]
-    return prefill_of(messages) + vlm.processor.tokenizer.decode(new)
+    return begun + vlm.processor.tokenizer.decode(new)
 
 
 def answers(vlm, rows: list, **options) -> list[str]:

@@ -84,7 +84,7 @@ def test_of_whole_layers_too_the_best_are_kept(small, tmp_path):
     """Something spoils the weights after the last step."""
     run = train(
         small, ROWS[:1], eval_data=ROWS[1:2], output_dir=tmp_path / "run", rank=None, epochs=6,
-        learning_rate=5e-2, metric=None, samples=0, callbacks=[Spoils()],
+        learning_rate=1e-2, metric=None, samples=0, callbacks=[Spoils()],
     )  # fmt: skip
     found = [loss for _, loss in run.evaluations[1:]]
     assert min(found) == found[-2] < found[-1]

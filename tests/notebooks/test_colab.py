@@ -113,7 +113,7 @@ def test_a_notebook_alone_on_colab_installs_vlkit_once_and_answers(colab, tmp_pa
     sources = WHEEL_HERE, install.source, CHECKS, "vlkit.widgets.GroundingPanel(vlm)"
     here, again, checks, panel = map(nbformat.v4.new_code_cell, sources)
     notebook.cells = [here, *notebook.cells[:2], again, *notebook.cells[2:10], checks, panel]
-    assert "reply.boxes" in notebook.cells[-3].source
+    assert "box.xyxy" in notebook.cells[-3].source
     content = build_wheel(tmp_path / "content")
     where = {"metadata": {"path": str(content)}}
     NotebookClient(notebook, kernel_name=colab, timeout=300, resources=where).execute()
