@@ -199,7 +199,7 @@ def load_conversations(
     of 64 × 64 pixels; at 640 × 480, 1 to 2 ms a JPEG and 10 to 17 ms a PNG of noise. URLs are not
     fetched.
 
-    A ``system`` beside the turns becomes the first turn. ``instruction`` and ``input`` are a
+    A ``system`` next to the turns becomes the first turn. ``instruction`` and ``input`` are a
     question, after the turns of ``history``. Of several accepted answers, as in VQA and DocVQA, the
     most frequent is learnt, else the first. An answer with ``"loss": false`` or ``"weight": 0`` is
     part of the conversation, but not learnt. A warning names the keys that are not read.

@@ -124,7 +124,7 @@ def read_turns(row: Mapping, name: str) -> list[Turn]:
     if not isinstance(messages, list | tuple) or not len(messages):
         raise VlkitError(f'no list of messages under "{key}"; its columns: {list(row)!s:.100}')
     system = _column(row, _SYSTEM)
-    if system and not is_missing(row[system]):  # beside the turns
+    if system and not is_missing(row[system]):  # next to the turns
         if conversations.role_of(messages[0]) == "system":
             raise VlkitError(f'it has a system message and "{system}"; leave one of them out')
         messages = [{"role": "system", "content": row[system]}, *messages]
@@ -244,7 +244,7 @@ class _Media:
             kind: conversations.media_items(row.get(name), kind) for kind, name in columns.items()
         }
         self.count = {kind: len(items) for kind, items in self.left.items()}
-        # beside pictures in the text it is metadata: the name of some file
+        # next to pictures in the text it is metadata: the name of some file
         self.is_file_name = columns["image"] in ("file_name", "filename")
 
     def take(self, kind: str) -> dict:
