@@ -30,7 +30,7 @@ LAB_SETTINGS = {
         "doNotDisturbMode": True,
     }
 }
-NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+NOTEBOOK = "window.jupyterapp?.shell?.currentWidget"  # undefined while a page loads
 # runs code in the notebook's kernel and gives what it printed; no cell, so nothing scrolls
 RUN = f"""async (code) => {{
     const kernel = {NOTEBOOK}.sessionContext.session.kernel;
