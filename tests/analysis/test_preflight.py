@@ -300,7 +300,10 @@ def test_weights_and_cache_are_those_really_held(tiny_vlm, tiny_folder, kind):
         tensors = prepare_inputs(vlm, ["Hello there"]).tensors
         cache = vlm.model(**tensors, use_cache=True).past_key_values
     layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    assert plan.memory.cache == sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    tokens = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    states = [layer for layer in cache.layers if hasattr(layer, "recurrent_states")]
+    each = [(*s.recurrent_states.values(), *s.conv_states.values()) for s in states]
+    assert plan.memory.cache == tokens + sum(part.nbytes for parts in each for part in parts)
     files = sum(file.stat().st_size for file in tiny_folder(kind).glob("*.safetensors"))
     assert vlkit.preflight(tiny_folder(kind), "Hello there").memory.weights == files
 

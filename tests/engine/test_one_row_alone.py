@@ -133,10 +133,10 @@ def in_batch(vlm, rows=ROWS, **options):
     return vlkit.generate_batch(vlm, rows, progress=False, **OPTIONS | options)
 
 
-@pytest.mark.parametrize("batch_size", [2, 6])
+@pytest.mark.parametrize(("kind", "batch_size"), [("qwen2_vl", 2), ("qwen2_vl", 6), ("qwen3_5", 6)])
 @pytest.mark.parametrize("name", [name for name in BREAKS if name != "a sampler"])
-def test_a_row_of_a_batch_fails_alone(tiny_vlm, monkeypatch, tmp_path, name, batch_size):
-    vlm, (owner, attribute, breaking) = tiny_vlm("qwen2_vl"), BREAKS[name]
+def test_a_row_of_a_batch_fails_alone(tiny_vlm, monkeypatch, tmp_path, name, kind, batch_size):
+    vlm, (owner, attribute, breaking) = tiny_vlm(kind), BREAKS[name]
     expected = [reply.raw for reply in in_batch(vlm)]
     monkeypatch.setattr(owner, attribute, breaking(getattr(owner, attribute)))
     for resumed in (0, 5):
@@ -148,9 +148,12 @@ def test_a_row_of_a_batch_fails_alone(tiny_vlm, monkeypatch, tmp_path, name, bat
         assert results.report.resumed == resumed and results.report.path == "fast"
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
 @pytest.mark.parametrize("sampled", [True, False])
-def test_a_step_that_fails_only_together_costs_nobody_an_answer(tiny_vlm, monkeypatch, sampled):
-    vlm, step = tiny_vlm("qwen2_vl"), Decoder.step
+def test_a_step_that_fails_only_together_costs_nobody_an_answer(
+    tiny_vlm, monkeypatch, sampled, kind
+):
+    vlm, step = tiny_vlm(kind), Decoder.step
     options = {} if sampled else {"temperature": 0.0}
     expected = [reply.raw for reply in in_batch(vlm, **options)]
 
@@ -191,10 +194,12 @@ def test_an_answer_that_cannot_be_decoded_fails_alone(tiny_vlm, monkeypatch, kin
     ]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_numbers_that_are_nan_stay_in_their_row(tiny_vlm, monkeypatch, temperature):
+@pytest.mark.parametrize(
+    ("kind", "temperature"), [("qwen2_vl", 0), ("qwen2_vl", 1), ("qwen3_5", 1)]
+)
+def test_numbers_that_are_nan_stay_in_their_row(tiny_vlm, monkeypatch, temperature, kind):
     """Also where another row comes into the slot, and where one moves out of it."""
-    vlm, encode = tiny_vlm("qwen2_vl"), Encoder.encode
+    vlm, encode = tiny_vlm(kind), Encoder.encode
     bad = vlkit.user("What is this?", str(vlkit.sample("six_shapes")))
     rows = [bad, "Hi", *ROWS[1:], bad, vlkit.user("Why?", PICTURE), "Go " * 60, bad, "And now?"]
     options = {"temperature": temperature, "batch_size": 2}
@@ -220,13 +225,14 @@ def test_numbers_that_are_nan_stay_in_their_row(tiny_vlm, monkeypatch, temperatu
 def test_infinity_that_a_row_left_is_cleaned_from_its_slot(tiny_vlm):
     model = tiny_vlm("qwen2_vl").model
     decoder = Decoder(model, 2, 64)
-    for layer in decoder.cache:
+    layers = list(decoder.cache.values())
+    for layer in layers:
         layer[:, :8] = 1
     decoder.clean(0, 8)
-    assert all((layer[:, :8] == 1).all() for layer in decoder.cache)
-    decoder.cache[-1][0, 3, 0, 0] = float("inf")
+    assert all((layer[:, :8] == 1).all() for layer in layers)
+    layers[-1][0, 3, 0, 0] = float("inf")
     decoder.clean(0, 8)
-    assert all(not layer[0].any() and (layer[1, :8] == 1).all() for layer in decoder.cache)
+    assert all(not layer[0].any() and (layer[1, :8] == 1).all() for layer in layers)
 
 
 # --- a server -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from vlkit.engine.vision import Encoder
 from vlkit.errors import MediaError, ModelError
 
 FAST = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-LIBRARY = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+MIXTURES_AND_STATES = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")  # the engine's newer ones
 PICTURES = [str(vlkit.sample(name)) for name in ("three_shapes", "circles")]
 CLIP = str(next(iter(vlkit.clips().values())).path)
 
@@ -29,9 +29,10 @@ def prompts(monkeypatch):
     """Lengths of the prompts that the engine read, without what it remembered."""
     read, lengths = Engine._read, []
 
-    def count(self, rows, starts, first):
-        lengths.extend(row.length - start for row, start in zip(rows, starts, strict=True))
-        return read(self, rows, starts, first)
+    def count(self, rows, starts, first, ends=()):
+        ends = ends or [row.length for row in rows]
+        lengths.extend(end - start for start, end in zip(starts, ends, strict=True))
+        return read(self, rows, starts, first, ends)
 
     monkeypatch.setattr(Engine, "_read", count)
     return lengths
@@ -53,13 +54,13 @@ def encoded(monkeypatch):
 # --- transformers' answers -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", FAST + LIBRARY)
+@pytest.mark.parametrize("kind", FAST + MIXTURES_AND_STATES)
 def test_answers_of_each_generation_are_transformers(tiny_vlm, kind):
     vlm, rows = tiny_vlm(kind), bare.mixed_rows()
     expected = bare.answers(vlm, rows, max_new_tokens=12)
     replies = [vlkit.generate(vlm, row, max_new_tokens=12) for row in rows]
     assert [reply.raw for reply in replies] == expected
-    assert all(bool(reply.note) == (kind in LIBRARY) for reply in replies)
+    assert not any(reply.note for reply in replies)
     for row, raw in zip(rows, expected, strict=True):
         stream = vlkit.stream(vlm, row, max_new_tokens=12)
         text = "".join(stream)
@@ -182,7 +183,7 @@ def assert_answer(chat, reply):
     assert reply.raw == expected
 
 
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("kind", FAST + MIXTURES_AND_STATES)
 def test_a_later_turn_reads_its_own_words_alone(tiny_vlm, prompts, kind):
     chat = vlkit.Chat(tiny_vlm(kind), system="Be brief.", max_new_tokens=6)
     turns = [
@@ -194,11 +195,14 @@ def test_a_later_turn_reads_its_own_words_alone(tiny_vlm, prompts, kind):
         reply = chat.ask(text, *media)
         assert_answer(chat, reply)
         own = prompts.pop()
-        assert (own == reply.usage.prompt_tokens) == (before == 1)
-        assert media or own < 30
+        if kind in FAST:
+            assert (own == reply.usage.prompt_tokens) == (before == 1)
+            assert media or own < 30
+        elif not media:  # a layer's state is kept behind the last picture
+            assert own < reply.usage.prompt_tokens - 60
 
 
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("kind", FAST + MIXTURES_AND_STATES)
 def test_changed_turns_are_read_again(tiny_vlm, prompts, kind):
     chat = vlkit.Chat(tiny_vlm(kind), max_new_tokens=6)
     chat.ask("What is this?", PICTURES[0])
@@ -207,11 +211,13 @@ def test_changed_turns_are_read_again(tiny_vlm, prompts, kind):
     place = next(i for i, item in enumerate(first) if item["type"] == "image")
     whole = first[place]["image"]
     first[place]["image"] = PIL.Image.new("RGB", whole.size, "red")  # as many tokens
+    prompts.clear()
     assert_answer(chat, chat.ask("And now?"))
-    read = prompts.pop()
+    read = sum(prompts)
     first[place]["image"] = whole
+    prompts.clear()
     assert_answer(chat, chat.ask("And now?"))
-    assert prompts.pop() > 60 < read  # the picture is among what was read
+    assert sum(prompts) > 60 < read  # the picture is among what was read
     del chat.messages[2:4]
     assert_answer(chat, chat.ask("Who?"))
     chat.messages[1]["content"][0]["text"] = "Something else."

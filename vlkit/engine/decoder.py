@@ -23,15 +23,17 @@ from vlkit.engine.kernels import (
     rotate_and_store,
 )
 from vlkit.engine.kernels import attend as attend_on_gpu
+from vlkit.engine.linear_attention import LinearAttention
 
 _KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2")  # equal to the decoder's own
 SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
 
 
 class Decoder:
-    """The text layers of a Qwen2-VL, 2.5 or 3 with a cache of ``slots`` rows.
+    """The text layers of a Qwen2-VL to Qwen3.5 with a cache of ``slots`` rows.
 
     The cache of a layer has the shape (slots, length, 2 × key-value heads, head size), keys first.
+    Layers with linear attention have a state instead (:attr:`linear`).
 
     Args:
         model: the transformers model.
@@ -45,22 +47,42 @@ class Decoder:
         self.layers, self.lm_head = list(text.layers), model.lm_head
         config = text.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_size = self.layers[0].self_attn.head_dim
         self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
-        self.joined = [_join(layer.self_attn) for layer in self.layers]
+        self.linear = {
+            index: LinearAttention(layer.linear_attn, slots)
+            for index, layer in enumerate(self.layers)
+            if hasattr(layer, "linear_attn")
+        }
+        self.attentions = {  # what each of the other layers attends with
+            index: layer.self_attn
+            for index, layer in enumerate(self.layers)
+            if index not in self.linear
+        }
+        self.head_size = next(iter(self.attentions.values())).head_dim
+        self.joined = {index: _join(part) for index, part in self.attentions.items()}
         self.slots, self.narrowed = slots, False
-        self.cache = [self._allocate(slots, length) for _ in self.layers]
+        self.cache = {index: self._allocate(slots, length) for index in self.attentions}
 
     def refresh(self) -> None:
         """Take over weights that were changed in place."""
-        for layer, joined in zip(self.layers, self.joined, strict=True):
+        for index, joined in self.joined.items():
             if joined is not None:
-                _join(layer.self_attn, *joined)
+                _join(self.attentions[index], *joined)
 
     @property
     def length(self) -> int:
         """The most tokens of a row."""
-        return self.cache[0].shape[1]
+        return next(iter(self.cache.values())).shape[1]
+
+    @property
+    def states(self) -> list[Any]:
+        """What the layers with linear attention hold, by slot."""
+        return [part for layer in self.linear.values() for part in layer.states]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(part.nbytes for part in [*self.cache.values(), *self.states])
 
     def _allocate(self, slots: int, length: int):
         import torch
@@ -79,18 +101,19 @@ class Decoder:
             raise torch.cuda.OutOfMemoryError("no memory for the cache of a longer answer")
         before = self.length
         try:
-            for index, old in enumerate(self.cache):
+            for index, old in self.cache.items():
                 self.cache[index] = self._allocate(self.slots, length)
                 self.cache[index][:, :before] = old
         except Exception:
-            self.cache = [layer[:, :before] for layer in self.cache]
+            self.cache = {index: layer[:, :before] for index, layer in self.cache.items()}
             raise
 
     def narrow(self, slot: int) -> Decoder:
         """A decoder of one slot, over the same memory, which cannot grow."""
         one = copy.copy(self)
         one.slots, one.narrowed = 1, True
-        one.cache = [layer[slot : slot + 1] for layer in self.cache]
+        one.cache = {index: layer[slot : slot + 1] for index, layer in self.cache.items()}
+        one.linear = {index: layer.narrow(slot) for index, layer in self.linear.items()}
         return one
 
     def clean(self, slot: int, length: int) -> None:
@@ -98,14 +121,17 @@ class Decoder:
 
         A later row masks these places, but a masked NaN is still NaN.
         """
-        if not self.cache[-1][slot, :length].isfinite().all():
-            for layer in self.cache:
+        layers = list(self.cache.values())
+        if not layers[-1][slot, :length].isfinite().all():
+            for layer in layers:
                 layer[slot] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy one slot's first tokens to another slot."""
-        for layer in self.cache:
+        """Copy one slot's first tokens, and its states, to another slot."""
+        for layer in self.cache.values():
             layer[target, :length] = layer[source, :length]
+        for state in self.states:
+            state[target] = state[source]
 
     def read(
         self, hidden, angles, first: int, last, deep: dict | None = None, starts=None, span: int = 0
@@ -155,8 +181,13 @@ class Decoder:
                 output = output.view(rows, self.heads, length, self.head_size)
             return output.transpose(1, 2).reshape(rows * length, -1)
 
-        angles = [angle.reshape(-1, self.head_size) for angle in angles]
-        return self._run(hidden.reshape(-1, width), attend, kept, deep)
+        fresh = torch.ones_like(last, dtype=torch.bool) if starts is None else starts == 0
+
+        def recur(layer, normed):
+            return layer.read(normed.view(rows, length, width), last + 1, first, fresh)
+
+        angles = [angle.reshape(-1, angle.shape[-1]) for angle in angles]
+        return self._run(hidden.reshape(-1, width), attend, recur, kept, deep)
 
     def step(self, tokens, lengths, deltas, span: int):
         """Read one token a row and predict the next.
@@ -194,27 +225,32 @@ class Decoder:
             )
             return output.reshape(count, -1)
 
-        return self._run(hidden, attend)
+        return self._run(hidden, attend, LinearAttention.step)
 
-    def _run(self, hidden, attend, kept=None, deep: dict | None = None):
+    def _run(self, hidden, attend, recur, kept=None, deep: dict | None = None):
         """All layers over (tokens, width); of the last layer's output only ``kept`` tokens."""
         update, last = None, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             hidden, normed = add_rms_norm(hidden, update, layer.input_layernorm)
-            states = self._project(layer.self_attn, self.joined[index], normed)
-            attended = attend(states, self.cache[index])
+            if index in self.linear:
+                mixed, project = recur(self.linear[index], normed), layer.linear_attn.out_proj
+            else:
+                states, gate = self._project(layer.self_attn, self.joined[index], normed)
+                mixed, project = attend(states, self.cache[index]), layer.self_attn.o_proj
+                mixed = mixed if gate is None else mixed * gate.sigmoid()
             if kept is not None and index == last:
-                hidden, attended = hidden[kept], attended[kept]
-            update = layer.self_attn.o_proj(attended)
-            hidden, normed = add_rms_norm(hidden, update, layer.post_attention_layernorm)
-            mlp = layer.mlp
-            update = linear(gated(normed, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
+                hidden, mixed = hidden[kept], mixed[kept]
+            hidden, normed = add_rms_norm(hidden, project(mixed), layer.post_attention_layernorm)
+            update = _feed_forward(layer.mlp, normed)
             if deep and index in deep:
                 update = update + deep[index]
         return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
 
     def _project(self, attention, joined, hidden):
-        """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size)."""
+        """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size).
+
+        Also Qwen3.5's gate of the output, (tokens, heads × head size); otherwise None.
+        """
         import torch
 
         if joined is not None:
@@ -222,21 +258,38 @@ class Decoder:
         else:
             parts = attention.q_proj, attention.k_proj, attention.v_proj
             states = torch.cat([project(hidden) for project in parts], -1)
-        states = states.view(len(hidden), -1, self.head_size)
+        states, gate = states.view(len(hidden), -1, self.head_size), None
+        if states.shape[1] > self.heads + 2 * self.kv_heads:  # a gate after each query
+            query, gate = states[:, : 2 * self.heads].unflatten(1, (-1, 2)).unbind(2)
+            states = torch.cat([query, states[:, 2 * self.heads :]], 1)
+            gate = gate.reshape(len(hidden), -1)
         if hasattr(attention, "q_norm"):
             query, key, value = states.split([self.heads, self.kv_heads, self.kv_heads], 1)
             query, key = rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm)
             states = torch.cat([query, key, value], 1)
-        return states
+        return states, gate
+
+
+def _feed_forward(mlp: Any, hidden: Any) -> Any:
+    """A layer's MLP over (tokens, width), or its mixture of experts."""
+    if hasattr(mlp, "experts"):
+        return mlp(hidden[None])[0]
+    return linear(gated(hidden, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
 
 
 def can_decode(model: Any) -> str:
     """Why this decoder cannot run a model, or an empty string."""
     text = getattr(getattr(model, "model", None), "language_model", None)
     kind = model.config.model_type
-    if kind not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") or text is None:
+    known = {"full_attention"}
+    if kind in ("qwen3_5", "qwen3_5_moe"):
+        known.add("linear_attention")
+    elif kind not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"):
+        text = None
+    if text is None:
         return f"{kind} has layers that it does not know"
-    if set(getattr(text.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+    kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
+    if not kinds <= known or "full_attention" not in kinds:
         return "the model has layers with a sliding window"
     if getattr(text.config, "hidden_act", "silu") != "silu":
         return f"the model's layers use {text.config.hidden_act}"

@@ -19,7 +19,7 @@ def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
     Args:
         hidden: (rows, width), contiguous; on a GPU it is added to in place.
         update: (rows, width), contiguous, or None.
-        norm: a module with ``weight`` and ``variance_epsilon``.
+        norm: a module as :func:`rms_norm` takes it.
 
     Returns:
         The sum and the normed sum, (rows, width).
@@ -30,21 +30,30 @@ def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
         hidden = hidden if update is None else hidden + update
         return hidden, rms_norm(hidden, norm)
     normed, width = torch.empty_like(hidden), hidden.shape[-1]
+    weight, epsilon = _weight_and_epsilon(norm)
     _kernels().add_rms_norm[(len(hidden),)](
-        hidden, hidden if update is None else update, norm.weight, normed, width,
-        norm.variance_epsilon, update is not None, _power_of_two(width),
+        hidden, hidden if update is None else update, weight, normed, width,
+        epsilon, update is not None, _power_of_two(width),
         num_warps=8 if width > BLOCK else 4,
     )  # fmt: skip
     return hidden, normed
 
 
 def rms_norm(hidden: Any, norm: Any) -> Any:
-    """The RMS norm over the last dimension."""
+    """The RMS norm over the last dimension; ``norm`` is transformers' module."""
     import torch
 
-    return torch.nn.functional.rms_norm(
-        hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
-    )
+    weight, epsilon = _weight_and_epsilon(norm)
+    if weight.dtype != hidden.dtype:
+        values = torch.nn.functional.rms_norm(hidden.float(), weight.shape, weight, epsilon)
+        return values.to(hidden.dtype)
+    return torch.nn.functional.rms_norm(hidden, weight.shape, weight, epsilon)
+
+
+def _weight_and_epsilon(norm: Any) -> tuple[Any, float]:
+    if hasattr(norm, "variance_epsilon"):
+        return norm.weight, norm.variance_epsilon
+    return norm.weight.float() + 1, norm.eps  # Qwen3.5's are zero where the others are one
 
 
 def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
@@ -53,17 +62,18 @@ def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
     Args:
         states: (rows, at least ``heads``, head size), contiguous.
         heads: queries and keys.
-        cos, sin: (rows, head size), contiguous, their two halves equal.
+        cos, sin: (rows, rotated size), contiguous, their two halves equal; Qwen3.5 rotates the
+            first quarter of a head.
     """
     import torch
 
-    size = states.shape[-1]
-    if use_kernels(states):
+    size = cos.shape[-1]
+    if size == states.shape[-1] and use_kernels(states):
         _kernels().rotate[(len(states), -(-heads // 16))](
             states, cos, sin, states.stride(0), size, heads, 16, _power_of_two(size // 2)
         )
         return
-    first, second = states[:, :heads].split(size // 2, -1)  # the coordinates that are rotated
+    first, second = states[:, :heads, :size].split(size // 2, -1)  # the coordinates
     cos, sin = (angle[:, None, : size // 2] for angle in (cos, sin))
     turned = torch.mul(first, cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).addcmul_(first, sin)
@@ -76,14 +86,14 @@ def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache:
     Args:
         states: (rows, heads + 2 × kv_heads, head size), contiguous; rotated in place.
         heads, kv_heads: of queries, and of keys as of values.
-        angles: cosines and sines, (rows, head size) each, contiguous.
+        angles: cosines and sines, (rows, rotated size) each, contiguous.
         cache: (at least ``rows``, length, 2 × kv_heads, head size).
         lengths: (rows,) where in each row of the cache.
     """
     import torch
 
     turned, size = heads + kv_heads, states.shape[-1]
-    if not use_kernels(states):
+    if angles[0].shape[-1] != size or not use_kernels(states):
         rotate(states, turned, *angles)
         cache[torch.arange(len(states), device=states.device), lengths] = states[:, heads:]
         return

@@ -49,6 +49,7 @@ class Scheduler:
             half the slots.
         cache: of features and conversations, for one row at a time; it outlasts the scheduler.
             Memory is taken as the answer grows.
+        state: the model's :func:`~vlkit.models.load.weights_state` where it is known.
 
     Attributes:
         prompts: lengths of the prompts that were computed together; the caller takes them out.
@@ -64,6 +65,7 @@ class Scheduler:
         fixed: bool = False,
         context: int | None = None,
         cache: TensorCache | None = None,
+        state: list | None = None,
     ):
         self.model, self.sampling, self.slots = model, sampling, slots
         self.device = model.device
@@ -71,7 +73,7 @@ class Scheduler:
         self.prompts: list[list[int]] = []
         self.notes: list[str] = []
         self._fixed, self._alone, self._spare = fixed, cache is not None, cache is not None
-        weights, adapters = weights_state(model)
+        weights, adapters = state or weights_state(model)
         self._state = [address for address, _ in weights], adapters
         self._engine: Engine | None = None
         self._cost = count_cost(model.config, 0, value_bytes=model.dtype.itemsize)
@@ -272,7 +274,8 @@ class Scheduler:
         """As many rows of ``longest`` tokens as two thirds of the free memory hold."""
         if self._fixed:
             return
-        fitting = int(available_memory()[0] * 2 / 3 / (self._cost.cache_per_token * longest))
+        each = self._cost.cache_per_token * longest + self._cost.cache_per_row
+        fitting = int(available_memory()[0] * 2 / 3 / each)
         self.slots = max(least, min(self.slots, fitting))
 
     def _prefill_tokens(self) -> int:

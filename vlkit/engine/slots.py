@@ -234,6 +234,8 @@ class Engine:
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         # captured steps and their logits, by rows and span; None: every step is launched
         self.graphs: dict[tuple[int, int], tuple[Any, Any]] | None = {}
+        if getattr(self.config.get_text_config(), "_experts_implementation", "") == "eager":
+            self.graphs = None  # it asks the GPU which experts are needed
         self.computed: list[list[int]] = []  # lengths of the prompts computed together
 
     def is_cheap(self) -> bool:
@@ -242,8 +244,7 @@ class Engine:
 
         if self.device.type != "cuda" or self.rows:
             return False
-        held = sum(layer.nbytes for layer in self.decoder.cache)
-        return held < torch.cuda.get_device_properties(self.device).total_memory / 30
+        return self.decoder.nbytes < torch.cuda.get_device_properties(self.device).total_memory / 30
 
     def admit(self, rows: Sequence[Row]) -> list[Row]:
         """Prefill rows and choose the first token of each; returns those that are done.
@@ -346,6 +347,10 @@ class Engine:
             self.lengths[slot] = row.length + len(row.tokens) - 1
             self._penalize(slot, row)
             row.rewind()
+            if self.decoder.linear:  # a state is not overwritten: read all but the last token again
+                self._read([row], [0], slot)
+                if len(row.tokens) > 1:
+                    self._read_answer(row, slot)
 
     def _alone(self, slot: int) -> Engine:
         """An engine with one of the rows, over the same memory."""
@@ -381,52 +386,94 @@ class Engine:
         starts = [0] * count
         if rows[0].chat is not None:  # such a row is admitted alone
             starts = [self._recall(rows[0], first)]
+        if self.decoder.linear and (leaders or rows[0].chat is not None):
+            return self._prefill_in_two(rows, starts, leaders, first)
         logits = self._read(rows[:count], starts, first)
         if leaders:
-            for slot, (row, leader) in enumerate(zip(rows[count:], leaders, strict=True), count):
-                self.decoder.move(first + leader, first + slot, row.shared)
+            self._share(rows, leaders, first)
             rest = self._read(rows[count:], [row.shared for row in rows[count:]], first + count)
             logits = torch.cat([logits, rest])
         return logits
 
+    def _share(self, rows: Sequence[Row], leaders: Sequence[int], first: int) -> None:
+        """Copy the beginnings of leading rows to the rows that follow them."""
+        count = len(rows) - len(leaders)
+        for slot, (row, leader) in enumerate(zip(rows[count:], leaders, strict=True), count):
+            self.decoder.move(first + leader, first + slot, row.shared)
+
+    def _prefill_in_two(
+        self, rows: Sequence[Row], starts: list[int], leaders: Sequence[int], first: int
+    ):
+        """Read beginnings up to the last picture, and then the rest of all rows.
+
+        A state, unlike keys and values, cannot be cut afterwards: it is copied, and kept for a
+        chat, where the part that others share has just been read.
+        """
+        ends = [row.shared or row.length - 1 for row in rows]
+        count = len(starts)
+        if starts < ends[:count]:
+            self._read(rows[:count], starts, first, ends[:count])
+        self._share(rows, leaders, first)
+        if rows[0].chat is not None and rows[0].shared:
+            self._keep(rows[0], first, rows[0].marks[: rows[0].shared])
+        return self._read(rows, ends, first)
+
     def _recall(self, row: Row, slot: int) -> int:
         """Copy what is known of a conversation's beginning into a slot; how many tokens."""
-        start = 0
-        for marks, *layers in self.encoder.cache.find([row.chat]).values():
+        start, caches = 0, self.decoder.cache.values()
+        for marks, *kept in self.encoder.cache.find([row.chat]).values():
             size = min(len(marks), row.length - 1)
             same = (marks[:size] == row.marks[:size]).all(1)
             start = int(same.int().cumprod(0).sum())
-            for layer, kept in zip(self.decoder.cache, layers, strict=True):
-                layer[slot, :start] = kept[:start]
+            if self.decoder.linear and start < len(marks):  # a state holds for all its tokens
+                return 0
+            for layer, part in zip(caches, kept, strict=False):
+                layer[slot, :start] = part[:start]
+            for state, part in zip(self.decoder.states, kept[len(caches) :], strict=True):
+                state[slot] = part
         return start
+
+    def _keep(self, row: Row, slot: int, marks: Any) -> None:
+        """Remember what a slot holds of a conversation, tokens with these marks."""
+        layers = [layer[slot, : len(marks)].clone() for layer in self.decoder.cache.values()]
+        states = [state[slot].clone() for state in self.decoder.states]
+        self.encoder.cache.keep({row.chat: (marks, *layers, *states)})
 
     def _remember(self, row: Row, slot: int) -> None:
         """Keep the keys and values of a conversation; after an error those of before stay."""
         import torch
 
-        if row.chat is None or row.error is not None:
+        if row.chat is None or row.error is not None or self.decoder.linear:
             return
         read = torch.tensor(row.tokens[:-1], dtype=torch.long)  # the last token was not
         places = row.length + row.delta + torch.arange(len(read))
         new = torch.stack([read, places, places, places, places * 0], 1)
-        layers = [layer[slot, : row.length + len(read)].clone() for layer in self.decoder.cache]
-        self.encoder.cache.keep({row.chat: (torch.cat([row.marks, new]), *layers)})
+        self._keep(row, slot, torch.cat([row.marks, new]))
 
-    def _read(self, rows: Sequence[Row], starts: Sequence[int], first: int):
+    def _read(
+        self, rows: Sequence[Row], starts: Sequence[int], first: int, ends: Sequence[int] = ()
+    ):
         """Read the prompts from ``starts`` on; what comes before is in the slots already.
+
+        Args:
+            rows: in the slots from ``first`` on.
+            starts: of each row.
+            first: the slot of the first.
+            ends: of each row; by default its whole prompt.
 
         Returns:
             (rows, vocabulary) logits of the last tokens.
         """
         import torch
 
-        rests = [row.length - start for row, start in zip(rows, starts, strict=True)]
+        ends = ends or [row.length for row in rows]
+        rests = [end - start for start, end in zip(starts, ends, strict=True)]
         self.computed.append(rests)
         ids = torch.zeros(len(rows), max(rests), dtype=torch.long)
         places = torch.zeros(3, *ids.shape, dtype=torch.long)
-        for index, (row, start, rest) in enumerate(zip(rows, starts, rests, strict=True)):
-            ids[index, :rest] = row.tensors["input_ids"][0, start:]
-            places[:, index, :rest] = row.positions[:, start:]
+        for index, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
+            ids[index, : end - start] = row.tensors["input_ids"][0, start:end]
+            places[:, index, : end - start] = row.positions[:, start:end]
         media = [
             medium
             for row, start in zip(rows, starts, strict=True)
@@ -437,8 +484,20 @@ class Engine:
         angles = self.decoder.rotary(hidden, places.to(self.device))
         last = torch.tensor(rests, device=self.device) - 1
         known = torch.tensor(starts, device=self.device) if any(starts) else None
-        span = min(_round_up(max(row.length for row in rows), SPAN), self.decoder.length)
+        span = min(_round_up(max(ends), SPAN), self.decoder.length)
         return self.decoder.read(hidden, angles, first, last, deep, known, span)
+
+    def _read_answer(self, row: Row, slot: int) -> None:
+        """Read the tokens that a row has written, but for the last one."""
+        import torch
+
+        ids = torch.tensor([row.tokens[:-1]], device=self.device)
+        places = torch.arange(ids.shape[1], device=self.device) + row.length + row.delta
+        hidden = self.decoder.embed(ids)
+        angles = self.decoder.rotary(hidden, places.expand(3, 1, -1))
+        start, last = (torch.tensor([n], device=self.device) for n in (row.length, len(ids[0]) - 1))
+        span = min(_round_up(row.length + len(ids[0]), SPAN), self.decoder.length)
+        self.decoder.read(hidden, angles, slot, last, None, start, span)
 
     def _embed(self, ids, media: Sequence[Medium]):
         """Embeddings (rows, length, width) with the media's features, and Qwen3-VL's deepstack.
@@ -490,7 +549,7 @@ class Engine:
         self.lengths[active].add_(1).clamp_(max=span - 1)
 
     def _predict(self, rows: int, span: int):
-        """The next tokens' logits; nothing but the cache changes, the same way at each call."""
+        """The next tokens' logits; only the cache and the states change."""
         active = slice(0, rows)
         tokens, lengths, deltas = self.tokens[active], self.lengths[active], self.deltas[active]
         return self.decoder.step(tokens, lengths, deltas, span)
@@ -505,6 +564,13 @@ class Engine:
         graph.replay()
         return logits
 
+    def _rehearse(self, rows: int, span: int) -> None:
+        """A step that leaves no trace: what it writes into the cache is written again."""
+        before = [state[:rows].clone() for state in self.decoder.states]
+        self._predict(rows, span)
+        for state, kept in zip(self.decoder.states, before, strict=True):
+            state[:rows] = kept
+
     def _capture(self, rows: int, span: int):
         """A CUDA graph of :meth:`_predict`, and the logits that it writes."""
         import torch
@@ -512,7 +578,7 @@ class Engine:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._predict(rows, span)  # libraries initialize outside of the capture
+            self._rehearse(rows, span)  # libraries initialize outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # other threads may put pictures on the GPU meanwhile

@@ -147,13 +147,17 @@ _caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
 
 def cache_of(vlm: VLM) -> TensorCache:
     """What is remembered of a model's answers; forgotten when a weight or adapter has changed."""
-    network = base_model(vlm)
+    return _find_cache(base_model(vlm))[1]
+
+
+def _find_cache(network: Any) -> tuple[list, TensorCache]:
+    """The state of a model's weights, and its cache."""
     state = weights_state(network)
     known, cache = _caches.get(network) or (state, TensorCache(available_memory()[0] // 8))
     if known != state:
         cache.clear()
     _caches[network] = state, cache
-    return cache
+    return state, cache
 
 
 # --- one row -------------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def answer_here(
     """The Reply of a model on this machine; arguments as for ``Model.answer``."""
     start = time.perf_counter()
     settings = Settings(options, seed, 1, *choose_path(vlm))
-    cache = cache_of(vlm)
+    state, cache = _find_cache(base_model(vlm))
     row = _read_row(vlm, 0, messages, settings, cache)
     question, waiting = row.payload, [row]
     if question.messages.clips is not None:  # a Chat's: its turns are forgotten with it
@@ -179,7 +183,7 @@ def answer_here(
         put = answer = TextPieces(put, opened_thought(question.inputs.prompts[0]), special=False)
     pieces = row.watch = None if put is None else _Pieces(vlm, put, stopped)
     leave_busy_cores(vlm.model)
-    engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache)
+    engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache, state=state)
     while waiting or engine.rows:
         (engine.admit if waiting else engine.advance)(waiting)
     engine.keep_engine()

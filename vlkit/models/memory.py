@@ -21,6 +21,7 @@ class Cost:
     Attributes:
         weights: of all parameters.
         cache_per_token: keys and values of one token.
+        cache_per_row: the states of layers with linear attention, whatever the row's length.
         pixels_per_patch: the pixels of one patch, kept throughout.
         vision_per_patch: the vision encoder's peak for one patch.
         language_per_token: the language model's peak for one prompt token.
@@ -33,6 +34,7 @@ class Cost:
     vision_per_patch: int
     language_per_token: int
     held: int = 0
+    cache_per_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,16 @@ def count_cost(config: Any, weights: int, *, value_bytes: int = 2, held: int = 0
         vision_per_patch=20 * width * value_bytes,
         language_per_token=token * value_bytes,
         held=held,
+        cache_per_row=sum(_state_bytes(text, value_bytes) for _ in kinds[layers:]),
     )
+
+
+def _state_bytes(text: Any, value_bytes: int) -> int:
+    """One linear attention's state: a float32 matrix a value head, and the convolution's inputs."""
+    key, value = text.linear_key_head_dim, text.linear_value_head_dim
+    keys, values = text.linear_num_key_heads, text.linear_num_value_heads
+    inputs = (2 * keys * key + values * value) * text.linear_conv_kernel_dim
+    return 4 * values * key * value + value_bytes * inputs
 
 
 def estimate_memory(cost: Cost, *, patches: int, prompt_tokens: int, new_tokens: int) -> Memory:
@@ -106,7 +117,7 @@ def estimate_memory(cost: Cost, *, patches: int, prompt_tokens: int, new_tokens:
     peak = max(cost.vision_per_patch * patches, cost.language_per_token * prompt_tokens)
     return Memory(
         weights=cost.weights,
-        cache=cost.cache_per_token * (prompt_tokens + new_tokens),
+        cache=cost.cache_per_token * (prompt_tokens + new_tokens) + cost.cache_per_row,
         activations=cost.pixels_per_patch * patches + peak,
         available=available + cost.held,
         place=place,
