@@ -37,6 +37,8 @@ SHAPES = {
     "7b": "Qwen/Qwen2-VL-7B-Instruct",
     "2.5-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "3-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "3.5-9b": "Qwen/Qwen3.5-9B",
+    "3.5-35b-a3b": "Qwen/Qwen3.5-35B-A3B",
 }
 QUESTIONS = (
     "Describe this image.",
@@ -239,8 +241,8 @@ def build_random(shape: str, device: str, dtype: str = "auto") -> VLM:
     config, folder = build_config(SHAPES[shape]), bundled_path("tiny-qwen2-vl")
     source = ModelFolder(folder, f"{SHAPES[shape]}, random weights", "local", None, {})
     processor = load_processor(source)
-    family = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}.get(config.model_type, "qwen3_vl")
-    patch = 14 if family != "qwen3_vl" else 16
+    family = config.model_type.removesuffix("_moe")
+    patch = 14 if family.startswith("qwen2") else 16
     size = {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 16_384 * (2 * patch) ** 2}
     for part in (processor.image_processor, processor.video_processor):
         part.size, part.patch_size = dict(size), patch

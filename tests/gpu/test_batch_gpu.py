@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 
+import bare
 import pytest
 import torch
 
@@ -25,6 +26,15 @@ def test_float32_answers_are_those_of_one_by_one(batch_size):
     results = vlkit.generate_batch(vlm, rows(), max_new_tokens=40, batch_size=batch_size)
     alone = [vlkit.generate(vlm, row, max_new_tokens=40).raw for row in rows()]
     assert [reply.raw for reply in results] == alone
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
+def test_float32_answers_of_newer_generations_are_transformers(tiny_folder, kind):
+    """Captured steps too: a rehearsal must not move a state, and experts must not ask the CPU."""
+    vlm = vlkit.load(tiny_folder(kind), device="cuda:0", dtype="float32")
+    results = vlkit.generate_batch(vlm, rows(), max_new_tokens=24)
+    assert results.report.path == "fast"
+    assert [reply.raw for reply in results] == bare.answers(vlm, rows(), max_new_tokens=24)
 
 
 def test_bfloat16_answers_are_those_of_one_by_one_nearly_always():
