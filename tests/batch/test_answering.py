@@ -65,6 +65,21 @@ def test_a_repetition_penalty_counts(tiny_vlm, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
+def test_steps_that_cannot_be_captured_are_launched(tiny_vlm, monkeypatch, kind):
+    def capture(self, rows, span):
+        self._rehearse(rows, span)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(Engine, "_captures", property(lambda self: self.graphs is not None))
+    monkeypatch.setattr(Engine, "_capture", capture)
+    vlm = tiny_vlm(kind)
+    with pytest.warns(UserWarning, match="slower: operation not permitted"):
+        results = batch(vlm, bare.mixed_rows()[:5], max_new_tokens=12)
+    expected = bare.answers(vlm, bare.mixed_rows()[:5], max_new_tokens=12)
+    assert [reply.raw for reply in results] == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5"])
 def test_the_step_before_a_capture_leaves_no_trace(tiny_vlm, monkeypatch, kind):
     vlm, step, rehearsed = tiny_vlm(kind), Engine._step, []
     monkeypatch.setattr(vlm.model.generation_config, "repetition_penalty", 1.5)

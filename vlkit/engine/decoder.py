@@ -70,6 +70,16 @@ class Decoder:
                 _join(self.attentions[index], *joined)
 
     @property
+    def asks_the_gpu(self) -> bool:
+        """Whether a step waits to learn which experts it needs, which no CUDA graph can contain.
+
+        transformers' grouped products do so in all types but bfloat16.
+        """
+        experts = [layer.mlp.experts for layer in self.layers if hasattr(layer.mlp, "experts")]
+        kinds = {getattr(part.config, "_experts_implementation", None) for part in experts}
+        return not kinds <= ({"batched_mm", "grouped_mm"} if self.dtype.itemsize == 2 else set())
+
+    @property
     def length(self) -> int:
         """The most tokens of a row."""
         return next(iter(self.cache.values())).shape[1]

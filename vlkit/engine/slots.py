@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -234,8 +235,8 @@ class Engine:
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         # captured steps and their logits, by rows and span; None: every step is launched
         self.graphs: dict[tuple[int, int], tuple[Any, Any]] | None = {}
-        if getattr(self.config.get_text_config(), "_experts_implementation", "") == "eager":
-            self.graphs = None  # it asks the GPU which experts are needed
+        if self.decoder.asks_the_gpu:
+            self.graphs = None
         self.computed: list[list[int]] = []  # lengths of the prompts computed together
 
     def is_cheap(self) -> bool:
@@ -555,11 +556,23 @@ class Engine:
         return self.decoder.step(tokens, lengths, deltas, span)
 
     def _replay(self, rows: int, span: int):
+        import torch
+
         assert self.graphs is not None
         key = rows, span
         if key not in self.graphs:
-            with _capturing:
-                self.graphs[key] = self._capture(rows, span)
+            try:
+                with _capturing:
+                    self.graphs[key] = self._capture(rows, span)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                warnings.warn(
+                    f"every step is launched anew, which is slower: {reason}", stacklevel=2
+                )
+                self.graphs = None
+                return self._predict(rows, span)
         graph, logits = self.graphs[key]
         graph.replay()
         return logits
