@@ -47,7 +47,7 @@ class Decoder:
         self.layers, self.lm_head = list(text.layers), model.lm_head
         config = text.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
+        self.device, self.dtype = self.norm.weight.device, self.norm.weight.dtype
         self.linear = {
             index: LinearAttention(layer.linear_attn, slots)
             for index, layer in enumerate(self.layers)

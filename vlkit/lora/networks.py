@@ -261,6 +261,11 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
     """
     check_quantized(vlm, quantize, rank)
     packed = getattr(vlm.model, "is_quantized", False)
+    if hasattr(vlm.model, "packed_bits"):
+        raise VlkitError(
+            'layers that quantize="8bit" has packed for a CPU cannot be trained; load the model '
+            'without quantize=, and pass quantize="8bit" to train'
+        )
     if packed and getattr(vlm.model, "is_loaded_in_4bit", False):
         quantize = "4bit"
     on_cpu = quantize == "4bit" and vlm.model.device.type == "cpu"
@@ -269,7 +274,7 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
     device, dtype = vlm.model.device, str(vlm.model.dtype).removeprefix("torch.")
     loaded = load_here(
         vlm.folder.path, quantize=quantize, device=str(device) if device.index else "auto",
-        dtype=dtype, max_image_tokens=vlm.max_image_tokens,
+        dtype=dtype, max_image_tokens=vlm.max_image_tokens, trained=True,
     )  # fmt: skip
     if on_cpu:
         for module in loaded.model.modules():

@@ -49,8 +49,18 @@ def network_options(
     dtype: str = "auto",
     attn: str = "auto",
     quantize: str | None = None,
+    trained: bool = False,
 ) -> dict[str, Any]:
-    """Options for ``from_pretrained``; see :func:`vlkit.load`. Raises ModelError."""
+    """Options for ``from_pretrained``; see :func:`vlkit.load`.
+
+    Args:
+        folder: the model.
+        device, dtype, attn, quantize: as for :func:`vlkit.load`.
+        trained: quantize by bitsandbytes on a CPU too, since PEFT knows its layers.
+
+    Raises:
+        ModelError: what is wrong and what to do.
+    """
     device = _choose_device(device)
     stored = (folder.config.get("quantization_config") or {}).get("quant_method")
     if device == "cpu" and stored == "fp8":  # without a GPU transformers unpacks FP8 to bfloat16
@@ -66,8 +76,10 @@ def network_options(
         "attn_implementation": choose_attention(attn, device, chosen),
         "device_map": _choose_map(folder, chosen, quantize) if device == "cuda" else device,
     }
-    if quantize:
+    if quantize and (trained or (device, quantize) != ("cpu", "8bit")):
         options["quantization_config"] = _quantization(quantize, chosen)
+    elif quantize:
+        options["dtype"] = choose_dtype("auto", "cuda", folder.config)  # as stored, until packed
     return options
 
 
@@ -418,7 +430,8 @@ def load(
             else the CPU.
         dtype: ``"auto"`` is the checkpoint's on a GPU and float32 on a CPU; or ``"bfloat16"`` …
         attn: ``"auto"`` is flash attention where it is installed and fits, else sdpa.
-        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes (``pip install "vlkit[quant]"``).
+        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes (``pip install "vlkit[quant]"``);
+            ``"8bit"`` on a CPU needs no package (:mod:`vlkit.models.int8`).
         adapter: folder or hub id of a PEFT adapter made for this model.
         max_image_tokens: shrink every picture to at most this many tokens.
         **hosted: of hosted models alone: ``base_url``, ``api_key``, ``region``, ``family``,
@@ -487,6 +500,10 @@ def load_here(
     if adapter_path is not None:
         network = attach_adapter(network, adapter_path, folder)
         load_weights_beside(network, adapter_path, folder)
+    if network_settings.get("quantize") and "quantization_config" not in options:
+        from vlkit.models.int8 import pack
+
+        pack(network, folder.name)
     name = None if adapter is None else os.fspath(adapter)
     leave_busy_cores(network)
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)

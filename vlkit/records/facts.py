@@ -220,7 +220,7 @@ def _network_facts(network: Any) -> dict[str, Any]:
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": str(network.device),
         "attention": network.config._attn_implementation,
-        "quantize": bits[0] if bits else None,
+        "quantize": bits[0] if bits else getattr(network, "packed_bits", None),
         "parameters": network.num_parameters(),
     }
     if network.device.type == "cuda":
