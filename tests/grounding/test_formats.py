@@ -5,6 +5,7 @@ import random
 import re
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import PIL.Image
@@ -149,7 +150,10 @@ def test_keys(text, expected):
         ("<think>hm</think><answer>\n[100, 200, 300, 400]\n</answer>", [BARE]),
         ("The primes are [2, 3, 5, 7].", []),
         ("[1, 2, 3]", []),
-        ("I see 4 of them: (1, 2), (3, 4)", []),
+        ("[1, 2, 3, 4], [5, 6, 7, 8]", [Box("", 1, 2, 3, 4), Box("", 5, 6, 7, 8)]),
+        ("The size is (640, 480).", []),
+        ("[12:30]", []),
+        ("(555) 123-4567", []),
         ("42", []),
     ],
 )
@@ -161,6 +165,26 @@ def test_bare_numbers_count_where_nothing_else_stands(text, expected):
 def test_bare_numbers_that_are_cut_off_are_an_error(text):
     with pytest.raises(GroundingParseError, match=r"ends inside .*raise max_new_tokens"):
         parse(text)
+
+
+@pytest.mark.parametrize("family", ["qwen_vl", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "text",
+    ["The cat is at (100, 200), (300, 400).", "cat: (100，200)，(300，400)", "cat [1, 2, 3, 4]",
+     "It spans (100, 200) to (300, 400)", "(100, 200), (300, 4", "It is at [100, 200, 300, 400].",
+     "猫的坐标是(100,200)", "目标框：[100,200,300,400]", "x1=100, y1=200, x2=300, y2=400",
+     "<100><200><300><400>", "top-left (100, 200)", "[[;101, 20, 30, 40]]", "[[;101, 2",
+     "[100 200 300 400]", "[[1, 2, 3]]"],
+)  # fmt: skip
+def test_coordinates_that_cannot_be_read_are_an_error(text, family):
+    with pytest.raises(GroundingParseError, match=r"in no known form|in a sentence|bare|ends in"):
+        parse(text, family)
+
+
+def test_coordinates_next_to_what_was_read_are_named():
+    items, warning = read("<ref>a</ref><box>(1,2),(3,4)</box> and (5, 6), (7, 8)", "qwen_vl")
+    assert items == [Box("a", 1, 2, 3, 4)] and "1 read, 1 left out" in warning
+    assert "(5, 6), (7, 8)" in warning
 
 
 # --- slips ---------------------------------------------------------------------------------------
@@ -665,7 +689,8 @@ def test_5000_damaged_answers_hold_no_box_that_is_not_in_the_text(family):
     ['{"a": "b"c" ', "<p data-bbox='1 2 3 4'>x", "<div>", "</div>", "<!-- a (1,", "click(a='",
      "click(", '{"bbox": {', "[[1,2],", "```\n[1,2,3,4]\n", "“", '{"a":"\\', "//", "/*", "{a 'b ",
      "bbox_2d: ", '{"bbox_2d":"', '"a", ', "，", "<point>1", '{"bbox_2d":[1,2],', "(1,2),(3,4)",
-     '{\\"a\\":'],
+     '{\\"a\\":', "{a", "{'a", '```json\n{"a ', '{a:"b",```', '{"":<:', "((", "[;1,2", "at (1,2",
+     "left: 1, top "],
 )  # fmt: skip
 def test_a_megabyte_of_anything_takes_linear_time(unit):
     def seconds(length):
@@ -680,6 +705,20 @@ def test_a_megabyte_of_anything_takes_linear_time(unit):
 
     # measured: 2.5 at most, on a crowded machine 5.8; what grows with the square takes minutes
     assert seconds(1_000_000) < 10
+
+
+@pytest.mark.parametrize(
+    "begin, unit",
+    [("“", '{\\"a\\": ```'), ("{a: b", ", c"), ('<points x1="1" y1="2" ', "1")],
+    ids=["fences", "words", "digits"],
+)  # fmt: skip
+def test_a_long_end_after_a_beginning_takes_linear_time(begin, unit):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.process_time()
+        with suppress(GroundingParseError):
+            parse(begin + unit * (500_000 // len(unit)))
+    assert time.process_time() - start < 10  # measured: 0.6; half a minute to minutes before
 
 
 def test_the_tables_are_in_the_documents():

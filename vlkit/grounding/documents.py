@@ -11,7 +11,7 @@ from vlkit.grounding.tokens import NUMBER, numbers_of, parse_values
 # --- markup --------------------------------------------------------------------------------------
 
 _QUOTED = r"""(?:"[^"<]*+"|'[^'<]*+')"""
-_ATTRIBUTE = re.compile(rf"([\w-]++)\s*+=\s*+({_QUOTED})")
+_ATTRIBUTE = re.compile(rf"(?<![\w-])([\w-]++)\s*+=\s*+({_QUOTED})")
 _ELEMENT = re.compile(
     rf"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+{_QUOTED})?)*+)\s*+(/?>)?"
 )

@@ -63,10 +63,14 @@ FORMATS = {
 
 # --- reading -------------------------------------------------------------------------------------
 
-_STRAY = (  # coordinates in no form at all, and what to say
+_ASK = "ask for the form of the family (vlkit.locate_prompt)"
+_PAIR = rf"[(（]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?[)）]"
+_STRAY = (  # coordinates in no form at all, and what to say; the first also next to what was read
     (
-        rf"\({NUMBER},{NUMBER}\),\({NUMBER},{NUMBER}\)",
-        "the special tokens around {} are missing; pass reply.raw, not .text",
+        rf"{_PAIR}\s?(?:[,，、~-]|to|and|和|到)?\s?(?:{_PAIR}|[(（][^a-z)）]{{0,20}}\Z)"
+        rf"|\A\s*+\[++\s*+[;:,.]\s*+{NUMBER}\s?[,;]\s?{NUMBER}",
+        "coordinates in no known form ({}): if the special tokens are missing, pass reply.raw, not "
+        f".text; else {_ASK}",
     ),
     (
         r"""(?:bbox|point|quad)_[23]d["']?\s*[},]"""
@@ -76,6 +80,15 @@ _STRAY = (  # coordinates in no form at all, and what to say
     (
         rf"```json\b(?!{NOTHING.pattern}(?:```|\Z))[^\[{{`]*+(?:```|\Z)",
         "the fenced block is not JSON",
+    ),
+    (
+        r"(?i)(?:\b(?:at|from)|box|located|location|coordinates?|corners?|left|right|center|\bpoint|坐标|位置"
+        rf"|位于|框)[^\n.;()\[\]\"']{{0,30}}[(\[（［]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?"
+        rf"(?:[,，]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?)?[)\]）］]"
+        rf"|\b(?:x_?1|x_?min|left)\s?[:=]\s?{NUMBER}[,;]?\s?(?:y_?1|y_?min|top)\s?[:=]\s?\d"
+        rf"|(?m:^)[^\n\[\](]{{1,40}}\[{NUMBER}(?:,\s?{NUMBER}){{3}}\](?m:$)"  # cat: [1, 2, 3, 4]
+        r"|(?:<(?:loc_?|bin_)?\d{1,4}>){2}",
+        f"coordinates in a sentence ({{}}) are not read; {_ASK}",
     ),
 )
 
@@ -93,9 +106,9 @@ def read_answer(answer: str, family: str) -> Reading:
         read = step(rest)
         items, problems, notes = items + read.items, problems + read.problems, notes + read.notes
         rest = _blank_out(rest, read.items)
-    if not items and not problems:
-        stray = [(re.search(pattern, rest), problem) for pattern, problem in _STRAY]
-        problems = [problem.format(match[0][:60]) for match, problem in stray if match][:1]
+    for pattern, problem in _STRAY[: 1 if items else None]:
+        if not problems and (match := re.search(pattern, rest)):
+            problems.append(problem.format(match[0][:60]))
     return Reading(sorted(items, key=lambda item: item.start), problems, notes)
 
 
@@ -148,7 +161,7 @@ def _read_tags(text: str, own: str) -> Reading:
 # --- JSON: Qwen2.5-VL and on ---------------------------------------------------------------------
 
 _BORDER = re.compile(r"```\w*|</?answer>")
-_LIST_BEGINS = re.compile(rf"\[\s*+[\[(]\s*+-?\d|{GAP}*+{NUMBER}(?:{GAP}++{NUMBER}){{2}}")
+_LIST_BEGINS = re.compile(rf"\[\s*+[\[(][^\[\]\w]*+\d|{GAP}*+{NUMBER}(?:{GAP}++{NUMBER}){{2}}")
 
 
 def _read_json(text: str) -> Reading:
@@ -163,8 +176,9 @@ def _read_json(text: str) -> Reading:
         by_place = {(root.start, root.end): root for root in roots}
         for span in _parts(text):
             _read_bare(reader, by_place.get(span), *span)
+    is_meant = bool(reader.items) or "```json" in text
     for root in roots:
-        if root.end < 0 and (part := _cut_off(text, root, bool(reader.items))):
+        if root.end < 0 and (part := _cut_off(text, root, is_meant)):
             reader.problems.append(f"the answer ends inside {part}")
     return reader.result()
 
@@ -182,6 +196,8 @@ def _parts(text: str) -> list[tuple[int, int]]:
 def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> None:
     """Numbers without a key: a list, lists of lists, or labels with their four numbers."""
     reader.span, text = (start, end), reader.text[start:end]
+    if node is None and text[0] == "[" and text[-1] == "]" and numbers_of(text):  # several lists
+        node = parse_values(f"[{text}]")[0]
     values = node.values if node else []
     lists = [value for value in values if isinstance(value, Node) and not value.is_object]
     if node is None:
@@ -191,14 +207,16 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
             reader.keep(numbers, None, "", BARE, "")
     elif not node.is_object:
         reader.read(node, "", BARE)
-        if 0 < len(reader.items) < len(lists) and not flat(values):
+        whole = node.clean and (bool(flat(values)) or not lists)
+        numbers_alone = not re.search(r"[^\W\d_]", text) and re.search(r"\d\D++\d++\D++\d", text)
+        if not whole and len(reader.items) < max(1, len(lists)) and (reader.items or numbers_alone):
             reader.problems.append("not all of the bare lists are of four numbers or of two")
     elif len(lists) == len(values) and all(len(flat(value.values)) == 4 for value in lists):
         for label, value in node.pairs:
             reader.read(value, label, BARE)
 
 
-def _cut_off(text: str, root: Node, has_items: bool) -> str:
+def _cut_off(text: str, root: Node, is_meant: bool) -> str:
     """What the answer ends inside, where that has coordinates or may have; else nothing."""
     cut = root
     last: Any = root
@@ -214,8 +232,7 @@ def _cut_off(text: str, root: Node, has_items: bool) -> str:
     begins = any(key.startswith(keys[-1]) for key in ("bbox2d", "point2d"))
     begins = begins and not cut.clean and not cut.pairs
     is_broken = not cut.clean or cut.key or cut.colon or cut.gap  # not only its brace lacks
-    is_missed = is_broken and (has_items or "```json" in text)
-    return part if is_certain or begins or is_missed else ""
+    return part if is_certain or begins or (is_meant and is_broken) else ""
 
 
 # --- writing -------------------------------------------------------------------------------------

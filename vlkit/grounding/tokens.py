@@ -37,6 +37,11 @@ class Word(str):
 MISSING = Word("no value")
 
 
+def _lengthen(text: Word, more: Word) -> Word:
+    """Words without quotes as one text, up to a length: copied each time, more is not linear."""
+    return Word(f"{text} {more}") if len(text) < 1000 else text
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """An object or an array; ``end`` is -1 where the answer ends inside."""
@@ -56,7 +61,7 @@ class Node:
             self.pairs.append((self.key or "", value))
             self.key, self.colon, self.gap = None, False, False
         elif isinstance(value, Word) and isinstance(self.key, Word):
-            self.key = Word(f"{self.key} {value}")
+            self.key = _lengthen(self.key, value)
         else:
             self.key = value or ""
 
@@ -66,7 +71,7 @@ class Node:
         elif self.key is not None:
             before = self.pairs[-1] if self.pairs else ("", None)
             if isinstance(before[1], Word) and isinstance(self.key, Word) and not self.colon:
-                self.pairs[-1] = before[0], Word(f"{before[1]} {self.key}")
+                self.pairs[-1] = before[0], _lengthen(before[1], self.key)
             else:
                 self.pairs.append((self.key, MISSING))
         self.key, self.colon, self.gap = None, False, True
