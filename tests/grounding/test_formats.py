@@ -568,11 +568,18 @@ RECORDED = {
     '```json\n[\n\t{"point_2d": [925, 618], "label": "point_1"}\n]\n```': [
         Point("point_1", 925, 618)
     ],
-    # cookbooks/think_with_images.ipynb
-    '[TOOL_CALL] image_zoom_in_tool\n{"label": "license plate of the black car", "bbox_2d": '
-    '[231, 795, 284, 820], "img_idx": 0}\n[TOOL_RESPONSE] image_zoom_in_tool': [
-        Box("license plate of the black car", 231, 795, 284, 820)
-    ],
+    # cookbooks/think_with_images.ipynb, all five
+    **{
+        f'[TOOL_CALL] image_zoom_in_tool\n{{"label": "{label}", "bbox_2d": {list(numbers)}, '
+        '"img_idx": 0}\n[TOOL_RESPONSE] image_zoom_in_tool': [Box(label, *numbers)]
+        for label, numbers in {
+            "main hanging sign for Hop Inn": (574, 301, 660, 468),
+            "two vertical green and white signs on the building facade": (174, 450, 469, 658),
+            "white sign with red text listing amenities": (584, 496, 651, 660),
+            "license plate of the black car": (231, 795, 284, 820),
+            "central bear logo": (395, 276, 618, 740),
+        }.items()
+    },
     # modelscope/ms-swift#4898
     '{"image_description": "a processor", "objects": [{"name": "Computer Processor", "bbox_2d": '
     '[8, 67, 299, 275], "description": "square"}]}': [Box("Computer Processor", 8, 67, 299, 275)],
