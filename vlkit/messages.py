@@ -114,6 +114,16 @@ def prefill_of(messages: list[dict]) -> str:
     return text_of(messages[-1]) if messages[-1]["role"] == "assistant" else ""
 
 
+def opened_thought(prompt: str) -> str:
+    """The beginning of an answer's thinking that ends the prompt; ``""`` where there is none.
+
+    Templates end in ``<think>`` to make a model think, or in ``<think></think>`` so that it
+    does not; a prefill may follow.
+    """
+    begun = prompt.rpartition("<|im_start|>assistant\n")[2]
+    return begun if begun.startswith("<think>") and "</think>" not in begun else ""
+
+
 def media_of(messages: list[dict]) -> tuple[list[Image], list[Video]]:
     """The pictures and the clips of checked messages, each in order."""
     media = [read_media_item(item) for item in iterate_media(messages)]

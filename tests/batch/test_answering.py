@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from functools import partial
@@ -289,3 +290,31 @@ def test_a_name_for_a_model_is_told(ask):
         VlkitError, match=r"vlm='tiny' is not a loaded model; pass what vlkit\.load"
     ):
         ask("tiny", [vlkit.user("a")])
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green", "blue"]}, "count": {"enum": [1, 2, 3]}},
+    "required": ["colour", "count"],
+}
+
+
+def test_rows_follow_a_schema_as_one_by_one_and_are_repeated(vlm, tmp_path):
+    rows = [vlkit.user("What is this?", vlkit.sample(name)) for name in ("red_circle", "circles")]
+    out, options = tmp_path / "out.jsonl", {"schema": SCHEMA, "temperature": 1.0, "seed": 3}
+    with vlkit.records.Run("schema", directory=tmp_path) as run:
+        answers = batch(vlm, rows, out=out, agreement=2, **options)
+    for index, reply in enumerate(answers):
+        content = json.loads(reply.text)
+        assert content["colour"] in ("red", "green", "blue") and content["count"] in (1, 2, 3)
+        alone = vlkit.generate(vlm, rows[index], **{**options, "seed": 3 + index})
+        assert (reply.tokens, reply.finish_reason) == (alone.tokens, "stop")
+    assert answers.report.agreement == 1
+    assert batch(vlm, rows, out=out, **options).report.resumed == 2
+    assert batch(vlm, rows, out=out, temperature=1.0, seed=3).report.resumed == 0
+    assert vlkit.records.replay(run.path, vlm).identical
+
+
+def test_a_schema_that_is_not_supported_ends_the_batch_at_once(vlm):
+    with pytest.raises(VlkitError, match="schema is not supported: Unimplemented keys"):
+        batch(vlm, ["hi"], schema={"not": {}})

@@ -7,7 +7,8 @@ import torch
 
 import vlkit
 from vlkit.errors import ModelError, VlkitError
-from vlkit.generation.reply import TextPieces, opened_thought
+from vlkit.generation.reply import TextPieces
+from vlkit.messages import opened_thought
 
 QUESTION = [vlkit.user("Where is it?", vlkit.sample("three_shapes"))]
 BOX = '{"bbox_2d": [100, 200, 300, 400], "label": "cat"}'

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vlkit.generation.reply import opened_thought
 from vlkit.inputs import prepare_inputs
-from vlkit.messages import as_messages, prefill_of
+from vlkit.messages import as_messages, opened_thought, prefill_of
 
 
 def answer(vlm, row, *, max_new_tokens, temperature=0.0, top_p=1.0, seed=None) -> str:

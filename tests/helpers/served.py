@@ -49,8 +49,9 @@ def ask(server, messages, **options):
 
 
 def text_of(answer):
-    """Its text."""
-    return answer["choices"][0]["message"]["content"]
+    """All that the model wrote, what it thought too."""
+    message = answer["choices"][0]["message"]
+    return message.get("reasoning_content", "") + message["content"]
 
 
 def health(server):

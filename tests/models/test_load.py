@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlkit
 from vlkit.errors import ModelError
-from vlkit.generation.reply import opened_thought
+from vlkit.messages import opened_thought
 from vlkit.models.hub import ModelFolder
 from vlkit.models.load import choose_attention, choose_dtype, network_options, weights_state
 

@@ -131,7 +131,7 @@ def test_what_arrives_together_is_one_batch_with_the_answers_of_each_alone(vlm, 
 def test_the_other_generations(tiny_vlm, kind):
     """The last goes through transformers, one by one; their frames' times matter.
 
-    It begins by thinking, which the server does not take apart from the answer.
+    It begins by thinking, which the server takes apart from the answer.
     """
     vlm = tiny_vlm(kind)
     expected = [
@@ -144,9 +144,11 @@ def test_the_other_generations(tiny_vlm, kind):
             ask(server, user(DESCRIBE, CLIP), max_tokens=12, temperature=1.0, seed=5),
         ]
         pieces = stream(server, user(DESCRIBE, SAMPLES["circles"]), max_tokens=12)
-    texts = [(reply.thinking or "") + reply.text for reply in expected]
-    assert [text_of(answer).strip() for answer in answers] == texts
-    assert "".join(pieces).strip() == texts[0]
+    messages = [answer["choices"][0]["message"] for answer in answers]
+    assert [(m.get("reasoning_content", "").strip(), m["content"]) for m in messages] == [
+        (reply.thinking, reply.text) for reply in expected
+    ]
+    assert "".join(pieces).strip() == expected[0].thinking + expected[0].text
 
 
 def stream(server, message, **options):
@@ -163,7 +165,8 @@ def stream(server, message, **options):
     assert events[-2:] == ["data: [DONE]", ""]
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
     assert len({chunk["id"] for chunk in chunks}) == 1
-    return [choice["delta"].get("content", "") for c in chunks for choice in c["choices"]]
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    return [delta.get("reasoning_content", "") + delta.get("content", "") for delta in deltas]
 
 
 # --- streams, stops, limits ----------------------------------------------------------------------
@@ -357,6 +360,40 @@ def test_an_answer_that_is_cut_off_says_so(server):
         json.loads(text_of(answer))
 
 
+def test_what_a_model_thinks_is_reasoning_content(tiny_vlm, monkeypatch):
+    vlm, prompts = tiny_vlm("qwen3_5"), []
+    tokenizer = vlm.processor.tokenizer
+    tokens = tokenizer("Hm.\n</think>\n\nA cat.<|im_end|>", add_special_tokens=False)["input_ids"]
+
+    def generate(input_ids, stopping_criteria=(), **_):
+        prompts.append(tokenizer.decode(input_ids[0]))
+        written = tokens if prompts[-1].endswith("<think>\n") else tokens[-4:]
+        for count in range(1, len(written) + 1):
+            ids = torch.cat([input_ids, torch.tensor([written[:count]])], dim=1)
+            for look in stopping_criteria:
+                look(ids, None)
+        return ids
+
+    monkeypatch.setattr(vlm.model, "generate", generate)
+    with serving.start(vlm, name="qwen3.5-tiny") as server:
+        client = openai.OpenAI(base_url=server.url, api_key="any", max_retries=0)
+        request = {"model": server.name, "messages": [{"role": "user", "content": "What?"}]}
+        message = client.chat.completions.create(**request).choices[0].message
+        assert (message.reasoning_content.strip(), message.content) == ("Hm.", "A cat.")
+        deltas = [
+            c.choices[0].delta for c in client.chat.completions.create(**request, stream=True)
+        ]
+        thought = "".join(getattr(delta, "reasoning_content", "") for delta in deltas)
+        assert (thought.strip(), "".join(d.content or "" for d in deltas)) == ("Hm.", "A cat.")
+        hosted = vlkit.load(f"openai:{server.name}", base_url=server.url)
+        reply = vlkit.generate(hosted, "What?")
+        assert (reply.thinking, reply.text) == ("Hm.", "A cat.")
+        assert all(prompt.endswith("<think>\n") for prompt in prompts)
+        reply = vlkit.generate(hosted, "What?", thinking=False)  # chat_template_kwargs
+        assert prompts[-1].endswith("</think>\n\n") and reply.thinking == ""
+        assert reply.text == tokenizer.decode(tokens[-4:-1])
+
+
 def test_a_schema_that_is_not_supported_is_refused_before_anything_runs(server):
     before = health(server)["finished"]
     for schema, reason in (({"not": {}}, "Unimplemented keys"), ({"type": "shape"}, "Invalid")):
@@ -436,9 +473,9 @@ def test_openais_client_tells_refusals_apart(client):
     ) as caught:
         client.chat.completions.create(model="tiny", messages=messages, n=9)
     assert caught.value.param == "n" and caught.value.request_id.startswith("req_")
-    with pytest.raises(openai.BadRequestError, match="only 0") as caught:
-        client.chat.completions.create(model="tiny", messages=messages, extra_body={"min_p": 0.5})
-    assert caught.value.param == "min_p"
+    with pytest.raises(openai.BadRequestError, match="only 1") as caught:
+        client.chat.completions.create(model="tiny", messages=messages, extra_body={"best_of": 5})
+    assert caught.value.param == "best_of"
     with pytest.raises(openai.NotFoundError, match="available: POST /v1/chat/completions"):
         client.responses.create(model="tiny", input="hi")
     with pytest.raises(openai.NotFoundError, match="'large' is not served here") as caught:
@@ -470,6 +507,49 @@ def test_openais_client_parses_an_answer_with_a_schema(client):
     )
     assert isinstance(completion.choices[0].message.parsed, Scene)
     assert completion.choices[0].finish_reason == "stop"
+
+
+class Shape(pydantic.BaseModel):
+    colour: Literal["red", "green", "blue"]
+    count: int = pydantic.Field(ge=1, le=9)
+
+
+NAMED = {"type": "function", "function": {"name": "Shape"}}
+
+
+@pytest.mark.parametrize("choice", [NAMED, "required"], ids=["named", "required"])
+def test_a_function_that_must_be_called_gets_arguments_that_follow_its_parameters(client, choice):
+    request = {
+        "model": "tiny", "messages": [user("What is this?", SAMPLES["red_circle"])],
+        "tools": [openai.pydantic_function_tool(Shape)], "tool_choice": choice,
+    }  # fmt: skip
+    (choice,) = client.chat.completions.create(**request).choices
+    assert choice.message.content is None and choice.finish_reason == "stop"
+    (call,) = choice.message.tool_calls
+    shape = Shape.model_validate_json(call.function.arguments)
+    assert (call.function.name, shape.colour) == ("Shape", "red") and call.id.startswith("call_")
+    with client.chat.completions.stream(**request) as stream:
+        message = stream.get_final_completion().choices[0].message
+    assert message.tool_calls[0].function.arguments == call.function.arguments
+
+
+def test_langchain_gets_an_object_by_calling_a_function(server):
+    chat = ChatOpenAI(model="tiny", base_url=server.url, api_key="any", temperature=0)
+    structured = chat.with_structured_output(Shape, method="function_calling")
+    message = HumanMessage(user("What is this?", SAMPLES["red_circle"])["content"])
+    assert structured.invoke([message]).colour == "red"
+
+
+def test_min_p_leaves_what_is_likely_enough(vlm, client):
+    def ask_often(**extra):
+        return client.chat.completions.create(
+            model="tiny", messages=[user(DESCRIBE, SAMPLES["circles"])], temperature=5.0, seed=1,
+            n=4, max_tokens=12, extra_body=extra,
+        ).choices  # fmt: skip
+
+    greedy = local(vlm, DESCRIBE, SAMPLES["circles"], max_new_tokens=12).text
+    assert {choice.message.content for choice in ask_often(min_p=1.0)} == {greedy}
+    assert {choice.message.content for choice in ask_often()} != {greedy}
 
 
 def test_langchains_client(vlm, server):

@@ -19,6 +19,8 @@ from vlkit.serving.limits import Limits
 from vlkit.serving.request import ChatRequest, MediaReader, RequestError, describe_errors
 
 TEXT = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+OTHER_TOOL = {"type": "function", "function": {"name": "g"}}
 
 
 def picture_url(size=(32, 24), kind="png"):
@@ -99,8 +101,15 @@ MALFORMED = [  # what is changed in a good request, what the reason names
     ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"frequency_penalty": 2.5}, "frequency_penalty"),
-    ({"min_p": 0.1}, "min_p=0.1 is not supported (only 0)"),
-    ({"tools": [{"type": "function"}]}, "tools=[{'type': 'function'}]"),
+    ({"min_p": 1.1}, "min_p"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function: this field is missing"),
+    ({"tools": [TOOL]}, "does not let the model choose; name the function in tool_choice"),
+    ({"tools": [TOOL], "tool_choice": "auto"}, "does not let the model choose"),
+    ({"tools": [TOOL, OTHER_TOOL], "tool_choice": "required"}, "tool_choice must name one function"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "h"}}}, "name one"),
+    ({"tool_choice": "required"}, "tool_choice must name one function"),
+    ({"functions": [{"name": "f"}]}, "functions=[{'name': 'f'}] is not supported"),
+    ({"chat_template_kwargs": {"add_vision_id": True}}, "chat_template_kwargs.add_vision_id"),
     ({"response_format": {"type": "json_schema"}}, "response_format: type json_schema needs"),
     ({"response_format": {"type": "json_schema", "json_schema": {}}}, "json_schema.schema"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
@@ -161,7 +170,7 @@ def test_hints_without_effect_are_named():
 
 
 def test_a_refused_field_is_the_param_and_a_decode_error_has_its_position():
-    for change, param in (({"tools": [1]}, "tools"), ({"messages": [5]}, "messages.0")):
+    for change, param in (({"functions": [1]}, "functions"), ({"messages": [5]}, "messages.0")):
         with pytest.raises(ValidationError) as caught:
             ChatRequest.model_validate({"model": "m", "messages": TEXT, **change})
         assert describe_errors(caught.value.errors())[1] == param

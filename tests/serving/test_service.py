@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vlkit.bundled import bundled_path
 from vlkit.serving.service import ByteBudget
-from vlkit.serving.worker import AnswerText
+from vlkit.serving.worker import AnswerText, Thinking
 
 
 @functools.cache
@@ -66,11 +66,28 @@ def test_what_may_become_a_stop_text_is_held_back_and_nothing_else():
     assert text.finish() == "" and text.stopped
 
 
-def test_thinking_before_an_answer_with_a_schema_is_left_out():
-    before, mark, after = (tokenizer().encode(part).ids for part in ("so", "x", "so it is x"))
-    text = AnswerText(tokenizer(), frozenset([END]), [], True, mark[-1])
-    assert [text.push(before), text.push(mark)] == ["", ""]
-    assert text.push(after) + text.finish() == "so it is x"
+@pytest.mark.parametrize(
+    "begun, text, expected",
+    [
+        ("", "A cat.", ("", "A cat.")),
+        ("", "<think>hm</think>\n\nA cat.", ("hm", "A cat.")),
+        ("", " <think>hm</th</think>\nA\n", ("hm</th", "A\n")),
+        ("", "<thin ice", ("", "<thin ice")),
+        ("", "<th", ("", "<th")),
+        ("", "A <think> is not one.</think>", ("", "A <think> is not one.</think>")),
+        ("<think>\n", "hm < 3</think>\n\nA cat.", ("hm < 3", "A cat.")),
+        ("<think>\n", "hm, cut off</thi", ("hm, cut off</thi", "")),
+        ("<think>\n", "hm</think>", ("hm", "")),
+    ],
+)
+def test_thinking_is_split_from_the_answer_wherever_pieces_are_cut(begun, text, expected):
+    for size in (1, 2, 3, 5, 100):
+        thinking = Thinking(begun)
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        parts = [thinking.split(piece, last=False) for piece in pieces]
+        parts.append(thinking.split("", last=True))
+        assert tuple(map("".join, zip(*parts, strict=True))) == expected
+        assert thinking.split("", last=True) == ("", "")
 
 
 def test_the_end_token_is_no_text_even_where_special_tokens_are():

@@ -14,12 +14,12 @@ import numpy as np
 
 from vlkit.errors import VlkitError
 from vlkit.generation.generate import generation_options
-from vlkit.generation.reply import Reply, opened_thought
+from vlkit.generation.reply import Reply
 from vlkit.grounding.boxes import Item, Size, coordinates_of
 from vlkit.grounding.formats import GroundingFormat
 from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, check_context, prepare_inputs
-from vlkit.messages import as_messages, prefill_of
+from vlkit.messages import as_messages, opened_thought, prefill_of
 from vlkit.models.load import VLM
 from vlkit.plotting.html import fill_template
 from vlkit.settings import MAX_NEW_TOKENS
@@ -162,9 +162,7 @@ def _items(vlm, inputs: ModelInputs, text: str, spans, image: int, clip: int | N
     if sizes is None:
         return []
     try:
-        placed, _ = locate_grounding(
-            text, family=vlm.family, image_size=sizes[0], input_size=sizes[1]
-        )
+        placed, _ = locate_grounding(text, vlm.family, *sizes)
     except VlkitError:  # an answer whose boxes cannot be read still has tokens
         return []
     located: list[tuple[Item, list[int]]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, counted, warn_user
-from vlkit.generation.generate import generate, generation_options, with_thinking
+from vlkit.generation.generate import generate, generation_options, schema_option, with_thinking
 from vlkit.generation.reply import Failure, Reply, attempt, result_of
 from vlkit.generation.rows import Settings, Tally
 from vlkit.media.image import describe_source
@@ -93,6 +93,7 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    schema: Mapping | str | None = None,
     thinking: bool | int | None = None,
     batch_size: int | str = "auto",
     out: str | Path | None = None,
@@ -111,7 +112,7 @@ def generate_batch(
     Args:
         vlm: from :func:`vlkit.load`.
         conversations: a list whose items are text, a message or a list of messages.
-        max_new_tokens, temperature, top_p, thinking: as for :func:`vlkit.generate`.
+        max_new_tokens, temperature, top_p, schema, thinking: as for :func:`vlkit.generate`.
         seed: row ``i`` is sampled as ``generate(…, seed=seed + i)`` does it.
         batch_size: the most rows at a time; ``"auto"`` follows from the free memory. For a hosted
             model the most requests at a time; ``"auto"`` is its ``concurrency``.
@@ -132,12 +133,13 @@ def generate_batch(
         VlkitError: wrong options, or an ``out`` that cannot be written.
     """
     start = time.perf_counter()
-    vlm = with_thinking(vlm, thinking)
+    vlm = with_thinking(vlm, thinking, schema)
     conversations = check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
     check_whole("agreement", agreement)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+        **schema_option(schema),
     }  # fmt: skip
     options = generation_options(**given)
     record_row = hooks.row_recorder(vlm, conversations, given, batch_size)
@@ -284,8 +286,8 @@ def _names(messages: Any) -> list[str]:
 def _agree(vlm, conversations, results: dict[int, Result], count: int, settings: Settings) -> dict:
     answers = {index: result for index, result in results.items() if isinstance(result, Reply)}
     chosen = random.Random(settings.seed or 0).sample(list(answers), min(count, len(answers)))
-    names = ("max_new_tokens", "temperature", "top_p")
-    options = {name: settings.options[name] for name in names if settings.options[name] is not None}
+    names = ("max_new_tokens", "temperature", "top_p", "schema")
+    options = {n: settings.options[n] for n in names if settings.options.get(n) is not None}
     different = []
     for index in chosen:
         seed, messages = settings.seed_of(index), conversations[index]

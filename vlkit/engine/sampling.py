@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vlkit.errors import ModelError, VlkitError
+from vlkit.messages import opened_thought
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class SchemaProcessor:
         except (TypeError, ValueError, RecursionError) as error:
             raise _refused(str(error)) from error
         self._check()
-        thinks = prompt.rstrip().endswith("<think>")
-        self.start_after = tokenizer.convert_tokens_to_ids("</think>") if thinks else None
+        thought = opened_thought(prompt)
+        self.start_after = tokenizer.convert_tokens_to_ids("</think>") if thought else None
         self._prompt_length: int | None = None
         self._read = 0
 

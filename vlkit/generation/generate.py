@@ -26,7 +26,9 @@ _END = re.compile(r"<\|(im_end|endoftext)\|>$")
 GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
 
 
-def generation_options(max_new_tokens: int, temperature: float, top_p: float, seed: Any) -> dict:
+def generation_options(
+    max_new_tokens: int, temperature: float, top_p: float, seed: Any, **schema: str
+) -> dict:
     """Options for ``model.generate``; see :func:`vlkit.generate` for what they mean.
 
     Raises:
@@ -39,7 +41,7 @@ def generation_options(max_new_tokens: int, temperature: float, top_p: float, se
         raise VlkitError(f"top_p={top_p!r} must lie above 0 and be at most 1")
     check_whole("seed", seed, 0, 2**63 - 1, optional=True)
     temperature = sampling_temperature(temperature)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, **schema}
     if temperature == 0:  # None: the model's sampling defaults do not apply, and do not warn
         return options | {"temperature": None, "top_p": None, "top_k": None}
     return options | {"temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -54,7 +56,7 @@ def sampling_temperature(temperature: float) -> float:
     return 0.0 if temperature < GREEDY_BELOW else float(temperature)
 
 
-def _with_schema(schema: Mapping | str | None) -> dict[str, Any]:
+def schema_option(schema: Mapping | str | None) -> dict[str, Any]:
     """The schema as JSON, as records keep it; nothing where there is none."""
     if schema is None or isinstance(schema, str):
         return {} if schema is None else {"schema": schema}
@@ -107,12 +109,10 @@ def generate(
     vlm = with_thinking(vlm, thinking, schema)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
-        **_with_schema(schema),
+        **schema_option(schema),
     }  # fmt: skip
     with hooks.recording("generate", vlm, messages, given) as record:
-        options = generation_options(max_new_tokens, temperature, top_p, seed)
-        options |= _with_schema(schema)
-        reply = vlm.answer(as_messages(messages), options, seed)
+        reply = vlm.answer(as_messages(messages), generation_options(**given), seed)
         record(reply)
     return reply
 
@@ -146,7 +146,8 @@ def stream(
     another thread, ends the model's work within a token. Errors are raised where it is read.
     Afterwards ``.reply`` is the whole Reply, also after a stop.
     """
-    options = generation_options(max_new_tokens, temperature, top_p, seed) | _with_schema(schema)
+    schemas = schema_option(schema)
+    options = generation_options(max_new_tokens, temperature, top_p, seed, **schemas)
     return Stream(with_thinking(vlm, thinking, schema), as_messages(messages), options, seed)
 
 

@@ -19,7 +19,7 @@ from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import Clip, DeferredClips
-from vlkit.messages import as_messages, media_of, prefill_of
+from vlkit.messages import as_messages, media_of, opened_thought, prefill_of
 from vlkit.models.load import VLM
 from vlkit.plotting.draw import draw_boxes, draw_frames
 from vlkit.plotting.html import image_html
@@ -155,10 +155,8 @@ class Reply:
                 input_size = self.input_sizes[image] if self.input_sizes else None
             else:
                 size, input_size = self.clip_sizes[-1]
-            sizes = {"image_size": size, "input_size": input_size}
-            placed, left_out = locate_grounding(
-                self.raw, family=form or self.family, space=space, **sizes
-            )
+            answer = self.raw, form or self.family
+            placed, left_out = locate_grounding(*answer, size, input_size, space)
             self._parsed[key] = [item for item, _, _ in placed], left_out
         items, left_out = self._parsed[key]
         return list(items), left_out
@@ -230,16 +228,6 @@ def split_thinking(raw: str) -> tuple[str, str]:
     return "", raw
 
 
-def opened_thought(prompt: str) -> str:
-    """The beginning of an answer's thinking that ends the prompt; ``""`` where there is none.
-
-    Templates end in ``<think>`` to make a model think, or in ``<think></think>`` so that it
-    does not; a prefill may follow.
-    """
-    begun = prompt.rpartition("<|im_start|>assistant\n")[2]
-    return begun if begun.startswith("<think>") and "</think>" not in begun else ""
-
-
 SPECIAL = re.compile(r"<\|\w+\|>")
 _SPECIAL_START = re.compile(r"<(\|\w*\|?)?$")  # at the end of a piece
 
@@ -249,7 +237,8 @@ class TextPieces:
 
     Args:
         put: receives the text.
-        begun: the beginning of the thinking, if the prompt has it; see :func:`opened_thought`.
+        begun: the beginning of the thinking, if the prompt has it; see
+                :func:`vlkit.messages.opened_thought`.
         thinks: whether the prompt may have it, so that only its end is in the answer.
         special: whether there may be special tokens.
     """

@@ -19,7 +19,7 @@ from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
 from vlkit.generation.generate import generation_options
-from vlkit.generation.reply import Failure, Reply, TextPieces, attempt, make_reply, opened_thought
+from vlkit.generation.reply import Failure, Reply, TextPieces, attempt, make_reply
 from vlkit.inputs import (
     LoadedMessages,
     ModelInputs,
@@ -31,7 +31,7 @@ from vlkit.inputs import (
     make_inputs,
 )
 from vlkit.media.image import pixel_hash
-from vlkit.messages import as_messages
+from vlkit.messages import as_messages, opened_thought
 from vlkit.models.load import VLM, base_model, weights_state
 from vlkit.models.memory import available_memory
 from vlkit.threads import leave_busy_cores
@@ -334,6 +334,8 @@ def answer_rows_here(
     """(index, result) of each row as it finishes."""
     if not indices:
         return
+    if "schema" in settings.options:
+        make_schema(vlm, settings.options["schema"])  # one that is not supported ends the batch
     kind = "cuda" if vlm.model.device.type == "cuda" else "cpu"
     capacity = min(settings.batch_size or MOST_ROWS[kind], len(indices))
     cache = TensorCache()

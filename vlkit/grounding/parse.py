@@ -55,24 +55,16 @@ def parse_grounding(
     Raises:
         GroundingParseError: the text contains coordinates, but none that this format can read.
     """
-    placed, left_out = locate_grounding(
-        text, family=family, image_size=image_size, input_size=input_size, space=space, clip=clip
-    )
+    placed, left_out = locate_grounding(text, family, image_size, input_size, space, clip=clip)
     if left_out:
         warnings.warn(left_out, stacklevel=2)
     return [item for item, _, _ in placed if item.label or not labelled]
 
 
 def locate_grounding(
-    text: str,
-    *,
-    family: str,
-    image_size: Size,
-    input_size: Size | None = None,
-    space: Space | None = None,
-    clip: bool = True,
-    rewritable: bool = False,
-) -> tuple[list[tuple[Item, int, int]], str]:
+    text: str, family: str, image_size: Size, input_size: Size | None = None,
+    space: Space | None = None, *, clip: bool = True, rewritable: bool = False,
+) -> tuple[list[tuple[Item, int, int]], str]:  # fmt: skip
     """:func:`parse_grounding`, with the start and end of each item, and its warning as a value.
 
     The warning is empty where all was read; ``rewritable`` is that of :func:`find_numbers`.

@@ -502,7 +502,7 @@ async def _complete(answer: ServedAnswer, chat: ChatRequest) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": end.text, "refusal": None},
+            "message": {"role": "assistant", "content": None, "refusal": None, **_parts(chat, end)},
             "logprobs": _logprobs(answer, chat, end.logprobs),
             "finish_reason": end.reason,
         }
@@ -510,6 +510,18 @@ async def _complete(answer: ServedAnswer, chat: ChatRequest) -> dict[str, Any]:
     ]
     head = _head(chat, "chat.completion")
     return {**head, "choices": choices, "usage": _usage([end.usage for end in ended.values()])}
+
+
+def _parts(chat: ChatRequest, piece: AnswerPiece, *, first: bool = True) -> dict[str, Any]:
+    """A piece of an answer as the fields of a message: thinking, text or a call of a function."""
+    parts: dict[str, Any] = {"reasoning_content": piece.thinking} if piece.thinking else {}
+    if not chat.function:
+        return parts | {"content": piece.text}
+    call: dict[str, Any] = {"function": {"arguments": piece.text}}
+    if first:
+        call |= {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+        call["function"]["name"] = chat.function.name
+    return parts | {"tool_calls": [call | ({"index": 0} if chat.stream else {})]}
 
 
 def _usage(usages: Sequence[Usage]) -> dict[str, Any]:
@@ -568,14 +580,15 @@ async def _write_events(answer: ServedAnswer, first: tuple[int, AnswerPiece], ch
         return _event({**head, "choices": [choice]} | ({"usage": None} if with_usage else {}))
 
     for index in range(chat.n):
-        yield chunk(index, {"role": "assistant", "content": ""})
+        parts = _parts(chat, AnswerPiece("", "", []))
+        yield chunk(index, {"role": "assistant", **parts})
     usages: list[Usage] = []
     index, piece = first
     try:
         while True:
-            if piece.text or piece.logprobs:
+            if piece.thinking or piece.text or piece.logprobs:
                 logprobs = _logprobs(answer, chat, piece.logprobs)
-                yield chunk(index, {"content": piece.text}, logprobs)
+                yield chunk(index, _parts(chat, piece, first=False), logprobs)
             if isinstance(piece, Ended):
                 yield chunk(index, {}, reason=piece.reason)
                 usages.append(piece.usage)

@@ -90,13 +90,13 @@ _IGNORED = {  # say who asks, which does not change the answer
 }  # fmt: skip
 _NOTED = {  # hints of other services; the response says that they had no effect
     "reasoning_effort", "cache_control", "reasoning_content", "reasoning", "verbosity",
-    "prompt_cache_retention", "chat_template_kwargs",
+    "prompt_cache_retention",
 }  # fmt: skip
 
 
 _NEUTRAL: dict[str, tuple] = {  # unsupported fields, and the values that ask for nothing
-    "best_of": (1,), "echo": (False,), "logit_bias": ({},), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "modalities": (["text"],), "min_p": (0,), "min_tokens": (0,),
+    "best_of": (1,), "echo": (False,), "logit_bias": ({},), "functions": ([],),
+    "modalities": (["text"],), "min_tokens": (0,),
     "ignore_eos": (False,), "use_beam_search": (False,), "length_penalty": (1,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,), "tool_calls": ([],), "annotations": ([],),
@@ -261,6 +261,25 @@ class ResponseFormat(Strict):
         return self.json_schema.get("schema", {"type": "object"})
 
 
+class TemplateOptions(Strict):
+    """vLLM's ``chat_template_kwargs``: the switch for thinking."""
+
+    enable_thinking: bool | None = None
+
+
+class Function(BaseModel):
+    """A function that the answer can call; its parameters are a JSON schema."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """OpenAI's form of a function in ``tools``; in ``tool_choice`` it has only a name."""
+
+    function: Function
+
+
 class ChatRequest(Strict):
     """A request; by default greedy, and as long as the server allows."""
 
@@ -271,6 +290,7 @@ class ChatRequest(Strict):
     temperature: float = Field(0.0, ge=0, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
@@ -278,6 +298,9 @@ class ChatRequest(Strict):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] = []
+    tool_choice: Literal["none", "auto", "required"] | Tool = "auto"
+    chat_template_kwargs: TemplateOptions = TemplateOptions.model_validate({})
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool = False
@@ -293,6 +316,13 @@ class ChatRequest(Strict):
         """Raises ValueError for fields that contradict each other."""
         if self.stream_options and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.tools and self.tool_choice == "auto":
+            raise ValueError(
+                "tools: this server does not let the model choose; name the function in "
+                'tool_choice, or send tool_choice="none" or response_format'
+            )
+        if self.tool_choice not in ("auto", "none") and not self.function:
+            raise ValueError("tool_choice must name one function of tools")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         if any(not 0 < len(text) <= 256 for text in self.stops):
@@ -330,7 +360,21 @@ class ChatRequest(Strict):
     @property
     def answer_schema(self) -> Any:
         """The JSON schema of the answer."""
+        if self.function:
+            return self.function.parameters or {"type": "object"}
         return self.response_format.schema_of_answer if self.response_format else None
+
+    @property
+    def function(self) -> Function | None:
+        """The function that ``tool_choice`` wants to be called."""
+        functions = {tool.function.name: tool.function for tool in self.tools}
+        if isinstance(self.tool_choice, Tool):
+            return functions.get(self.tool_choice.function.name)
+        return (
+            functions.popitem()[1]
+            if [self.tool_choice, len(functions)] == ["required", 1]
+            else None
+        )
 
     @property
     def clip_times(self) -> ClipOptions | None:

@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from vlkit.engine.sampling import SchemaProcessor
 from vlkit.engine.slots import Row
-from vlkit.errors import VlkitError
-from vlkit.generation.generate import sampling_temperature
+from vlkit.errors import ModelError, VlkitError
+from vlkit.generation.generate import sampling_temperature, with_thinking
 from vlkit.generation.reply import Usage, count_usage
 from vlkit.generation.rows import make_row, make_schema
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
 from vlkit.media.video import ClipInfo
+from vlkit.messages import opened_thought
 from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
 from vlkit.serving.limits import Limits
@@ -31,6 +31,7 @@ from vlkit.serving.worker import (
     Job,
     Logprobs,
     OutputPenalties,
+    Thinking,
     Worker,
     make_engine,
 )
@@ -42,7 +43,7 @@ DOWNLOADS = 16  # at the same time; other requests do not wait for them
 
 def prepare(
     vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int
-) -> tuple[list[Row], Usage]:
+) -> tuple[list[Row], Usage, str]:
     """Decode media, render the prompt and make its tensors.
 
     Args:
@@ -53,7 +54,7 @@ def prepare(
         context: the most tokens of prompt and answer.
 
     Returns:
-        A row for each answer (``n``), and the usage of their prompt.
+        A row for each answer (``n``), the usage of their prompt, and its end that opens a thought.
 
     Raises:
         VlkitError: for what is wrong with it.
@@ -72,12 +73,12 @@ def prepare(
         )
         for index in range(chat.n)
     ]  # fmt: skip
-    return rows, count_usage(vlm, inputs, 0)
+    return rows, count_usage(vlm, inputs, 0), opened_thought(loaded.prompt)
 
 
 def _processors(vlm: VLM, chat: ChatRequest, prompt: str) -> list[Any]:
     """What changes the logits of one answer before temperature and top_p."""
-    from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
+    from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
 
     processors: list[Any] = [Logprobs(chat.top_logprobs)] if chat.logprobs else []
     if chat.repetition_penalty is not None:
@@ -90,6 +91,8 @@ def _processors(vlm: VLM, chat: ChatRequest, prompt: str) -> list[Any]:
         processors.append(make_schema(vlm, chat.answer_schema, prompt))
     if chat.top_k > 0:
         processors.append(TopKLogitsWarper(chat.top_k))
+    if chat.min_p > 0:  # before the temperature, by which all ratios change alike
+        processors.append(MinPLogitsWarper(chat.min_p ** sampling_temperature(chat.temperature)))
     return processors
 
 
@@ -247,45 +250,51 @@ class ChatService:
         return answer
 
     async def _make_jobs(self, chat: ChatRequest, answer: ServedAnswer) -> None:
+        vlm, answer.notes = self.vlm, [f"{name} has no effect" for name in chat.noted]
         if chat.answer_schema is not None:  # refused before anything else is done
-            await self._run(self._check_schema, chat.answer_schema)
+            await self._run(self._check_schema, chat)
+        try:
+            thinking = chat.chat_template_kwargs.enable_thinking
+            vlm = with_thinking(vlm, thinking, chat.answer_schema)
+        except ModelError as error:
+            answer.notes.append(f"chat_template_kwargs has no effect ({error})")
+        if chat.function:
+            answer.notes.append("the model does not see the descriptions of tools")
         reader = MediaReader(chat, self.limits, self.vlm.rules, self.context)
         pool = self._downloads if chat.is_slow_to_read else self._pool
         messages = await asyncio.get_running_loop().run_in_executor(pool, reader.read)
         release = await self._budget.take(PIXEL_BYTES * reader.pixels)
         try:
-            rows, usage = await self._run(self._prepare, chat, messages)
+            rows, usage, begun = await self._run(self._prepare, vlm, chat, messages)
         except BaseException:
             release()
             raise
-        answer.notes = [f"{name} has no effect" for name in chat.noted]
         if chat.new_tokens and chat.new_tokens > rows[0].limit:
             answer.notes.append(f"max_tokens={chat.new_tokens} lowered to {rows[0].limit}")
-        starts = [p.start_after for p in rows[0].processors if isinstance(p, SchemaProcessor)]
-        if start_after := next(iter(starts), None):
-            answer.notes.append("the text before </think> is left out")
         for index, row in enumerate(rows):
-            text = AnswerText(
-                self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens, start_after
-            )
+            special = chat.skip_special_tokens
+            text = AnswerText(self._tokenizer, self._endings, chat.stops, special)
             send = partial(answer.send, index)
-            job = Job(row, usage, text, streams=chat.stream, send=send, release=release)
+            job = Job(
+                row, usage, text, Thinking(begun), streams=chat.stream, send=send, release=release
+            )
             answer.jobs.append(job)
 
-    def _check_schema(self, schema: dict[str, Any]) -> None:
+    def _check_schema(self, chat: ChatRequest) -> None:
         try:
-            make_schema(self.vlm, schema)
+            make_schema(self.vlm, chat.answer_schema)
         except VlkitError as error:
-            raise RequestError(str(error), param="response_format") from error
+            param = "tools" if chat.function else "response_format"
+            raise RequestError(str(error), param=param) from error
 
-    def _prepare(self, chat: ChatRequest, messages: list[dict]) -> tuple[list[Row], Usage]:
+    def _prepare(self, vlm: VLM, chat: ChatRequest, messages: list[dict]) -> tuple:
         with self.engine.sharing():
-            rows, usage = prepare(self.vlm, chat, messages, self.limits, self.context)
+            rows, usage, begun = prepare(vlm, chat, messages, self.limits, self.context)
             try:
                 self.engine.encode_ahead(rows[:1])
             except Exception as error:  # as when the model reads the prompt
                 raise RequestError.of(error) from error
-        return rows, usage
+        return rows, usage, begun
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

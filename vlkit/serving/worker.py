@@ -91,10 +91,12 @@ class AnswerPiece:
     """A piece of an answer.
 
     Attributes:
-        text: what is certain by now.
+        thinking: of the model, as far as it is certain by now.
+        text: of the answer.
         logprobs: of the tokens that were read since the last piece; empty if nobody asked.
     """
 
+    thinking: str
     text: str
     logprobs: list[TokenLogprobs]
 
@@ -123,7 +125,6 @@ class AnswerText:
         endings: tokens that end an answer and are never text.
         stops: texts that end it; they are not part of it.
         skip_special: leave out special tokens.
-        start_after: the token up to which everything is left out, or None.
 
     Attributes:
         ended: an ending token or a stop text has come.
@@ -131,10 +132,8 @@ class AnswerText:
     """
 
     def __init__(
-        self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool,
-        start_after: int | None = None,
-    ):  # fmt: skip
-        self._start_after = start_after
+        self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool
+    ):
         self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
         self._skip_special = skip_special
         self._undecoded: list[int] = []  # the last tokens, while their bytes are half a character
@@ -153,9 +152,6 @@ class AnswerText:
             self.ended = self.ended or token in self._endings
             if self.ended:
                 break
-            if self._start_after is not None:
-                self._start_after = None if token == self._start_after else self._start_after
-                continue
             self._undecoded.append(token)
             piece = self._decode()
             if not piece.endswith("\ufffd"):
@@ -194,6 +190,40 @@ class AnswerText:
         return piece
 
 
+class Thinking:
+    """Splits an answer into what the model thinks, up to ``</think>``, and its answer.
+
+    Args:
+        begun: the prompt's end, if it opens the thinking; otherwise ``<think>`` may.
+    """
+
+    def __init__(self, begun: str):
+        self._held, self._awaits = "", "</think>" if begun else "<think>"
+
+    def split(self, piece: str, *, last: bool) -> tuple[str, str]:
+        """What the next piece of text adds to the thinking and to the answer."""
+        thought, text, self._held = "", self._held + piece, ""
+        if self._awaits == "<think>":
+            start = text.lstrip()[:7]
+            if start != "<think>" and "<think>".startswith(start) and not last:
+                self._held = text
+                return "", ""
+            self._awaits, text = (
+                ("</think>", text.lstrip()[7:]) if start == "<think>" else ("", text)
+            )
+        if self._awaits == "</think>":
+            thought, end, text = text.partition("</think>")
+            self._awaits = "\n" if end else self._awaits
+            if not end and not last:  # what may become the tag waits
+                ends = (thought[-size:] for size in range(7, 0, -1))
+                self._held = next((e for e in ends if "</think>".startswith(e)), "")
+                thought = thought.removesuffix(self._held)
+        if self._awaits == "\n":
+            text = text.lstrip("\n")
+            self._awaits = "" if text else "\n"
+        return thought, text
+
+
 @dataclass(eq=False)
 class Job:
     """One request on its way through the model; after ``submit`` only the worker changes it.
@@ -202,6 +232,7 @@ class Job:
         row: for the engine; its payload is the job.
         usage: counts of the prompt.
         text: collects the answer.
+        thinking: splits it.
         streams: send pieces of text as they come.
         send: takes events, from any thread.
         release: called when the media are not needed any more, maybe more than once.
@@ -210,6 +241,7 @@ class Job:
     row: Row
     usage: Usage
     text: AnswerText
+    thinking: Thinking
     _: KW_ONLY
     streams: bool
     send: Callable[[Event], None]
@@ -246,7 +278,7 @@ class Job:
         if self.text.stopped:
             self.end()
         elif self._unsent and self.streams:
-            self.send(AnswerPiece(self._unsent, self._logprobs))
+            self.send(AnswerPiece(*self.thinking.split(self._unsent, last=False), self._logprobs))
             self._unsent, self._logprobs = "", []
 
     def end(self) -> None:
@@ -254,11 +286,11 @@ class Job:
         if self._ended:
             return
         self._read_tokens()
-        rest = self._unsent + self.text.finish()
+        rest = self.thinking.split(self._unsent + self.text.finish(), last=True)
         reason = "stop" if self.text.ended else "length"
         self._ended = True
         usage = replace(self.usage, new_tokens=self._tokens_read)
-        self.send(Ended(rest, self._logprobs, reason, usage))
+        self.send(Ended(*rest, self._logprobs, reason, usage))
 
     def fail(self, error: RequestError) -> None:
         """Send the last event of a request that has no answer."""
