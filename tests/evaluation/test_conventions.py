@@ -145,7 +145,7 @@ def test_answers_that_were_read_already_are_read_back():
     assert diagnosis.best == "0-1000"
     with pytest.raises(VlkitError, match="needs input_sizes"):
         diagnose_boxes(kept, TRUTH, SIZES, read_as="resized")
-    with pytest.raises(VlkitError, match="space 'pixels' is unknown; spaces = "):
+    with pytest.raises(VlkitError, match="space='pixels' is unknown; choose one of "):
         diagnose_boxes(kept, TRUTH, SIZES, read_as="pixels")
 
 

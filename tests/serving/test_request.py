@@ -105,7 +105,10 @@ MALFORMED = [  # what is changed in a good request, what the reason names
     ({"tools": [{"type": "function"}]}, "tools.0.function: this field is missing"),
     ({"tools": [TOOL]}, "does not let the model choose; name the function in tool_choice"),
     ({"tools": [TOOL], "tool_choice": "auto"}, "does not let the model choose"),
-    ({"tools": [TOOL, OTHER_TOOL], "tool_choice": "required"}, "tool_choice must name one function"),
+    (
+        {"tools": [TOOL, OTHER_TOOL], "tool_choice": "required"},
+        "tool_choice must name one function",
+    ),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "h"}}}, "name one"),
     ({"tool_choice": "required"}, "tool_choice must name one function"),
     ({"functions": [{"name": "f"}]}, "functions=[{'name': 'f'}] is not supported"),

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlkit.bundled import bundled_path
+from vlkit.generation.reply import Thinking
 from vlkit.serving.service import ByteBudget
-from vlkit.serving.worker import AnswerText, Thinking
+from vlkit.serving.worker import AnswerText
 
 
 @functools.cache

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
-from vlkit.errors import VlkitError
+from vlkit.errors import VlkitError, check_choice
 from vlkit.evaluation.metrics import align_pictures, iou, label_key, pair_best
 from vlkit.grounding.boxes import Box, Size, check_size
-from vlkit.grounding.keys import Space
-from vlkit.grounding.parse import check_space
+from vlkit.grounding.keys import SPACES, Space
 from vlkit.plotting.html import frame_html
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def _check_sizes(name: str, sizes: Any, count: int) -> list[Size]:
 
 def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Space) -> list:
     """The boxes with the numbers that the model wrote."""
-    check_space(space)
+    check_choice("space", space, SPACES)
     if space == "original":
         return answers
     if space == "resized" and not seen:

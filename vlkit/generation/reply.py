@@ -232,32 +232,63 @@ SPECIAL = re.compile(r"<\|\w+\|>")
 _SPECIAL_START = re.compile(r"<(\|\w*\|?)?$")  # at the end of a piece
 
 
+class Thinking:
+    """Splits an answer into what the model thinks, up to ``</think>``, and its answer.
+
+    Args:
+        begun: whether the prompt opens the thinking; otherwise ``<think>`` may.
+    """
+
+    def __init__(self, begun: str | bool):
+        self._held, self.awaits = "", "</think>" if begun else "<think>"
+
+    def split(self, piece: str, *, last: bool) -> tuple[str, str]:
+        """What the next piece of text adds to the thinking and to the answer."""
+        thought, text, self._held = "", self._held + piece, ""
+        if self.awaits == "<think>":
+            start = text.lstrip()
+            if len(start) < 7 and "<think>".startswith(start) and not last:
+                self._held = text
+                return "", ""
+            self.awaits = "</think>" if start.startswith("<think>") else ""
+            text = start[7:] if self.awaits else text
+        if self.awaits == "</think>":
+            thought, end, text = text.partition("</think>")
+            self.awaits = "\n" if end else self.awaits
+            if not end and not last:  # what may become the tag waits
+                ends = (thought[-size:] for size in range(7, 0, -1))
+                self._held = next((e for e in ends if "</think>".startswith(e)), "")
+                thought = thought.removesuffix(self._held)
+        if self.awaits == "\n":
+            text = text.lstrip("\n")
+            self.awaits = "" if text else "\n"
+        return thought, text
+
+
 class TextPieces:
     """Passes text on without thinking and special tokens, wherever a piece is cut.
 
     Args:
         put: receives the text.
         begun: the beginning of the thinking, if the prompt has it; see
-                :func:`vlkit.messages.opened_thought`.
+            :func:`vlkit.messages.opened_thought`.
         thinks: whether the prompt may have it, so that only its end is in the answer.
         special: whether there may be special tokens.
     """
 
     def __init__(self, put: Callable[[str], None], begun: str = "", *, thinks=False, special=True):
-        self._put, self._held, self._starts = put, begun, True
-        self._thinks, self._special = thinks, special
+        self._put, self._held, self._special = put, "", special
+        self._thinking, self._thoughts, self._thinks = Thinking(begun or thinks), "", thinks
 
-    def __call__(self, piece: str) -> None:
-        self._held += piece
-        if self._starts:
-            if self._thinks or "<think>".startswith(self._held.lstrip()[:7]):
-                answer = self._held.partition("</think>")[2].lstrip("\n")
-                if not answer:
-                    return
-                self._held = answer
-            self._starts = False
-        text = self._clean(self._held)
-        token_start = self._special and _SPECIAL_START.search(text)
+    def __call__(self, piece: str, *, last: bool = False) -> None:
+        thought, text = self._thinking.split(piece, last=last)
+        self._thoughts += thought if self._thinks else ""
+        if last and self._thinking.awaits == "</think>":  # nothing says that it was thinking
+            text = self._thoughts
+        text = self._held + text
+        if self._special:
+            text = SPECIAL.sub("", text)
+        token_start = None if last or not self._special else _SPECIAL_START.search(text)
         end = token_start.start() if token_start else len(text)
         self._held = text[end:]
         if end:
@@ -265,13 +296,7 @@ class TextPieces:
 
     def end(self) -> None:
         """Pass on what was held back."""
-        text = split_thinking(self._held)[1] if self._starts else self._held
-        if text:
-            self._put(self._clean(text))
-        self._held = ""
-
-    def _clean(self, text: str) -> str:
-        return SPECIAL.sub("", text) if self._special else text
+        self("", last=True)
 
 
 @dataclass(frozen=True)

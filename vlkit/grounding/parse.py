@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
-from vlkit.errors import GroundingParseError, VlkitError
+from vlkit.errors import GroundingParseError, VlkitError, check_choice
 from vlkit.grounding.boxes import (
     Box,
     Item,
@@ -177,21 +176,14 @@ def format_grounding(
 
 def format_of(family: str) -> GroundingFormat:
     """The family's format. Raises VlkitError for an unknown family."""
-    if family not in FORMATS:
-        raise VlkitError(f"family {family!r} is unknown; families = {list(FORMATS)}")
+    check_choice("family", family, FORMATS)
     return FORMATS[family]
-
-
-def check_space(space: Any) -> None:
-    """Raises VlkitError for an unknown space."""
-    if space not in SPACES:
-        raise VlkitError(f"space {space!r} is unknown; spaces = {list(SPACES)}")
 
 
 def span_of(space: Space, image_size: Size, input_size: Size | None = None) -> Size:
     """The (width, height) that the numbers of a space run over."""
     check_size("image_size", image_size)
-    check_space(space)
+    check_choice("space", space, SPACES)
     if space in ("0-1000", "0-999"):
         return (1000, 1000) if space == "0-1000" else (999, 999)
     if space == "original":

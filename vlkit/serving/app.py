@@ -440,7 +440,7 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
         finally:
             disconnect.cancel()
 
-    guard = RequestGuard(app, limits, api_key, lambda: services[0].most_requests)
+    guard = RequestGuard(app, limits, api_key, lambda: services[0].engine.slots + limits.waiting)
     if not limits.origins:
         return guard
     return CORSMiddleware(

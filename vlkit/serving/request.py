@@ -123,7 +123,8 @@ class Strict(BaseModel):
             if not known and name in _NOTED:
                 noted.add(name)
             elif not known and name in _NEUTRAL:
-                if not _is_one_of(value, _NEUTRAL[name]):
+                same = [v for v in _NEUTRAL[name] if isinstance(v, bool) == isinstance(value, bool)]
+                if value not in same:  # True == 1, but min_tokens=False is not min_tokens=0
                     raise _unsupported(name, value)
             else:
                 kept[name] = value
@@ -139,11 +140,6 @@ def _unsupported(name: str, value: Any) -> ValidationError:
     error = PydanticCustomError("unsupported", "{text}", {"text": text})
     place: Any = {"type": error, "loc": (name,), "input": value}
     return ValidationError.from_exception_data("request", [place])
-
-
-def _is_one_of(value: Any, neutral: tuple) -> bool:
-    is_bool = isinstance(value, bool)  # True == 1, but min_tokens=False is not min_tokens=0
-    return any(value == other and is_bool == isinstance(other, bool) for other in neutral)
 
 
 class PixelLimits(Strict):
@@ -393,7 +389,8 @@ def _urls(part: Any) -> list[str]:
     if isinstance(part, TextPart):
         return []
     source = getattr(part, part.type)
-    return [_url(url) for url in (source if isinstance(source, list) else [source])]
+    urls = source if isinstance(source, list) else [source]
+    return [url if isinstance(url, str) else url.url for url in urls]
 
 
 _TAGS = ("text", "image_url", "video_url", "video")
@@ -429,12 +426,10 @@ def _path(place: Sequence[Any]) -> list[str]:
     return path
 
 
-# Pillow's names and the usual ones; strangers reach only these decoders. Pillow raises KeyError for
+# Pillow's names; strangers reach only these decoders. Pillow raises KeyError for
 # a name that has no opener, such as "MPO": "JPEG" opens the stereo JPEGs of phones.
-FORMATS = {
-    "PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "GIF": "GIF", "BMP": "BMP", "TIFF": "TIFF",
-}  # fmt: skip
-_ANY_FORMAT = " or ".join(", ".join(FORMATS.values()).rsplit(", ", 1))
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_ANY_FORMAT = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 _FRAMES = "data:video/jpeg;base64,"  # vLLM's form of frames: JPEGs, separated by commas
 _CLIP_SECONDS = 600.0
 _TOKEN_CHARACTERS = 16  # a text with more characters per token of context is not tokenized
@@ -511,7 +506,7 @@ class MediaReader:
         data = self._fetch(url)
         name = describe_source(data)
         try:
-            with PIL.Image.open(io.BytesIO(data), formats=list(FORMATS)) as picture:
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 size = picture.size
         except PIL.Image.DecompressionBombError as error:
             raise MediaError(f"{name} has too many pixels; send a smaller one") from error
@@ -589,10 +584,6 @@ def too_long(what: str, context: int) -> RequestError:
     """The refusal of a request that exceeds the context."""
     text = f"{what} exceed the context of {context:,} tokens; send less, or smaller pictures"
     return RequestError(text, param="messages", code="context_length_exceeded")
-
-
-def _url(field: Url | str) -> str:
-    return field if isinstance(field, str) else field.url
 
 
 def _read_file(url: str, folder: Path, most: int) -> bytes:

@@ -11,10 +11,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from vlkit.engine.slots import Row
 from vlkit.errors import ModelError, VlkitError
 from vlkit.generation.generate import sampling_temperature, with_thinking
-from vlkit.generation.reply import Usage, count_usage
+from vlkit.generation.reply import Thinking, count_usage
 from vlkit.generation.rows import make_row, make_schema
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
 from vlkit.media.video import ClipInfo
@@ -31,7 +30,6 @@ from vlkit.serving.worker import (
     Job,
     Logprobs,
     OutputPenalties,
-    Thinking,
     Worker,
     make_engine,
 )
@@ -39,41 +37,6 @@ from vlkit.serving.worker import (
 MOST_CONTEXT = 32_768  # unless the server is started with another context
 PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
 DOWNLOADS = 16  # at the same time; other requests do not wait for them
-
-
-def prepare(
-    vlm: VLM, chat: ChatRequest, messages: list[dict], limits: Limits, context: int
-) -> tuple[list[Row], Usage, str]:
-    """Decode media, render the prompt and make its tensors.
-
-    Args:
-        vlm: whose processor it is.
-        chat: the request.
-        messages: its messages, from :class:`vlkit.serving.request.MediaReader`.
-        limits: of the server.
-        context: the most tokens of prompt and answer.
-
-    Returns:
-        A row for each answer (``n``), the usage of their prompt, and its end that opens a thought.
-
-    Raises:
-        VlkitError: for what is wrong with it.
-    """
-    loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
-    sampling = (sampling_temperature(chat.temperature), chat.top_p)
-    row, inputs = make_row(vlm, loaded, 1, sampling)
-    room = context - row.length
-    if room < 1:
-        raise too_long(f"{row.length:,} prompt tokens and the answer", context)
-    row.limit = min(chat.new_tokens or limits.new_tokens, limits.new_tokens, room)
-    rows = [
-        replace(
-            row, seed=None if chat.seed is None else (chat.seed + index) % 2**63, tokens=[],
-            processors=_processors(vlm, chat, loaded.prompt),
-        )
-        for index in range(chat.n)
-    ]  # fmt: skip
-    return rows, count_usage(vlm, inputs, 0), opened_thought(loaded.prompt)
 
 
 def _processors(vlm: VLM, chat: ChatRequest, prompt: str) -> list[Any]:
@@ -205,11 +168,6 @@ class ChatService:
         self._downloads = ThreadPoolExecutor(DOWNLOADS, "vlkit-download")
         self._budget = ByteBudget(min(limits.held_bytes, available_memory()[0] // 4))
 
-    @property
-    def most_requests(self) -> int:
-        """How many may run and wait together."""
-        return self.engine.slots + self.limits.waiting
-
     def describe_model(self) -> dict[str, Any]:
         """The entry of ``/v1/models``; vlkit's own client reads the sizes there."""
         return {
@@ -274,10 +232,10 @@ class ChatService:
         for index, row in enumerate(rows):
             special = chat.skip_special_tokens
             text = AnswerText(self._tokenizer, self._endings, chat.stops, special)
-            send = partial(answer.send, index)
             job = Job(
-                row, usage, text, Thinking(begun), streams=chat.stream, send=send, release=release
-            )
+                row, usage, text, Thinking(begun),
+                streams=chat.stream, send=partial(answer.send, index), release=release,
+            )  # fmt: skip
             answer.jobs.append(job)
 
     def _check_schema(self, chat: ChatRequest) -> None:
@@ -287,14 +245,41 @@ class ChatService:
             param = "tools" if chat.function else "response_format"
             raise RequestError(str(error), param=param) from error
 
-    def _prepare(self, vlm: VLM, chat: ChatRequest, messages: list[dict]) -> tuple:
+    def _prepare(self, vlm: VLM, chat: ChatRequest, messages: list[dict]) -> Any:
+        """Decode media, render the prompt and make its tensors.
+
+        Args:
+            vlm: whose processor it is.
+            chat: the request.
+            messages: its messages, from :class:`vlkit.serving.request.MediaReader`.
+
+        Returns:
+            A row for each answer (``n``), the usage of their prompt, and its end that opens a
+            thought.
+
+        Raises:
+            VlkitError: for what is wrong with it.
+        """
         with self.engine.sharing():
-            rows, usage, begun = prepare(vlm, chat, messages, self.limits, self.context)
+            loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
+            sampling = (sampling_temperature(chat.temperature), chat.top_p)
+            row, inputs = make_row(vlm, loaded, 1, sampling)
+            room, most = self.context - row.length, self.limits.new_tokens
+            if room < 1:
+                raise too_long(f"{row.length:,} prompt tokens and the answer", self.context)
+            row.limit = min(chat.new_tokens or most, most, room)
+            rows = [
+                replace(
+                    row, seed=None if chat.seed is None else (chat.seed + index) % 2**63, tokens=[],
+                    processors=_processors(vlm, chat, loaded.prompt),
+                )
+                for index in range(chat.n)
+            ]  # fmt: skip
             try:
                 self.engine.encode_ahead(rows[:1])
             except Exception as error:  # as when the model reads the prompt
                 raise RequestError.of(error) from error
-        return rows, usage, begun
+        return rows, count_usage(vlm, inputs, 0), opened_thought(loaded.prompt)
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlkit.engine.scheduler import Scheduler
 from vlkit.engine.slots import Row
-from vlkit.generation.reply import Usage
+from vlkit.generation.reply import Thinking, Usage
 from vlkit.generation.rows import Library, choose_path, sampling_of
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import return_freed_memory
@@ -127,6 +127,7 @@ class AnswerText:
         skip_special: leave out special tokens.
 
     Attributes:
+        has_stops: whether a stop text may end it.
         ended: an ending token or a stop text has come.
         stopped: a stop text has come.
     """
@@ -139,12 +140,7 @@ class AnswerText:
         self._undecoded: list[int] = []  # the last tokens, while their bytes are half a character
         self._text, self._returned = "", 0  # the whole text, and how much of it was returned
         self._longest_stop = max(map(len, stops), default=1)
-        self.stopped = self.ended = False
-
-    @property
-    def has_stops(self) -> bool:
-        """Whether a stop text may end it."""
-        return bool(self._stops)
+        self.has_stops, self.stopped, self.ended = bool(stops), False, False
 
     def push(self, tokens: Sequence[int]) -> str:
         """Add tokens; returns the new text that is certain now."""
@@ -188,40 +184,6 @@ class AnswerText:
         piece = self._text[self._returned : end]
         self._returned = max(self._returned, end)
         return piece
-
-
-class Thinking:
-    """Splits an answer into what the model thinks, up to ``</think>``, and its answer.
-
-    Args:
-        begun: the prompt's end, if it opens the thinking; otherwise ``<think>`` may.
-    """
-
-    def __init__(self, begun: str):
-        self._held, self._awaits = "", "</think>" if begun else "<think>"
-
-    def split(self, piece: str, *, last: bool) -> tuple[str, str]:
-        """What the next piece of text adds to the thinking and to the answer."""
-        thought, text, self._held = "", self._held + piece, ""
-        if self._awaits == "<think>":
-            start = text.lstrip()[:7]
-            if start != "<think>" and "<think>".startswith(start) and not last:
-                self._held = text
-                return "", ""
-            self._awaits, text = (
-                ("</think>", text.lstrip()[7:]) if start == "<think>" else ("", text)
-            )
-        if self._awaits == "</think>":
-            thought, end, text = text.partition("</think>")
-            self._awaits = "\n" if end else self._awaits
-            if not end and not last:  # what may become the tag waits
-                ends = (thought[-size:] for size in range(7, 0, -1))
-                self._held = next((e for e in ends if "</think>".startswith(e)), "")
-                thought = thought.removesuffix(self._held)
-        if self._awaits == "\n":
-            text = text.lstrip("\n")
-            self._awaits = "" if text else "\n"
-        return thought, text
 
 
 @dataclass(eq=False)
