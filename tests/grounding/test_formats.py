@@ -82,6 +82,9 @@ def test_every_key_of_a_label(key):
         ('{"cat": [{"bbox_2d": [100, 200, 300, 400]}]}', [CAT]),
         ('{"objects": [{"bbox_2d": [100, 200, 300, 400]}]}', [BARE]),
         ('{"cat": [100, 200, 300, 400]}', [CAT]),
+        ('{"result": {"objects": {"cat": [100, 200, 300, 400]}}}', [CAT]),
+        ('{"objects": [[100, 200, 300, 400]]}', [BARE]),
+        ('{"objects": {"cat": 3}}', []),
         # one label for many, and one for each
         ('{"object": "cat", "bboxes": [[100, 200, 300, 400], [1, 2, 3, 4]]}',
          [CAT, Box("cat", 1, 2, 3, 4)]),
@@ -94,6 +97,7 @@ def test_every_key_of_a_label(key):
         ('{"rect": {"left": 100, "top": 200, "right": 300, "bottom": 400}, "label": "cat"}', [CAT]),
         ('{"bbox": {"x": 100, "y": 200, "width": 200, "height": 200}, "label": "cat"}', [CAT]),
         ('{"x1": 100, "y1": 200, "x2": 300, "y2": 400, "label": "cat"}', [CAT]),
+        ('{"bbox": {"top_left": [100, 200], "bottom_right": [300, 400]}, "label": "cat"}', [CAT]),
         ('{"bbox_xywh": [100, 200, 200, 200], "label": "cat"}', [CAT]),
         ('{"point": {"x": 10, "y": 20}, "label": "eye"}', [Point("eye", 10, 20)]),
         ('{"points": [{"x": 10, "y": 20, "label": "eye"}, {"x": 1, "y": 2}]}',
@@ -174,7 +178,7 @@ def test_bare_numbers_that_are_cut_off_are_an_error(text):
      "It spans (100, 200) to (300, 400)", "(100, 200), (300, 4", "It is at [100, 200, 300, 400].",
      "猫的坐标是(100,200)", "目标框：[100,200,300,400]", "x1=100, y1=200, x2=300, y2=400",
      "<100><200><300><400>", "top-left (100, 200)", "[[;101, 20, 30, 40]]", "[[;101, 2",
-     "[100 200 300 400]", "[[1, 2, 3]]"],
+     "[100 200 300 400]", "[[1, 2, 3]]", "| cat | [1, 2, 3, 4] |", "cat,1,2,3,4", "tap [1, 2]"],
 )  # fmt: skip
 def test_coordinates_that_cannot_be_read_are_an_error(text, family):
     with pytest.raises(GroundingParseError, match=r"in no known form|in a sentence|bare|ends in"):
@@ -281,6 +285,8 @@ def test_numbers_that_are_not_whole_are_never_guessed(numbers):
         ('{"bbox_2d": [100, 200, 300, 400]}', False),
         ('{"bbox_2d": [300, 400, 100, 200]}', False),
         ('{"xyxy": [100, 200, 300, 400]}', False),
+        ('{"bbox": {"xmin": 100, "ymin": 200, "xmax": 300, "ymax": 400}}', False),
+        ('{"bbox": {"x": 100, "y": 200, "w": 200, "h": 200}}', False),
         ("[100, 200, 300, 400]", True),
     ],
 )

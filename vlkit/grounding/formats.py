@@ -20,7 +20,17 @@ from typing import Any, Literal
 
 from vlkit.errors import VlkitError
 from vlkit.grounding.documents import read_calls, read_markup
-from vlkit.grounding.keys import BARE, NOTHING, RULES, Found, KeyReader, Reading, Space, plain
+from vlkit.grounding.keys import (
+    BARE,
+    CONTAINERS,
+    NOTHING,
+    RULES,
+    Found,
+    KeyReader,
+    Reading,
+    Space,
+    plain,
+)
 from vlkit.grounding.tokens import GAP, NUMBER, Node, flat, numbers_of, parse_values
 
 
@@ -82,11 +92,12 @@ _STRAY = (  # coordinates in no form at all, and what to say; the first also nex
         "the fenced block is not JSON",
     ),
     (
-        r"(?i)(?:\b(?:at|from)|box|located|location|coordinates?|corners?|left|right|center|\bpoint|坐标|位置"
-        rf"|位于|框)[^\n.;()\[\]\"']{{0,30}}[(\[（［]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?"
+        r"(?i)(?:\b(?:at|from|point|click|tap)|box|located|location|coordinates?|corners?|left|right"
+        rf"|center|坐标|位置|位于|框)[^\n.;()\[\]\"']{{0,30}}[(\[（［]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?"
         rf"(?:[,，]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?)?[)\]）］]"
         rf"|\b(?:x_?1|x_?min|left)\s?[:=]\s?{NUMBER}[,;]?\s?(?:y_?1|y_?min|top)\s?[:=]\s?\d"
-        rf"|(?m:^)[^\n\[\](]{{1,40}}\[{NUMBER}(?:,\s?{NUMBER}){{3}}\](?m:$)"  # cat: [1, 2, 3, 4]
+        rf"|(?m:^)[^\n\[\](]{{1,40}}\[{NUMBER}(?:,\s?{NUMBER}){{3}}\][ |,]*+(?m:$)"
+        rf"|(?m:^)[^\n\d,]{{1,40}}(?:,{NUMBER}){{4}}(?m:$)"
         r"|(?:<(?:loc_?|bin_)?\d{1,4}>){2}",
         f"coordinates in a sentence ({{}}) are not read; {_ASK}",
     ),
@@ -198,6 +209,8 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
     reader.span, text = (start, end), reader.text[start:end]
     if node is None and text[0] == "[" and text[-1] == "]" and numbers_of(text):  # several lists
         node = parse_values(f"[{text}]")[0]
+    while node and node.is_object and [plain(key) in CONTAINERS for key, _ in node.pairs] == [True]:
+        node = node.values[0] if isinstance(node.values[0], Node) else None
     values = node.values if node else []
     lists = [value for value in values if isinstance(value, Node) and not value.is_object]
     if node is None:

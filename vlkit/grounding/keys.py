@@ -88,7 +88,8 @@ _CONTAINERS = (
     "predictions annotations elements children parts part image images data arguments args "
     "parameters action input instances shapes words words_info blocks layout frames cells rows 结果"
 )
-_CORNERS = "x1 y1 x2 y2,xmin ymin xmax ymax,left top right bottom,x y width height,x y w h,x y"
+_CORNERS = "x1 y1 x2 y2,xmin ymin xmax ymax,topleft bottomright,"
+_CORNERS += "left top right bottom,x y width height,x y w h,x y"
 
 
 def plain(key: str) -> str:
@@ -104,7 +105,8 @@ RULES = {
 }
 _RANKS = {key: rank for rank, key in enumerate(RULES)}
 _LABELS = [plain(key) for key in LABEL_KEYS.split()]
-_NO_LABELS = {*map(plain, _CONTAINERS.split()), *RULES, *_LABELS, ""}
+CONTAINERS = {*map(plain, _CONTAINERS.split())}
+_NO_LABELS = {*CONTAINERS, *RULES, *_LABELS, ""}
 _TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
 BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
 # keys that say in which order their four numbers are
@@ -170,10 +172,10 @@ class KeyReader:
         own, count, outer_space = _label_of(fields) or label, len(self.items), self.space
         self.space = TOOL_SPACES.get(str(own), outer_space)
         names = sorted(fields.keys() & RULES.keys(), key=_RANKS.__getitem__)
-        corners = [] if names else _corners(fields, _CORNERS.split(",")[: None if rule else 2])
+        corners = [] if names else _corners(fields, _CORNERS.split(",")[: None if rule else 3])
         if corners and self.span[1] >= 0 <= span[1]:
             self.span = self.span if rule else span
-            self.keep(corners, None, own, rule or RULES["xyxy"], key or "x1y1x2y2")
+            self.keep(corners, None, own, rule or RULES["xyxy"], "corners")
         self._read_keys(fields, names, span, own)
         has_own = len(self.items) > count
         for name, (own_key, value) in fields.items():
@@ -271,7 +273,7 @@ def _corners(fields: Fields, names: list[str]) -> list[float]:
     """The numbers of corners with names, as x1, y1, x2, y2 or x, y."""
     for four in map(str.split, names):
         numbers = flat([fields[name][1] for name in four if name in fields])
-        if len(numbers) == len(four):
+        if len(numbers) == (4 if four[0] == "topleft" else len(four)):  # two pairs
             return _from_width(numbers) if four[-1] in ("height", "h") else numbers
     return []
 
