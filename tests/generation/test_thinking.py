@@ -7,6 +7,7 @@ import torch
 
 import vlkit
 from vlkit.errors import ModelError, VlkitError
+from vlkit.generation import rows
 from vlkit.generation.reply import TextPieces
 from vlkit.messages import opened_thought
 
@@ -37,6 +38,7 @@ def writes(vlm, monkeypatch):
             return ids
 
         monkeypatch.setattr(vlm.model, "generate", generate)
+        monkeypatch.setattr(rows, "choose_path", lambda vlm: ("library", ""))
 
     return install
 

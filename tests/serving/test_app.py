@@ -375,6 +375,7 @@ def test_what_a_model_thinks_is_reasoning_content(tiny_vlm, monkeypatch):
         return ids
 
     monkeypatch.setattr(vlm.model, "generate", generate)
+    monkeypatch.setattr(worker, "choose_path", lambda vlm: ("library", ""))
     with serving.start(vlm, name="qwen3.5-tiny") as server:
         client = openai.OpenAI(base_url=server.url, api_key="any", max_retries=0)
         request = {"model": server.name, "messages": [{"role": "user", "content": "What?"}]}
