@@ -202,7 +202,7 @@ def _check_video() -> Iterator[Finding]:
 
 
 def _check_models() -> Iterator[Finding]:
-    from vlkit.models.hub import available_models
+    from vlkit.models.hub import available_models, weight_files
 
     try:
         models = available_models()
@@ -210,7 +210,7 @@ def _check_models() -> Iterator[Finding]:
         yield Finding("models", str(error), "problem", "reinstall vlkit")
         return
     sizes = [
-        f"{name} ({sum(f.stat().st_size for f in path.glob('*.safetensors')) / 1e9:.2f} GB)"
+        f"{name} ({sum(f.stat().st_size for f in weight_files(path)) / 1e9:.2f} GB)"
         for name, path in models.items()
     ]
     yield Finding("models on disk", ", ".join(sizes))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import (
@@ -28,6 +30,7 @@ KINDS = {  # kind → (family, class prefix)
     "qwen3_5_moe": ("qwen3_5", "Qwen3_5Moe"),
     "qwen4_exp": ("qwen3_5", "Qwen4Exp"),
 }
+FIRST_KINDS = ("qwen_vl", "qwen_vl_base")  # Qwen-VL-Chat and Qwen-VL
 PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_5": 16}
 HIDDEN = 64
 LAYERS = 2
@@ -65,7 +68,12 @@ QWEN3_5_TEMPLATE = (  # insists on a question, trims contents, and thinks before
 
 
 def build_model(kind: str, folder: Path, *, seed: int = 0, max_shard_size: str = "1GB") -> Path:
-    """Write a model of one of ``KINDS`` to ``folder``; the same seed gives the same weights."""
+    """Write a model of one of ``KINDS`` or ``FIRST_KINDS`` to ``folder``.
+
+    The same seed gives the same weights.
+    """
+    if kind in FIRST_KINDS:
+        return _build_first(kind, folder, seed)
     family, prefix = KINDS[kind]
     tokenizer = _tokenizer(family)
     vision, text = _dimensions(kind, len(tokenizer))
@@ -163,6 +171,101 @@ def _processor(family: str, tokenizer):
     template = QWEN3_TEMPLATE if family == "qwen3_vl" else QWEN3_5_TEMPLATE
     video_processor = Qwen3VLVideoProcessor(patch_size=patch, size=size)
     return Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=template)
+
+
+# --- the first generation, as it was published in 2023 -------------------------------------------
+
+FIRST_CONFIG = {
+    "architectures": ["QWenLMHeadModel"], "model_type": "qwen", "torch_dtype": "float32",
+    "auto_map": {
+        "AutoConfig": "configuration_qwen.QWenConfig",
+        "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+    },
+    "hidden_size": 256, "intermediate_size": 512, "kv_channels": 64, "num_attention_heads": 4,
+    "num_hidden_layers": LAYERS, "vocab_size": 480, "seq_length": 2048, "no_bias": True,
+    "max_position_embeddings": 8192, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10000,
+    "rotary_pct": 1.0, "use_dynamic_ntk": True, "use_logn_attn": True, "use_flash_attn": "auto",
+    "tie_word_embeddings": False, "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0,
+    "bf16": False, "fp16": False, "fp32": True, "scale_attn_weights": True, "use_cache": True,
+    "visual": {
+        "heads": 4, "image_size": 448, "image_start_id": 470, "layers": LAYERS, "mlp_ratio": 2.0,
+        "output_dim": 256, "patch_size": 14, "width": 64,
+    },
+}  # fmt: skip
+
+
+def first_weights(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights under the names of Qwen-VL's ``pytorch_model.bin.index.json``."""
+    hidden, inner, width, vocabulary = 256, 256, 64, FIRST_CONFIG["vocab_size"]
+    linear = {
+        "attn.in_proj": (3 * width, width),
+        "attn.out_proj": (width, width),
+        "mlp.c_fc": (2 * width, width),
+        "mlp.c_proj": (width, 2 * width),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (vocabulary, hidden)}
+    for i in range(LAYERS):
+        layer, block = f"transformer.h.{i}", f"transformer.visual.transformer.resblocks.{i}"
+        shapes |= {f"{layer}.ln_{n}.weight": (hidden,) for n in (1, 2)}
+        shapes |= {f"{layer}.attn.c_attn.weight": (3 * hidden, hidden)}
+        shapes |= {f"{layer}.attn.c_attn.bias": (3 * hidden,)}
+        shapes |= {f"{layer}.attn.c_proj.weight": (hidden, hidden)}
+        shapes |= {f"{layer}.mlp.{n}.weight": (inner, hidden) for n in ("w1", "w2")}
+        shapes |= {f"{layer}.mlp.c_proj.weight": (hidden, inner)}
+        for name, size in linear.items():
+            shapes |= {f"{block}.{name}.weight": size, f"{block}.{name}.bias": size[:1]}
+        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
+            shapes[f"{block}.{name}"] = (width,)
+    visual = {
+        "positional_embedding": (256, width), "conv1.weight": (width, 3, 14, 14),
+        "ln_pre.weight": (width,), "ln_pre.bias": (width,),
+        "attn_pool.pos_embed": (256, hidden), "attn_pool.query": (256, hidden),
+        "attn_pool.kv_proj.weight": (hidden, width),
+        "attn_pool.attn.in_proj_weight": (3 * hidden, hidden),
+        "attn_pool.attn.in_proj_bias": (3 * hidden,),
+        "attn_pool.attn.out_proj.weight": (hidden, hidden),
+        "attn_pool.attn.out_proj.bias": (hidden,),
+        **{f"attn_pool.ln_{n}": (hidden,) for n in ("q.weight", "q.bias", "kv.weight", "kv.bias")},
+        "ln_post.weight": (hidden,), "ln_post.bias": (hidden,), "proj": (hidden, hidden),
+    }  # fmt: skip
+    shapes |= {f"transformer.visual.{name}": size for name, size in visual.items()}
+    shapes |= {"transformer.ln_f.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+    random = np.random.RandomState(seed)  # the same numbers in every version of numpy
+    weights = {}
+    for name, size in shapes.items():
+        values = torch.from_numpy(random.standard_normal(size)).float() * 0.1
+        weights[name] = values + 1 if "ln_" in name and name.endswith("weight") else values
+    return weights
+
+
+def _build_first(kind: str, folder: Path, seed: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = first_weights(seed)
+    names = list(weights)
+    files = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    shards = dict(zip(files, (names[: len(names) // 2], names[len(names) // 2 :]), strict=True))
+    for file, of_file in shards.items():
+        torch.save({name: weights[name] for name in of_file}, folder / file)
+    size = sum(weight.nbytes for weight in weights.values())
+    index = {
+        "metadata": {"total_size": size},
+        "weight_map": {name: file for file, of_file in shards.items() for name in of_file},
+    }
+    tokens = [f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256)]
+    texts = {
+        "pytorch_model.bin.index.json": json.dumps(index),
+        "config.json": json.dumps(FIRST_CONFIG),
+        "qwen.tiktoken": "\n".join(tokens) + "\n",
+        "generation_config.json": json.dumps(
+            {"chat_format": "chatml" if kind == "qwen_vl" else "raw", "eos_token_id": 256,
+             "pad_token_id": 256, "do_sample": True, "top_p": 0.5, "max_window_size": 6144}
+        ),
+        "modeling_qwen.py": "raise SystemExit('code of the model folder was run')\n",
+        "configuration_qwen.py": "raise SystemExit('code of the model folder was run')\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder
 
 
 def _rewrite_as_of_2025(folder: Path) -> None:

@@ -31,8 +31,16 @@ from vlkit.models.families import (
     published_rules,
     rules_of_processor,
 )
-from vlkit.models.hub import HUB_ID, HUBS, ModelFolder, cached_folder, read_config, read_model_file
-from vlkit.models.load import Model, load_processor
+from vlkit.models.hub import (
+    HUB_ID,
+    HUBS,
+    ModelFolder,
+    cached_folder,
+    read_config,
+    read_model_file,
+    weight_files,
+)
+from vlkit.models.load import Model, first_generation, load_processor
 from vlkit.models.memory import Cost, Memory, count_cost, estimate_memory
 from vlkit.plotting.html import FAINT, byte_text, fill_template, image_html, table_html
 
@@ -69,6 +77,7 @@ class Target:
         if self.folder is not None and (weights := _weight_bytes(self.folder)):
             from transformers import AutoConfig
 
+            first_generation(read_config(self.folder))
             return count_cost(AutoConfig.from_pretrained(self.folder), weights)
         if self.name in memory.SHAPES:
             weights = memory.count_memory(self.name).bfloat16
@@ -148,14 +157,16 @@ def _folder_target(name: str, folder: Path) -> Target:
 
 
 def _weight_bytes(folder: Path) -> int:
-    index = folder / "model.safetensors.index.json"  # counts shards that are still missing
-    total = index.is_file() and read_model_file(index).get("metadata", {}).get("total_size")
-    return total or sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    for index in folder.glob("*model.*.index.json"):  # counts shards that are still missing
+        if total := read_model_file(index).get("metadata", {}).get("total_size"):
+            return total
+    return sum(file.stat().st_size for file in weight_files(folder) if file.is_file())
 
 
 def _processor_in(name: str, folder: Path, config: dict) -> Any:
     """None without a tokenizer, as in a folder of a few JSON files."""
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+    files = ("tokenizer.json", "vocab.json", "qwen.tiktoken")
+    if not any((folder / file).is_file() for file in files):
         return None  # transformers would make an empty one
     try:
         return load_processor(ModelFolder(folder, name, "local", None, config))

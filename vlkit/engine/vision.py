@@ -131,6 +131,9 @@ def fast_tower(visual: Any) -> Iterator[None]:
     import torch
     from transformers.activations import QuickGELUActivation
 
+    if not hasattr(visual, "patch_embed"):  # Qwen-VL's
+        yield
+        return
     projection = visual.patch_embed.proj  # a convolution whose stride is its size
     weight, bias = projection.weight.flatten(1), projection.bias
     changed = {visual.patch_embed: partial(torch.nn.functional.linear, weight=weight, bias=bias)}

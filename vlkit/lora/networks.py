@@ -237,7 +237,7 @@ def part_of(name: str) -> str:
     """The one of ``PARTS`` to which a layer or parameter of this name belongs."""
     if ".visual." not in f".{name}":
         return PARTS[0]
-    return PARTS[2] if "merger" in name else PARTS[1]
+    return PARTS[2] if "merger" in name or "attn_pool" in name else PARTS[1]
 
 
 def _trained(layer: Any, rank: int | None) -> int:

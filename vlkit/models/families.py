@@ -23,13 +23,14 @@ class Family:
     Attributes:
         model_types: of ``config.json``.
         patch_size: side of a patch in pixels.
-        image_pixels: fewest and most of a picture, from ``preprocessor_config.json``; 4 and
-            16,384 tokens in Qwen2-VL and 2.5, 64 and 16,384 later. (The class in transformers has
-            a lower maximum, 1,280 tokens, which none of the repositories keeps.)
-        video_pixels: of a clip, from ``video_preprocessor_config.json``, which the first two
+        image_pixels: fewest and most of a picture, from ``preprocessor_config.json``; always 256
+            tokens in Qwen-VL, 4 to 16,384 in Qwen2-VL and 2.5, 64 to 16,384 later. (The class in
+            transformers has a lower maximum, 1,280 tokens, which none of the repositories keeps.)
+        video_pixels: of a clip, from ``video_preprocessor_config.json``, which the first three
             generations lack: theirs are the picture's.
         context_length: ``max_position_embeddings`` in ``config.json``.
         spelling: how names on the hubs spell it.
+        square: pixels of each side to which every picture is resized; 0 where sizes differ.
     """
 
     model_types: tuple[str, ...]
@@ -38,17 +39,22 @@ class Family:
     video_pixels: tuple[int, int]
     context_length: int
     spelling: str
+    square: int = 0
 
 
 _PATCH_14 = ((4 * 28**2, 16_384 * 28**2),) * 2
 _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 
 # names on the hubs; of models made from these, what their config.json has as its model_type
+# (qwen-vl-max and its like are hosted, and of later generations)
 _QWEN2 = r"qwen2[_-]?vl|qvq-72b|ui-tars-\d+b|os-atlas-\w+-7b|olmocr-7b-0225"
 _QWEN2_5 = r"qwen2[._]5[_-]?vl|ui-tars-1\.5|olmocr-(2-)?7b-(0[78]|1\d)25|cosmos-reason1"
 _QWEN3 = r"qwen3[_-]?vl|cosmos-reason2"
 
 FAMILIES = {
+    "qwen_vl": Family(
+        ("qwen",), 14, *((448**2, 448**2),) * 2, 8_192, r"qwen[_-]?vl(?!-(max|plus|ocr))", 448
+    ),
     "qwen2_vl": Family(("qwen2_vl",), 14, *_PATCH_14, 32_768, _QWEN2),
     "qwen2_5_vl": Family(("qwen2_5_vl",), 14, *_PATCH_14, 128_000, _QWEN2_5),
     "qwen3_vl": Family(("qwen3_vl", "qwen3_vl_moe"), 16, *_PATCH_16, 262_144, _QWEN3),
@@ -58,6 +64,9 @@ FAMILIES = {
         r"qwen3[._][5-9](?!b)|qwen4[_-]?exp",
     ),
 }  # fmt: skip
+
+
+_FIRST_VISION = {"visual", "vision_config"}  # without them, "qwen" is a text model
 
 
 def family_named(name: str) -> str | None:
@@ -87,7 +96,7 @@ def family_of(config: dict, name: str) -> str:
     """
     kind = config.get("model_type")
     for key, family in FAMILIES.items():
-        if kind in family.model_types:
+        if kind in family.model_types and (kind != "qwen" or config.keys() & _FIRST_VISION):
             return key
     if _is_newer(kind):
         newest = list(FAMILIES)[-1]
@@ -96,12 +105,6 @@ def family_of(config: dict, name: str) -> str:
             f"read by the rules of {newest}. Update vlkit, or check the first answers' boxes"
         )
         return newest
-    if kind == "qwen" and "visual" in config:
-        raise ModelError(
-            f"{name} is a first-generation Qwen-VL, whose code lives outside transformers; "
-            "load Qwen/Qwen2-VL-2B-Instruct or newer (vlkit.parse_grounding reads its answers with "
-            'family="qwen_vl")'
-        )
     known = [t for family in FAMILIES.values() for t in family.model_types]
     raise ModelError(
         f"{name} has model_type={kind!r}, which is not a vision model of this family; "
@@ -135,12 +138,14 @@ class SizeRules:
         image_pixels: fewest and most pixels of a resized picture.
         video_pixels: the same for its video processor (per frame for patches of 14 pixels).
         max_image_tokens: limit for every picture or frame without its own limit, or None.
+        square: pixels of each side to which every picture is resized; 0 where sizes differ.
     """
 
     patch_size: int
     image_pixels: tuple[int, int]
     video_pixels: tuple[int, int]
     max_image_tokens: int | None = None
+    square: int = 0
 
     @property
     def side(self) -> int:
@@ -152,15 +157,24 @@ class SizeRules:
 
         A picture's limits take precedence over the model's (``max_image_tokens``), and these over
         the processor's.
+
+        Raises:
+            ModelError: a limit that a family of one size cannot keep.
         """
         token = self.side**2
         low, high = self.image_pixels
         image = image or Image(None)
         most = _pixels_of(image.max_tokens, token, image.max_pixels)
         most = most or (self.max_image_tokens or 0) * token
+        least = _pixels_of(image.min_tokens, token, image.min_pixels)
+        if self.square and (least > low or 0 < most < high):
+            raise ModelError(
+                f"Qwen-VL sees every picture at {self.square} × {self.square} pixels, "
+                f"{low // token} tokens, and cannot keep another limit; leave it out"
+            )
         if most:
             low, high = min(low, most), most
-        if least := _pixels_of(image.min_tokens, token, image.min_pixels):
+        if least:
             has_most = image.max_tokens or image.max_pixels
             low, high = least, high if has_most else max(high, 2 * least)  # room for rounding up
         return low, max(high, low)
@@ -168,6 +182,8 @@ class SizeRules:
     def image_size(self, size: Size, image: Image | None = None) -> Size:
         """The (width, height) at which the model sees an upright picture of this size."""
         limits = self.image_limits(image)
+        if self.square:
+            return self.square, self.square
         return fit_size(size, self.side, limits, strictly=limits != self.image_pixels)
 
     def frame_size(self, size: Size, count: int, video: Video | None = None) -> Size:
@@ -181,7 +197,15 @@ class SizeRules:
             size: (width, height) of the upright original.
             count: frames sampled.
             video: with its limit.
+
+        Raises:
+            ModelError: the first generation reads no clips.
         """
+        if self.square:
+            raise ModelError(
+                "Qwen-VL, the first generation, reads pictures, but no clips; ask about single "
+                "frames, or load Qwen2-VL or later"
+            )
         token = self.side**2
         low, high = FRAME_TOKENS[0] * token, FRAME_TOKENS[1] * token
         least, most_of_processor = self.video_pixels
@@ -206,7 +230,8 @@ def rules_of_processor(processor: Any, family: str, max_image_tokens: int | None
     """The rules of a loaded processor."""
     sizes = processor.image_processor.size, processor.video_processor.size
     picture, video = ((size["shortest_edge"], size["longest_edge"]) for size in sizes)
-    return SizeRules(FAMILIES[family].patch_size, picture, video, max_image_tokens)
+    known = FAMILIES[family]
+    return SizeRules(known.patch_size, picture, video, max_image_tokens, known.square)
 
 
 def published_rules(family: str, config: dict | None = None) -> SizeRules:
@@ -217,7 +242,8 @@ def published_rules(family: str, config: dict | None = None) -> SizeRules:
         config: a ``preprocessor_config.json`` that takes precedence.
     """
     known = FAMILIES[family]
-    rules = SizeRules(known.patch_size, known.image_pixels, known.video_pixels)
+    sizes = known.image_pixels, known.video_pixels
+    rules = SizeRules(known.patch_size, *sizes, square=known.square)
     config = config or {}
     size = config.get("size") or {}
     low = config.get("min_pixels") or size.get("shortest_edge")

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,10 +40,10 @@ def check_folder(path: Path) -> dict:
 
     Raises:
         ModelError: no or a broken ``config.json``, a missing or cut-off shard, an unfinished
-            download, or weights that are not safetensors.
+            download, or weights that are not safetensors (or, of Qwen-VL, PyTorch's ``.bin``).
     """
     config = read_config(path)
-    shards = _shards(path)
+    shards = weight_files(path)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise ModelError(
@@ -89,10 +90,21 @@ def read_model_file(file: Path) -> dict:
     return content
 
 
-def _shards(path: Path) -> list[Path]:
-    """The weight files that a folder should contain."""
-    index = path / "model.safetensors.index.json"
-    shards = sorted(path.glob("model*.safetensors"))
+def weight_files(path: Path) -> list[Path]:
+    """The weight files that a folder should contain, whether they are there or not."""
+    found = _shards(path, "model", ".safetensors")
+    return found or (_shards(path, "pytorch_model", ".bin") if _is_pickled(path) else [])
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether this is Qwen-VL, the only one of the family published before safetensors."""
+    config = path / "config.json"
+    return config.is_file() and read_model_file(config).get("model_type") == "qwen"
+
+
+def _shards(path: Path, stem: str, ending: str) -> list[Path]:
+    index = path / f"{stem}{ending}.index.json"
+    shards = sorted(path.glob(f"{stem}*{ending}"))
     if not index.is_file():
         is_numbered = any(re.search(r"-of-\d+$", shard.stem) for shard in shards)
         return [index, *shards] if is_numbered else shards
@@ -103,11 +115,15 @@ def _shards(path: Path) -> list[Path]:
 
 
 def check_shard(shard: Path) -> None:
-    """Compare a safetensors file's size with what its header promises; reads no tensor.
+    """Compare a weight file's size with what its header promises; reads no tensor.
 
     Raises:
-        ModelError: the file is cut off, or not a safetensors file.
+        ModelError: the file is cut off, or not what its name says.
     """
+    if shard.suffix == ".bin":
+        if not zipfile.is_zipfile(shard):  # whose directory is at its end
+            raise ModelError(f"{shard} is cut off or not a PyTorch file; download it again")
+        return
     size = shard.stat().st_size
     try:
         with shard.open("rb") as stream:
@@ -237,18 +253,29 @@ def _download(name: str, hub: str, revision: str | None, patterns=(), local_dir=
         from modelscope import snapshot_download
     else:
         from huggingface_hub import snapshot_download
-    try:
+
+    def download(wanted: list[str] | None, ignored: list[str] | None) -> Path:
         path = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=list(patterns) or None,
-            ignore_patterns=None if patterns else NOT_NEEDED,
+            allow_patterns=wanted,
+            ignore_patterns=ignored,
             local_dir=os.fspath(local_dir) if local_dir else None,
             cache_dir=str(_cache(hub)),
         )
+        return Path(path)
+
+    try:
+        if patterns:
+            return download(list(patterns), None)
+        path = download(None, NOT_NEEDED)
+        if _is_pickled(path) and not _shards(path, "model", ".safetensors"):
+            download(["pytorch_model*.bin"], None)
+        return path
+    except ModelError:
+        raise
     except Exception as error:  # each hub has other exceptions
         raise ModelError(_explain_download(name, hub, revision, error)) from error
-    return Path(path)
 
 
 def _explain_download(name: str, hub: str, revision: str | None, error: Exception) -> str:

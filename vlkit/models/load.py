@@ -19,7 +19,7 @@ from vlkit.errors import ModelError, RemoteError, check_choice, check_whole, one
 from vlkit.files import digest
 from vlkit.models.adapters import attach_adapter, find_adapter, load_weights_beside
 from vlkit.models.families import SizeRules, family_of, rules_of_processor
-from vlkit.models.hub import Hub, ModelFolder, find_model
+from vlkit.models.hub import Hub, ModelFolder, find_model, weight_files
 from vlkit.models.memory import Cost, count_cost
 from vlkit.settings import HOSTED_OPTIONS, honours_choice
 from vlkit.threads import leave_busy_cores
@@ -90,8 +90,7 @@ def _choose_map(folder: ModelFolder, dtype: Any, quantize: str | None) -> str:
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
     stored = choose_dtype("auto", "cuda", folder.config)
     share = _QUANTIZED[quantize] if quantize else dtype.itemsize / stored.itemsize
-    files = [*folder.path.glob("*.safetensors"), *folder.path.glob("*.bin")]
-    need = _ROOM * share * sum(file.stat().st_size for file in files)
+    need = _ROOM * share * sum(file.stat().st_size for file in weight_files(folder.path))
     return f"cuda:{free.index(max(free))}" if len(free) > 1 and need < max(free) else "auto"
 
 
@@ -443,8 +442,9 @@ def load(
 
     Raises:
         RemoteError: a hosted model that cannot be reached as asked.
-        ModelError: what is wrong and what to do. Weights are safetensors only, and no code from a
-            model folder is ever run.
+        ModelError: what is wrong and what to do. Weights are safetensors only (of Qwen-VL also
+            PyTorch's ``.bin``, of which nothing but tensors is read), and no code from a model
+            folder is ever run.
     """
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f'model={model!r} must be "tiny", a folder or a hub id, as text')
@@ -509,15 +509,24 @@ def load_here(
     return VLM(network.eval(), processor, family, folder, name, max_image_tokens)
 
 
+def first_generation(config: dict) -> Any:
+    """The module of Qwen-VL, whose classes transformers then knows; None for other generations."""
+    if config.get("model_type") != "qwen":
+        return None
+    return import_module("vlkit.models.qwen_vl")
+
+
 def _load_network(folder: ModelFolder, options: dict[str, Any]):
     import torch
     from transformers import AutoModelForImageTextToText
 
+    first = first_generation(folder.config)
     try:
         with _quiet_loading(folder.path):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder.path,
-                use_safetensors=True,
+                use_safetensors=weight_files(folder.path)[0].suffix == ".safetensors",
+                weights_only=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
@@ -532,6 +541,8 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     except Exception as error:  # transformers has no family of errors
         raise ModelError(f"{folder.name} could not be loaded: {one_line(error)}") from error
     network, info = loaded
+    if first:
+        first.set_endings(network)
     _check_loaded(folder.path, info)
     places = set(map(str, getattr(network, "hf_device_map", {}).values()))
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
@@ -562,7 +573,7 @@ def _quiet_loading(path: Path):
     """No progress bar for a small model, and no report of weights: `_check_loaded` makes one."""
     from transformers.utils import logging as transformers_logging
 
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in weight_files(path))
     hide_bar = size <= QUIET_BYTES and transformers_logging.is_progress_bar_enabled()
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_not_report)
@@ -584,10 +595,12 @@ def load_processor(folder: ModelFolder):
     """A model folder's processor, padding on the left. Raises ModelError."""
     from transformers import AutoProcessor
 
+    options = {"trust_remote_code": False, "local_files_only": True, "padding_side": "left"}
     try:
-        processor = AutoProcessor.from_pretrained(
-            folder.path, trust_remote_code=False, local_files_only=True, padding_side="left"
-        )
+        if first := first_generation(folder.config):
+            processor: Any = first.load_processor(folder.path)
+        else:
+            processor = AutoProcessor.from_pretrained(folder.path, **options)
     except Exception as error:  # as above
         raise ModelError(
             f"{folder.path} has no usable processor ({one_line(error)}); it needs the "

@@ -6,6 +6,7 @@ import ctypes
 import os
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlkit.models.families import family_of_name
@@ -162,6 +163,7 @@ def mlp_width(text: Any) -> int:
 # of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
 # embeddings; of the vision tower: depth, width, intermediate; as in config.json on the hubs
 SHAPES = {
+    "Qwen/Qwen-VL-Chat": ((4096, 32, 32, 32, 11008, 151936, False), (48, 1664, 8192)),
     "Qwen/Qwen2-VL-2B-Instruct": ((1536, 28, 12, 2, 8960, 151936, True), (32, 1280, 5120)),
     "Qwen/Qwen2-VL-7B-Instruct": ((3584, 28, 28, 4, 18944, 152064, False), (32, 1280, 5120)),
     "Qwen/Qwen2-VL-72B-Instruct": ((8192, 80, 64, 8, 29568, 152064, False), (32, 1280, 5120)),
@@ -235,6 +237,8 @@ def build_config(name: str):
     }  # fmt: skip
     vision: dict = {"depth": depth, "num_heads": 12 if depth == 12 else 16}
     kind = family_of_name(name)
+    if kind == "qwen_vl":
+        return import_module("vlkit.models.qwen_vl").QwenVLConfig()
     if kind == "qwen2_vl":
         vision |= {"embed_dim": width, "hidden_size": hidden, "mlp_ratio": v_inner // width}
     else:

@@ -122,7 +122,7 @@ def weights_hash(folder: Path) -> dict[str, str]:
     (its cache names files by them). ``"headers"``: each file's size, header (names, types and
     shapes of the tensors) and 16 samples of 64 KiB, which differ after any further training.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     sums, of = [_hub_sum(file) for file in files], "hub"
     if not all(sums):
         whole = sum(file.stat().st_size for file in files) <= WHOLE_BYTES

@@ -86,7 +86,7 @@ class HostedOptions(TypedDict, total=False):
             ``OPENAI_BASE_URL``, or OpenAI's.
         api_key: by default from ``OPENAI_API_KEY`` or ``DASHSCOPE_API_KEY``.
         region: of DashScope: ``"beijing"``, ``"singapore"``, ``"virginia"`` or ``"hongkong"``.
-        family: a key of ``FAMILIES`` or ``"qwen_vl"``, where the name does not show it; it
+        family: a key of ``FAMILIES``, where the name does not show it; it
             decides how boxes are read.
         prices: ``{"input": …, "output": …}`` for a million tokens; replies then have a ``cost``.
         timeout: seconds for an answer, or for the next piece of a streamed one.

@@ -22,8 +22,7 @@ REGIONS = {
 }
 
 
-# tokens of prompt and answer; the first generation is still hosted, but vlkit cannot load it
-CONTEXTS = {"qwen_vl": 8192} | {name: family.context_length for name, family in FAMILIES.items()}
+CONTEXTS = {name: family.context_length for name, family in FAMILIES.items()}
 _FIRST_RULES = SizeRules(14, *((4 * 28**2, 1280 * 28**2),) * 2)  # the service resizes to 448×448
 _MOST_TOKENS = 16_384  # of a picture, on every service and in every generation
 
@@ -239,7 +238,8 @@ def server_rules(entry: dict) -> SizeRules | None:
         return None
     if not (known and whole and low <= high and least <= most):
         return None
-    return SizeRules(rules["patch_size"], (low, high), (least, most), limit)
+    square = FAMILIES[rules["family"]].square
+    return SizeRules(rules["patch_size"], (low, high), (least, most), limit, square)
 
 
 def _service_rules(service: Service, family: str, patch_size: int) -> SizeRules:
