@@ -158,10 +158,11 @@ def mlp_width(text: Any) -> int:
     return experts * text.moe_intermediate_size + shared
 
 
-# Qwen3.5's are also in THUDM/slime, scripts/models/qwen3.5-*.sh, and, of the largest, in
-# ai-dynamo/aiconfigurator, model_configs/Qwen--Qwen3.5-397B-A17B_config.json.
 # of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
-# embeddings; of the vision tower: depth, width, intermediate; as in config.json on the hubs
+# embeddings; of the vision tower: depth, width, intermediate. Each is in config.json of its hub
+# page (https://huggingface.co/ and the name); from Qwen3.5 on also in the page's text, under
+# "Model Overview", except for the vision tower.
+# Qwen4-Exp has no public sizes yet: the class in transformers leaves out its n-gram embeddings.
 SHAPES = {
     "Qwen/Qwen-VL-Chat": ((4096, 32, 32, 32, 11008, 151936, False), (48, 1664, 8192)),
     "Qwen/Qwen2-VL-2B-Instruct": ((1536, 28, 12, 2, 8960, 151936, True), (32, 1280, 5120)),
@@ -176,14 +177,27 @@ SHAPES = {
     "Qwen/Qwen3-VL-8B-Instruct": ((4096, 36, 32, 8, 12288, 151936, False), (27, 1152, 4304)),
     "Qwen/Qwen3-VL-32B-Instruct": ((5120, 64, 64, 8, 25600, 151936, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-0.8B": ((1024, 24, 8, 2, 3584, 248320, True), (12, 768, 3072)),
+    "Qwen/Qwen3.5-2B": ((2048, 24, 8, 2, 6144, 248320, True), (24, 1024, 4096)),
     "Qwen/Qwen3.5-4B": ((2560, 32, 16, 4, 9216, 248320, True), (24, 1024, 4096)),
     "Qwen/Qwen3.5-9B": ((4096, 32, 16, 4, 12288, 248320, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-27B": ((5120, 64, 24, 4, 17408, 248320, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-35B-A3B": ((2048, 40, 16, 2, 512, 248320, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.5-122B-A10B": ((3072, 48, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-397B-A17B": ((4096, 60, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
 }
+SHAPES |= {  # later models of the same shape
+    "Qwen/Qwen-VL": SHAPES["Qwen/Qwen-VL-Chat"],
+    "Qwen/Qwen3.6-27B": SHAPES["Qwen/Qwen3.5-27B"],
+    "Qwen/Qwen3.6-35B-A3B": SHAPES["Qwen/Qwen3.5-35B-A3B"],
+    "Qwen/Qwen3.8-27B": SHAPES["Qwen/Qwen3.5-27B"],
+}
 # experts, and how many work on one token; each is as wide as "intermediate", the shared one too
-EXPERTS = {"Qwen/Qwen3.5-35B-A3B": (256, 8), "Qwen/Qwen3.5-397B-A17B": (512, 10)}
+EXPERTS = {
+    "Qwen/Qwen3.5-35B-A3B": (256, 8),
+    "Qwen/Qwen3.5-122B-A10B": (256, 8),
+    "Qwen/Qwen3.5-397B-A17B": (512, 10),
+    "Qwen/Qwen3.6-35B-A3B": (256, 8),
+}
 
 
 @dataclass(frozen=True)
