@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import vlkit
 from vlkit.cli.app import app
+from vlkit.errors import VlkitError
 
 RED_CIRCLE = str(vlkit.sample("red_circle"))
 
@@ -93,3 +94,37 @@ def test_chat_keeps_the_picture_and_survives_mistakes():
 def test_doctor_finds_this_machine_ready():
     result = run("doctor")
     assert result.exit_code == 0 and "Ready." in result.stdout and "tiny" in result.stdout
+
+
+@pytest.mark.parametrize(("language", "found"), [("en", "red circle"), ("zh", "红色圆形")])
+def test_predict_locates_in_the_words_of_the_models_generation(language, found):
+    options = ["--locate", found, "--language", language, "--image", RED_CIRCLE, "--json"]
+    record = json.loads(run("predict", *options).stdout)
+    assert record["prompt"] == vlkit.locate_prompt(found, family="qwen2_vl", language=language)
+    truth = vlkit.samples()["red_circle"].boxes[0]
+    assert vlkit.iou(vlkit.Box(**record["boxes"][0]), truth) > 0.5 and found in record["text"]
+
+
+@pytest.mark.parametrize("options", [[], ["--prompt", "x", "--locate", "y"]])
+def test_predict_takes_a_question_or_an_object(options):
+    with pytest.raises(VlkitError, match="either --prompt, a question, or --locate, an object"):
+        run("predict", *options)
+
+
+def test_predict_with_and_without_thinking(tiny_folder):
+    options = ["--prompt", "Hi", "--model", str(tiny_folder("qwen3_5")), "--json"]
+    options += ["--max-new-tokens", "3"]
+    quick = json.loads(run("predict", *options, "--no-thinking").stdout)
+    assert quick["text"] and "thinking" not in quick
+    for thinks in (["--thinking"], []):  # as its template does by default
+        record = json.loads(run("predict", *options, *thinks).stdout)
+        assert record["thinking"] and not record["text"]
+    with pytest.raises(VlkitError, match="no switch for thinking"):
+        run("predict", "--prompt", "Hi", "--no-thinking")
+
+
+def test_evaluate_grounding_asks_in_chinese(tmp_path):
+    out = tmp_path / "out"
+    run("evaluate-grounding", "tiny", "samples", "--out", str(out), "--limit", "2",
+        "--language", "zh", "--max-new-tokens", "4")  # fmt: skip
+    assert "框出图中" in (out / "rows.csv").read_text(encoding="utf-8")

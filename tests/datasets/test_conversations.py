@@ -3,7 +3,7 @@
 import pytest
 
 import vlkit
-from vlkit.datasets.conversations import SWIFT, default_prompt
+from vlkit.datasets.conversations import SWIFT, locate_prompt
 from vlkit.errors import VlkitError
 from vlkit.grounding.formats import FORMATS
 from vlkit.widgets.ask import examples_for
@@ -66,7 +66,7 @@ def test_the_panels_examples_are_in_these_words():
 
 @pytest.mark.parametrize("name", [*FORMATS, SWIFT])
 def test_training_data_asks_alike(name):
-    assert default_prompt(name).count("{label}") == 1
+    assert locate_prompt("{label}", family=name).count("{label}") == 1
 
 
 @pytest.mark.parametrize(

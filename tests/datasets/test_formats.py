@@ -11,7 +11,7 @@ import pytest
 
 import vlkit
 from vlkit import Box, Point, Quad
-from vlkit.datasets.conversations import default_prompt
+from vlkit.datasets.conversations import locate_prompt
 from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
@@ -85,7 +85,7 @@ def test_what_is_trained_is_what_evaluation_asks(name, folder, scenes):
     path = folder / "d.jsonl"
     with pytest.warns(UserWarning, match="left out 1 picture without boxes"):
         write_scenes(scenes, path, format=name)
-    prompt = default_prompt(name)
+    prompt = locate_prompt("{label}", family=name)
     assert "{label}" in prompt
     trained = [(scene.prompt, len(scene.items)) for scene in read_scenes(path, format=name)]
     write_scenes(scenes, folder / "d.json", format="coco")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import vlkit
 from vlkit import Box
 from vlkit.cli.app import app
-from vlkit.datasets.conversations import default_prompt
+from vlkit.datasets.conversations import locate_prompt
 from vlkit.datasets.pictures import Scene
 from vlkit.datasets.scenes import read_scenes, write_scenes
 from vlkit.errors import VlkitError
@@ -83,7 +83,7 @@ def test_the_samples_themselves(source, tmp_path):
 def test_a_wrong_answer_is_missed_and_shown(vlm, tmp_path):
     data = tmp_path / "d.json"
     write_scenes([*known_scenes(), hungry()], data, format="coco")
-    questions = read_questions(data, prompt=default_prompt("qwen2_vl"))
+    questions = read_questions(data, prompt=locate_prompt("{label}", family="qwen2_vl"))
     result = ask_grounding(vlm, questions, data="d", progress=False, bootstrap=100)
     assert result.evaluation.accuracy == pytest.approx(4 / 5)
     assert result.evaluation.worst(1) == [4]
@@ -111,7 +111,7 @@ def test_failures_and_unreadable_answers_count_as_missed(vlm, tmp_path, monkeypa
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_model_that_knows_nothing_scores_nothing(kind, tiny_vlm):
     vlm = tiny_vlm(kind)
-    questions = read_questions("samples", prompt=default_prompt(vlm.family))[:3]
+    questions = read_questions("samples", prompt=locate_prompt("{label}", family=vlm.family))[:3]
     assert "JSON" in questions[0].prompt
     result = ask_grounding(vlm, questions, max_new_tokens=8, bootstrap=10, progress=False)
     assert result.evaluation.accuracy == 0 and len(result.gallery().pictures) == 3
@@ -210,7 +210,7 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
     from pathlib import Path
 
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    questions = read_questions("samples", prompt=default_prompt(vlm.family))
+    questions = read_questions("samples", prompt=locate_prompt("{label}", family=vlm.family))
     result = ask_grounding(vlm, questions, progress=False)
     shown = {
         "accuracy at IoU 0.5": "accuracy@0.5",

@@ -15,7 +15,14 @@ from rich.table import Table
 from vlkit.cli.batch import batch
 from vlkit.cli.grounding import convert, evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
-from vlkit.cli.options import LOAD_OPTIONS, console, error_console, print_plain, with_load_options
+from vlkit.cli.options import (
+    LOAD_OPTIONS,
+    Language,
+    console,
+    error_console,
+    print_plain,
+    with_load_options,
+)
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
 from vlkit.errors import VlkitError, counted
@@ -119,7 +126,12 @@ def main() -> None:
 @with_load_options()
 def predict(
     *,
-    prompt: Annotated[str, typer.Option(help="The question.")],
+    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    locate: Annotated[
+        str | None,
+        typer.Option(metavar="OBJECT", help="Ask for its box instead, in the model's own words."),
+    ] = None,
+    language: Annotated[Language, typer.Option(help="Of the question of --locate.")] = "en",
     image: Annotated[
         list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
     ] = None,
@@ -131,6 +143,7 @@ def predict(
     json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Ask one question, about pictures or without."""
+    from vlkit.datasets.conversations import locate_prompt
     from vlkit.files import check_writable
     from vlkit.generation.generate import generate
     from vlkit.generation.reply import record_of
@@ -139,10 +152,13 @@ def predict(
 
     if output_dir is not None:
         check_writable(output_dir)  # before a large model answers
-    if not prompt.strip():
+    if prompt is not None and not prompt.strip():
         raise VlkitError("the --prompt is empty; write a question")
+    if (prompt is None) == (locate is None):
+        raise VlkitError("pass either --prompt, a question, or --locate, an object to find")
     media = [_read_media(source) for source in image or []]  # before a large model is loaded
     vlm = load(**load_options)
+    prompt = prompt or locate_prompt(str(locate), family=vlm.family, language=language)
     reply = generate(vlm, user(prompt, *media), **answer_options)
     record: dict[str, Any] = {"model": vlm.name, "revision": vlm.revision}
     record |= {"prompt": prompt, "images": image or [], **answer_options}

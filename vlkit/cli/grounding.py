@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkit.cli.options import TokensOption, print_plain, with_load_options
+from vlkit.cli.options import Language, TokensOption, print_plain, with_load_options
 from vlkit.settings import MAX_NEW_TOKENS
 
 
@@ -67,6 +67,7 @@ def evaluate_grounding(
     prompt: Annotated[
         str | None, typer.Option(help='With "{label}"; by default the usual one of the family.')
     ] = None,
+    language: Annotated[Language, typer.Option(help="Of the usual prompt.")] = "en",
     iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
@@ -79,7 +80,7 @@ def evaluate_grounding(
     Writes metrics.json, rows.csv and gallery.html (the worst answers against the truth), all of
     them or none.
     """
-    from vlkit.datasets.conversations import default_prompt
+    from vlkit.datasets.conversations import locate_prompt
     from vlkit.evaluation.asking import ask_grounding, read_questions
     from vlkit.evaluation.metrics import check_thresholds
     from vlkit.files import check_free, check_writable
@@ -91,7 +92,8 @@ def evaluate_grounding(
     ask = partial(read_questions, data, format=data_format, images=images)
     ask(prompt=prompt or "{label}")  # before a large model is loaded
     vlm: Any = load(**load_options)
-    questions = ask(prompt=prompt or default_prompt(vlm.family))
+    usual = locate_prompt("{label}", family=vlm.family, language=language)
+    questions = ask(prompt=prompt or usual)
     run = ask_grounding(
         vlm, questions[:limit], data=Path(data).name, iou=iou,
         max_new_tokens=max_new_tokens, batch_size=batch_size or "auto",

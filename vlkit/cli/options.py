@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ def print_plain(text: str, where: Console = console) -> None:
     where.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+Language = Literal["en", "zh"]
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
 
 
@@ -50,6 +51,7 @@ LOAD_OPTIONS = {  # of `vlkit.load`, in the order of --help: (type, help text, d
         str | None, "Of a hosted model whose name does not show it: qwen2-vl, qwen2.5-vl …"
     ),
     "max_image_tokens": _option(int | None, "Shrink pictures to this many tokens."),
+    "thinking": _option(bool | None, "Of a model that can think first: whether it does."),
 }
 ANSWER_OPTIONS = {  # of `vlkit.generate`
     "max_new_tokens": (TokensOption, MAX_NEW_TOKENS),

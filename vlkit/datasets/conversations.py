@@ -207,11 +207,6 @@ def _fill(kind: int, labels: Sequence[str], family: str, language: str) -> str:
     return template.format(label=between.join(labels))
 
 
-def default_prompt(name: str) -> str:
-    """:func:`locate_prompt` with ``{label}`` to be replaced, for a family or ``SWIFT``."""
-    return locate_prompt("{label}", family=name)
-
-
 def json_families() -> list[str]:
     """The families that write their coordinates as JSON."""
     return [name for name, form in FORMATS.items() if form.style == "json"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
@@ -40,6 +41,12 @@ _WITHOUT_EFFECT = (
     "transformers_version", "peft_version", "base_model_name_or_path", "revision",
 )  # fmt: skip
 _known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # keys of networks
+_QUANTIZERS = {  # of copies that were quantized by others: the modules that read them
+    "gptq": ("optimum", "gptqmodel"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+    "auto-round": ("auto_round",),
+}
 _QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # size over that of the stored weights
 
 
@@ -63,6 +70,7 @@ def network_options(
     """
     device = _choose_device(device)
     stored = (folder.config.get("quantization_config") or {}).get("quant_method")
+    _check_quantizer(folder, stored)
     if device == "cpu" and stored == "fp8":  # without a GPU transformers unpacks FP8 to bfloat16
         if dtype not in ("auto", "bfloat16"):
             raise ModelError(
@@ -81,6 +89,21 @@ def network_options(
     elif quantize:
         options["dtype"] = choose_dtype("auto", "cuda", folder.config)  # as stored, until packed
     return options
+
+
+def _check_quantizer(folder: ModelFolder, method: str | None) -> None:
+    if method and folder.config["model_type"] == "qwen":
+        raise ModelError(
+            f"{folder.name} is a {method.upper()} copy of Qwen-VL, packed for code that no longer "
+            'runs; load Qwen/Qwen-VL-Chat with quantize="4bit"'
+        )
+    missing = [name for name in _QUANTIZERS.get(method or "", ()) if find_spec(name) is None]
+    if missing:
+        packages = " ".join(missing).replace("_", "-")
+        raise ModelError(
+            f"{folder.name} has {str(method).upper()} weights, which need {' and '.join(missing)}: "
+            f'pip install {packages}; or load the original model with quantize="4bit"'
+        )
 
 
 def _choose_map(folder: ModelFolder, dtype: Any, quantize: str | None) -> str:

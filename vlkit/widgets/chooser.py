@@ -18,7 +18,7 @@ from vlkit.models.hub import HUBS, available_models
 from vlkit.models.load import DTYPES
 from vlkit.widgets.panel import PanelBox, button, buttons, call_code
 
-SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
+SAMPLE, OBJECT = "three_shapes", "blue square"
 _TAIL = 4000  # characters of a trial's standard error that are kept
 # another process, so that Stop works at once and all memory is freed; it ends with its parent
 _PROGRAM = """import os, threading
@@ -152,7 +152,7 @@ class ModelChooser(PanelBox):
         return self.model.value.strip()
 
     def _arguments(self) -> list[str]:
-        options = {"model": self._name(), "prompt": QUESTION, "image": bundled.sample(SAMPLE)}
+        options = {"model": self._name(), "locate": OBJECT, "image": bundled.sample(SAMPLE)}
         options |= self.options
         named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         return [*named, "--json", "--max-new-tokens=64"]
@@ -171,8 +171,9 @@ class ModelChooser(PanelBox):
             raise VlkitError(_last_line(messages))
         else:
             self.answer = json.loads(output)
-            reply: Any = result_of(self.answer, user(QUESTION, bundled.sample(SAMPLE)))
-            self.tried.value = f"<p>{html.escape(QUESTION)}</p>{reply._repr_html_()}"
+            question = self.answer["prompt"]
+            reply: Any = result_of(self.answer, user(question, bundled.sample(SAMPLE)))
+            self.tried.value = f"<p>{html.escape(question)}</p>{reply._repr_html_()}"
             self.status.say("It works. Remember it, or try another.")
 
 

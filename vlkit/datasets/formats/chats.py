@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkit.datasets.conversations import SWIFT, default_prompt, picture_names, texts_of
+from vlkit.datasets.conversations import SWIFT, locate_prompt, picture_names, texts_of
 from vlkit.datasets.pictures import (
     Scene,
     find_picture,
@@ -168,7 +168,7 @@ def write_chats(
     prompt: str | None = None,
 ) -> None:
     """A row for each question of each scene, as :func:`vlkit.datasets.pictures.questions_of`."""
-    rows, prompt = [], prompt or default_prompt(name)
+    rows, prompt = [], prompt or locate_prompt("{label}", family=name)
     pairs = [(scene, *pair) for scene in scenes for pair in questions_of(scene, prompt)]
     for scene, question, items in pairs:
         writer = Writer(name, scene.size, input_size_for(name, scene.size, max_image_tokens))
