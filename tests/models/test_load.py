@@ -418,10 +418,29 @@ def test_a_newer_generation_has_the_newest_rules(tiny_folder, tmp_path):
     assert vlkit.generate(newer, "Hi", **ask).raw == bare.answer(newer, "Hi", **ask)
 
 
-def test_first_generation(broken_folder):
-    edit_json(broken_folder / "config.json", model_type="qwen", visual={"image_size": 448})
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [
+        ("gptq", "GPTQ weights, which need optimum and gptqmodel: pip install optimum gptqmodel"),
+        ("awq", "AWQ weights, which need gptqmodel: pip install gptqmodel"),
+        ("compressed-tensors", "pip install compressed-tensors"),
+    ],
+)
+def test_a_quantized_copy_is_what_its_model_is_and_names_what_it_needs(
+    broken_folder, method, needs, monkeypatch
+):
+    edit_json(broken_folder / "config.json", quantization_config={"quant_method": method})
     message = refusal(broken_folder)
-    assert "first-generation" in message and str(broken_folder) in message
+    assert needs in message and 'load the original model with quantize="4bit"' in message
+    flight = vlkit.preflight(broken_folder, "Hi")
+    assert flight.family == "qwen2_vl"  # by its config, whatever its folder's name
+    monkeypatch.setattr("vlkit.models.load.find_spec", lambda name: True)
+    options = network_options(ModelFolder(broken_folder, "x", "local", None, flight_config(method)))
+    assert "quantization_config" not in options  # its own is read by transformers
+
+
+def flight_config(method: str) -> dict:
+    return {"model_type": "qwen2_vl", "quantization_config": {"quant_method": method}}
 
 
 def test_adapter_instead_of_a_model(tmp_path):
