@@ -164,6 +164,7 @@ def mlp_width(text: Any) -> int:
 # "Model Overview", except for the vision tower.
 # Qwen4-Exp has no public sizes yet: the class in transformers leaves out its n-gram embeddings.
 SHAPES = {
+    "Qwen/Qwen-VL": ((4096, 32, 32, 32, 11008, 151936, False), (48, 1664, 8192)),
     "Qwen/Qwen-VL-Chat": ((4096, 32, 32, 32, 11008, 151936, False), (48, 1664, 8192)),
     "Qwen/Qwen2-VL-2B-Instruct": ((1536, 28, 12, 2, 8960, 151936, True), (32, 1280, 5120)),
     "Qwen/Qwen2-VL-7B-Instruct": ((3584, 28, 28, 4, 18944, 152064, False), (32, 1280, 5120)),
@@ -186,7 +187,6 @@ SHAPES = {
     "Qwen/Qwen3.5-397B-A17B": ((4096, 60, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
 }
 SHAPES |= {  # later models of the same shape
-    "Qwen/Qwen-VL": SHAPES["Qwen/Qwen-VL-Chat"],
     "Qwen/Qwen3.6-27B": SHAPES["Qwen/Qwen3.5-27B"],
     "Qwen/Qwen3.6-35B-A3B": SHAPES["Qwen/Qwen3.5-35B-A3B"],
     "Qwen/Qwen3.8-27B": SHAPES["Qwen/Qwen3.5-27B"],
