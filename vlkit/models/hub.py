@@ -254,28 +254,20 @@ def _download(name: str, hub: str, revision: str | None, patterns=(), local_dir=
     else:
         from huggingface_hub import snapshot_download
 
-    def download(wanted: list[str] | None, ignored: list[str] | None) -> Path:
+    try:
         path = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=wanted,
-            ignore_patterns=ignored,
+            allow_patterns=list(patterns) or None,
+            ignore_patterns=None if patterns else NOT_NEEDED,
             local_dir=os.fspath(local_dir) if local_dir else None,
             cache_dir=str(_cache(hub)),
         )
-        return Path(path)
-
-    try:
-        if patterns:
-            return download(list(patterns), None)
-        path = download(None, NOT_NEEDED)
-        if _is_pickled(path) and not _shards(path, "model", ".safetensors"):
-            download(["pytorch_model*.bin"], None)
-        return path
-    except ModelError:
-        raise
     except Exception as error:  # each hub has other exceptions
         raise ModelError(_explain_download(name, hub, revision, error)) from error
+    if not patterns and _is_pickled(Path(path)) and not any(Path(path).glob("*.safetensors")):
+        return _download(name, hub, revision, ["pytorch_model*.bin"], local_dir)
+    return Path(path)
 
 
 def _explain_download(name: str, hub: str, revision: str | None, error: Exception) -> str:

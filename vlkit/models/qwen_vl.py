@@ -11,30 +11,16 @@ Importing this module registers the classes with transformers.
 from __future__ import annotations
 
 import base64
-import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
+from tokenizers import normalizers
 from torch import nn
 from torch.nn.functional import gelu, interpolate, linear, scaled_dot_product_attention
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    DynamicCache,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2Model,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-    initialization,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, modeling_outputs
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
@@ -42,19 +28,11 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2Attention,
-    Qwen2DecoderLayer,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.utils.output_capturing import capture_outputs
+
+from vlkit.files import read_json
 
 SIDE, PATCH, QUERIES = 448, 14, 256
 _HEAD = 128  # of the cross-attention
@@ -69,40 +47,6 @@ _SPECIAL_TOKENS = [
 _WORDS = (  # single digits, unlike transformers' default
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# <img> in a text is not a picture
-_CONTENT = """{%- macro text(item) %}
-{{- item.text | replace('<img>', '< img>') | replace('</img>', '< /img>') }}
-{%- endmacro %}"""
-CHAT_TEMPLATE = (
-    _CONTENT
-    + """
-{%- if messages[0].role != 'system' %}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif %}
-{%- set pictures = namespace(count=0) %}
-{%- for message in messages %}
-{{- '<|im_start|>' + message.role + '\\n' }}
-{%- for item in message.content %}
-{%- if item.type == 'image' %}
-{%- set pictures.count = pictures.count + 1 %}
-{{- 'Picture ' ~ pictures.count ~ ': <img><|image_pad|></img>\\n' }}
-{%- else %}{{- text(item) }}{%- endif %}
-{%- endfor %}
-{{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
-)
-PLAIN_TEMPLATE = (  # of the base model, which was trained on text alone
-    _CONTENT
-    + """
-{%- for message in messages %}
-{{- '' if loop.first else '\\n' }}
-{%- for item in message.content %}
-{%- if item.type == 'image' %}{{- '<img><|image_pad|></img>' }}{%- else %}{{- text(item) }}
-{%- endif %}
-{%- endfor %}
-{%- endfor %}"""
 )
 
 
@@ -145,58 +89,58 @@ class QwenVLConfig(PreTrainedConfig):
     vision_end_token_id: int = 151858
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, visual: dict | None = None, **kwargs: Any):
+    def __post_init__(self, visual: dict | None = None, **flat: Any):
         if visual is not None:
-            self.text_config, self.vision_config = _read_flat(visual, kwargs)
             first = visual["image_start_id"]
             self.vision_start_token_id, self.vision_end_token_id = first, first + 1
             self.image_token_id, self.video_token_id = first + 2, first - 7
-        text, vision = self.text_config or _read_flat({}, {})[0], self.vision_config or {}
+        text = self.text_config or _read_text(flat)
+        vision = self.vision_config or _read_vision(visual or {})
         self.text_config = Qwen2Config(**text) if isinstance(text, dict) else text
         self.vision_config = QwenVLVisionConfig(**vision) if isinstance(vision, dict) else vision
-        super().__post_init__(**kwargs)
+        super().__post_init__(**flat)
 
 
-def _read_flat(visual: dict, flat: dict) -> tuple[dict, dict]:
-    """The text's and the vision encoder's settings, taken out of the published ``config.json``."""
-    width, ratio = visual.get("width", 1664), visual.get("mlp_ratio", 4.9231)
-    heads = flat.pop("num_attention_heads", 32)
-    text = {
-        "vocab_size": flat.pop("vocab_size", 151936),
-        "hidden_size": flat.pop("hidden_size", 4096),
-        "intermediate_size": flat.pop("intermediate_size", 22016) // 2,  # of both halves together
-        "num_hidden_layers": flat.pop("num_hidden_layers", 32),
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "max_position_embeddings": flat.pop("max_position_embeddings", 8192),
-        "rms_norm_eps": flat.pop("layer_norm_epsilon", 1e-6),
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": float(flat.pop("rotary_emb_base", 10000)),
-        },
-        "seq_length": flat.pop("seq_length", 2048),
-        "use_logn_attn": flat.pop("use_logn_attn", True),
-        "use_dynamic_ntk": flat.pop("use_dynamic_ntk", True),
+_TEXT = {  # published values, where Qwen2Config has others
+    "max_position_embeddings": 8192, "seq_length": 2048, "use_logn_attn": True,
+    "use_dynamic_ntk": True,
+}  # fmt: skip
+
+
+def _read_text(flat: dict) -> dict:
+    """The language model's settings, taken out of the published ``config.json``."""
+    same = (*_TEXT, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    text = _TEXT | {name: flat.pop(name) for name in same if name in flat}
+    text["num_key_value_heads"] = text.get("num_attention_heads", 32)
+    text["intermediate_size"] = flat.pop("intermediate_size", 22016) // 2  # there, of both halves
+    text["rms_norm_eps"] = flat.pop("layer_norm_epsilon", 1e-6)
+    return text | {"rope_theta": float(flat.pop("rotary_emb_base", 10000))}
+
+
+def _read_vision(visual: dict) -> dict:
+    names = {
+        "layers": "depth", "width": "hidden_size", "heads": "num_heads",
+        "output_dim": "out_hidden_size",
     }  # fmt: skip
-    vision = {
-        "depth": visual.get("layers", 48),
-        "hidden_size": width,
-        "intermediate_size": int(width * ratio),
-        "num_heads": visual.get("heads", 16),
-        "out_hidden_size": visual.get("output_dim", 4096),
-    }
-    return text, vision
+    vision = {names[name]: value for name, value in visual.items() if name in names}
+    if "mlp_ratio" in visual:
+        vision["intermediate_size"] = int(visual["width"] * visual["mlp_ratio"])
+    return vision
 
 
 # --- vision --------------------------------------------------------------------------------------
 
 
-def sine_positions(width: int, side: int) -> torch.Tensor:
+def sine_positions(width: int, side: int = 16) -> torch.Tensor:
     """2D positions of a grid, (side², width): of the column in the first half, then of the row."""
-    frequencies = 10000.0 ** -(torch.arange(width // 4) / (width / 4))
-    angles = torch.arange(side)[:, None] * frequencies
+    angles = torch.arange(side)[:, None] * 10000.0 ** -(torch.arange(width // 4) / (width / 4))
     waves = torch.cat([angles.sin(), angles.cos()], -1)  # (side, width / 2)
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
     return torch.cat([columns, rows], -1).flatten(0, 1)
+
+
+def _random(rows: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width) * width**-0.5)
 
 
 def _resample(positions: torch.Tensor, count: int) -> torch.Tensor:
@@ -250,8 +194,8 @@ class QwenVLResampler(nn.Module):
     def __init__(self, config: QwenVLVisionConfig):
         super().__init__()
         width = config.out_hidden_size
-        self.pos_embed = nn.Parameter(torch.empty(QUERIES, width), requires_grad=False)
-        self.query = nn.Parameter(torch.empty(QUERIES, width))
+        self.pos_embed = nn.Parameter(sine_positions(width), requires_grad=False)
+        self.query = _random(QUERIES, width)
         same = config.hidden_size == width
         self.kv_proj = nn.Identity() if same else nn.Linear(config.hidden_size, width, bias=False)
         self.ln_q, self.ln_kv = _norm(width), _norm(width)
@@ -282,16 +226,6 @@ class QwenVLPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected: ClassVar = ["inv_freq", "masked_bias"]  # computed
     _supports_flash_attn = _supports_sdpa = _supports_attention_backend = True
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, QwenVLResampler):
-            count, width = module.pos_embed.shape
-            initialization.copy_(module.pos_embed, sine_positions(width, math.isqrt(count)))
-            initialization.normal_(module.query, std=0.02)
-        if isinstance(module, QwenVLVisionModel):
-            for weight in (module.positional_embedding, module.proj):
-                initialization.normal_(weight, std=weight.shape[1] ** -0.5)
-
 
 class QwenVLVisionModel(QwenVLPreTrainedModel):
     """Patches of pictures to tokens of the language model."""
@@ -303,13 +237,13 @@ class QwenVLVisionModel(QwenVLPreTrainedModel):
         self.spatial_merge_size = config.spatial_merge_size
         width, output = config.hidden_size, config.out_hidden_size
         self.conv1 = nn.Conv2d(3, width, PATCH, PATCH, bias=False)
-        self.positional_embedding = nn.Parameter(torch.empty(QUERIES, width))
+        self.positional_embedding = _random(QUERIES, width)
         self.ln_pre = _norm(width)
         self.transformer = nn.Module()
         blocks = [QwenVLVisionBlock(config) for _ in range(config.depth)]
         self.transformer.resblocks = nn.ModuleList(blocks)
         self.attn_pool, self.ln_post = QwenVLResampler(config), _norm(output)
-        self.proj = nn.Parameter(torch.empty(output, output))
+        self.proj = _random(output, output)
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, grid_thw: Any, **_: Any) -> Any:
@@ -331,13 +265,13 @@ class QwenVLVisionModel(QwenVLPreTrainedModel):
         for block in self.transformer.resblocks:
             x = block(x)
         x = self.ln_post(self.attn_pool(x)) @ self.proj
-        return BaseModelOutputWithPooling(pooler_output=x.flatten(0, 1))
+        return modeling_outputs.BaseModelOutputWithPooling(pooler_output=x.flatten(0, 1))
 
 
 # --- language ------------------------------------------------------------------------------------
 
 
-class QwenVLAttention(Qwen2Attention):
+class QwenVLAttention(qwen2.Qwen2Attention):
     """Qwen2's attention whose queries are scaled by the logarithm of their position."""
 
     def forward(
@@ -351,19 +285,18 @@ class QwenVLAttention(Qwen2Attention):
             project(hidden_states).view(shape).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        query, key = qwen2.apply_rotary_pos_emb(query, key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        eager, name = qwen2.eager_attention_forward, self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
         output, weights = attend(
             self, query * scale, key, value, attention_mask, scaling=self.scaling, **options
         )
         return self.o_proj(output.flatten(2)), weights
 
 
-class QwenVLTextModel(Qwen2Model):
+class QwenVLTextModel(transformers.Qwen2Model):
     """Qwen2's language model, with Qwen's two rules for prompts beyond its training length.
 
     Both depend on the position alone, and neither holds in training: queries are scaled by
@@ -373,9 +306,8 @@ class QwenVLTextModel(Qwen2Model):
     """
 
     _can_record_outputs: ClassVar = {
-        "hidden_states": Qwen2DecoderLayer,
-        "attentions": QwenVLAttention,
-    }
+        "hidden_states": qwen2.Qwen2DecoderLayer, "attentions": QwenVLAttention,
+    }  # fmt: skip
 
     def __init__(self, config: Qwen2Config):
         super().__init__(config)
@@ -389,9 +321,9 @@ class QwenVLTextModel(Qwen2Model):
         self, inputs_embeds: Any = None, attention_mask: Any = None, position_ids: Any = None,
         past_key_values: Any = None, use_cache: bool | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        """As Qwen2Model."""
+        """As transformers.Qwen2Model."""
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = transformers.DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = _positions(attention_mask, past, inputs_embeds)
@@ -411,7 +343,7 @@ class QwenVLTextModel(Qwen2Model):
                 hidden, attention_mask=mask, position_embeddings=rotation,
                 position_ids=position_ids, past_key_values=past_key_values, **options,
             )  # fmt: skip
-        return BaseModelOutputWithPast(
+        return modeling_outputs.BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values
         )
 
@@ -458,12 +390,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
         """Positions (rows, tokens), which pictures do not change, and None."""
         return _positions(attention_mask, 0, input_ids), None
 
-    def get_input_embeddings(self) -> Any:
-        """Of the language model."""
-        return self.language_model.embed_tokens
 
-
-class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
+class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, transformers.GenerationMixin):
     """Qwen-VL as transformers would have it: ``generate``, ``save_pretrained``, PEFT, 4 bits."""
 
     def __init__(self, config: QwenVLConfig):
@@ -485,7 +413,8 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
+        is_prompt = past_key_values is None or not past_key_values.get_seq_length()
+        if pixel_values is not None and is_prompt:
             features = self.model.visual(pixel_values, grid_thw=image_grid_thw).pooler_output
             places = (input_ids == self.config.image_token_id)[..., None]
             inputs_embeds = inputs_embeds.masked_scatter(places, features.to(inputs_embeds))
@@ -499,22 +428,10 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         if labels is not None:
             size = self.config.text_config.vocab_size
             loss = self.loss_function(logits, labels, size, shift_labels=shift_labels)
-        return CausalLMOutputWithPast(
+        return modeling_outputs.CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states, attentions=outputs.attentions,
         )  # fmt: skip
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict:
-        """Pictures are encoded with the prompt, not again for each token."""
-        first = kwargs.get("is_first_iteration", False)
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        return inputs if first else inputs | {"pixel_values": None}
-
-
-def _split(source: str, target: str, end: str, kind: str) -> WeightConverter:
-    """Queries, keys and values, which are published as one weight."""
-    names = [f"{target}{part}_proj.{kind}" for part in "qkv"]
-    return WeightConverter(f"{source}{end}{kind}", names, operations=[Chunk(dim=0)])
 
 
 _RENAMED = {  # published names, from left to right, to those of later generations
@@ -529,20 +446,25 @@ _RENAMED = {  # published names, from left to right, to those of later generatio
     ".mlp.w2.": ".mlp.gate_proj.",
     ".mlp.c_proj.": ".mlp.down_proj.",
 }
+_SPLIT = {".attn.c_attn.": ".self_attn.", ".attn_pool.attn.in_proj_": ".attn_pool.attn."}
+_JOINED = {  # queries, keys and values, published as one weight; where its three parts go
+    f"{source}{kind}": [f"{target}{part}_proj.{kind}" for part in "qkv"]
+    for source, target in _SPLIT.items()
+    for kind in ("weight", "bias")
+}
 _CONVERSION = [
     *(WeightRenaming(old, new) for old, new in _RENAMED.items()),
-    *(_split(".attn.c_attn.", ".self_attn.", "", kind) for kind in ("weight", "bias")),
-    *(_split(".attn_pool.attn.", ".attn_pool.attn.", "in_proj_", k) for k in ("weight", "bias")),
+    *(WeightConverter(old, new, operations=[Chunk(dim=0)]) for old, new in _JOINED.items()),
 ]
-AutoConfig.register(QwenVLConfig.model_type, QwenVLConfig)
-AutoModelForImageTextToText.register(QwenVLConfig, QwenVLForConditionalGeneration)
+transformers.AutoConfig.register(QwenVLConfig.model_type, QwenVLConfig)
+transformers.AutoModelForImageTextToText.register(QwenVLConfig, QwenVLForConditionalGeneration)
 register_checkpoint_conversion_mapping(QwenVLConfig.model_type, _CONVERSION)
 
 
 # --- processor -----------------------------------------------------------------------------------
 
 
-class QwenVLImageProcessor(Qwen2VLImageProcessor):
+class QwenVLImageProcessor(transformers.Qwen2VLImageProcessor):
     """Every picture to 448 × 448 pixels, whatever its shape; patches row by row."""
 
     def resize(self, images: Any, size: Any, resample: Any, factor: int, **_: Any) -> Any:
@@ -565,41 +487,40 @@ class _Converter(TikTokenConverter):
         return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
     """The tokenizer in ``qwen.tiktoken``, or the one that vlkit saved."""
-    from tokenizers import normalizers
+    file: dict[str, Any] = {"tokenizer_file": str(folder / "tokenizer.json")}
+    if (folder / "qwen.tiktoken").is_file():
+        converter = _Converter(str(folder / "qwen.tiktoken"), _WORDS)
+        converter.extra_special_tokens = _SPECIAL_TOKENS
+        file = {"tokenizer_object": converter.converted()}
+        file["tokenizer_object"].normalizer = normalizers.NFC()
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    return transformers.PreTrainedTokenizerFast(**file, **names, padding_side="left")
 
-    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "padding_side": "left"}
-    if not (folder / "qwen.tiktoken").is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **names)
-    file = str(folder / "qwen.tiktoken")
-    tokenizer = _Converter(file, _WORDS, extra_special_tokens=_SPECIAL_TOKENS).converted()
-    tokenizer.normalizer = normalizers.NFC()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
-
-def load_processor(folder: Path) -> Qwen2VLProcessor:
+def load_processor(folder: Path) -> transformers.Qwen2VLProcessor:
     """The processor of a folder, whose pictures have one size.
 
-    The chat template is ``chat_template.jinja`` where the folder has one, else what
-    ``generation_config.json`` names: ``chat_format`` is ``chatml``, or ``raw`` for the base model.
+    The chat template is ``chat_template.jinja`` where the folder has one, else the one that
+    ``generation_config.json`` names: ``chat_format`` is ``raw`` for the base model.
     """
-    template, settings = CHAT_TEMPLATE, folder / "generation_config.json"
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    elif settings.is_file() and json.loads(settings.read_text()).get("chat_format") == "raw":
-        template = PLAIN_TEMPLATE
+    own, settings = folder / "chat_template.jinja", folder / "generation_config.json"
+    plain = settings.is_file() and read_json(settings).get("chat_format") == "raw"
+    template = Path(__file__).with_name(f"qwen_vl_{'base' if plain else 'chat'}.jinja")
     size = {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}
-    return Qwen2VLProcessor(
+    return transformers.Qwen2VLProcessor(
         QwenVLImageProcessor(size=size, patch_size=PATCH, temporal_patch_size=1),
         load_tokenizer(folder),
-        Qwen2VLVideoProcessor(size=size),
-        chat_template=template,
+        transformers.Qwen2VLVideoProcessor(size=size),
+        chat_template=(own if own.is_file() else template).read_text(encoding="utf-8"),
     )
 
 
 def set_endings(network: QwenVLForConditionalGeneration) -> None:
     """An answer ends at its turn's end, or where another turn or text would begin."""
     first = network.config.vision_start_token_id - _SPECIAL_TOKENS.index("<img>")
-    endings = [first + _SPECIAL_TOKENS.index(f"<|{name}|>") for name in ("im_end", "im_start")]
-    network.generation_config = GenerationConfig(eos_token_id=[*endings, first], pad_token_id=first)
+    names = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
+    network.generation_config = transformers.GenerationConfig(
+        eos_token_id=[first + _SPECIAL_TOKENS.index(name) for name in names], pad_token_id=first
+    )
