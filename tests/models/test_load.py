@@ -423,7 +423,6 @@ def test_a_newer_generation_has_the_newest_rules(tiny_folder, tmp_path):
     [
         ("gptq", "GPTQ weights, which need optimum and gptqmodel: pip install optimum gptqmodel"),
         ("awq", "AWQ weights, which need gptqmodel: pip install gptqmodel"),
-        ("compressed-tensors", "pip install compressed-tensors"),
     ],
 )
 def test_a_quantized_copy_is_what_its_model_is_and_names_what_it_needs(

@@ -22,7 +22,7 @@ from vlkit.inputs import estimate_text, render_prompt
 from vlkit.media.image import Image, describe_source, picture_size
 from vlkit.media.video import ClipInfo, Video, clip_name, load_clip, probe_clip, sample_indices
 from vlkit.messages import as_messages, iterate_media, read_media_item
-from vlkit.models import memory
+from vlkit.models import hub, memory
 from vlkit.models.families import (
     FAMILIES,
     SizeRules,
@@ -30,15 +30,6 @@ from vlkit.models.families import (
     family_of_name,
     published_rules,
     rules_of_processor,
-)
-from vlkit.models.hub import (
-    HUB_ID,
-    HUBS,
-    ModelFolder,
-    cached_folder,
-    read_config,
-    read_model_file,
-    weight_files,
 )
 from vlkit.models.load import Model, first_generation, load_processor
 from vlkit.models.memory import Cost, Memory, count_cost, estimate_memory
@@ -77,7 +68,7 @@ class Target:
         if self.folder is not None and (weights := _weight_bytes(self.folder)):
             from transformers import AutoConfig
 
-            first_generation(read_config(self.folder))
+            first_generation(hub.read_config(self.folder))
             return count_cost(AutoConfig.from_pretrained(self.folder), weights)
         if self.name in memory.SHAPES:
             weights = memory.count_memory(self.name).bfloat16
@@ -130,7 +121,7 @@ def find_target(model: Model | str | os.PathLike) -> Target:
         if folder.is_dir() and (folder / "config.json").is_file():
             return _folder_target(name, folder)
     if Path(name).expanduser().is_dir():
-        read_config(Path(name).expanduser())  # raises: it names what is missing
+        hub.read_config(Path(name).expanduser())  # raises: it names what is missing
     family = family_of_name(name)
     return Target(name, family, published_rules(family), FAMILIES[family].context_length)
 
@@ -138,19 +129,20 @@ def find_target(model: Model | str | os.PathLike) -> Target:
 def _folders(name: str) -> list[Path]:
     if name == "tiny":
         return [bundled_path("tiny-qwen2-vl")]
-    cached = [cached_folder(name, hub) for hub in HUBS] if HUB_ID.fullmatch(name) else []
+    is_id = hub.HUB_ID.fullmatch(name)
+    cached = [hub.cached_folder(name, place) for place in hub.HUBS] if is_id else []
     return [Path(name).expanduser(), *(folder for folder in cached if folder)]
 
 
 def _folder_target(name: str, folder: Path) -> Target:
-    config = read_config(folder)
+    config = hub.read_config(folder)
     family = family_of(config, name)
     text = config.get("text_config") or config
     context = text.get("max_position_embeddings") or FAMILIES[family].context_length
     processor = _processor_in(name, folder, config)
     if processor is None:
         file = folder / "preprocessor_config.json"
-        rules = published_rules(family, read_model_file(file) if file.is_file() else None)
+        rules = published_rules(family, hub.read_model_file(file) if file.is_file() else None)
     else:
         rules = rules_of_processor(processor, family, None)
     return Target(name, family, rules, context, processor, folder=folder)
@@ -158,9 +150,9 @@ def _folder_target(name: str, folder: Path) -> Target:
 
 def _weight_bytes(folder: Path) -> int:
     for index in folder.glob("*model.*.index.json"):  # counts shards that are still missing
-        if total := read_model_file(index).get("metadata", {}).get("total_size"):
+        if total := hub.read_model_file(index).get("metadata", {}).get("total_size"):
             return total
-    return sum(file.stat().st_size for file in weight_files(folder) if file.is_file())
+    return sum(file.stat().st_size for file in hub.weight_files(folder) if file.is_file())
 
 
 def _processor_in(name: str, folder: Path, config: dict) -> Any:
@@ -169,7 +161,7 @@ def _processor_in(name: str, folder: Path, config: dict) -> Any:
     if not any((folder / file).is_file() for file in files):
         return None  # transformers would make an empty one
     try:
-        return load_processor(ModelFolder(folder, name, "local", None, config))
+        return load_processor(hub.ModelFolder(folder, name, "local", None, config))
     except ModelError:
         return None
 

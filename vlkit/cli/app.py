@@ -6,7 +6,7 @@ import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -15,14 +15,7 @@ from rich.table import Table
 from vlkit.cli.batch import batch
 from vlkit.cli.grounding import convert, evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
-from vlkit.cli.options import (
-    LOAD_OPTIONS,
-    Language,
-    console,
-    error_console,
-    print_plain,
-    with_load_options,
-)
+from vlkit.cli.options import LOAD_OPTIONS, console, error_console, print_plain, with_load_options
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
 from vlkit.errors import VlkitError, counted
@@ -131,7 +124,7 @@ def predict(
         str | None,
         typer.Option(metavar="OBJECT", help="Ask for its box instead, in the model's own words."),
     ] = None,
-    language: Annotated[Language, typer.Option(help="Of the question of --locate.")] = "en",
+    language: Annotated[Literal["en", "zh"], typer.Option(help="Of --locate's words.")] = "en",
     image: Annotated[
         list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
     ] = None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vlkit.cli.options import Language, TokensOption, print_plain, with_load_options
+from vlkit.cli.options import TokensOption, print_plain, with_load_options
 from vlkit.settings import MAX_NEW_TOKENS
 
 
@@ -67,7 +67,7 @@ def evaluate_grounding(
     prompt: Annotated[
         str | None, typer.Option(help='With "{label}"; by default the usual one of the family.')
     ] = None,
-    language: Annotated[Language, typer.Option(help="Of the usual prompt.")] = "en",
+    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the usual prompt.")] = "en",
     iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,7 +23,6 @@ def print_plain(text: str, where: Console = console) -> None:
     where.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-Language = Literal["en", "zh"]
 TokensOption = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
 
 

@@ -41,12 +41,7 @@ _WITHOUT_EFFECT = (
     "transformers_version", "peft_version", "base_model_name_or_path", "revision",
 )  # fmt: skip
 _known: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # keys of networks
-_QUANTIZERS = {  # of copies that were quantized by others: the modules that read them
-    "gptq": ("optimum", "gptqmodel"),
-    "awq": ("gptqmodel",),
-    "compressed-tensors": ("compressed_tensors",),
-    "auto-round": ("auto_round",),
-}
+_QUANTIZERS = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}  # packages that read them
 _QUANTIZED = {"4bit": 0.4, "8bit": 0.6}  # size over that of the stored weights
 
 
@@ -99,10 +94,9 @@ def _check_quantizer(folder: ModelFolder, method: str | None) -> None:
         )
     missing = [name for name in _QUANTIZERS.get(method or "", ()) if find_spec(name) is None]
     if missing:
-        packages = " ".join(missing).replace("_", "-")
         raise ModelError(
             f"{folder.name} has {str(method).upper()} weights, which need {' and '.join(missing)}: "
-            f'pip install {packages}; or load the original model with quantize="4bit"'
+            f'pip install {" ".join(missing)}; or load the original model with quantize="4bit"'
         )
 
 
@@ -534,9 +528,8 @@ def load_here(
 
 def first_generation(config: dict) -> Any:
     """The module of Qwen-VL, whose classes transformers then knows; None for other generations."""
-    if config.get("model_type") != "qwen":
-        return None
-    return import_module("vlkit.models.qwen_vl")
+    is_first = config.get("model_type") == "qwen"
+    return import_module("vlkit.models.qwen_vl") if is_first else None
 
 
 def _load_network(folder: ModelFolder, options: dict[str, Any]):

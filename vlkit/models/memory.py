@@ -185,19 +185,13 @@ SHAPES = {
     "Qwen/Qwen3.5-35B-A3B": ((2048, 40, 16, 2, 512, 248320, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-122B-A10B": ((3072, 48, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-397B-A17B": ((4096, 60, 32, 2, 1024, 248320, False), (27, 1152, 4304)),
-}
-SHAPES |= {  # later models of the same shape
-    "Qwen/Qwen3.6-27B": SHAPES["Qwen/Qwen3.5-27B"],
-    "Qwen/Qwen3.6-35B-A3B": SHAPES["Qwen/Qwen3.5-35B-A3B"],
-    "Qwen/Qwen3.8-27B": SHAPES["Qwen/Qwen3.5-27B"],
+    "Qwen/Qwen3.6-27B": ((5120, 64, 24, 4, 17408, 248320, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.6-35B-A3B": ((2048, 40, 16, 2, 512, 248320, False), (27, 1152, 4304)),
+    "Qwen/Qwen3.8-27B": ((5120, 64, 24, 4, 17408, 248320, False), (27, 1152, 4304)),
 }
 # experts, and how many work on one token; each is as wide as "intermediate", the shared one too
-EXPERTS = {
-    "Qwen/Qwen3.5-35B-A3B": (256, 8),
-    "Qwen/Qwen3.5-122B-A10B": (256, 8),
-    "Qwen/Qwen3.5-397B-A17B": (512, 10),
-    "Qwen/Qwen3.6-35B-A3B": (256, 8),
-}
+_MIXTURES = ("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.5-122B-A10B", "Qwen/Qwen3.6-35B-A3B")
+EXPERTS = {"Qwen/Qwen3.5-397B-A17B": (512, 10)} | dict.fromkeys(_MIXTURES, (256, 8))
 
 
 @dataclass(frozen=True)

@@ -54,19 +54,22 @@ _WORDS = (  # single digits, unlike transformers' default
 
 
 class QwenVLVisionConfig(PreTrainedConfig):
-    """Shape of the vision encoder; the defaults are the published ones."""
+    """Shape of the vision encoder, in the words of ``config.json``; as published by default."""
 
     model_type = "qwen_vl_vision"
     base_config_key = "vision_config"
+    attribute_map: ClassVar = {
+        "hidden_size": "width", "depth": "layers", "num_heads": "heads",
+    }  # fmt: skip
 
-    depth: int = 48
-    hidden_size: int = 1664
-    intermediate_size: int = 8192
-    num_heads: int = 16
+    width: int = 1664
+    layers: int = 48
+    heads: int = 16
+    mlp_ratio: float = 4.9231
+    output_dim: int = 4096
     patch_size: int = PATCH
     temporal_patch_size: int = 1
     spatial_merge_size: int = 2  # 4 patches for each query
-    out_hidden_size: int = 4096
 
 
 class QwenVLConfig(PreTrainedConfig):
@@ -95,7 +98,7 @@ class QwenVLConfig(PreTrainedConfig):
             self.vision_start_token_id, self.vision_end_token_id = first, first + 1
             self.image_token_id, self.video_token_id = first + 2, first - 7
         text = self.text_config or _read_text(flat)
-        vision = self.vision_config or _read_vision(visual or {})
+        vision = self.vision_config or visual or {}
         self.text_config = Qwen2Config(**text) if isinstance(text, dict) else text
         self.vision_config = QwenVLVisionConfig(**vision) if isinstance(vision, dict) else vision
         super().__post_init__(**flat)
@@ -115,17 +118,6 @@ def _read_text(flat: dict) -> dict:
     text["intermediate_size"] = flat.pop("intermediate_size", 22016) // 2  # there, of both halves
     text["rms_norm_eps"] = flat.pop("layer_norm_epsilon", 1e-6)
     return text | {"rope_theta": float(flat.pop("rotary_emb_base", 10000))}
-
-
-def _read_vision(visual: dict) -> dict:
-    names = {
-        "layers": "depth", "width": "hidden_size", "heads": "num_heads",
-        "output_dim": "out_hidden_size",
-    }  # fmt: skip
-    vision = {names[name]: value for name, value in visual.items() if name in names}
-    if "mlp_ratio" in visual:
-        vision["intermediate_size"] = int(visual["width"] * visual["mlp_ratio"])
-    return vision
 
 
 # --- vision --------------------------------------------------------------------------------------
@@ -174,9 +166,9 @@ class QwenVLVisionBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: QwenVLVisionConfig):
         super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
+        width, inner = config.width, int(config.width * config.mlp_ratio)
         self.input_layernorm, self.post_attention_layernorm = _norm(width), _norm(width)
-        self.attn = _SelfAttention(width, config.num_heads)
+        self.attn = _SelfAttention(width, config.heads)
         self.mlp = nn.ModuleDict(
             {"c_fc": nn.Linear(width, inner), "down_proj": nn.Linear(inner, width)}
         )
@@ -193,11 +185,11 @@ class QwenVLResampler(nn.Module):
 
     def __init__(self, config: QwenVLVisionConfig):
         super().__init__()
-        width = config.out_hidden_size
+        width = config.output_dim
         self.pos_embed = nn.Parameter(sine_positions(width), requires_grad=False)
         self.query = _random(QUERIES, width)
-        same = config.hidden_size == width
-        self.kv_proj = nn.Identity() if same else nn.Linear(config.hidden_size, width, bias=False)
+        same = config.width == width
+        self.kv_proj = nn.Identity() if same else nn.Linear(config.width, width, bias=False)
         self.ln_q, self.ln_kv = _norm(width), _norm(width)
         names = ("q_proj", "k_proj", "v_proj", "out_proj")
         self.attn = nn.ModuleDict({name: nn.Linear(width, width) for name in names})
@@ -219,7 +211,6 @@ class QwenVLPreTrainedModel(PreTrainedModel):
 
     config_class = QwenVLConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Qwen2DecoderLayer", "QwenVLVisionBlock", "QwenVLResampler"]
     _skip_keys_device_placement: ClassVar = ["past_key_values"]
@@ -235,12 +226,12 @@ class QwenVLVisionModel(QwenVLPreTrainedModel):
     def __init__(self, config: QwenVLVisionConfig):
         super().__init__(config)
         self.spatial_merge_size = config.spatial_merge_size
-        width, output = config.hidden_size, config.out_hidden_size
+        width, output = config.width, config.output_dim
         self.conv1 = nn.Conv2d(3, width, PATCH, PATCH, bias=False)
         self.positional_embedding = _random(QUERIES, width)
         self.ln_pre = _norm(width)
         self.transformer = nn.Module()
-        blocks = [QwenVLVisionBlock(config) for _ in range(config.depth)]
+        blocks = [QwenVLVisionBlock(config) for _ in range(config.layers)]
         self.transformer.resblocks = nn.ModuleList(blocks)
         self.attn_pool, self.ln_post = QwenVLResampler(config), _norm(output)
         self.proj = _random(output, output)
@@ -349,10 +340,9 @@ class QwenVLTextModel(transformers.Qwen2Model):
 
     def _ntk_alpha(self, lengths: torch.Tensor) -> torch.Tensor:
         """1 up to the training length, 3 up to twice that, 7 up to four times …; (rows,)."""
-        if self.training or not self.config.use_dynamic_ntk:
-            return torch.ones_like(lengths, dtype=torch.float32)
-        ratio = lengths.float() / self.config.seq_length
-        return (2 ** ((ratio.log2() + 1).ceil()) - 1).clamp(min=1)
+        doublings = (lengths / self.config.seq_length).log2().ceil().clamp(min=0)
+        grows = self.config.use_dynamic_ntk and not self.training
+        return 2 ** (doublings * grows + 1) - 1
 
     def _rotate(self, positions: Any, alpha: Any, dtype: torch.dtype) -> tuple:
         """Cosines and sines (rows, tokens, head size); scales of queries (rows, 1, tokens, 1)."""
@@ -362,9 +352,8 @@ class QwenVLTextModel(transformers.Qwen2Model):
         frequencies = 1 / base[:, None] ** exponents  # (rows, size / 2)
         angles = positions[..., None] * frequencies[:, None]
         angles = torch.cat([angles, angles], -1)
-        scale = torch.ones_like(positions, dtype=torch.float32)
-        if self.config.use_logn_attn and not self.training:
-            scale = (positions + 1).float().log() / math.log(self.config.seq_length)
+        grows = self.config.use_logn_attn and not self.training
+        scale = grows * (positions + 1).float().log() / math.log(self.config.seq_length)
         scale = scale.clamp(min=1)[:, None, :, None]
         return angles.cos().to(dtype), angles.sin().to(dtype), scale.to(dtype)
 
