@@ -442,7 +442,7 @@ def test_budgets_that_cannot_be_kept(options, match):
 
 
 def test_memory_of_an_unknown_shape():
-    plan = vlkit.preflight("Qwen/Qwen3.5-2B", "Hi")
+    plan = vlkit.preflight("Qwen/Qwen3.7-2B", "Hi")
     assert plan.memory is None and plan.fits is None
     with pytest.raises(VlkitError, match="is unknown; pass tokens="):
         plan.fit(memory=1e9)
