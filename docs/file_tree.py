@@ -20,6 +20,8 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "analysis/preflight.html.jinja": "The result of preflight, as a notebook shows it.",
     "evaluation/gallery.html.jinja": "The gallery as a page and in a notebook.",
     "lora/curves.html.jinja": "Loss and metric curves, and the last answers.",
+    "models/qwen_vl_base.jinja": "How Qwen-VL is asked: plain text after the picture.",
+    "models/qwen_vl_chat.jinja": "How Qwen-VL-Chat is asked: ChatML, pictures with numbers.",
     "lora/run.html.jinja": "A finished training run, as a notebook shows it.",
     "lora/xray.html.jinja": "The result of inspect, as a notebook shows it.",
     "py.typed": "Type checkers read vlkit's annotations.",

@@ -135,6 +135,8 @@ def test_too_long_a_picture_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "family"),
     [
+        ("Qwen/Qwen-VL", "qwen_vl"),
+        ("Qwen/Qwen-VL-Chat-Int4", "qwen_vl"),
         ("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl"),
         ("Qwen/QVQ-72B-Preview", "qwen2_vl"),
         ("Qwen/Qwen2.5-VL-72B-Instruct-AWQ", "qwen2_5_vl"),
@@ -162,7 +164,8 @@ def test_families_by_name(name, family):
 
 
 @pytest.mark.parametrize(
-    "name", ["Qwen/Qwen-VL-Chat", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", "llava-hf/llava-1.5-7b"]
+    "name",
+    ["qwen-vl-max", "qwen-vl-ocr", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", "llava-hf/llava-1.5-7b"],
 )
 def test_names_of_other_models(name):
     with pytest.raises(ModelError, match="does not show the model family"):

@@ -1,4 +1,4 @@
-"""Boxes, points, labels and heat maps drawn on pictures."""
+"""Boxes, points and labels drawn on pictures."""
 
 from vlkit.lazy import lazy_names
 
