@@ -124,3 +124,22 @@ def test_pieces_of_an_answer_whose_prompt_begins_the_thought(step):
         pieces(written[start : start + step])
     pieces.end()
     assert "".join(got) == "A <|x|> cat"
+
+
+@pytest.mark.parametrize("ask", [vlkit.generate, vlkit.Chat, vlkit.stream])
+def test_an_answer_with_a_schema_is_written_without_thinking(vlm, ask):
+    pytest.importorskip("llguidance")
+    asked = {"schema": {"type": "object"}, "max_new_tokens": 4}
+
+    def answer(**options):
+        if ask is vlkit.Chat:
+            return vlkit.Chat(vlm, **asked, **options).ask("Where is it?")
+        said = ask(vlm, vlkit.user("Where is it?"), **asked, **options)
+        return said if ask is vlkit.generate else (list(said), said.reply)[1]
+
+    quick, off, on = answer(), answer(thinking=False), answer(thinking=True)
+    assert (quick.raw, quick.usage) == (off.raw, off.usage)
+    assert quick.text.lstrip().startswith("{") and not quick.thinking
+    assert on.raw.startswith("<think>")
+    kept = vlkit.generate(vlm, vlkit.user("Where is it?"), max_new_tokens=4)
+    assert kept.raw.startswith("<think>")  # without a schema the template decides

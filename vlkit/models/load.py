@@ -559,6 +559,10 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     network, info = loaded
     if first:
         first.set_endings(network)
+    for layer in network.modules():  # on a CPU bitsandbytes repacks layers, of these sizes alone
+        packs = hasattr(layer, "support_avx512bf16_for_cpu")
+        if packs and (layer.out_features % 32 or layer.in_features % 64):
+            layer.support_avx512bf16_for_cpu = False
     _check_loaded(folder.path, info)
     places = set(map(str, getattr(network, "hf_device_map", {}).values()))
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
