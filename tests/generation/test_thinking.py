@@ -19,7 +19,7 @@ WRITTEN = f"{THOUGHT}\n</think>\n\n{BOX}"
 
 @pytest.fixture
 def vlm(tiny_vlm):
-    return tiny_vlm("qwen3_5")
+    return tiny_vlm("qwen4_exp")  # answers by transformers' generate, which a test can replace
 
 
 @pytest.fixture

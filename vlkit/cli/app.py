@@ -145,13 +145,12 @@ def predict(
 
     if output_dir is not None:
         check_writable(output_dir)  # before a large model answers
-    if prompt is not None and not prompt.strip():
-        raise VlkitError("the --prompt is empty; write a question")
-    if (prompt is None) == (locate is None):
+    if bool((prompt or "").strip()) == (locate is not None):
         raise VlkitError("pass either --prompt, a question, or --locate, an object to find")
     media = [_read_media(source) for source in image or []]  # before a large model is loaded
     vlm = load(**load_options)
-    prompt = prompt or locate_prompt(str(locate), family=vlm.family, language=language)
+    if locate is not None or prompt is None:
+        prompt = locate_prompt(str(locate), family=vlm.family, language=language)
     reply = generate(vlm, user(prompt, *media), **answer_options)
     record: dict[str, Any] = {"model": vlm.name, "revision": vlm.revision}
     record |= {"prompt": prompt, "images": image or [], **answer_options}

@@ -46,7 +46,6 @@ _PATCH_14 = ((4 * 28**2, 16_384 * 28**2),) * 2
 _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 
 # names on the hubs; of models made from these, what their config.json has as its model_type
-# (qwen-vl-max and its like are hosted, and of later generations)
 _QWEN2 = r"qwen2[_-]?vl|qvq-72b|ui-tars-\d+b|os-atlas-\w+-7b|olmocr-7b-0225"
 _QWEN2_5 = r"qwen2[._]5[_-]?vl|ui-tars-1\.5|olmocr-(2-)?7b-(0[78]|1\d)25|cosmos-reason1"
 _QWEN3 = r"qwen3[_-]?vl|cosmos-reason2"
@@ -242,8 +241,7 @@ def published_rules(family: str, config: dict | None = None) -> SizeRules:
         config: a ``preprocessor_config.json`` that takes precedence.
     """
     known = FAMILIES[family]
-    sizes = known.image_pixels, known.video_pixels
-    rules = SizeRules(known.patch_size, *sizes, square=known.square)
+    rules = SizeRules(known.patch_size, known.image_pixels, known.video_pixels, square=known.square)
     config = config or {}
     size = config.get("size") or {}
     low = config.get("min_pixels") or size.get("shortest_edge")

@@ -528,8 +528,7 @@ def load_here(
 
 def first_generation(config: dict) -> Any:
     """The module of Qwen-VL, whose classes transformers then knows; None for other generations."""
-    is_first = config.get("model_type") == "qwen"
-    return import_module("vlkit.models.qwen_vl") if is_first else None
+    return import_module("vlkit.models.qwen_vl") if config.get("model_type") == "qwen" else None
 
 
 def _load_network(folder: ModelFolder, options: dict[str, Any]):
@@ -617,10 +616,9 @@ def load_processor(folder: ModelFolder):
 
     options = {"trust_remote_code": False, "local_files_only": True, "padding_side": "left"}
     try:
-        if first := first_generation(folder.config):
-            processor: Any = first.load_processor(folder.path)
-        else:
-            processor = AutoProcessor.from_pretrained(folder.path, **options)
+        first = first_generation(folder.config)
+        read = first.load_processor if first else AutoProcessor.from_pretrained
+        processor: Any = read(folder.path, **options)
     except Exception as error:  # as above
         raise ModelError(
             f"{folder.path} has no usable processor ({one_line(error)}); it needs the "

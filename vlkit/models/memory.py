@@ -160,8 +160,7 @@ def mlp_width(text: Any) -> int:
 
 # of the language model: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
 # embeddings; of the vision tower: depth, width, intermediate. Each is in config.json of its hub
-# page (https://huggingface.co/ and the name); from Qwen3.5 on also in the page's text, under
-# "Model Overview", except for the vision tower.
+# page (https://huggingface.co/ and the name); from Qwen3.5 on also under its "Model Overview".
 # Qwen4-Exp has no public sizes yet: the class in transformers leaves out its n-gram embeddings.
 SHAPES = {
     "Qwen/Qwen-VL": ((4096, 32, 32, 32, 11008, 151936, False), (48, 1664, 8192)),

@@ -58,9 +58,7 @@ class QwenVLVisionConfig(PreTrainedConfig):
 
     model_type = "qwen_vl_vision"
     base_config_key = "vision_config"
-    attribute_map: ClassVar = {
-        "hidden_size": "width", "depth": "layers", "num_heads": "heads",
-    }  # fmt: skip
+    attribute_map: ClassVar = {"hidden_size": "width", "depth": "layers", "num_heads": "heads"}
 
     width: int = 1664
     layers: int = 48
@@ -488,7 +486,7 @@ def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(**file, **names, padding_side="left")
 
 
-def load_processor(folder: Path) -> transformers.Qwen2VLProcessor:
+def load_processor(folder: Path, **_: Any) -> transformers.Qwen2VLProcessor:
     """The processor of a folder, whose pictures have one size.
 
     The chat template is ``chat_template.jinja`` where the folder has one, else the one that
