@@ -238,14 +238,19 @@ class AnswerLogprobs:
                 return value
         raise VlkitError(f"{item!r} is not one of the answer's {len(self.confidences)} boxes")
 
-    def _repr_html_(self) -> str:
+    @property
+    def characters(self) -> list[tuple[str, float]]:
+        """The text of each token with its probability; bytes of one character are one token."""
         characters, logprob_so_far = [], 0.0
         for token, logprob in zip(self.tokens, self.logprobs.tolist(), strict=True):
             logprob_so_far += logprob  # of the tokens that make up one character
             if token:
                 characters.append((token, float(np.exp(logprob_so_far))))
                 logprob_so_far = 0.0
-        return fill_template("vlkit.analysis", "logprobs.html.jinja", tokens=characters)
+        return characters
+
+    def _repr_html_(self) -> str:
+        return fill_template("vlkit.analysis", "logprobs.html.jinja", tokens=self.characters)
 
 
 def token_logprobs(

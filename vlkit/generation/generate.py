@@ -13,7 +13,7 @@ from typing import Any
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, is_number
-from vlkit.generation.reply import Reply, split_thinking
+from vlkit.generation.reply import Reply, conversation_html, split_thinking
 from vlkit.inputs import check_model
 from vlkit.media.image import load_image
 from vlkit.media.video import ClipStore
@@ -214,12 +214,18 @@ class Chat:
         vlm: from :func:`vlkit.load`.
         system: a system message's text, or None for the model's default.
         **options: defaults for every turn, as for :func:`generate`.
+
+    Attributes:
+        messages: the conversation so far; it may be changed.
+        replies: the Reply of each answered turn.
     """
 
     def __init__(self, vlm: Model, system: str | None = None, **options: Any):
         self.vlm, self.options = vlm, options
         self.messages = [_system(system)] if system is not None else []
+        self.replies: list[Reply] = []
         self._clips = ClipStore()
+        self._running: Stream | None = None
 
     def ask(self, text: str, *media: Any, **options: Any) -> Reply:
         """Ask the next question; after an error the conversation is unchanged."""
@@ -234,12 +240,18 @@ class Chat:
         turn = self._turn(text, media)
         with hooks.as_kind("chat"):
             pieces = stream(self.vlm, self._with(turn), **{**self.options, **options})
+        self._running = pieces
         try:
             yield from pieces
         finally:
             pieces.stop()
             if pieces._reply is not None:
                 self._remember(turn, pieces.reply)
+
+    def stop(self) -> None:
+        """End the answer of :meth:`stream` within a token; call it from another thread."""
+        if self._running is not None:
+            self._running.stop()
 
     def _turn(self, text: str, media: tuple) -> dict:
         """The user's message with its pictures read now: a later turn sees what this one saw."""
@@ -258,3 +270,7 @@ class Chat:
     def _remember(self, turn: dict, reply: Reply) -> None:
         answer = _END.sub("", split_thinking(reply.raw)[1])
         self.messages += [turn, assistant(answer)]
+        self.replies.append(reply)
+
+    def _repr_html_(self) -> str:
+        return conversation_html(self.messages, self.replies)

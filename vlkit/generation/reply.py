@@ -19,10 +19,11 @@ from vlkit.grounding.parse import format_of, locate_grounding
 from vlkit.inputs import ModelInputs, ending_tokens
 from vlkit.media.image import DeferredImages
 from vlkit.media.video import Clip, DeferredClips
-from vlkit.messages import as_messages, media_of, opened_thought, prefill_of
+from vlkit.messages import as_messages, media_of, opened_thought, prefill_of, text_of
 from vlkit.models.load import VLM
 from vlkit.plotting.draw import draw_boxes, draw_frames
-from vlkit.plotting.html import image_html
+from vlkit.plotting.html import FAINT, image_html
+from vlkit.plotting.labels import label_colors
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -156,15 +157,27 @@ class Reply:
             else:
                 size, input_size = self.clip_sizes[-1]
             answer = self.raw, form or self.family
-            placed, left_out = locate_grounding(*answer, size, input_size, space)
-            self._parsed[key] = [item for item, _, _ in placed], left_out
-        items, left_out = self._parsed[key]
-        return list(items), left_out
+            self._parsed[key] = locate_grounding(*answer, size, input_size, space)
+        placed, left_out = self._parsed[key]
+        return [item for item, _, _ in placed], left_out
 
     @cached_property
-    def _parsed(self) -> dict[tuple, tuple[list[Item], str]]:
+    def _parsed(self) -> dict[tuple, tuple[list[tuple[Item, int, int]], str]]:
         """Answers that were read before, by the picture's number and how they were read."""
         return {}
+
+    @property
+    def parts(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The answer for readers: without special tokens and coordinates, boxes by their names.
+
+        Each part is a text and the numbers of the items of :meth:`grounding` that it names; none
+        for the text between names.
+        """
+        self.try_grounding()
+        placed, _ = self._parsed.get((-1, None, None), ([], ""))
+        if not placed:
+            return [(self.text, ())] if self.text else []
+        return name_items(self.raw, len(self.raw) - len(split_thinking(self.raw)[1]), placed)
 
     def try_grounding(self, image: int = -1) -> tuple[list[Item], str]:
         """:meth:`read_grounding` for views: the second value also names what cannot be read."""
@@ -175,8 +188,7 @@ class Reply:
         return self.text
 
     def _repr_html_(self) -> str:
-        text = html.escape(self.text).replace("\n", "<br>")
-        usage = self.usage
+        text, usage = self._text_html(), self.usage
         line = (
             f"{usage.prompt_tokens:,} prompt tokens ({_media_tokens(usage)}), "
             f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
@@ -194,8 +206,28 @@ class Reply:
         return (
             f'<div style="max-width:640px">{thinking}'
             f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}'
-            f'<p style="opacity:.65;font-size:.85em;margin:4px 0">{line}</p></div>'
+            f'<p style="{FAINT};margin:4px 0">{line}</p>{self._raw_html()}</div>'
         )
+
+    def _text_html(self) -> str:
+        """The answer, its named things in the colours of their boxes."""
+        colors = label_colors(item.label for item in self.try_grounding()[0])
+        items, marked = self.try_grounding()[0], []
+        for text, numbers in self.parts:
+            text = html.escape(text).replace("\n", "<br>")
+            if numbers:
+                color = colors[items[numbers[0]].label]
+                look = f"background:{color}33;border-bottom:3px solid {color}"
+                text = f'<span style="{look};padding:0 2px">{text}</span>'
+            marked.append(text)
+        return "".join(marked)
+
+    def _raw_html(self) -> str:
+        """What the model wrote, in a fold, where that is more than its text."""
+        if self.raw in (self.text, ""):
+            return ""
+        raw = f'<pre style="white-space:pre-wrap">{html.escape(self.raw)}</pre>'
+        return f'<details><summary style="{FAINT}">raw text</summary>{raw}</details>'
 
     def _repr_pictures(self) -> str:
         if not self.images and not self.clips:
@@ -212,6 +244,50 @@ class Reply:
         if self.images:
             return image_html(draw_boxes(self.images[-1], items), alt=self.text)
         return image_html(draw_frames(self.clips[-1], items), alt=self.text)
+
+
+_BETWEEN = re.compile(r"(?:<\|\w+\|>|```(?:json)?|[\s,\[\]{}])*")  # of boxes in tags or JSON
+
+_FENCE = re.compile(r"[\s\]]*```(?:json)?[\s\[]*")
+
+
+def name_items(
+    raw: str, start: int, placed: Sequence[tuple[Item, int, int]]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """:attr:`Reply.parts` of a raw answer that begins at ``start``."""
+    parts: list[tuple[str, tuple[int, ...]]] = []
+    at = start
+    for number, (item, begin, end) in enumerate(placed):
+        name = item.label or f"#{number + 1}"
+        if parts and begin <= at and parts[-1][0] == name:  # one name with several boxes
+            parts[-1] = name, (*parts[-1][1], number)
+        else:
+            parts.append((_readable(raw[at:begin], ", " if parts else ""), ()))
+            parts.append((name, (number,)))
+        closing = f"{name}</points>"  # written a second time in the element
+        at = max(at, end + len(closing) if raw.startswith(closing, end) else end)
+    parts.append((_readable(raw[at:], ""), ()))
+    return [part for part in parts if part[0]]
+
+
+def _readable(text: str, between: str) -> str:
+    if _BETWEEN.fullmatch(text):
+        return between
+    return _FENCE.sub("\n", SPECIAL.sub("", text))
+
+
+def conversation_html(messages: Sequence[dict], replies: Sequence[Reply]) -> str:
+    """A conversation's questions and answers as HTML; of turns without a Reply the text."""
+    answers = iter(replies)
+    shown = []
+    for message in messages:
+        text = html.escape(text_of(message)).replace("\n", "<br>")
+        if message["role"] == "assistant":
+            reply = next(answers, None)
+            shown.append(reply._repr_html_() if reply else f"<p>{text}</p>")
+        else:
+            shown.append(f'<p style="margin:12px 0 4px"><b>{text}</b></p>')
+    return f'<div style="max-width:640px">{"".join(shown) or "an empty conversation"}</div>'
 
 
 def split_thinking(raw: str) -> tuple[str, str]:

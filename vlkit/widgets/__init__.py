@@ -6,11 +6,12 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "ask": ["EXAMPLES", "AskPanel", "PicturePicker"],
+        "conversation": ["Panel", "Turn"],
         "batch": ["BatchPanel"],
         "chooser": ["ModelChooser"],
         "grounding": ["BoxCanvas", "GroundingPanel"],
         "lora": ["LoraPanel"],
-        "panel": ["Panel", "StatusLine"],
+        "panel": ["StatusLine"],
         "video": ["ClipPicker", "VideoPanel"],
     },
 )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
-import ipywidgets as widgets
 import PIL.Image
 
-from vlkit import bundled, messages
+from vlkit import bundled
 from vlkit.datasets.conversations import locate_prompt
-from vlkit.errors import MediaError
 from vlkit.media.image import Image, load_image
-from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import Panel, Picker, StatusLine, call_code
+from vlkit.widgets.conversation import Medium, Panel, Picker, sample_cards, thumbnail
+from vlkit.widgets.panel import Control, StatusLine, call_code
 
 
 def examples_for(family: str) -> tuple[str, ...]:
@@ -32,7 +29,7 @@ _TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512
 
 
 class AskPanel(Panel):
-    """Ask a model about pictures: the answer streams in, and its boxes are drawn.
+    """Ask a model about pictures, and go on asking: answers stream in, their boxes are drawn.
 
     Errors appear as one line in the panel. Every control is an attribute (``prompt``,
     ``max_new_tokens``, ``temperature``, ``image_tokens``, ``seed``, ``picker``), so code can do
@@ -41,70 +38,53 @@ class AskPanel(Panel):
     Args:
         vlm: from :func:`vlkit.load`.
         samples: also offer the bundled sample pictures.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
 
     Attributes:
         reply: the Reply to the last question, also a stopped one; None at first, during an
             answer, and after an error.
+        turns: the questions with their answers.
     """
 
-    def __init__(self, vlm: Any, *, samples: bool = True):
-        super().__init__(vlm, examples_for(getattr(vlm, "family", "qwen2_vl")))
-        self.picker = PicturePicker(self.status, samples=samples)
-        self.image_tokens = widgets.SelectionSlider(
-            options=_TOKEN_LIMITS, value=0, description="image tokens ≤"
+    title = "Ask about pictures"
+
+    def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
+        limit = Control(
+            "choice", "Most tokens of a picture", 0, options=_TOKEN_LIMITS, fold="Options",
+            help="Fewer tokens are faster and show less detail",
+        )  # fmt: skip
+        super().__init__(
+            vlm,
+            examples_for(getattr(vlm, "family", "qwen2_vl")),
+            lambda status: PicturePicker(status, samples=samples),
+            sample_cards() if samples else (),
+            {"image_tokens": limit},
+            language,
         )
-        watched = [self.image_tokens, self.picker.sample, self.picker.upload]
-        self._arrange([self.picker, self.image_tokens], watched)
-        self.add_class("vlkit-ask")
 
-    def _media_code(self) -> list[str]:
-        limit, pictures = self.image_tokens.value, self.picker.code
-        if not limit:
-            return pictures
-        return [call_code("vlkit.Image", picture, max_tokens=limit) for picture in pictures]
+    def _media_options(self) -> dict:
+        return {"max_tokens": self.image_tokens.value} if self.image_tokens.value else {}
 
-    def _message(self) -> dict:
-        limit = self.image_tokens.value or None
-        pictures = [Image(picture, max_tokens=limit) for _, picture in self.picker.pictures()]
-        return messages.user(self.prompt.value, *pictures)
+    def _medium(self, medium: Medium, reading: dict) -> Image:
+        return Image(medium.content, **reading)
+
+    def _medium_code(self, medium: Medium, reading: dict) -> str:
+        return call_code("vlkit.Image", medium.code, **reading) if reading else medium.code
 
 
 class PicturePicker(Picker):
-    """Uploads pictures or chooses a sample, and shows them; errors go to the status line."""
+    """Chooses pictures: samples, uploads, addresses; errors go to the status line."""
 
     def __init__(self, status: StatusLine, *, samples: bool = True):
-        super().__init__(
-            status,
-            list(bundled.samples()) if samples else [],
-            "Picture",
-            widgets.HTML(),
-            accept="image/*",
-            multiple=True,
-            description="Upload pictures",
-            tooltip="one or several pictures, together at most 10 MB",
-        )
+        super().__init__(status, list(bundled.samples()) if samples else [])
 
     def pictures(self) -> list[tuple[str, PIL.Image.Image]]:
         """The chosen pictures, upright, by name. Raises MediaError."""
-        if self.upload.value:
-            return [(file["name"], _read_upload(file)) for file in self.upload.value]
-        name = self.sample.value
-        return [(name, load_image(bundled.sample(name)))] if name else []
+        self.check()
+        return [(medium.name, medium.content) for medium in self.media]
 
-    def _show(self) -> None:
-        self.view.value = ""
-        with self._status.catching():
-            self.view.value = "".join(_figure(*named) for named in self.pictures())
-            self._status.say("")
-
-
-def _read_upload(file: dict) -> PIL.Image.Image:
-    try:
-        return load_image(bytes(file["content"]))
-    except MediaError as error:
-        raise MediaError(f"{file['name']}: {error}") from error
-
-
-def _figure(name: str, picture: PIL.Image.Image) -> str:
-    caption = html.escape(f"{name}, {picture.width} × {picture.height} pixels")
-    return f"<div>{image_html(picture, width=320, alt=name)}<br>{caption}</div>"
+    def read(self, source: Any) -> tuple[PIL.Image.Image, dict]:
+        """The upright picture, and its card. Raises MediaError."""
+        picture = load_image(source)
+        size = f"{picture.width} × {picture.height}"
+        return picture, {"about": size, "thumb": thumbnail(picture, 320)}

@@ -39,7 +39,7 @@ _QUIET = 0.2  # seconds without a change before rows are drawn
 _TICK = 0.4  # seconds between two updates during a run
 _CODE = """import vlkit
 
-# vlm = {load}
+vlm = {load}
 conversations = vlkit.read_conversations({source}, {prompt!r})
 results = {batch}
 vlkit.to_frame(results, conversations)"""

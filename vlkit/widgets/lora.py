@@ -41,7 +41,7 @@ _QUIET = 0.4  # seconds without a change before the cost is computed
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the rows, held out
 _CODE = """import vlkit
 
-# vlm = {load}
+vlm = {load}
 {data}
 run = vlkit.lora.train(
     vlm,

@@ -1,37 +1,192 @@
-"""The base of all panels: layout, status line, buttons, code."""
+"""The base of all panels: controls, status line, code, and the thread that does the work."""
 
 from __future__ import annotations
 
 import html
+import json
+import re
 import threading
-import time
-from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
+import traitlets
+from IPython.core.getipython import get_ipython
 
-from vlkit.errors import VlkitError, failure_line
-from vlkit.generation import generate
-from vlkit.generation.reply import Reply
-from vlkit.inputs import check_model
+from vlkit.errors import failure_line
 
-_CSS = Path(__file__).with_name("panel.css").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+_IMPORT = re.compile(r"^import .* from \"\./.*;\n", re.MULTILINE)
 
 
-class _AbstractWidget(ABCMeta, type(widgets.VBox)):  # type: ignore[misc]
-    """The metaclass of widgets with abstract methods."""
+def read_text(name: str) -> str:
+    """A file of this folder."""
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+CSS = read_text("panel.css")
+
+
+def front(*names: str, default: str) -> str:
+    """One JavaScript module from files of this folder; ``default`` is what it exports.
+
+    A browser cannot import the files of a kernel, so what they import of each other is joined.
+    """
+    parts = [_IMPORT.sub("", read_text(name)) for name in names]
+    return "\n".join([f"const ZH = {read_text('zh.json')};", *parts, f"export default {default};"])
+
+
+# --- controls that the browser draws (controls.js) -----------------------------------------------
+
+
+class Control(traitlets.HasTraits):
+    """A control of a :class:`Form`; ``observe`` as with ipywidgets.
+
+    Args:
+        kind: ``number``, ``slider``, ``range``, ``choice``, ``text``, ``area``, ``toggle``,
+            ``button``, or a name that the panel's own script draws.
+        label: English; the key of its Chinese in zh.json.
+        value: the first value.
+        action: what :meth:`click` calls.
+        **look: of the field, as ``min``, ``max``, ``step``, ``options``, ``placeholder``, ``help``,
+            ``fold``.
+
+    Attributes:
+        value: the value; kept between ``min`` and ``max``.
+        disabled: whether it can be used.
+        look: as given.
+    """
+
+    value = traitlets.Any()
+    disabled = traitlets.Bool(False)
+    look = traitlets.Dict()
+
+    def __init__(
+        self, kind: str, label: str, value: Any = None, action: Callable | None = None, **look: Any
+    ):
+        self.kind, self.label, self._action = kind, label, action
+        super().__init__(look=look)
+        self.value = value
+
+    def click(self) -> None:
+        """Do what the button does, unless it is disabled."""
+        if self._action is not None and not self.disabled:
+            self._action()
+
+    @property
+    def values(self) -> list:
+        """The values of a choice."""
+        options = self.look["options"]
+        return [option[1] if isinstance(option, list | tuple) else option for option in options]
+
+    @traitlets.validate("value")
+    def _within(self, proposal: Mapping) -> Any:
+        value, low, high = proposal["value"], self.look.get("min"), self.look.get("max")
+        if isinstance(value, list | tuple) and low is not None:
+            return tuple(min(max(low, part), high) for part in value)
+        if self.kind == "choice" and value not in self.values:
+            raise traitlets.TraitError(f"{value!r} is not one of {self.values}")
+        return value if low is None else min(max(low, value), high)
+
+    @property
+    def specification(self) -> dict:
+        """Plain values for the browser."""
+        facts = {"kind": self.kind, "label": self.label, "value": self.value}
+        return facts | {"disabled": self.disabled} | self.look
+
+
+class Form(anywidget.AnyWidget):
+    """Named controls, drawn in their order; ``form[name]`` is one of them.
+
+    Args:
+        controls: by name; the class of each is ``vlkit-<name>``.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
+    """
+
+    _esm = front("controls.js", default="form")
+    _css = CSS
+    language = traitlets.Unicode("").tag(sync=True)
+    controls = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self, controls: Mapping[str, Control], language: str | None = None, **traits: Any
+    ):
+        super().__init__(language=language or "", **traits)
+        self._controls: dict[str, Control] = {}
+        self.add_controls(controls)
+        self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
+
+    def __getitem__(self, name: str) -> Control:
+        return self._controls[name]
+
+    def add_controls(self, controls: Mapping[str, Control]) -> None:
+        """More controls, shown after the others."""
+        self._controls |= controls
+        for control in controls.values():
+            control.observe(lambda _: self._send_controls(), ["value", "disabled", "look"])
+        self._send_controls()
+
+    def _send_controls(self) -> None:
+        self.controls = {name: each.specification for name, each in self._controls.items()}
+
+    def _receive(self, content: Any, buffers: Sequence[Any]) -> None:
+        """A message of the browser: ``{"do": "set", …}`` calls ``_do_set``."""
+        content = dict(content)
+        getattr(self, f"_do_{content.pop('do')}")(*buffers, **content)
+
+    def _do_set(self, name: str, value: Any) -> None:
+        value = tuple(value) if isinstance(value, list) else value
+        self._controls[name].value = value
+        if self._controls[name].value != value:  # out of its limits: the field shows that
+            self._send_controls()
+
+    def _do_click(self, name: str) -> None:
+        self._controls[name].click()
+
+
+class Fold(anywidget.AnyWidget):
+    """Widgets in a fold that the keyboard reaches; ``opened`` says whether they are shown."""
+
+    _esm = front("controls.js", default="foldOfWidgets")
+    _css = CSS
+    title = traitlets.Unicode().tag(sync=True)
+    language = traitlets.Unicode("").tag(sync=True)
+    opened = traitlets.Bool(False).tag(sync=True)
+    children = traitlets.List().tag(sync=True, **widgets.widget_serialization)
+
+    def __init__(self, title: str, children: Sequence[widgets.Widget], **traits: Any):
+        super().__init__(title=title, children=list(children), **traits)
+
+
+class CodeFold(anywidget.AnyWidget):
+    """Plain Python in a fold, with a button that copies it."""
+
+    _esm = front("controls.js", default="codeFold")
+    _css = CSS
+    value = traitlets.Unicode().tag(sync=True)
+    language = traitlets.Unicode("").tag(sync=True)
 
 
 class StatusLine(widgets.HTML):
-    """One line that says what a panel is doing, or what went wrong."""
+    """One line that says what a panel is doing, or what went wrong.
+
+    Attributes:
+        text: the line.
+        kind: ``""``, ``"busy"`` or ``"error"``.
+    """
+
+    text = traitlets.Unicode("").tag(sync=True)
+    kind = traitlets.Unicode("").tag(sync=True)
 
     def say(self, text: str) -> None:
         """Show what is going on; a text that ends in an ellipsis is marked as busy."""
-        busy = ' class="vlkit-busy"' if text.endswith("…") else ""
-        self.value = f'<div role="status"{busy}>{html.escape(text)}</div>'
+        self._show(text, "busy" if text.endswith("…") else "")
 
     @contextmanager
     def catching(self) -> Iterator[None]:
@@ -39,8 +194,16 @@ class StatusLine(widgets.HTML):
         try:
             yield
         except Exception as error:
-            line = html.escape(failure_line(error))
-            self.value = f'<div role="alert" class="vlkit-error">{line}</div>'
+            self._show(failure_line(error), "error")
+
+    def _show(self, text: str, kind: str) -> None:
+        role = "alert" if kind == "error" else "status"
+        look = f' class="vlkit-{kind}"' if kind else ""
+        self.text, self.kind = text, kind
+        self.value = f'<div role="{role}"{look}>{html.escape(text)}</div>'
+
+
+# --- work in a thread ----------------------------------------------------------------------------
 
 
 class Debounce:
@@ -70,34 +233,59 @@ class Debounce:
             self._function()
 
 
-class PanelBox(widgets.VBox, metaclass=_AbstractWidget):
-    """The base of all panels: controls, a status line, plain code, and a thread for the work.
+_by_cell: defaultdict[str, weakref.WeakSet] = defaultdict(weakref.WeakSet)
+
+
+def _note_cell(panel: Work) -> None:
+    """When the cell that made the panel is run again, the panel stops."""
+    shell: Any = get_ipython()
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    if cell := parent.get("metadata", {}).get("cellId"):
+        if _stop_panels not in shell.events.callbacks["pre_run_cell"]:
+            shell.events.register("pre_run_cell", _stop_panels)
+        _by_cell[cell].add(panel)
+
+
+def _stop_panels(info: Any) -> None:
+    for panel in _by_cell.pop(info.cell_id, ()):
+        panel.leave()
+
+
+class Work:
+    """What all panels have: a status line, plain code, a Stop button, a thread for the work.
 
     Where widgets cannot be shown, one line of text replaces the panel.
 
     Attributes:
         status: says what the panel is doing, or what went wrong.
+        stop_button: enabled while the panel works.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.status, self._code_view = StatusLine(), widgets.HTML()
-        self.stop_button = button("Stop", "stop", self.stop, disabled=True)
+    status: StatusLine
+    stop_button: Any
+    _later = Debounce(lambda: None, 0.0)  # of panels that redraw once the controls rest
+
+    def _begin(self) -> None:
         self._locked: list[Any] = []  # the controls that are disabled during the work
         self._thread: threading.Thread | None = None
-        self._later = Debounce(lambda: None, 0.0)  # of panels that redraw once the controls rest
+        _note_cell(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: run this cell in Jupyter to use it"
 
     @property
-    @abstractmethod
     def code(self) -> str:
         """Plain Python that does what the panel does with the present controls."""
+        raise NotImplementedError
 
-    @abstractmethod
     def stop(self) -> None:
         """End the work and return at once."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """The panel's cell is run again: end the work."""
+        if self._running:
+            self.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the work and the view, at most ``timeout`` seconds; True if both are done."""
@@ -105,35 +293,12 @@ class PanelBox(widgets.VBox, metaclass=_AbstractWidget):
             self._thread.join(timeout)
         return self._later.wait(timeout) and (self._thread is None or not self._thread.is_alive())
 
-    def _lay_out(
-        self,
-        left: Sequence[widgets.Widget],
-        right: Sequence[widgets.Widget],
-        watched: Sequence[widgets.Widget],
-    ) -> None:
-        """Two columns, below each other on narrow pages; the code follows the watched controls."""
-        add_classes(self)
-        fold = widgets.Accordion([self._code_view], titles=["The same in plain Python"])
-        side = widgets.Layout(flex="1 1 280px", max_width="420px", min_width="0")
-        main = widgets.Layout(flex="1 1 280px", min_width="0")
-        boxes = [widgets.VBox(left, layout=side), widgets.VBox([*right, fold], layout=main)]
-        row = widgets.Layout(flex_flow="row wrap", grid_gap="16px")
-        style = widgets.HTML(f"<style>{_CSS}</style>", layout=widgets.Layout(display="none"))
-        self.children = [style, widgets.HBox(boxes, layout=row)]
-        self.add_class("vlkit-panel")
-        on_change(self._show_code, *watched)
-        self._show_code()
-
-    def _show_code(self) -> None:
-        with self.status.catching():
-            self._code_view.value = f"<pre>{html.escape(self.code)}</pre>"
-
     @property
     def _running(self) -> bool:
         return not self.stop_button.disabled
 
     def _start_work(self, work: Callable[[], None], status: str) -> None:
-        """Work in a thread, whose errors are shown."""
+        """Work in a thread, whose errors are shown; it belongs to the run that is open now."""
 
         def run() -> None:
             try:
@@ -144,7 +309,8 @@ class PanelBox(widgets.VBox, metaclass=_AbstractWidget):
 
         self.status.say(status)
         self._set_running(True)
-        self._thread = threading.Thread(target=run, daemon=True)
+        context = copy_context()
+        self._thread = threading.Thread(target=context.run, args=(run,), daemon=True)
         self._thread.start()
 
     def _finish(self) -> None:
@@ -155,6 +321,38 @@ class PanelBox(widgets.VBox, metaclass=_AbstractWidget):
         self.stop_button.disabled = not running
         for control in self._locked:
             control.disabled = running
+
+
+class PanelBox(Work, widgets.VBox):
+    """The base of the panels that are boxes of ipywidgets, forms and folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status, self._code_view = StatusLine(), CodeFold()
+        self.stop_button = button("Stop", "stop", self.stop, disabled=True)
+        self._begin()
+
+    def _lay_out(
+        self,
+        left: Sequence[widgets.Widget],
+        right: Sequence[widgets.Widget],
+        watched: Sequence[Any],
+    ) -> None:
+        """Two columns, below each other on narrow pages; the code follows the watched controls."""
+        add_classes(self)
+        side = widgets.Layout(flex="1 1 280px", max_width="420px", min_width="0")
+        main = widgets.Layout(flex="1 1 280px", min_width="0")
+        right = [*right, self._code_view]
+        boxes = [widgets.VBox(left, layout=side), widgets.VBox(right, layout=main)]
+        row = widgets.Layout(flex_flow="row wrap", grid_gap="16px")
+        self.children = [widgets.HBox(boxes, layout=row)]
+        self.add_class("vlkit-panel")
+        on_change(self._show_code, *watched)
+        self._show_code()
+
+    def _show_code(self) -> None:
+        with self.status.catching():
+            self._code_view.value = self.code
 
 
 def button(text: str, icon: str, action: Callable[[], None], **options: Any) -> widgets.Button:
@@ -169,7 +367,7 @@ def buttons(*row: widgets.Widget) -> widgets.HBox:
     return widgets.HBox(row).add_class("vlkit-buttons")
 
 
-def on_change(action: Callable[[], None], *controls: widgets.Widget) -> None:
+def on_change(action: Callable[[], None], *controls: Any) -> None:
     """Call a function whenever the value of one of the controls changes."""
     for control in controls:
         control.observe(lambda _: action(), names="value")
@@ -178,7 +376,7 @@ def on_change(action: Callable[[], None], *controls: widgets.Widget) -> None:
 def add_classes(owner: widgets.Widget) -> None:
     """Give the widgets in public attributes CSS classes: ``ask_button`` is vlkit-ask-button."""
     for name, value in vars(owner).items():
-        if isinstance(value, widgets.Widget) and not name.startswith("_"):
+        if isinstance(value, widgets.DOMWidget) and not name.startswith("_"):
             value.add_class("vlkit-" + name.replace("_", "-"))
 
 
@@ -202,170 +400,7 @@ def load_code(vlm: Any) -> str:
     return call_code("vlkit.load", repr(vlm.name), **options)
 
 
-_OUTCOMES = {"stop": "Done.", "length": "Cut off at max_new_tokens.", "cancelled": "Stopped."}
-_CODE = """import vlkit
-
-# vlm = {load}
-message = {message}
-reply = {reply}
-reply"""
-
-
-class Panel(PanelBox):
-    """The base of AskPanel, VideoPanel and GroundingPanel: asks a question about chosen media.
-
-    Args:
-        vlm: from :func:`vlkit.load`.
-        examples: questions to choose from; the first one is the initial prompt.
-
-    Attributes:
-        reply: the Reply to the last question, also a stopped one; None at first, during an
-            answer, and after an error.
-    """
-
-    def __init__(self, vlm: Any, examples: Sequence[str]):
-        check_model(vlm)
-        super().__init__()
-        self.vlm = vlm
-        self.reply: Reply | None = None
-        self.examples = widgets.Dropdown(
-            options=[("choose one …", ""), *((text, text) for text in examples)],
-            value=examples[0],
-            description="Examples",
-        )
-        self.prompt = widgets.Textarea(
-            examples[0], placeholder="Ask a question …", rows=3, description="Prompt"
-        )
-        self.max_new_tokens = widgets.IntSlider(256, 1, 2048, description="new tokens ≤")
-        self.temperature = widgets.FloatSlider(0.0, min=0.0, max=2.0, description="temperature")
-        self.seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed")
-        self.ask_button = button("Ask", "play", self.ask, button_style="primary")
-        self.answer = widgets.HTML()
-        self._locked = [self.ask_button]
-        on_change(self._take_example, self.examples)
-        on_change(self._leave_example, self.prompt)
-
-    def ask(self) -> None:
-        """Ask with the present controls and return at once; does nothing while one is answered."""
-        if self._running:
-            return
-        self.reply, self.answer.value = None, ""
-        with self.status.catching():
-            if not self.prompt.value.strip():
-                raise VlkitError("the prompt is empty; write a question or choose an example")
-            self._stream = generate.stream(self.vlm, self._message(), **self._options())
-            self._start_work(self._follow, "Answering …")
-
-    def stop(self) -> None:
-        """End the answer within a token and return at once; the text so far stays."""
-        if self._running:  # Stream.stop waits for the model, which would freeze the page
-            threading.Thread(target=self._stream.stop, daemon=True).start()
-
-    @property
-    def code(self) -> str:
-        """Plain Python that does what Ask does with the present controls; ``vlm`` is the model."""
-        return _CODE.format(
-            load=load_code(self.vlm),
-            message=call_code("vlkit.user", repr(self.prompt.value), *self._media_code()),
-            reply=call_code("vlkit.generate", "vlm", "message", **self._options()),
-        )
-
-    @abstractmethod
-    def _media_code(self) -> list[str]:
-        """Python expressions of the chosen media, for :attr:`code`."""
-
-    @abstractmethod
-    def _message(self) -> dict:
-        """The question with the chosen media. Raises MediaError where none can be read."""
-
-    def _arrange(
-        self,
-        chooser: Sequence[widgets.Widget],
-        watched: Sequence[widgets.Widget],
-        above: Sequence[widgets.Widget] = (),
-    ) -> None:
-        """Lay the panel out.
-
-        Args:
-            chooser: the widgets that choose media and how to read them.
-            watched: those of them whose value changes the code.
-            above: widgets above the answer.
-        """
-        asking = [self.prompt, self.max_new_tokens, self.temperature, self.seed]
-        row = buttons(self.ask_button, self.stop_button)
-        left = [*chooser, self.examples, *asking, row, self.status]
-        self._lay_out(left, [*above, self.answer], [*asking, *watched])
-
-    def _options(self) -> dict:
-        names = ("max_new_tokens", "temperature", "seed")
-        return {name: getattr(self, name).value for name in names}
-
-    def _follow(self) -> None:
-        text, due = "", 0.0
-        for piece in self._stream:
-            text += piece
-            if time.monotonic() >= due:  # at most 20 views a second
-                self.answer.value = _text_html(text)
-                due = time.monotonic() + 0.05
-        self.answer.value = _text_html(text)
-        reply = self.reply = self._stream.reply
-        self.answer.value = reply._repr_html_()
-        self.status.say(_OUTCOMES[reply.finish_reason])
-
-    def _take_example(self) -> None:
-        if self.examples.value:
-            self.prompt.value = self.examples.value
-
-    def _leave_example(self) -> None:
-        if self.prompt.value != self.examples.value:
-            self.examples.value = ""
-
-
-def _text_html(text: str) -> str:
-    return f'<div style="white-space:pre-wrap" aria-live="polite">{html.escape(text)}</div>'
-
-
-class Picker(widgets.VBox, metaclass=_AbstractWidget):
-    """Uploads media or chooses a sample; the latest choice counts, errors go to the status line.
-
-    Attributes:
-        upload: the upload button; an uploaded file takes precedence over the sample.
-        sample: the samples' dropdown; "" is none.
-        view: shows what is chosen.
-    """
-
-    def __init__(
-        self, status: StatusLine, names: Sequence[str], title: str, view: widgets.Widget, **upload
-    ):
-        self._status, self.view = status, view
-        self.upload = widgets.FileUpload(**upload)
-        self.sample = widgets.Dropdown(
-            options=[("none", ""), *((name, name) for name in names)],
-            value=next(iter(names), ""),
-            description=title,
-        )
-        add_classes(self)
-        chooser = [self.sample, self.upload] if names else [self.upload]
-        super().__init__([*chooser, self.view])
-        for control in (self.upload, self.sample):
-            control.observe(self._choose, names="value")
-        self._show()
-
-    @property
-    def code(self) -> list[str]:
-        """Python expressions of the choice; an uploaded file is represented by its name."""
-        if self.upload.value:
-            return [f"{file['name']!r}" for file in self.upload.value]
-        return [f"vlkit.sample({self.sample.value!r})"] if self.sample.value else []
-
-    def _choose(self, change: dict) -> None:
-        if change["new"]:  # the latest choice counts
-            if change["owner"] is self.upload:
-                self.sample.value = ""
-            else:
-                self.upload.value = ()
-        self._show()
-
-    @abstractmethod
-    def _show(self) -> None:
-        """Show the choice in :attr:`view`."""
+def translate(text: str, language: str | None) -> str:
+    """The text in the panel's language; only for labels of ipywidgets, the rest is the browser's."""
+    words = json.loads(read_text("zh.json"))
+    return words.get(text, text) if (language or "").startswith("zh") else text

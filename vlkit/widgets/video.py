@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import html
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
-import ipywidgets as widgets
+import PIL.Image
+import traitlets
 
-from vlkit import bundled, messages
+from vlkit import bundled
 from vlkit.analysis.preflight import ClipView, find_target, view_clip
 from vlkit.errors import MediaError, VlkitError
 from vlkit.grounding.boxes import Size
 from vlkit.media.video import ClipInfo, Video, load_clip, probe_clip
-from vlkit.plotting.draw import draw_frames
-from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import Debounce, Panel, Picker, StatusLine, call_code, on_change
+from vlkit.widgets.conversation import Asked, Medium, Panel, Picker, thumbnail
+from vlkit.widgets.panel import Control, Debounce, StatusLine, call_code, on_change
 
 CLIP_EXAMPLES = (
     "Describe this video.",
@@ -25,163 +25,166 @@ CLIP_EXAMPLES = (
     "红色圆形往哪个方向移动？",
 )
 QUIET = 0.3  # seconds without a change before frames are decoded
+FRAME = 192  # pixels of a frame's longer side in the strip
 # what a browser can play, by the file's suffix
-_PLAYABLE = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mp4", ".webm": "webm", ".ogv": "ogg"}
+_PLAYABLE = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm",
+             ".ogv": "video/ogg", ".gif": "image/gif"}  # fmt: skip
 
 
 class VideoPanel(Panel):
     """Ask a model about a clip: play it, choose the frames, ask; the answer streams in.
 
     The strip shows the frames that the model will see, with their times; the line above it, their
-    number of tokens. Every control is an attribute (``fps``, ``max_frames``, ``part``, ``prompt``,
-    ``picker`` …), so code can do what a hand can do:
-    ``panel.fps.value = 4; panel.ask(); panel.wait()``.
+    number of tokens. Times that an answer names are marked on the strip. Every control is an
+    attribute (``fps``, ``max_frames``, ``part``, ``prompt``, ``picker`` …), so code can do what a
+    hand can do: ``panel.fps.value = 4; panel.ask(); panel.wait()``.
 
     Args:
         vlm: from :func:`vlkit.load`.
         samples: also offer the bundled clips.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
 
     Attributes:
         reply: the Reply to the last question, also a stopped one; None at first, during an
             answer, and after an error.
+        turns: the questions with their answers.
         view: the frames, times and tokens for the present controls, as :func:`vlkit.preflight`
             computes them; None without a clip.
+        count: their number and tokens in words.
+        strip: each frame's time in seconds, and a small copy of it.
     """
 
-    def __init__(self, vlm: Any, *, samples: bool = True):
-        super().__init__(vlm, CLIP_EXAMPLES)
-        self._target = find_target(vlm)
-        self.view: ClipView | None = None
-        self._info: ClipInfo | None = None
+    kind, title = "video", "Ask about a clip"
+    clip = traitlets.Dict().tag(sync=True)  # the file as the browser plays it
+    count = traitlets.Unicode().tag(sync=True)
+    strip = traitlets.List().tag(sync=True)
+
+    def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
+        self._target, self.view = None, None
         self._later = Debounce(self._show_strip, QUIET)
-        self.picker = ClipPicker(self.status, samples=samples)
-        self._make_sampling()
-        sampling = [self.fps, self.max_frames, self.part]
-        chosen = [self.picker.sample, self.picker.upload]
-        self._arrange([self.picker, *sampling, self.count], sampling + chosen, [self.strip])
-        self.add_class("vlkit-video")
-        on_change(self._sample, *sampling)
-        on_change(self._take_clip, *chosen)
-        self._take_clip()
+        rate = "More frames show faster movements and cost more tokens"
+        controls = {
+            "fps": Control("slider", "Frames per second", 2.0, min=0.5, max=10, step=0.5, help=rate),
+            "max_frames": Control("slider", "Most frames", 16, min=2, max=128, step=1, help=rate),
+            "part": Control("range", "Part (seconds)", (0.0, 1.0), min=0.0, max=1.0, step=0.1),
+        }
+        super().__init__(
+            vlm,
+            CLIP_EXAMPLES,
+            lambda status: ClipPicker(status, samples=samples),
+            clip_cards() if samples else (),
+            controls,
+            language,
+        )
+        self._target = find_target(vlm)
+        on_change(self._sample, self.fps, self.max_frames, self.part)
+        self._sample()
 
     @property
     def video(self) -> Video:
         """The chosen clip with the controls' options. Raises MediaError where none is chosen."""
-        return Video(self.picker.source(), **self._sampling())
+        return Video(self.picker.source(), **self._media_options())
 
-    def _sampling(self) -> dict:
+    def _media_options(self) -> dict:
         start, end = self.part.value
         options = {"fps": self.fps.value, "max_frames": self.max_frames.value}
         options |= {"start": start} if start > 0 else {}
-        return options | ({"end": end} if end < self.part.max else {})
+        return options | ({"end": end} if end < self.part.look["max"] else {})
 
-    def _media_code(self) -> list[str]:
-        return [call_code("vlkit.Video", clip, **self._sampling()) for clip in self.picker.code]
+    def _medium(self, medium: Medium, reading: dict) -> Video:
+        return Video(medium.source, **reading)
 
-    def _message(self) -> dict:
-        return messages.user(self.prompt.value, self.video)
+    def _medium_code(self, medium: Medium, reading: dict) -> str:
+        return call_code("vlkit.Video", medium.code, **reading)
 
-    def _make_sampling(self) -> None:
-        self.fps = widgets.FloatSlider(
-            2.0, min=0.5, max=10.0, step=0.5, readout_format=".1f", description="frames per s"
-        )
-        self.max_frames = widgets.IntSlider(16, 2, 128, description="frames ≤")
-        self.part = widgets.FloatRangeSlider(
-            value=(0.0, 1.0), max=1.0, step=0.05, readout_format=".1f", description="from – to"
-        )
-        self.count, self.strip = widgets.HTML(), widgets.HTML()
+    def _ask(self, asked: Asked, place: int = -1) -> None:
+        if not asked.media:
+            raise MediaError("no clip is chosen; upload one or choose a sample")
+        super()._ask(asked, place)
 
-    def _take_clip(self) -> None:
-        self._info, self.part.disabled = None, True
-        with self.status.catching():
-            if self.picker.chosen:
-                self._info = self.picker.probe()
-                self._set_length(self._info.duration)
-            self.status.say("")
+    def _take_media(self) -> None:
+        clip = self.picker.media[0] if self.picker.media else None
+        self.part.disabled = clip is None or clip.content is None
+        self.clip = _playable(clip) if clip else {}
+        if clip and clip.content:
+            duration = clip.content.duration
+            step = max(0.1, round(duration / 100, 1))
+            with self.part.hold_trait_notifications():
+                self.part.look = self.part.look | {"max": duration, "step": step}
+                self.part.value = (0.0, duration)
+        super()._take_media()
         self._sample()
 
-    def _set_length(self, duration: float) -> None:
-        with self.part.hold_trait_notifications():
-            self.part.max, self.part.step = duration, max(0.1, round(duration / 100, 1))
-            self.part.value = (0.0, duration)
-        self.part.disabled = False
-
     def _sample(self) -> None:
-        self.view, self.count.value = None, ""
+        self.view, self.count = None, ""
+        clip = self.picker.media[0] if self.picker.media else None
+        if self._target is None:
+            return
         with self.status.catching():
-            if self._info is not None:
-                self.view = view_clip(self._target, self.video, self._info)
-                self.count.value = html.escape(_cost(self.view))
-                if 'role="alert"' in self.status.value:
+            if clip and clip.content:
+                self.view = view_clip(self._target, self.video, clip.content)
+                self.count = _cost(self.view)
+                if self.status.kind == "error":
                     self.status.say("")
         self._later.call()
 
     def _show_strip(self) -> None:
-        view, shown = self.view, ""
+        view, shown = self.view, []
         with self.status.catching():
             if view is not None:
-                columns = 4 if len(view.indices) <= 8 else 8 if len(view.indices) <= 32 else 12
-                clip = load_clip(view.video, lambda size, count: _thumbnail(size, 800 // columns))
-                alt = f"{len(view.indices)} frames of {self.picker.chosen}"
-                shown = image_html(draw_frames(clip, columns=columns), width=824, alt=alt)
+                clip = load_clip(view.video, lambda size, count: _small(size))
+                pictures = [PIL.Image.fromarray(frame) for frame in clip.frames]
+                shown = [
+                    {"time": time, "thumb": thumbnail(picture, FRAME)}
+                    for time, picture in zip(view.timestamps, pictures, strict=True)
+                ]
         if view is self.view:  # no other clip was chosen meanwhile
-            self.strip.value = shown
+            self.strip = shown
 
 
 class ClipPicker(Picker):
-    """Uploads a clip or chooses a sample, and plays it; errors go to the status line."""
+    """Chooses a clip: a sample, an upload, an address; errors go to the status line."""
+
+    several = False
 
     def __init__(self, status: StatusLine, *, samples: bool = True):
-        super().__init__(
-            status,
-            list(bundled.clips()) if samples else [],
-            "Clip",
-            widgets.Box(),
-            accept="video/*,image/gif,.mkv",
-            multiple=False,
-            description="Upload a clip",
-            tooltip="mp4, webm, mov, mkv, avi or gif, at most 10 MB",
-        )
-
-    @property
-    def chosen(self) -> str:
-        """The clip's name; "" where none is chosen."""
-        return self.upload.value[0]["name"] if self.upload.value else self.sample.value
+        super().__init__(status, list(bundled.clips()) if samples else [])
 
     def source(self) -> Any:
-        """The chosen clip, a path or bytes. Raises MediaError where there is none."""
-        if self.upload.value:
-            return bytes(self.upload.value[0]["content"])
-        if not self.sample.value:
+        """The chosen clip: a path, an address or bytes. Raises MediaError where there is none."""
+        if not self.media:
             raise MediaError("no clip is chosen; upload one or choose a sample")
-        return bundled.sample(self.sample.value)
+        self.check()
+        return self.media[0].source
 
-    def probe(self) -> ClipInfo:
-        """What the chosen clip's header says. Raises MediaError with its name."""
-        try:
-            return probe_clip(self.source())
-        except VlkitError as error:
-            name = f"{self.chosen}: " if self.upload.value else ""
-            raise MediaError(f"{name}{error}") from error
-
-    def _show(self) -> None:
-        with self._status.catching():
-            self.view.children = [_player(*self._file())] if self.chosen else []
-
-    def _file(self) -> tuple[str, bytes]:
-        source = self.source()
-        if isinstance(source, bytes):
-            return self.chosen, source
-        return source.name, source.read_bytes()
+    def read(self, source: Any) -> tuple[ClipInfo, dict]:
+        """What the clip's header says, and its card. Raises MediaError."""
+        info = probe_clip(source)
+        first = load_clip(Video(source, end=min(info.duration, 0.2)), lambda size, _: _small(size))
+        about = f"{info.size[0]} × {info.size[1]}, {info.duration:.1f} s"
+        return info, {"about": about, "thumb": thumbnail(PIL.Image.fromarray(first.frames[0]), 320)}
 
 
-def _player(name: str, content: bytes) -> widgets.Widget:
-    suffix = PurePath(name).suffix.lower()
-    if suffix == ".gif":
-        return widgets.Image(value=content, format="gif")
-    if suffix not in _PLAYABLE:
-        return widgets.Label(f"Browsers do not play {suffix or 'this'}; see its frames.")
-    return widgets.Video(value=content, format=_PLAYABLE[suffix], autoplay=False, loop=False)
+def _playable(clip: Medium) -> dict:
+    kind = _PLAYABLE.get(PurePath(str(clip.name)).suffix.lower())
+    source = clip.source
+    if clip.kind == "sample":
+        kind, source = _PLAYABLE[source.suffix], source.read_bytes()
+    if clip.problem or not isinstance(source, bytes):
+        return {}
+    return {"type": kind or "", "name": clip.name, "content": source if kind else b""}
+
+
+@lru_cache(maxsize=1)
+def clip_cards() -> tuple[dict, ...]:
+    """The bundled clips to choose from."""
+    cards = []
+    for name, sample in bundled.clips().items():
+        clip = load_clip(Video(sample.path, max_frames=2), lambda size, _: _small(size))
+        thumb = thumbnail(PIL.Image.fromarray(clip.frames[0]), 96)
+        about = {"about": sample.about, "about_zh": sample.about_zh}
+        cards.append({"name": name, "thumb": thumb, **about})
+    return tuple(cards)
 
 
 def _cost(view: ClipView) -> str:
@@ -191,5 +194,6 @@ def _cost(view: ClipView) -> str:
     return f"{frames}, seen at {width}×{height}: {view.tokens:,} tokens"
 
 
-def _thumbnail(size: Size, width: int) -> Size:
-    return width, max(1, round(size[1] * width / size[0]))
+def _small(size: Size) -> Size:
+    scale = FRAME / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
