@@ -1,1 +1,511 @@
-export const panel = {};
+// AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
+// Python holds all state (Panel and Turn in conversation.py); this file only shows it.
+
+import { codeView, controlsOf, copyText, field, fold, h, icon, iconButton, saveFile, statusLine, translator } from "./controls.js";
+import { canvasOf, createCanvas } from "./canvas.js";
+
+const PIECE = 2 * 1024 * 1024; // bytes of a message: Jupyter refuses more than 10 MiB
+const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
+const SHRINK_TO = 4096; // pixels of its longer side
+const MOST = 512 * 1024 * 1024; // bytes of a file
+// coordinates in a text that is still being written
+const COORDINATES = /\s*\(\d+,\s*\d+\)(,\s*\(\d+,\s*\d+\))*|\s*\(\d[\d,\s()]*$/g;
+const TIME = /(\d+):(\d\d(?:\.\d+)?)|(\d+(?:\.\d+)?)(?:\s*(?:-|–|to|and|到|至)\s*(\d+(?:\.\d+)?))?\s*(?:s|secs?|seconds?|秒)(?![a-z])/g;
+
+const follow = (model, names, show) => {
+  model.on(names.split(" ").map((name) => `change:${name}`).join(" "), show);
+  show();
+};
+
+// --- one question and its answer ------------------------------------------------------------------
+
+/** host: { t, model, index(), last(), canvas (of the grounding panel), seek (of a clip), panel }. */
+function turnView(turn, host) {
+  const { t } = host;
+  const send = (what, more = {}) => host.model.send({ do: what, turn: host.index(turn), ...more });
+  const cards = turn.get("media");
+  const known = turn.get("known");
+  const small = (card) => h("img", { src: card.thumb, alt: card.name, title: `${card.name}, ${card.about}` });
+  const names = cards.map((card) => card.name).join(", ");
+  const edit = iconButton({ icon: "edit", label: t("Edit this question and ask again"), class: "vlkit-edit", onclick: () => send("edit") });
+  const question = h(
+    "div", { class: "vlkit-question" },
+    cards.length > known ? h("div", { class: "vlkit-media" }, ...cards.slice(known).map(small)) : null,
+    h("div", { class: "vlkit-question-text" }, turn.get("question")),
+    h("div", { class: "vlkit-about" }, names ? t("about {names}", { names }) : t("without a picture")),
+  );
+  const text = h("div", { class: "vlkit-answer-text", lang: "" });
+  const thinking = h("div");
+  const picture = h("div", { class: "vlkit-answer-picture" });
+  const problem = h("div", { class: "vlkit-problem" });
+  const facts = h("div", { class: "vlkit-facts" });
+  const copy = iconButton({ icon: "copy", label: t("Copy the answer") });
+  copy.addEventListener("click", () => copyText(turn.get("parts").map(([part]) => part).join(""), copy, t));
+  const code = iconButton({ icon: "code", label: t("Copy this turn as plain Python"), class: "vlkit-copy-code" });
+  code.addEventListener("click", () => copyText(turn.get("code"), code, t));
+  const save = iconButton({ icon: "save", label: t("Save the picture with its boxes"), onclick: () => send("picture") });
+  const again = iconButton({ icon: "again", label: t("Answer again"), class: "vlkit-again", onclick: () => host.model.send({ do: "again" }) });
+  const tools = h("div", { class: "vlkit-tools", role: "toolbar", "aria-label": t("Answer") }, copy, code, save, again);
+  const raw = h("pre", { class: "vlkit-raw", tabindex: "0", "aria-label": t("Raw text") });
+  const score = h("button", { type: "button", class: "vlkit-button", onclick: () => send("tokens") }, t("Show probabilities"));
+  const tokens = fold(t("Tokens"), h("div", { class: "vlkit-tokens" }, raw, score));
+  const answer = h("div", { class: "vlkit-answer" }, thinking, text, picture, problem, facts, h("div", { class: "vlkit-under" }, tools, tokens));
+  const element = h("li", { class: "vlkit-turn" }, h("div", { class: "vlkit-row" }, edit, question), answer);
+  let canvas = null;
+
+  const marks = () => text.querySelectorAll(".vlkit-name");
+  const light = (index) => {
+    for (const mark of marks())
+      mark.classList.toggle("vlkit-hot", mark.dataset.items.split(" ").includes(String(index)));
+  };
+  const onMain = () => host.canvas && host.model.get("shown") === host.index(turn);
+  const target = () => (onMain() ? host.canvas : canvas);
+
+  function named(part, numbers) {
+    const item = turn.get("items")[numbers[0]];
+    const style = item ? `--vk-name: ${item.color}` : null;
+    const mark = h("button", { type: "button", class: "vlkit-name", style, title: t("Show it on the picture") }, part);
+    mark.dataset.items = numbers.join(" ");
+    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => target()?.setHot(numbers[0]));
+    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => target()?.setHot(-1));
+    mark.addEventListener("click", () => target()?.pin(numbers[0]));
+    return mark;
+  }
+
+  /** Times in an answer about a clip play it from there. */
+  function timed(part) {
+    if (!host.seek) return [part];
+    const found = [];
+    let at = 0;
+    for (const match of part.matchAll(TIME)) {
+      found.push(part.slice(at, match.index));
+      found.push(h("button", { type: "button", class: "vlkit-time", title: t("Play from here"), onclick: () => host.seek(timesOf(match)[0]) }, match[0]));
+      at = match.index + match[0].length;
+    }
+    return [...found, part.slice(at)];
+  }
+
+  function showAnswer() {
+    const state = turn.get("state");
+    const running = state === "running";
+    element.setAttribute("aria-busy", String(running));
+    element.classList.toggle("vlkit-running", running);
+    if (running) {
+      const written = turn.get("text").replace(COORDINATES, "");
+      text.textContent = written;
+      text.classList.toggle("vlkit-empty", !written);
+    } else {
+      text.classList.remove("vlkit-empty");
+      text.replaceChildren(...turn.get("parts").flatMap(([part, numbers]) => (numbers.length ? [named(part, numbers)] : timed(part))));
+    }
+    tools.hidden = running;
+    tokens.hidden = running || !turn.get("raw");
+    copy.hidden = code.hidden = !turn.get("raw");
+    save.hidden = !turn.get("picture");
+    showFacts();
+    showPicture();
+    showPlace();
+  }
+
+  function showFacts() {
+    const all = turn.get("facts");
+    const parts = [];
+    if (turn.get("state") === "running") {
+      const [pieces, rate] = turn.get("progress");
+      if (pieces) parts.push(t("about {pieces} tokens", { pieces }), t("{rate} tokens/s", { rate: rate.toFixed(0) }));
+    } else if (all.seconds !== undefined) {
+      const rate = all.new_tokens / Math.max(all.seconds, 1e-3);
+      if (all.image_tokens) parts.push(t("{n} picture tokens", { n: all.image_tokens }));
+      if (all.video_tokens) parts.push(t("{n} clip tokens", { n: all.video_tokens }));
+      parts.push(t("{n} prompt tokens", { n: all.prompt_tokens }), t("{n} new tokens", { n: all.new_tokens }));
+      parts.push(`${all.seconds.toFixed(2)} s`, t("{rate} tokens/s", { rate: rate.toFixed(0) }));
+      if (all.estimated) parts.push(t("counts estimated"));
+      if (all.cost !== null) parts.push(t("cost {cost}", { cost: Number(all.cost.toPrecision(2)) }));
+      if (turn.get("state") === "cancelled") parts.push(t("stopped"));
+      if (turn.get("state") === "length") parts.push(t("cut off at the longest length"));
+      if (all.note) parts.push(all.note);
+    }
+    facts.textContent = parts.join(" · ");
+    problem.textContent = turn.get("problem");
+    problem.classList.toggle("vlkit-error", turn.get("state") === "failed");
+  }
+
+  function showPicture() {
+    const source = turn.get("picture");
+    const own = source && !onMain();
+    picture.hidden = !own;
+    if (!own) return;
+    if (!canvas) canvas = createCanvas(picture, t, { hot: light });
+    canvas.set({ picture: source, size: turn.get("picture_size"), items: turn.get("items"), about: names });
+  }
+
+  function showTokens() {
+    const scored = turn.get("tokens");
+    score.hidden = scored.length > 0 || !host.model.get("head").scores;
+    raw.replaceChildren(
+      ...(scored.length
+        ? scored.map(([token, probability]) => h("span", { title: probability.toFixed(3), style: `--vk-doubt: ${(85 * (1 - probability)).toFixed(0)}%` }, token.replaceAll("\n", "⏎\n")))
+        : [turn.get("raw")]),
+    );
+  }
+
+  function showPlace() {
+    const running = turn.get("state") === "running";
+    again.hidden = running || !host.last(turn);
+    edit.hidden = running;
+  }
+
+  follow(turn, "state text parts items picture problem facts", showAnswer);
+  follow(turn, "progress", showFacts);
+  follow(turn, "tokens raw", showTokens);
+  follow(turn, "thinking", () => thinking.replaceChildren(...(turn.get("thinking") ? [fold(t("Thinking"), h("pre", {}, turn.get("thinking")))] : [])));
+  return { element, turn, light, update: showAnswer };
+}
+
+function timesOf(match) {
+  if (match[2] !== undefined) return [60 * Number(match[1]) + Number(match[2])];
+  return [match[3], match[4]].filter((time) => time !== undefined).map(Number);
+}
+
+// --- media: dropped, pasted, browsed, by address, samples -----------------------------------------
+
+function mediaView(model, t, accepts) {
+  const clip = accepts === "video";
+  const tray = h("ul", { class: "vlkit-tray", "aria-label": clip ? t("The clip") : t("Pictures of the next question") });
+  const note = h("div", { class: "vlkit-upload-note", "aria-live": "polite" });
+  const input = h("input", { type: "file", multiple: model.get("head").several, accept: clip ? "video/*,image/gif,.mkv,.avi" : "image/*,.heic,.tif,.tiff", class: "vlkit-file", tabindex: "-1", "aria-label": t("Files") });
+  input.addEventListener("change", () => take([...input.files]).then(() => (input.value = "")));
+  const browse = iconButton({ icon: clip ? "play" : "image", label: t(clip ? "Choose a clip" : "Choose pictures"), text: t(clip ? "Choose a clip" : "Choose pictures"), class: "vlkit-browse", onclick: () => input.click() });
+  const address = h("input", { type: "text", class: "vlkit-address", placeholder: t("or an address or path"), "aria-label": t("An address or path") });
+  const sendAddress = () => {
+    if (address.value.trim()) model.send({ do: "address", text: address.value });
+    address.value = "";
+  };
+  address.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    sendAddress();
+  });
+  const row = h("div", { class: "vlkit-choose" }, browse, address, input, h("span", { class: "vlkit-hint" }, t("drop or paste here, too")));
+  const samples = fold(t("Samples"), h("ul", { class: "vlkit-samples-list" }));
+  samples.classList.add("vlkit-samples");
+  const element = h("div", { class: "vlkit-media-view" }, tray, row, note, samples);
+
+  follow(model, "media", () => {
+    const media = model.get("media");
+    tray.hidden = media.length === 0;
+    tray.replaceChildren(
+      ...media.map((card, index) => {
+        const act = (name, label, message) => iconButton({ icon: name, label: t(label, { name: card.name }), onclick: () => model.send(message) });
+        return h(
+          "li", { class: card.problem ? "vlkit-bad" : "", title: card.problem || null },
+          card.thumb ? h("img", { src: card.thumb, alt: "" }) : h("span", { class: "vlkit-no-thumb" }, icon("close")),
+          h("span", { class: "vlkit-tray-name" }, h("b", {}, card.name), h("small", {}, card.problem ? t("cannot be read") : card.about)),
+          index > 0 ? act("left", "Move {name} forward", { do: "move", index, to: index - 1 }) : null,
+          index < media.length - 1 ? act("right", "Move {name} back", { do: "move", index, to: index + 1 }) : null,
+          act("close", "Remove {name}", { do: "remove", index }),
+        );
+      }),
+    );
+    const chosen = new Set(media.map((card) => card.name));
+    for (const button of samples.querySelectorAll(".vlkit-sample"))
+      button.setAttribute("aria-pressed", String(chosen.has(button.dataset.name)));
+  });
+  follow(model, "samples", () => {
+    const cards = model.get("samples");
+    samples.hidden = cards.length === 0;
+    const chosen = new Set(model.get("media").map((card) => card.name));
+    samples.querySelector("ul").replaceChildren(
+      ...cards.map((card) => {
+        const name = t === undefined ? card.about : card.name;
+        const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t.chinese ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, name));
+        use.dataset.name = card.name;
+        const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
+        return h("li", {}, use, more);
+      }),
+    );
+  });
+
+  // --- files ---
+  const waiting = {}; // by upload: what to do when the kernel has taken a piece
+  model.on("msg:custom", (message) => {
+    if (message?.do === "got") waiting[message.id]?.();
+    else if (message?.do === "save") return;
+  });
+
+  async function take(files) {
+    const problems = [];
+    for (const file of model.get("head").several ? files : files.slice(-1)) {
+      const problem = await sendFile(file).catch((error) => `${file.name}: ${error.message}`);
+      if (problem) problems.push(problem);
+    }
+    note.textContent = problems.join(" · ");
+  }
+
+  /** A file to the kernel in pieces; what there is to say about it, if anything. */
+  async function sendFile(file) {
+    const wanted = clip ? /^video\/|^image\/gif$/ : /^image\//;
+    const names = clip ? /\.(mkv|avi|mov|mp4|m4v|webm|ogv|gif)$/i : /\.(heic|heif|tiff?|png|jpe?g|webp|bmp|gif)$/i;
+    if (!wanted.test(file.type) && !names.test(file.name))
+      return t(clip ? "{name} is not a clip, so it was not sent" : "{name} is not a picture, so it was not sent", { name: file.name });
+    if (file.size > MOST) return t("{name} has {size} MB; at most 512 MB can be sent. Give its path or address instead", { name: file.name, size: mega(file.size) });
+    let [content, said] = [file, ""];
+    if (!clip && file.size > SHRINK_FROM) {
+      const small = await shrink(file).catch(() => null);
+      if (small) [content, said] = [small.blob, t("{name} ({size} MB) was made smaller for sending: {width} × {height} pixels", { name: file.name, size: mega(file.size), ...small })];
+    }
+    const id = `${Date.now()}-${Math.random()}`;
+    for (let at = 0; at === 0 || at < content.size; at += PIECE) {
+      const piece = await content.slice(at, at + PIECE).arrayBuffer();
+      const taken = new Promise((done) => (waiting[id] = done));
+      model.send({ do: "chunk", id, name: file.name, last: at + PIECE >= content.size }, undefined, [piece]);
+      if (content.size > PIECE) note.textContent = t("Sending {name}: {percent} %", { name: file.name, percent: Math.min(100, Math.round((100 * (at + PIECE)) / content.size)) });
+      await taken;
+    }
+    delete waiting[id];
+    return said;
+  }
+
+  const mega = (bytes) => (bytes / 1e6).toFixed(1);
+
+  async function shrink(file) {
+    const picture = await createImageBitmap(file);
+    const by = Math.min(1, SHRINK_TO / Math.max(picture.width, picture.height));
+    const [width, height] = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * by)));
+    const canvas = h("canvas", { width, height });
+    canvas.getContext("2d").drawImage(picture, 0, 0, width, height);
+    const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
+    return { blob, width, height };
+  }
+
+  /** Files dropped on an element, or pasted in it, are chosen. */
+  function accept(root) {
+    let depth = 0;
+    const files = (event) => [...(event.dataTransfer?.files ?? [])];
+    const has = (event) => [...(event.dataTransfer?.types ?? [])].some((type) => type === "Files" || type === "text/uri-list");
+    const glow = (on) => root.classList.toggle("vlkit-dropping", on);
+    root.addEventListener("dragenter", (event) => has(event) && ((depth += 1), glow(true)));
+    root.addEventListener("dragleave", () => glow((depth = Math.max(0, depth - 1)) > 0));
+    root.addEventListener("dragover", (event) => has(event) && event.preventDefault());
+    root.addEventListener("drop", (event) => {
+      depth = 0;
+      glow(false);
+      if (!has(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const link = event.dataTransfer.getData("text/uri-list");
+      if (files(event).length) take(files(event));
+      else if (link) model.send({ do: "address", text: link.split("\n")[0] });
+    });
+    root.addEventListener("paste", (event) => {
+      const pasted = [...(event.clipboardData?.files ?? [])];
+      if (!pasted.length) return;
+      event.preventDefault();
+      event.stopPropagation();
+      take(pasted);
+    });
+  }
+
+  return { element, accept, samples, tray };
+}
+
+// --- a clip: its player and the frames that the model sees ----------------------------------------
+
+function clipView(model, t) {
+  const player = h("div", { class: "vlkit-player" });
+  const count = h("div", { class: "vlkit-count", "aria-live": "polite" });
+  const strip = h("ol", { class: "vlkit-strip", "aria-label": t("Frames that the model sees") });
+  let [video, address] = [null, ""];
+  const seek = (time) => {
+    if (!video) return;
+    video.currentTime = time;
+    video.play();
+  };
+  follow(model, "clip", () => {
+    const clip = model.get("clip");
+    if (address) URL.revokeObjectURL(address);
+    [video, address] = [null, ""];
+    if (!clip.name) return player.replaceChildren();
+    if (!clip.type) return player.replaceChildren(h("p", {}, t("Browsers do not play this kind of file; its frames are below.")));
+    address = URL.createObjectURL(new Blob([clip.content], { type: clip.type }));
+    if (clip.type === "image/gif") return player.replaceChildren(h("img", { src: address, alt: clip.name }));
+    video = h("video", { src: address, controls: true, muted: true, playsinline: true, "aria-label": clip.name });
+    const failed = () => player.replaceChildren(h("p", {}, t("Browsers do not play this kind of file; its frames are below.")));
+    video.addEventListener("error", failed);
+    player.replaceChildren(video);
+  });
+  follow(model, "count", () => (count.textContent = model.get("count")));
+  let marked = [];
+  const show = () => {
+    const frames = model.get("strip");
+    strip.replaceChildren(
+      ...frames.map((frame, i) => {
+        const label = `${frame.time.toFixed(2)} s`;
+        const end = frames[i + 1]?.time ?? Infinity;
+        const on = marked.some(([from, to]) => frame.time <= to && from < end);
+        return h("li", { class: on ? "vlkit-marked" : "" }, h("button", { type: "button", title: t("Play from here"), onclick: () => seek(frame.time) }, h("img", { src: frame.thumb, alt: "" }), h("span", {}, label)));
+      }),
+    );
+  };
+  const mark = (text) => {
+    marked = [...text.matchAll(TIME)].map(timesOf).map((times) => [times[0], times.at(-1)]);
+    show();
+  };
+  follow(model, "strip", show);
+  return { element: h("div", { class: "vlkit-clip" }, player, h("div", {}, count, strip)), seek, mark };
+}
+
+// --- the panel ------------------------------------------------------------------------------------
+
+export const panel = {
+  async render({ model, el }) {
+    const t = translator(model.get("language"));
+    const variant = model.get("variant");
+    const manager = model.widget_manager;
+    const child = (address) => manager.get_model(address.replace("IPY_MODEL_", ""));
+    const controls = controlsOf(model, t);
+    const root = h("section", { class: `vlkit vlkit-${variant} vlkit-talk`, "aria-label": t(model.get("head").title), "data-lm-suppress-shortcuts": "true" });
+    el.append(root);
+
+    // the head
+    const head = h("header", { class: "vlkit-head" });
+    const clear = iconButton({ icon: "clear", label: t("Clear the conversation"), text: t("Clear"), class: "vlkit-clear", onclick: () => model.send({ do: "clear" }) });
+    follow(model, "head", () => {
+      const { title, model: name, device, memory, about } = model.get("head");
+      const facts = [name, device, memory && t("{memory} free", { memory })].filter(Boolean);
+      head.replaceChildren(h("h3", {}, t(title)), h("span", { class: "vlkit-model", title: about }, facts.join(" · ")), clear);
+    });
+
+    // the question
+    const prompt = controls.element("prompt");
+    const ask = iconButton({ icon: "send", label: t("Ask (Ctrl+Enter)"), text: t("Ask"), class: "vlkit-primary vlkit-ask-button" });
+    const stop = iconButton({ icon: "stop", label: t("Stop (Esc)"), text: t("Stop"), class: "vlkit-stop-button" });
+    const doAsk = () => {
+      prompt.input.flush();
+      controls.click("ask_button");
+    };
+    ask.addEventListener("click", doAsk);
+    stop.addEventListener("click", () => controls.click("stop_button"));
+    controls.connect("ask_button", (now) => (ask.disabled = now.disabled));
+    controls.connect("stop_button", (now) => (stop.disabled = now.disabled));
+    const examples = h("div", { class: "vlkit-examples", role: "group", "aria-label": t("Examples") });
+    controls.connect("examples", (now) =>
+      examples.replaceChildren(
+        ...now.options.map((text) => h("button", { type: "button", class: "vlkit-example", lang: /[\u4e00-\u9fff]/.test(text) ? "zh" : "en", "aria-pressed": String(now.value === text), onclick: () => controls.set("examples", text) }, text)),
+      ),
+    );
+    const editing = h("div", { class: "vlkit-editing", role: "status" });
+    follow(model, "editing", () => {
+      const index = model.get("editing");
+      const cancel = h("button", { type: "button", class: "vlkit-button", onclick: () => model.send({ do: "edit", turn: -1 }) }, t("Cancel"));
+      editing.replaceChildren(...(index < 0 ? [] : [t("Question {number} is edited; the answers from there on are replaced.", { number: index + 1 }), cancel]));
+      if (index >= 0) prompt.input.focus();
+    });
+    const status = statusLine(await child(model.get("status_line")), t);
+    const options = h("div", { class: "vlkit-options" });
+    for (const name of controls.names())
+      if (controls.spec(name).fold === "Options") options.append(controls.element(name).element);
+    const code = codeView(t, () => model.get("next_code"));
+    follow(model, "next_code", code.update);
+    const media = mediaView(model, t, variant === "video" ? "video" : "image");
+    const hint = h("span", { class: "vlkit-hint" }, t("Ctrl+Enter asks, Esc stops"));
+    const composer = h(
+      "div", { class: "vlkit-composer" },
+      media.element, editing,
+      h("div", { class: "vlkit-ask-row" }, prompt.element, h("div", { class: "vlkit-ask-buttons" }, ask, stop)),
+      examples, hint, status,
+      fold(t("Options"), options), fold(t("The same in plain Python"), code.element),
+    );
+    composer.querySelectorAll(".vlkit-fold")[1].classList.add("vlkit-options-fold");
+
+    // the conversation
+    const list = h("ol", { class: "vlkit-turns", role: "log", "aria-label": t("Questions and answers") });
+    const views = new Map(); // by the address of the turn's model
+    const host = { t, model, index: (turn) => model.get("turns").indexOf(`IPY_MODEL_${turn.model_id}`) };
+    host.last = (turn) => host.index(turn) === model.get("turns").length - 1;
+
+    // what each panel has of its own
+    let main = null;
+    if (variant === "grounding") {
+      const picture = h("div", { class: "vlkit-main-picture" });
+      const lightAll = (index) => views.forEach((view) => host.index(view.turn) === model.get("shown") && view.light(index));
+      host.canvas = canvasOf(await child(model.get("canvas")), picture, t, lightAll);
+      picture.append(boxBar(controls, t));
+      main = picture;
+      model.on("change:shown", () => views.forEach((view) => view.update()));
+    }
+    let clip = null;
+    if (variant === "video") {
+      clip = clipView(model, t);
+      host.seek = clip.seek;
+      const sampling = h("div", { class: "vlkit-options vlkit-sampling" }, ...["fps", "max_frames", "part"].map((name) => controls.element(name).element));
+      main = h("div", { class: "vlkit-main-picture" }, clip.element, sampling);
+    }
+    let shown = 0; // of several updates under way, only the last one counts
+    const showTurns = async () => {
+      const number = (shown += 1);
+      const addresses = model.get("turns");
+      const models = await Promise.all(addresses.map(child));
+      if (number !== shown) return;
+      for (const address of views.keys()) if (!addresses.includes(address)) views.delete(address);
+      addresses.forEach((address, i) => {
+        if (!views.has(address)) {
+          const view = turnView(models[i], host);
+          views.set(address, view);
+          if (clip) follow(models[i], "parts", () => host.last(models[i]) && clip.mark(models[i].get("parts").map(([part]) => part).join("")));
+          const down = () => list.lastChild === view.element && list.scrollTo({ top: list.scrollHeight });
+          models[i].on("change:text change:state", down);
+        }
+      });
+      list.replaceChildren(...addresses.map((address) => views.get(address).element));
+      list.hidden = clear.hidden = addresses.length === 0;
+      views.forEach((view) => view.update());
+      list.scrollTo({ top: list.scrollHeight });
+      if (addresses.length) media.samples.open = false;
+    };
+    model.on("change:turns", showTurns);
+    media.samples.open = model.get("turns").length === 0 && variant !== "video";
+
+    // a saved notebook shows its last answer without the panel; here the panel is alive
+    const saved = h("style");
+    follow(model, "saved_id", () => {
+      const id = model.get("saved_id");
+      if (id) saved.textContent = `.jp-OutputArea-child:has(#${id}), #${id} { display: none !important; }`;
+    });
+    root.append(saved, head, ...(main ? [h("div", { class: "vlkit-columns" }, main, h("div", { class: "vlkit-side" }, list, composer))] : [list, composer]));
+    media.accept(root);
+    await showTurns();
+
+    // keys
+    root.addEventListener("keydown", (event) => {
+      const asks = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+      const stops = event.key === "Escape" && !stop.disabled;
+      if (!asks && !stops) return;
+      event.preventDefault();
+      event.stopPropagation();
+      if (asks) doAsk();
+      else controls.click("stop_button");
+    });
+    model.on("msg:custom", (message, buffers) => {
+      if (message?.do === "save") saveFile(message.name, message.type, buffers[0]);
+    });
+  },
+};
+
+/** The buttons under the picture of the grounding panel. */
+function boxBar(controls, t) {
+  const button = (name, picture) => {
+    const label = t(controls.spec(name).label);
+    const made = iconButton({ icon: picture, label, text: label, class: `vlkit-${name.replaceAll("_", "-")}`, onclick: () => controls.click(name) });
+    controls.connect(name, (now) => (made.disabled = now.disabled));
+    return made;
+  };
+  const truth = iconButton({ icon: "truth", label: t("Show the true boxes"), text: t("Truth"), class: "vlkit-show-truth" });
+  truth.addEventListener("click", () => controls.set("show_truth", !controls.spec("show_truth").value));
+  controls.connect("show_truth", (now) => {
+    truth.disabled = now.disabled;
+    truth.setAttribute("aria-pressed", String(now.value));
+  });
+  const threshold = controls.element("threshold").element;
+  return h("div", { class: "vlkit-box-bar" }, button("ask_box_button", "box"), truth, button("export_button", "save"), threshold);
+}
