@@ -29,7 +29,7 @@ def test_ask_in_words_and_see_boxes(panel):
     assert len({item["color"] for item in shown}) == 3
     sure = [panel.scores.confidence(box) for box in reply.boxes]
     assert [item["confidence"] for item in shown] == sure and all(0 < s <= 1 for s in sure)
-    assert "Done." in panel.status.value and "probability" in panel.answer.value
+    assert "Done." in panel.status.value and panel.turns[-1].tokens == [list(pair) for pair in panel.scores.characters]
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -44,7 +44,7 @@ def test_ask_what_is_in_a_drawn_box(panel, vlm, number):
     assert truth.label in panel.reply.text
     written = vlkit.format_grounding(panel.drawn, family=vlm.family, image_size=(400, 300))
     assert panel.prompt.value == f"What is in this box? {written}"
-    namespace = {"vlm": vlm}
+    namespace = {}
     exec(panel.code, namespace)
     assert namespace["reply"].raw == panel.reply.raw
 
@@ -118,11 +118,34 @@ def test_export_holds_what_is_shown(panel):
 
 def test_the_button_hands_the_json_to_the_browser(panel, monkeypatch):
     sent = []
-    monkeypatch.setattr(panel.canvas, "send", sent.append)
+    monkeypatch.setattr(panel, "send", lambda *message: sent.append(message))
     ask(panel, "框出图中红色圆形的位置", "three_shapes")
     panel.export_button.click()
-    assert sent[0]["kind"] == "download" and "红色" in sent[0]["text"]
-    assert json.loads(sent[0]["text"]) == json.loads(json.dumps(panel.export()))
+    message, (content,) = sent[0]
+    assert message["do"] == "save" and "红色" in content.decode()
+    assert json.loads(content) == json.loads(json.dumps(panel.export()))
+
+
+def test_a_corrected_box_is_exported(panel):
+    ask(panel, "Detect all objects.", "three_shapes")
+    first = dict(panel.canvas.items[0], points=[[1.0, 2.0], [30.0, 40.0]], corrected=True)
+    panel.canvas.items = [first, *panel.canvas.items[1:]]  # as the browser writes it
+    boxes = panel.export()["boxes"]
+    assert [boxes[0][side] for side in ("x1", "y1", "x2", "y2")] == [1, 2, 30, 40]
+    assert boxes[0]["corrected"] and "corrected" not in boxes[1]
+    assert (boxes[1]["x1"], boxes[1]["y1"]) == panel.reply.boxes[1].xyxy[:2]
+
+
+def test_an_answer_about_a_picture_that_was_changed_is_not_drawn_on_the_new_one(panel, monkeypatch):
+    monkeypatch.setattr(panel.vlm.model.generation_config, "eos_token_id", None)
+    panel.max_new_tokens.value = 200
+    panel.picker.sample.value, panel.prompt.value = "three_shapes", "Detect all objects."
+    panel.ask()
+    panel.picker.sample.value = "cat"
+    panel.stop()
+    assert panel.wait(LONG)
+    assert panel.canvas.items == [] and panel.shown == -1
+    assert panel.turns[0].media[0]["name"] == "three_shapes" and panel.canvas.about == "cat"
 
 
 def test_no_box_no_picture_and_no_words_are_one_line(panel):
@@ -130,7 +153,7 @@ def test_no_box_no_picture_and_no_words_are_one_line(panel):
     assert "there is no box; draw one with the mouse" in panel.status.value
     panel.picker.sample.value = ""
     assert ask(panel, "Detect all objects.") is None
-    assert "MediaError: no picture is chosen" in panel.status.value
+    assert "no picture is chosen" in panel.status.value
     panel.picker.sample.value = "red_circle"
     assert ask(panel, " ") is None
     assert "the prompt is empty" in panel.status.value
@@ -140,7 +163,8 @@ def test_no_box_no_picture_and_no_words_are_one_line(panel):
 def test_labels_and_names_are_data(panel):
     upload(panel, "<b>a.png", vlkit.sample("red_circle").read_bytes())
     reply = ask(panel, "Locate <img src=x onerror=alert(1)>.")
-    assert reply is not None and "<img src=x" not in panel.answer.value
+    assert reply is not None and "<img src=x" in panel.turns[-1].question
+    assert "<img src=x" not in reply._repr_html_()
     upload(panel, "<b>notes</b>.png", b"no picture")
     assert "MediaError: &lt;b&gt;notes&lt;/b&gt;.png: " in panel.status.value
     assert panel.canvas.picture == ""
@@ -151,9 +175,9 @@ def test_an_error_of_the_model_is_shown_and_the_panel_goes_on(panel, monkeypatch
         raise VlkitError("no more tokens today")
 
     with monkeypatch.context() as patched:
-        patched.setattr("vlkit.widgets.grounding.token_logprobs", fail)
+        patched.setattr("vlkit.widgets.conversation.token_logprobs", fail)
         ask(panel, "Detect all objects.", "three_shapes")
-    assert "VlkitError: no more tokens today" in panel.status.value
+    assert "no more tokens today" in panel.status.value
     assert [item["confidence"] for item in panel.canvas.items] == [None] * 3
     assert not panel.ask_button.disabled and not panel.canvas.busy
     assert len(ask(panel, "Detect all objects.").boxes) == 3 == len(panel.canvas.items)
@@ -163,7 +187,7 @@ def test_stop_keeps_what_is_written(vlm, panel, monkeypatch):
     monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", None)
     panel.max_new_tokens.value = 2000
     panel.ask()
-    while not panel.answer.value:
+    while not panel.turns[-1].text:
         assert panel.canvas.busy
         time.sleep(0.02)
     panel.stop_button.click()

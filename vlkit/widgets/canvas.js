@@ -74,8 +74,8 @@ export function createCanvas(host, t, callbacks = {}) {
   );
   const about = h("div", { class: "vlkit-canvas-about", "aria-live": "polite" });
   const list = h("ul", { class: "vlkit-canvas-list" });
-  const frame = h("div", { class: "vlkit-canvas-frame" }, stage, bar);
-  const element = h("div", { class: "vlkit-canvas", "data-lm-suppress-shortcuts": "true" }, frame, about, list);
+  const frame = h("div", { class: "vlkit-canvas-frame" }, stage, h("div", { class: "vlkit-canvas-foot" }, about, bar));
+  const element = h("div", { class: "vlkit-canvas", "data-lm-suppress-shortcuts": "true" }, frame, list);
   host.append(element);
 
   const shown = () =>
@@ -99,7 +99,7 @@ export function createCanvas(host, t, callbacks = {}) {
     const [width, height] = state.size;
     const wide = frame.clientWidth || 400;
     const whole = document.fullscreenElement === frame || frame.classList.contains("vlkit-canvas-full");
-    const tall = whole ? frame.clientHeight || 600 : TALLEST;
+    const tall = whole ? (frame.clientHeight || 600) - bar.offsetHeight - 8 : TALLEST;
     let scale = Math.min(wide / width, tall / height);
     if (!whole) scale = Math.min(scale, Math.max(1, 440 / Math.max(width, height)));
     const least = READABLE / Math.min(width, height); // a strip of a picture begins readable

@@ -24,6 +24,7 @@ from vlkit.generation.generate import Chat
 from vlkit.generation.reply import Reply, conversation_html
 from vlkit.grounding.boxes import Item, coordinates_of
 from vlkit.inputs import check_model
+from vlkit.media.image import load_image
 from vlkit.models.memory import available_memory
 from vlkit.plotting.html import byte_text, data_url
 from vlkit.plotting.labels import PATTERNS, label_styles, text_color
@@ -614,6 +615,6 @@ def sample_cards() -> tuple[dict, ...]:
     """The bundled pictures to choose from."""
     return tuple(
         {"name": name, "about": sample.about, "about_zh": sample.about_zh,
-         "thumb": thumbnail(PIL.Image.open(sample.path), 96)}
+         "thumb": thumbnail(load_image(sample.path), 96)}
         for name, sample in bundled.samples().items()
     )  # fmt: skip

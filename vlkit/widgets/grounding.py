@@ -202,8 +202,8 @@ class GroundingPanel(Panel):
             self.show_truth.value = False
 
     def _truth(self) -> tuple[Box, ...]:
-        name = self.picker.sample.value
-        return bundled.samples()[name].boxes if name else ()
+        chosen = self.picker.media[0] if self.picker.media else None
+        return bundled.samples()[chosen.name].boxes if chosen and chosen.kind == "sample" else ()
 
     def _written_box(self) -> str:
         if self._picture is None or self.drawn is None:
@@ -235,7 +235,7 @@ class GroundingPanel(Panel):
             if self.shown == number:
                 self.scores = scores
                 self.canvas.show_items(self.items, dict(scores.confidences))
-            turn.items = [dict(r, confidence=c) for r, c in _confident(turn.items, scores)]
+            turn.items = item_records(reply.try_grounding()[0], dict(scores.confidences))
         self.status.say(said)
 
     def _show_on_canvas(self, number: int) -> None:
@@ -256,11 +256,6 @@ class GroundingPanel(Panel):
         with self.status.catching():
             text = json.dumps(self.export(), ensure_ascii=False, indent=2)
             self.save_file("vlkit-boxes.json", "application/json", text.encode())
-
-
-def _confident(records: list[dict], scores: AnswerLogprobs) -> list[tuple[dict, float]]:
-    """Each record of a turn with the confidence of its item; both are in the answer's order."""
-    return [(r, c) for r, (_, c) in zip(records, scores.confidences, strict=False)]
 
 
 class OnePicture(PicturePicker):

@@ -217,8 +217,7 @@ function mediaView(model, t, accepts) {
     const chosen = new Set(model.get("media").map((card) => card.name));
     samples.querySelector("ul").replaceChildren(
       ...cards.map((card) => {
-        const name = t === undefined ? card.about : card.name;
-        const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t.chinese ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, name));
+        const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t("about") === "关于" ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, card.name));
         use.dataset.name = card.name;
         const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
         return h("li", {}, use, more);
@@ -383,6 +382,7 @@ export const panel = {
     const doAsk = () => {
       prompt.input.flush();
       controls.click("ask_button");
+      prompt.input.select(); // the next question is typed in its place
     };
     ask.addEventListener("click", doAsk);
     stop.addEventListener("click", () => controls.click("stop_button"));
