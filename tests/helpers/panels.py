@@ -18,3 +18,23 @@ def upload(panel, name, content):
     now = datetime.datetime.now(tz=datetime.UTC)
     file = {"name": name, "type": "", "size": len(content), "content": content}
     panel.picker.upload.value = [file | {"last_modified": now}]
+
+
+# --- in a browser: ``panel`` is a locator ----------------------------------------------------------
+
+
+def choose_sample(panel, name):
+    """Click a sample's thumbnail; its fold is opened if it is closed."""
+    fold = panel.locator(".vlkit-samples")
+    if fold.get_attribute("open") is None:
+        fold.locator("summary").click()
+    panel.locator(f'.vlkit-sample[data-name="{name}"]').click()
+
+
+def set_number(panel, control, value):
+    """Write a number into a control's field; its fold is opened if it is closed."""
+    field = panel.locator(f".vlkit-{control} input[type=number]").first
+    if not field.is_visible():
+        panel.locator(".vlkit-options-fold > summary").click()
+    field.fill(str(value))
+    field.press("Enter")

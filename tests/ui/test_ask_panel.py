@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from panels import choose_sample, set_number
 from playwright.sync_api import expect
 
 REPORTS = Path(__file__).parents[2] / "reports" / "ui"
@@ -42,8 +43,8 @@ def test_one_panel_does_not_freeze_another_and_nothing_is_printed(notebook):
     panel, endless = (notebook.page.locator(".vlkit-ask").nth(i) for i in range(2))
     _ask_without_end(endless)
     _ask_with_the_mouse(panel)
-    panel.locator(".vlkit-sample select").select_option("red_circle")
-    expect(panel.locator(".vlkit-view")).to_contain_text("red_circle", timeout=10_000)
+    choose_sample(panel, "red_circle")
+    expect(panel.locator(".vlkit-tray")).to_contain_text("red_circle", timeout=10_000)
     expect(endless.locator(".vlkit-busy")).to_be_visible()  # all the while it went on
     expect(endless.locator(".vlkit-stop-button")).to_be_enabled()
     endless.locator(".vlkit-stop-button").click()
@@ -66,21 +67,21 @@ def test_closing_the_kernel_leaves_no_process(notebook):
 
 
 def _ask_without_end(panel):
-    limit = panel.locator(".vlkit-max-new-tokens .widget-readout")
-    limit.fill("2000")
-    limit.press("Enter")
+    set_number(panel, "max-new-tokens", 2000)
     panel.locator(".vlkit-ask-button").click()
     expect(panel.locator(".vlkit-stop-button")).to_be_enabled(timeout=30_000)
 
 
 def _ask_with_the_mouse(panel):
-    panel.locator(".vlkit-sample select").select_option("three_shapes")
-    panel.locator(".vlkit-examples select").select_option("Locate the red circle.")
-    expect(panel.locator(".vlkit-view")).to_contain_text("three_shapes")
+    choose_sample(panel, "three_shapes")
+    panel.get_by_role("button", name="Locate the red circle.").click()
+    expect(panel.locator(".vlkit-prompt textarea")).to_have_value("Locate the red circle.")
+    expect(panel.locator(".vlkit-tray")).to_contain_text("three_shapes")
     expect(panel.locator(".vlkit-stop-button")).to_be_disabled()
     panel.locator(".vlkit-ask-button").click()
     expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=30_000)
     expect(panel.locator(".vlkit-answer")).to_contain_text("red circle")
+    expect(panel.locator(".vlkit-question")).to_contain_text("about three_shapes")
     picture = panel.locator(".vlkit-answer img")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") == 400  # the sample's own width
@@ -90,12 +91,16 @@ def _ask_with_the_mouse(panel):
 def _ask_with_the_keyboard(panel):
     prompt = panel.locator(".vlkit-prompt textarea")
     prompt.fill("框出图中蓝色正方形的位置")
-    expect(panel.locator(".vlkit-examples select")).to_have_value("choose one …")
-    panel.locator(".vlkit-seed input").focus()
+    expect(panel.locator('.vlkit-example[aria-pressed="true"]')).to_have_count(0)
+    prompt.focus()
     panel.page.keyboard.press("Tab")
     expect(panel.locator(".vlkit-ask-button")).to_be_focused()
     panel.page.keyboard.press("Enter")
-    expect(panel.locator(".vlkit-answer")).to_contain_text("蓝色正方形", timeout=30_000)
+    expect(panel.locator(".vlkit-answer").last).to_contain_text("蓝色正方形", timeout=30_000)
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=30_000)
+    prompt.fill("Locate the green triangle.")  # and once more, by the shortcut
+    prompt.press("Control+Enter")
+    expect(panel.locator(".vlkit-answer").nth(2)).to_contain_text("green triangle", timeout=30_000)
 
 
 def _stop_a_long_answer(panel):
@@ -103,8 +108,9 @@ def _stop_a_long_answer(panel):
     _ask_without_end(panel)
     expect(ask).to_be_disabled()
     expect(panel.locator(".vlkit-answer")).to_contain_text(re.compile(r"\w{3}"), timeout=30_000)
-    stop.click()
+    expect(panel.locator(".vlkit-facts")).to_contain_text("tokens/s")  # while it writes
+    panel.locator(".vlkit-prompt textarea").press("Escape")
     expect(panel.locator(".vlkit-status")).to_have_text("Stopped.", timeout=10_000)
-    expect(panel.locator(".vlkit-answer")).to_contain_text("ended by cancelled")
+    expect(panel.locator(".vlkit-answer")).to_contain_text("stopped")
     expect(ask).to_be_enabled()
     expect(stop).to_be_disabled()

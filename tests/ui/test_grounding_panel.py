@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from panels import choose_sample, set_number
 from playwright.sync_api import expect
 
 import vlkit
@@ -41,7 +42,7 @@ def expect_drawn(notebook, box, near=0.01):
 
 def area(panel):
     """Where the picture stands on the screen: left, top, width, height."""
-    picture = panel.locator(".vlkit-canvas-stage img")
+    picture = panel.locator(".vlkit-main-picture .vlkit-canvas-stage img")
     picture.scroll_into_view_if_needed()
     box = picture.bounding_box()
     return box["x"], box["y"], box["width"], box["height"]
@@ -60,11 +61,11 @@ def drag(panel, size, start, end):
 
 
 def choose(panel, name):
-    panel.locator(".vlkit-sample select").select_option(name)
-    expect(panel.locator(".vlkit-canvas-stage img")).to_have_attribute("alt", name)
+    choose_sample(panel, name)
+    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-stage img")).to_have_attribute("alt", name)
     panel.page.wait_for_function(
         "image => image.complete && image.naturalWidth > 0",
-        arg=panel.locator(".vlkit-canvas-stage img").element_handle(),
+        arg=panel.locator(".vlkit-main-picture .vlkit-canvas-stage img").element_handle(),
     )
 
 
@@ -100,7 +101,7 @@ def _draw_everywhere(notebook, panel, name):
 def test_draw_ask_see_and_export(notebook):
     page, panel = notebook.page, notebook.page.locator(".vlkit-grounding")
     choose(panel, "three_shapes")
-    stage, status = panel.locator(".vlkit-canvas-stage"), panel.locator(".vlkit-status")
+    stage, status = panel.locator(".vlkit-main-picture .vlkit-canvas-stage"), panel.locator(".vlkit-status")
     button = panel.locator("button.vlkit-ask-box-button")
     expect(button).to_be_disabled()
     x1, y1, x2, y2 = vlkit.samples()["three_shapes"].boxes[1].xyxy
@@ -109,9 +110,10 @@ def test_draw_ask_see_and_export(notebook):
     button.click()
     expect(status).to_have_text("Done.", timeout=60_000)
     expect(panel.locator(".vlkit-answer")).to_contain_text("blue square")
+    expect(panel.locator(".vlkit-answer-text")).not_to_contain_text("<|")
     panel.locator(".vlkit-prompt textarea").fill("Detect all objects.")
     panel.locator("button.vlkit-ask-button").click()
-    items = panel.locator(".vlkit-canvas-list button")
+    items = panel.locator(".vlkit-main-picture .vlkit-chip")
     expect(items).to_have_count(3, timeout=60_000)
     expect(status).to_have_text("Done.", timeout=60_000)
     expect(items.first).to_contain_text("%")
@@ -123,31 +125,33 @@ def test_draw_ask_see_and_export(notebook):
         panel.locator("button.vlkit-export-button").click()
     written = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert len(written["boxes"]) == 3 and written["size"] == [400, 300]
-    readout = panel.locator(".vlkit-threshold .widget-readout")
-    readout.fill("1")
-    readout.press("Enter")
+    set_number(panel, "threshold", 1)
     expect(items).to_have_count(0)
-    expect(panel.locator(".vlkit-canvas-about")).to_contain_text("0 of 3 answers shown")
+    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-about")).to_contain_text("0 of 3 boxes shown")
     expect(stage).to_have_attribute("aria-busy", "false")
     assert notebook.page_errors == []
 
 
 def _highlight_both_ways(notebook, panel, items):
     items.nth(2).hover()
-    expect(panel.locator("g.vlkit-canvas-hot")).to_have_count(1)
+    expect(panel.locator(".vlkit-main-picture g.vlkit-canvas-hot")).to_have_count(1)
     left, top, width, height = area(panel)
     box = vlkit.samples()["three_shapes"].boxes[0]  # the red circle
     x, y = (box.x1 + box.x2) / 2 / 400, (box.y1 + box.y2) / 2 / 300
     notebook.page.mouse.move(left + x * width, top + y * height)
-    hot = panel.locator(".vlkit-canvas-list button.vlkit-canvas-hot")
+    hot = panel.locator(".vlkit-main-picture .vlkit-canvas-list li.vlkit-canvas-hot")
     expect(hot).to_have_count(1)
     expect(hot).to_contain_text("red circle")
+    expect(panel.locator(".vlkit-name.vlkit-hot")).to_have_text("a red circle")
+    panel.locator(".vlkit-name", has_text="blue square").hover()
+    expect(panel.locator(".vlkit-main-picture g.vlkit-canvas-hot")).to_have_count(1)
+    expect(hot).to_contain_text("blue square")
 
 
 def _take_screenshots(notebook, panel):
     REPORTS.mkdir(parents=True, exist_ok=True)
     notebook.page.mouse.move(0, 0)
-    panel.locator(".vlkit-sample").scroll_into_view_if_needed()
+    panel.locator(".vlkit-head").scroll_into_view_if_needed()
     for theme, name in (("Dark", "grounding_panel_dark.png"), ("Light", "grounding_panel.png")):
         notebook.set_theme(f"JupyterLab {theme}")
         notebook.page.screenshot(path=REPORTS / name)
@@ -156,14 +160,14 @@ def _take_screenshots(notebook, panel):
 def test_keys_alone_will_do(notebook):
     page, panel = notebook.page, notebook.page.locator(".vlkit-grounding")
     choose(panel, "red_circle")  # 224×224
-    stage = panel.locator(".vlkit-canvas-stage")
+    stage = panel.locator(".vlkit-main-picture .vlkit-canvas-stage")
     stage.focus()
     page.keyboard.press("ArrowRight")  # the first key makes a box in the middle
     expect_drawn(notebook, [56, 56, 168, 168])
     stage.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    expect(panel.locator(".vlkit-canvas-about")).to_contain_text("Drawn: (58, 56, 170, 170)")
+    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-about")).to_contain_text("Drawn: (58, 56, 170, 170)")
     page.keyboard.press("Enter")
     expect(panel.locator(".vlkit-answer")).to_contain_text("red circle", timeout=60_000)
     expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)

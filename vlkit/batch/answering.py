@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,11 @@ from vlkit.generation.rows import Settings, Tally
 from vlkit.media.image import describe_source
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models.load import Model
+from vlkit.plotting.html import table_html
 from vlkit.settings import MAX_NEW_TOKENS
 
 Result = Reply | Failure
+PAGE, MOST_SHOWN = 10, 50  # rows of a page, and of all pages, in a notebook
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,37 @@ class BatchReport:
             parts.append(f"{self.agreement:.0%} agreement with one-by-one answers")
         return ", ".join(parts + ["stopped"] * self.stopped + [self.note] * bool(self.note))
 
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self))}</p>"
+
 
 class Results(list):
-    """The rows of a batch: Reply and Failure in the order given; ``.report`` describes the run."""
+    """The rows of a batch: Reply and Failure in the order given; ``.report`` describes the run.
+
+    In a notebook it shows itself as a table with thumbnails, in pages.
+    """
 
     report: BatchReport
+
+    def _repr_html_(self) -> str:
+        pages = []
+        for first in range(0, min(len(self), MOST_SHOWN), PAGE):
+            rows = [(str(i), *_row_html(self[i])) for i in range(first, min(first + PAGE, len(self)))]
+            table = table_html(("", "", "Answer"), rows, cell="max-width:520px;text-align:left")
+            title = f"rows {first} to {first + len(rows) - 1} of {len(self):,}"
+            opened = " open" if first == 0 else ""
+            pages.append(f"<details{opened}><summary>{title}</summary>{table}</details>")
+        more = "<p>the rest: vlkit.to_frame(results)</p>" if len(self) > MOST_SHOWN else ""
+        report = getattr(self, "report", None)
+        return "".join([report._repr_html_() if report else "", *pages, more])
+
+
+def _row_html(result: Result) -> tuple[str, str]:
+    """A row's thumbnail, and its answer or error."""
+    if isinstance(result, Failure):
+        return "", result._repr_html_()
+    thumbnail = attempt(result.picture_html, result.try_grounding()[0], 160)
+    return "" if isinstance(thumbnail, Failure) else thumbnail, result.text_html
 
 
 def generate_batch(

@@ -27,6 +27,7 @@ from vlkit.plotting.labels import label_colors
 
 P = ParamSpec("P")
 V = TypeVar("V")
+_WARNING = "border-left:4px solid #D97706;padding-left:8px;margin:4px 0"
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Reply:
         return self.text
 
     def _repr_html_(self) -> str:
-        text, usage = self._text_html(), self.usage
+        text, usage = self.text_html, self.usage
         line = (
             f"{usage.prompt_tokens:,} prompt tokens ({_media_tokens(usage)}), "
             f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
@@ -205,12 +206,13 @@ class Reply:
             thinking = f"<details><summary>thinking</summary><pre>{thinking}</pre></details>"
         return (
             f'<div style="max-width:640px">{thinking}'
-            f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}'
-            f'<p style="{FAINT};margin:4px 0">{line}</p>{self._raw_html()}</div>'
+            f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}{self._raw_html()}'
+            f'<p style="{FAINT};margin:4px 0">{line}</p></div>'
         )
 
-    def _text_html(self) -> str:
-        """The answer, its named things in the colours of their boxes."""
+    @property
+    def text_html(self) -> str:
+        """The answer as HTML without its picture, named things in the colours of their boxes."""
         colors = label_colors(item.label for item in self.try_grounding()[0])
         items, marked = self.try_grounding()[0], []
         for text, numbers in self.parts:
@@ -233,17 +235,19 @@ class Reply:
         if not self.images and not self.clips:
             return ""
         items, note = self.try_grounding()
-        shown = attempt(self._picture_html, items)
+        shown = attempt(self.picture_html, items)
         if isinstance(shown, Failure):  # its file was deleted, for example
             note, shown = "; ".join(filter(None, [note, shown.error])), ""
         if note:
-            note = f'<p style="color:#B45309;font-size:.85em;margin:4px 0">{html.escape(note)}</p>'
+            note = f'<p style="{_WARNING};font-size:.85em">{html.escape(note)}</p>'
         return shown + note
 
-    def _picture_html(self, items: list[Item]) -> str:
-        if self.images:
-            return image_html(draw_boxes(self.images[-1], items), alt=self.text)
-        return image_html(draw_frames(self.clips[-1], items), alt=self.text)
+    def picture_html(self, items: Sequence[Item] = (), width: int = 640) -> str:
+        """The last picture, or the last clip's frames, with items; ``""`` where there is none."""
+        if not self.images and not self.clips:
+            return ""
+        draw, medium = (draw_boxes, self.images) if self.images else (draw_frames, self.clips)
+        return image_html(draw(medium[-1], items), width=width, alt=self.text)
 
 
 _BETWEEN = re.compile(r"(?:<\|\w+\|>|```(?:json)?|[\s,\[\]{}])*")  # of boxes in tags or JSON
@@ -396,7 +400,7 @@ class Failure:
         return f"{self.kind}: {self.error}"
 
     def _repr_html_(self) -> str:
-        return f'<p style="color:#B45309;margin:4px 0">{html.escape(str(self))}</p>'
+        return f'<p style="{_WARNING}">{html.escape(str(self))}</p>'
 
 
 def attempt(function: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | Failure:

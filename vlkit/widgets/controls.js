@@ -154,24 +154,32 @@ export function field(name, spec, t, change) {
 }
 
 const limits = (spec) => ({ min: spec.min, max: spec.max, step: spec.step ?? "any" });
+/** Calls act() when a hand has finished writing: on leaving the field, and on Enter. */
+function onCommit(input, act) {
+  let sent = null;
+  const commit = () => input.value !== sent && ((sent = input.value), act());
+  input.addEventListener("focus", () => (sent = input.value));
+  input.addEventListener("change", commit);
+  input.addEventListener("keydown", (event) => event.key === "Enter" && !event.ctrlKey && commit());
+}
 const untouched = (input) => document.activeElement !== input;
 
 const FIELDS = {
   number(id, spec, t, change) {
     const input = h("input", { id, type: "number", ...limits(spec) });
-    input.addEventListener("change", () => input.value !== "" && change(Number(input.value)));
+    onCommit(input, () => input.value !== "" && change(Number(input.value)));
     return { input: [input], update: (now) => untouched(input) && (input.value = now.value) };
   },
   slider(id, spec, t, change) {
     const slider = h("input", { id, type: "range", ...limits(spec) });
     const exact = h("input", { type: "number", "aria-label": t(spec.label), ...limits(spec) });
-    for (const input of [slider, exact]) {
-      input.addEventListener(input === slider ? "input" : "change", () => {
-        if (input.value === "") return;
-        slider.value = exact.value = input.value;
-        change(Number(input.value));
-      });
-    }
+    const take = (input) => {
+      if (input.value === "") return;
+      slider.value = exact.value = input.value;
+      change(Number(input.value));
+    };
+    slider.addEventListener("input", () => take(slider));
+    onCommit(exact, () => take(exact));
     const update = (now) => {
       for (const input of [slider, exact]) {
         Object.assign(input, { min: now.min, max: now.max });
@@ -186,7 +194,7 @@ const FIELDS = {
       h("input", { id: i ? null : id, type: "number", "aria-label": name, ...limits(spec) }),
     );
     for (const input of inputs)
-      input.addEventListener("change", () => change(inputs.map((one) => Number(one.value))));
+      onCommit(input, () => change(inputs.map((one) => Number(one.value))));
     const update = (now) =>
       inputs.forEach((input, i) => {
         Object.assign(input, { min: now.min, max: now.max, step: now.step });
@@ -209,7 +217,7 @@ const FIELDS = {
     const list = h("datalist", { id: `${id}-list` });
     const hint = { placeholder: t(spec.placeholder ?? ""), list: spec.options && list.id };
     const input = h("input", { id, type: "text", autocomplete: "off", ...hint });
-    input.addEventListener("change", () => change(input.value));
+    onCommit(input, () => change(input.value));
     const update = (now) => {
       list.replaceChildren(...(now.options ?? []).map((value) => h("option", { value })));
       if (untouched(input)) input.value = now.value;

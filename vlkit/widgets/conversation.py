@@ -19,7 +19,7 @@ from IPython.display import HTML, DisplayHandle, display
 
 from vlkit import bundled
 from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
-from vlkit.errors import MediaError, VlkitError, failure_line
+from vlkit.errors import MediaError, VlkitError
 from vlkit.generation.generate import Chat
 from vlkit.generation.reply import Reply, conversation_html
 from vlkit.grounding.boxes import Item, coordinates_of
@@ -38,6 +38,7 @@ from vlkit.widgets.panel import (
     front,
     load_code,
     on_change,
+    plain_line,
     read_text,
 )
 
@@ -425,7 +426,7 @@ class Panel(Work, Form):
             self._finish_turn(turn)
         except Exception as error:
             if turn.reply is None:
-                turn.state, turn.problem = "failed", failure_line(error)
+                turn.state, turn.problem = "failed", plain_line(error)
             raise
 
     def _follow(self, turn: Turn, pieces: Any) -> None:

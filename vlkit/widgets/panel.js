@@ -333,7 +333,12 @@ function clipView(model, t) {
     video.addEventListener("error", failed);
     player.replaceChildren(video);
   });
-  follow(model, "count", () => (count.textContent = model.get("count")));
+  follow(model, "count", () => {
+    const found = /^([\d,]+) of ([\d,]+) frames, seen at (\S+): ([\d,]+) tokens$/.exec(model.get("count"));
+    const [, number, all, size, tokens] = found ?? [];
+    const words = "{count} of {all} frames, seen at {size}: {tokens} tokens";
+    count.textContent = found ? t(words, { count: number, all, size, tokens }) : model.get("count");
+  });
   let marked = [];
   const show = () => {
     const frames = model.get("strip");

@@ -19,7 +19,7 @@ import ipywidgets as widgets
 import traitlets
 from IPython.core.getipython import get_ipython
 
-from vlkit.errors import failure_line
+from vlkit.errors import VlkitError, failure_line
 
 _HERE = Path(__file__).parent
 _IMPORT = re.compile(r"^import .* from \"\./.*;\n", re.MULTILINE)
@@ -173,6 +173,12 @@ class CodeFold(anywidget.AnyWidget):
     language = traitlets.Unicode("").tag(sync=True)
 
 
+def plain_line(error: Exception) -> str:
+    """An error as a reader of no Python understands it: vlkit's own without their class."""
+    own = isinstance(error, VlkitError) and str(error)
+    return str(error).splitlines()[0] if own else failure_line(error)
+
+
 class StatusLine(widgets.HTML):
     """One line that says what a panel is doing, or what went wrong.
 
@@ -194,7 +200,7 @@ class StatusLine(widgets.HTML):
         try:
             yield
         except Exception as error:
-            self._show(failure_line(error), "error")
+            self._show(plain_line(error), "error")
 
     def _show(self, text: str, kind: str) -> None:
         role = "alert" if kind == "error" else "status"

@@ -1,0 +1,281 @@
+"""What a hand does with panels, whichever they are: media in, zoom, folds, themes, languages."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from panels import choose_sample
+from playwright.sync_api import expect
+
+import vlkit
+
+REPORTS = Path(__file__).parents[2] / "reports" / "ui"
+CELL = """import vlkit
+
+vlm = vlkit.load()
+panel = vlkit.widgets.{name}(vlm{more})
+panel"""
+# drops a file, or pastes it, as a browser does
+GIVE = """([root, kind, name, type, content]) => {
+    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], name, { type }));
+    const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+    const event = kind === 'paste' ? new ClipboardEvent(kind, options) : new DragEvent(kind, options);
+    root.dispatchEvent(event);
+}"""
+# each text of the panel with its contrast to what is behind it (WCAG 2.2), and its size
+CONTRASTS = """(root) => {
+    const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const rgba = (color) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, a / 255];
+    };
+    const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3]));
+    const light = (color) => color.map((c) => c / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = (element) => {
+        if (!element) return [255, 255, 255];
+        const color = rgba(getComputedStyle(element).backgroundColor);
+        return color[3] === 1 ? color.slice(0, 3) : over(color, behind(element.parentElement));
+    };
+    const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    const found = [];
+    while (walker.nextNode()) {
+        const text = walker.currentNode.textContent.trim();
+        const element = walker.currentNode.parentElement;
+        if (!text || !element.checkVisibility() || element.closest(':disabled, style')) continue;
+        const ground = behind(element);
+        const [a, b] = [over(rgba(getComputedStyle(element).color), ground), ground].map(light);
+        found.push([text, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]);
+    }
+    return found;
+}"""
+# controls without a name, and texts that are cut off
+NAMELESS = """(root) => [...root.querySelectorAll('button, input, select, textarea, summary, [tabindex]')]
+    .filter((element) => !(element.getAttribute('aria-label') || element.textContent.trim()
+        || element.labels?.length)).map((element) => element.outerHTML.slice(0, 120))"""
+CUT = """(root) => [...root.querySelectorAll('label, button, summary, h3, .vlkit-facts, .vlkit-hint')]
+    .filter((element) => element.checkVisibility() && element.scrollWidth > element.clientWidth + 2
+        && getComputedStyle(element).display !== 'inline')
+    .map((element) => element.textContent)"""
+
+
+@pytest.fixture
+def open_panel(run_cells):
+    def open_one(name, more=""):
+        notebook = run_cells(CELL.format(name=name, more=more), height=1300)
+        panel = notebook.page.locator(".vlkit-talk")
+        expect(panel).to_be_visible(timeout=30_000)
+        return notebook, panel
+
+    return open_one
+
+
+def give(panel, kind, name, content, type_="image/png"):
+    import base64
+
+    content = base64.b64encode(content).decode()
+    panel.page.evaluate(GIVE, [panel.element_handle(), kind, name, type_, content])
+
+
+def png(*size, noise=False):
+    shape = (size[1], size[0], 3)
+    pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    picture = PIL.Image.fromarray(pixels) if noise else PIL.Image.new("RGB", size, "teal")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_are_dropped_pasted_moved_and_removed(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    names = panel.locator(".vlkit-tray-name b")
+    give(panel, "drop", "dropped.png", vlkit.sample("hello").read_bytes())
+    expect(names).to_have_text(["dropped.png"], timeout=20_000)  # in place of the sample
+    give(panel, "paste", "pasted.png", png(30, 20))
+    expect(names).to_have_text(["dropped.png", "pasted.png"], timeout=20_000)
+    panel.get_by_role("button", name="Move pasted.png forward").click()
+    expect(names).to_have_text(["pasted.png", "dropped.png"])
+    panel.get_by_role("button", name="Remove pasted.png").click()
+    expect(names).to_have_text(["dropped.png"])
+    give(panel, "drop", "notes.txt", b"no picture", "text/plain")
+    expect(panel.locator(".vlkit-upload-note")).to_contain_text("notes.txt is not a picture")
+    expect(names).to_have_text(["dropped.png"])
+    panel.locator(".vlkit-address").fill(str(vlkit.sample("cat")))
+    panel.locator(".vlkit-address").press("Enter")
+    expect(panel.locator(".vlkit-tray li").nth(1)).to_contain_text("451 × 300", timeout=20_000)
+    sizes = notebook.run_code("print([m.content.size for m in panel.picker.media])")
+    assert sizes.strip() == "[(400, 300), (451, 300)]" and notebook.page_errors == []
+
+
+def test_a_picture_above_the_servers_limit_arrives_smaller_and_says_so(open_panel):
+    """A plain JupyterLab takes messages of 10 MiB."""
+    large = png(4600, 1100, noise=True)
+    assert len(large) > 13_000_000
+    notebook, panel = open_panel("AskPanel")
+    give(panel, "drop", "large.png", large)
+    note = panel.locator(".vlkit-upload-note")
+    expect(note).to_contain_text("made smaller for sending: 4096 × 979 pixels", timeout=60_000)
+    expect(panel.locator(".vlkit-tray")).to_contain_text("4096 × 979", timeout=60_000)
+    assert notebook.page_errors == []
+
+
+def test_a_large_clip_arrives_whole_in_pieces(open_panel):
+    clip = vlkit.sample("moves_up").read_bytes()
+    whole = clip + b"\x00\x00\x00\x08free" + bytes(0)
+    whole += (12_000_000).to_bytes(4, "big") + b"free" + bytes(12_000_000 - 8)  # an empty box
+    notebook, panel = open_panel("VideoPanel")
+    give(panel, "drop", "large.mp4", whole, "video/mp4")
+    expect(panel.locator(".vlkit-tray")).to_contain_text("large.mp4", timeout=60_000)
+    got = notebook.run_code(
+        "import hashlib; print(hashlib.sha256(panel.picker.media[0].source).hexdigest())"
+    )
+    import hashlib
+
+    assert got.strip() == hashlib.sha256(whole).hexdigest()
+
+
+def test_zoom_pan_pin_hide_and_correct(open_panel):
+    notebook, panel = open_panel("GroundingPanel")
+    choose_sample(panel, "three_shapes")
+    panel.locator(".vlkit-prompt textarea").fill("Detect all objects.")
+    panel.locator(".vlkit-prompt textarea").press("Control+Enter")
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
+    main = panel.locator(".vlkit-main-picture")
+    image, stage = main.locator(".vlkit-canvas-stage img"), main.locator(".vlkit-canvas-stage")
+    width = image.bounding_box()["width"]
+    tag = main.locator(".vlkit-canvas-tag").first
+    high = tag.bounding_box()["height"]
+    main.get_by_role("button", name="Zoom in").click()
+    assert image.bounding_box()["width"] == pytest.approx(1.5 * width, rel=0.01)
+    assert tag.bounding_box()["height"] == pytest.approx(high, abs=1)  # labels keep their size
+    stage.focus()
+    notebook.page.keyboard.press("0")
+    assert image.bounding_box()["width"] == pytest.approx(width, rel=0.01)
+    main.locator(".vlkit-chip").first.click()
+    expect(main.locator(".vlkit-canvas-handle")).to_have_count(4)
+    handle = main.locator(".vlkit-canvas-handle").nth(2).bounding_box()
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    notebook.page.mouse.move(x, y)
+    notebook.page.mouse.down()
+    notebook.page.mouse.move(x + 20, y + 10, steps=4)
+    notebook.page.mouse.up()
+    expect(main.locator(".vlkit-chip").first).to_contain_text("corrected")
+    box = json.loads(notebook.run_code("import json; print(json.dumps(panel.export()['boxes'][0]))"))
+    old = json.loads(notebook.run_code("print(json.dumps(panel.reply.boxes[0].xyxy))"))
+    scale = width / 400
+    assert box["corrected"] and (box["x1"], box["y1"]) == (old[0], old[1])
+    near = pytest.approx([old[2] + 20 / scale, old[3] + 10 / scale], abs=2)
+    assert [box["x2"], box["y2"]] == near
+    main.locator(".vlkit-eye").nth(1).click()
+    expect(main.locator(".vlkit-canvas-stage g.vlkit-canvas-dim")).to_have_count(1)
+    assert notebook.page_errors == []
+
+
+@pytest.mark.parametrize("size", [(300, 6000), (6000, 200)])
+def test_a_very_tall_or_wide_picture_begins_readable(open_panel, size):
+    notebook, panel = open_panel("GroundingPanel")
+    give(panel, "drop", "strip.png", png(*size))
+    image = panel.locator(".vlkit-main-picture .vlkit-canvas-stage img")
+    expect(image).to_have_attribute("alt", "strip.png", timeout=20_000)
+    notebook.page.wait_for_timeout(300)
+    box = image.bounding_box()
+    assert min(box["width"], box["height"]) >= 60
+
+
+def test_everything_has_a_name_contrast_room_and_a_place_in_the_order_of_tab(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    choose_sample(panel, "six_shapes")
+    panel.locator(".vlkit-prompt textarea").fill("Detect all objects.")
+    panel.locator(".vlkit-prompt textarea").press("Control+Enter")
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
+    for summary in panel.locator("summary").all():
+        summary.focus()
+        if summary.locator("xpath=..").get_attribute("open") is None:
+            notebook.page.keyboard.press("Enter")
+    panel.get_by_role("button", name="Show probabilities").click()
+    expect(panel.locator(".vlkit-raw span").first).to_be_visible(timeout=30_000)
+    expect(panel.locator(".vlkit-seed input")).to_be_visible()
+    assert panel.evaluate(NAMELESS) == []
+    reached = set()
+    panel.locator(".vlkit-address").focus()
+    for _ in range(60):
+        notebook.page.keyboard.press("Tab")
+        reached.add(notebook.page.evaluate("document.activeElement.closest('[class]').className"))
+    wanted = ("vlkit-ask-button", "vlkit-example")
+    assert all(any(name in each for each in reached) for name in wanted), reached
+    panel.locator(".vlkit-ask-button").focus()
+    notebook.page.keyboard.press("Shift+Tab")
+    ring = "getComputedStyle(document.activeElement).outlineWidth"
+    assert notebook.page.evaluate(ring) == "2px"
+    for theme in ("Light", "Dark"):
+        notebook.set_theme(f"JupyterLab {theme}")
+        weak = [found for found in panel.evaluate(CONTRASTS) if found[1] < 4.5]
+        assert weak == [], theme
+    style = "document.documentElement.style.setProperty"
+    for name, size in (("ui", "20px"), ("content", "21px")):
+        notebook.page.evaluate(f"{style}('--jp-{name}-font-size1', '{size}')")
+    assert panel.evaluate(CUT) == []
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("name", ["AskPanel", "VideoPanel", "GroundingPanel"])
+def test_no_panel_is_wider_than_its_page(open_panel, name, width):
+    notebook, panel = open_panel(name)
+    notebook.page.set_viewport_size({"width": width, "height": 1200})
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
+    assert panel.evaluate("root => root.scrollWidth <= root.clientWidth + 1")
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    for theme in ("Dark", "Light"):
+        notebook.set_theme(f"JupyterLab {theme}")
+        panel.locator(".vlkit-head").scroll_into_view_if_needed()
+        shot = REPORTS / f"{name.lower()}_{theme.lower()}_{width}.png"
+        notebook.page.screenshot(path=shot)
+    assert notebook.page_errors == []
+
+
+def test_in_chinese(open_panel):
+    notebook, panel = open_panel("AskPanel", ', language="zh"')
+    expect(panel.locator("h3")).to_have_text("图片问答")
+    expect(panel.locator(".vlkit-ask-button")).to_have_text("提问")
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-status")).to_have_text("完成。", timeout=60_000)
+    expect(panel.locator(".vlkit-facts")).to_contain_text("生成")
+
+
+def test_a_saved_notebook_opened_again_shows_the_last_answer(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    panel.get_by_role("button", name="Locate the red circle.").click()
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
+    page, saved = notebook.page, '[id^="vlkit-saved-"]'
+    expect(page.locator(saved)).to_be_hidden()
+    expect(page.locator(f"{saved} img")).to_have_count(1, timeout=10_000)
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(1500)
+    page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
+    )
+    page.reload()
+    expect(page.locator(f"{saved} img")).to_be_visible(timeout=60_000)
+    expect(page.locator(saved)).to_contain_text("red circle")
+
+
+def test_a_cell_that_is_run_again_stops_the_old_answer(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    notebook.run_code("vlm.model.generation_config.eos_token_id = None; old = panel")
+    notebook.run_code("panel.max_new_tokens.value = 2000; panel.ask()")
+    expect(panel.locator(".vlkit-facts")).to_contain_text("tokens/s", timeout=30_000)
+    notebook.run_all(120)
+    assert notebook.run_code("print(old.wait(20), old.reply.finish_reason)").split() == [
+        "True", "cancelled",
+    ]  # fmt: skip
