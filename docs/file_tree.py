@@ -28,9 +28,13 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "records/reports/papers.bib": "The papers of the model families.",
     "records/reports/report.html.jinja": "The HTML page of a report.",
     "records/reports/report.md.jinja": "A report in Markdown.",
-    "widgets/canvas.css": "The look of the canvas.",
-    "widgets/canvas.js": "The canvas on which boxes are drawn, in the browser.",
-    "widgets/panel.css": "The look of the panels.",
+    "widgets/canvas.css": "The look of the picture canvas.",
+    "widgets/canvas.js": "A picture with boxes in the browser: zoom, pan, draw, correct.",
+    "widgets/controls.js": "The controls that all panels share, and how another panel uses them.",
+    "widgets/conversation.css": "The look of questions, answers and media.",
+    "widgets/panel.css": "The look of all panels and controls.",
+    "widgets/panel.js": "AskPanel, VideoPanel and GroundingPanel in the browser.",
+    "widgets/zh.json": "The panels' words in Chinese.",
 }
 EVERY_FILE = "vlkit/ with every file"
 CORE_LINE = "── the core: loads a model, asks it, draws boxes; knows nothing of the workbench ──"

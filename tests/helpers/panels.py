@@ -20,7 +20,7 @@ def upload(panel, name, content):
     panel.picker.upload.value = [file | {"last_modified": now}]
 
 
-# --- in a browser: ``panel`` is a locator ----------------------------------------------------------
+# --- in a browser: ``panel`` is a locator --------------------------------------------------------
 
 
 def choose_sample(panel, name):

@@ -62,7 +62,9 @@ def drag(panel, size, start, end):
 
 def choose(panel, name):
     choose_sample(panel, name)
-    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-stage img")).to_have_attribute("alt", name)
+    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-stage img")).to_have_attribute(
+        "alt", name
+    )
     panel.page.wait_for_function(
         "image => image.complete && image.naturalWidth > 0",
         arg=panel.locator(".vlkit-main-picture .vlkit-canvas-stage img").element_handle(),
@@ -101,7 +103,10 @@ def _draw_everywhere(notebook, panel, name):
 def test_draw_ask_see_and_export(notebook):
     page, panel = notebook.page, notebook.page.locator(".vlkit-grounding")
     choose(panel, "three_shapes")
-    stage, status = panel.locator(".vlkit-main-picture .vlkit-canvas-stage"), panel.locator(".vlkit-status")
+    stage, status = (
+        panel.locator(".vlkit-main-picture .vlkit-canvas-stage"),
+        panel.locator(".vlkit-status"),
+    )
     button = panel.locator("button.vlkit-ask-box-button")
     expect(button).to_be_disabled()
     x1, y1, x2, y2 = vlkit.samples()["three_shapes"].boxes[1].xyxy
@@ -127,7 +132,9 @@ def test_draw_ask_see_and_export(notebook):
     assert len(written["boxes"]) == 3 and written["size"] == [400, 300]
     set_number(panel, "threshold", 1)
     expect(items).to_have_count(0)
-    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-about")).to_contain_text("0 of 3 boxes shown")
+    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-about")).to_contain_text(
+        "0 of 3 boxes shown"
+    )
     expect(stage).to_have_attribute("aria-busy", "false")
     assert notebook.page_errors == []
 
@@ -167,7 +174,9 @@ def test_keys_alone_will_do(notebook):
     stage.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-about")).to_contain_text("Drawn: (58, 56, 170, 170)")
+    expect(panel.locator(".vlkit-main-picture .vlkit-canvas-about")).to_contain_text(
+        "Drawn: (58, 56, 170, 170)"
+    )
     page.keyboard.press("Enter")
     expect(panel.locator(".vlkit-answer")).to_contain_text("red circle", timeout=60_000)
     expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)

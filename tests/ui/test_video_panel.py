@@ -1,5 +1,6 @@
 """The VideoPanel under a real mouse, in JupyterLab as a user has it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,8 @@ def test_play_sample_and_ask(notebook):
     choose_sample(panel, "moves_down")
     expect(panel.locator(".vlkit-player img")).to_be_visible()  # a GIF is a picture that moves
     expect(panel.locator(".vlkit-player img")).to_have_attribute("alt", "moves_down")
-    expect(panel.locator(".vlkit-strip img")).to_have_count(4, timeout=30_000)
+    expect(panel.locator(".vlkit-strip img")).to_have_count(8, timeout=30_000)
+    expect(panel.locator(".vlkit-strip span").last).to_have_text(re.compile(r"1\.\d\d s"))  # of 2
     assert notebook.page_errors == []
 
 

@@ -236,7 +236,7 @@ def test_code_follows_every_control_and_names_the_model(panel):
     assert "seed=12" in panel.next_code
     upload(panel, **{"a'b.png": vlkit.sample("red_circle").read_bytes()})
     assert '"a\'b.png")' in panel.code
-    assert "# put the uploaded file \"a'b.png\" next to the notebook" in panel.code
+    assert '# put the uploaded file "a\'b.png" next to the notebook' in panel.code
 
 
 def test_a_panel_without_samples_asks_about_uploads_and_text(vlm):

@@ -29,7 +29,9 @@ def test_ask_in_words_and_see_boxes(panel):
     assert len({item["color"] for item in shown}) == 3
     sure = [panel.scores.confidence(box) for box in reply.boxes]
     assert [item["confidence"] for item in shown] == sure and all(0 < s <= 1 for s in sure)
-    assert "Done." in panel.status.value and panel.turns[-1].tokens == [list(pair) for pair in panel.scores.characters]
+    assert "Done." in panel.status.value and panel.turns[-1].tokens == [
+        list(pair) for pair in panel.scores.characters
+    ]
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -96,7 +96,9 @@ class Results(list):
     def _repr_html_(self) -> str:
         pages = []
         for first in range(0, min(len(self), MOST_SHOWN), PAGE):
-            rows = [(str(i), *_row_html(self[i])) for i in range(first, min(first + PAGE, len(self)))]
+            rows = [
+                (str(i), *_row_html(self[i])) for i in range(first, min(first + PAGE, len(self)))
+            ]
             table = table_html(("", "", "Answer"), rows, cell="max-width:520px;text-align:left")
             title = f"rows {first} to {first + len(rows) - 1} of {len(self):,}"
             opened = " open" if first == 0 else ""

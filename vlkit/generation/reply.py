@@ -246,8 +246,11 @@ class Reply:
         """The last picture, or the last clip's frames, with items; ``""`` where there is none."""
         if not self.images and not self.clips:
             return ""
-        draw, medium = (draw_boxes, self.images) if self.images else (draw_frames, self.clips)
-        return image_html(draw(medium[-1], items), width=width, alt=self.text)
+        if self.images:
+            drawn = draw_boxes(self.images[-1], items)
+        else:
+            drawn = draw_frames(self.clips[-1], items)
+        return image_html(drawn, width=width, alt=self.text)
 
 
 _BETWEEN = re.compile(r"(?:<\|\w+\|>|```(?:json)?|[\s,\[\]{}])*")  # of boxes in tags or JSON

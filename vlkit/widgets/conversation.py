@@ -92,7 +92,7 @@ class Picker(traitlets.HasTraits):
         sample: the name of the chosen sample in its ``value``; "" is none.
     """
 
-    media = traitlets.Tuple()
+    media: traitlets.Tuple = traitlets.Tuple()
     several = True
 
     def __init__(self, status: StatusLine, names: Sequence[str]):
@@ -112,7 +112,7 @@ class Picker(traitlets.HasTraits):
     def add(self, name: str, source: Any, kind: str, *, more: bool = True) -> None:
         """Choose one more; ``more=False`` puts it in place of all others."""
         medium = self._medium(name, source, kind)
-        keep = self.media if more and self.several else ()
+        keep = list(self.media) if more and self.several else []
         if kind != "sample":  # a file of one's own takes the place of a sample
             keep = [each for each in keep if each.kind != "sample"]
         self.choose([*keep, medium])
@@ -147,7 +147,8 @@ class Picker(traitlets.HasTraits):
             self.choose([self._medium(f["name"], bytes(f["content"]), "upload") for f in files])
 
     def _medium(self, name: str, source: Any, kind: str) -> Medium:
-        content, card, problem = None, {}, ""
+        content, problem = None, ""
+        card: dict[str, Any] = {}
         try:
             content, card = self.read(source)
         except VlkitError as error:
@@ -210,19 +211,19 @@ class Turn(widgets.Widget):
     """
 
     question = traitlets.Unicode().tag(sync=True)
-    media = traitlets.List().tag(sync=True)
+    media: traitlets.List = traitlets.List().tag(sync=True)
     known = traitlets.Int().tag(sync=True)
     state = traitlets.Unicode("running").tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
-    progress = traitlets.List([0, 0.0]).tag(sync=True)
+    progress: traitlets.List = traitlets.List([0, 0.0]).tag(sync=True)
     thinking = traitlets.Unicode().tag(sync=True)
-    parts = traitlets.List().tag(sync=True)
-    items = traitlets.List().tag(sync=True)
+    parts: traitlets.List = traitlets.List().tag(sync=True)
+    items: traitlets.List = traitlets.List().tag(sync=True)
     picture = traitlets.Unicode().tag(sync=True)
-    picture_size = traitlets.List([1, 1]).tag(sync=True)
-    facts = traitlets.Dict().tag(sync=True)
+    picture_size: traitlets.List = traitlets.List([1, 1]).tag(sync=True)
+    facts: traitlets.Dict = traitlets.Dict().tag(sync=True)
     raw = traitlets.Unicode().tag(sync=True)
-    tokens = traitlets.List().tag(sync=True)
+    tokens: traitlets.List = traitlets.List().tag(sync=True)
     code = traitlets.Unicode().tag(sync=True)
     problem = traitlets.Unicode().tag(sync=True)
 
@@ -244,7 +245,8 @@ class Turn(widgets.Widget):
             self.text, self.raw, self.thinking = reply.text, reply.raw, reply.thinking
             self.parts = [[text, list(numbers)] for text, numbers in reply.parts]
             self.facts = {
-                **vars(reply.usage), "seconds": reply.seconds, "cost": reply.cost, "note": reply.note
+                **vars(reply.usage), "seconds": reply.seconds, "cost": reply.cost,
+                "note": reply.note,
             }  # fmt: skip
             if items and reply.images:
                 self.picture = browser_picture(reply.images[-1])
@@ -300,11 +302,11 @@ class Panel(Work, Form):
     _css = CSS + read_text("canvas.css") + read_text("conversation.css")
     kind, title, continues = "ask", "Ask", True
     variant = traitlets.Unicode().tag(sync=True)
-    head = traitlets.Dict().tag(sync=True)
-    turns = traitlets.List().tag(sync=True, **widgets.widget_serialization)
+    head: traitlets.Dict = traitlets.Dict().tag(sync=True)
+    turns: traitlets.List = traitlets.List().tag(sync=True, **widgets.widget_serialization)
     status_line = traitlets.Instance(StatusLine).tag(sync=True, **widgets.widget_serialization)
-    media = traitlets.List().tag(sync=True)
-    samples = traitlets.List().tag(sync=True)
+    media: traitlets.List = traitlets.List().tag(sync=True)
+    samples: traitlets.List = traitlets.List().tag(sync=True)
     next_code = traitlets.Unicode().tag(sync=True)
     editing = traitlets.Int(-1).tag(sync=True)
     saved_id = traitlets.Unicode().tag(sync=True)
@@ -322,7 +324,7 @@ class Panel(Work, Form):
         check_model(vlm)
         self.vlm, self.status = vlm, StatusLine()
         self.reply: Reply | None = None
-        self.picker = picker(self.status)
+        self.picker: Any = picker(self.status)
         made = {**_common_controls(self, examples), **controls}
         for name, control in made.items():
             setattr(self, name, control)
@@ -479,7 +481,9 @@ class Panel(Work, Form):
     def _show_code(self) -> None:
         with self.status.catching():
             asked = self._asked(check=False)
-            self.next_code = self._code_of(asked, self._calls(asked, self._earlier(asked, self.turns)))
+            self.next_code = self._code_of(
+                asked, self._calls(asked, self._earlier(asked, self.turns))
+            )
 
     # --- what the browser asks for ---------------------------------------------------------------
 
@@ -520,7 +524,7 @@ class Panel(Work, Form):
         self.editing = turn
 
     def _do_again(self) -> None:
-        """Ask the last question once more; where answers are drawn at random, with the next seed."""
+        """Ask the last question again; where answers are drawn at random, with the next seed."""
         if self._running:
             return
         asked = self.turns[-1].asked
@@ -571,7 +575,8 @@ class Panel(Work, Form):
         memory = f"{byte_text(free)} {place}" if device else ""
         self.head = {
             "title": self.title, "model": self.vlm.name, "device": str(device), "memory": memory,
-            "about": repr(self.vlm), "scores": self.vlm.scores_tokens, "several": self.picker.several,
+            "about": repr(self.vlm), "scores": self.vlm.scores_tokens,
+            "several": self.picker.several,
         }  # fmt: skip
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -589,21 +594,20 @@ class Panel(Work, Form):
 
 
 def _common_controls(panel: Panel, examples: Sequence[str]) -> dict[str, Control]:
-    options = {"fold": "Options"}
     return {
         "prompt": Control(
             "area", "Question", examples[0], placeholder="Ask a question …", rows=2, bare=True
         ),
         "examples": Control("examples", "Examples", examples[0], options=list(examples)),
         "max_new_tokens": Control(
-            "slider", "Longest answer (tokens)", 256, min=1, max=2048, step=1, **options
+            "slider", "Longest answer (tokens)", 256, min=1, max=2048, step=1, fold="Options"
         ),
         "temperature": Control(
-            "slider", "Temperature", 0.0, min=0.0, max=2.0, step=0.1, **options,
+            "slider", "Temperature", 0.0, min=0.0, max=2.0, step=0.1, fold="Options",
             help="0 always takes the likeliest token; above 0, answers are drawn at random",
         ),
         "seed": Control(
-            "number", "Seed", 0, min=0, max=2**31 - 1, step=1, **options,
+            "number", "Seed", 0, min=0, max=2**31 - 1, step=1, fold="Options",
             help="The same seed draws the same answer again",
         ),
         "ask_button": Control("button", "Ask", action=panel.ask),

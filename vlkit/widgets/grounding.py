@@ -29,7 +29,7 @@ from vlkit.widgets.conversation import (
     item_records,
     sample_cards,
 )
-from vlkit.widgets.panel import CSS, Control, front, on_change, read_text
+from vlkit.widgets.panel import CSS, Control, front, read_text
 
 
 class BoxCanvas(anywidget.AnyWidget):

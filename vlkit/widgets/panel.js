@@ -189,6 +189,15 @@ function mediaView(model, t, accepts) {
   const row = h("div", { class: "vlkit-choose" }, browse, address, input, h("span", { class: "vlkit-hint" }, t("drop or paste here, too")));
   const samples = fold(t("Samples"), h("ul", { class: "vlkit-samples-list" }));
   samples.classList.add("vlkit-samples");
+  samples.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const all = [...samples.querySelectorAll(".vlkit-sample")];
+    const next = all[all.indexOf(document.activeElement) + step];
+    if (!step || !all.includes(document.activeElement) || !next) return;
+    event.preventDefault();
+    for (const one of all) one.tabIndex = one === next ? 0 : -1;
+    next.focus();
+  });
   const element = h("div", { class: "vlkit-media-view" }, tray, row, note, samples);
 
   follow(model, "media", () => {
@@ -219,7 +228,8 @@ function mediaView(model, t, accepts) {
       ...cards.map((card) => {
         const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t("about") === "关于" ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, card.name));
         use.dataset.name = card.name;
-        const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
+        use.tabIndex = card === cards[0] ? 0 : -1; // one stop of Tab; arrows go on
+        const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", tabindex: "-1", onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
         return h("li", {}, use, more);
       }),
     );

@@ -65,7 +65,7 @@ class Control(traitlets.HasTraits):
 
     value = traitlets.Any()
     disabled = traitlets.Bool(False)
-    look = traitlets.Dict()
+    look: traitlets.Dict = traitlets.Dict()
 
     def __init__(
         self, kind: str, label: str, value: Any = None, action: Callable | None = None, **look: Any
@@ -112,11 +112,9 @@ class Form(anywidget.AnyWidget):
     _esm = front("controls.js", default="form")
     _css = CSS
     language = traitlets.Unicode("").tag(sync=True)
-    controls = traitlets.Dict().tag(sync=True)
+    controls: traitlets.Dict = traitlets.Dict().tag(sync=True)
 
-    def __init__(
-        self, controls: Mapping[str, Control], language: str | None = None, **traits: Any
-    ):
+    def __init__(self, controls: Mapping[str, Control], language: str | None = None, **traits: Any):
         super().__init__(language=language or "", **traits)
         self._controls: dict[str, Control] = {}
         self.add_controls(controls)
@@ -158,7 +156,7 @@ class Fold(anywidget.AnyWidget):
     title = traitlets.Unicode().tag(sync=True)
     language = traitlets.Unicode("").tag(sync=True)
     opened = traitlets.Bool(False).tag(sync=True)
-    children = traitlets.List().tag(sync=True, **widgets.widget_serialization)
+    children: traitlets.List = traitlets.List().tag(sync=True, **widgets.widget_serialization)
 
     def __init__(self, title: str, children: Sequence[widgets.Widget], **traits: Any):
         super().__init__(title=title, children=list(children), **traits)
@@ -303,7 +301,7 @@ class Work:
     def _running(self) -> bool:
         return not self.stop_button.disabled
 
-    def _start_work(self, work: Callable[[], None], status: str) -> None:
+    def _start_work(self, work: Callable[[], Any], status: str) -> None:
         """Work in a thread, whose errors are shown; it belongs to the run that is open now."""
 
         def run() -> None:
@@ -407,6 +405,6 @@ def load_code(vlm: Any) -> str:
 
 
 def translate(text: str, language: str | None) -> str:
-    """The text in the panel's language; only for labels of ipywidgets, the rest is the browser's."""
+    """The text in the panel's language, for labels of ipywidgets; the browser does the rest."""
     words = json.loads(read_text("zh.json"))
     return words.get(text, text) if (language or "").startswith("zh") else text

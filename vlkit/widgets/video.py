@@ -11,7 +11,7 @@ import traitlets
 
 from vlkit import bundled
 from vlkit.analysis.preflight import ClipView, find_target, view_clip
-from vlkit.errors import MediaError, VlkitError
+from vlkit.errors import MediaError
 from vlkit.grounding.boxes import Size
 from vlkit.media.video import ClipInfo, Video, load_clip, probe_clip
 from vlkit.widgets.conversation import Asked, Medium, Panel, Picker, thumbnail
@@ -55,17 +55,19 @@ class VideoPanel(Panel):
     """
 
     kind, title = "video", "Ask about a clip"
-    clip = traitlets.Dict().tag(sync=True)  # the file as the browser plays it
+    clip: traitlets.Dict = traitlets.Dict().tag(sync=True)  # the file as the browser plays it
     count = traitlets.Unicode().tag(sync=True)
-    strip = traitlets.List().tag(sync=True)
+    strip: traitlets.List = traitlets.List().tag(sync=True)
 
     def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
         self._target, self.view = None, None
         self._later = Debounce(self._show_strip, QUIET)
-        rate = "More frames show faster movements and cost more tokens"
+        note = "More frames show faster movements and cost more tokens"
         controls = {
-            "fps": Control("slider", "Frames per second", 2.0, min=0.5, max=10, step=0.5, help=rate),
-            "max_frames": Control("slider", "Most frames", 16, min=2, max=128, step=1, help=rate),
+            "fps": Control(
+                "slider", "Frames per second", 2.0, min=0.5, max=10, step=0.5, help=note
+            ),
+            "max_frames": Control("slider", "Most frames", 16, min=2, max=128, step=1, help=note),
             "part": Control("range", "Part (seconds)", (0.0, 1.0), min=0.0, max=1.0, step=0.1),
         }
         super().__init__(
@@ -129,7 +131,8 @@ class VideoPanel(Panel):
         self._later.call()
 
     def _show_strip(self) -> None:
-        view, shown = self.view, []
+        view = self.view
+        shown: list[dict] = []
         with self.status.catching():
             if view is not None:
                 clip = load_clip(view.video, lambda size, count: _small(size))
