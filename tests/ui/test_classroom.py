@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from jupyter_lab import Lab
+from panels import choose_sample
 from playwright.sync_api import expect
 
 REPORTS = Path(__file__).parents[2] / "reports" / "ui"
@@ -27,11 +28,11 @@ def test_a_panel_is_a_page(classroom, browser):
     page.goto(f"{classroom.url}/?voila-theme=light", wait_until="domcontentloaded", timeout=120_000)
     panel = page.locator(".vlkit-grounding")
     expect(panel).to_be_visible(timeout=60_000)
-    panel.locator(".vlkit-sample select").select_option("three_shapes")
-    panel.locator(".vlkit-examples select").select_option("Detect all objects.")
+    choose_sample(panel, "three_shapes")
+    panel.get_by_role("button", name="Detect all objects.").click()
     panel.locator(".vlkit-ask-button").click()
     expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
-    expect(panel.locator(".vlkit-canvas-list button")).to_have_count(3)
+    expect(panel.locator(".vlkit-main-picture .vlkit-chip")).to_have_count(3)
     assert page.locator("text=vlkit.widgets.GroundingPanel").count() == 0  # code is hidden
     REPORTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=REPORTS / "classroom.png")

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "ask": ["EXAMPLES", "AskPanel", "PicturePicker"],
-        "conversation": ["Panel", "Turn"],
+        "conversation": ["ChatTurn", "Panel"],
         "batch": ["BatchPanel"],
         "chooser": ["ModelChooser"],
         "grounding": ["BoxCanvas", "GroundingPanel"],

@@ -9,7 +9,7 @@ import PIL.Image
 from vlkit import bundled
 from vlkit.datasets.conversations import locate_prompt
 from vlkit.media.image import Image, load_image
-from vlkit.widgets.conversation import Medium, Panel, Picker, sample_cards, thumbnail
+from vlkit.widgets.conversation import ChosenMedium, Panel, Picker, sample_cards, thumbnail
 from vlkit.widgets.panel import Control, StatusLine, call_code
 
 
@@ -65,10 +65,10 @@ class AskPanel(Panel):
     def _media_options(self) -> dict:
         return {"max_tokens": self.image_tokens.value} if self.image_tokens.value else {}
 
-    def _medium(self, medium: Medium, reading: dict) -> Image:
+    def _medium(self, medium: ChosenMedium, reading: dict) -> Image:
         return Image(medium.content, **reading)
 
-    def _medium_code(self, medium: Medium, reading: dict) -> str:
+    def _medium_code(self, medium: ChosenMedium, reading: dict) -> str:
         return call_code("vlkit.Image", medium.code, **reading) if reading else medium.code
 
 

@@ -56,7 +56,7 @@ _ids = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
-class Medium:
+class ChosenMedium:
     """A picture or clip that is chosen.
 
     Attributes:
@@ -117,7 +117,7 @@ class Picker(traitlets.HasTraits):
             keep = [each for each in keep if each.kind != "sample"]
         self.choose([*keep, medium])
 
-    def choose(self, media: Sequence[Medium]) -> None:
+    def choose(self, media: Sequence[ChosenMedium]) -> None:
         """Replace the choice."""
         self._status.say("")
         self.media = tuple(media)
@@ -146,7 +146,7 @@ class Picker(traitlets.HasTraits):
             files = self.upload.value
             self.choose([self._medium(f["name"], bytes(f["content"]), "upload") for f in files])
 
-    def _medium(self, name: str, source: Any, kind: str) -> Medium:
+    def _medium(self, name: str, source: Any, kind: str) -> ChosenMedium:
         content, problem = None, ""
         card: dict[str, Any] = {}
         try:
@@ -155,7 +155,7 @@ class Picker(traitlets.HasTraits):
             problem = f"{name}: {error}" if kind == "upload" else str(error)
         card = {"name": name, "about": "", "thumb": "", "problem": problem, **card}
         key = next(_ids) if kind == "upload" else name
-        return Medium(name, source, kind, card, content, problem, key)
+        return ChosenMedium(name, source, kind, card, content, problem, key)
 
 
 def thumbnail(picture: PIL.Image.Image, size: int) -> str:
@@ -192,7 +192,7 @@ def item_record(item: Item, color: str, pattern: int, confidence: float | None) 
 # --- the conversation ----------------------------------------------------------------------------
 
 
-class Turn(widgets.Widget):
+class ChatTurn(widgets.Widget):
     """A question and its answer, as the browser shows them.
 
     Attributes:
@@ -227,7 +227,7 @@ class Turn(widgets.Widget):
     code = traitlets.Unicode().tag(sync=True)
     problem = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, chat: Chat, asked: Asked, earlier: Turn | None, calls: list[str]):
+    def __init__(self, chat: Chat, asked: Asked, earlier: ChatTurn | None, calls: list[str]):
         self.chat, self.asked, self.next_calls = chat, asked, calls
         self.reply: Reply | None = None
         self.messages = list(chat.messages)
@@ -271,7 +271,7 @@ class Asked:
     """
 
     question: str
-    media: tuple[Medium, ...]
+    media: tuple[ChosenMedium, ...]
     keys: tuple
     reading: dict
     options: dict
@@ -387,11 +387,11 @@ class Panel(Work, Form):
         """How media are read; the arguments of vlkit.Image or vlkit.Video."""
         return {}
 
-    def _medium(self, medium: Medium, options: dict) -> Any:
+    def _medium(self, medium: ChosenMedium, options: dict) -> Any:
         """What the model is asked about."""
         return medium.content
 
-    def _medium_code(self, medium: Medium, options: dict) -> str:
+    def _medium_code(self, medium: ChosenMedium, options: dict) -> str:
         return medium.code
 
     def _asked(self, check: bool = True) -> Asked:
@@ -401,7 +401,7 @@ class Panel(Work, Form):
         keys = tuple((medium.key, *reading.items()) for medium in media)
         return Asked(self.prompt.value, media, keys, reading, self._options())
 
-    def _earlier(self, asked: Asked, turns: Sequence[Turn]) -> Turn | None:
+    def _earlier(self, asked: Asked, turns: Sequence[ChatTurn]) -> ChatTurn | None:
         """The turn that the question continues."""
         last = turns[-1] if turns and self.continues else None
         return last if last and asked.keys[: len(last.held)] == last.held else None
@@ -412,14 +412,14 @@ class Panel(Work, Form):
         earlier = self._earlier(asked, turns)
         chat = earlier.chat if earlier else Chat(self.vlm)
         chat.messages = list(earlier.messages) if earlier else []
-        turn = Turn(chat, asked, earlier, self._calls(asked, earlier))
+        turn = ChatTurn(chat, asked, earlier, self._calls(asked, earlier))
         turn.code = self._code_of(asked, turn.next_calls)
         media = [self._medium(each, asked.reading) for each in asked.media[turn.known :]]
         self.turns, self.editing, self._stopped = [*turns, turn], -1, threading.Event()
         pieces = chat.stream(asked.question, *media, **asked.options)
         self._start_work(lambda: self._answer(turn, pieces), "Answering …")
 
-    def _answer(self, turn: Turn, pieces: Any) -> None:
+    def _answer(self, turn: ChatTurn, pieces: Any) -> None:
         try:
             self._follow(turn, pieces)
             reply = self.reply = turn.chat.replies[-1]
@@ -431,7 +431,7 @@ class Panel(Work, Form):
                 turn.state, turn.problem = "failed", plain_line(error)
             raise
 
-    def _follow(self, turn: Turn, pieces: Any) -> None:
+    def _follow(self, turn: ChatTurn, pieces: Any) -> None:
         text, due, began = "", 0.0, 0.0
         for number, piece in enumerate(pieces):
             text, now = text + piece, time.monotonic()
@@ -445,7 +445,7 @@ class Panel(Work, Form):
         pieces.close()
         turn.text = text
 
-    def _finish_turn(self, turn: Turn) -> None:
+    def _finish_turn(self, turn: ChatTurn) -> None:
         """Runs in the thread, after the answer is shown."""
 
     def _finish(self) -> None:
@@ -458,7 +458,7 @@ class Panel(Work, Form):
 
     # --- the code --------------------------------------------------------------------------------
 
-    def _calls(self, asked: Asked, earlier: Turn | None) -> list[str]:
+    def _calls(self, asked: Asked, earlier: ChatTurn | None) -> list[str]:
         """``chat.ask(…)`` for each question of the conversation, with this one."""
         known = len(earlier.held) if earlier else 0
         sources = [self._medium_code(each, asked.reading) for each in asked.media[known:]]
@@ -538,7 +538,7 @@ class Panel(Work, Form):
                 lambda: self._score(self.turns[turn]), "Computing the tokens' probabilities …"
             )
 
-    def _score(self, turn: Turn) -> AnswerLogprobs:
+    def _score(self, turn: ChatTurn) -> AnswerLogprobs:
         scores = token_logprobs(self.vlm, turn.messages[:-1], answer=turn.reply)
         turn.tokens = [list(pair) for pair in scores.characters]
         self.status.say("Done.")

@@ -23,7 +23,7 @@ from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.conversation import (
     Asked,
     Panel,
-    Turn,
+    ChatTurn,
     browser_picture,
     item_record,
     item_records,
@@ -221,7 +221,7 @@ class GroundingPanel(Panel):
         self._show_on_canvas(-1)
         super()._ask(asked, place)
 
-    def _finish_turn(self, turn: Turn) -> None:
+    def _finish_turn(self, turn: ChatTurn) -> None:
         """Show the answer's boxes, and how probable they are where the model can tell."""
         said = turn.problem or self.status.text
         reply, number = turn.reply, self.turns.index(turn)

@@ -1,5 +1,5 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
-// Python holds all state (Panel and Turn in conversation.py); this file only shows it.
+// Python holds all state (Panel and ChatTurn in conversation.py); this file only shows it.
 
 import { codeView, controlsOf, copyText, field, fold, h, icon, iconButton, saveFile, statusLine, translator } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
@@ -27,11 +27,13 @@ function turnView(turn, host) {
   const known = turn.get("known");
   const small = (card) => h("img", { src: card.thumb, alt: card.name, title: `${card.name}, ${card.about}` });
   const names = cards.map((card) => card.name).join(", ");
+  // a drawn box in the family's own tags is for the model, not for readers
+  const asked = turn.get("question").replace(/<\|?box(?:_start\|)?>(.*?)<(?:\/box|\|box_end\|)>/g, "▢ $1");
   const edit = iconButton({ icon: "edit", label: t("Edit this question and ask again"), class: "vlkit-edit", onclick: () => send("edit") });
   const question = h(
     "div", { class: "vlkit-question" },
     cards.length > known ? h("div", { class: "vlkit-media" }, ...cards.slice(known).map(small)) : null,
-    h("div", { class: "vlkit-question-text" }, turn.get("question")),
+    h("div", { class: "vlkit-question-text" }, asked),
     h("div", { class: "vlkit-about" }, names ? t("about {names}", { names }) : t("without a picture")),
   );
   const text = h("div", { class: "vlkit-answer-text", lang: "" });

@@ -14,7 +14,7 @@ from vlkit.analysis.preflight import ClipView, find_target, view_clip
 from vlkit.errors import MediaError
 from vlkit.grounding.boxes import Size
 from vlkit.media.video import ClipInfo, Video, load_clip, probe_clip
-from vlkit.widgets.conversation import Asked, Medium, Panel, Picker, thumbnail
+from vlkit.widgets.conversation import Asked, ChosenMedium, Panel, Picker, thumbnail
 from vlkit.widgets.panel import Control, Debounce, StatusLine, call_code, on_change
 
 CLIP_EXAMPLES = (
@@ -93,10 +93,10 @@ class VideoPanel(Panel):
         options |= {"start": start} if start > 0 else {}
         return options | ({"end": end} if end < self.part.look["max"] else {})
 
-    def _medium(self, medium: Medium, reading: dict) -> Video:
+    def _medium(self, medium: ChosenMedium, reading: dict) -> Video:
         return Video(medium.source, **reading)
 
-    def _medium_code(self, medium: Medium, reading: dict) -> str:
+    def _medium_code(self, medium: ChosenMedium, reading: dict) -> str:
         return call_code("vlkit.Video", medium.code, **reading)
 
     def _ask(self, asked: Asked, place: int = -1) -> None:
@@ -168,7 +168,7 @@ class ClipPicker(Picker):
         return info, {"about": about, "thumb": thumbnail(PIL.Image.fromarray(first.frames[0]), 320)}
 
 
-def _playable(clip: Medium) -> dict:
+def _playable(clip: ChosenMedium) -> dict:
     kind = _PLAYABLE.get(PurePath(str(clip.name)).suffix.lower())
     source = clip.source
     if clip.kind == "sample":
