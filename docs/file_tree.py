@@ -18,6 +18,7 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "fonts/": "The font of labels (a part of Noto Sans SC), and its licence.",
     "analysis/logprobs.html.jinja": "The tokens of an answer, shaded by their probabilities.",
     "analysis/preflight.html.jinja": "The result of preflight, as a notebook shows it.",
+    "cli/classroom/": "The classroom's home page, the bar above its panels, their pictures.",
     "evaluation/gallery.html.jinja": "The gallery as a page and in a notebook.",
     "lora/curves.html.jinja": "Loss and metric curves, and the last answers.",
     "models/qwen_vl_base.jinja": "How Qwen-VL is asked: plain text after the picture.",
@@ -106,7 +107,9 @@ def folder_rows(folder: str, depth: int) -> list[tuple[str, str]]:
         if "/" not in name and name != "__init__.py":
             rows.append((f"{indent}  {name}", about(f"{folder}/{name}")))
     for inner in dict.fromkeys(name.partition("/")[0] for name in inside if "/" in name):
-        rows += folder_rows(f"{folder}/{inner}", depth + 1)
+        path = f"{folder}/{inner}/"
+        row = (f"{indent}  {inner}/", about(path))
+        rows += [row] if path in OTHER_FILES else folder_rows(path.rstrip("/"), depth + 1)
     return rows
 
 

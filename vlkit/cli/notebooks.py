@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
+import secrets
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ COPY = "vlkit-notebooks"  # the folder into which an installed vlkit copies the 
 _WEBSOCKET = {"websocket_max_message_size": 2**29}
 # without a network, a page must not wait for style sheets from other hosts
 _HEADERS = {"Content-Security-Policy": "style-src 'self' 'unsafe-inline'"}
+_TEMPLATES = Path(__file__).with_name("classroom")  # of the home page, and around each panel
 _VOILA = (
     "--MappingKernelManager.cull_idle_timeout=900",  # ends the kernels of visitors who have left
     "--MappingKernelManager.cull_interval=60",
@@ -58,14 +60,54 @@ def classroom(
         list[str] | None, typer.Option(help="Only this panel, such as ask; may be repeated.")
     ] = None,
 ) -> None:
-    """Serve each panel as a page, for a class; further options are voila's, such as --port 8866."""
-    pages = write_pages(Path(tempfile.mkdtemp(prefix="vlkit-")), panel or [])
+    """Serve each panel as a page, for a class; further options are voila's, such as --port 8866.
+
+    All visitors share one model: their pages ask a local server, which answers them together. The
+    lora panel, which changes the weights, is served only if you name it; each of its visitors
+    loads a model.
+    """
+    pages = Path(tempfile.mkdtemp(prefix="vlkit-"))
+    names = panel or [name for name in _panels() if name != "lora"]
+    write_pages(pages, names)  # refuses a wrong name before a large model is loaded
     try:
-        from voila.app import main
+        from voila.app import Voila
     except ImportError as error:
         raise VlkitError('vlkit classroom needs voila: pip install "vlkit[class]"') from error
-    sys.argv = ["voila"]  # voila reads options from there, too
-    sys.exit(main([str(pages), *_VOILA, *context.args]))
+    from vlkit import load, serving
+    from vlkit.widgets.panel import call_code
+
+    vlm: Any = load()
+
+    class Classroom(Voila):
+        def setup_template_dirs(self) -> None:
+            super().setup_template_dirs()
+            self.template_paths.insert(0, str(_TEMPLATES))
+
+        def init_settings(self) -> dict:
+            settings = super().init_settings()
+            settings["voila_jinja2_env"].globals["model_name"] = vlm.name
+            return settings
+
+    with ExitStack() as stack:
+        if vlm.scores_tokens:  # its weights are on this machine
+            key = os.environ["OPENAI_API_KEY"] = secrets.token_hex(16)
+            server = stack.enter_context(serving.start(vlm, api_key=key, new_tokens=2048))
+            options = {"base_url": server.url, "family": vlm.family}
+            served = call_code("vlkit.load", repr(f"openai:{server.name}"), **options)
+            write_pages(pages, names, served)
+        for picture in _TEMPLATES.glob("*.jpg"):
+            shutil.copy(picture, pages)
+        home = pages / f"{names[0]}.ipynb" if len(names) == 1 else pages
+        sys.argv = ["voila"]  # voila reads options from there, too
+        Classroom.launch_instance([str(home), *_VOILA, *context.args])
+
+
+def _panels() -> dict[str, str]:
+    """The panels' class names by the names of their pages."""
+    from vlkit import widgets
+
+    panels = [name for name in widgets.__all__ if name.endswith("Panel") and name != "Panel"]
+    return {name.removesuffix("Panel").lower(): name for name in panels}
 
 
 def find_notebooks(folder: Path | None = None) -> Path:
@@ -92,8 +134,13 @@ def find_notebooks(folder: Path | None = None) -> Path:
     return target
 
 
-def write_pages(folder: Path, names: list[str]) -> Path:
+def write_pages(folder: Path, names: list[str], load: str = "vlkit.load()") -> Path:
     """Write a notebook for each panel.
+
+    Args:
+        folder: where.
+        names: the panels; all if empty.
+        load: Python that loads the model; the lora panel always loads one of its own.
 
     Returns:
         The folder; the notebook itself if only one panel is named.
@@ -103,15 +150,13 @@ def write_pages(folder: Path, names: list[str]) -> Path:
     """
     import nbformat
 
-    from vlkit import widgets
-
-    panels = [name for name in widgets.__all__ if name.endswith("Panel") and name != "Panel"]
-    known = {name.removesuffix("Panel").lower(): name for name in panels}
+    known = _panels()
     if unknown := [name for name in names if name not in known]:
         raise VlkitError(f"--panel {unknown[0]} is unknown; panels = {', '.join(known)}")
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for name in names or known:
-        code = f"import vlkit\n\nvlkit.widgets.{known[name]}(vlkit.load())"
+        model = "vlkit.load()" if name == "lora" else load
+        code = f"import vlkit\n\nvlkit.widgets.{known[name]}({model})"
         page = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(code)],
             metadata={"kernelspec": kernel, "title": f"vlkit {name}"},
