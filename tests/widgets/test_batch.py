@@ -1,13 +1,15 @@
 """The BatchPanel driven by its traits and buttons, on the bundled model and pictures."""
 
 import json
-import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 import vlkit
+from vlkit.media.image import Image
 from vlkit.widgets.batch import BatchPanel
 
 LONG = 120  # seconds that no test should need
@@ -43,22 +45,31 @@ def run(panel):
     return panel.results
 
 
-def seen(panel):
+def rows(panel):
+    """The rows in view, as the browser gets them."""
     assert panel.wait(LONG)
-    return "".join(row.value for row in panel.rows)
+    return panel.view["rows"]
+
+
+def answer(row):
+    return "".join(text for text, _ in row["parts"])
 
 
 def test_a_folder_is_answered_row_by_row(make, folder):
     panel = make(folder, "Locate the red circle.")
-    assert panel.columns_line.value == "4 rows; columns {image} {name}"
-    assert seen(panel).count("<img") == 3 and seen(panel).count("…</div>") == 4
+    assert [row["state"] for row in rows(panel)] == ["new"] * 4
+    assert [row["number"] for row in rows(panel)] == [1, 2, 3, 4]
+    assert (panel.view["total"], panel.view["columns"]) == (4, "{image} {name}")
+    assert set(panel.pictures) == {"0", "1", "2"}  # the fourth cannot be read
     hello, circle, _, torn = run(panel)
     truth = vlkit.samples()["red_circle"].boxes[0]
     assert vlkit.iou(circle.boxes[0], truth) > 0.5 and hello.text
     assert isinstance(torn, vlkit.Failure)
     assert "Done in" in panel.status.value
-    assert panel.counts.value.startswith("4 of 4 rows, 1 failed") and panel.bar.value == 4
-    assert circle.text in seen(panel) and "torn.png is truncated" in seen(panel)
+    counts = panel.view["counts"]
+    assert (counts["done"], counts["failed"], counts["waiting"]) == (3, 1, 0)
+    assert answer(rows(panel)[1]) == "the red circle"
+    assert "torn.png is truncated" in rows(panel)[3]["problem"]
     assert not panel.start_button.disabled and panel.stop_button.disabled
 
 
@@ -66,34 +77,121 @@ def test_only_failures_and_pages(make, folder):
     panel = make(folder, "What is this?")
     run(panel)
     panel.shown.value = "failures"
-    assert seen(panel).count("vlkit-row-grid") == 1 and "torn.png" in seen(panel)
+    assert [row["name"] for row in rows(panel)] == ["torn.png"]
     many = folder / "many.csv"
     pd.DataFrame({"prompt": [f"Question {i}" for i in range(20)]}).to_csv(many, index=False)
     panel.shown.value, panel.source.value = "all rows", str(many)
     panel.prompt.value = ""
-    assert "20 rows" in panel.columns_line.value
-    assert "Question 0" in seen(panel) and panel.page.max == 3
+    assert rows(panel)[0]["question"] == "Question 0"
+    assert panel.view["total"] == 20 and panel.page.look["max"] == 3
     panel.page.value = 3
-    assert re.findall(r"Question (\d+)", seen(panel)) == ["16", "17", "18", "19"]
+    assert [row["question"] for row in rows(panel)] == [f"Question {i}" for i in range(16, 20)]
+    panel.search.value = "question 1"  # 1, and 10 to 19, on two pages
+    panel.page.value = 1
+    assert [row["number"] for row in rows(panel)] == [2, 11, 12, 13, 14, 15, 16, 17]
+    panel.page.value = 2
+    assert [row["number"] for row in rows(panel)] == [18, 19, 20]
 
 
-def test_the_view_shows_the_boxes(make, folder):
+def test_the_view_shows_the_boxes_on_a_picture_that_is_read_once(make, folder, monkeypatch):
+    read = []
+    load = Image.load
+    monkeypatch.setattr(Image, "load", lambda image: read.append(image.source) or load(image))
     panel = make(folder, "Locate the red circle.")
-    assert seen(panel)
-    before = panel.rows[1].value
+    assert rows(panel)[1]["items"] == []
+    before, thumbnails = panel.pictures["1"], len(read)
     run(panel)
-    picture = re.compile(r'src="([^"]+)"')
-    assert picture.search(panel.rows[1].value)[1] != picture.search(before)[1]
+    (item,) = rows(panel)[1]["items"]
+    truth = vlkit.samples()["red_circle"].boxes[0]
+    (x1, y1), (x2, y2) = item["points"]
+    assert vlkit.iou(vlkit.Box("", x1, y1, x2, y2), truth) > 0.5
+    assert panel.pictures["1"] is before
+    after = len(read)
+    panel.shown.value = "done"
+    assert len(rows(panel)) == 3
+    panel.shown.value = "all rows"
+    assert len(rows(panel)) == 4
+    assert thumbnails == 4 and len(read) == after  # what is drawn again is not read again
+
+
+def test_sorted_and_filtered_by_state(make, folder):
+    panel = make(folder, "Locate the red circle.")
+    results = run(panel)
+    panel.order.value = "state"
+    assert [row["state"] for row in rows(panel)] == ["done", "done", "done", "failed"]
+    panel.order.value = "slowest first"
+    slowest = max(range(3), key=lambda i: results[i].seconds)
+    assert rows(panel)[0]["index"] == slowest
+    panel.shown.value = "done"
+    panel.search.value = "RED CIRCLE.png"
+    assert rows(panel) == []
+    panel.search.value = "red_circle.PNG"
+    assert [row["name"] for row in rows(panel)] == ["red_circle.png"]
+
+
+def test_rows_that_wait_run_and_are_stopped_are_told_apart(make, folder, monkeypatch):
+    seen = []
+
+    def answers(vlm, conversations, *, on_start, on_result, stopped, **_):
+        on_start(0)
+        on_start(1)
+        on_result(0, vlkit.Failure("broken", "MediaError"))
+        panel._draw()
+        seen.append([row["state"] for row in panel.view["rows"]])
+        panel.save()
+        seen.append(panel.view["saved"])
+        return SimpleNamespace(report=SimpleNamespace(stopped=True))
+
+    panel = make(folder, "What?")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("vlkit.batch.answering.generate_batch", answers)
+    run(panel)
+    assert seen[0] == ["failed", "running", "waiting", "waiting"]
+    assert seen[1] == "0 of 4 answered, 1 failed, saved to answers.csv"
+    assert [row["state"] for row in rows(panel)] == ["failed", "stopped", "stopped", "stopped"]
+    assert "Stopped." in panel.status.value  # saving has not replaced it
+
+
+def test_an_uploaded_table_with_its_pictures_becomes_the_source(make, folder):
+    panel = make(folder, "Locate the {what}.")
+    table = b"image,what\nred_circle.png,red circle\n"
+    picture = vlkit.sample("red_circle").read_bytes()
+    half = len(picture) // 2
+    for part, name, last in [
+        (picture[:half], "red_circle.png", False), (picture[half:], "red_circle.png", False),
+        (table, "../q.csv", True),
+    ]:  # fmt: skip
+        panel._receive({"do": "chunk", "name": name, "group": "7", "last": last}, [part])
+    assert Path(panel.source.value).read_bytes() == table
+    assert Path(panel.source.value).parts[-2:] == ("7", "q.csv")
+    assert [row["name"] for row in rows(panel)] == ["red_circle.png"]
+    assert set(panel.pictures) == {"0"}
+    (result,) = run(panel)
+    assert vlkit.iou(result.boxes[0], vlkit.samples()["red_circle"].boxes[0]) > 0.5
+
+
+def test_folders_can_be_browsed(make, folder):
+    (folder / "inner").mkdir()
+    (folder / "q.csv").write_text("prompt\n?\n")
+    panel = make(folder, "What?")
+    panel._receive({"do": "browse", "path": str(folder)}, [])
+    assert panel.listing["entries"] == [
+        ("inner", str(folder / "inner"), True), ("q.csv", str(folder / "q.csv"), False)
+    ]  # fmt: skip
+    assert panel.listing["pictures"] == 4 and panel.listing["up"] == str(folder.parent)
+    panel._receive({"do": "browse", "path": str(folder / "nowhere")}, [])
+    assert "nowhere" in panel.status.value and 'role="alert"' in panel.status.value
 
 
 def test_saved_as_a_table(make, folder, monkeypatch):
     panel = make(folder, "What is this?")
     monkeypatch.chdir(folder)
     panel.save_button.click()
-    assert "there are no answers yet" in panel.status.value
+    assert "there are no answers yet" in panel.view["saved"] and panel.view["saved_failed"]
     results = run(panel)
     panel.save_button.click()
-    assert "4 rows saved to answers.csv" in panel.status.value
+    assert panel.view["saved"] == "3 of 4 answered, 1 failed, saved to answers.csv"
+    assert "Done in" in panel.status.value
     saved = vlkit.read_conversations("answers.csv", "?").table
     assert list(saved["text"][:3]) == [reply.text for reply in results[:3]]
     panel.save_as.value = "answers.jsonl"
@@ -102,7 +200,7 @@ def test_saved_as_a_table(make, folder, monkeypatch):
     assert records[3]["error"].startswith("MediaError: ") and records[3]["image"] == "torn.png"
     panel.save_as.value = "answers.txt"
     panel.save_button.click()
-    assert "is not one of .csv, .jsonl, .parquet" in panel.status.value
+    assert "is not one of .csv, .jsonl, .parquet" in panel.view["saved"]
 
 
 def test_stopped_with_a_journal_it_goes_on(make, vlm, folder, monkeypatch):
@@ -136,13 +234,16 @@ def test_code_gives_the_same_answers(make, vlm, folder):
 
 
 def test_content_is_data(make, folder):
-    rows = {"image": ["red_circle.png", HOSTILE], "evil": ["{prompt}", "</div>"], HOSTILE: ["", ""]}
-    pd.DataFrame(rows).to_csv(folder / "q.csv", index=False)
+    table = {
+        "image": ["red_circle.png", HOSTILE],
+        "evil": ["{prompt}", "</div>"],
+        HOSTILE: ["", ""],
+    }
+    pd.DataFrame(table).to_csv(folder / "q.csv", index=False)
     panel = make(folder / "q.csv", HOSTILE)
     run(panel)
-    for view in (*panel.rows, panel.columns_line, panel.status, panel._code_view):
-        assert "<img src=x" not in view.value
-    assert "{prompt} &amp; &lt;|im_end|&gt;" in panel.rows[0].value
+    assert "<img src=x" not in panel.status.value
+    assert "{prompt} & <|im_end|>" in rows(panel)[0]["question"]  # the browser sets it as text
 
 
 @pytest.mark.parametrize(

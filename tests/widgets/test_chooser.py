@@ -27,7 +27,7 @@ def test_load_takes_the_chosen_model_and_its_repr_says_so(file, tiny_folder):
 
 def test_remember_writes_what_the_controls_hold_and_forget_deletes_it(file, tiny_folder):
     panel = ModelChooser()
-    assert "bundled model" in panel.chosen.value
+    assert panel.view["chosen"] == {"call": "vlkit.load('tiny')", "source": ""}
     panel.model.value = f" {tiny_folder('qwen3_vl')} "
     panel.dtype.value, panel.max_image_tokens.value = "float64", 200
     panel.remember_button.click()
@@ -36,14 +36,14 @@ def test_remember_writes_what_the_controls_hold_and_forget_deletes_it(file, tiny
         "dtype": "float64",
         "max_image_tokens": 200,
     }
-    assert "Remembered in" in panel.status.value and "qwen3_vl" in panel.chosen.value
+    assert "Remembered in" in panel.status.value and "qwen3_vl" in panel.view["chosen"]["call"]
     vlm = vlkit.load()
     assert vlm.family == "qwen3_vl" and str(vlm.model.dtype) == "torch.float64"
 
     again = ModelChooser()
     assert again.options == panel.options and again.model.value == panel.model.value.strip()
     again.forget_button.click()
-    assert not file.exists() and "bundled model" in again.chosen.value
+    assert not file.exists() and again.view["chosen"]["source"] == ""
 
 
 def test_the_code_does_the_same(file, tiny_folder):
@@ -63,7 +63,7 @@ def test_try_asks_in_a_process_of_its_own(file):
     truth = next(b for b in vlkit.samples()["three_shapes"].boxes if b.label == "blue square")
     (box,) = panel.answer["boxes"]
     assert vlkit.iou(vlkit.Box(**box), truth) > 0.5
-    assert "<img" in panel.tried.value and panel._process.returncode == 0
+    assert "<img" in panel.view["tried"] and panel._process.returncode == 0
     assert not file.exists()  # tried is not chosen
 
 
@@ -108,4 +108,48 @@ def test_a_broken_file_is_told_and_can_be_written_anew(file):
 def test_a_variable_is_said_to_come_first(file, monkeypatch):
     monkeypatch.setenv("VLKIT_MODEL", "models/other")
     panel = ModelChooser()
-    assert "chosen by VLKIT_MODEL" in panel.chosen.value and "models/other" in panel.chosen.value
+    assert panel.view["chosen"] == {"call": "vlkit.load('models/other')", "source": "VLKIT_MODEL"}
+
+
+def test_a_typo_is_not_remembered(file):
+    panel = ModelChooser()
+    panel.model.value = "Qwen/Qwen2-VL-2B-Instruc"
+    panel.remember_button.click()
+    assert "did you mean Qwen/Qwen2-VL-2B-Instruct?" in panel.status.text and not file.exists()
+    panel.model.value = "/no/such/folder"
+    panel.remember_button.click()
+    assert "is neither a folder here nor a hub id" in panel.status.text and not file.exists()
+    panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"
+    panel.remember_button.click()
+    assert json.loads(file.read_text()) == {"model": "Qwen/Qwen2-VL-2B-Instruct"}
+
+
+def test_a_download_begins_only_after_a_question_that_says_how_large_it_is(file):
+    panel = ModelChooser()
+    panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"
+    panel.try_button.click()
+    assert panel._process is None and not panel.try_button.disabled
+    question = panel.view["question"]
+    assert question["name"] == "Qwen/Qwen2-VL-2B-Instruct"
+    assert 4.3e9 < question["bytes"] < 4.6e9  # 2.2 billion parameters of two bytes
+
+
+def test_errors_have_no_escape_codes(file, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel sets it
+    panel = ModelChooser()
+    panel.model.value = "/no/such/folder"
+    panel.try_button.click()
+    assert panel.wait(LONG)
+    assert panel.status.text.startswith("'/no/such/folder' is neither a folder here nor a hub id")
+
+
+def test_known_models_with_what_they_need_here(file, monkeypatch):
+    monkeypatch.setattr("vlkit.widgets.chooser.available_memory", lambda: (20_000_000_000, "GPU"))
+    panel = ModelChooser()
+    assert panel.wait(LONG)
+    models = {model["name"]: model for model in panel.view["models"]}
+    assert models["tiny"]["here"] and models["tiny"]["fits"] == "yes"
+    fits = {name.rpartition("/")[2]: model["fits"] for name, model in models.items()}
+    assert fits["Qwen2-VL-7B-Instruct"] == "yes"  # 16.6 GB
+    assert fits["Qwen2.5-VL-32B-Instruct"] == "no"  # 67 GB, 20 GB with 4bit
+    assert fits["Qwen3-VL-32B-Instruct"] == "no" and fits["Qwen3.5-27B"] in ("4bit", "no")

@@ -54,7 +54,7 @@ def test_every_knob_is_an_argument_of_train():
 
 def test_cost_is_that_of_inspect(panel):
     assert panel.wait(LONG)
-    assert panel.xray.rows == 18 and "18 rows" in panel.cost.value
+    assert panel.xray.rows == 18 and panel.view["cost"]["rows"] == 18
     before = panel.xray
     panel.knobs["rank"].value, panel.knobs["target"].value = 32, "all"
     panel.held_out.value = 0.0
@@ -63,6 +63,60 @@ def test_cost_is_that_of_inspect(panel):
     whole = vlkit.lora.inspect(panel.vlm, learnt, rank=32, target="all")
     assert panel.xray.trained == whole.trained > before.trained
     assert (panel.xray.rows, panel.xray.steps) == (20, whole.steps)
+
+
+def test_it_opens_with_an_invitation_and_then_shows_the_rows(tiny_folder, folder):
+    panel = LoraPanel(vlkit.load(tiny_folder("qwen2_vl")))
+    assert panel.wait(LONG)
+    assert panel.view["invited"] and panel.view["rows"] == []
+    assert panel.status.text == "" and panel.status.kind == ""
+    panel.source.value = "nowhere.json"
+    assert panel.wait(LONG) and panel.status.kind == "error"
+    panel.source.value = "meta.json"
+    assert panel.status.kind == "busy" and "nowhere" not in panel.status.text
+    assert panel.wait(LONG) and panel.status.text == ""
+    row = panel.view["rows"][2]
+    assert (row["question"], row["answer"]) == (f"{HOSTILE} 2?", "It is 2.")
+    assert tuple(row["picture"]["size"]) == (64, 64)
+    assert not panel.view["invited"] and len(panel.view["rows"]) == 6
+
+
+def test_the_cost_is_never_that_of_other_knobs(panel):
+    assert panel.wait(LONG) and panel.view["cost"]["steps"] > 0
+    panel.knobs["epochs"].value = 5.0
+    assert panel.view["cost"] is None  # until it is computed again
+    assert panel.wait(LONG)
+    assert panel.view["cost"]["steps"] == panel.xray.steps
+
+
+def test_tried_compared_merged_and_exported_after_the_run(panel):
+    panel.ask_button.click()
+    assert panel.wait(LONG)
+    assert "there is no adapter yet" in panel.status.text
+    panel.knobs["batch_size"].value, panel.knobs["learning_rate"].value = 8, 1e-2
+    panel.start_button.click()
+    assert panel.wait(LONG)
+    panel.row.value = 3
+    panel.question.value = "What is this?"
+    panel.ask_button.click()
+    assert panel.wait(LONG)
+    message = vlkit.user("What is this?", "3.png")
+    with vlkit.lora.use_adapter(panel.vlm, panel.run.output_dir) as tuned:
+        assert panel.view["tried"]["after"] == vlkit.generate(tuned, message).text
+    assert panel.view["tried"]["before"] == vlkit.generate(panel.vlm, message).text
+    panel.compare_button.click()
+    assert panel.wait(LONG)
+    assert list(panel.comparison.scores) == ["base", "after"]
+    assert len(panel.view["comparison"]["rows"]) == 2  # those held out
+    for button, name in ((panel.merge_button, "merged"), (panel.export_button, "export")):
+        button.click()
+        assert panel.wait(LONG)
+        assert panel.status.text == f"Written to runs/lora-1-{name}-1."
+    merged = vlkit.load("runs/lora-1-merged-1")
+    assert vlkit.generate(merged, message).text == panel.view["tried"]["after"]
+    assert {path.name for path in (panel.run.output_dir.parent / "lora-1-export-1").iterdir()} >= {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
 
 
 def test_what_cannot_be_used_is_told(panel):
@@ -86,10 +140,13 @@ def test_train_as_the_code_says(panel):
     assert panel.wait(LONG)
     run = panel.run
     assert run.finished and "Done: 3 steps" in panel.status.value
-    assert panel.curves.value.count("<svg") == 2 and HOSTILE not in panel.curves.value
-    assert "&lt;b&gt;" in panel.curves.value
+    assert [tuple(point) for point in panel.curves["losses"]] == list(run.losses)
+    assert [tuple(point) for point in panel.curves["metrics"]] == list(run.metrics)
+    assert HOSTILE in panel.curves["samples"][0][0]  # the browser sets it as text
+    assert (panel.progress["step"], panel.progress["steps"]) == (3, 3)
+    assert panel.progress["memory"] > 0
     assert panel.knobs["output_dir"].value == "runs/lora-2"
-    assert [name for name, _ in panel.saved.options] == ["lora-1"]
+    assert panel.saved.look["options"] == ["runs/lora-1"]
     names = {"vlm": panel.vlm, "data": vlkit.lora.load_conversations("meta.json")}
     exec(code.replace("lora-1", "again"), names)
     assert names["run"].losses == run.losses and names["run"].evaluations == run.evaluations
@@ -100,17 +157,19 @@ def test_saved_runs_beside_each_other(panel):
         panel.knobs["rank"].value, panel.knobs["batch_size"].value = rank, 16
         panel.start_button.click()
         assert panel.wait(LONG)
-    panel.saved.value = tuple(run for _, run in panel.saved.options)
-    page = panel.comparison.value
-    assert page.count("#0072B2") >= 2 and page.count("#D55E00") >= 2
-    assert "<th" in page and ">rank<" in page and ">epochs<" not in page
+    panel.saved.value = tuple(panel.saved.look["options"])
+    saved = panel.view["saved"]
+    assert [run["name"] for run in saved] == ["lora-1", "lora-2"]
+    assert [run["arguments"]["rank"] for run in saved] == ["2", "4"]
+    assert len({run["arguments"]["epochs"] for run in saved}) == 1
+    assert [tuple(p) for p in saved[1]["curves"]["losses"]] == list(panel.run.losses)
     runs = list_runs(panel.run.output_dir.parent)
     assert [read_run(run)[0]["rank"] for run in runs] == [2, 4]
     assert read_run(runs[1])[1].losses == panel.run.losses
     panel.knobs["output_dir"].value = "elsewhere/lora-1"
-    assert panel.saved.options == ()
+    assert panel.saved.look["options"] == []
     panel.knobs["output_dir"].value = "runs/lora-9"
-    assert [run for _, run in panel.saved.options] == runs
+    assert panel.saved.look["options"] == list(map(str, runs))
 
 
 def test_pause_stop_and_resume(panel, monkeypatch):
@@ -130,7 +189,7 @@ def test_pause_stop_and_resume(panel, monkeypatch):
     while "Paused." not in panel.status.value and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    assert waits[-1] == 3 and panel.pause_button.description == "Continue"
+    assert waits[-1] == 3 and panel.pause_button.label == "Continue"
     panel.pause_button.click()
     panel.stop_button.click()
     assert panel.wait(LONG)

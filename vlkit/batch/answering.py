@@ -131,6 +131,7 @@ def generate_batch(
     resume: bool = True,
     progress: bool = True,
     agreement: int = 0,
+    on_start: Callable[[int], None] | None = None,
     on_result: Callable[[int, Result], None] | None = None,
     stopped: Event | None = None,
     rows: Sequence[int] | None = None,
@@ -152,6 +153,7 @@ def generate_batch(
         resume: with False, an ``out`` that contains rows is refused.
         progress: show a bar.
         agreement: this many rows, chosen at random, are asked again one by one afterwards.
+        on_start: called with a row's index when it is read, shortly before the model is asked.
         on_result: called with (index, result) as each row finishes; its errors become warnings.
         stopped: set it to end cleanly with the finished rows, as Ctrl-C does.
         rows: indices of the conversations to do, by default all; the result has only these.
@@ -199,9 +201,8 @@ def generate_batch(
                 if record["index"] != index:  # rows were moved: the file's last line counts
                     result = write(index, result)
                 done.take(index, result)
-            answers = stack.enter_context(
-                closing(vlm.answer_rows(conversations, todo, settings, tally))
-            )
+            asked = conversations if on_start is None else _Noted(conversations, on_start)
+            answers = stack.enter_context(closing(vlm.answer_rows(asked, todo, settings, tally)))
             for index, result in answers:
                 done.take(index, write(index, result))
                 settings.check_stopped()
@@ -234,6 +235,18 @@ def answer_all(vlm: Model, conversations: Sequence[Any], **options: Any) -> Resu
     if results.report.stopped:
         raise KeyboardInterrupt
     return results
+
+
+class _Noted(list):
+    """Conversations that tell which of them is read."""
+
+    def __init__(self, conversations: list, on_start: Callable[[int], None]):
+        super().__init__(conversations)
+        self._on_start = on_start
+
+    def __getitem__(self, index: Any) -> Any:
+        self._on_start(index)
+        return super().__getitem__(index)
 
 
 class _Done:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import html
 import threading
 import time
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as widgets
+import traitlets
 
 from vlkit import bundled
 from vlkit.batch import answering
 from vlkit.datasets import questions, tables
 from vlkit.errors import VlkitError
 from vlkit.generation.reply import Failure, Reply, attempt
-from vlkit.grounding.boxes import scale_item
 from vlkit.inputs import check_model
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import is_url
 from vlkit.messages import as_messages, iterate_media, read_media_item, text_of
-from vlkit.plotting.draw import draw_boxes
-from vlkit.plotting.html import image_html
-from vlkit.widgets.panel import Debounce, PanelBox, button, buttons, call_code, load_code, on_change
+from vlkit.widgets.conversation import LARGEST, item_records, thumbnail
+from vlkit.widgets.panel import (
+    CSS,
+    Control,
+    Debounce,
+    DrawnPanel,
+    call_code,
+    front,
+    load_code,
+    on_change,
+    read_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +45,12 @@ PAGE = 8  # rows in view
 THUMBNAIL = 264  # pixels, twice the size on the page
 MOST_TEXT = 2000  # characters of an answer
 Row = Reply | Failure | None  # None: not answered yet
+STATES = ("new", "waiting", "running", "done", "failed", "stopped")
+_SHOWN = {"failures": "failed"}  # the states of the control, where its word is another
+_ORDERS = {
+    "answer": lambda row: str(row or ""),
+    "slowest first": lambda row: -getattr(row, "seconds", 0.0),
+}
 _QUIET = 0.2  # seconds without a change before rows are drawn
 _TICK = 0.4  # seconds between two updates during a run
 _CODE = """import vlkit
@@ -45,19 +61,20 @@ results = {batch}
 vlkit.to_frame(results, conversations)"""
 
 
-class BatchPanel(PanelBox):
+class BatchPanel(DrawnPanel):
     """Ask about many pictures: name a folder or a table, write the prompt, start; answers come in.
 
     A prompt may contain ``{column}``; the line under it lists the columns. Rows that fail are shown
     with their reason, and the other rows continue. With a journal (``out``), the next start resumes
-    a stopped run. Every control is an attribute (``source``, ``prompt``,
-    ``max_new_tokens``, ``out``, ``save_as``, ``shown``, ``page``), so what a hand can do, code
+    a stopped run. Every control is an attribute (``source``, ``prompt``, ``max_new_tokens``,
+    ``out``, ``save_as``, ``shown``, ``order``, ``search``, ``page``), so what a hand can do, code
     can do: ``panel.source.value = "scans"; panel.start(); panel.wait()``.
 
     Args:
         vlm: from :func:`vlkit.load`.
         source: a folder of pictures, a table's file, or ``"samples"``.
         prompt: the initial prompt.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
 
     Attributes:
         conversations: the rows, from :func:`vlkit.read_conversations`; None where the source
@@ -65,35 +82,44 @@ class BatchPanel(PanelBox):
         results: Reply or Failure of each row; None where it is not answered yet.
     """
 
-    def __init__(self, vlm: Any, source: str = SAMPLES, prompt: str = "Describe this image."):
+    _esm = front("controls.js", "work.js", "batch.js", default="batch")
+    _css = CSS + read_text("work.css")
+    pictures = traitlets.Dict().tag(sync=True)
+    large = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self,
+        vlm: Any,
+        source: str = SAMPLES,
+        prompt: str = "Describe this image.",
+        *,
+        language: str | None = None,
+    ):
         check_model(vlm)
-        super().__init__()
         self.vlm = vlm
-        self.conversations: questions.Conversations | None = None
+        self.conversations: Any = None
         self.results: list[Row] = []
-        self._stopped = threading.Event()
+        self._stopped, self._begun = threading.Event(), set[int]()
         self._began, self._drawing = 0.0, threading.Lock()
-        self._drawn: list[Any] = [None] * PAGE  # what each row in view shows
+        self._decoded: dict[int, dict | None] = {}  # thumbnails by the row's number
+        self._saved, self._saved_failed, self._texts = "", False, list[str]()
+        super().__init__(_make_controls(self, str(source), prompt), language)
         self._later = Debounce(self._draw, _QUIET)
-        self._make_controls(source, prompt)
-        ask = [self.source, self.prompt, self.max_new_tokens, self.out]
-        self._locked = [self.start_button, *ask]
-        start = buttons(self.start_button, self.stop_button)
-        save = widgets.HBox([self.save_as, self.save_button])
-        left = [*ask[:2], self.columns_line, *ask[2:], start, self.status, save]
-        view = [widgets.HBox([self.bar, self.counts]), widgets.HBox([self.shown, self.page])]
-        self._lay_out(left, [*view, *self.rows], watched=ask)
-        self.add_class("vlkit-batch")
+        self._locked = [self.start_button, self.source, self.prompt, self.max_new_tokens, self.out]
+        on_change(self._decoded.clear, self.source)
         on_change(self._take_source, self.source, self.prompt)
-        on_change(self._later.call, self.shown, self.page)
+        on_change(self._later.call, self.shown, self.order, self.search, self.page)
         self._read()
+        self._show_code()
 
     def start(self) -> None:
         """Begin with the present controls and return at once; does nothing during a run."""
+        self._saved = ""
         if self._running or not self._read():
             return
         self.results = [None] * len(self.conversations or ())
         self._stopped.clear()
+        self._begun.clear()
         self._began = time.monotonic()
         self._start_work(self._run, "Answering …")
 
@@ -105,9 +131,19 @@ class BatchPanel(PanelBox):
 
     def save(self) -> None:
         """Write the rows to the file in ``save_as``: .csv, .jsonl or .parquet."""
-        with self.status.catching():
-            path = tables.write_table(self.frame, self.save_as.value.strip())
-            self.status.say(f"{len(self.results):,} rows saved to {path}.")
+        self._say_saved(lambda: tables.write_table(self.frame, self.save_as.value.strip()))
+
+    def download(self) -> None:
+        """Let the browser save the same file."""
+
+        def send() -> str:
+            with TemporaryDirectory() as folder:
+                name = PurePath(self.save_as.value.strip()).name
+                written = tables.write_table(self.frame, Path(folder, name))
+                self.save_file(name, written.read_bytes())
+            return name
+
+        self._say_saved(send)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -128,34 +164,20 @@ class BatchPanel(PanelBox):
             batch=call_code("vlkit.generate_batch", "vlm", "conversations", **self._options()),
         )
 
-    # --- controls --------------------------------------------------------------------------------
-
-    def _make_controls(self, source: str, prompt: str) -> None:
-        wide = {"continuous_update": False}
-        self.source = widgets.Combobox(
-            value=str(source), options=[SAMPLES], description="Source", **wide,
-            placeholder="a folder, .csv, .jsonl or .parquet",
-        )  # fmt: skip
-        self.prompt = widgets.Textarea(prompt, rows=3, description="Prompt", **wide)
-        self.columns_line = widgets.HTML()
-        self.max_new_tokens = widgets.IntSlider(64, 1, 2048, description="new tokens ≤")
-        self.out = widgets.Text(
-            placeholder="optional: a .jsonl, to resume a run", description="Journal", **wide
-        )
-        self.start_button = button("Start", "play", self.start, button_style="primary")
-        self.save_as = widgets.Text("answers.csv", description="Save as", **wide)
-        self.save_button = button("Save", "save", self.save, layout=widgets.Layout(width="80px"))
-        self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="160px"))
-        self.counts = widgets.Label("")
-        self.shown = widgets.Dropdown(options=["all rows", "failures"], description="Show")
-        self.page = widgets.BoundedIntText(1, 1, 1, description="Page")
-        self.rows = [widgets.HTML() for _ in range(PAGE)]
-        for row in self.rows:
-            row.add_class("vlkit-row")
-
     def _options(self) -> dict:
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens.value}
         return options | ({"out": out} if (out := self.out.value.strip()) else {})
+
+    def _say_saved(self, save: Any) -> None:
+        """In a line of its own, what was saved; the run goes on."""
+        path = attempt(save)
+        self._saved_failed = isinstance(path, Failure)
+        done = sum(isinstance(row, Reply) for row in self.results)
+        failed = sum(isinstance(row, Failure) for row in self.results)
+        more = f", {failed:,} failed" if failed else ""
+        answered = f"{done:,} of {len(self.results):,} answered{more}, saved to {path}"
+        self._saved = str(path) if self._saved_failed else answered
+        self._draw()
 
     def _take_source(self) -> None:
         if not self._running:
@@ -163,9 +185,9 @@ class BatchPanel(PanelBox):
             self._read()
 
     def _read(self) -> bool:
-        """Read the source; True on success."""
-        self.conversations, self.columns_line.value = None, ""
-        with self.status.catching():
+        """Read the source; True on success. What it leaves out is shown, not printed."""
+        self.conversations, self._texts, self._note = None, [], ""
+        with self.status.catching(), warnings.catch_warnings(record=True) as notes:
             source = self.source.value.strip()
             if not source:
                 raise VlkitError("no source; name a folder of pictures or a table")
@@ -173,10 +195,9 @@ class BatchPanel(PanelBox):
             self.conversations = questions.read_conversations(
                 path, self.prompt.value.strip() or None
             )
-            names = " ".join(f"{{{name}}}" for name in self.conversations.table.columns)
-            line = f"{len(self.conversations):,} rows; columns {names}"
-            self.columns_line.value = html.escape(line)
             self.status.say("")
+            if source != SAMPLES:
+                self._note = "; ".join(str(note.message) for note in notes)
         self._later.call()
         return self.conversations is not None
 
@@ -189,7 +210,7 @@ class BatchPanel(PanelBox):
         try:
             results = answering.generate_batch(
                 self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
-                on_result=self._take, **self._options(),
+                on_start=self._begun.add, on_result=self._take, **self._options(),
             )  # fmt: skip
             self.status.say(_outcome(results.report))
         finally:
@@ -210,41 +231,121 @@ class BatchPanel(PanelBox):
     # --- the view --------------------------------------------------------------------------------
 
     def _draw(self) -> None:
-        """Show the page; only rows that changed are drawn and sent."""
+        """Show the page; the browser redraws only rows that changed."""
         with self.status.catching(), self._drawing:
-            conversations, results, indices = self.conversations, self.results, self._visible()
-            self._count(results)
-            for place, view in enumerate(self.rows):
-                index = indices[place] if place < len(indices) else None
-                result = None if index is None or not results else results[index]
-                content = (conversations, index, result)
-                if self._drawn[place] == content:
-                    continue
-                self._drawn[place] = content
-                row: str | Failure = ""
-                if conversations is not None and index is not None:
-                    row = attempt(row_html, index, conversations[index], result)
-                view.value = row._repr_html_() if isinstance(row, Failure) else row
+            conversations = self.conversations or ()
+            states = [self._state(index) for index in range(len(conversations))]
+            indices = self._visible(states)
+            counts = Counter(states)
+            done, left = counts["done"] + counts["failed"], None
+            if done and self._running:
+                left = (len(states) - done) * (time.monotonic() - self._began) / done
+            pictures = {index: self._picture(index) for index in indices}
+            with self.hold_sync():
+                self.pictures = {str(i): picture for i, picture in pictures.items() if picture}
+                self.view = {
+                    "model": self.vlm.name, "total": len(states), "left": left,
+                    "counts": {state: counts[state] for state in STATES},
+                    "rows": [self._record(index, states[index]) for index in indices],
+                    "columns": self._columns(), "note": self._note, "saved": self._saved,
+                    "saved_failed": self._saved_failed,
+                }  # fmt: skip
 
-    def _visible(self) -> Sequence[int]:
+    def _columns(self) -> str:
+        names = () if self.conversations is None else self.conversations.table.columns
+        return " ".join(f"{{{name}}}" for name in names)
+
+    def _state(self, index: int) -> str:
+        result = self.results[index] if self.results else None
+        if result is not None:
+            return "failed" if isinstance(result, Failure) else "done"
+        if not self._running:
+            return "stopped" if self.results else "new"
+        return "running" if index in self._begun else "waiting"
+
+    def _visible(self, states: Sequence[str]) -> Sequence[int]:
         """The numbers of the rows on the present page."""
-        indices: Sequence[int] = range(len(self.conversations or ()))
-        if self.shown.value == "failures":
-            indices = [i for i, row in enumerate(self.results) if isinstance(row, Failure)]
-        self.page.max = max(1, -(-len(indices) // PAGE))
+        indices: Sequence[int] = range(len(states))
+        if self.shown.value != "all rows":
+            wanted = _SHOWN.get(self.shown.value, self.shown.value)
+            indices = [i for i in indices if states[i] == wanted]
+        if words := self.search.value.strip().casefold():
+            indices = [i for i in indices if words in self._text(i)]
+        if self.results and (key := _ORDERS.get(self.order.value)):
+            indices = sorted(indices, key=lambda i: key(self.results[i]))
+        elif self.order.value == "state":
+            indices = sorted(indices, key=lambda i: STATES.index(states[i]))
+        most = max(1, -(-len(indices) // PAGE))
+        if self.page.look["max"] != most:
+            self.page.look = self.page.look | {"max": most}
+            self.page.value = min(self.page.value, most)
         first = (self.page.value - 1) * PAGE
         return indices[first : first + PAGE]
 
-    def _count(self, results: list[Row]) -> None:
-        done = [row for row in results if row is not None]
-        failed = sum(isinstance(row, Failure) for row in done)
-        total = len(self.conversations or ())
-        self.bar.max, self.bar.value = max(1, total), len(done)
-        text = f"{len(done):,} of {total:,} rows, {failed:,} failed"
-        if done and self._running:
-            speed = len(done) / (time.monotonic() - self._began)
-            text += f", {speed:.1f} rows/s, {(total - len(done)) / speed:.0f} s left"
-        self.counts.value = text
+    def _text(self, index: int) -> str:
+        """What is searched: the row of the table, its question and its answer."""
+        if not self._texts:
+            records = self.conversations.table.astype(str).itertuples(index=False)
+            self._texts = [" ".join(record).casefold() for record in records]
+        answer = str(self.results[index] or "") if self.results else ""
+        question = media_and_text(self.conversations[index])[1]
+        return f"{self._texts[index]} {question.casefold()} {answer.casefold()}"
+
+    def _record(self, index: int, state: str) -> dict:
+        """A row for the browser."""
+        media, question = media_and_text(self.conversations[index])
+        names = [PurePath(describe_source(medium.source)).name for medium in media]
+        record = {
+            "index": index, "number": index + 1, "state": state, "name": ", ".join(names),
+            "question": question[:300], "parts": [], "items": [], "problem": "",
+        }  # fmt: skip
+        result = self.results[index] if self.results else None
+        if isinstance(result, Failure):
+            record["problem"] = str(result)
+        elif result is not None:
+            pictured = bool(media) and isinstance(media[-1], Image)
+            record |= {
+                "parts": [(text[:MOST_TEXT], list(numbers)) for text, numbers in result.parts],
+                "items": item_records(result.try_grounding()[0], {}) if pictured else [],
+                "seconds": round(result.seconds, 1), "tokens": result.usage.new_tokens,
+            }  # fmt: skip
+        return record
+
+    def _picture(self, index: int) -> dict | None:
+        """A row's small picture, read once; a URL only after the model has read it."""
+        media, _ = media_and_text(self.conversations[index])
+        if not media or (is_url(media[-1].source) and not (self.results and self.results[index])):
+            return None
+        if index not in self._decoded:
+            self._decoded[index] = picture_record(media, THUMBNAIL)
+        return self._decoded[index]
+
+    def _do_enlarge(self, index: int) -> None:
+        """The row's picture in more pixels."""
+        if self._picture(index):
+            media, _ = media_and_text(self.conversations[index])
+            self.large = {"index": index, **(picture_record(media, LARGEST) or {})}
+
+
+def _make_controls(panel: BatchPanel, source: str, prompt: str) -> dict[str, Control]:
+    orders = ["row", *_ORDERS, "state"]
+    states = ["all rows", "waiting", "running", "done", "failures", "stopped"]
+    hint = "a folder, .csv, .jsonl or .parquet"
+    resume = "optional: a .jsonl, to resume a run"
+    return {
+        "source": Control("text", "Pictures", source, options=[SAMPLES], placeholder=hint),
+        "prompt": Control("area", "Question", prompt, rows=3),
+        "max_new_tokens": Control("slider", "Longest answer (tokens)", 64, min=1, max=2048, step=1),
+        "out": Control("text", "Journal", "", placeholder=resume),
+        "start_button": Control("button", "Start", action=panel.start, icon="play"),
+        "save_as": Control("text", "Save as", "answers.csv"),
+        "save_button": Control("button", "Save", action=panel.save, icon="save"),
+        "download_button": Control("button", "Download", action=panel.download, icon="save"),
+        "shown": Control("choice", "Show", "all rows", options=states),
+        "order": Control("choice", "Sort by", "row", options=orders),
+        "search": Control("text", "Search", "", placeholder="words of a row"),
+        "page": Control("number", "Page", 1, min=1, max=1),
+    }
 
 
 def _outcome(report: answering.BatchReport) -> str:
@@ -255,35 +356,7 @@ def _outcome(report: answering.BatchReport) -> str:
     return f"Done in {report.seconds:.1f} s{speed}{cost}."
 
 
-# --- a row as HTML -------------------------------------------------------------------------------
-
-
-def row_html(index: int, messages: Any, result: Reply | Failure | None) -> str:
-    """A row: its picture with the boxes, the question, the answer; all text is escaped.
-
-    A picture that cannot be read is left out.
-    """
-    media, question = _read(messages)
-    names = ", ".join(PurePath(describe_source(medium.source)).name for medium in media)
-    title = " · ".join(part for part in (names, question) if part)
-    return (
-        f'<div class="vlkit-row-grid"><div class="vlkit-row-number">{index}</div>'
-        f"<div>{_thumbnail(media, result)}</div>"
-        f'<div><div class="vlkit-row-asked">{html.escape(title[:300])}</div>{_answer(result)}</div>'
-        "</div>"
-    )
-
-
-def _answer(result: Reply | Failure | None) -> str:
-    if result is None:
-        return '<div class="vlkit-row-waiting">…</div>'
-    text = html.escape(str(result)[:MOST_TEXT])
-    if isinstance(result, Failure):
-        return f'<div class="vlkit-error">{text}</div>'
-    return f'<div class="vlkit-row-answer">{text}</div>'
-
-
-def _read(messages: Any) -> tuple[list, str]:
+def media_and_text(messages: Any) -> tuple[list, str]:
     """A row's media, and its last text."""
     try:
         checked = as_messages(messages)
@@ -293,21 +366,14 @@ def _read(messages: Any) -> tuple[list, str]:
     return media, text_of(checked[-1], " ")
 
 
-def _thumbnail(media: list, result: Reply | Failure | None) -> str:
+def picture_record(media: list, size: int) -> dict | None:
+    """The last picture, or a clip's first frame, for the browser; None if it cannot be read."""
     images = [medium for medium in media if isinstance(medium, Image)]
-    if not media or (result is None and is_url(media[-1].source)):  # a URL is not fetched twice
-        return ""
     try:
         if images:
             picture = images[-1].load()
         else:
             picture = replace(media[-1], frames=None, max_frames=2).load().pictures[0]
     except VlkitError:
-        return ""  # the row's failure says why
-    scale = min(1.0, THUMBNAIL / max(picture.size))
-    small = picture.resize([max(1, round(side * scale)) for side in picture.size])
-    boxes = result.try_grounding()[0] if images and isinstance(result, Reply) else []
-    drawn = draw_boxes(
-        small, [scale_item(item, scale) for item in boxes], labels=False, line_width=3
-    )
-    return image_html(drawn, width=THUMBNAIL, alt=describe_source(media[-1].source))
+        return None  # the row's failure says why
+    return {"src": thumbnail(picture, size), "size": picture.size}

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import html
+import difflib
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
-
-import ipywidgets as widgets
 
 from vlkit import bundled, settings
 from vlkit.errors import ModelError, VlkitError
 from vlkit.generation.reply import result_of
 from vlkit.messages import user
-from vlkit.models.hub import HUBS, available_models
-from vlkit.models.load import DTYPES
-from vlkit.widgets.panel import PanelBox, button, buttons, call_code
+from vlkit.models.hub import HUB_ID, HUBS, available_models, find_model
+from vlkit.models.load import DTYPES, hosted_prefix
+from vlkit.models.memory import SHAPES, available_memory, count_memory
+from vlkit.widgets.panel import CSS, Control, Debounce, DrawnPanel, call_code, front, read_text
 
-SAMPLE, OBJECT = "three_shapes", "blue square"
+SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
+ROOM = 1.5e9  # bytes for pictures and the cache, next to the weights
 _TAIL = 4000  # characters of a trial's standard error that are kept
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of a terminal
 # another process, so that Stop works at once and all memory is freed; it ends with its parent
 _PROGRAM = """import os, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -27,29 +31,40 @@ from vlkit.cli import main
 main()"""
 
 
-class ModelChooser(PanelBox):
+class ModelChooser(DrawnPanel):
     """Choose the model that ``vlkit.load()`` loads by default, try it, and remember it.
 
     Every control is an attribute (``model``, ``dtype``, ``quantize``, ``device``, ``adapter``,
     ``max_image_tokens`` …), so code can do what a hand can do:
     ``panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"; panel.remember()``.
 
+    Args:
+        language: ``"en"`` or ``"zh"``; the browser's by default.
+
     Attributes:
         answer: the last trial's answer, as ``vlkit predict --json`` prints it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    _esm = front("controls.js", "work.js", "chooser.js", default="chooser")
+    _css = CSS + read_text("work.css")
+
+    def __init__(self, *, language: str | None = None) -> None:
         self.answer: dict[str, Any] | None = None
         self._process: subprocess.Popen | None = None
-        self._make_controls()
-        trying = buttons(self.try_button, self.stop_button)
-        keeping = buttons(self.remember_button, self.forget_button)
-        controls = [self.model, *self._options.values()]
-        left = [*controls, trying, keeping, self.status]
-        self._lay_out(left, [self.chosen, self.tried], watched=controls)
-        self.add_class("vlkit-chooser")
-        self._begin()
+        self._here = available_models()
+        self._options = _make_options()
+        super().__init__(_make_controls(self) | self._options, language)
+        self._locked = [self.try_button, self.download_button]
+        self.view = {"options": list(self._options), "tried": "", "question": None, "models": []}
+        with self.status.catching():
+            if choice := self._show_chosen():
+                self.model.value = choice.model
+                for name, value in choice.options.items():
+                    if name in self._options:
+                        self._options[name].value = value
+        self._show_code()
+        self._later = Debounce(self._list_models, 0.0)  # torch is imported
+        self._later.call()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,14 +80,26 @@ class ModelChooser(PanelBox):
         remember = call_code("vlkit.settings.remember_model", model, **self.options)
         return f"import vlkit\n\n{remember}\nvlm = vlkit.load()  # here and in every notebook"
 
-    def try_out(self) -> None:
-        """Load the model in another process, ask it one question, and return at once."""
+    def try_out(self, *, download: bool = False) -> None:
+        """Load the model in another process, ask it one question, and return at once.
+
+        Args:
+            download: also a model that is not on this machine; by default the panel asks first.
+        """
         if self._running:
             return
-        self.answer, self.tried.value, self._stopped = None, "", False
+        self.answer, self._stopped = None, False
+        self._update(tried="", question=None)
         with self.status.catching():
+            arguments, name = self._arguments(), self._name()
+            if not download and self._is_elsewhere(name):
+                self._update(question={"name": name, "bytes": _weights(name)})
+                self.status.say("")
+                return
+            colours = {"NO_COLOR": "1", "TERM": "dumb"}
+            quiet = {k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | colours
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, "predict", *self._arguments()],
+                [sys.executable, "-c", _PROGRAM, "predict", *arguments], env=quiet,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             self._start_work(self._follow, "Loading the model and asking it one question …")
@@ -84,9 +111,12 @@ class ModelChooser(PanelBox):
             self._process.kill()
 
     def remember(self) -> None:
-        """Write the choice to the settings file."""
+        """Write the choice to the settings file, if the model exists or has been tried."""
         with self.status.catching():
-            path = settings.remember_model(self._name(), **self.options)
+            name = self._name()
+            if self.answer is None or self._tried != name:
+                self._check(name)
+            path = settings.remember_model(name, **self.options)
             self.status.say(f"Remembered in {settings.short_path(path)}.")
             self._show_chosen()
 
@@ -97,54 +127,50 @@ class ModelChooser(PanelBox):
             self.status.say("Forgotten.")
             self._show_chosen()
 
-    def _make_controls(self) -> None:
-        self.model = widgets.Combobox(
-            value="tiny", options=list(available_models()), ensure_option=False,
-            description="Model", placeholder="tiny, owner/name or a folder",
-        )  # fmt: skip
-        self.hub = widgets.Dropdown(options=["auto", *HUBS], description="hub")
-        self.revision = widgets.Text(
-            placeholder="optional: a commit, to make it repeatable", description="revision"
-        )
-        self.device = widgets.Combobox(
-            value="auto", options=["auto", "cpu", "cuda:0", "mps"], description="device"
-        )
-        self.dtype = widgets.Dropdown(options=["auto", *DTYPES], description="dtype")
-        self.quantize = widgets.Dropdown(
-            options=[("no", None), ("8bit", "8bit"), ("4bit", "4bit")], description="quantize"
-        )
-        self.adapter = widgets.Text(
-            placeholder="optional: a LoRA adapter's folder", description="adapter"
-        )
-        self.max_image_tokens = widgets.BoundedIntText(
-            0, min=0, max=2**20, description="image tokens ≤", tooltip="0: the model's limit"
-        )
-        names = ("hub", "revision", "device", "dtype", "quantize", "adapter", "max_image_tokens")
-        self._options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        self.try_button = button("Try", "play", self.try_out)
-        self.remember_button = button("Remember", "save", self.remember, button_style="primary")
-        self.forget_button = button("Forget", "undo", self.forget)
-        self.chosen, self.tried = widgets.HTML(), widgets.HTML()
-        self._locked = [self.try_button]
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether trying it would download it."""
+        is_here = hosted_prefix(name) or Path(name).expanduser().exists() or name in self._here
+        return not is_here and bool(HUB_ID.fullmatch(name))
 
-    def _begin(self) -> None:
-        """Set the controls to the remembered choice."""
-        with self.status.catching():
-            if choice := self._show_chosen():
-                self.model.value = choice.model
-                for name, value in choice.options.items():
-                    if name in self._options:
-                        self._options[name].value = value
+    def _check(self, name: str) -> None:
+        """Raises ModelError for a name that load() would not find."""
+        if hosted_prefix(name) or name in SHAPES:
+            return
+        if not self._is_elsewhere(name):
+            find_model(name)
+            return
+        near = difflib.get_close_matches(name, [*SHAPES, *self._here], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ModelError(
+            f"{name} is neither on this machine nor a known model{hint} Press Try to look for it "
+            "on the hubs; what has answered can be remembered"
+        )
+
+    def _update(self, **parts: Any) -> None:
+        self.view = self.view | parts
 
     def _show_chosen(self) -> settings.Choice | None:
-        self.chosen.value = ""
+        self._update(chosen=None)
         choice = settings.chosen_model()
-        text = "the bundled model; nothing is remembered."
+        call = "vlkit.load('tiny')" if choice is None else ""
         if choice is not None:
-            call = html.escape(call_code("vlkit.load", repr(choice.model), **choice.options))
-            text = f"the model of <b>{call}</b>, chosen by {html.escape(choice.source)}."
-        self.chosen.value = f"<div><code>vlkit.load()</code> takes {text}</div>"
+            call = call_code("vlkit.load", repr(choice.model), **choice.options)
+        self._update(chosen={"call": call, "source": choice.source if choice else ""})
         return choice
+
+    def _list_models(self) -> None:
+        """The known models, and whether they fit into this machine's memory."""
+        with self.status.catching():
+            free, place = available_memory()
+            for name in ("tiny", *SHAPES):
+                weights = _weights(name)
+                needed = weights * (2 if place == "RAM" and name in SHAPES else 1)  # float32
+                fits = "yes" if needed + ROOM <= free else "no"
+                if fits == "no" and place == "GPU":
+                    fits = "4bit" if count_memory(name).four_bit + ROOM <= free else "no"
+                record = {"name": name, "bytes": weights, "needed": needed, "fits": fits,
+                          "here": name in self._here}  # fmt: skip
+                self._update(models=[*self.view["models"], record], free=free, place=place)
 
     def _name(self) -> str:
         if not self.model.value.strip():
@@ -159,24 +185,62 @@ class ModelChooser(PanelBox):
 
     def _follow(self) -> None:
         process: Any = self._process
-        messages = ""
+        messages, self._tried = "", self._name()
         while piece := process.stderr.read1(4096):  # progress of a download, or of the weights
             messages = (messages + piece.decode(errors="replace"))[-_TAIL:]
-            self.tried.value = f"<pre>{html.escape(_last_line(messages))}</pre>"
+            self._update(progress=_last_line(messages))
         output = process.stdout.read()  # an answer of 64 tokens, which the pipe has room for
-        self.tried.value, failed = "", process.wait() != 0
+        failed = process.wait() != 0
+        self._update(progress="")
         if self._stopped:
             self.status.say("Stopped.")
         elif failed:
             raise VlkitError(_last_line(messages))
         else:
-            self.answer = json.loads(output)
-            question = self.answer["prompt"]
-            reply: Any = result_of(self.answer, user(question, bundled.sample(SAMPLE)))
-            self.tried.value = f"<p>{html.escape(question)}</p>{reply._repr_html_()}"
+            self.answer, self._here = json.loads(output), available_models()
+            reply: Any = result_of(self.answer, user(QUESTION, bundled.sample(SAMPLE)))
+            self._update(tried=reply._repr_html_(), asked=QUESTION)
             self.status.say("It works. Remember it, or try another.")
 
 
+def _make_options() -> dict[str, Control]:
+    quantized = [("no", None), ("8bit", "8bit"), ("4bit", "4bit")]
+    commit = "optional: a commit, to make it repeatable"
+    adapter = "optional: a LoRA adapter's folder"
+    devices = ["auto", "cpu", "cuda:0", "mps"]
+    limit = "Most tokens of a picture (0: the model's limit)"
+    return {
+        "hub": Control("choice", "Hub", "auto", options=["auto", *HUBS]),
+        "revision": Control("text", "Revision", "", placeholder=commit),
+        "device": Control("text", "Device", "auto", options=devices),
+        "dtype": Control("choice", "Data type", "auto", options=["auto", *DTYPES]),
+        "quantize": Control("choice", "Quantize", None, options=quantized),
+        "adapter": Control("text", "Adapter", "", placeholder=adapter),
+        "max_image_tokens": Control("number", limit, 0, min=0, max=2**20),
+    }
+
+
+def _make_controls(panel: ModelChooser) -> dict[str, Control]:
+    def download() -> None:
+        panel.try_out(download=True)
+
+    return {
+        "model": Control("text", "Model", "tiny", placeholder="tiny, owner/name or a folder"),
+        "try_button": Control("button", "Try", action=panel.try_out, icon="play"),
+        "download_button": Control("button", "Download and try", action=download, icon="save"),
+        "remember_button": Control("button", "Remember", action=panel.remember, icon="check"),
+        "forget_button": Control("button", "Forget", action=panel.forget, icon="clear"),
+    }
+
+
+def _weights(name: str) -> int:
+    """Bytes of a known model's weights, as they are downloaded; 0 where that is unknown."""
+    if name == "tiny":
+        return sum(f.stat().st_size for f in bundled.bundled_path("tiny-qwen2-vl").iterdir())
+    return count_memory(name).bfloat16 if name in SHAPES else 0
+
+
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]  # also at \r
+    lines = _ESCAPES.sub("", text).splitlines()  # also at \r
+    lines = [line.strip() for line in lines if line.strip()]
     return lines[-1].removeprefix("Error: ") if lines else "the trial ended without a message"

@@ -47,6 +47,7 @@ const PATHS = { // 16 × 16, drawn as lines
   full: "M9.5 6.5l4-4M10 2.5h3.5V6M6.5 9.5l-4 4M2.5 10v3.5H6", check: "M3 8.5 6.5 12 13 4.5",
   hand: "M8 2v12M2 8h12M6 4l2-2 2 2M6 12l2 2 2-2M4 6 2 8l2 2M12 6l2 2-2 2",
   box: "M3 3h10v10H3z", eye: "M1.5 8S4 3.5 8 3.5 14.5 8 14.5 8 12 12.5 8 12.5 1.5 8 1.5 8zM8 6.5v3",
+  pause: "M5 3v10M11 3v10",
   image: "M2 3h12v10H2zM2 11l4-4 3 3 2-2 3 3", play: "M5 3l8 5-8 5z",
   truth: "M8 1.8l5.5 2v4c0 3.2-2.3 5.5-5.5 6.4-3.2-.9-5.5-3.2-5.5-6.4v-4zM5.5 8 7.3 9.8 10.7 6",
 };
@@ -303,39 +304,5 @@ export const form = {
       }
     }
     el.append(root);
-  },
-};
-
-/** ipywidgets in a fold. */
-export const foldOfWidgets = {
-  async render({ model, el }) {
-    const t = translator(model.get("language"));
-    const inner = h("div", { class: "vlkit-fold-inner" });
-    const details = fold(t(model.get("title")), inner);
-    details.open = model.get("opened");
-    details.addEventListener("toggle", () => {
-      model.set("opened", details.open);
-      model.save_changes();
-    });
-    model.on("change:opened", () => (details.open = model.get("opened")));
-    el.append(h("div", { class: "vlkit" }, details));
-    const manager = model.widget_manager;
-    for (const address of model.get("children")) {
-      const child = await manager.get_model(address.replace("IPY_MODEL_", ""));
-      const view = await manager.create_view(child);
-      inner.append(view.el);
-      view.trigger?.("displayed");
-    }
-  },
-};
-
-/** "The same in plain Python" in a fold. */
-export const codeFold = {
-  render({ model, el }) {
-    const t = translator(model.get("language"));
-    const code = codeView(t, () => model.get("value"));
-    model.on("change:value", code.update);
-    code.update();
-    el.append(h("div", { class: "vlkit" }, fold(t("The same in plain Python"), code.element)));
   },
 };

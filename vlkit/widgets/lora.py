@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import html
 import inspect
+import math
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as widgets
+import psutil
+import traitlets
 
 from vlkit import lora
-from vlkit.errors import VlkitError, counted
+from vlkit.errors import VlkitError
 from vlkit.files import read_json
+from vlkit.generation.generate import generate
 from vlkit.inputs import check_loaded
 from vlkit.lora import train
-from vlkit.lora.curves import Curves, curves_html, read_history
+from vlkit.lora.curves import Curves, read_history
 from vlkit.lora.data import as_data
 from vlkit.lora.run_folder import ARGUMENTS, DATA
-from vlkit.plotting.html import duration_text, table_html
-from vlkit.widgets.panel import Debounce, PanelBox, button, buttons, load_code, on_change
+from vlkit.messages import user
+from vlkit.widgets.batch import media_and_text, picture_record
+from vlkit.widgets.panel import (
+    CSS,
+    Control,
+    Debounce,
+    DrawnPanel,
+    front,
+    load_code,
+    on_change,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from vlkit.lora.callbacks import Steering
@@ -36,8 +50,12 @@ COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
 )  # fmt: skip
 OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments without a control
 DEFAULTS = {name: option.default for name, option in inspect.signature(train).parameters.items()}
+PREVIEW, THUMBNAIL = 6, 200  # rows of the data that are shown, pixels of their pictures
+ASKED_AGAIN = 20  # held-out rows that are asked before and after
+_READING = "Reading the data and computing the cost …"
 _STATE = "trainer_state.json"
 _QUIET = 0.4  # seconds without a change before the cost is computed
+_TICK = 0.3  # seconds between two views of a run's progress
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the rows, held out
 _CODE = """import vlkit
 
@@ -54,28 +72,25 @@ run"""
 
 
 class Knobs:
-    """The controls; ``knobs[name]`` is the widget of an argument of ``train``.
+    """The controls; ``knobs[name]`` is the :class:`Control` of an argument of ``train``.
 
     Args:
         changed: called after each change of a value.
     """
 
     def __init__(self, changed: Callable[[], None]):
-        self.widgets = _make()
-        for name, widget in self.widgets.items():
-            widget.add_class(f"vlkit-{name.replace('_', '-')}")
-        on_change(changed, *self.widgets.values())
+        self.controls = _make()
+        on_change(changed, *self.controls.values())
 
-    def __getitem__(self, name: str) -> Any:
-        return self.widgets[name]
+    def __getitem__(self, name: str) -> Control:
+        return self.controls[name]
 
     @property
     def values(self) -> dict[str, Any]:
         """The arguments for ``train``."""
-        values = {name: widget.value for name, widget in self.widgets.items()}
+        values = {name: control.value for name, control in self.controls.items()}
         values["max_length"] = values["max_length"] or None
-        values |= {name: values[name].strip() for name in ("output_dir", "target")}
-        return values
+        return values | {name: values[name].strip() for name in ("output_dir", "target")}
 
     @property
     def code(self) -> str:
@@ -86,55 +101,31 @@ class Knobs:
             if name in MAIN[:-1] or value != DEFAULTS[name]
         )
 
-    @property
-    def rows(self) -> list[widgets.Widget]:
-        """The main controls, then the others in a fold."""
-        rest = [widget for name, widget in self.widgets.items() if name not in MAIN]
-        fold = widgets.Accordion([widgets.VBox(rest)], titles=["More arguments"])
-        return [*(self.widgets[name] for name in MAIN), fold]
 
-
-def _make() -> dict[str, widgets.Widget]:
-    wide = {"continuous_update": False}
-    choose, slide = widgets.Dropdown, widgets.SelectionSlider
-    whole = widgets.BoundedIntText
+def _make() -> dict[str, Control]:
+    alphas = [("twice the rank", None), *((str(rank), rank) for rank in (*RANKS, 256))]
+    quantized = [("no", None), ("4 bit (QLoRA)", "4bit"), ("8 bit", "8bit")]
+    metrics = ["auto", ("exact answer", "exact"), ("boxes at IoU", "iou"), ("none", None)]
+    rates, ranks = [(f"{rate:g}", rate) for rate in RATES], [*RANKS, ("all weights", None)]
+    sizes, accumulated = ["auto", 1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32]
+    layers = ["language", "vision", "all"]
     return {
-        "epochs": widgets.BoundedFloatText(1, min=0.01, max=1000, step=0.5, description="epochs"),
-        "learning_rate": slide(
-            options=[(f"{rate:g}", rate) for rate in RATES], value=2e-4, description="rate", **wide
-        ),
-        "rank": slide(
-            options=[*((str(r), r) for r in RANKS), ("all weights", None)], value=8,
-            description="rank", **wide,
-        ),
-        "alpha": choose(
-            options=[("twice the rank", None), *((str(r), r) for r in (*RANKS, 256))],
-            description="alpha",
-        ),
-        "target": widgets.Combobox(
-            value="language", options=["language", "vision", "all"], description="target", **wide
-        ),
-        "batch_size": choose(
-            options=["auto", 1, 2, 4, 8, 16, 32, 64], description="batch size"
-        ),
-        "gradient_accumulation": slide(
-            options=[1, 2, 4, 8, 16, 32], description="accumulate", **wide
-        ),
-        "gradient_checkpointing": widgets.Checkbox(description="gradient checkpointing"),
-        "quantize": choose(
-            options=[("no", None), ("4 bit (QLoRA)", "4bit"), ("8 bit", "8bit")],
-            description="quantize",
-        ),
-        "max_length": whole(0, min=0, max=2**17, description="max length"),
-        "metric": choose(
-            options=["auto", ("exact answer", "exact"), ("boxes at IoU", "iou"), ("none", None)],
-            description="metric",
-        ),
-        "samples": widgets.IntSlider(3, 0, 10, description="samples", **wide),
-        "seed": whole(0, min=0, max=2**31 - 1, description="seed"),
-        "output_dir": widgets.Text("runs/lora-1", description="output", **wide),
-        "resume": widgets.Checkbox(description="resume the run in this folder"),
-    }  # fmt: skip
+        "epochs": Control("number", "Epochs", 1.0, min=0.01, max=1000, step=0.5),
+        "learning_rate": Control("choice", "Learning rate", 2e-4, options=rates),
+        "rank": Control("choice", "Rank", 8, options=ranks),
+        "alpha": Control("choice", "Alpha", None, options=alphas),
+        "target": Control("text", "Layers", "language", options=layers),
+        "batch_size": Control("choice", "Batch size", "auto", options=sizes),
+        "gradient_accumulation": Control("choice", "Accumulated batches", 1, options=accumulated),
+        "gradient_checkpointing": Control("toggle", "Gradient checkpointing", False),
+        "quantize": Control("choice", "Quantize", None, options=quantized),
+        "max_length": Control("number", "Longest row (tokens; 0: all)", 0, min=0, max=2**17),
+        "metric": Control("choice", "Metric", "auto", options=metrics),
+        "samples": Control("number", "Answers shown", 3, min=0, max=10),
+        "seed": Control("number", "Seed", 0, min=0, max=2**31 - 1),
+        "output_dir": Control("text", "Output folder", "runs/lora-1"),
+        "resume": Control("toggle", "Resume the run in this folder", False),
+    }
 
 
 # --- saved runs ----------------------------------------------------------------------------------
@@ -160,31 +151,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Curves]:
     return read_json(folder / ARGUMENTS), read_history(history, state.get("max_steps", 0))
 
 
-def runs_html(folders: Sequence[Path]) -> str:
-    """The curves of runs in one figure, and a table of their results and different arguments."""
-    if not folders:
-        return ""
-    runs = {folder.name: read_run(folder) for folder in folders}
-    names = dict.fromkeys(n for arguments, _ in runs.values() for n in arguments if n not in DATA)
-    differing = [
-        n for n in names if len({repr(arguments.get(n)) for arguments, _ in runs.values()}) > 1
-    ]
-    rows = [
-        [name, *(arguments.get(n) for n in differing), *_last_values(curves)]
-        for name, (arguments, curves) in runs.items()
-    ]
-    heads = ["run", *differing, "last loss", "held-out loss", "accuracy"]
-    cells = [[html.escape(str(value)) for value in row] for row in rows]
-    table = table_html(heads, cells, cell="white-space:nowrap")
-    figure = curves_html({name: curves for name, (_, curves) in runs.items()})
-    return f'{figure}<div style="overflow-x:auto;font-size:.9em;margin-top:6px">{table}</div>'
-
-
-def _last_values(curves: Curves) -> list[str]:
-    series = (curves.losses, curves.evaluations, curves.metrics)
-    return [f"{points[-1][1]:.3g}" if points else "" for points in series]
-
-
 def _states(folder: Path) -> list[Path]:
     """The trainer's state in each checkpoint of a run, the newest last."""
     states = {
@@ -204,11 +170,25 @@ def next_name(output_dir: str) -> str:
     return f"{stem}{number}" if output_dir != stem else f"{stem}-{number}"
 
 
+def _run_record(folder: Path) -> dict:
+    arguments, curves = read_run(folder)
+    known = {name: str(value) for name, value in arguments.items() if name not in DATA}
+    return {"name": folder.name, "arguments": known, "curves": _curve_record(curves)}
+
+
+def _curve_record(curves: Curves) -> dict:
+    """For the browser, whose JSON has no NaN."""
+    record = asdict(curves)
+    for name in ("losses", "evaluations", "metrics"):
+        record[name] = [point for point in record[name] if math.isfinite(point[1])]
+    return record
+
+
 # --- the panel -----------------------------------------------------------------------------------
 
 
-class LoraPanel(PanelBox):
-    """Fine-tune a model: choose data, turn knobs and see what they cost, train, watch, compare.
+class LoraPanel(DrawnPanel):
+    """Fine-tune a model: choose data, turn knobs and see what they cost, train, watch, try it.
 
     Each knob is an argument of :func:`vlkit.lora.train` and found by its name:
     ``panel.knobs["rank"].value = 16; panel.start(); panel.wait()``. Training runs in a thread, so
@@ -218,36 +198,46 @@ class LoraPanel(PanelBox):
     Args:
         vlm: from :func:`vlkit.load`, without an adapter.
         data: conversations to learn from; by default a file is chosen in the panel.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
 
     Attributes:
         run: the last finished or stopped :class:`vlkit.lora.LoraRun`; None before.
         xray: what a run with the present knobs costs, from :func:`vlkit.lora.inspect`; None where
             the data or a knob cannot be used.
+        comparison: the last :class:`vlkit.lora.Comparison` of before and after; None before.
     """
 
-    def __init__(self, vlm: Any, data: Any = None):
+    _esm = front("controls.js", "work.js", "lora.js", default="loraPanel")
+    _css = CSS + read_text("work.css")
+    curves = traitlets.Dict().tag(sync=True)
+    progress = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, vlm: Any, data: Any = None, *, language: str | None = None):
         check_loaded(vlm)
-        super().__init__()
         self.vlm = vlm
         self._given = None if data is None else as_data(data)
-        self._load_rows = lru_cache(maxsize=1)(lora.load_conversations)
+        self._load_rows = lru_cache(maxsize=1)(self._load_and_preview)
         self._split_rows = lru_cache(maxsize=1)(self._read_and_split)
         self.run: lora.LoraRun | None = None
         self.xray: lora.XRay | None = None
+        self.comparison: lora.Comparison | None = None
         self._steering: Steering | None = None
         self._model_in_use = threading.Lock()
-        self._later = Debounce(self._compute_cost, _QUIET)
         self.knobs = Knobs(self._change)
-        self._make_controls()
-        steer = buttons(self.start_button, self.pause_button, self.stop_button)
-        left = [self.source, self.held_out, *self.knobs.rows, self.cost, steer, self.status]
-        saved = widgets.VBox([self.saved, self.comparison])
-        fold = widgets.Accordion([saved], titles=["Saved runs"])
-        controls = [self.source, self.held_out, *self.knobs.widgets.values()]
-        self._locked = [self.start_button, *controls]
-        self._lay_out(left, [self.curves, fold], watched=controls)
-        self.add_class("vlkit-lora")
-        self._connect()
+        super().__init__({**_make_buttons(self), **self.knobs.controls}, language)
+        self._later = Debounce(self._compute_cost, _QUIET)
+        after = [self.ask_button, self.compare_button, self.merge_button, self.export_button]
+        self._locked = [
+            self.start_button, *after, self.source, self.held_out, *self.knobs.controls.values()
+        ]  # fmt: skip
+        self.pause_button.disabled = True
+        self._update(model=vlm.name, main=MAIN, knobs=list(self.knobs.controls))
+        on_change(self._change, self.source, self.held_out)
+        on_change(self._show_saved, self.saved)
+        on_change(self._list_saved, self.knobs["output_dir"])
+        self._list_saved()
+        self._show_code()
+        self._change()
 
     def start(self) -> None:
         """Train with the present knobs and return at once; does nothing during a run."""
@@ -287,47 +277,72 @@ class LoraPanel(PanelBox):
             options=eval_argument + self.knobs.code,
         )  # fmt: skip
 
-    # --- controls --------------------------------------------------------------------------------
+    # --- after a run -----------------------------------------------------------------------------
 
-    def _make_controls(self) -> None:
-        files = sorted(str(p) for p in Path().glob("*.json*") if p.suffix in (".json", ".jsonl"))
-        name = "" if self._given is None else self._given.name
-        self.source = widgets.Combobox(
-            value=name, options=[name, *files] if name else files, description="Data",
-            placeholder="a .json, .jsonl, .csv or .parquet", continuous_update=False,
-        )  # fmt: skip
-        self.held_out = widgets.SelectionSlider(
-            options=[(f"{share:.0%}", share) for share in _SHARES], value=0.1,
-            description="held out", continuous_update=False,
-        )  # fmt: skip
-        self.start_button = button("Train", "play", self.start, button_style="primary")
-        self.pause_button = button("Pause", "pause", self.pause, disabled=True)
-        self.cost, self.curves, self.comparison = (widgets.HTML() for _ in range(3))
-        self.saved = widgets.SelectMultiple(rows=4, description="Compare")
-        self.cost.add_class("vlkit-count")
+    @property
+    def adapter(self) -> Path:
+        """The adapter to try: that of the ticked saved run, else of the last run."""
+        if self.saved.value:
+            return Path(self.saved.value[-1])
+        if self.run is None:
+            raise VlkitError("there is no adapter yet; train one, or tick a saved run")
+        return self.run.output_dir
 
-    def _connect(self) -> None:
-        on_change(self._change, self.source, self.held_out)
-        on_change(self._show_saved, self.saved)
-        on_change(self._list_saved, self.knobs["output_dir"])
-        self._list_saved()
-        self._take(Curves())
-        self._change()
+    def ask(self) -> None:
+        """Ask the model without and with the adapter about the chosen row's picture."""
+        self._start_work(self._ask, "Asking before and after …")
 
-    def _change(self) -> None:
-        if not self._running:
-            self._later.call()
+    def compare(self) -> None:
+        """Ask the held-out rows without and with the adapter."""
+        self._start_work(self._compare, "Asking the held-out rows before and after …")
 
-    def _set_running(self, running: bool) -> None:
-        super()._set_running(running)
-        self.pause_button.disabled = not running
-        self._show_pause()
+    def merge(self) -> None:
+        """Write the model with the adapter's changes in its weights."""
+        self._start_work(lambda: self._write("merged", lora.merge), "Merging …")
 
-    def _show_pause(self) -> None:
-        paused = self._steering is not None and self._steering.paused
-        self.pause_button.description = "Continue" if paused else "Pause"
+    def export(self) -> None:
+        """Write the adapter alone, for PEFT, vLLM and ms-swift."""
+        self._start_work(lambda: self._write("export", lora.export_adapter), "Writing …")
+
+    def _ask(self) -> None:
+        with self._model_in_use:
+            example = self._load_rows(self.source.value.strip())[self.row.value]
+            message = user(self.question.value, *media_and_text(example.messages)[0])
+            answers = {}
+            for name, adapter in (("before", None), ("after", self.adapter)):
+                with lora.use_adapter(self.vlm, adapter) as vlm:
+                    answers[name] = generate(vlm, message).text
+            self._update(tried={"question": self.question.value, **answers})
+            self.status.say("Done.")
+
+    def _compare(self) -> None:
+        with self._model_in_use:
+            train_data, eval_data = self._data()
+            rows = (eval_data or train_data)[:ASKED_AGAIN]
+            compared = lora.compare(self.vlm, rows, {"after": self.adapter}, progress=False)
+            self.comparison = compared
+            scores = {name: score.accuracy for name, score in compared.scores.items()}
+            table = compared.table.astype(str).values.tolist()
+            self._update(comparison={"scores": scores, "rows": table})
+            self.status.say("Done.")
+
+    def _write(self, what: str, write: Callable[..., Path]) -> None:
+        folder = next_name(f"{self.adapter}-{what}-1")
+        path = write(self.adapter, folder, model=str(self.vlm.folder.path))
+        self.status.say(f"Written to {path}.")
 
     # --- data and cost ---------------------------------------------------------------------------
+
+    def _change(self) -> None:
+        if self._running:
+            return
+        self.xray, source = None, self.source.value.strip()
+        self._update(cost=None, invited=not source, rows=self.view["rows"] if source else [])
+        self.status.say(_READING if source else "")
+        self._later.call()
+
+    def _update(self, **parts: Any) -> None:
+        self.view = {"rows": [], "comparison": None, "tried": None} | self.view | parts
 
     def _data(self) -> tuple[Any, Any]:
         """The rows to learn from, and those held out or None."""
@@ -337,8 +352,22 @@ class LoraPanel(PanelBox):
         return self._split_rows(source, self.held_out.value, self.knobs["seed"].value)
 
     def _read_and_split(self, source: str, share: float, seed: int) -> tuple[Any, Any]:
-        data: Any = self._given if self._is_given(source) else self._load_rows(source)
+        data = self._load_rows(source)
         return data.split(share, seed=seed) if share else (data, None)
+
+    def _load_and_preview(self, source: str) -> Any:
+        self._update(rows=[])
+        data: Any = self._given if self._is_given(source) else lora.load_conversations(source)
+        rows = []
+        for example in data[:PREVIEW]:
+            media, _ = media_and_text(example.messages)
+            *asked, answer = example.texts
+            picture = picture_record(media, THUMBNAIL) if media else None
+            question = " ".join(asked[-1:])
+            rows.append({"question": question, "answer": answer, "picture": picture})
+        self.question.value = rows[0]["question"] if rows else ""
+        self._update(rows=rows, comparison=None, tried=None)
+        return data
 
     def _is_given(self, source: str) -> bool:
         """Whether the source is the data that the panel was made with."""
@@ -346,14 +375,21 @@ class LoraPanel(PanelBox):
 
     def _compute_cost(self) -> None:
         with self._model_in_use, self.status.catching():
-            if self._running:  # a run is about to begin
+            if self._running or not self.source.value.strip():  # a run is about to begin
                 return
-            self.xray, self.cost.value = None, ""
             train_data, eval_data = self._data()
             chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
-            self.xray = lora.inspect(self.vlm, train_data, eval_data=eval_data, **chosen)
-            self.cost.value = _cost_html(self.xray)
-            if not self._running:
+            xray = lora.inspect(self.vlm, train_data, eval_data=eval_data, **chosen)
+            self.xray, memory = xray, xray.memory
+            cost = {
+                "rows": xray.rows, "held_out": len(eval_data or ()), "trained": xray.trained,
+                "tokens": max(length.total for length in xray.lengths),
+                "share": xray.trained / sum(part.parameters for part in xray.parts),
+                "memory": memory.total, "available": memory.available, "place": memory.place,
+                "fits": memory.fits, "steps": xray.steps, "seconds": xray.seconds,
+            }  # fmt: skip
+            self._update(cost=cost)
+            if self.status.text == _READING:
                 self.status.say("")
 
     # --- the run ---------------------------------------------------------------------------------
@@ -364,46 +400,105 @@ class LoraPanel(PanelBox):
 
         with self._model_in_use:
             self._take(Curves())
+            self.progress = {}
             train_data, eval_data = self._data()
             self.run = lora.train(
                 self.vlm, train_data, eval_data=eval_data, **self.knobs.values,
-                callbacks=[LiveCurve(self._take), self._steering],
+                callbacks=[LiveCurve(self._take), _step_callback(self._take_step), self._steering],
             )  # fmt: skip
             self._finished = self.run.finished
             self.status.say(f"{'Done' if self.run.finished else 'Stopped'}: {self.run}")
 
     def _finish(self) -> None:
-        outcome = self.status.value
-        self._steering = None
         super()._finish()
+        if self._steering is None:  # it was not a training run
+            return
+        outcome, kind = self.status.text, self.status.kind
+        self._steering = None
         if self._finished:
             self.knobs["resume"].value = False
             self.knobs["output_dir"].value = next_name(self.knobs["output_dir"].value)
         self._list_saved()
         self._later.wait()
-        self.status.value = outcome
+        self.status.show(outcome, kind)
 
     def _take(self, curves: Curves) -> None:
-        self.curves.value = curves_html({"run": curves})
+        self.curves = _curve_record(curves)
+
+    def _take_step(self, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if not self.progress:
+            self._first, self._due = (now, step), 0.0
+        if now >= self._due or step == steps:
+            began, first = self._first
+            each = (now - began) / (step - first) if step > first else None
+            left = None if each is None else each * (steps - step)
+            memory = _used_memory(self.vlm)
+            self.progress = {"step": step, "steps": steps, "left": left, "memory": memory}
+            self._due = now + _TICK
+
+    def _set_running(self, running: bool) -> None:
+        super()._set_running(running)
+        self.stop_button.disabled = not running
+        self.pause_button.disabled = not running or self._steering is None
+        self._show_pause()
+
+    def _show_pause(self) -> None:
+        paused = self._steering is not None and self._steering.paused
+        self.pause_button.label = "Continue" if paused else "Pause"
+        self._send_controls()
 
     def _list_saved(self) -> None:
         folder = Path(self.knobs["output_dir"].value).parent
-        runs = list_runs(folder) if folder.is_dir() else []
-        self.saved.options = [(run.name, run) for run in runs]
+        runs = [str(run) for run in (list_runs(folder) if folder.is_dir() else [])]
+        self.saved.value = tuple(run for run in self.saved.value if run in runs)
+        self.saved.look = {"options": runs}
 
     def _show_saved(self) -> None:
         with self.status.catching():
-            self.comparison.value = runs_html(self.saved.value)
+            self._update(saved=[_run_record(Path(run)) for run in self.saved.value])
 
 
-def _cost_html(xray: lora.XRay) -> str:
-    memory = xray.memory
-    share = xray.trained / sum(part.parameters for part in xray.parts)
-    lines = [
-        f"{xray.rows:,} rows, {max(length.total for length in xray.lengths):,} tokens at most",
-        f"{xray.trained:,} weights trained ({share:.1%})",
-        f"about {memory.total / 1e9:.1f} of {memory.available / 1e9:.0f} GB {memory.place}",
-        f"{counted(xray.steps, 'step')} in about {duration_text(xray.seconds)}",
-    ]
-    kind = "" if memory.fits else ' class="vlkit-error"'
-    return f"<div{kind}>{'<br>'.join(map(html.escape, lines))}</div>"
+def _make_buttons(panel: LoraPanel) -> dict[str, Control]:
+    files = sorted(str(p) for p in Path().glob("*.json*") if p.suffix in (".json", ".jsonl"))
+    name = "" if panel._given is None else panel._given.name
+    shares = [(f"{share:.0%}", share) for share in _SHARES]
+    hint = "a .json, .jsonl, .csv or .parquet"
+    named = [name, *files] if name else files
+    actions = {
+        "start": ("Train", "play", panel.start), "pause": ("Pause", "pause", panel.pause),
+        "ask": ("Ask before and after", "send", panel.ask),
+        "compare": ("Compare on held-out rows", "eye", panel.compare),
+        "merge": ("Merge into a model", "save", panel.merge),
+        "export": ("Export the adapter", "save", panel.export),
+    }  # fmt: skip
+    return {
+        "source": Control("text", "Data", name, options=named, placeholder=hint),
+        "held_out": Control("choice", "Held out", 0.1, options=shares),
+        "saved": Control("chosen", "Saved runs", (), options=[]),
+        "question": Control("text", "Question", ""),
+        "row": Control("number", "Row", 0, min=0, max=PREVIEW - 1),
+        **{
+            f"{key}_button": Control("button", label, action=action, icon=icon)
+            for key, (label, icon, action) in actions.items()
+        },
+    }
+
+
+def _step_callback(show: Callable[[int, int], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            show(state.global_step, state.max_steps)
+
+    return Steps()
+
+
+def _used_memory(vlm: Any) -> int:
+    """Bytes: of the GPU where the model is on one, else of this process."""
+    if vlm.model.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(vlm.model.device)
+    return psutil.Process().memory_info().rss

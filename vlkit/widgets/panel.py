@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import threading
 import weakref
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anywidget
@@ -20,8 +20,11 @@ import traitlets
 from IPython.core.getipython import get_ipython
 
 from vlkit.errors import VlkitError, failure_line
+from vlkit.media.image import PICTURE_SUFFIXES
+from vlkit.plotting.html import byte_text
 
 _HERE = Path(__file__).parent
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # files that panels offer
 _IMPORT = re.compile(r"^import .* from \"\./.*;\n", re.MULTILINE)
 
 
@@ -148,29 +151,6 @@ class Form(anywidget.AnyWidget):
         self._controls[name].click()
 
 
-class Fold(anywidget.AnyWidget):
-    """Widgets in a fold that the keyboard reaches; ``opened`` says whether they are shown."""
-
-    _esm = front("controls.js", default="foldOfWidgets")
-    _css = CSS
-    title = traitlets.Unicode().tag(sync=True)
-    language = traitlets.Unicode("").tag(sync=True)
-    opened = traitlets.Bool(False).tag(sync=True)
-    children: traitlets.List = traitlets.List().tag(sync=True, **widgets.widget_serialization)
-
-    def __init__(self, title: str, children: Sequence[widgets.Widget], **traits: Any):
-        super().__init__(title=title, children=list(children), **traits)
-
-
-class CodeFold(anywidget.AnyWidget):
-    """Plain Python in a fold, with a button that copies it."""
-
-    _esm = front("controls.js", default="codeFold")
-    _css = CSS
-    value = traitlets.Unicode().tag(sync=True)
-    language = traitlets.Unicode("").tag(sync=True)
-
-
 def plain_line(error: Exception) -> str:
     """An error as a reader of no Python understands it: vlkit's own without their class."""
     own = isinstance(error, VlkitError) and str(error)
@@ -190,7 +170,7 @@ class StatusLine(widgets.HTML):
 
     def say(self, text: str) -> None:
         """Show what is going on; a text that ends in an ellipsis is marked as busy."""
-        self._show(text, "busy" if text.endswith("…") else "")
+        self.show(text, "busy" if text.endswith("…") else "")
 
     @contextmanager
     def catching(self) -> Iterator[None]:
@@ -198,9 +178,10 @@ class StatusLine(widgets.HTML):
         try:
             yield
         except Exception as error:
-            self._show(plain_line(error), "error")
+            self.show(plain_line(error), "error")
 
-    def _show(self, text: str, kind: str) -> None:
+    def show(self, text: str, kind: str) -> None:
+        """Show a line of a kind."""
         role = "alert" if kind == "error" else "status"
         look = f' class="vlkit-{kind}"' if kind else ""
         self.text, self.kind = text, kind
@@ -327,61 +308,67 @@ class Work:
             control.disabled = running
 
 
-class PanelBox(Work, widgets.VBox):
-    """The base of the panels that are boxes of ipywidgets, forms and folds."""
+class DrawnPanel(Work, Form):
+    """The base of panels that a script of this folder draws: controls, a view of plain values.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.status, self._code_view = StatusLine(), CodeFold()
-        self.stop_button = button("Stop", "stop", self.stop, disabled=True)
+    Args:
+        controls: by name; each is an attribute, too.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
+    """
+
+    view = traitlets.Dict().tag(sync=True)
+    listing = traitlets.Dict().tag(sync=True)
+    shown_code = traitlets.Unicode().tag(sync=True)
+    status: Any = traitlets.Instance(StatusLine, ()).tag(sync=True, **widgets.widget_serialization)
+
+    def __init__(self, controls: Mapping[str, Control], language: str | None = None):
+        self.stop_button = Control("button", "Stop", action=self.stop, icon="stop")
+        self.stop_button.disabled = True
+        controls = {**controls, "stop_button": self.stop_button}
+        for name, control in controls.items():
+            setattr(self, name, control)
         self._begin()
-
-    def _lay_out(
-        self,
-        left: Sequence[widgets.Widget],
-        right: Sequence[widgets.Widget],
-        watched: Sequence[Any],
-    ) -> None:
-        """Two columns, below each other on narrow pages; the code follows the watched controls."""
-        add_classes(self)
-        side = widgets.Layout(flex="1 1 280px", max_width="420px", min_width="0")
-        main = widgets.Layout(flex="1 1 280px", min_width="0")
-        right = [*right, self._code_view]
-        boxes = [widgets.VBox(left, layout=side), widgets.VBox(right, layout=main)]
-        row = widgets.Layout(flex_flow="row wrap", grid_gap="16px")
-        self.children = [widgets.HBox(boxes, layout=row)]
-        self.add_class("vlkit-panel")
-        on_change(self._show_code, *watched)
-        self._show_code()
+        self._uploads = TemporaryDirectory(prefix="vlkit-")
+        super().__init__(controls, language)
+        on_change(self._show_code, *controls.values())
 
     def _show_code(self) -> None:
         with self.status.catching():
-            self._code_view.value = self.code
+            self.shown_code = self.code
 
+    def save_file(self, name: str, content: bytes) -> None:
+        """The browser saves it among its downloads."""
+        self.send({"do": "save", "name": name}, [content])
 
-def button(text: str, icon: str, action: Callable[[], None], **options: Any) -> widgets.Button:
-    """A button that calls a function."""
-    made = widgets.Button(description=text, icon=icon, **options)
-    made.on_click(lambda _: action())
-    return made
+    def _do_browse(self, path: str) -> None:
+        """List a folder of this machine."""
+        with self.status.catching():
+            folder = Path(path).resolve()
+            inside = sorted(folder.iterdir(), key=lambda entry: entry.name.lower())
+            shown = [e for e in inside if e.is_dir() or e.suffix.lower() in TABLES]
+            self.listing = {
+                "folder": str(folder), "up": str(folder.parent),
+                "pictures": sum(e.suffix.lower() in PICTURE_SUFFIXES for e in inside),
+                "entries": [(e.name, str(e), e.is_dir()) for e in shown if e.name[0] != "."],
+            }  # fmt: skip
 
-
-def buttons(*row: widgets.Widget) -> widgets.HBox:
-    """Buttons in a row under the controls."""
-    return widgets.HBox(row).add_class("vlkit-buttons")
+    def _do_chunk(self, part: Any, name: str, group: str, last: bool) -> None:
+        """A piece of an uploaded file; the files of a group go to one folder."""
+        with self.status.catching():
+            folder = Path(self._uploads.name, group)
+            folder.mkdir(exist_ok=True)
+            with open(folder / Path(name).name, "ab") as file:
+                file.write(part)
+                self.status.say(f"{name}: {byte_text(file.tell())} received …")
+            if last:
+                tables = [e for e in folder.iterdir() if e.suffix.lower() in TABLES]
+                self._controls["source"].value = str(tables[0] if tables else folder)
 
 
 def on_change(action: Callable[[], None], *controls: Any) -> None:
     """Call a function whenever the value of one of the controls changes."""
     for control in controls:
         control.observe(lambda _: action(), names="value")
-
-
-def add_classes(owner: widgets.Widget) -> None:
-    """Give the widgets in public attributes CSS classes: ``ask_button`` is vlkit-ask-button."""
-    for name, value in vars(owner).items():
-        if isinstance(value, widgets.DOMWidget) and not name.startswith("_"):
-            value.add_class("vlkit-" + name.replace("_", "-"))
 
 
 def call_code(function: str, *arguments: str, **options: Any) -> str:
@@ -402,9 +389,3 @@ def load_code(vlm: Any) -> str:
     options |= getattr(vlm, "load_options", {})  # of a hosted model, without its key
     options = {name: value for name, value in options.items() if value is not None}
     return call_code("vlkit.load", repr(vlm.name), **options)
-
-
-def translate(text: str, language: str | None) -> str:
-    """The text in the panel's language, for labels of ipywidgets; the browser does the rest."""
-    words = json.loads(read_text("zh.json"))
-    return words.get(text, text) if (language or "").startswith("zh") else text
