@@ -2,10 +2,10 @@
 //
 // How another panel uses them. Python: give a `Form` (panel.py) its controls,
 //     form = Form({"rank": Control("number", "Rank", 8, min=1, max=128, fold="More arguments")})
-// and put it among the widgets of a PanelBox; `form["rank"].value` and `.observe(f, "value")` as
-// with ipywidgets. Every control has a name for screen readers, controls with the same `fold=`
-// stand in a <details> that Tab reaches, and `vlkit-<name>` is its class. `Fold("Title", [widgets])`
-// folds ipywidgets in the same way. JavaScript: a module here imports what it needs,
+// or subclass `DrawnPanel`, which has a status line, plain code and a Stop button as well;
+// `form["rank"].value` and `.observe(f, "value")` as with ipywidgets. Every control has a name for
+// screen readers, controls with the same `fold=` stand in a <details> that Tab reaches, and
+// `vlkit-<name>` is its class. JavaScript: a module here imports what it needs,
 //     import { h, iconButton, fold, translator } from "./controls.js";
 // and `front("controls.js", "mine.js", default="mine")` in panel.py joins the files to one module,
 // because a browser cannot import files of a kernel. Names at the top level must therefore differ.
@@ -278,7 +278,7 @@ export function controlsOf(model, t) {
   return { set, spec, connect, element, click, names: () => Object.keys(model.get("controls")) };
 }
 
-// --- the widgets Form, Fold and CodeView --------------------------------------------------------
+// --- the widget Form --------------------------------------------------------
 
 /** All controls of a Form in their order; those with the same `fold` in one fold. */
 export const form = {

@@ -5,17 +5,17 @@ import { codeView, controlsOf, fold, h, icon, iconButton, saveFile, statusLine, 
 const CHUNK = 2 ** 21; // bytes of a message; Jupyter's servers take 10 MiB unless told otherwise
 
 /** "54 s", "12 min", "3 h 5 min". */
-function duration(seconds, t) {
+export function duration(seconds, t) {
   if (seconds < 59.5) return t("{n} s", { n: Math.max(1, Math.round(seconds)) });
   const minutes = Math.round(seconds / 60);
   if (minutes < 90) return t("{n} min", { n: minutes });
   return t("{h} h {m} min", { h: Math.floor(minutes / 60), m: minutes % 60 });
 }
 
-const grouped = (number) => number.toLocaleString("en-US");
+export const grouped = (number) => number.toLocaleString("en-US");
 
 /** A button of the panel's controls. */
-function actionButton(controls, name, t, style = "") {
+export function actionButton(controls, name, t, style = "") {
   const { label, icon: picture, help } = controls.spec(name);
   const button = iconButton({ icon: picture, label: t(help ?? label), text: t(label), class: style });
   button.classList.add(`vlkit-${name.replaceAll("_", "-")}`);
@@ -28,7 +28,7 @@ function actionButton(controls, name, t, style = "") {
 }
 
 /** The frame of a panel: `side` left of `main`, above each other where it is narrow; code below. */
-async function panelFrame({ model, el }, name, build) {
+export async function panelFrame({ model, el }, name, build) {
   const t = translator(model.get("language"));
   const controls = controlsOf(model, t);
   const address = model.get("status").replace("IPY_MODEL_", "");
@@ -53,7 +53,7 @@ async function panelFrame({ model, el }, name, build) {
 }
 
 /** Buttons that upload files and browse the folders of the machine, and a place to drop files. */
-function filePicker(model, t, controls, { accept, title, folders }) {
+export function filePicker(model, t, controls, { accept, title, folders }) {
   const input = h("input", { type: "file", multiple: true, accept, hidden: true });
   const upload = iconButton({ icon: "plus", label: t(title), text: t("Upload"), class: "vlkit-upload" });
   const browse = iconButton({ icon: "image", label: t("Browse the folders of this machine"), text: t("Browse"), class: "vlkit-browse" });
@@ -102,7 +102,7 @@ function filePicker(model, t, controls, { accept, title, folders }) {
   return place;
 }
 
-function svgElement(tag, properties, parent) {
+export function svgElement(tag, properties, parent) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
   parent.append(element);
@@ -110,7 +110,7 @@ function svgElement(tag, properties, parent) {
 }
 
 /** A picture with the boxes of an answer on it; coordinates are pixels of the original. */
-function boxedPicture({ src, size }, items, about) {
+export function boxedPicture({ src, size }, items, about) {
   const picture = h("img", { src, alt: about });
   const overlay = svgElement("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     h("span", {}));
