@@ -87,3 +87,14 @@ def test_a_panel_is_a_page_and_its_answer_comes_from_the_model_of_all(classroom,
     assert sorted(outside) == sorted(blocked)  # the browser is told not to go there
     (kernel,) = set(psutil.Process(classroom.process.pid).children(recursive=True)) - kernels
     assert kernel.memory_full_info().uss < MOST_BYTES
+
+
+@pytest.mark.parametrize("panel", ["ask", "grounding", "video", "batch"])
+def test_every_panel_fits_a_phone_in_chinese(classroom, open_page, panel):
+    address = f"{classroom.url}/voila/render/{panel}.ipynb?theme=dark"
+    page = open_page(address, width=420, locale="zh-CN")
+    expect(page.locator(f".vlkit-{panel}")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("link", name="所有面板")).to_be_visible()
+    expect(page.get_by_role("button", name="浅色")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.screenshot(path=REPORTS / f"classroom_{panel}_420.png", full_page=True)

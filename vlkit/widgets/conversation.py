@@ -570,9 +570,10 @@ class Panel(Work, Form):
             self.examples.value = ""
 
     def _show_head(self) -> None:
-        free, place = available_memory()
-        device = getattr(getattr(self.vlm, "model", None), "device", "")
-        memory = f"{byte_text(free)} {place}" if device else ""
+        device, memory = getattr(getattr(self.vlm, "model", None), "device", ""), ""
+        if device:  # it imports torch, which a served model's kernel must not
+            free, place = available_memory()
+            memory = f"{byte_text(free)} {place}"
         self.head = {
             "title": self.title, "model": self.vlm.name, "device": str(device), "memory": memory,
             "about": repr(self.vlm), "scores": self.vlm.scores_tokens,
