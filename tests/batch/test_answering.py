@@ -318,3 +318,16 @@ def test_rows_follow_a_schema_as_one_by_one_and_are_repeated(vlm, tmp_path):
 def test_a_schema_that_is_not_supported_ends_the_batch_at_once(vlm):
     with pytest.raises(VlkitError, match="schema is not supported: Unimplemented keys"):
         batch(vlm, ["hi"], schema={"not": {}})
+
+
+def test_a_row_is_announced_before_its_result(vlm):
+    events = []
+    questions = [vlkit.user(f"Count to {i}.") for i in range(5)] + [[{"role": "nobody"}]]
+    vlkit.generate_batch(
+        vlm, questions, max_new_tokens=2, batch_size=2, progress=False,
+        on_start=lambda index: events.append(("start", index)),
+        on_result=lambda index, result: events.append(("result", index)),
+    )  # fmt: skip
+    for index in range(6):
+        assert events.index(("start", index)) < events.index(("result", index))
+    assert len(events) == 12

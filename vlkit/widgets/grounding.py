@@ -22,8 +22,8 @@ from vlkit.plotting.comparing import TRUTH
 from vlkit.widgets.ask import PicturePicker
 from vlkit.widgets.conversation import (
     Asked,
-    Panel,
     ChatTurn,
+    Panel,
     browser_picture,
     item_record,
     item_records,
