@@ -20,7 +20,7 @@ from vlkit.models.load import DTYPES, hosted_prefix
 from vlkit.models.memory import SHAPES, available_memory, count_memory
 from vlkit.widgets.panel import CSS, Control, Debounce, DrawnPanel, call_code, front, read_text
 
-SAMPLE, QUESTION = "three_shapes", "Locate the blue square."
+SAMPLE, OBJECT = "three_shapes", "blue square"
 ROOM = 1.5e9  # bytes for pictures and the cache, next to the weights
 _TAIL = 4000  # characters of a trial's standard error that are kept
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of a terminal
@@ -198,8 +198,9 @@ class ModelChooser(DrawnPanel):
             raise VlkitError(_last_line(messages))
         else:
             self.answer, self._here = json.loads(output), available_models()
-            reply: Any = result_of(self.answer, user(QUESTION, bundled.sample(SAMPLE)))
-            self._update(tried=reply._repr_html_(), asked=QUESTION)
+            question = self.answer["prompt"]
+            reply: Any = result_of(self.answer, user(question, bundled.sample(SAMPLE)))
+            self._update(tried=reply._repr_html_(), asked=question)
             self.status.say("It works. Remember it, or try another.")
 
 
