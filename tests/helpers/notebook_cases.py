@@ -127,6 +127,44 @@ CASES = {
         assert "wang2024qwen2vl" in cite.read_text(encoding="utf-8")
         """,
     ),
+    "08_inside_the_model": (
+        "MAX_NEW_TOKENS = 30",
+        """
+        assert difference.mean() < 1e-5 and difference.max() < 0.02
+        assert torch.allclose(merged, encoded.pooler_output, atol=1e-4)
+        assert torch.equal(positions, reference) and is_picture.sum() == high * wide
+        assert "You are a helpful assistant." in prompt and prompt.count("<|image_pad|>") == 1
+        assert answer == whole == reply.raw and slow[-1] > 180 and fast[-1] == 1
+        boxes = {box.label: box for box in vlkit.samples()["three_shapes"].boxes}
+        assert vlkit.iou(reply.boxes[0], boxes["blue square"]) > 0.8
+        square = boxes["blue square"]
+        inside = torch.zeros(high, wide, dtype=bool)
+        scale = 28 * high / picture.height, 28 * wide / picture.width
+        y1, y2 = round(square.y1 * scale[0] / 28), round(square.y2 * scale[0] / 28)
+        x1, x2 = round(square.x1 * scale[1] / 28), round(square.x2 * scale[1] / 28)
+        inside[y1:y2, x1:x2] = True
+        rows = [look[0, :, -1, first : first + high * wide].mean(0) for look in looks]
+        shares = [float(r.view(high, wide)[inside].sum() / r.sum()) for r in rows]
+        assert max(shares) > 4 * inside.float().mean()  # a layer that looks at the square
+        assert losses[0] > 5 and losses[-1] < 0.2 and write()[0] == "A wug.<|im_end|>"
+        """,
+    ),
+    "09_your_own_boxes": (
+        "PICTURES = 20; EPOCHS = 1",
+        """
+        assert len(scenes) == 20 and len(asked) == 16 and not held_out & {q.image for q in learnt}
+        assert costs[1][0] == 15301 and costs[1][1] <= 1024
+        labels = base.evaluation.by_label["accuracy@0.5"]
+        assert labels["cat"] == 0 and labels["camera"] == 1
+        assert {each.prompt for each in asked} >= {"Locate the cat.", "Locate the camera."}
+        assert found["base"].mean() == base.evaluation.accuracy
+        assert found["tuned"].mean() == tuned.evaluation.accuracy
+        assert low <= gain.mean() <= high and run.finished and run.steps == 12
+        assert sum(bool(reply.boxes) for reply in before) == 0
+        text = page.read_text(encoding="utf-8")
+        assert "Zero-shot, by label" in text and "Locate the cat." in text
+        """,
+    ),
 }
 
 # What a notebook warns of on purpose, a part of each text: its cell and its panel read the folder.
