@@ -206,10 +206,11 @@ def test_the_limit_in_tokens_is_the_processors_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_table_is_what_the_command_says(vlm):
+def test_the_pages_table_is_what_the_command_says(vlm):
     from pathlib import Path
 
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    page = Path(__file__).resolve().parents[2] / "docs" / "grounding.md"
+    shown_there = page.read_text(encoding="utf-8")
     questions = read_questions("samples", prompt=default_prompt(vlm.family))
     result = ask_grounding(vlm, questions, progress=False)
     shown = {
@@ -221,7 +222,7 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
         "COCO mAP": "map",
     }
     for name, metric in shown.items():
-        row = re.search(rf"^\| {name} \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", readme, re.M)
+        row = re.search(rf"^\| {name} \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", shown_there, re.M)
         counted = result.evaluation.overall.loc[metric]
         for text, column in zip(row.groups(), ("value", "low", "high"), strict=True):
             # another machine's rounding may move a box over the threshold
@@ -230,7 +231,7 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
     source = {sample.path.name: sample.source for sample in vlkit.samples().values()}
     untrained = missed["image"].map(source).str.startswith("scikit")
     assert (untrained | (missed["label"] == "strawberry")).all()
-    assert len(missed) == 13 and "The thirteen boxes that it misses" in readme
+    assert len(missed) == 13 and "The thirteen boxes that it misses" in shown_there
     assert missed["answer"].str.match(r"There (is|are) no ").all()
 
 

@@ -113,13 +113,17 @@ CASES = {
         """,
     ),
     "07_experiment_report": (
-        "BUDGETS = [20, 49]; PICTURES = 5",
+        "BUDGETS = [20, 49]; PICTURES = 5; REPEATS = 2",
         """
         assert list(table.index) == ["20 tokens", "49 tokens"]
         assert table[metric].iloc[1] > table[metric].iloc[0] and table[metric].iloc[1] > 0.9
-        assert list(gains["to"]) == ["49 tokens"]
-        assert abs(gains["gain"][0] - table[metric].diff().iloc[1]) < 1e-9
-        assert run.record.values["enough"] == enough and len(run.record.answers) == 2 * len(asked)
+        assert list(losses.index) == list(table.index) and losses["difference"].iloc[-1] == 0
+        step = table[metric].diff().iloc[1]
+        assert abs(losses["difference"].iloc[0] + step) < 1e-9
+        assert losses["good enough"].iloc[-1] and (losses["low"] <= losses["difference"]).all()
+        assert not losses["good enough"][losses["low"] < -TOLERANCE].any()
+        assert run.record.values["chosen"] == chosen and len(run.record.answers) == 2 * len(asked)
+        assert against.summary[metric].nunique() == 1 and list(against.answers) == ["base", "tuned"]
         assert list(again.rows["status"]) == ["same"] * 5 + ["cannot"] and not again.identical
         assert "model 1: max_image_tokens" in difference.settings.index
         assert len(difference.rows) == 6 and not difference.rows["same"].all()
