@@ -92,6 +92,24 @@ def test_a_wrong_answer_is_missed_and_shown(vlm, tmp_path):
     assert result.rows["question"].iloc[-1] == "Locate the zebra."
 
 
+def test_the_gallery_has_the_models_own_words(vlm, monkeypatch):
+    """Its box counts for the label that was asked for, and is drawn with the one it wrote."""
+    (question,) = read_questions("samples", prompt="Locate the {label}.")[:1]
+    reply = vlkit.generate(vlm, vlkit.user(question.prompt, question.image))
+    written = reply.boxes[0].label
+    object.__setattr__(reply, "raw", reply.raw.replace(written, "a soccer ball"))
+    monkeypatch.setattr("vlkit.evaluation.asking.answer_all", lambda *a, **k: [reply])
+    drawn = []
+    monkeypatch.setattr(
+        "vlkit.evaluation.gallery.draw_comparison",
+        lambda picture, boxes, truth: drawn.extend(boxes) or picture,
+    )
+    result = ask_grounding(vlm, [question], bootstrap=10)
+    result.gallery()
+    assert [box.label for box in drawn] == ["a soccer ball"]
+    assert result.boxes[0][0].label == question.truth[0].label and result.evaluation.accuracy == 1
+
+
 def test_failures_and_unreadable_answers_count_as_missed(vlm, tmp_path, monkeypatch):
     from vlkit.generation.reply import Failure
 

@@ -85,10 +85,11 @@ CASES = {
         """,
     ),
     "05_lora_finetuning": (
-        "ROWS = 96; TEST_ROWS = 24; TRY_ROWS = 16",
+        "ROWS = 96; TEST_ROWS = 30; TRY_ROWS = 16",
         """
         assert run.finished and run.steps == 6 and checks.passed
         assert 0.2 < before.accuracy < 0.8 and len(gained) >= 4
+        assert low <= gain.mean() <= high and matrices
         assert set(results) == set(tries) and results["rank 64"][0].effect > 0
         assert compared.scores["base"].grounding.accuracy > 0.9
         assert list(same) == list(after.table["answer"])

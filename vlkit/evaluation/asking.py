@@ -81,10 +81,13 @@ class GroundingRun:
             f"{q.image.name}\n{q.prompt}\n{error or reply}"
             for q, reply, error in zip(self.questions, self.answers, self.errors, strict=True)
         ]
-        images = [question.image for question in self.questions]
-        truth = [question.truth for question in self.questions]
+        named = [  # as the model names them, whatever label they count for
+            boxes and [item for item in answer.read_grounding()[0] if isinstance(item, Box)]
+            for boxes, answer in zip(self.boxes, self.answers, strict=True)
+        ]
         return failure_gallery(
-            images, self.boxes, truth, worst=worst, captions=captions, evaluation=self.evaluation,
+            [q.image for q in self.questions], named, [q.truth for q in self.questions],
+            worst=worst, captions=captions, evaluation=self.evaluation,
             title=f"{self.about['model']} on {self.about['data']}",
             head=frame_html(self.evaluation.overall),
         )  # fmt: skip
