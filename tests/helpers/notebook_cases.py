@@ -109,7 +109,15 @@ CASES = {
         assert local.text == reply.text and min(ious) > 0.99 and len(ious) == 3
         assert len(served) == 20 and all(same) and served.report.failures == 0
         assert "does not read files" in refused
-        assert paid is False and pai is False
+        assert paid is False and pai is False and len(replies) == len(mixed)
+        counts = {name: (i, v) for name, (i, v, _) in zip(mixed, told)}
+        assert counts["text only"] == (0, 0) and counts["two pictures"][0] > 0
+        assert 0 < counts["limits in pixels"][0] < reply.usage.image_tokens
+        assert counts["clip by URL, 1 fps"][1] > 0 and "red circle" in replies[3].text
+        blue = next(b for b in samples["three_shapes"].boxes if b.label == "blue square")
+        asked_for = vlkit.locate_prompt("蓝色正方形", family=vlm.family, language="zh")
+        assert asked_for == "框出图中蓝色正方形的位置" and recipe.name == "pai/qwen-vl-chat"
+        assert answered["choices"][0]["message"]["content"] == local.text
         assert meta.read_text().count("<img>media") == 4
         """,
     ),
