@@ -116,7 +116,7 @@ CASES = {
         assert counts["clip by URL, 1 fps"][1] > 0 and "red circle" in replies[3].text
         blue = next(b for b in samples["three_shapes"].boxes if b.label == "blue square")
         asked_for = vlkit.locate_prompt("蓝色正方形", family=vlm.family, language="zh")
-        assert asked_for == "框出图中蓝色正方形的位置" and recipe.name == "pai/qwen-vl-chat"
+        assert asked_for == "框出图中蓝色正方形的位置" and recipe.model_name == "qwen-vl-chat"
         assert answered["choices"][0]["message"]["content"] == local.text
         assert meta.read_text().count("<img>media") == 4
         """,
