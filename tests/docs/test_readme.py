@@ -225,6 +225,9 @@ def test_the_notebooks_training_table_is_what_the_benchmark_wrote():
         a + b for a, b in zip(whole, packed, strict=True)
     ]
     assert f"`{small['command']}`" in text
+    many, kept, lowest = (round(peak) for _, peak in (whole[1], whole[2], packed[2]))
+    assert f"7B: {many} GB in bfloat16, {kept} GB with `gradient_checkpointing=True`, " in text
+    assert f"{lowest} GB with `quantize=" in text
 
 
 def test_the_new_concept_is_what_the_benchmark_wrote():
