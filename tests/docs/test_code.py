@@ -32,4 +32,5 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
 
 
 def test_pages_with_code_are_there():
-    assert {"howto.md", "spaces.md", "teaching.md", "tour.md"} <= {page for page in PAGES if runnable(page)}
+    pages = {page for page in PAGES if runnable(page)}
+    assert {"howto.md", "spaces.md", "teaching.md", "tour.md"} <= pages

@@ -98,7 +98,8 @@ CASES = {
         written = {*run.output_dir.parent.iterdir(), merged, exported, file.parent}
         assert {str(path.parent) for path in written} == {folder}
         assert (exported / "args.json").is_file() and file.read_text().count("<image>") == 50
-        assert panel.run is None and "train_data" in panel.code and len(panel.saved.options) == len(tries) + 1
+        assert panel.run is None and "train_data" in panel.code
+        assert len(panel.saved.options) == len(tries) + 1
         """,
     ),
     "06_hosted_and_serving": (
