@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import os
+import re
 import shutil
 import sys
 import time
@@ -178,8 +179,8 @@ def show_panels(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            name = data.get("text/plain", "").partition("(")[0]
-            if WIDGET in data and (picture := PICTURES / f"{name}.png").is_file():
+            panel = re.match(r"\w+", data.get("text/plain", ""))  # its class comes first
+            if WIDGET in data and panel and (picture := PICTURES / f"{panel[0]}.png").is_file():
                 data["image/png"] = base64.b64encode(picture.read_bytes()).decode()
 
 

@@ -79,7 +79,7 @@ def test_one_notebook_is_run_alone_and_all_well_is_status_0(demo):
 
 def test_a_panel_has_its_picture_where_there_is_no_kernel(demo, tmp_path):
     (tmp_path / "AskPanel.png").write_bytes(b"picture")
-    data = {demo.WIDGET: {}, "text/plain": "AskPanel(children=(…))"}
+    data = {demo.WIDGET: {}, "text/plain": "AskPanel: run this cell in Jupyter to use it"}
     output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
     cell = nbformat.v4.new_code_cell("panel", outputs=[output])
     demo.show_panels(nbformat.v4.new_notebook(cells=[cell]))
