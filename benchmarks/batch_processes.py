@@ -3,7 +3,7 @@
     python benchmarks/batch_processes.py                             # bundled model, on the CPU
     python benchmarks/batch_processes.py --random-weights 2b --rows 1536
 
-Runs the command that the README shows, `accelerate launch … -m vlkit batch …`, on a folder
+Runs the command that docs/tour.md shows, `accelerate launch … -m vlkit batch …`, on a folder
 of pictures that are all different. `seconds` is what the command itself tells, without loading the
 model; `whole_command_seconds` has that and the start of Python in it.
 """

@@ -42,7 +42,6 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "widgets/panel.js": "AskPanel, VideoPanel and GroundingPanel in the browser.",
     "widgets/zh.json": "The panels' words in Chinese.",
 }
-EVERY_FILE = "vlkit/ with every file"
 CORE_LINE = "── the core: loads a model, asks it, draws boxes; knows nothing of the workbench ──"
 WORKBENCH_LINE = "── the workbench: stands on the core ──"
 
@@ -55,16 +54,8 @@ def main() -> int:
 
 def pages() -> dict[Path, str]:
     """The pages with their trees as they should be."""
-    every_file = file_tree().replace("vlkit/", EVERY_FILE, 1)
-    trees = {
-        ROOT / "docs" / "architecture.md": [file_tree()],
-        ROOT / "README.md": [room_tree(), every_file],
-    }
-    texts = {page: page.read_text(encoding="utf-8") for page in trees}
-    for page, those in trees.items():
-        for tree in those:
-            texts[page] = with_tree(texts[page], tree)
-    return texts
+    trees = {ROOT / "docs" / "architecture.md": file_tree(), ROOT / "README.md": room_tree()}
+    return {page: with_tree(page.read_text(encoding="utf-8"), trees[page]) for page in trees}
 
 
 def with_tree(text: str, tree: str) -> str:

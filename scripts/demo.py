@@ -1,26 +1,39 @@
-"""`make demo`: run every notebook on the bundled model, ask a few questions, write one page.
+"""`make demo`: answer first, with a page to open; then run every notebook and complete the page.
 
-Leaves in ``reports/`` the executed notebooks, the pictures with their boxes and ``index.html``.
+Leaves in ``reports/`` the page ``index.html``, the pictures with their boxes, the executed
+notebooks (as ``.ipynb`` and ``.html``), and for each notebook a folder with the files it wrote.
+A notebook that fails, or takes longer than ``--limit``, costs its own row, never the page.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import base64
 import os
+import re
+import shutil
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nbformat
-from markupsafe import Markup
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
-from rich.console import Console
+START = time.perf_counter()
 
-import vlkit
-from vlkit.records import Run, report
+import nbformat  # noqa: E402
+from markupsafe import Markup  # noqa: E402
+from nbclient import NotebookClient  # noqa: E402
+from nbclient.exceptions import CellExecutionError  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+import vlkit  # noqa: E402
+from vlkit.records import Run, report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
+PICTURES = ROOT / "docs" / "pictures"  # AskPanel.png …: a panel, where there is no kernel
+LIMIT = 600.0  # seconds for a notebook; on two quiet cores the longest takes about two minutes
 QUESTIONS = [
     ("city_street", "Generate the caption in English with grounding:"),
     ("city_street", "框出图中公交车的位置"),
@@ -30,60 +43,155 @@ QUESTIONS = [
     ("circles", "How many circles are there?"),
     ("rotated", "Detect all objects."),
 ]
-console = Console()
+WIDGET = "application/vnd.jupyter.widget-view+json"
+console = Console(highlight=False, soft_wrap=True)
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Row:
+    """A notebook's line of the page's table.
+
+    Attributes:
+        path: the notebook.
+        state: what became of it, in words.
+        seconds: how long it took; None before it ended.
+        failed: whether the line is red.
+    """
+
+    path: Path
+    state: str = "waiting"
+    seconds: float | None = None
+    failed: bool = False
+
+    def cells(self) -> tuple[Markup | str, str, Markup | str]:
+        name: Markup | str = self.path.stem
+        if self.seconds is not None:
+            name = Markup('<a href="{0}.html">{0}</a> (<a href="{0}.ipynb">ipynb</a>)').format(name)
+        state = Markup('<span class="bad">{}</span>').format(self.state)
+        return (
+            name,
+            "" if self.seconds is None else f"{self.seconds:.0f} s",
+            state if self.failed else self.state,
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("notebooks", nargs="*", help="numbers, such as 00 04 (default: all)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each notebook")
+    chosen = parser.parse_args(arguments)
     REPORTS.mkdir(exist_ok=True)
     os.environ |= {"VLKIT_SETTINGS": "", "VLKIT_MODEL": ""}  # the bundled model, always
-    runs = [run_notebook(path) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+    write_page = answer_questions()
+    rows = [
+        Row(path)
+        for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+        if not chosen.notebooks or path.name[:2] in chosen.notebooks
+    ]
+    page = write_page(rows)
+    console.print(f"\n[bold]Open {page.relative_to(ROOT)}[/] now; each notebook adds its row.\n")
+    for index, row in enumerate(rows):
+        console.print(f"{row.path.name} …", end=" ")
+        rows[index] = replace(row, state="running")
+        write_page(rows)
+        rows[index] = done = run_notebook(row.path, chosen.limit)
+        write_page(rows)
+        console.print(f"[red]{done.state}[/]" if done.failed else f"{done.seconds:.0f} s")
+    failed = [row for row in rows if row.failed]
+    minutes = (time.perf_counter() - START) / 60
+    console.print(
+        f"\n{len(rows) - len(failed)} of {len(rows)} notebooks ran to their end, {minutes:.1f} "
+        f"minutes in all. Open {page.relative_to(ROOT)}; `make lab` opens the notebooks."
+    )
+    for row in failed:
+        console.print(f"[red]{row.path.name}[/]: {row.state}")
+    return 1 if failed else 0
+
+
+# --- the answers ---------------------------------------------------------------------------------
+
+
+def answer_questions() -> Callable[[list[Row]], Path]:
+    """Ask, print, and keep a record; the function that writes the page with rows of notebooks."""
     with Run("vlkit demo", directory=REPORTS / "runs") as run:
         vlm = vlkit.load()
-        for name, question in QUESTIONS:
-            answer(vlm, name, question)
+        for number, (name, question) in enumerate(QUESTIONS, start=1):
+            answer(vlm, number, name, question)
     known = {sample.path.name: sample.boxes for sample in vlkit.samples().values()}
-    notebooks = [("Notebooks", [link(*each) for each in runs])]
-    page = report(run, REPORTS / "index.html", truth=known, extra=notebooks)
-    console.print(f"\nOpen {page.relative_to(ROOT)}; `make lab` opens the notebooks in JupyterLab.")
-    return 1 if any(error for _, _, error in runs) else 0
+
+    def write_page(rows: list[Row]) -> Path:
+        table = [("Notebooks", [row.cells() for row in rows])]
+        return report(run, REPORTS / "index.html", truth=known, extra=table)
+
+    return write_page
 
 
-def run_notebook(path: Path) -> tuple[Path, float, str]:
-    """Execute one notebook into ``reports/``; its time in seconds and its error, if any."""
-    console.print(f"[bold]{path.name}[/] …", end=" ")
-    notebook = nbformat.read(path, as_version=4)
-    start, error = time.perf_counter(), ""
-    client = NotebookClient(
-        notebook,
-        timeout=3600,
-        resources={"metadata": {"path": str(REPORTS)}},
-        extra_arguments=["--log-level=ERROR"],
-    )
-    try:
-        client.execute()
-    except CellExecutionError as failure:
-        error = f"{failure.ename}: {failure.evalue}"
-    seconds = time.perf_counter() - start
-    nbformat.write(notebook, REPORTS / path.name)
-    console.print(f"[red]{error}[/]" if error else f"{seconds:.0f} s", highlight=False)
-    return path, seconds, error
-
-
-def answer(vlm: vlkit.VLM, name: str, question: str) -> None:
+def answer(vlm: vlkit.VLM, number: int, name: str, question: str) -> None:
     """Ask about a sample, print the answer with its boxes, keep the picture."""
     sample = vlkit.samples()[name]
     reply = vlkit.generate(vlm, vlkit.user(question, sample.path))
-    console.print(f"\n[bold]{sample.path.name}[/]  {question}\n  {reply.text}", highlight=False)
+    if number == 1:
+        console.print(f"The first answer, after {time.perf_counter() - START:.0f} s:")
+    console.print(f"\n[bold]{sample.path.name}[/]  {question}\n  {reply.text}")
     for box in reply.boxes:
         corners = ", ".join(f"{value:.0f}" for value in box.xyxy)
-        console.print(f"    {box.label}: ({corners})", highlight=False, markup=False)
-    reply.plot().save(REPORTS / f"{name}_{len(reply.boxes)}.png")
+        console.print(f"    {box.label}: ({corners})", markup=False)
+    reply.plot().save(REPORTS / f"answer_{number}_{name}.png")
 
 
-def link(path: Path, seconds: float, error: str) -> tuple[Markup, str, str]:
-    """A row of the page's table: the notebook, its time, how it ended."""
-    name = Markup('<a href="{0}">{0}</a>').format(path.name)
-    return name, f"{seconds:.0f} s", error or "ran to its end"
+# --- the notebooks -------------------------------------------------------------------------------
+
+
+def run_notebook(path: Path, limit: float) -> Row:
+    """Execute a notebook in a folder of its own; write its executed copy, whatever happens."""
+    notebook, folder = nbformat.read(path, as_version=4), REPORTS / path.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        shutdown_kernel="immediate",
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],
+    )
+    start, reason = time.perf_counter(), ""
+    try:
+        asyncio.run(asyncio.wait_for(client.async_execute(), limit))
+    except CellExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}"
+    except Exception as error:  # no kernel, a kernel that died: this row's affair, not the page's
+        reason = f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - start
+    if reason and seconds >= limit:  # the kernel was stopped
+        begun = sum("execution" in cell.metadata for cell in notebook.cells)
+        reason = (
+            f"stopped after {limit:.0f} s in code cell {begun}; with more time: "
+            f"python scripts/demo.py {path.name[:2]} --limit {4 * limit:.0f}"
+        )
+    show_panels(notebook)
+    nbformat.write(notebook, REPORTS / path.name)
+    write_html(notebook, REPORTS / f"{path.stem}.html")
+    return Row(path, reason or "ran to its end", seconds, bool(reason))
+
+
+def show_panels(notebook: nbformat.NotebookNode) -> None:
+    """Add a panel's picture to its output, which shows nothing without a kernel."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            panel = re.match(r"\w+", data.get("text/plain", ""))  # its class comes first
+            if WIDGET in data and panel and (picture := PICTURES / f"{panel[0]}.png").is_file():
+                data["image/png"] = base64.b64encode(picture.read_bytes()).decode()
+
+
+def write_html(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """The executed notebook as a page that a browser opens."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    hidden = Config(TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["install"]})
+    page, _ = HTMLExporter(config=hidden).from_notebook_node(notebook)
+    path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

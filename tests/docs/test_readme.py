@@ -1,4 +1,4 @@
-"""The README says what is so: its code runs, its table is counted, its links lead somewhere."""
+"""The README and the pages of figures say what is so: code runs, tables are counted."""
 
 import json
 import re
@@ -10,7 +10,10 @@ import pytest
 import vlkit
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, TOUR, BENCHMARKS, HARDWARE = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/tour.md", "docs/benchmarks.md", "docs/hardware.md")
+)
 
 
 def test_the_ten_lines_run_and_are_right(tmp_path, monkeypatch, capsys):
@@ -29,7 +32,7 @@ def test_the_batch_runs_in_python_and_in_a_shell(vlm, tmp_path, monkeypatch):
 
     from vlkit.cli.app import app
 
-    section = README.partition("## Many questions")[2].partition("\n## ")[0]
+    section = TOUR.partition("## Many questions")[2].partition("\n## ")[0]
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
     names = {"vlkit": vlkit, "vlm": vlm}
@@ -48,7 +51,7 @@ def test_fine_tuning_and_records_run_as_shown(vlm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"vlkit": vlkit, "vlm": vlm, "picture": vlkit.sample("three_shapes")}
     for title in ("LoRA fine-tuning", "Experiments that can be repeated"):
-        section = README.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        section = TOUR.partition(f"## {title}\n")[2].partition("\n## ")[0]
         exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
     assert vlkit.load("wug-model").adapter is None and names["tuned"].adapter
     assert names["run"].path.is_dir() and (tmp_path / "report.html").is_file()
@@ -56,7 +59,7 @@ def test_fine_tuning_and_records_run_as_shown(vlm, tmp_path, monkeypatch):
 
 def test_the_hardware_table_is_what_memory_table_counts():
     rows = re.findall(
-        r"^\| (Qwen\S+) \| ([\d.]+) B \| ([\d.]+) GB \| ([\d.]+) GB \| ", README, re.M
+        r"^\| (Qwen\S+) \| ([\d.]+) B \| ([\d.]+) GB \| ([\d.]+) GB \| ", HARDWARE, re.M
     )
     table = vlkit.memory_table()
     assert [f"Qwen/{name}" for name, *_ in rows] == list(table.index)
@@ -66,8 +69,34 @@ def test_the_hardware_table_is_what_memory_table_counts():
 
 
 def test_the_notebook_table_matches_the_folder():
-    linked = re.findall(r"\]\(notebooks/(\d\S+\.ipynb)\)", README)
+    table = README.partition("\n## Notebooks\n")[2].partition("\n## ")[0]
+    linked = re.findall(r"^\| \[\w+\]\(notebooks/(\d\S+\.ipynb)\)", table, re.M)
     assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def test_the_readme_is_short_and_every_table_of_figures_has_a_page():
+    assert len(README.encode()) < 9_000
+    for page in ("benchmarks", "grounding", "hardware", "services", "install", "teaching", "tour"):
+        assert README.count(f"](docs/{page}.md)") == 1, page
+
+
+def test_installation_names_the_locked_versions():
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    for line in re.findall(r"torch(?:vision)?==[\d.]+", text):
+        assert re.search(rf"^{line}\b", lock, re.M), line
+
+
+def test_the_notebooks_memory_table_is_counted_and_measured():
+    text = (ROOT / "notebooks/09_your_own_boxes.ipynb").read_text(encoding="utf-8")
+    table = vlkit.memory_table()
+    for size in ("2B", "7B"):
+        weights, packed = table.loc[f"Qwen/Qwen2-VL-{size}-Instruct"].iloc[1:3]
+        assert f"bfloat16, {weights:.1f} GB of weights" in text
+        assert size == "2B" or f"{packed:.1f} GB of weights" in text
+    (whole, _), (packed, _) = (figures(f"lora_training_h100_7b{bits}") for bits in ("", "_4bit"))
+    for speed, peak in (whole[1], whole[2], packed[2]):
+        assert f"peak {peak} GB, {3 * 5_000 / speed / 60:.0f} minutes" in text
 
 
 def test_links_inside_the_repository_resolve():
@@ -96,7 +125,7 @@ def recorded(name):
 
 def test_the_comparison_is_what_the_benchmark_wrote():
     result = recorded("startup_and_overhead")
-    rows = re.findall(r"^\| (.*?) \| ([\d.]+) s \| ([\d.]+) s \| ([\d.]+) \|$", README, re.M)
+    rows = re.findall(r"^\| (.*?) \| ([\d.]+) s \| ([\d.]+) s \| ([\d.]+) \|$", BENCHMARKS, re.M)
     for (_, ours, bare, ratio), name in zip(rows, ("first_answer", "generate"), strict=True):
         seconds = result[f"{name}_seconds"]
         assert float(ours) == pytest.approx(seconds["vlkit"], abs=0.006)
@@ -106,8 +135,8 @@ def test_the_comparison_is_what_the_benchmark_wrote():
 
 def test_the_batch_table_is_what_the_benchmark_wrote():
     result = recorded("batch_inference_h100_7b")
-    assert f"`{result['command']}`" in README
-    rows = re.findall(r"^\| (.*?) \| (\d+) \| ([\d.]+) \| ([\d.]+) GB \|$", README, re.M)
+    assert f"`{result['command']}`" in BENCHMARKS
+    rows = re.findall(r"^\| (.*?) \| (\d+) \| ([\d.]+) \| ([\d.]+) GB \|$", BENCHMARKS, re.M)
     assert len(rows) == 6
     for name, count, tokens, peak in rows:
         recipe = result["recipes"][name]
@@ -115,23 +144,25 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
         assert (int(count), float(tokens), float(peak)) == measured, name
     spread = recorded("batch_processes_2x_h200_2b")
     fast = spread["runs"]["2 processes"]["tokens_per_second"]
-    assert f"`{spread['command']}`" in README and spread["same_answers"] == 1
-    assert f"{fast:,.0f} tokens/s" in README
-    assert f"{spread['times_as_fast']} times as many as one process" in README
+    assert f"`{spread['command']}`" in BENCHMARKS and spread["same_answers"] == 1
+    assert f"{fast:,.0f} tokens/s" in BENCHMARKS
+    assert f"{spread['times_as_fast']} times as many as one process" in BENCHMARKS
     result = recorded("batch_inference_cpu")
     loop, ours = (
         result["recipes"][name]["rows_per_second"]
         for name in ("quickstart loop", "vlkit.generate_batch, 64 rows")
     )
-    assert f"`{result['command']}`" in README
-    assert f"loop {loop} rows/s, `generate_batch` {ours} rows/s" in README
-    assert f"{result['rows_per_second_over_loop']} times as many" in README
+    assert f"`{result['command']}`" in BENCHMARKS
+    assert f"loop {loop} rows/s, `generate_batch` {ours} rows/s" in BENCHMARKS
+    assert f"{result['rows_per_second_over_loop']} times as many" in BENCHMARKS
 
 
 def test_the_training_table_is_what_the_benchmark_wrote():
     gpu = recorded("lora_training_h100_7b")
-    assert f"`{gpu['command'].partition(' --output')[0]}`" in README
-    rows = re.findall(r"^\| ((?:plain|vlkit), .*?) \| ([\d.]+) \| ([\d.]+) GB \|$", README, re.M)
+    assert f"`{gpu['command'].partition(' --output')[0]}`" in BENCHMARKS
+    rows = re.findall(
+        r"^\| ((?:plain|vlkit), .*?) \| ([\d.]+) \| ([\d.]+) GB \|$", BENCHMARKS, re.M
+    )
     assert [name for name, *_ in rows] == list(gpu["recipes"])
     for name, speed, peak in rows:
         recipe = gpu["recipes"][name]
@@ -140,11 +171,11 @@ def test_the_training_table_is_what_the_benchmark_wrote():
 
 def test_the_figures_of_easy_vqa_are_what_the_benchmark_wrote():
     learnt, before = recorded("lora_easy_vqa"), recorded("lora_easy_vqa_zero_shot")
-    assert f"`{learnt['command']}`" in README
-    assert f"in {learnt['core_minutes']} minutes of one CPU core" in README
+    assert f"`{learnt['command']}`" in BENCHMARKS
+    assert f"in {learnt['core_minutes']} minutes of one CPU core" in BENCHMARKS
     assert learnt["core_minutes"] == round(sum(learnt["core_seconds"].values()) / 60, 2)
     for accuracy in (learnt["after_lora"]["accuracy"], before["zero_shot"]["accuracy"]):
-        assert f"{100 * accuracy:.2f} %" in README
+        assert f"{100 * accuracy:.2f} %" in BENCHMARKS
     notebook = (ROOT / "notebooks/05_lora_finetuning.ipynb").read_text(encoding="utf-8")
     assert f"answers {100 * learnt['after_lora']['accuracy']:.2f}% of them" in notebook
 
@@ -166,21 +197,24 @@ def test_training_within_the_plain_recipes_memory_is_what_the_benchmark_wrote():
     best = max(fit, key=lambda recipe: recipe["samples_per_second"])
     times = best["samples_per_second"] / plain["samples_per_second"]
     first = best["samples_per_second_by_epoch"][0] / plain["samples_per_second_by_epoch"][0]
-    assert f"{times:.2f} times its samples/s in the same order of rows ({first:.2f} times" in README
+    assert (
+        f"{times:.2f} times its samples/s in the same order of rows ({first:.2f} times"
+        in BENCHMARKS
+    )
 
 
 def test_training_a_4_bit_base_is_what_the_benchmark_wrote():
     (_, gpu), (speeds, small) = (figures(f"lora_training_h100_7b{bits}") for bits in ("", "_4bit"))
     assert small["quantize"] == "4bit" and small["device"] == gpu["device"]
     (plain, least), (many, most), (kept, lowest) = speeds
-    assert f"`{small['command']}`" in README
+    assert f"`{small['command']}`" in BENCHMARKS
     assert (
         f"{plain} samples/s in {least} GB, vlkit 8 at a time {many} in {most} GB, and "
-        f"checkpointed {kept} in {lowest} GB" in README
+        f"checkpointed {kept} in {lowest} GB" in BENCHMARKS
     )
     for result, text in ((gpu, "and losses differ by"), (small, "with losses that differ by")):
         largest = max(result["largest_relative_difference_of_losses"].values())
-        assert f"{text} {largest:.1%}".replace("%", " %") in README
+        assert f"{text} {largest:.1%}".replace("%", " %") in BENCHMARKS
 
 
 def test_the_notebooks_training_table_is_what_the_benchmark_wrote():
@@ -191,6 +225,9 @@ def test_the_notebooks_training_table_is_what_the_benchmark_wrote():
         a + b for a, b in zip(whole, packed, strict=True)
     ]
     assert f"`{small['command']}`" in text
+    many, kept, lowest = (round(peak) for _, peak in (whole[1], whole[2], packed[2]))
+    assert f"7B: {many} GB in bfloat16, {kept} GB with `gradient_checkpointing=True`, " in text
+    assert f"{lowest} GB with `quantize=" in text
 
 
 def test_the_new_concept_is_what_the_benchmark_wrote():
@@ -200,7 +237,7 @@ def test_the_new_concept_is_what_the_benchmark_wrote():
     )
     boxed, named = ("locate the new shape", "name the new shape")
     asked = result["pictures_asked"]
-    assert f"`{result['command']}`" in README and high[named] == high[boxed]
+    assert f"`{result['command']}`" in BENCHMARKS and high[named] == high[boxed]
     for said in (
         f"in {low[boxed]:.0%} of {asked['new shape']} new pictures after LoRA on "
         f"{result['pictures']} at a rate of 1e-3, and named in {low[named]:.0%}; of seven old "
@@ -209,16 +246,16 @@ def test_the_new_concept_is_what_the_benchmark_wrote():
         f"At 2e-2, with all else the same, {high['old skills']:.0%} of the old is left and "
         f"{high[boxed]:.0%} of the new is learnt",
     ):
-        assert said.replace("%", " %") in README
+        assert said.replace("%", " %") in BENCHMARKS
     assert len(before) == 7 + 3 and before["old skills"] - low["old skills"] < 0.01
 
 
 def test_the_serving_figures_are_what_the_benchmark_wrote():
     served = recorded("serving_cpu")
-    assert f"{served['all at once']['requests_per_second']} answers a second, " in README
-    assert f"{served['times_one_at_a_time']} times as many as one after the other" in README
+    assert f"{served['all at once']['requests_per_second']} answers a second, " in BENCHMARKS
+    assert f"{served['times_one_at_a_time']} times as many as one after the other" in BENCHMARKS
     assert served["same_answers"] == 1
     gpu = recorded("serving_h100_7b")
-    assert f"gets {gpu['all at once']['requests_per_second']} such requests a second" in README
-    assert f"{gpu['times_one_at_a_time']} times as many as one after the other" in README
-    assert f"`{gpu['command']}`" in README
+    assert f"gets {gpu['all at once']['requests_per_second']} such requests a second" in BENCHMARKS
+    assert f"{gpu['times_one_at_a_time']} times as many as one after the other" in BENCHMARKS
+    assert f"`{gpu['command']}`" in BENCHMARKS

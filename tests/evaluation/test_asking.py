@@ -92,6 +92,24 @@ def test_a_wrong_answer_is_missed_and_shown(vlm, tmp_path):
     assert result.rows["question"].iloc[-1] == "Locate the zebra."
 
 
+def test_the_gallery_has_the_models_own_words(vlm, monkeypatch):
+    """Its box counts for the label that was asked for, and is drawn with the one it wrote."""
+    (question,) = read_questions("samples", prompt="Locate the {label}.")[:1]
+    reply = vlkit.generate(vlm, vlkit.user(question.prompt, question.image))
+    assert "the red circle" in reply.raw
+    object.__setattr__(reply, "raw", reply.raw.replace("the red circle", "a soccer ball"))
+    monkeypatch.setattr("vlkit.evaluation.asking.answer_all", lambda *a, **k: [reply])
+    drawn = []
+    monkeypatch.setattr(
+        "vlkit.evaluation.gallery.draw_comparison",
+        lambda picture, boxes, truth: drawn.extend(boxes) or picture,
+    )
+    result = ask_grounding(vlm, [question], bootstrap=10)
+    result.gallery()
+    assert [box.label for box in drawn] == ["a soccer ball"]
+    assert result.boxes[0][0].label == question.truth[0].label and result.evaluation.accuracy == 1
+
+
 def test_failures_and_unreadable_answers_count_as_missed(vlm, tmp_path, monkeypatch):
     from vlkit.generation.reply import Failure
 
@@ -206,10 +224,11 @@ def test_the_limit_in_tokens_is_the_processors_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_table_is_what_the_command_says(vlm):
+def test_the_pages_table_is_what_the_command_says(vlm):
     from pathlib import Path
 
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    page = Path(__file__).resolve().parents[2] / "docs" / "grounding.md"
+    shown_there = page.read_text(encoding="utf-8")
     questions = read_questions("samples", prompt=locate_prompt("{label}", family=vlm.family))
     result = ask_grounding(vlm, questions, progress=False)
     shown = {
@@ -221,7 +240,7 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
         "COCO mAP": "map",
     }
     for name, metric in shown.items():
-        row = re.search(rf"^\| {name} \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", readme, re.M)
+        row = re.search(rf"^\| {name} \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", shown_there, re.M)
         counted = result.evaluation.overall.loc[metric]
         for text, column in zip(row.groups(), ("value", "low", "high"), strict=True):
             # another machine's rounding may move a box over the threshold
@@ -230,7 +249,7 @@ def test_the_readmes_table_is_what_the_command_says(vlm):
     source = {sample.path.name: sample.source for sample in vlkit.samples().values()}
     untrained = missed["image"].map(source).str.startswith("scikit")
     assert (untrained | (missed["label"] == "strawberry")).all()
-    assert len(missed) == 13 and "The thirteen boxes that it misses" in readme
+    assert len(missed) == 13 and "The thirteen boxes that it misses" in shown_there
     assert missed["answer"].str.match(r"There (is|are) no ").all()
 
 

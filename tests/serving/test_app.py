@@ -565,9 +565,9 @@ def test_langchains_client(vlm, server):
     assert again.content and again.response_metadata["finish_reason"] == "stop"
 
 
-def test_curl_as_the_readme_has_it(vlm, server, tmp_path):
-    readme = Path(vlkit.__file__).parents[1] / "README.md"
-    (command,) = re.findall(r"```sh\n(.*?curl.*?)```", readme.read_text("utf-8"), re.DOTALL)
+def test_curl_as_the_tour_has_it(vlm, server, tmp_path):
+    tour = Path(vlkit.__file__).parents[1] / "docs" / "tour.md"
+    (command,) = re.findall(r"```sh\n(.*?curl.*?)```", tour.read_text("utf-8"), re.DOTALL)
     shutil.copy(SAMPLES["circles"], tmp_path / "picture.png")
     there = command.replace("http://127.0.0.1:8000/v1", server.url)
     assert there != command

@@ -18,7 +18,7 @@ from vlkit.datasets.scenes import read_scenes
 from vlkit.errors import VlkitError
 from vlkit.evaluation.metrics import Evaluation, check_thresholds, evaluate_grounding
 from vlkit.files import whole_folder
-from vlkit.generation.reply import Failure, attempt
+from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.messages import user
 from vlkit.plotting.html import frame_html
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas
 
     from vlkit.evaluation.gallery import Gallery
-    from vlkit.generation.reply import Reply
     from vlkit.models.load import VLM
 
 
@@ -81,10 +80,13 @@ class GroundingRun:
             f"{q.image.name}\n{q.prompt}\n{error or reply}"
             for q, reply, error in zip(self.questions, self.answers, self.errors, strict=True)
         ]
-        images = [question.image for question in self.questions]
-        truth = [question.truth for question in self.questions]
+        named = [  # as the model names them, whatever label they count for
+            isinstance(answer, Reply) and boxes and _boxes(answer.read_grounding()[0])
+            for boxes, answer in zip(self.boxes, self.answers, strict=True)
+        ]
         return failure_gallery(
-            images, self.boxes, truth, worst=worst, captions=captions, evaluation=self.evaluation,
+            [q.image for q in self.questions], named, [q.truth for q in self.questions],
+            worst=worst, captions=captions, evaluation=self.evaluation,
             title=f"{self.about['model']} on {self.about['data']}",
             head=frame_html(self.evaluation.overall),
         )  # fmt: skip
@@ -201,6 +203,10 @@ def ask_grounding(
     return GroundingRun(evaluation, questions, list(answers), boxes, errors, about)
 
 
+def _boxes(items: Sequence[Any]) -> list[Box]:
+    return [item for item in items if isinstance(item, Box)]
+
+
 def _parse(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
     if isinstance(answer, Failure):
         return None, str(answer)
@@ -208,7 +214,7 @@ def _parse(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
     if isinstance(read, Failure):
         return None, f"{answer} ({read.error})"
     items, left_out = read
-    boxes = [item for item in items if isinstance(item, Box)]
+    boxes = _boxes(items)
     labels = {box.label for box in question.truth}
     if len(labels) == 1:
         boxes = [replace(box, label=question.truth[0].label) for box in boxes]

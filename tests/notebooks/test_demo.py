@@ -1,0 +1,86 @@
+"""`make demo`: answers and a page first; a notebook that fails or hangs costs its own row."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+NOTEBOOKS = {
+    "00_good": "open('left.txt', 'w').write('here')",
+    "01_wrong": "raise ValueError('<b>no such thing</b>')",
+    "02_hanging": "import time; time.sleep(600)",
+    "03_dead": "import os; os._exit(1)",
+    "04_after": "print('still here')",
+}
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import demo
+
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(demo, "PICTURES", tmp_path)
+    monkeypatch.setattr(demo, "QUESTIONS", demo.QUESTIONS[1:3])
+    monkeypatch.setenv("VLKIT_SETTINGS", "")
+    monkeypatch.setenv("VLKIT_MODEL", "")
+    (tmp_path / "notebooks").mkdir()
+    for name, code in NOTEBOOKS.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    yield demo
+    del sys.modules["demo"]
+
+
+def rows_of(page):
+    table = page.read_text(encoding="utf-8").partition("<h2>Notebooks</h2>")[2]
+    table = table.partition("<h2>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+
+
+def test_answers_come_first_and_no_notebook_costs_the_page(demo, monkeypatch, capsys):
+    page, seen = demo.REPORTS / "index.html", []
+    run = demo.run_notebook
+
+    def look_at_the_page_first(path, limit):
+        seen.append([row[2] for row in rows_of(page)])
+        return run(path, limit)
+
+    monkeypatch.setattr(demo, "run_notebook", look_at_the_page_first)
+    assert demo.main(["--limit", "5"]) == 1
+    assert seen[0] == ["running", *4 * ["waiting"]]  # there with its answers, before any notebook
+    assert "公交车" in page.read_text(encoding="utf-8")
+
+    good, wrong, hanging, dead, after = rows_of(page)
+    assert good[2] == after[2] == "ran to its end" and 'href="00_good.html"' in good[0]
+    assert wrong[2] == '<span class="bad">ValueError: &lt;b&gt;no such thing&lt;/b&gt;</span>'
+    assert re.search(r'class="bad">stopped after 5 s in code cell 1; .* 02 --limit 20<', hanging[2])
+    assert dead[2] == '<span class="bad">DeadKernelError: Kernel died</span>'
+
+    said = capsys.readouterr().out
+    assert said.index("公交车(") < said.index("Open reports/index.html") < said.index("00_good")
+    assert "2 of 5 notebooks ran to their end" in said
+    assert (demo.REPORTS / "00_good" / "left.txt").is_file()
+    for name in NOTEBOOKS:
+        assert (demo.REPORTS / f"{name}.ipynb").is_file()
+        assert (demo.REPORTS / f"{name}.html").is_file()
+
+
+def test_one_notebook_is_run_alone_and_all_well_is_status_0(demo):
+    assert demo.main(["04"]) == 0
+    (row,) = rows_of(demo.REPORTS / "index.html")
+    assert row[2] == "ran to its end"
+
+
+def test_a_panel_has_its_picture_where_there_is_no_kernel(demo, tmp_path):
+    (tmp_path / "AskPanel.png").write_bytes(b"picture")
+    data = {demo.WIDGET: {}, "text/plain": "AskPanel: run this cell in Jupyter to use it"}
+    output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
+    cell = nbformat.v4.new_code_cell("panel", outputs=[output])
+    demo.show_panels(nbformat.v4.new_notebook(cells=[cell]))
+    assert cell.outputs[0].data["image/png"] == "cGljdHVyZQ=="
