@@ -90,10 +90,10 @@ def test_what_a_reader_raises_about_a_row_is_that_rows_note(
 ):
     read = reply.locate_grounding
 
-    def broken(text, **options):
+    def broken(text, *rest, **options):
         if text == "3":
             raise error
-        return read(text, **options)
+        return read(text, *rest, **options)
 
     monkeypatch.setattr(reply, "locate_grounding", broken)
     server.script = lambda body: Said(str(number_of(body)))

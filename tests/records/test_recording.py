@@ -218,7 +218,7 @@ def test_panels_record_without_being_told(vlm, tmp_path):
         batch.stop()
         assert batch.wait(120)
     found = kinds(run)
-    assert found[0] == "stream" and found.count("batch") == sum(
+    assert found[0] == "chat" and found.count("batch") == sum(
         isinstance(each, vlkit.Reply) for each in batch.results
     )
 

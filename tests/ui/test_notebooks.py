@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from notebook_cases import CASES
+from panels import choose_sample
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ def ask(panel, question, answer):
 
 
 def ask_picture(panel):
-    panel.locator(".vlkit-sample select").select_option("three_shapes")
+    choose_sample(panel, "three_shapes")
     ask(panel, "Locate the green triangle.", "green triangle")
     expect(panel.locator(".vlkit-answer img")).to_be_visible()
 
@@ -39,9 +40,9 @@ def start_batch(panel):
 
 
 def ask_boxes(panel):
-    panel.locator(".vlkit-sample select").select_option("three_shapes")
+    choose_sample(panel, "three_shapes")
     ask(panel, "Detect all objects.", "red circle")
-    expect(panel.locator(".vlkit-canvas-list button")).to_have_count(3)
+    expect(panel.locator(".vlkit-main-picture .vlkit-chip")).to_have_count(3)
 
 
 def train(panel):
@@ -72,7 +73,8 @@ MARKED = [
 def test_runs_in_jupyterlab_and_its_panel_works(name, tmp_path, open_notebook):
     page = open_with_small_parameters(name, tmp_path, open_notebook)
     page.run_all(1000)
-    assert page.warnings() == []
+    # 03 says in its text that a folder's clips are left out with a warning
+    assert [text for text in page.warnings() if "left out 9 of 40" not in text] == []
     if name in PANELS:
         css, use = PANELS[name]
         page.show("\npanel")
