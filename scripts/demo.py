@@ -33,7 +33,7 @@ from vlkit.records import Run, report  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 PICTURES = ROOT / "docs" / "pictures"  # AskPanel.png …: a panel, where there is no kernel
-LIMIT = 600.0  # seconds for a notebook; on two quiet cores the longest takes about two minutes
+LIMIT = 600.0  # seconds for a notebook
 QUESTIONS = [
     ("city_street", "Generate the caption in English with grounding:"),
     ("city_street", "框出图中公交车的位置"),
