@@ -916,8 +916,8 @@ def test_repetition_takes_linear_time(family):
         *("[box](1,2),(3,4)[/box]", "[ref]cat[/ref]", "[box]", "[quad](1,2),(", "</think>"),
     ],
 )
-def test_a_megabyte_takes_a_second_or_two(family, unit):
+def test_a_megabyte_takes_seconds(family, unit):
     unit = tagged(family, unit) if family in TAGS else unit
     text = unit * (1_000_000 // len(unit.encode()))
-    # measured: 0.6 at most, on a crowded machine 1.1; what grows with the square takes minutes
-    assert any(seconds_to_read(text, family) < 2 for _ in range(2))
+    # measured: 0.6 at most, on a crowded machine 2.5; what grows with the square takes minutes
+    assert any(seconds_to_read(text, family) < 5 for _ in range(2))

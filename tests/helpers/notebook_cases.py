@@ -99,7 +99,7 @@ CASES = {
         assert {str(path.parent) for path in written} == {folder}
         assert (exported / "args.json").is_file() and file.read_text().count("<image>") == 50
         assert panel.run is None and "train_data" in panel.code
-        assert len(panel.saved.options) == len(tries) + 1
+        assert len(panel.saved.look["options"]) == len(tries) + 1
         """,
     ),
     "06_hosted_and_serving": (
@@ -182,7 +182,7 @@ CASES = {
 }
 
 # What a notebook warns of on purpose, a part of each text: its cell and its panel read the folder.
-WARNINGS = {"03_batch_inference": 2 * ["left out 9 of 40 that cannot be read as pictures"]}
+WARNINGS = {"03_batch_inference": ["left out 9 of 40 that cannot be read as pictures"]}
 
 
 def prepare(name, tmp_path):
