@@ -259,3 +259,17 @@ def test_the_serving_figures_are_what_the_benchmark_wrote():
     assert f"gets {gpu['all at once']['requests_per_second']} such requests a second" in BENCHMARKS
     assert f"{gpu['times_one_at_a_time']} times as many as one after the other" in BENCHMARKS
     assert f"`{gpu['command']}`" in BENCHMARKS
+
+
+def test_the_table_of_eight_bits_is_its_benchmarks():
+    import json
+
+    file = ROOT / "benchmarks" / "results" / "eight_bits_cpu.json"
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "hardware.md").read_text(encoding="utf-8")
+    for name, figures in measured["recipes"].items():
+        name = name.replace('quantize="8bit"', '`quantize="8bit"`')
+        assert f"| {name} | {figures['tokens_per_second']} | {figures['memory_gb']} GB |" in page
+    shares = measured["agreement"]
+    assert f"{shares['same_text']} are the same" in page
+    assert f"{shares['boxes_found_again_at_iou_0.9']} of the boxes" in page
