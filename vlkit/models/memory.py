@@ -100,12 +100,14 @@ def count_cost(config: Any, weights: int, *, value_bytes: int = 2, held: int = 0
         vision_per_patch=20 * width * value_bytes,
         language_per_token=token * value_bytes,
         held=held,
-        cache_per_row=sum(_state_bytes(text, value_bytes) for _ in kinds[layers:]),
+        cache_per_row=kinds.count("linear_attention") * _state_bytes(text, value_bytes),
     )
 
 
 def _state_bytes(text: Any, value_bytes: int) -> int:
     """One linear attention's state: a float32 matrix a value head, and the convolution's inputs."""
+    if not hasattr(text, "linear_key_head_dim"):  # a generation without such layers
+        return 0
     key, value = text.linear_key_head_dim, text.linear_value_head_dim
     keys, values = text.linear_num_key_heads, text.linear_num_value_heads
     inputs = (2 * keys * key + values * value) * text.linear_conv_kernel_dim
