@@ -37,6 +37,7 @@ SHAPES = {
     "7b": "Qwen/Qwen2-VL-7B-Instruct",
     "2.5-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "3-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "3-30b-a3b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "3.5-9b": "Qwen/Qwen3.5-9B",
     "3.5-35b-a3b": "Qwen/Qwen3.5-35B-A3B",
 }

@@ -157,6 +157,26 @@ def test_the_batch_table_is_what_the_benchmark_wrote():
     assert f"{result['rows_per_second_over_loop']} times as many" in BENCHMARKS
 
 
+def test_the_tables_of_newer_shapes_and_of_one_question_are_what_the_benchmarks_wrote():
+    rows = re.findall(r"^\| (Qwen3.*?) \| (.*?) \| ([\d.]+) \| ([\d.]*) ?\|$", BENCHMARKS, re.M)
+    for name, (theirs, ours) in zip(("3.5_9b", "3_30b_a3b"), (rows[:2], rows[2:]), strict=True):
+        recipes = recorded(f"batch_inference_h200_{name}")["recipes"]
+        speeds = [recipes[recipe]["tokens_per_second"] for _, recipe, *_ in (theirs, ours)]
+        assert [float(theirs[2]), float(ours[2])] == speeds
+        assert float(ours[3]) == round(speeds[1] / speeds[0], 2)
+    h200, h100, cpu = (recorded(f"one_question_{each}") for each in ("h200_7b", "gpu_7b", "cpu"))
+    names = ("transformers", "vlkit.generate", "vlkit.stream")
+    for result, text in (
+        (h200, "generate {} tokens/s, `vlkit.generate` {}, `vlkit.stream` {}"),
+        (h100, "on an H100 {}, {} and {}"),
+    ):
+        speeds = [result["one_row"]["recipes"][name]["tokens_per_second"] for name in names]
+        assert text.format(*speeds) in BENCHMARKS
+    shares = [result["chat"]["second_over_first"] for result in (h200, h100, cpu)]
+    said = "{} of the first turn's time on the H200 ({} on an H100), and with the bundled model"
+    assert (said + " on two CPU cores after {}").format(*shares) in BENCHMARKS
+
+
 def test_the_training_table_is_what_the_benchmark_wrote():
     gpu = recorded("lora_training_h100_7b")
     assert f"`{gpu['command'].partition(' --output')[0]}`" in BENCHMARKS

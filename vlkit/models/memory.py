@@ -178,6 +178,8 @@ SHAPES = {
     "Qwen/Qwen3-VL-4B-Instruct": ((2560, 36, 32, 8, 9728, 151936, True), (24, 1024, 4096)),
     "Qwen/Qwen3-VL-8B-Instruct": ((4096, 36, 32, 8, 12288, 151936, False), (27, 1152, 4304)),
     "Qwen/Qwen3-VL-32B-Instruct": ((5120, 64, 64, 8, 25600, 151936, False), (27, 1152, 4304)),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": ((2048, 48, 32, 4, 768, 151936, False), (27, 1152, 4304)),
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": ((4096, 94, 64, 4, 1536, 151936, False), (27, 1152, 4304)),
     "Qwen/Qwen3.5-0.8B": ((1024, 24, 8, 2, 3584, 248320, True), (12, 768, 3072)),
     "Qwen/Qwen3.5-2B": ((2048, 24, 8, 2, 6144, 248320, True), (24, 1024, 4096)),
     "Qwen/Qwen3.5-4B": ((2560, 32, 16, 4, 9216, 248320, True), (24, 1024, 4096)),
@@ -191,8 +193,14 @@ SHAPES = {
     "Qwen/Qwen3.8-27B": ((5120, 64, 24, 4, 17408, 248320, False), (27, 1152, 4304)),
 }
 # experts, and how many work on one token; each is as wide as "intermediate", the shared one too
-_MIXTURES = ("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.5-122B-A10B", "Qwen/Qwen3.6-35B-A3B")
-EXPERTS = {"Qwen/Qwen3.5-397B-A17B": (512, 10)} | dict.fromkeys(_MIXTURES, (256, 8))
+EXPERTS = {
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": (128, 8),
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": (128, 8),
+    "Qwen/Qwen3.5-35B-A3B": (256, 8),
+    "Qwen/Qwen3.5-122B-A10B": (256, 8),
+    "Qwen/Qwen3.5-397B-A17B": (512, 10),
+    "Qwen/Qwen3.6-35B-A3B": (256, 8),
+}
 
 
 @dataclass(frozen=True)
@@ -258,8 +266,10 @@ def build_config(name: str):
     if kind == "qwen3_5":
         text |= {"head_dim": 256, "linear_num_value_heads": 2 * heads}
     if name in EXPERTS:
-        kind = "qwen3_5_moe"
-        text |= {"moe_intermediate_size": inner, "shared_expert_intermediate_size": inner}
+        kind += "_moe"
+        text["moe_intermediate_size"] = inner
+        if kind == "qwen3_5_moe":
+            text["shared_expert_intermediate_size"] = inner
         text["num_experts"], text["num_experts_per_tok"] = EXPERTS[name]
     text["tie_word_embeddings"] = tied
     return AutoConfig.for_model(
