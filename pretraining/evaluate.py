@@ -38,7 +38,7 @@ from scenes import (
     sample_clip,
     sample_scene,
 )
-from wordings import MORE, mistype
+from wordings import COMPOSED, MORE, mistype
 from words import COLOR_VARIANTS, COLORS, DRAWN_KINDS, KINDS, NOUNS, PHOTO_KINDS, SHAPES, ZH, plural
 
 HERE = Path(__file__).parent
@@ -905,7 +905,8 @@ def make_row(arguments):
     row, count, seed, art_folder, font_folder = arguments
     rng = random.Random(f"{seed} {row}")
     photographed = row in PHOTO_ROWS
-    MORE.clear()  # of questions.py, which drew these questions when it had only its own
+    for lists in (MORE, COMPOSED):  # questions.py drew these questions when it had only its own
+        lists.clear()
     q.KINDS, q.CAREFUL = (KINDS if photographed else DRAWN_KINDS), photographed
     q.pick = other_words if row.startswith("in other words") else PLAIN_PICK
     if photographed:

@@ -109,6 +109,20 @@ def add_unnamed(rng, art, scene, taken):
         taken.append(thing.box)
 
 
+def add_patch(rng, art, scene):
+    """A small photograph of no known thing, as a poster or a screen shows one."""
+    short = min(scene.width, scene.height)
+    half_x, half_y = (rng.uniform(0.06, 0.22) * short for _ in range(2))
+    cx = rng.uniform(half_x, scene.width - half_x)
+    cy = rng.uniform(half_y, scene.height - half_y)
+    entry = art.count + art.photo_count + rng.randrange(len(art.grounds))
+    angle = rng.uniform(-0.3, 0.3) if rng.random() < 0.4 else 0.0
+    look = photo_look(rng)
+    scene.clutter.append(layer_row(art, entry, cx, cy, half_x, half_y, angle, 1.0, look))
+    box = (cx - half_x, cy - half_y, cx + half_x, cy + half_y)
+    scene.unknown = [*(scene.unknown or []), box]
+
+
 def add_shadow(rng, art, scene, thing):
     """A dark flat disc below a thing."""
     x1, _, x2, y2 = thing.box
@@ -175,8 +189,8 @@ def add_photos(rng, art, scene, plan, taken, allowed):
             thing.look = photo_look(rng, kind)
             if rng.random() < 0.5:
                 thing.angle = rng.uniform(-0.3, 0.3)
-            if rng.random() < 0.4:
-                thing.stretch = rng.uniform(0.8, 1.2)
+            if rng.random() < 0.5:
+                thing.stretch = rng.uniform(0.7, 1.35)
             if place_photo(rng, art, scene, thing, taken, allowed, cut):
                 if shadows:
                     add_shadow(rng, art, scene, thing)
@@ -195,10 +209,13 @@ def sample_photo_scene(rng, art, width, height, *, max_things, word_share, small
                 add_hard_word(rng, art, scene, taken, smallest_em)
             else:
                 add_word(rng, art, scene, taken, ems=(smallest_em, 56))
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
+        for _ in range(rng.choice([1, 1, 2])):
+            add_patch(rng, art, scene)
+    if rng.random() < 0.4:
         for _ in range(rng.choice([1, 1, 2, 3])):
             add_unnamed(rng, art, scene, taken)
-    nothing = scene.unknown is not None and rng.random() < 0.18
+    nothing = scene.unknown is not None and rng.random() < 0.2
     count = 0 if nothing else rng.choice([1, 1, 2, 2, 3, 3, 4, 5, MOST_PHOTOS])
     allowed = rng.choice([0.0, 0.0, 0.0, 0.15, 0.3])
     add_photos(rng, art, scene, plan_photos(rng, art, count), taken, allowed)

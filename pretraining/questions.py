@@ -5,7 +5,7 @@ allow the question. Boxes are Qwen2-VL's: thousandths of the picture's width and
 """
 
 from scenes import DIRECTIONS, overlap
-from wordings import MORE, retype
+from wordings import COMPOSED, MORE, retype
 from words import (
     COLOR_NAMES,
     COLORS,
@@ -119,9 +119,13 @@ def place_name(x, y, zh):
 
 def pick(rng, english, chinese, zh):
     """A template; the first ones are the plainest and come more often."""
-    choices = chinese if zh else english
-    choices = choices + MORE.get(choices[0], [])
-    return choices[0] if rng.random() < 0.3 else rng.choice(choices)
+    choices, u = chinese if zh else english, rng.random()
+    composed = COMPOSED.get(choices[0])
+    if u < 0.3:
+        return choices[0]
+    if composed and u < 0.65:
+        return rng.choice(composed)
+    return rng.choice(choices + MORE.get(choices[0], []))
 
 
 def lower_first(text):

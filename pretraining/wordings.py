@@ -1,9 +1,11 @@
 """Other words for the same questions: more templates, typing errors, fillers, system prompts.
 
-`MORE` adds to the lists of questions.py, each named by its first template. `evaluate.py` empties it
-for the questions that stay the same from one model to the next, and asks in words of its own.
+`MORE` and `COMPOSED` add to the lists of questions.py, each named by its first template.
+`evaluate.py` empties both for the questions that stay the same from one model to the next, and asks
+in words of its own.
 """
 
+import itertools
 from pathlib import Path
 
 # Frequent words of both languages (of wordfreq's lists, by hand): what system prompts may hold.
@@ -343,6 +345,429 @@ MORE = {
     "这些图片有什么共同点？": ["每张图里都有什么？", "这几张图有什么一样的东西？"],
     "这两张图片有什么共同点？": ["两张图里都有什么？", "这两张图有什么一样的东西？"],
 }
+
+
+def compose(*parts):
+    """All sentences of one choice each; a part is a text or several."""
+    parts = [[part] if isinstance(part, str) else part for part in parts]
+    return ["".join(words) for words in itertools.product(*parts)]
+
+
+IMAGE = ["the image", "this picture", "the photo", "the scene"]
+HERE = ["", " in the image", " in this picture", " in the photo", " here"]
+IMAGE_ZH = ["图中", "图片里", "这张图里", "画面中", "照片里"]
+MEASURES = "只辆张条朵把本颗匹头架艘块座支棵件台位种"
+
+# Built from parts: what one person says another way than the next.
+COMPOSED = {
+    "Locate the {}.": [
+        *compose(
+            [
+                "Spot",
+                "Pinpoint",
+                "Identify",
+                "Enclose",
+                "Outline",
+                "Tag",
+                "Annotate",
+                "Select",
+                "Look for",
+                "Search for",
+                "Try to find",
+                "Point at",
+                "Find me",
+                "Pick out",
+                "Draw a rectangle around",
+                "Make a box around",
+                "Place a bounding box on",
+                "Put a frame around",
+                "Give the coordinates of",
+                "Report the position of",
+                "Tell me the location of",
+                "Return the box of",
+                "Let me know the position of",
+            ],
+            " the {}",
+            [*HERE, " for me", " with a box", " and give its box", " and return its coordinates"],
+            ".",
+        ),
+        *compose(
+            [
+                "Where do you see",
+                "Where can we see",
+                "Where would I find",
+                "What is the location of",
+                "What are the coordinates of",
+                "What is the bounding box of",
+                "Could you show me",
+                "Can you spot",
+                "Can you point out",
+                "Could you point to",
+                "Would you mark",
+                "Do you know where is",
+                "Where exactly is",
+                "And where is",
+                "Can you draw a box around",
+                "Could you give me the position of",
+                "Where should I look for",
+            ],
+            " the {}",
+            HERE,
+            "?",
+        ),
+        *compose(["The", "This"], " {}", [": where?", " is where?", ", please.", " - box it."]),
+        *compose(
+            ["I need", "I want", "I would like to have", "We need"],
+            [" the position", " the coordinates", " the place", " a bounding box"],
+            " of the {}.",
+        ),
+        "I lost the {}. Where is it?",
+        "Do you see where the {} is?",
+        "I wonder where the {} is.",
+        "The {} must be here. Find it.",
+        "Show where the {} is located.",
+        "coordinates for the {}",
+        "{} location",
+        "{} bbox",
+    ],
+    "框出图中{}的位置": [
+        *compose(
+            ["请", "帮我", "麻烦", "请你", ""],
+            ["找到", "找出", "标出", "框住", "圈出", "指一下", "标注", "定位", "寻找", "检测"],
+            [*IMAGE_ZH, "图里", ""],
+            ["的{}", "的{}在哪里", "的那个{}"],
+            "。",
+        ),
+        *compose(
+            [*IMAGE_ZH, ""],
+            ["{}在哪", "{}在哪儿", "哪里有{}", "{}的坐标是什么", "{}在什么地方"],
+            ["？", "呢？", ""],
+        ),
+        *compose(
+            ["给出", "告诉我", "输出", "说出", "我想知道", "返回"],
+            ["{}的位置", "{}的坐标", "{}的边界框", "{}所在的位置", "{}在哪里"],
+            "。",
+        ),
+    ],
+    "Describe this image.": [
+        *compose(
+            [
+                "Describe",
+                "Explain",
+                "Caption",
+                "Write about",
+                "Tell me about",
+                "Talk about",
+                "Report on",
+                "Comment on",
+                "Give a description of",
+                "Write a description of",
+                "Give me a caption for",
+                "Say something about",
+                "Write down the contents of",
+                "Make a caption for",
+                "Characterize",
+                "Present",
+                "Create a caption of",
+                "Can you describe",
+                "Could you explain",
+                "Would you caption",
+            ],
+            [" the image", " this picture", " the photo", " the scene", " what you see here"],
+            [".", " for me.", " in words.", " to me."],
+        ),
+        *compose(
+            [
+                "What is shown",
+                "What can you see",
+                "What do you see",
+                "What is visible",
+                "What can one see",
+                "What is depicted",
+                "What appears",
+                "What is happening",
+                "What do you notice",
+                "What is there",
+                "What is displayed",
+                "What have we got",
+            ],
+            [" in the image?", " in this picture?", " in the photo?", " in the scene?", " here?"],
+        ),
+        *compose(
+            ["What does ", "Tell me what ", "Say what ", "Explain what ", "I wonder what "],
+            IMAGE,
+            [" show", " depict", " contain", " present", " look like"],
+            ["?", "."],
+        ),
+    ],
+    "描述这张图片。": [
+        *compose(
+            ["请", "帮我", "请你", "麻烦", ""],
+            ["描述", "说明", "介绍", "解释", "讲讲", "描写", "叙述", "概括", "谈谈"],
+            ["这张图", "这张照片", "图片", "画面", "图中的内容", "图片的内容", "你看到的内容"],
+            ["", "。", "吧。"],
+        ),
+        *compose(
+            IMAGE_ZH,
+            [
+                "有什么",
+                "是什么",
+                "显示了什么",
+                "能看到什么",
+                "你看到了什么",
+                "都有什么",
+                "画了什么",
+            ],
+            ["？", "呢？", ""],
+        ),
+    ],
+    "Describe the image briefly.": compose(
+        ["List", "Name", "Enumerate", "Mention", "Tell me", "Give me a list of", "Write down"],
+        [" all objects", " the objects", " the things", " all the items", " the items"],
+        [" in the image", " in this picture", " in the photo", " that you see", " here"],
+        ".",
+    ),
+    "简单描述这张图片。": compose(
+        ["列出", "说出", "写出", "列举", "请列出", "请说出"],
+        IMAGE_ZH,
+        ["的物体", "的东西", "所有的东西", "全部物体", "有哪些东西"],
+        ["。", ""],
+    ),
+    "Generate the caption in English with grounding:": [
+        *compose(
+            ["Detect", "Find", "Mark", "Box", "Label", "Annotate", "Outline", "Locate", "Show"],
+            [" all objects", " everything", " every object", " all things", " each thing"],
+            HERE,
+            [" with boxes.", " and give the boxes.", " with coordinates.", " and their boxes."],
+        ),
+        *compose(
+            ["Draw boxes around", "Put a box around", "Give the coordinates of", "Return boxes of"],
+            [" all objects", " everything you see", " every object", " all things", " each item"],
+            HERE,
+            ".",
+        ),
+        *compose(
+            ["Describe", "Caption", "Explain"],
+            " ",
+            IMAGE,
+            [" with boxes.", " and give boxes.", " with grounding.", " with bounding boxes."],
+        ),
+    ],
+    "描述这张图片并框出物体：": [
+        *compose(
+            ["请", "", "帮我"],
+            ["框出", "标出", "检测", "找出", "圈出", "定位"],
+            IMAGE_ZH,
+            ["所有的东西", "的全部物体", "每一个物体", "每个东西", "的各个物体"],
+            ["", "。", "并给出坐标。", "和它们的位置。"],
+        ),
+        *compose(
+            ["描述图片", "描述画面", "介绍图片"], ["，给出坐标。", "，并画框。", "并标出位置。"]
+        ),
+    ],
+    "How many {} are there?": [
+        *compose(
+            "How many {} ",
+            [
+                "are",
+                "are shown",
+                "can be seen",
+                "can you see",
+                "do you see",
+                "do you notice",
+                "do you find",
+                "appear",
+                "are depicted",
+                "are present",
+                "would you count",
+                "did you count",
+                "exist",
+                "are displayed",
+                "can we see",
+            ],
+            [" in the image?", " in this picture?", " in the photo?", " in the scene?", " here?"],
+        ),
+        *compose(
+            ["Count", "Please count", "Could you count", "Count up", "Try to count"],
+            [" the {}", " all {}", " all the {}", " every one of the {}"],
+            HERE,
+            ".",
+        ),
+        *compose(
+            ["Give", "Tell me", "Report", "Say", "State", "What is", "Determine", "Write"],
+            [" the number", " the count", " the total number", " the amount", " the quantity"],
+            " of {}",
+            HERE,
+            [".", "?"],
+        ),
+        *compose(
+            ["I want to know", "I would like to know", "Let me know", "Please say", "Tell us"],
+            [" how many {} there are", " how many {} you see", " the number of {}"],
+            ".",
+        ),
+        "{}: how many?",
+        "Are there many {}? Count them.",
+        "number of {} please",
+    ],
+    "图中有几个{}？": [
+        *compose(
+            [*IMAGE_ZH, "这里", ""],
+            ["有几", "有多少", "一共有几", "能看到几", "共计有几"],
+            [*MEASURES, "个"],
+            "{}",
+            ["？", ""],
+        ),
+        *compose(
+            ["数一数", "数一下", "请数出", "统计", "告诉我", "我想知道", "算一算"],
+            [*IMAGE_ZH, ""],
+            ["有几个{}", "有多少个{}", "{}的个数", "{}的数量", "{}有多少"],
+            ["。", ""],
+        ),
+    ],
+    "Is there {} in the image?": [
+        *compose(
+            ["Does ", "Tell me: does ", "I ask whether "],
+            [*IMAGE, "it"],
+            [" contain", " show", " include", " have", " feature", " depict", " display"],
+            " {}?",
+        ),
+        *compose(
+            "Is {} ",
+            [
+                "visible",
+                "present",
+                "shown",
+                "depicted",
+                "displayed",
+                "in view",
+                "included",
+                "there",
+                "to be found",
+                "somewhere",
+                "one of the things",
+            ],
+            HERE,
+            "?",
+        ),
+        *compose(
+            [
+                "Can you",
+                "Could you",
+                "Are you able to",
+                "Can we",
+                "Can anybody",
+                "Do you",
+                "Did you",
+            ],
+            [
+                " see",
+                " spot",
+                " find",
+                " detect",
+                " recognize",
+                " make out",
+                " notice",
+                " discover",
+            ],
+            " {}",
+            HERE,
+            "?",
+        ),
+        *compose(
+            [
+                "Check if there is",
+                "Tell me if there is",
+                "Say whether there is",
+                "Do we have",
+                "Would you agree that there is",
+                "Is it true that there is",
+                "Have we got",
+                "I wonder if there is",
+                "Do you believe there is",
+                "Does there seem to be",
+            ],
+            " {}",
+            HERE,
+            ["?", "."],
+        ),
+        *compose(["Any", "Is there any"], [" sign of {}", " trace of {}"], HERE, "?"),
+    ],
+    "图中有{}吗？": [
+        *compose(
+            [*IMAGE_ZH, "这里", "图上", ""],
+            ["有", "看得到", "能看到", "能发现", "存在", "出现了", "可以看到", "包含", "显示了"],
+            "{}吗",
+            ["？", ""],
+        ),
+        *compose(
+            [*IMAGE_ZH, "这里", "图上"],
+            ["有没有", "有无", "是不是有", "能不能看到", "是否有", "是否包含", "可不可以找到"],
+            "{}",
+            ["？", ""],
+        ),
+        *compose(["你", "您", "大家"], ["看到", "发现", "注意到", "找到"], "{}了吗", ["？", ""]),
+    ],
+    "What does the text say?": [
+        *compose(
+            [
+                "Read",
+                "Transcribe",
+                "Extract",
+                "Recognize",
+                "Write down",
+                "Type out",
+                "Copy",
+                "Spell",
+                "Give me",
+                "Output",
+                "Report",
+                "Repeat",
+            ],
+            [" the text", " all text", " the words", " the writing", " the letters", " the sign"],
+            HERE,
+            ".",
+        ),
+        *compose(
+            ["What text", "Which text", "Which words", "What writing", "What letters"],
+            [" can you read", " do you see", " appears", " is visible", " can be read"],
+            HERE,
+            "?",
+        ),
+    ],
+    "图中的文字是什么？": [
+        *compose(
+            ["请", "", "帮我"],
+            ["读出", "识别", "写出", "提取", "抄写", "输出", "认出"],
+            IMAGE_ZH,
+            ["的文字", "的字", "写的字", "的单词", "的内容文字"],
+            ["。", ""],
+        ),
+        *compose(IMAGE_ZH, ["写着什么", "有什么字", "的字是什么", "写了什么字"], ["？", ""]),
+    ],
+    "Locate the text.": compose(
+        ["Find", "Detect", "Box", "Mark", "Outline", "Spot", "Draw a box around"],
+        [" all text", " the words", " the writing", " every word", " the text"],
+        [*HERE, " with boxes"],
+        ".",
+    ),
+    "框出图中的文字": compose(
+        ["请框出", "标出", "检测", "找出", "定位", "圈出"],
+        [*IMAGE_ZH, ""],
+        ["的文字", "所有文字", "的全部文字", "的字"],
+        ["。", "的位置。", ""],
+    ),
+    "Describe this video.": compose(
+        ["Describe", "Explain", "Summarize", "Caption", "Tell me about", "Write about"],
+        [" the video", " this clip", " what happens here", " the film", " what you see"],
+        [".", " for me.", " in words."],
+    ),
+    "描述这段视频。": compose(
+        ["描述", "请说明", "介绍", "概括", "讲讲"],
+        ["视频", "这段短片", "视频的内容", "片段", "发生的事"],
+        ["。", ""],
+    ),
+}
+
 
 SYSTEMS = [
     "You are a helpful assistant.",
