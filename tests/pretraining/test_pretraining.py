@@ -1,6 +1,7 @@
 """The bundled model's training code on a CPU: synthetic art, tiny sizes."""
 
 import argparse
+import ast
 import itertools
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ import pytest
 import torch
 from batches import IGNORE, BatchMaker, Encoder
 from evaluate import (
+    OTHER_WORDS,
     match,
     near_enough,
     order_table,
@@ -56,7 +58,7 @@ from scenes import (
 )
 from tokenizers import Tokenizer
 from train import HERE, Trainer, add_kinds, load_config, run, transplant
-from wordings import MORE, retype
+from wordings import CLOSERS, CLOSERS_ZH, COMPOSED, MORE, OPENERS, OPENERS_ZH, retype
 from words import CHARACTERS, COLOR_NAMES, KINDS, NOUNS, PHOTO_KINDS, SHAPES, ZH, alike
 
 CELL = 96
@@ -654,9 +656,44 @@ def test_boxes_and_quotes_survive_typing_errors():
 
 def test_every_list_of_more_wordings_belongs_to_questions():
     source = (HERE / "questions.py").read_text()
-    for first, more in MORE.items():
+    for first, more in [*MORE.items(), *COMPOSED.items()]:
         assert f'"{first}"' in source, first
         assert all(text.count("{") == first.count("{") or "{1}" in text for text in more)
+
+
+def bare(text):
+    """A wording without what typing changes: case, punctuation, spaces and "the"."""
+    return re.sub(r"[\s.?!,:，。？！：]|\bthe\b", "", text.lower().replace("{1}", "{}"))
+
+
+def ways_to_train(wording, templates, openings, endings):
+    """Templates that become the wording with at most two openings and one ending around them."""
+    text = bare(wording)
+    openings = [opening for opening in openings if opening in text]
+    starts = {first + second for first in openings for second in openings}
+    return {
+        templates[text[i:j]]
+        for i in range(len(text))
+        for j in range(i + 1, len(text) + 1)
+        if text[i:j] in templates and text[:i] in starts and text[j:] in endings
+    }
+
+
+def test_no_wording_of_the_evaluation_is_ever_trained():
+    """Not even by a polite opening or a closing word before or after a trained one."""
+    tree = ast.parse((HERE / "questions.py").read_text())
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    own = [text for text in constants if isinstance(text, str) and text]
+    lists = [text for words in (MORE, COMPOSED) for texts in words.values() for text in texts]
+    templates = {bare(text): text for text in [*own, *lists]}
+    said_before = [*OPENERS, *OPENERS_ZH, *(t for t in own if "{" not in t and len(t) < 24)]
+    openings = {"", *map(bare, said_before)}
+    endings = {"", *map(bare, CLOSERS + CLOSERS_ZH)}
+    around = (templates, openings, endings)
+    assert ways_to_train("Hi, please circle the {}. Thanks!", *around) == {"Circle the {}."}
+    assert ways_to_train("请告诉我{}的数量。", *around)
+    for wording in itertools.chain.from_iterable(OTHER_WORDS.values()):
+        assert ways_to_train(wording, *around) == set(), wording
 
 
 def test_system_prompts_vary_and_leads_end_before_the_pictures(tokenizer):
