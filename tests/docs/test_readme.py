@@ -293,3 +293,17 @@ def test_the_table_of_eight_bits_is_its_benchmarks():
     shares = measured["agreement"]
     assert f"{shares['same_text']} are the same" in page
     assert f"{shares['boxes_found_again_at_iou_0.9']} of the boxes" in page
+
+
+def test_the_page_of_scale_has_the_pipeline_and_what_the_benchmarks_wrote():
+    page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    assert (ROOT / "benchmarks/ray_pipeline.py").read_text(encoding="utf-8").strip() in page
+    recipe = recorded("batch_inference_h100_7b")["recipes"]["vlkit.generate_batch, 64 rows"]
+    speed = round(recipe["rows_per_second"], 2)
+    assert (
+        f"has answered {speed} rows per second on one H100 ({recipe['tokens_per_second']:,}" in page
+    )
+    mixture = recorded("batch_inference_h200_3_30b_a3b")["recipes"]["vlkit.generate_batch, 64 rows"]
+    assert f"active parameters {mixture['rows_per_second']:.2f} on one H200" in page
+    hours = 1e6 / speed / 3600
+    assert f"{hours:.1f} hours on one H100, {60 * hours / 8:.0f} minutes on eight" in page
