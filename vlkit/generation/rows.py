@@ -171,7 +171,7 @@ def answer_here(
     put: Callable[[str], None] | None = None,
     stopped: Event | None = None,
 ) -> Reply:
-    """The Reply of a model on this machine; arguments as for ``Model.answer``."""
+    """The Reply of a model on this machine; arguments as for ``VLM.answer``."""
     start = time.perf_counter()
     settings = Settings(options, seed, 1, *choose_path(vlm))
     state, cache = _find_cache(base_model(vlm))

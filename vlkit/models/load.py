@@ -6,14 +6,14 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
 from weakref import WeakKeyDictionary
 
 from vlkit.errors import ModelError, RemoteError, check_choice, check_whole, one_line, warn_user
@@ -27,6 +27,10 @@ from vlkit.threads import leave_busy_cores
 
 if TYPE_CHECKING:
     from vlkit.remote.model import HostedOptions, RemoteVLM
+
+# A model on this machine or a hosted one: they share the methods that VLM has below its comment,
+# and nothing outside of models and remote asks which of the two a model is.
+Model: TypeAlias = "VLM | RemoteVLM"
 
 # models that run elsewhere, by the prefix of their names: the module whose load_remote loads them
 HOSTED = {"openai": "vlkit.remote.model", "dashscope": "vlkit.remote.model"}
@@ -176,101 +180,6 @@ def _quantization(quantize: str, dtype: Any):
     )
 
 
-class Model(Protocol):
-    """What a model on this machine (:class:`VLM`) and a hosted one share.
-
-    Nothing outside of ``models`` and ``remote`` asks which of the two a model is.
-
-    Attributes:
-        name: what the model was called when it was loaded.
-        family: a key of ``FAMILIES``.
-        processor: its transformers processor; None where its tokenizer is not on this machine.
-        adapter: the adapter's folder, or None.
-        chosen_by: the settings file or variable that named the model, or None.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def processor(self) -> Any: ...
-    @property
-    def adapter(self) -> str | None: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def chosen_by(self) -> str | None: ...
-    @property
-    def context_length(self) -> int:
-        """The most tokens that prompt and answer may have together."""
-
-    @property
-    def rules(self) -> SizeRules:
-        """How large the model sees pictures and frames."""
-
-    @property
-    def load_options(self) -> Mapping[str, Any]:
-        """The options that load it again, without secrets."""
-
-    @property
-    def identity(self) -> Any:
-        """What an answer depends on besides the question; values for JSON."""
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Texts that no file may contain, such as a key."""
-
-    @property
-    def scores_tokens(self) -> bool:
-        """Whether log-probabilities and attention can be computed."""
-
-    @property
-    def cache(self) -> Any:
-        """What is kept of earlier questions; None where the model runs elsewhere."""
-
-    def require_weights(self) -> None:
-        """Raises VlkitError where the weights are not on this machine."""
-
-    def with_thinking(self, thinking: bool | int) -> Any:
-        """The same model with thinking switched on or off."""
-
-    def with_limit(self, max_image_tokens: int | None) -> Any:
-        """The same model with another limit for its pictures."""
-
-    def cost(self, prompt_tokens: int, new_tokens: int) -> float | None:
-        """The price of these tokens, in the currency of its prices; None without prices."""
-
-    def memory_cost(self) -> Cost | None:
-        """Bytes that a prompt needs, the weights included; None where it runs elsewhere."""
-
-    def answer(
-        self,
-        messages: list[dict],
-        options: dict,
-        seed: int | None,
-        put: Callable[[str], None] | None = None,
-        stopped: Event | None = None,
-    ) -> Any:
-        """The Reply to one conversation.
-
-        Args:
-            messages: checked.
-            options: from :func:`vlkit.generation.generate.generation_options`.
-            seed: for sampling, or None.
-            put: called with each piece of text as it comes.
-            stopped: set it to end the answer within a token.
-        """
-
-    def answer_path(self) -> tuple[str, str]:
-        """How rows are answered (``"fast"``, ``"library"`` or ``"remote"``), and why."""
-
-    def answer_rows(
-        self, conversations: Sequence[Any], indices: Sequence[int], settings: Any, tally: Any
-    ) -> Generator[tuple[int, Any], None, None]:
-        """(index, Reply or Failure) of many conversations, each as it finishes."""
-
-
 @dataclass(frozen=True, eq=False)
 class VLM:
     """A loaded model with its processor.
@@ -390,20 +299,35 @@ class VLM:
 
         return cache_of(self)
 
-    def answer(self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None):
-        """Answer one conversation; see :func:`vlkit.generation.rows.answer_here`."""
+    def answer(
+        self,
+        messages: list[dict],
+        options: dict,
+        seed: int | None,
+        put: Callable[[str], None] | None = None,
+        stopped: Event | None = None,
+    ) -> Any:
+        """The Reply to one conversation.
+
+        Args:
+            messages: checked.
+            options: from :func:`vlkit.generation.generate.generation_options`.
+            seed: for sampling, or None.
+            put: called with each piece of text as it comes.
+            stopped: set it to end the answer within a token.
+        """
         from vlkit.generation.rows import answer_here
 
         return answer_here(self, messages, options, seed, put, stopped)
 
     def answer_path(self) -> tuple[str, str]:
-        """How rows of a batch are answered, ``"fast"`` or ``"library"``, and why."""
+        """How rows of a batch are answered (``"fast"``, ``"library"`` or ``"remote"``), and why."""
         from vlkit.generation.rows import choose_path
 
         return choose_path(self)
 
     def answer_rows(self, conversations: Sequence[Any], indices: Sequence[int], settings, tally):
-        """Answer many; see :func:`vlkit.generation.rows.answer_rows_here`."""
+        """(index, Reply or Failure) of many conversations, each as it finishes."""
         from vlkit.generation.rows import answer_rows_here
 
         return answer_rows_here(self, conversations, indices, settings, tally)
@@ -480,8 +404,10 @@ def load(
         remote = import_module(HOSTED[prefix])
         return remote.load_remote(model, max_image_tokens=max_image_tokens, **hosted)
     thinking = hosted.pop("thinking", None)
-    if hosted:
-        _refuse_hosted(model, next(iter(hosted)))
+    for name in hosted:
+        if name in HOSTED_OPTIONS:
+            raise ModelError(f'{name}= is for hosted models, such as "openai:…"; {model} runs here')
+        raise ModelError(f"load() has no option {name}=; see help(vlkit.load)")
     vlm = load_here(model, max_image_tokens=max_image_tokens, **options)
     return vlm if thinking is None else vlm.with_thinking(thinking)
 
@@ -490,12 +416,6 @@ def hosted_prefix(model: Any) -> str | None:
     """The prefix of a hosted model's name, such as ``"openai"`` of ``"openai:gpt-x"``, or None."""
     prefix = model.partition(":")[0].lower() if isinstance(model, str) and ":" in model else None
     return prefix if prefix in HOSTED else None
-
-
-def _refuse_hosted(model: str | os.PathLike, name: str) -> NoReturn:
-    if name in HOSTED_OPTIONS:
-        raise ModelError(f'{name}= is for hosted models, such as "openai:…"; {model} runs here')
-    raise ModelError(f"load() has no option {name}=; see help(vlkit.load)")
 
 
 def load_here(

@@ -181,8 +181,8 @@ class RemoteVLM(Endpoint):
     """A hosted or served model, which vlkit's functions accept like a :class:`vlkit.VLM`.
 
     It never shows its key. Weights, attention and log-probabilities are not available. Its fields
-    are those of :class:`vlkit.remote.services.Endpoint`; its common interface with a model on this
-    machine is :class:`vlkit.models.load.Model`.
+    are those of :class:`vlkit.remote.services.Endpoint`; it has the methods of a model on this
+    machine.
     """
 
     adapter = revision = None
@@ -225,7 +225,7 @@ class RemoteVLM(Endpoint):
     def answer(
         self, messages: list[dict], options: dict, seed: int | None, put=None, stopped=None
     ) -> Reply:
-        """The Reply to one conversation; see :meth:`vlkit.models.load.Model.answer`.
+        """The Reply to one conversation; see :meth:`vlkit.VLM.answer`.
 
         If ``stopped`` is set, the connection is closed, and the Reply has the text up to there.
 
