@@ -137,6 +137,17 @@ def write_whole(
         raise kind(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def json_lines(path: Path) -> Iterator[tuple[bytes, Any]]:
+    """Each line of a file and its value, None where it is not JSON; nothing without a file."""
+    if path.exists():
+        with path.open("rb") as stream:
+            for line in stream:
+                try:
+                    yield line, json.loads(line)
+                except (ValueError, RecursionError):
+                    yield line, None
+
+
 def json_line(row: Any) -> bytes:
     """A row as a line of JSON in UTF-8; a lone surrogate is escaped, as JSON allows."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

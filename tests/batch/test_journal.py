@@ -73,7 +73,7 @@ def test_people_can_read_the_file(tmp_path):
 
 
 def test_an_answer_that_cannot_be_read_is_kept_with_the_reason(tmp_path):
-    record = record_of(reply(raw="<|box_start|>(1,<|box_end|>"), 0, "k")
+    record = record_of(reply(raw="<|box_start|>(1,<|box_end|>"))
     assert record["boxes"] == [] and record["grounding_note"]
     assert result_of(record, user("?", PIL.Image.new("RGB", (500, 200)))).raw == record["raw"]
 
@@ -195,7 +195,7 @@ def test_a_row_that_cannot_be_written_is_written_as_its_failure(tmp_path):
     ids=str,
 )
 def test_a_record_that_was_edited_by_hand_is_refused_before_a_view_fails(changes):
-    record = record_of(reply(), 0, "k")
+    record = record_of(reply())
     messages = user("?", PIL.Image.new("RGB", (500, 200)))
     assert result_of(record, messages).boxes
     with pytest.raises((VlkitError, TypeError, ValueError)):

@@ -65,7 +65,7 @@ def test_estimated_counts_are_shown_written_and_read_back():
     estimated = reply(usage=Usage(1, 0, 2, 3, estimated=True), images=())
     assert estimated._repr_html_().endswith("counts estimated</p></div>")
     assert "estimated" not in reply()._repr_html_()
-    record = json.loads(json.dumps(record_of(estimated, 0, "k")))
+    record = json.loads(json.dumps(record_of(estimated)))
     assert result_of(record, "?").usage == estimated.usage
     del record["usage"]["estimated"]  # of an earlier version
     assert result_of(record, "?").usage == Usage(1, 0, 2, 3)
@@ -191,7 +191,7 @@ def test_every_view_of_an_answer_with_python_in_it(family, raw):
     answer = reply(raw, family=family)
     assert shown_picture(answer._repr_html_()).size == (500, 200)
     assert to_frame([answer])["text"].tolist() == [raw]
-    assert json.loads(json.dumps(record_of(answer, 0, "key")))["raw"] == raw
+    assert json.loads(json.dumps(record_of(answer)))["raw"] == raw
     if raw == SET:
         assert [box.label for box in answer.boxes] == ["cat"] and answer.plot().size == (500, 200)
         return
@@ -208,7 +208,7 @@ def test_views_show_what_a_reader_raises_as_a_note(error, monkeypatch):
     monkeypatch.setattr(reply_module, "locate_grounding", broken)
     html = reply()._repr_html_()
     assert str(error) in html.replace("&#x27;", "'") and shown_picture(html).size == (500, 200)
-    assert record_of(reply(), 0, "key")["grounding_note"] == str(error)
+    assert record_of(reply())["grounding_note"] == str(error)
     assert to_frame([reply()])["boxes"].tolist() == [[]]
 
 

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from vlkit import hooks
+from vlkit.batch.journal import Journal, row_keys
 from vlkit.errors import VlkitError, check_whole, counted, warn_user
 from vlkit.generation.generate import generate, generation_options, schema_option, with_thinking
 from vlkit.generation.reply import Failure, Reply, attempt, result_of
@@ -170,17 +171,24 @@ def generate_batch(
     conversations = check_conversations(conversations)
     indices = _check_rows(rows, len(conversations))
     check_whole("agreement", agreement)
+    if batch_size != "auto":
+        check_whole("batch_size", batch_size, 1)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
         **schema_option(schema),
     }  # fmt: skip
     options = generation_options(**given)
     record_row = hooks.row_recorder(vlm, conversations, given, batch_size)
-    settings = Settings(options, seed, _check_batch_size(batch_size), *vlm.answer_path(), stopped)
+    most = batch_size if isinstance(batch_size, int) else None
+    settings = Settings(options, seed, most, *vlm.answer_path(), stopped)
     tally, cut = Tally(), False
     callbacks = [record_row] if on_result is None else [record_row, on_result]
     with ExitStack() as stack:
-        journal, keys = _open_journal(stack, vlm, conversations, options, seed, out, resume, part)
+        journal = None
+        if out is not None:
+            journal = stack.enter_context(Journal(out, resume=resume, part=part))
+            drawn_with = seed if options["do_sample"] else None  # greedy answers need no seed
+            keys = row_keys(vlm, conversations, options, seed=drawn_with)
         done = stack.enter_context(closing(_Done(len(indices), progress, tally, callbacks)))
 
         def write(index: int, result: Result) -> Result:
@@ -293,24 +301,6 @@ def _check_rows(rows: Sequence[int] | None, count: int) -> list[int]:
         if index not in range(count):
             raise VlkitError(f"rows: no conversation has index {index!r}; there are {count:,}")
     return indices
-
-
-def _check_batch_size(batch_size: Any) -> int | None:
-    if batch_size == "auto":
-        return None
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise VlkitError(f'batch_size={batch_size!r} must be "auto" or a whole number, 1 or more')
-    return batch_size
-
-
-def _open_journal(stack, vlm, conversations, options, seed, out, resume, part):
-    if out is None:
-        return None, []
-    from vlkit.batch.journal import Journal, row_keys
-
-    journal = stack.enter_context(Journal(out, resume=resume, part=part))
-    seed = seed if options["do_sample"] else None  # a greedy answer does not depend on it
-    return journal, row_keys(vlm, conversations, options, seed=seed)
 
 
 def _restore(record: dict, index: int, messages: Any) -> Result | None:

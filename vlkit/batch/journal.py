@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError, warn_user
-from vlkit.files import digest, json_line, write_rows
+from vlkit.files import digest, json_line, json_lines, write_rows
 from vlkit.generation.reply import Failure, Reply, attempt, record_of
 from vlkit.media.image import Image, describe_source, load_image, pictures_of, pixel_hash
 from vlkit.media.sources import file_hash, is_url, local_path
@@ -51,12 +50,13 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike, *, resume: bool = True, part: int | None = None):
         self.path = Path(path).expanduser()
-        self._written = self.path if part is None else _part_path(self.path, part)
+        ending = "" if part is None else f".part-{part:05d}"
+        self._written = self.path.with_name(self.path.name + ending)
         _check_place(self.path)
         self._lock = _lock(self._written)
         try:
-            if not resume:  # other processes may have begun their parts already
-                _refuse_rows([self.path, self._written] if part is not None else self._files)
+            if not resume:
+                self._refuse_rows(part)
             records = _latest(self._files).items()
             self.finished = {key: record for key, record in records if "error" not in record}
             _cut_torn_line(self._written)
@@ -76,6 +76,15 @@ class Journal:
     @property
     def _files(self) -> list[Path]:
         return [self.path, *self.parts]
+
+    def _refuse_rows(self, part: int | None) -> None:
+        # other processes may have begun their parts already
+        for file in self._files if part is None else [self.path, self._written]:
+            if file.exists() and file.stat().st_size:
+                raise VlkitError(
+                    f"{file} exists and resume=False; delete it, choose another file, or continue "
+                    "it with resume=True"
+                )
 
     def append(
         self, key: str, index: int, result: Reply | Failure, sources: Sequence[str] = ()
@@ -159,18 +168,13 @@ def _records(file: Path) -> Iterator[dict]:
     Other lines, as an editor may leave them, are skipped with a warning; a file without any row is
     refused.
     """
-    if not file.exists():
-        return
     rows, skipped = 0, []
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
-                continue
-            if (record := _parse(line)) is None:
-                skipped.append((number, line[:80]))
-                continue
+    for number, (line, record) in enumerate(json_lines(file), 1):
+        if _is_result(record) and line.endswith(b"\n"):
             rows += 1
             yield record
+        elif line.endswith(b"\n"):
+            skipped.append((number, line[:80]))
     if skipped and not rows:
         _refuse(file, *skipped[0])
     if skipped:
@@ -178,16 +182,10 @@ def _records(file: Path) -> Iterator[dict]:
         warn_user(f"{file}: line {numbers} is not a result of vlkit; it is skipped and asked again")
 
 
-def _parse(line: bytes) -> dict | None:
-    """A row, or None where the line holds something else."""
-    try:
-        record = json.loads(line)
-        known = isinstance(record["key"], str) and isinstance(record["index"], int)
-        if known and ("error" in record or "raw" in record):
-            return record
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return None
+def _is_result(record: Any) -> bool:
+    if not isinstance(record, dict) or not record.keys() & {"error", "raw"}:
+        return False
+    return isinstance(record.get("key"), str) and isinstance(record.get("index"), int)
 
 
 def _refuse(file: Path, number: int, line: bytes) -> NoReturn:
@@ -214,19 +212,6 @@ def _check_place(path: Path) -> None:
             f"out={str(path)!r} must be a .jsonl file, as rows are written as JSON lines; write "
             "the table with vlkit.write_table"
         )
-
-
-def _refuse_rows(files: Iterable[Path]) -> None:
-    for file in files:
-        if file.exists() and file.stat().st_size:
-            raise VlkitError(
-                f"{file} exists and resume=False; delete it, choose another file, or continue it "
-                "with resume=True"
-            )
-
-
-def _part_path(path: Path, part: int) -> Path:
-    return path.with_name(f"{path.name}.part-{part:05d}")
 
 
 def _lock(file: Path) -> FileLock:
@@ -285,7 +270,8 @@ def _compose(
     result: Reply | Failure, index: int, key: str, sources: Sequence[str]
 ) -> tuple[dict, bytes]:
     """A row's record and its line."""
-    record = record_of(result, index, key) | ({"media": list(sources)} if sources else {})
+    record = {"key": key, "index": index, **record_of(result)}
+    record |= {"media": list(sources)} if sources else {}
     return record, json_line(record)
 
 

@@ -154,7 +154,7 @@ def predict(
     reply = generate(vlm, user(prompt, *media), **answer_options)
     record: dict[str, Any] = {"model": vlm.name, "revision": vlm.revision}
     record |= {"prompt": prompt, "images": image or [], **answer_options}
-    record |= {k: v for k, v in record_of(reply, 0, "").items() if k not in ("key", "index")}
+    record |= record_of(reply)
     if output_dir is not None:
         _write(output_dir, record, reply)
     if json_output:

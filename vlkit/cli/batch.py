@@ -106,12 +106,12 @@ class Shares:
         from vlkit.generation.reply import record_of, result_of
 
         rows = self.row_options(len(conversations))["rows"]
-        records = [record_of(result, row, "") for row, result in zip(rows, results, strict=True)]
-        records = sorted(gather_object(records), key=lambda record: record["index"])
+        records = [(row, record_of(each)) for row, each in zip(rows, results, strict=True)]
+        records = sorted(gather_object(records), key=lambda record: record[0])
         report = _sum_reports(gather_object([results.report]))
         if self.number == 0:
             Journal(journal).close()
-        return report, [result_of(record, conversations[record["index"]]) for record in records]
+        return report, [result_of(record, conversations[row]) for row, record in records]
 
 
 def _sum_reports(reports: list) -> Any:

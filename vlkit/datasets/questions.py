@@ -291,9 +291,9 @@ _NUMBERS = {name: "Int64" for name in _COUNTS} | {"seconds": "Float64"}
 
 
 def _flat(result: Reply | Failure) -> dict[str, Any]:
-    record = attempt(record_of, result, 0, "")
+    record = attempt(record_of, result)
     if isinstance(record, Failure):
-        result, record = record, record_of(record, 0, "")
+        result, record = record, record_of(record)
     usage = record.get("usage", {})
     return {
         **{name: record.get(name) for name in ("text", "boxes", "points", "finish_reason")},

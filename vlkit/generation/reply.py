@@ -429,13 +429,12 @@ def _media_tokens(usage: Usage) -> str:
     return ", ".join(parts) or "text alone"
 
 
-def record_of(result: Reply | Failure, index: int, key: str) -> dict[str, Any]:
-    """A row as written to a file; boxes and points in pixels of the upright original."""
-    record: dict[str, Any] = {"key": key, "index": index}
+def record_of(result: Reply | Failure) -> dict[str, Any]:
+    """A result as written to a file; boxes and points in pixels of the upright original."""
     if isinstance(result, Failure):
-        return record | {"error": result.error, "kind": result.kind}
+        return asdict(result)
     items, note = result.try_grounding()
-    return record | {
+    return {
         "text": result.text,
         "raw": result.raw,
         **({"thinking": result.thinking} if result.thinking else {}),

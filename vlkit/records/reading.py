@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted, is_number, warn_user
+from vlkit.files import json_lines, read_json
 from vlkit.grounding.boxes import Box, Item, Point, scale_item
 from vlkit.media.image import load_image
 from vlkit.messages import text_of
@@ -217,8 +217,9 @@ def read_run(run: Any) -> Record:
         )
     if manifest["vlkit_run"] > VERSION:
         raise VlkitError(f"{path} was written by a newer vlkit; update: pip install -U vlkit")
-    lines, torn = _read_lines(path / LINES)
-    return Record(path, manifest, lines, torn)
+    every = [line for _, line in json_lines(path / LINES)]
+    whole = [line for line in every if _is_whole(line)]
+    return Record(path, manifest, whole, torn=len(every) - len(whole))
 
 
 def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
@@ -271,37 +272,11 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         datetime.fromisoformat(manifest["started"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (VlkitError, ValueError, KeyError, TypeError):
         return None
     return manifest if _fits(manifest, _SHAPES["manifest"]) else None
-
-
-def count_lines(path: Path) -> int:
-    """The number of lines in a run's file, with unreadable ones."""
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    lines: list[dict[str, Any]] = []
-    torn = 0
-    if not path.exists():
-        return [], 0
-    with path.open("rb") as file:
-        for raw in file:
-            try:
-                line = json.loads(raw)
-            except (ValueError, RecursionError):
-                line = None
-            if _is_whole(line):
-                lines.append(line)
-            else:
-                torn += 1
-    return lines, torn
 
 
 _TURN_ENDS = re.compile(r"(<\|im_end\|>|<\|endoftext\|>)+$")  # services leave them out

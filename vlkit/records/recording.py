@@ -19,7 +19,7 @@ import PIL.Image
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, failure_line
-from vlkit.files import digest, json_line, whole_folder, write_whole
+from vlkit.files import digest, json_line, json_lines, whole_folder, write_whole
 from vlkit.generation.reply import Failure, Reply, record_of
 from vlkit.messages import as_messages
 from vlkit.records.facts import (
@@ -34,7 +34,7 @@ from vlkit.records.facts import (
     without_secrets,
 )
 from vlkit.records.media import MediaStore
-from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, count_lines, read_run
+from vlkit.records.reading import LINES, MANIFEST, VERSION, Record, read_run
 
 FIGURES = "figures"
 KEEP_MEDIA = 64  # megabytes of pictures and clips that are not files
@@ -93,12 +93,9 @@ def answer_facts(result: Any) -> dict[str, Any]:
     if isinstance(result, BaseException):
         text = str(result) or "it was interrupted"
         result = Failure(text.splitlines()[0], type(result).__name__)
-    facts = {k: v for k, v in record_of(result, 0, "").items() if k not in ("key", "index")}
     if isinstance(result, Failure):
-        return {"error": facts["error"], "error_kind": facts["kind"]}
-    cost = getattr(result, "cost", None)
-    tokens = list(result.tokens) or None
-    return facts | {"tokens": tokens} | ({} if cost is None else {"cost": cost})
+        return {"error": result.error, "error_kind": result.kind}
+    return record_of(result) | {"tokens": list(result.tokens) or None}
 
 
 def training_facts(run: Any) -> dict[str, Any]:
@@ -244,7 +241,7 @@ class Run:
         self.closed = True
         hooks.leave(self)
         self._manifest |= {"ended": _now(), "seconds": round(time.time() - self._started, 3)}
-        self._manifest["lines"] = count_lines(self.path / LINES)
+        self._manifest["lines"] = sum(1 for _ in json_lines(self.path / LINES))
         if error is not None:
             self._manifest["error"] = failure_line(error)
         write_whole(self.path / MANIFEST, self._manifest_text())
