@@ -79,10 +79,12 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= 200 else text.split(". ")[0][:200]
 
 
-def check_choice(name: str, value: Any, choices: Iterable) -> None:
-    """Raises VlkitError for a value that is not one of the choices, type included."""
+def check_choice(
+    name: str, value: Any, choices: Iterable, *, kind: type[VlkitError] = VlkitError
+) -> None:
+    """Raises ``kind`` for a value that is not one of the choices, type included."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise VlkitError(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
+        raise kind(f"{name}={value!r:.60} is unknown; choose one of {list(choices)}")
 
 
 def check_whole(

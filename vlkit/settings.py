@@ -6,9 +6,9 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from vlkit.errors import ModelError, VlkitError
 from vlkit.files import write_whole
@@ -27,8 +27,7 @@ HOSTED_OPTIONS = (
 )  # fmt: skip
 _REMEMBERED = tuple(name for name in (*LOAD_OPTIONS, *HOSTED_OPTIONS) if name != _SECRET)
 
-P = ParamSpec("P")
-V = TypeVar("V")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -100,26 +99,21 @@ def forget_model() -> None:
         path.unlink(missing_ok=True)
 
 
-def honours_choice(load: Callable[P, V]) -> Callable[P, V]:
+def honours_choice(load: F) -> F:
     """Let ``load`` without a model load the chosen one; its arguments take precedence."""
 
     @functools.wraps(load)
-    def load_chosen(*args: P.args, **options: P.kwargs) -> V:
-        model, *rest = args or (options.pop("model", None),)
-        anything: Any = load
-        if model is not None:
-            return anything(model, *rest, **options)
-        choice = chosen_model()
+    def load_chosen(model: Any = None, **options: Any) -> Any:
+        choice = chosen_model() if model is None else None
         if choice is None:
-            return anything("tiny", **options)
+            return load("tiny" if model is None else model, **options)
         try:
-            vlm = anything(choice.model, **choice.options | options)
+            vlm = load(choice.model, **choice.options | options)
         except VlkitError as error:
             raise type(error)(f"{error} (chosen by {choice.source})") from error
-        has_source = "chosen_by" in {field.name for field in fields(vlm)}
-        return replace(vlm, chosen_by=choice.source) if has_source else vlm
+        return replace(vlm, chosen_by=choice.source)
 
-    return load_chosen
+    return cast(F, load_chosen)
 
 
 def short_path(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ import vlkit
 from vlkit.errors import ModelError, VlkitError
 from vlkit.inputs import prepare_inputs
 from vlkit.lora import compare, export_adapter, inspect, merge, train, use_adapter
-from vlkit.models.adapters import base_values, check_values
+from vlkit.models.adapters import check_base
 
 PICTURE = noise(120, 90)
 QUESTION = vlkit.user("What is this?", PICTURE)
@@ -156,17 +157,19 @@ def test_other_weights_of_the_same_name_do_not_go_on_with_a_run(base, other, ada
 
 
 def test_marks_know_the_base_from_a_model_of_the_same_shape(base, adapters, tmp_path):
-    values = base_values(base.model)
-    check_values(adapters["a"], values, base.folder)
-    larger = {name: [1.1 * value for value in pair] for name, pair in values.items()}
+    check_base(adapters["a"], base.model, base.folder)
+    larger = copy.deepcopy(base.model)
+    with torch.no_grad():
+        larger.get_parameter(NORM).mul_(1.1)
+        larger.get_input_embeddings().weight.mul_(1.1)
     with pytest.raises(ModelError, match=r"was made for .*, whose weights were not those of"):
-        check_values(adapters["a"], larger, base.folder)
+        check_base(adapters["a"], larger, base.folder)
     copied = shutil.copytree(adapters["a"], tmp_path / "copy")
     (copied / "adapter_base.json").write_text('{"model.language_model.norm.weight": [3, 4]}')
     with pytest.raises(ModelError, match="was made for"):
-        check_values(copied, values, base.folder)
+        check_base(copied, base.model, base.folder)
     (copied / "adapter_base.json").unlink()
-    check_values(copied, larger, base.folder)
+    check_base(copied, larger, base.folder)
     assert vlkit.load(base.folder.path, adapter=copied)  # made by others
 
 

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -42,8 +41,6 @@ _RENAMED = {
 }
 # of a training, without effect on answers
 _STATE = re.compile(r"adapter_model\.bin|(training_args|optimizer|scheduler|scaler|rng_state).*")
-
-Values = Mapping[str, list[float]]  # of each weight, by its name in the model
 
 # peft imports bitsandbytes, which on a CPU asks a hub for a kernel and warns that there is none
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -85,26 +82,22 @@ def find_marks(path: Path) -> Path | None:
 
 
 def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
-    """:func:`check_values` of a network."""
-    if find_marks(path):
-        check_values(path, base_values(network), folder)
-
-
-def check_values(path: Path, values: Values, folder: ModelFolder) -> None:
     """Refuse an adapter made for other weights; one without marks passes.
 
     Values may differ as much as by rounding to bfloat16 or float16.
 
     Args:
         path: the adapter's folder.
-        values: from :func:`base_values`.
+        network: the transformers model, with or without adapters.
         folder: the model's, for messages.
 
     Raises:
         ModelError: a weight differs from when the adapter was made, or the marks are broken.
     """
     file = find_marks(path)
-    marks = read_model_file(file) if file else {}
+    if file is None:
+        return
+    marks, values = read_model_file(file), base_values(network)
     try:
         changed = [
             f"{name}: {then:.4g}, here {now:.4g}"
@@ -165,9 +158,9 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
     if not path.is_dir():
         if isinstance(adapter, os.PathLike) or not HUB_ID.fullmatch(adapter):
             raise ModelError(f"adapter {os.fspath(adapter)!r} is neither a folder nor a hub id")
-        cached = [cache for hub in HUBS if (cache := cached_folder(adapter, hub))]
-        complete = [cache for cache in cached if (cache / WEIGHTS).is_file()]
-        path = complete[0] if complete else download_model(adapter, ["adapter_*"])
+        cached = filter(None, (cached_folder(adapter, hub) for hub in HUBS))
+        complete = next((folder for folder in cached if (folder / WEIGHTS).is_file()), None)
+        path = complete or download_model(adapter, ["adapter_*"])
     config = read_model_file(path / "adapter_config.json")
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"adapter {path} has no {WEIGHTS}; save or download it again")
@@ -195,9 +188,8 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its warnings are errors below
-            is_first = not isinstance(network, PeftModel)
             attached = network
-            if is_first:
+            if not isinstance(network, PeftModel):
                 attached = PeftModel.from_pretrained(network, path, name, key_mapping=_RENAMED)
             # lists the weights that do not fit
             result = attached.load_adapter(path, name, key_mapping=_RENAMED)

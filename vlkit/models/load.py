@@ -141,8 +141,7 @@ def choose_dtype(dtype: str, device: str, config: dict):
         parts = (config, config.get("text_config") or {})
         stored = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
         name = str(stored[0]).removeprefix("torch.") if stored else "bfloat16"
-    if name not in DTYPES:
-        raise ModelError(f"dtype={dtype!r} is unknown; choose 'auto' or one of {list(DTYPES)}")
+    check_choice("dtype", name, ("auto", *DTYPES), kind=ModelError)
     return getattr(torch, name)
 
 
@@ -151,8 +150,7 @@ def choose_attention(attn: str, device: str, dtype: Any) -> str:
     import torch
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    if attn not in ATTENTIONS:
-        raise ModelError(f"attn={attn!r} is unknown; choose one of {list(ATTENTIONS)}")
+    check_choice("attn", attn, ATTENTIONS, kind=ModelError)
     fits = device.startswith("cuda") and dtype in (torch.bfloat16, torch.float16)
     if attn == "auto":
         return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
@@ -389,8 +387,7 @@ def load(
     """
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f'model={model!r} must be "tiny", a folder or a hub id, as text')
-    if quantize not in (None, "4bit", "8bit"):
-        raise ModelError(f'quantize={quantize!r} is unknown; choose "4bit", "8bit" or None')
+    check_choice("quantize", quantize, ("4bit", "8bit", None), kind=ModelError)
     check_whole("max_image_tokens", max_image_tokens, 1, optional=True, kind=ModelError)
     options: dict[str, Any] = {
         "hub": hub, "revision": revision, "device": device, "dtype": dtype, "attn": attn,
