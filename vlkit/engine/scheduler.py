@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -110,8 +111,10 @@ class Scheduler:
             The rows that ended; those that failed have an ``error``.
         """
         group = choose_group(waiting, self.free, self._prefill_tokens())
-        following = self._next_rows(waiting, self.free - len(group))
-        return self._prefill(group, waiting, following)
+        following = waiting[::-1][: self.free - len(group)]  # the longest come next
+        totals = accumulate(row.length for row in following)
+        ahead = sum(total <= AHEAD_TOKENS for total in totals)
+        return self._prefill(group, waiting, following[:ahead])
 
     def advance(self, waiting: list[Row]) -> list[Row]:
         """Write a token of each running row, or a few on a GPU.
@@ -150,7 +153,6 @@ class Scheduler:
         return self._cores.share() if self._cores else nullcontext()
 
     def _prefill(self, rows: list[Row], waiting: list[Row], following: Sequence[Row] = ()):
-        """Rows that fail together are tried in halves; one that fails alone gets the error."""
         import torch
 
         try:
@@ -160,22 +162,13 @@ class Scheduler:
                     self._encode_each([*rows, *following])
                 for row in rows:
                     row.started = time.perf_counter()
-                ended = engine.admit(rows)
-        except torch.cuda.OutOfMemoryError as error:
-            if self._context is None:
-                return self._begin_again(waiting, [*self.rows, *rows])
-            torch.cuda.empty_cache()
-            return self._split(rows, waiting, error)
+                return engine.admit(rows)
         except Exception as error:
-            return self._split(rows, waiting, error)
-        return ended
-
-    def _split(self, rows: list[Row], waiting: list[Row], error: Exception) -> list[Row]:
-        if len(rows) == 1:
-            rows[0].error = error
-            return rows
-        half = len(rows) // 2
-        return [*self._prefill(rows[:half], waiting), *self._prefill(rows[half:], waiting)]
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                if self._context is None:
+                    return self._begin_again(waiting, [*self.rows, *rows])
+                torch.cuda.empty_cache()
+            return try_halves(rows, error, lambda half: self._prefill(half, waiting))
 
     def _begin_again(self, waiting: list[Row], rows: list[Row]) -> list[Row]:
         """Out of memory: all running rows wait again, for half as many slots."""
@@ -211,17 +204,6 @@ class Scheduler:
         except Exception:
             for row in rows if len(rows) > 1 else []:
                 self._encode_each([row])
-
-    def _next_rows(self, waiting: Sequence[Row], most: int) -> list[Row]:
-        """The rows that are admitted next, the longest first as in choose_group; for a CPU."""
-        chosen: list[Row] = []
-        tokens = 0
-        for row in reversed(waiting):
-            tokens += row.length
-            if len(chosen) >= most or tokens > AHEAD_TOKENS:
-                break
-            chosen.append(row)
-        return chosen
 
     def forget(self) -> None:
         """Drop the features of pictures that were encoded."""
@@ -284,6 +266,17 @@ class Scheduler:
             return PREFILL_TOKENS["cpu"]
         fitting = available_memory()[0] // (4 * self._cost.language_per_token)
         return max(1, min(PREFILL_TOKENS["cuda"], fitting))
+
+
+def try_halves(
+    rows: list[Row], error: Exception, run: Callable[[list[Row]], list[Row]]
+) -> list[Row]:
+    """After rows failed together: run each half, and give a row that failed alone the error."""
+    if len(rows) == 1:
+        rows[0].error = error
+        return rows
+    half = len(rows) // 2
+    return [*run(rows[:half]), *run(rows[half:])]
 
 
 def choose_group(waiting: list[Row], most_rows: int, most_tokens: int) -> list[Row]:

@@ -190,8 +190,10 @@ class Reply:
 
     def _repr_html_(self) -> str:
         text, usage = self.text_html, self.usage
+        kinds = (("image", usage.image_tokens), ("video", usage.video_tokens))
+        media = ", ".join(f"{count:,} of them {kind}" for kind, count in kinds if count)
         line = (
-            f"{usage.prompt_tokens:,} prompt tokens ({_media_tokens(usage)}), "
+            f"{usage.prompt_tokens:,} prompt tokens ({media or 'text alone'}), "
             f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
         )
         line += ", counts estimated" * usage.estimated
@@ -213,8 +215,8 @@ class Reply:
     @property
     def text_html(self) -> str:
         """The answer as HTML without its picture, named things in the colours of their boxes."""
-        colors = label_colors(item.label for item in self.try_grounding()[0])
         items, marked = self.try_grounding()[0], []
+        colors = label_colors(item.label for item in items)
         for text, numbers in self.parts:
             text = html.escape(text).replace("\n", "<br>")
             if numbers:
@@ -423,12 +425,6 @@ def _pick(media: Sequence, index: int, name: str) -> Any:
     return media[index]
 
 
-def _media_tokens(usage: Usage) -> str:
-    kinds = (("image", usage.image_tokens), ("video", usage.video_tokens))
-    parts = [f"{count:,} of them {kind}" for kind, count in kinds if count]
-    return ", ".join(parts) or "text alone"
-
-
 def record_of(result: Reply | Failure) -> dict[str, Any]:
     """A result as written to a file; boxes and points in pixels of the upright original."""
     if isinstance(result, Failure):
@@ -483,26 +479,22 @@ def result_of(record: dict[str, Any], messages: Any) -> Reply | Failure:
 
 def _check_reply(record: dict[str, Any], images: int, videos: int) -> None:
     """Refuse here what would only fail when it is shown: a file may have been edited by hand."""
-    for name in ("text", "raw", "family", "finish_reason"):
-        _check_field(record, name, isinstance(record[name], str))
-    format_of(record["family"])
     *counts, estimated = vars(Usage(**record["usage"])).values()
-    _check_field(
-        record, "usage", all(type(n) is int for n in counts) and estimated in (True, False)
-    )
-    for name in ("seconds", "cost"):
-        _check_field(record, name, isinstance(record.get(name, 0.0), int | float))
-    _check_field(record, "image_sizes", len(record["image_sizes"]) == images)
-    _check_field(record, "input_sizes", len(record["input_sizes"]) in (0, images))
-    _check_field(record, "clip_sizes", len(record["clip_sizes"]) == videos)
+    valid = {
+        **{name: isinstance(record[name], str) for name in ("text", "raw", "finish_reason")},
+        "usage": all(type(n) is int for n in counts) and estimated in (True, False),
+        "seconds": isinstance(record["seconds"], int | float),
+        "cost": isinstance(record.get("cost", 0.0), int | float),
+        "image_sizes": len(record["image_sizes"]) == images,
+        "input_sizes": len(record["input_sizes"]) in (0, images),
+        "clip_sizes": len(record["clip_sizes"]) == videos,
+    }
+    if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+        raise VlkitError(f"its {wrong[0]} is {record[wrong[0]]!r:.60}")
+    format_of(record["family"])
     pairs = [pair for clip in record["clip_sizes"] for pair in clip]
     for size in [*record["image_sizes"], *record["input_sizes"], *pairs]:
         check_size("size", size)
-
-
-def _check_field(record: dict[str, Any], name: str, valid: bool) -> None:
-    if not valid:
-        raise VlkitError(f"its {name} is {record[name]!r:.60}")
 
 
 def make_reply(

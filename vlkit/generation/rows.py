@@ -14,7 +14,14 @@ from weakref import WeakKeyDictionary, ref
 
 from vlkit.engine.decoder import can_decode
 from vlkit.engine.sampling import Sampling, SchemaProcessor, has_own_choice
-from vlkit.engine.scheduler import MOST_ROWS, PREFILL_TOKENS, Feed, Scheduler, choose_group
+from vlkit.engine.scheduler import (
+    MOST_ROWS,
+    PREFILL_TOKENS,
+    Feed,
+    Scheduler,
+    choose_group,
+    try_halves,
+)
 from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
@@ -248,16 +255,11 @@ class Library:
         return self._answer(choose_group(waiting, most, PREFILL_TOKENS["cuda"]))
 
     def _answer(self, rows: list[Row]) -> list[Row]:
-        """A group that fails (out of memory, say) is halved down to one row."""
         start = time.perf_counter()
         try:
             self._write(rows)
         except Exception as error:  # models raise what they like
-            if len(rows) == 1:
-                rows[0].error = error
-                return rows
-            half = len(rows) // 2
-            return [*self._answer(rows[:half]), *self._answer(rows[half:])]
+            return try_halves(rows, error, self._answer)
         self.prompts.append([row.length for row in rows])
         for row in rows:
             row.started = start
