@@ -139,7 +139,7 @@ def write_whole(
 
 def json_lines(path: Path) -> Iterator[tuple[bytes, Any]]:
     """Each line of a file and its value, None where it is not JSON; nothing without a file."""
-    if path.exists():
+    if path.is_file():
         with path.open("rb") as stream:
             for line in stream:
                 try:

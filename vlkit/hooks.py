@@ -30,10 +30,10 @@ def open_runs() -> tuple[Any, ...]:
     runs = _thread_runs.get()
     if runs is None:
         runs = tuple(_main_runs)
-    if os.environ.get(RUN_VARIABLE):
+    if path := os.environ.get(RUN_VARIABLE):
         from vlkit.records.recording import process_run
 
-        runs = (*process_run(), *runs)
+        runs = (process_run(path), *runs)
     return tuple(run for run in runs if not run.closed)
 
 

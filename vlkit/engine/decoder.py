@@ -318,24 +318,16 @@ def _is_changed(module: Any) -> bool:
     return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
 
-def _joinable(attention: Any) -> bool:
-    """Whether one product for queries, keys and values pays: on a GPU, of plain linear layers."""
-    import torch
-
-    parts = attention.q_proj, attention.k_proj, attention.v_proj
-    return all(type(part) is torch.nn.Linear and part.weight.is_cuda for part in parts)
-
-
 def _join(attention: Any, weight=None, bias=None):
-    """One weight and bias for queries, keys and values, written into those given.
+    """One weight and bias (or None) for queries, keys and values, written into those given.
 
-    None where they are not :func:`_joinable`; the bias may be None.
+    None where one product does not pay: on a CPU, or where layers are not plain linear ones.
     """
     import torch
 
-    if not _joinable(attention):
-        return None
     parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+    if not all(type(part) is torch.nn.Linear and part.weight.is_cuda for part in parts):
+        return None
     weight = torch.cat([part.weight.detach() for part in parts], out=weight)
     if parts[0].bias is not None:
         bias = torch.cat([part.bias.detach() for part in parts], out=bias)

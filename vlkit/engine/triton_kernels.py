@@ -24,7 +24,7 @@ def add_rms_norm(
 
 @triton.jit
 def rotate(states, cos, sin, stride, size, turned, HEADS: tl.constexpr, HALF: tl.constexpr):
-    """Some heads of a row, in place: (low, high) turned by the row's angles."""
+    """RoPE of some heads of a row, in place: each pair (low, high) turned by the row's angle."""
     row = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     half = size // 2
@@ -34,10 +34,10 @@ def rotate(states, cos, sin, stride, size, turned, HEADS: tl.constexpr, HALF: tl
     angle = row * size + column
     low = tl.load(first, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(first + half, mask=inside, other=0.0).to(tl.float32)
-    turn = tl.load(cos + angle, mask=column < half, other=0.0).to(tl.float32)
-    lift = tl.load(sin + angle, mask=column < half, other=0.0).to(tl.float32)
-    tl.store(first, low * turn - high * lift, mask=inside)
-    tl.store(first + half, high * turn + low * lift, mask=inside)
+    cosine = tl.load(cos + angle, mask=column < half, other=0.0).to(tl.float32)
+    sine = tl.load(sin + angle, mask=column < half, other=0.0).to(tl.float32)
+    tl.store(first, low * cosine - high * sine, mask=inside)
+    tl.store(first + half, high * cosine + low * sine, mask=inside)
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def quick_gelu(values, count, BLOCK: tl.constexpr):
 def rotate_and_store(
     states, cos, sin, cache, lengths, stride, row_stride, size, heads, turned, HALF: tl.constexpr
 ):
-    """A head of a row: queries and keys turned in place, keys and values put into the cache."""
+    """RoPE of a row's query or key head, in place; keys and values are put into the cache."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half = size // 2
     column = tl.arange(0, HALF)
@@ -72,11 +72,11 @@ def rotate_and_store(
     low = tl.load(first, mask=inside).to(tl.float32)
     high = tl.load(first + half, mask=inside).to(tl.float32)
     if head < turned:
-        turn = tl.load(cos + row * size + column, mask=inside).to(tl.float32)
-        lift = tl.load(sin + row * size + column, mask=inside).to(tl.float32)
-        kept = low
-        low = low * turn - high * lift
-        high = high * turn + kept * lift
+        cosine = tl.load(cos + row * size + column, mask=inside).to(tl.float32)
+        sine = tl.load(sin + row * size + column, mask=inside).to(tl.float32)
+        before = low
+        low = low * cosine - high * sine
+        high = high * cosine + before * sine
         tl.store(first, low, mask=inside)
         tl.store(first + half, high, mask=inside)
     if head >= heads:

@@ -98,10 +98,14 @@ def compare(
     conversations = check_conversations(conversations)
     if truth is not None and len(truth) != len(conversations):
         raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations")
-    answers, evaluations, rows = {}, {}, {}
+    answers: dict[str, Any] = {}
+    evaluations, rows = {}, {}
     for name, (vlm, own_options) in _settings(vlms).items():
         with as_kind(name):
-            answers[name] = _ask(vlm, conversations, {"progress": False, **options, **own_options})
+            asked = {"progress": False, **options, **own_options}
+            if "max_image_tokens" in asked:
+                vlm = vlm.with_limit(asked.pop("max_image_tokens"))
+            answers[name] = answer_all(vlm, conversations, **asked)
             rows[name] = _summarise(answers[name])
             if truth is None:
                 continue
@@ -140,12 +144,6 @@ def _settings(vlms: Any) -> dict[str, tuple[Any, dict]]:
 def _name(vlm: Any, options: Mapping) -> str:
     adapter = [f"+ {vlm.adapter}"] if getattr(vlm, "adapter", None) else []
     return " ".join([vlm.name, *adapter, *(f"{key}={value}" for key, value in options.items())])
-
-
-def _ask(vlm: Any, conversations: list, options: dict) -> Any:
-    if "max_image_tokens" in options:
-        vlm = vlm.with_limit(options.pop("max_image_tokens"))
-    return answer_all(vlm, conversations, **options)
 
 
 def _summarise(answers: Any) -> dict[str, Any]:

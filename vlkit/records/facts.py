@@ -102,11 +102,13 @@ def _clean_text(text: str, secrets: list[str]) -> str:
 
 def _hide_named(match: re.Match) -> str:
     """``password=hunter2`` without its value; ``password: see below`` stays."""
-    value = match["value"] or ""
-    has_digit = len(value) >= 6 and any(map(str.isdigit, value))
-    if match["quoted"] or match["scheme"] or has_digit or (match["sign"] == "=" and len(value) > 3):
-        return match["name"] + (match["quoted"] or "") + LEFT_OUT + (match["quote"] or "")
-    return match[0]
+    value = match["value"]  # None where it is quoted
+    if value and not match["scheme"]:
+        has_digit = len(value) >= 6 and any(map(str.isdigit, value))
+        is_assigned = match["sign"] == "=" and len(value) > 3
+        if not has_digit and not is_assigned:
+            return match[0]
+    return match["name"] + (match["quoted"] or "") + LEFT_OUT + (match["quote"] or "")
 
 
 WHOLE_BYTES = 2 * 10**9  # of a folder's weights; up to this size whole files are hashed

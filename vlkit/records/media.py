@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,17 +122,16 @@ class MediaStore:
         hint = "it was not a file; record with keep_media=True"
         return None, f"{facts['name']} was not kept ({hint})"
 
-    def _candidates(self, facts: dict) -> list[Any]:
-        candidates: list[Any] = []
-        if path := inside(self.path, facts.get("kept")):
-            if path.is_dir():
-                candidates.append([load_image(frame) for frame in pictures_of(path, str(path))])
-            else:
-                candidates.append(str(path))
+    def _candidates(self, facts: dict) -> Iterator[Any]:
+        """Where the recorded content may still be: the run's copy, then the original file."""
+        if copy := inside(self.path, facts.get("kept")):
+            frames = pictures_of(copy, str(copy)) if copy.is_dir() else []
+            yield list(map(load_image, frames)) if frames else str(copy)
         if name := facts.get("path"):
             folder = bundled_path("samples") if name.startswith(_SAMPLES) else self.path
-            candidates.append(os.path.normpath(folder / name.removeprefix(_SAMPLES)))
-        return [c for c in candidates if isinstance(c, list) or os.path.exists(c)]
+            original = os.path.normpath(folder / name.removeprefix(_SAMPLES))
+            if os.path.exists(original):
+                yield original
 
     def _relative_path(self, source: Any) -> str:
         """A file's path relative to the run's folder, so that both can be moved together; or ""."""

@@ -206,15 +206,11 @@ def read_run(run: Any) -> Record:
         raise VlkitError(f"{run!r:.60} is not a run; pass a Run or its folder")
     path = Path(place).expanduser()
     path = path.parent if path.name in (MANIFEST, LINES) else path
-    manifest = _read_manifest(path)
-    if manifest is None:
-        if (path / MANIFEST).is_file():
-            raise VlkitError(
-                f"{path / MANIFEST} is damaged, or not of vlkit; restore it from a copy"
-            )
+    if not (path / MANIFEST).is_file():
         raise VlkitError(
             f"{path} is not a run of vlkit (it has no {MANIFEST}); vlkit.records.runs() lists runs"
         )
+    manifest = _read_manifest(path / MANIFEST)
     if manifest["vlkit_run"] > VERSION:
         raise VlkitError(f"{path} was written by a newer vlkit; update: pip install -U vlkit")
     every = [line for _, line in json_lines(path / LINES)]
@@ -270,13 +266,13 @@ def _row(record: Record) -> dict[str, Any]:
     return row | {name: v for name, v in record.metrics.items() if name not in row}
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = read_json(path / MANIFEST)
+def _read_manifest(file: Path) -> dict[str, Any]:
+    with suppress(VlkitError, ValueError, KeyError, TypeError):
+        manifest = read_json(file)
         datetime.fromisoformat(manifest["started"])
-    except (VlkitError, ValueError, KeyError, TypeError):
-        return None
-    return manifest if _fits(manifest, _SHAPES["manifest"]) else None
+        if _fits(manifest, _SHAPES["manifest"]):
+            return manifest
+    raise VlkitError(f"{file} is damaged, or not of vlkit; restore it from a copy")
 
 
 _TURN_ENDS = re.compile(r"(<\|im_end\|>|<\|endoftext\|>)+$")  # services leave them out
@@ -366,11 +362,9 @@ def draw_answer(
     if picture is None:
         return None
     boxes, others = ([scale_item(item, scale) for item in of_one] for of_one in (items, truth))
-    return (
-        draw_comparison(picture, boxes, others, names=names)
-        if truth
-        else draw_boxes(picture, boxes)
-    )
+    if not truth:
+        return draw_boxes(picture, boxes)
+    return draw_comparison(picture, boxes, others, names=names)
 
 
 def _picture(record: Record, answer: dict) -> tuple[PIL.Image.Image | None, float]:

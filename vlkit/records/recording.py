@@ -77,7 +77,8 @@ def _table_facts(frame: Any) -> dict[str, Any]:
     index = frame.index
     numbered = index.name is None and list(index[:3]) == list(range(min(3, len(index))))
     shown = frame if numbered else frame.reset_index()
-    rows = shown.head(MOST_ROWS).astype(object).where(shown.head(MOST_ROWS).notna(), None)
+    rows = shown.head(MOST_ROWS)
+    rows = rows.astype(object).where(rows.notna(), None)
     for name in rows.columns:  # a column "token" may well hold an answer's tokens
         if (field := SECRET_FIELD.search(str(name))) and "token" not in field[0].lower():
             rows[name] = LEFT_OUT
@@ -347,28 +348,20 @@ class Run:
         seconds = round(time.time() - self._started, 3)
         line = {"record": record, "time": _now(), "seconds_in": seconds, **facts}
         content = json_line(plain(without_secrets(line, self._secrets)))
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        with self._lock:
-            file = os.open(self.path / LINES, flags, 0o644)
-            try:
-                if os.write(file, content) != len(content):
-                    raise OSError("the disk is full")
-            finally:
-                os.close(file)
+        # one write at the file's end: other processes may record into this run, too
+        with self._lock, (self.path / LINES).open("ab", buffering=0) as file:
+            if file.write(content) != len(content):
+                raise OSError("the disk is full")
 
     def _manifest_text(self) -> str:
         facts = plain(without_secrets(self._manifest, self._secrets))
         return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
 
 
-def process_run() -> tuple[Run, ...]:
-    """The run that ``VLKIT_RUN`` names for this process."""
-    return _attached(os.environ[hooks.RUN_VARIABLE])
-
-
 @lru_cache(maxsize=8)
-def _attached(path: str) -> tuple[Run, ...]:
-    return (Run.attach(path),)
+def process_run(path: str) -> Run:
+    """The run in a folder that ``VLKIT_RUN`` names for this process."""
+    return Run.attach(path)
 
 
 def _now() -> str:

@@ -238,9 +238,7 @@ def _compare(then: dict, reply: Any) -> dict:
         count = then["usage"]["new_tokens"]
         now = {"raw": reply.raw[: len(then["raw"])], "tokens": tokens and tokens[:count]}
     at = first_difference(then, now)
-    if at is None:
-        return _row(then, "same", now=reply.text)
-    return _row(then, "differs", at=at, now=reply.text)
+    return _row(then, "same" if at is None else "differs", at=at, now=reply.text)
 
 
 def _row(answer: dict, status: str, **facts: Any) -> dict:
