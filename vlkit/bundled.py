@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from vlkit.errors import MediaError, ModelError
+from vlkit.files import read_json
 from vlkit.grounding.boxes import Box
 
 
@@ -79,14 +79,12 @@ class SampleClip:
 
 def samples() -> dict[str, Sample]:
     """The sample pictures by name."""
-    folder, records = _records()
-    return {r["name"]: _sample(folder, r) for r in records if r["kind"] != "clip"}
+    return {r["name"]: _sample(r) for r in _records() if r["kind"] != "clip"}
 
 
 def clips() -> dict[str, SampleClip]:
     """The sample clips by name."""
-    folder, records = _records()
-    return {r["name"]: _clip(folder, r) for r in records if r["kind"] == "clip"}
+    return {r["name"]: _clip(r) for r in _records() if r["kind"] == "clip"}
 
 
 def sample(name: str) -> Path:
@@ -101,20 +99,19 @@ def sample(name: str) -> Path:
     return known[name].path
 
 
-def _records() -> tuple[Path, list[dict]]:
-    folder = bundled_path("samples")
-    return folder, json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+def _records() -> list[dict]:
+    return read_json(bundled_path("samples") / "samples.json")
 
 
-def _clip(folder: Path, record: dict) -> SampleClip:
+def _clip(record: dict) -> SampleClip:
     movers = tuple(map(_mover, record["objects"]))
-    times = {"fps": record["fps"], "duration": record["duration"]}
-    return SampleClip(**_common_fields(folder, record), movers=movers, **times)
+    return SampleClip(**_fields(record, "fps", "duration"), movers=movers)
 
 
-def _common_fields(folder: Path, record: dict) -> dict[str, Any]:
-    names = ("name", "about", "about_zh", "source", "licence")
-    return {"path": folder / record["file"], **{name: record[name] for name in names}}
+def _fields(record: dict, *more: str) -> dict[str, Any]:
+    names = ("name", "about", "about_zh", "source", "licence", *more)
+    path = bundled_path("samples") / record["file"]
+    return {"path": path, **{name: record[name] for name in names}}
 
 
 def _mover(item: dict) -> Mover:
@@ -122,10 +119,10 @@ def _mover(item: dict) -> Mover:
     return Mover(item["label"], item["label_zh"], tuple(item["directions"]), first, last)
 
 
-def _sample(folder: Path, record: dict) -> Sample:
+def _sample(record: dict) -> Sample:
     boxes = tuple(Box(o["label"], *o["box"]) for o in record["objects"] if o.get("box"))
     text = (record.get("text") or {}).get("text")
-    return Sample(**_common_fields(folder, record), boxes=boxes, text=text)
+    return Sample(**_fields(record), boxes=boxes, text=text)
 
 
 def bundled_path(name: str = "") -> Path:

@@ -15,7 +15,8 @@ SIZE = (200, 100)
 
 def fake_vlm(name: str = "made-up", **facts):
     """Something that has a name and a family, as a hosted model."""
-    return SimpleNamespace(**{"name": name, "family": "qwen2_vl", "identity": {}, **facts})
+    known = {"name": name, "family": "qwen2_vl", "identity": {}, "secrets": ()}
+    return SimpleNamespace(**known | facts)
 
 
 class Hashable(SimpleNamespace):

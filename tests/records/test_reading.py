@@ -257,8 +257,8 @@ def test_a_long_text_is_cleaned_in_linear_time(part):
 def test_no_secret_is_anywhere_in_a_run_or_its_report(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", SECRET)
     key = "0f9e8d7c6b5a-client"
-    hosted = model(identity={"base_url": f"https://u:{key}@host/v1?api_key={key}"})
-    hosted.client = type("Client", (), {"api_key": key})()
+    identity = {"base_url": f"https://u:{key}@host/v1?api_key={key}"}
+    hosted = model(identity=identity, secrets=(key,))
     url = "https://host/p.png?sig=QWERTYUIOP123"
     with pytest.raises(ValueError), Run(f"run {SECRET}", directory=tmp_path / "r") as run:
         ask(hosted, vlkit.user(f"{SECRET} and {key}", url), reply=answer(images=[picture()]))

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -124,19 +124,16 @@ class Journal:
 
     def _merge_parts(self) -> None:
         """The parts are deleted after the new file is complete, so a kill loses nothing."""
-        parts, locks = self.parts, []
-        try:
+        parts = self.parts
+        with ExitStack() as locks:
             for part in parts:
-                locks.append(_lock(part))
+                locks.callback(_unlock, _lock(part))
             if parts:
                 records = _latest([self.path, *parts]).values()
                 in_order = sorted(records, key=lambda record: record["index"])
                 write_rows(self.path, in_order, sync=True)
             for part in parts:
                 part.unlink()
-        finally:
-            for lock in locks:
-                _unlock(lock)
 
     def _sync(self) -> None:
         os.fsync(self._file)
@@ -239,21 +236,14 @@ def _unlock(lock: FileLock) -> None:
 
 
 def _cut_torn_line(file: Path) -> None:
-    with suppress(FileNotFoundError), file.open("r+b") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - (1 << 16))
-            stream.seek(start)
-            newline = stream.read(end - start).rfind(b"\n")
-            end = start + newline + 1 if newline >= 0 else start
-            if newline >= 0:
-                break
-        if not end:  # no whole line: accept only the beginning of a row
-            stream.seek(0)
-            torn = stream.read(len(_BEGINNING)).rstrip(b"\0")
-            if not torn.startswith(_BEGINNING[: len(torn)]):
-                _refuse(file, 1, torn)
-        stream.truncate(end)
+    content = file.read_bytes() if file.exists() else b""
+    end = content.rfind(b"\n") + 1
+    if not end:  # no whole line: accept only the beginning of a row
+        torn = content[: len(_BEGINNING)].rstrip(b"\0")
+        if not _BEGINNING.startswith(torn):
+            _refuse(file, 1, torn)
+    if end < len(content):
+        os.truncate(file, end)
 
 
 def _open_to_append(file: Path) -> int:

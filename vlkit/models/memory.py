@@ -284,13 +284,10 @@ def memory_table() -> pandas.DataFrame:
     """
     import pandas
 
-    rows = {}
-    for name in SHAPES:
-        memory = count_memory(name)
-        rows[name] = {
-            "parameters, billions": memory.parameters / 1e9,
-            "bfloat16, GB": memory.bfloat16 / 1e9,
-            '"4bit", GB': memory.four_bit / 1e9,
-            "cache per 1,000 tokens, GB": memory.cache_per_token * 1000 / 1e9,
-        }
-    return pandas.DataFrame.from_dict(rows, orient="index").round(2)
+    columns = {
+        "parameters, billions": [count_memory(name).parameters for name in SHAPES],
+        "bfloat16, GB": [count_memory(name).bfloat16 for name in SHAPES],
+        '"4bit", GB': [count_memory(name).four_bit for name in SHAPES],
+        "cache per 1,000 tokens, GB": [1000 * count_memory(n).cache_per_token for n in SHAPES],
+    }
+    return (pandas.DataFrame(columns, index=list(SHAPES)) / 1e9).round(2)

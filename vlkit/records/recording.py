@@ -313,9 +313,7 @@ class Run:
 
     def _model(self, vlm: Any) -> str:
         if vlm not in self._models:
-            key = getattr(getattr(vlm, "client", None), "api_key", None)
-            if isinstance(key, str) and len(key) >= SHORTEST:
-                self._secrets.add(key)
+            self._secrets.update(text for text in vlm.secrets if len(text) >= SHORTEST)
             self._count += 1
             name = f"model {self._count}"
             self._write("model", id=name, **model_facts(vlm))
