@@ -17,14 +17,13 @@ from vlkit.batch.journal import Journal, row_keys
 from vlkit.errors import VlkitError, check_whole, counted, warn_user
 from vlkit.generation.generate import generate, generation_options, schema_option, with_thinking
 from vlkit.generation.reply import Failure, Reply, attempt, result_of
-from vlkit.generation.rows import Settings, Tally
+from vlkit.generation.rows import Result, Settings, Tally
 from vlkit.media.image import describe_source
 from vlkit.messages import as_messages, iterate_media
 from vlkit.models.load import Model
 from vlkit.plotting.html import table_html
 from vlkit.settings import MAX_NEW_TOKENS
 
-Result = Reply | Failure
 PAGE, MOST_SHOWN = 10, 50  # rows of a page, and of all pages, in a notebook
 
 

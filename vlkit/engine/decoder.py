@@ -368,7 +368,7 @@ class LinearAttention:
 
     @property
     def states(self) -> tuple[Any, Any]:
-        """What a row needs to go on, by slot."""
+        """What a row needs to continue, by slot."""
         return self.inputs, self.state
 
     def narrow(self, slot: int) -> LinearAttention:
@@ -384,7 +384,7 @@ class LinearAttention:
             hidden: (rows, length, width), normed.
             lengths: (rows,) tokens without padding.
             first: the first row's slot.
-            fresh: (rows,) True where a prompt begins; other rows go on from their slot's state.
+            fresh: (rows,) True where a prompt begins; other rows continue from their slot's state.
 
         Returns:
             (rows × length, value heads × value size), before the output projection.

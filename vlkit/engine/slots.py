@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from vlkit.engine.sampling import (
     process_logits,
 )
 from vlkit.engine.vision import PIXELS, Encoder, Medium
+from vlkit.errors import one_line, warn_user
 
 
 @dataclass(eq=False)
@@ -567,10 +567,8 @@ class Engine:
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                warnings.warn(
-                    f"every step is launched anew, which is slower: {reason}", stacklevel=2
-                )
+                reason = one_line(error)
+                warn_user(f"steps are not captured as CUDA graphs, which is slower: {reason}")
                 self.graphs = None
                 return self._predict(rows, span)
         graph, logits = self.graphs[key]

@@ -179,6 +179,8 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
         cu_seqlens: the segments' borders.
         position_embeddings: cosines and sines, (patches, head size).
     """
+    import torch
+
     heads = attention.num_heads
     states = attention.qkv(hidden).view(len(hidden), 3 * heads, -1)
     rotate(states, 2 * heads, *(angle.contiguous() for angle in position_embeddings))
@@ -191,17 +193,11 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
         output = kernel(query, key, value, borders, borders, longest, longest)
     else:
         output = query.new_empty(query.shape)
-        for places in segments:
-            _attend_equal(query, key, value, places, output)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        for places in segments:  # (segments of one length, length): their patches
+            parts = [part[places].transpose(1, 2) for part in (query, key, value)]
+            output[places] = attend(*parts).transpose(1, 2)
     return attention.proj(output.reshape(len(hidden), -1))
-
-
-def _attend_equal(query, key, value, places, output) -> None:
-    """Attention within segments of one length; ``places``: (segments, length) of their patches."""
-    import torch
-
-    parts = [part[places].transpose(1, 2) for part in (query, key, value)]
-    output[places] = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
 
 
 def _same_length_segments(borders) -> list:

@@ -180,9 +180,9 @@ class Reply:
             return [(self.text, ())] if self.text else []
         return name_items(self.raw, len(self.raw) - len(split_thinking(self.raw)[1]), placed)
 
-    def try_grounding(self, image: int = -1) -> tuple[list[Item], str]:
+    def try_grounding(self) -> tuple[list[Item], str]:
         """:meth:`read_grounding` for views: the second value also names what cannot be read."""
-        read = attempt(self.read_grounding, image)
+        read = attempt(self.read_grounding)
         return ([], read.error) if isinstance(read, Failure) else read
 
     def __str__(self) -> str:

@@ -421,7 +421,7 @@ def make_row(
     return row, replace(inputs, tensors={"input_ids": row.tensors["input_ids"]})
 
 
-def _result(vlm: VLM, row: Row, tally: Tally, note: str = "") -> tuple[int, Result]:
+def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Result]:
     question = row.payload
     if row.error is not None:
         return question.index, Failure.of(row.error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -482,9 +481,8 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     _check_loaded(folder.path, info)
     places = set(map(str, getattr(network, "hf_device_map", {}).values()))
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
-        warnings.warn(
-            f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly",
-            stacklevel=5,
+        warn_user(
+            f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly"
         )
     return network
 
@@ -497,10 +495,9 @@ def _check_loaded(path: Path, info: dict) -> None:
             f"({wrong[0]} …) and would be random; download the model again"
         )
     if unused := sorted(info["unexpected_keys"]):
-        warnings.warn(
+        warn_user(
             f"{path}: {len(unused)} weights do not belong to the model that config.json describes "
-            f"({unused[0]} …) and are ignored",
-            stacklevel=6,
+            f"({unused[0]} …) and are ignored"
         )
 
 

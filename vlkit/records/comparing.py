@@ -172,10 +172,8 @@ def _boxes(answer: Reply | Failure) -> list | None:
 
 
 def _text(messages: Any) -> str:
-    try:
-        return text_of(as_messages(messages)[-1], " ")
-    except VlkitError:
-        return f"{messages!r:.80}"
+    checked = attempt(as_messages, messages)
+    return f"{messages!r:.80}" if isinstance(checked, Failure) else text_of(checked[-1], " ")
 
 
 def _answer_html(answer: Reply | Failure, truth: Sequence[Item] | None) -> str:
