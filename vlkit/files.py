@@ -183,9 +183,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise VlkitError(
-            f"{folder} cannot be written ({error.strerror}); choose a folder that you can write to"
-        ) from error
+        why = f"cannot be written ({error.strerror})"
+        raise VlkitError(f"{folder} {why}; choose a folder that you can write to") from error
 
 
 @contextmanager

@@ -288,9 +288,7 @@ def check_conversations(conversations: Any) -> list:
     """The rows as a list. Raises VlkitError for a single conversation."""
     if isinstance(conversations, str | dict) or not hasattr(conversations, "__len__"):
         kind = type(conversations).__name__
-        raise VlkitError(
-            f"conversations is a {kind}; pass a list with one conversation for each row"
-        )
+        raise VlkitError(f"conversations is a {kind}; pass a list, one conversation for each row")
     return [conversations[index] for index in range(len(conversations))]
 
 

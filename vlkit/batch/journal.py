@@ -218,15 +218,16 @@ def _lock(file: Path) -> FileLock:
         path.touch()  # where no file can be created, filelock would wait as if it were locked
         lock.acquire()
     except Timeout as error:
-        raise VlkitError(
-            f"{file} is being written by another process; wait for it, or choose another file"
-        ) from error
+        text = f"{file} is being written by another process; wait for it, or choose another file"
+        raise VlkitError(text) from error
     except OSError as error:
-        raise VlkitError(
-            f"{file} cannot be written ({error.strerror or error}); choose a folder that you "
-            "can write to"
-        ) from error
+        raise _unwritable(file, error) from error
     return lock
+
+
+def _unwritable(file: Path, error: OSError) -> VlkitError:
+    why = error.strerror or error
+    return VlkitError(f"{file} cannot be written ({why}); choose a place that you can write to")
 
 
 def _unlock(lock: FileLock) -> None:
@@ -251,9 +252,7 @@ def _open_to_append(file: Path) -> int:
     try:
         return os.open(file, flags, 0o666)
     except OSError as error:
-        raise VlkitError(
-            f"{file} cannot be written ({error.strerror}); check its permissions"
-        ) from error
+        raise _unwritable(file, error) from error
 
 
 def _compose(
@@ -274,9 +273,7 @@ def _write_line(file: int, path: Path, line: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     os.ftruncate(file, size)
-    raise VlkitError(
-        f"{path} cannot be written ({reason}); free some space and call again to continue"
-    )
+    raise VlkitError(f"{path} cannot be written ({reason}); free some space and call again")
 
 
 # --- the key of a row -----------------------------------------------------------------------------

@@ -44,10 +44,8 @@ def check_folder(path: Path) -> dict:
     shards = weight_files(path)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise ModelError(
-            f"{path} is incomplete: {missing[0]} is missing ({len(missing)} of {len(shards)} "
-            "weight files are); run `vlkit download` again"
-        )
+        files = f"{missing[0]} is missing ({len(missing)} of {len(shards)} weight files are)"
+        raise ModelError(f"{path} is incomplete: {files}; run `vlkit download` again")
     if not shards:
         raise ModelError(f"{path} contains no safetensors weights{_explain_missing(path)}")
     for shard in shards:
@@ -76,9 +74,7 @@ def read_config(path: Path) -> dict:
 def read_model_file(file: Path) -> dict:
     """The object in a model folder's JSON file. Raises ModelError."""
     if not file.is_file():
-        raise ModelError(
-            f"{file.parent} contains no {file.name}; check the path, or download it again"
-        )
+        raise ModelError(f"{file.parent} contains no {file.name}; check the path or download it")
     try:
         content = read_json(file)
     except VlkitError as error:
@@ -177,8 +173,7 @@ def find_model(
         raise ModelError(f"{name!r} is a file; pass the model's folder, {str(path.parent)!r}")
     if isinstance(model, os.PathLike) or not HUB_ID.fullmatch(name):
         raise ModelError(
-            f"{name!r} is neither a folder here nor a hub id (owner/name); check the path, or use "
-            '"tiny" for the bundled model'
+            f'{name!r} is neither a folder here nor a hub id (owner/name) nor "tiny"; check its name'
         )
     return _find_on_hub(name, hubs, revision)
 

@@ -167,9 +167,8 @@ def _quantization(quantize: str, dtype: Any):
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise ModelError(
-            f'quantize="{quantize}" needs bitsandbytes: pip install "vlkit[quant]"'
-        ) from error
+        text = f'quantize="{quantize}" needs bitsandbytes: pip install "vlkit[quant]"'
+        raise ModelError(text) from error
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -394,9 +393,7 @@ def load(
     }  # fmt: skip
     if prefix := hosted_prefix(model):
         if given := [name for name, value in options.items() if value not in ("auto", None)]:
-            raise RemoteError(
-                f"{given[0]}= is for models on this machine; {model} runs on its service"
-            )
+            raise RemoteError(f"{given[0]}= is for models on this machine; {model} is hosted")
         remote = import_module(HOSTED[prefix])
         return remote.load_remote(model, max_image_tokens=max_image_tokens, **hosted)
     thinking = hosted.pop("thinking", None)
@@ -482,7 +479,7 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     places = set(map(str, getattr(network, "hf_device_map", {}).values()))
     if options["device_map"] == "auto" and places & {"cpu", "disk"}:
         warn_user(
-            f"{folder.name} does not fit into the GPU's memory; part of it runs on the CPU, slowly"
+            f"{folder.name} does not fit into the GPU's memory; a part runs on the CPU, slowly"
         )
     return network
 
