@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Unpack
 from weakref import WeakKeyDictionary
 
 from vlkit.errors import ModelError, RemoteError, check_choice, check_whole, one_line, warn_user
@@ -242,15 +242,8 @@ class VLM:
         key = _network_key(self.model)
         return [names, self.max_image_tokens, template, limits, key, *thinking]
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Texts that no file may contain: none, for a model on this machine."""
-        return ()
-
-    @property
-    def scores_tokens(self) -> bool:
-        """Whether log-probabilities and attention can be computed."""
-        return True
+    secrets: ClassVar[tuple[str, ...]] = ()  # texts that no file may contain
+    scores_tokens: ClassVar[bool] = True  # log-probabilities and attention can be computed
 
     def require_weights(self) -> None:
         """Raises VlkitError where the weights are not on this machine."""

@@ -187,20 +187,13 @@ class RemoteVLM(Endpoint):
 
     adapter = revision = None
     processor = None  # its tokenizer is not on this machine
+    scores_tokens = False  # log-probabilities and attention cannot be computed
+    cache = None  # the service keeps what it keeps
 
     @property
     def max_image_tokens(self) -> int | None:
         """Limit for every picture without one of its own, or None."""
         return self.rules.max_image_tokens
-
-    @property
-    def scores_tokens(self) -> bool:
-        """Whether log-probabilities and attention can be computed."""
-        return False
-
-    @property
-    def cache(self) -> None:
-        """None: the service keeps what it keeps."""
 
     def require_weights(self) -> None:
         """Raises VlkitError: the weights are not on this machine."""
