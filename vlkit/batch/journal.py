@@ -348,14 +348,12 @@ def hash_medium(source: Any) -> Any:
     """The content of a picture or clip, or of each of a clip's frames."""
     if isinstance(source, Image):
         return [hash_medium(source.source), source.strict]
-    if isinstance(source, list | tuple):
+    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
         return [hash_medium(frame) for frame in source]
     if isinstance(source, bytes | bytearray | memoryview):
         return file_hash(bytes(source))
     if isinstance(source, str | os.PathLike):
         return ["url", source] if is_url(source) else _file(local_path(source))
-    if getattr(source, "ndim", 0) == 4:
-        return [hash_medium(frame) for frame in source]
     try:
         picture = load_image(source)
     except VlkitError as error:

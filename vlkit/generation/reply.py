@@ -206,9 +206,13 @@ class Reply:
         pictures, thinking = self._repr_pictures(), html.escape(self.thinking)
         if thinking:
             thinking = f"<details><summary>thinking</summary><pre>{thinking}</pre></details>"
+        raw = ""
+        if self.raw not in (self.text, ""):  # what the model wrote, in a fold
+            raw = f'<pre style="white-space:pre-wrap">{html.escape(self.raw)}</pre>'
+            raw = f'<details><summary style="{FAINT}">raw text</summary>{raw}</details>'
         return (
             f'<div style="max-width:640px">{thinking}'
-            f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}{self._raw_html()}'
+            f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}{raw}'
             f'<p style="{FAINT};margin:4px 0">{line}</p></div>'
         )
 
@@ -225,13 +229,6 @@ class Reply:
                 text = f'<span style="{look};padding:0 2px">{text}</span>'
             marked.append(text)
         return "".join(marked)
-
-    def _raw_html(self) -> str:
-        """What the model wrote, in a fold, where that is more than its text."""
-        if self.raw in (self.text, ""):
-            return ""
-        raw = f'<pre style="white-space:pre-wrap">{html.escape(self.raw)}</pre>'
-        return f'<details><summary style="{FAINT}">raw text</summary>{raw}</details>'
 
     def _repr_pictures(self) -> str:
         if not self.images and not self.clips:

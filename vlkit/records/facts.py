@@ -136,9 +136,7 @@ def weights_hash(folder: Path) -> dict[str, str]:
 
 def _hub_sum(file: Path) -> str | None:
     """Hugging Face's cache links each file to a blob that is named by its sha256."""
-    if not file.is_symlink():
-        return None
-    name = os.path.basename(os.readlink(file))
+    name = os.path.basename(os.readlink(file)) if file.is_symlink() else ""
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
