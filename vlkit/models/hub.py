@@ -173,7 +173,7 @@ def find_model(
         raise ModelError(f"{name!r} is a file; pass the model's folder, {str(path.parent)!r}")
     if isinstance(model, os.PathLike) or not HUB_ID.fullmatch(name):
         raise ModelError(
-            f'{name!r} is neither a folder here, nor a hub id (owner/name), nor "tiny"; check it'
+            f'{name!r} is neither a folder here nor a hub id (owner/name); check it, or use "tiny"'
         )
     return _find_on_hub(name, hubs, revision)
 
