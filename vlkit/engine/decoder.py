@@ -361,7 +361,7 @@ class LinearAttention:
         self.widths = [module.key_dim, module.key_dim, module.value_dim]
         self.inputs = weight.new_zeros(slots, channels, kernel - 1)
         shape = (slots, self.heads, self.key_size, self.value_size)
-        self.state = torch.zeros(shape, device=weight.device)
+        self.state = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         # flash-linear-attention's kernel where transformers found it
         plain = sys.modules[type(module).__module__].torch_chunk_gated_delta_rule
         self.read_chunks = getattr(module, "chunk_gated_delta_rule", plain)
