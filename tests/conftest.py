@@ -65,6 +65,12 @@ def warm(tmp_path_factory):
     parent.stop()
 
 
+@pytest.fixture(scope="session")
+def warm_kernels(warm, tmp_path_factory):
+    """A folder for JUPYTER_PATH: its kernels need not import torch."""
+    return warm.write_kernel_spec(tmp_path_factory.mktemp("kernels"))
+
+
 @pytest.fixture
 def broken_folder(tiny_folder, tmp_path):
     """A tiny Qwen2-VL of one's own, to damage."""

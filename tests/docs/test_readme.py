@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import pytest
 import vlkit
 
 ROOT = Path(__file__).resolve().parents[2]
-README, TOUR, BENCHMARKS, HARDWARE = (
+README, BENCHMARKS, HARDWARE = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/tour.md", "docs/benchmarks.md", "docs/hardware.md")
+    for name in ("README.md", "docs/benchmarks.md", "docs/hardware.md")
 )
 
 
@@ -25,36 +24,6 @@ def test_the_ten_lines_run_and_are_right(tmp_path, monkeypatch, capsys):
     truth = next(b for b in vlkit.samples()["three_shapes"].boxes if b.label == "blue square")
     assert vlkit.iou(names["reply"].boxes[0], truth) > 0.5
     assert (tmp_path / "answer.png").is_file()
-
-
-def test_the_batch_runs_in_python_and_in_a_shell(vlm, tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from vlkit.cli.app import app
-
-    section = TOUR.partition("## Many questions")[2].partition("\n## ")[0]
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    monkeypatch.chdir(tmp_path)
-    names = {"vlkit": vlkit, "vlm": vlm}
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
-    saved = vlkit.read_conversations("answers.csv", "").table
-    assert list(saved["text"]) == [reply.text for reply in names["results"]]
-    command, said = re.search(r"```\n\$ vlkit (.*)\n(.*)\n```", section).groups()
-    (tmp_path / "answers.csv").unlink()
-    done = CliRunner().invoke(app, shlex.split(command), catch_exceptions=False)
-    assert done.exit_code == 0
-    shape = re.escape(re.sub(r"[\d.]+ s, \d+ tokens", "TIME", said)).replace("TIME", ".*")
-    assert re.search(shape, done.output), done.output
-
-
-def test_fine_tuning_and_records_run_as_shown(vlm, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {"vlkit": vlkit, "vlm": vlm, "picture": vlkit.sample("three_shapes")}
-    for title in ("LoRA fine-tuning", "Experiments that can be repeated"):
-        section = TOUR.partition(f"## {title}\n")[2].partition("\n## ")[0]
-        exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
-    assert vlkit.load("wug-model").adapter is None and names["tuned"].adapter
-    assert names["run"].path.is_dir() and (tmp_path / "report.html").is_file()
 
 
 def test_the_hardware_table_is_what_memory_table_counts():

@@ -65,7 +65,9 @@ READ_UNRUN = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
 class Lab:
     """A running JupyterLab: its address, its token and the folder that it serves."""
 
-    def __init__(self, folder, config, program=("jupyterlab",), *, cwd=None, flags=LAB_FLAGS):
+    def __init__(
+        self, folder, config, program=("jupyterlab",), *, cwd=None, flags=LAB_FLAGS, environment=()
+    ):
         self.folder = folder
         self.token = secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{_free_port()}"
@@ -78,7 +80,7 @@ class Lab:
             self.process = subprocess.Popen(
                 command,
                 cwd=cwd or folder,
-                env=os.environ | _jupyter_folders(config),
+                env=os.environ | _jupyter_folders(config) | dict(environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -167,9 +169,9 @@ class NotebookPage:
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def close(self) -> None:
-        """End the kernel, so that notebooks do not share the memory, and the browser's context."""
+        """End the kernel, so that notebooks do not share the memory, and the page."""
         self.page.evaluate(f"() => {NOTEBOOK}.sessionContext.shutdown()")
-        self.page.context.close()
+        self.page.close()
 
 
 def _jupyter_folders(config: Path) -> dict[str, str]:

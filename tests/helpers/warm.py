@@ -2,6 +2,7 @@
 
 To import torch, transformers and vlkit takes six seconds of CPU time, so tests that need a process
 (to kill it, to interrupt it) start it here. It is like ``subprocess.Popen`` on a Python of its own.
+Jupyter starts kernels here too, by the kernel spec that ``write_kernel_spec`` writes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from json import dumps
 from pathlib import Path
 
 PARENT = Path(__file__).with_name("warm_parent.py")
+KERNEL = Path(__file__).with_name("warm_kernel.py")
 
 
 class WarmParent:
@@ -42,6 +44,15 @@ class WarmParent:
         process = self.start(*arguments, **options)
         output, errors = process.communicate(timeout)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+
+    def write_kernel_spec(self, folder: Path) -> Path:
+        """Make ``python3`` a kernel forked from here, wherever JUPYTER_PATH names this folder."""
+        command = [sys.executable, "-I", "-S", str(KERNEL), self.address]
+        argv = [*command, "-f", "{connection_file}"]
+        file = folder / "kernels" / "python3" / "kernel.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+        return folder
 
     def stop(self) -> None:
         for process in self.started:

@@ -1,7 +1,8 @@
 """A process that has imported torch, transformers and vlkit, and whose forks run commands at once.
 
 ``python warm_parent.py SOCKET``; see ``warm.py`` for the other end. A fork ends as a Python of its
-own does: with exit codes, tracebacks, and what Ctrl-C makes of it.
+own does: with exit codes, tracebacks, and what Ctrl-C makes of it. A fork whose starter has gone is
+killed.
 """
 
 import array
@@ -10,16 +11,19 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import threading
 import traceback
 
+# transformers.trainer and ipykernel are left out: what they do depends on the kernel they are in
 MODULES = (
     "accelerate", "numpy", "pandas", "peft", "torch", "torchvision", "transformers",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
-    "transformers.models.qwen2_vl.processing_qwen2_vl", "transformers.trainer",
-    "vlkit.cli.app", "vlkit.generation.generate", "vlkit.batch.answering", "vlkit.lora.training",
+    "transformers.models.qwen2_vl.processing_qwen2_vl",
+    "vlkit.cli.app", "vlkit.generation.generate", "vlkit.batch.answering",
+    "IPython.core.interactiveshell", "jupyter_client", "tornado.ioloop", "zmq",
 )  # fmt: skip
 
 
@@ -53,7 +57,11 @@ def watch(connection: socket.socket) -> dict:
     child = os.fork()
     if child:
         connection.sendall(array.array("i", [child]).tobytes())
+        running = threading.Event()
+        running.set()
+        threading.Thread(target=kill_with, args=(connection, child, running), daemon=True).start()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        running.clear()
         connection.sendall(array.array("i", [status]).tobytes())
         os._exit(0)
     connection.close()
@@ -63,8 +71,17 @@ def watch(connection: socket.socket) -> dict:
     os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
+    if "JPY_PARENT_PID" in os.environ:  # a kernel's, which ends when that process has gone
+        os.environ["JPY_PARENT_PID"] = str(os.getppid())
     os.chdir(request["cwd"])
     return request
+
+
+def kill_with(connection: socket.socket, child: int, running: threading.Event) -> None:
+    """Kill the child's process group when the other end of its connection closes."""
+    connection.recv(1)
+    if running.is_set():
+        os.killpg(child, signal.SIGKILL)
 
 
 def run(program: str, *arguments: str) -> None:
@@ -99,6 +116,8 @@ def exit_code(arguments: list[str]) -> int:
 def main(address: str) -> None:
     for module in MODULES:
         importlib.import_module(module)
+    for module in ("tqdm.auto", "tqdm.autonotebook"):  # these depend on it too
+        sys.modules.pop(module, None)
     code = exit_code(wait_for_command(address)["arguments"])
     # all that Python does at its end but to take every module apart, which would copy the
     # parent's memory and take a second

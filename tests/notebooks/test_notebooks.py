@@ -11,7 +11,8 @@ def test_every_notebook_has_a_case():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_runs_to_its_end_with_right_results(name, tmp_path):
+def test_runs_to_its_end_with_right_results(name, tmp_path, warm_kernels, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", str(warm_kernels))
     client = NotebookClient(
         prepare(name, tmp_path),
         timeout=600,

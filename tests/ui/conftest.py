@@ -26,9 +26,10 @@ CHROMIUM_FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
-    """One JupyterLab for all tests, on an empty folder of its own."""
-    server = Lab(tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("jupyter"))
+def lab(tmp_path_factory, warm_kernels):
+    """One JupyterLab for all tests, on an empty folder of its own; its kernels start at once."""
+    folders = map(tmp_path_factory.mktemp, ("lab", "jupyter"))
+    server = Lab(*folders, environment={"JUPYTER_PATH": str(warm_kernels)})
     try:
         server.wait_until_ready()
         yield server
@@ -48,15 +49,22 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser):
+    """One cache for all notebooks, so that JupyterLab's own code is fetched once."""
+    return browser.new_context()
+
+
 @pytest.fixture
-def open_notebook(browser, lab):
+def open_notebook(context, lab):
     """``open_notebook(path)`` copies the notebook's folder into the lab and opens the notebook."""
     opened = []
 
     def open_path(path: Path, width: int = 1400, height: int = 1000) -> NotebookPage:
         folder = lab.folder / secrets.token_hex(4)
         shutil.copytree(path.parent, folder)
-        page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": height})
         opened.append(NotebookPage(page, lab, folder / path.name))
         return opened[-1]
 

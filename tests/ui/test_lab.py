@@ -58,6 +58,7 @@ def test_the_launcher_page_and_a_model_for_all_notebooks(course, browser, settin
     _open_the_first_notebook(index)
     assert index.page_errors == index.outside == []
     index.close()
+    context.close()
 
 
 def _try_and_stop(panel):
