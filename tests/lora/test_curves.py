@@ -115,14 +115,17 @@ def test_nothing_yet_and_not_a_number():
 
 
 class Steps(TrainerCallback):
-    """Counts steps, and lets somebody know of the first."""
+    """Counts steps; the first and the fourth end when the test says so."""
 
     def __init__(self):
-        self.count, self.began = 0, threading.Event()
+        self.count, self.waits, self.may_end = 0, threading.Event(), threading.Event()
 
     def on_step_end(self, *args, **kwargs):
         self.count += 1
-        self.began.set()
+        if self.count in (1, 4):
+            self.waits.set()
+            assert self.may_end.wait(60)
+            self.may_end.clear()
 
 
 def test_pause_resume_and_stop(small, tmp_path):
@@ -135,18 +138,19 @@ def test_pause_resume_and_stop(small, tmp_path):
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert steps.began.wait(60)
+    assert steps.waits.wait(60)
     steering.pause()
-    time.sleep(0.5)  # a step may be under way
-    count = steps.count
-    time.sleep(0.5)
-    assert steps.count == count < 120 and steering.paused
+    steps.waits.clear()
+    steps.may_end.set()
+    time.sleep(0.5)  # enough for many steps
+    assert steps.count == 1 and steering.paused
     steering.resume()
-    time.sleep(0.2)
+    assert steps.waits.wait(60)
     steering.stop()
+    steps.may_end.set()
     thread.join(60)
     (run,) = runs
-    assert not run.finished and count < run.steps < 120
+    assert not run.finished and run.steps == 4
     rest = train(small, ROWS[:1] * 120, resume=True, **options)
     assert rest.finished and rest.steps == 120 and rest.losses[: len(run.losses)] == run.losses
 

@@ -196,9 +196,11 @@ def test_a_very_tall_or_wide_picture_begins_readable(open_panel, size):
     give(panel, "drop", "strip.png", png(*size))
     image = panel.locator(".vlkit-main-picture .vlkit-canvas-stage img")
     expect(image).to_have_attribute("alt", "strip.png", timeout=20_000)
-    notebook.page.wait_for_timeout(300)
-    box = image.bounding_box()
-    assert min(box["width"], box["height"]) >= 60
+    readable = """(image) => {
+        const { width, height } = image.getBoundingClientRect();
+        return Math.min(width, height) >= 60;
+    }"""
+    notebook.page.wait_for_function(readable, arg=image.element_handle(), timeout=20_000)
 
 
 def test_everything_has_a_name_contrast_room_and_a_place_in_the_order_of_tab(open_panel):

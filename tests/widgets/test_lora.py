@@ -198,7 +198,9 @@ def test_pause_stop_and_resume(panel, monkeypatch):
     assert panel.knobs["output_dir"].value == "runs/lora-1"
     panel.knobs["resume"].value, panel.knobs["epochs"].value = True, 20.0
     panel.start_button.click()
-    time.sleep(0.5)
+    deadline = time.monotonic() + LONG
+    while waits[-1] <= stopped.steps and time.monotonic() < deadline:
+        time.sleep(0.01)
     panel.stop_button.click()
     assert panel.wait(LONG)
     assert panel.run.steps > stopped.steps
