@@ -7,6 +7,7 @@ killed.
 
 import array
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -62,7 +63,8 @@ def watch(connection: socket.socket) -> dict:
         threading.Thread(target=kill_with, args=(connection, child, running), daemon=True).start()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         running.clear()
-        connection.sendall(array.array("i", [status]).tobytes())
+        with contextlib.suppress(BrokenPipeError):  # its starter has gone
+            connection.sendall(array.array("i", [status]).tobytes())
         os._exit(0)
     connection.close()
     for number, output in enumerate(outputs, 1):
