@@ -390,6 +390,114 @@ def test_documents(text, expected):
     assert read(text) == ([Box(expected, 1, 2, 3, 4)], "")
 
 
+CORNERS = (100.0, 200.0, 300.0, 200.0, 300.0, 400.0, 100.0, 400.0)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('<polygon points="100,200 300,200 300,400 100,400"/>', Quad("", *CORNERS)),
+        ('<polyline points="100 200 300 200 300 400 100 400" label="a"/>', Quad("a", *CORNERS)),
+        ('<Coords points="100,200 300,200 300,400 100,400"/>', Quad("", *CORNERS)),
+        (
+            '<quad x1="100" y1="200" x2="300" y2="200" x3="300" y3="400" x4="100" y4="400"/>',
+            Quad("", *CORNERS),
+        ),
+        ("<point x=100 y=200>", Point("", 100, 200)),
+        ('<point x="100" y="200">a</point>', Point("a", 100, 200)),
+        ('<point x="100" y="200"> is the cat, <b>it</b> sits', Point("", 100, 200)),
+        ('<point coordinates="(100, 200)"/>', Point("", 100, 200)),
+        ("<click>100, 200</click>", Point("", 100, 200)),
+        ('<click x="100" y="200"/>', Point("", 100, 200)),
+        ('<keypoint name="nose" x="100" y="200"/>', Point("nose", 100, 200)),
+        ('<box x1="100" y1="200" x2="300" y2="400">a</box>', Box("a", 100, 200, 300, 400)),
+        ("<box x0='100' y0='200' x1='300' y1='400'/>", Box("", 100, 200, 300, 400)),
+        ('<BBOX X1="100" Y1="200" X2="300" Y2="400"/>', Box("", 100, 200, 300, 400)),
+        ('<object name="a" bbox="[100,200,300,400]"/>', Box("a", 100, 200, 300, 400)),
+        ('<rect x="100" y="200" width="30" height="40"/>', Box("", 100, 200, 130, 240)),
+        ('<region left=100 top=200 right=300 bottom=400 alt="a">', Box("a", 100, 200, 300, 400)),
+        ('<area shape="rect" coords="100,200,300,400" alt="a">', Box("a", 100, 200, 300, 400)),
+        (
+            "<object><name>a</name><bndbox><xmin>100</xmin><ymin>200</ymin>\n<xmax>300</xmax>"
+            "<ymax>400</ymax></bndbox></object>",
+            Box("a", 100, 200, 300, 400),
+        ),
+    ],
+)
+def test_coordinates_in_attributes_and_elements(text, expected):
+    assert read(text) == ([expected], "")
+    assert read(f"Here it is:\n```xml\n{text}\n```")[0] == [expected]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('<polygon points="1,2 30,2 30,40"/>', "3 corners"),
+        ('<polygon points="1,2 abc"/>', "neither a box nor a point"),
+        ('<points coords="1 1 100 200 2 300 400">a</points>', "lacks an x or a y"),
+        ('<tracks coords="0.5 1 100 200">a</tracks>', "lacks an x or a y"),
+        ('<circle cx="100" cy="200" r="30"/>', "circle"),
+        ('<line x1="1" y1="2" x2="30" y2="40"/>', "line"),
+        ('<path d="M100,200 L300,200"/>', "path"),
+        ('<div style="left: 10px; top: 20px">a</div>', "style"),
+        ('<span title="bbox 1 2 30 40; x_wconf 95">a</span>', "span"),
+        ('<rect x="1" y="2" width="30"/>', "rect"),
+        ('<String HPOS="1" VPOS="2" WIDTH="3" HEIGHT="4"/>', "HPOS"),
+        ("<box=1,2,30,40>", "box"),
+        ("<box 1 2 30 40>", "box"),
+        ('<p bbox="1 2 30', "breaks off inside"),
+        ('{"points": [1, 2, 30], "label": "a"}', "points"),
+    ],
+)
+def test_attributes_that_give_no_item_are_an_error(text, message):
+    with pytest.raises(GroundingParseError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<img src="a.png" width="300" height="400"/>',
+        '<p id="12" data-page="3">100 cats</p>',
+        '<table border="1" cellpadding="2"><tr><td colspan="2">100</td></tr></table>',
+        "if a <b and x=3: return",
+        '<a href="page?x=1&y=2">3, 4</a>',
+        '{"points": 30}',
+    ],
+)
+def test_numbers_that_are_no_coordinates_are_none(text):
+    assert read(text) == ([], "")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('{"cx": 100, "cy": 200, "w": 30, "h": 40, "label": "a"}', Box("a", 85, 180, 115, 220)),
+        ('{"left": 1, "top": 2, "width": 30, "height": 40}', Box("", 1, 2, 31, 42)),
+        ('{"left": 1, "top": 2, "right": 30, "bottom": 40}', Box("", 1, 2, 30, 40)),
+        ('{"x": 1, "y": 2, "w": 30, "h": 40, "label": "a"}', Box("a", 1, 2, 31, 42)),
+        ('{"x0": 1, "y0": 2, "x1": 30, "y1": 40}', Box("", 1, 2, 30, 40)),
+        ('{"top_left": {"x": 1, "y": 2}, "bottom_right": {"x": 3, "y": 4}}', Box("", 1, 2, 3, 4)),
+        ('{"x": 1, "y": 2, "label": "a"}', Point("a", 1, 2)),
+        ('{"action": "click", "x": 1, "y": 2}', Point("", 1, 2)),
+        (
+            '{"vertices": [{"x":1,"y":2}, {"x":30,"y":2}, {"x":30,"y":4}, {"x":1,"y":4}]}',
+            Quad("", 1, 2, 30, 2, 30, 4, 1, 4),
+        ),
+    ],
+)
+def test_corners_with_names(text, expected):
+    assert read(text) == ([expected], "")
+
+
+@pytest.mark.parametrize("key", ["zone", "target", "face_box", "size", "coordinates_2d"])
+def test_lists_of_numbers_under_other_keys_are_named(key):
+    items, warning = read(f'{{"label": "a", "{key}": [1, 2, 30, 40]}}')
+    assert items == [] and f'"{key}" has [1, 2, 30, 40]' in warning
+    items, warning = read(f'{{"bbox_2d": [1, 2, 3, 4], "label": "a", "{key}": [10, 20]}}')
+    assert items == [Box("a", 1, 2, 3, 4)] and f'"{key}" has [10, 20]' in warning
+
+
 def test_a_page_that_is_cut_off():
     items, warning = read('<p data-bbox="1 2 3 4">a</p>\n<p data-bbox="5 6 7')
     assert items == [Box("a", 1, 2, 3, 4)] and "breaks off inside" in warning

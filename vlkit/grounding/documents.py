@@ -5,19 +5,41 @@ from __future__ import annotations
 import html
 import re
 
-from vlkit.grounding.keys import RULES, TOOL_SPACES, Found, KeyReader, Reading, plain
+from vlkit.grounding.keys import (
+    BARE,
+    LABEL_NAMES,
+    RULES,
+    TOOL_SPACES,
+    Fields,
+    Found,
+    KeyReader,
+    Reading,
+    label_of,
+    plain,
+)
 from vlkit.grounding.tokens import NUMBER, numbers_of, parse_values
 
 # --- markup --------------------------------------------------------------------------------------
 
-_QUOTED = r"""(?:"[^"<]*+"|'[^'<]*+')"""
-_ATTRIBUTE = re.compile(rf"(?<![\w-])([\w-]++)\s*+=\s*+({_QUOTED})")
+_VALUE = r"""(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=`/]++)"""
+_ATTRIBUTE = re.compile(rf"(?<![\w-])([\w-]++)\s*+=\s*+({_VALUE})")
 _ELEMENT = re.compile(
-    rf"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+{_QUOTED})?)*+)\s*+(/?>)?"
+    rf"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+{_VALUE})?+)*+)\s*+(/?>)?"
 )
 _COMMENT = re.compile(r"<!--\s*+([^<>()\[\]\d]{0,60}+)[(\[]([^<>()\[\]a-zA-Z]{1,120}+)[)\]]\s*+-->")
-_BETWEEN = re.compile(r"<(?:parameter=)?(\w{1,20}+)>([^<>]{1,120}+)</(?:parameter|\1)>")
+_TEXT_TAG = r"<(?:parameter=)?(\w{1,20}+)>([^<>]{1,120}+)</(?:parameter|\1)>"
+_BETWEEN = re.compile(_TEXT_TAG)
+_CORNER_TAGS = re.compile(
+    rf"(?:<(?:parameter=)?(\w{{1,20}}+)>\s*+{NUMBER}\s*+</(?:parameter|\1)>\s*+){{2,30}}+"
+)
 _VOID = {"img", "br", "hr", "input", "col", "area", "wbr", "source"}
+_DRAWN = {"line", "circle", "ellipse", "path"}  # SVG's shapes that are no box
+_POINT_ELEMENTS = {"point", "points", "track", "tracks", "keypoint", "keypoints"}
+_LIKE_COORDINATES = re.compile(
+    r"""(?i)(?:\s(?:c?[xy]\d?|[xy]_?m(?:in|ax)|[hv]pos|left|top|points|coord\w*)\s*=\s*["']?"""
+    r"""|\sstyle\s*=[^>]{0,80}\b(?:left|top)\s*:|\b[bd]?box[ =:"'_]+|\sd\s*=\s*["']?M)"""
+    r"""[\s(\[]*-?\.?\d"""
+)
 
 
 def read_markup(text: str) -> Reading:
@@ -30,19 +52,29 @@ def read_markup(text: str) -> Reading:
     tool = re.search(r"<function=(\w+)>", text)  # Qwen3.5: <parameter=coordinate>[x, y]</parameter>
     reader.space = TOOL_SPACES.get(tool[1]) if tool else None
     for match in _BETWEEN.finditer(text):  # UI-TARS, OS-Atlas: <point>x y</point>
+        is_action = _ACTION.fullmatch(match[1])
         reader.span = match.span()
-        reader.read(match[2], "", RULES.get(plain(match[1])), match[1])
+        reader.read(match[2], "", RULES.get("point" if is_action else plain(match[1])), match[1])
+    for match in _CORNER_TAGS.finditer(text):  # Pascal VOC: <xmin>…</xmin><ymin>…</ymin>
+        reader.span = match.span()
+        before = text[max(0, match.start() - 300) : match.start()].rpartition("<object>")[2]
+        label = label_of(_fields(_BETWEEN.findall(before)))
+        reader.read_fields(_fields(_BETWEEN.findall(match[0])), match.span(), label, BARE, "")
     return reader.result()
 
 
-def _read_elements(reader: KeyReader) -> None:
-    """``<points x1="…" y1="…" alt="…">``; QwenVL HTML: ``data-bbox``.
+def _fields(pairs: list[tuple[str, str]]) -> Fields:
+    return {plain(key): (key, _unescape(value)) for key, value in pairs}
 
-    A box is labelled with the text inside it; a text belongs to the innermost box.
+
+def _read_elements(reader: KeyReader) -> None:
+    """``<points x1="…" y1="…" alt="…">``, ``<polygon points="…"/>``; QwenVL HTML: ``data-bbox``.
+
+    An item is labelled with the text inside it; a text belongs to the innermost item.
     """
     text, done = reader.text, 0
-    opened: list[tuple[str, list[str] | None]] = []  # open elements; their texts, if with a box
-    boxes: list[tuple[dict[str, str], list[str], tuple[int, int]]] = []
+    opened: list[tuple[str, list[str] | None]] = []  # open elements; their texts, if with an item
+    found: list[tuple[re.Match, list[str]]] = []
     for match in _ELEMENT.finditer(text):
         closing, name, attributes, end = match.groups()
         recent = opened[-20:]
@@ -55,32 +87,64 @@ def _read_elements(reader: KeyReader) -> None:
             if name in names:
                 del opened[len(opened) - 1 - names[::-1].index(name) :]
             continue
-        pairs = [(key, _unescape(value[1:-1])) for key, value in _ATTRIBUTE.findall(attributes)]
-        own: list[str] | None = [] if re.search("data-(?:bbox|polygon)", attributes) else None
-        is_point = name in ("point", "points") and text[match.end(2) : match.end(2) + 1] != ">"
-        if is_point:
-            _read_point(reader, pairs, match)
-        if own is not None and end:
-            boxes.append((dict(pairs), own, match.span()))
-        elif not end and (is_point or own is not None):
-            part = text[match.start() : match.start() + 60]
-            reader.problems.append(f"the answer ends or breaks off inside {part}")
+        may_be_item = not end or re.search(r"\d", attributes) or _is_point(match)
+        own: list[str] | None = [] if may_be_item else None
+        if own is not None:
+            found.append((match, own))
         if end == ">" and name not in _VOID:
             opened.append((name, own))
-    for values, texts, span in boxes:
-        label = " ".join(_unescape(" ".join(texts)).split())
-        label = label or values.get("data-label") or values.get("alt") or values.get("class", "")
-        fields = {plain(k): (k, v) for k, v in values.items() if plain(k) in RULES}
-        reader.read_fields(fields, span, label, None, "")
+    unclosed = {id(texts) for _, texts in opened}
+    for match, texts in found:
+        if "data-" not in match[3] and id(texts) in unclosed:
+            texts.clear()
+        _read_element(reader, match, " ".join(_unescape(" ".join(texts)).split()))
 
 
-def _read_point(reader: KeyReader, pairs: list[tuple[str, str]], match: re.Match) -> None:
-    values = dict(pairs) if len(dict(pairs)) == len(pairs) else {}  # not the same name twice
-    texts = [f"{v},{values.get('y' + k[1:], '')}" for k, v in values.items() if k[0] == "x"]
-    numbers = [each for each in map(numbers_of, texts) if len(each) == 2]
-    reader.items += [Found(values.get("alt", ""), each, *match.span()) for each in numbers]
-    if match[4] and (not numbers or len(numbers) < len(texts)):
-        reader.problems.append(f"{match[0][:60]} lacks an x or a y")
+def _read_element(reader: KeyReader, match: re.Match, inside: str) -> None:
+    """The coordinates in the attributes of one element."""
+    _, name, attributes, end = match.groups()
+    pairs = [
+        (key, re.sub(r"^([\"'])(.*)\1$", r"\2", v)) for key, v in _ATTRIBUTE.findall(attributes)
+    ]
+    fields = _fields(pairs)
+    kind = fields.pop("class", ("", ""))[1]
+    named = str(label_of(fields)) or kind
+    numbers = {key: value for key, value in fields.items() if key not in LABEL_NAMES}
+    if len(fields) + bool(kind) < len(pairs):  # the same name twice
+        numbers = {}
+    reader.span = match.span()
+    count, part, problem = len(reader.items) + len(reader.problems), match[0][:60], ""
+    if _is_point(match):
+        texts = [
+            f"{value},{numbers.get('y' + key[1:], ('', ''))[1]}" if key[0] == "x" else value
+            for key, (_, value) in numbers.items()
+            if key[0] == "x" or key in RULES
+        ]
+        points = [point for point in map(numbers_of, texts) if len(point) == 2]
+        reader.items += [Found(named or inside, point, *match.span()) for point in points]
+        if not points or len(points) < len(texts):
+            problem = f"{part} lacks an x or a y"
+    elif end and name not in _DRAWN:
+        if "points" in numbers:
+            numbers["polygon"] = numbers.pop("points")
+        reader.read_fields(numbers, match.span(), inside or named, BARE, name)
+    is_unread = count == len(reader.items) + len(reader.problems)
+    if not end and (_is_point(match) or _breaks_off(match)):
+        problem = f"the answer ends or breaks off inside {part}"
+    elif end and is_unread and not problem and _LIKE_COORDINATES.search(match[0]):
+        problem = f"{part} is neither a box nor a point"
+    reader.problems += [problem] * bool(problem)
+
+
+def _breaks_off(match: re.Match) -> bool:
+    """Whether an element without its end has coordinates; "a <b and x=3" is no element."""
+    part = match.string[match.start() : match.start() + 200].split("<")[1]
+    is_element = plain(match[2]) in RULES or set("\"'") & set(part)
+    return bool(is_element and _LIKE_COORDINATES.search(part))
+
+
+def _is_point(match: re.Match) -> bool:
+    return match[2].lower() in _POINT_ELEMENTS and match.string[match.end(2) :][:1] != ">"
 
 
 def _unescape(text: str) -> str:

@@ -78,7 +78,8 @@ _PAIR = rf"[(（]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?[)）]"
 _STRAY = (  # coordinates in no form at all, and what to say; the first also next to what was read
     (
         rf"{_PAIR}\s?(?:[,，、~-]|to|and|和|到)?\s?(?:{_PAIR}|[(（][^a-z)）]{{0,20}}\Z)"
-        rf"|\A\s*+\[++\s*+[;:,.]\s*+{NUMBER}\s?[,;]\s?{NUMBER}",
+        rf"|\A\s*+\[++\s*+[;:,.]\s*+{NUMBER}\s?[,;]\s?{NUMBER}"
+        rf"|<[a-z]\w*\s?[=:\s]\s?[(\[]?{NUMBER}[\s,]++{NUMBER}",
         "coordinates in no known form ({}): if the special tokens are missing, pass reply.raw, not "
         f".text; else {_ASK}",
     ),
@@ -183,10 +184,15 @@ def _read_json(text: str) -> Reading:
     reader = KeyReader(text)
     for root in roots:
         reader.read(root)
-    if not reader.items and not reader.problems:
+    is_bare = not reader.items and not reader.problems
+    if is_bare:
         by_place = {(root.start, root.end): root for root in roots}
         for span in _parts(text):
             _read_bare(reader, by_place.get(span), *span)
+        is_bare = bool(reader.items)
+    for key, node in reader.unread if not is_bare else ():
+        part = text[node.start : node.end][:60]
+        reader.notes.append(f'"{key}" has {part}, which is not read as coordinates')
     is_meant = bool(reader.items) or "```json" in text
     for root in roots:
         if root.end < 0 and (part := _cut_off(text, root, is_meant)):
@@ -224,9 +230,16 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
         numbers_alone = not re.search(r"[^\W\d_]", text) and re.search(r"\d\D++\d++\D++\d", text)
         if not whole and len(reader.items) < max(1, len(lists)) and (reader.items or numbers_alone):
             reader.problems.append("not all of the bare lists are of four numbers or of two")
-    elif len(lists) == len(values) and all(len(flat(value.values)) == 4 for value in lists):
+    elif len(lists) == len(values) and all(map(_is_boxes, lists)):
         for label, value in node.pairs:
             reader.read(value, label, BARE)
+
+
+def _is_boxes(node: Node) -> bool:
+    """Whether an array is four numbers, or arrays of four numbers."""
+    rows = [value for value in node.values if isinstance(value, Node) and not value.is_object]
+    all_rows = len(rows) == len(node.values) > 0
+    return len(flat(node.values)) == 4 or (all_rows and all(len(flat(r.values)) == 4 for r in rows))
 
 
 def _cut_off(text: str, root: Node, is_meant: bool) -> str:

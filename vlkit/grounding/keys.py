@@ -63,8 +63,8 @@ class KeyRule(NamedTuple):
 COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     ("box", (4,),
      "bbox_2d bboxes_2d box_2d boxes_2d bbox_xyxy xyxy bbox bboxes bounding_box bounding_boxes "
-     "bounding_box_2d data-bbox 边界框 检测框 坐标框",
-     "box boxes rect rectangle region regions 框"),
+     "bounding_box_2d bndbox data-bbox 边界框 检测框 坐标框",
+     "box boxes rect rectangle region regions bounds roi 框"),
     ("width and height", (4,), "bbox_xywh box_xywh xywh", ""),
     ("point", (2,),
      "point_2d points_2d keypoint_2d keypoints_2d keypoint keypoints landmarks 关键点",
@@ -73,7 +73,8 @@ COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     ("point", (2, 4), "start_box end_box", ""),
     ("quad", (8,), "quad_2d quads_2d quad quads quadrilateral polygon_2d data-polygon",
      "polygon polygons poly segmentation contour corners vertices 四边形 多边形"),
-    ("place", (4, 2, 8), "", "coordinates coords location position center centre 坐标 位置"),
+    ("place", (4, 2, 8), "",
+     "coordinates coords coord location loc position pos center centre 坐标 位置"),
     ("rotated", (5, 8), "rbox_2d rbox rotated_box rotated_bbox rotate_rect rotated_rect obb", ""),
     ("3D", (), "bbox_3d bboxes_3d box_3d boxes_3d point_3d points_3d", ""),
 )  # fmt: skip
@@ -88,8 +89,16 @@ _CONTAINERS = (
     "predictions annotations elements children parts part image images data arguments args "
     "parameters action input instances shapes words words_info blocks layout frames cells rows 结果"
 )
-_CORNERS = "x1 y1 x2 y2,xmin ymin xmax ymax,topleft bottomright,"
-_CORNERS += "left top right bottom,x y width height,x y w h,x y"
+_CORNERS = [  # corners with names
+    names.split()
+    for names in (
+        "x1 y1 x2 y2 x3 y3 x4 y4,x0 y0 x1 y1,x1 y1 x2 y2,xmin ymin xmax ymax,topleft bottomright,"
+        "left top right bottom,left top width height,x y width height,x y w h,cx cy w h,"
+        "cx cy width height,xcenter ycenter width height"
+    ).split(",")
+]
+_PAIRS = {"topleft", "bottomright"}
+_EXTENTS = {"width", "height", "w", "h", "r", "radius"}  # next to these, x and y are not a point
 
 
 def plain(key: str) -> str:
@@ -104,9 +113,9 @@ RULES = {
     for key in keys.split()
 }
 _RANKS = {key: rank for rank, key in enumerate(RULES)}
-_LABELS = [plain(key) for key in LABEL_KEYS.split()]
+LABEL_NAMES = [plain(key) for key in LABEL_KEYS.split()]
 CONTAINERS = {*map(plain, _CONTAINERS.split())}
-_NO_LABELS = {*CONTAINERS, *RULES, *_LABELS, ""}
+_NO_LABELS = {*CONTAINERS, *RULES, *LABEL_NAMES, ""}
 _TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
 BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
 # keys that say in which order their four numbers are
@@ -124,6 +133,7 @@ class KeyReader:
         self.items: list[Found] = []
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.unread: list[tuple[str, Node]] = []  # numbers under keys that are not in the table
         self.space: Space | None = None
         self.span = (0, 0)  # of the object whose coordinates are read; its end is -1 if it has none
 
@@ -140,9 +150,13 @@ class KeyReader:
             self.keep(numbers_of(value), value, label, rule, key)
 
     def _read_array(self, node: Node, label: Any, rule: KeyRule | None, key: str) -> None:
-        values, numbers = node.values, flat(node.values) if node.clean and node.end >= 0 else []
+        values, is_whole = node.values, node.clean and node.end >= 0
+        has_corners = rule is not None and rule.kind in ("box", "quad")
+        numbers = flat(values, objects=has_corners) if is_whole else []
         is_one = rule and numbers and (len(numbers) in rule.sizes or rule.kind == "quad")
         if not rule or (values and not is_one and all(isinstance(v, Node) for v in values)):
+            if not rule and len(numbers) > 1 and isinstance(label, str) and label:
+                return self.unread.append((label, node))
             labels = label if isinstance(label, list) and len(label) == len(values) else None
             for index, value in enumerate(values):
                 self.read(value, labels[index] if labels else label, rule, key)
@@ -169,18 +183,20 @@ class KeyReader:
         self, fields: Fields, span: tuple[int, int], label: Any, rule: KeyRule | None, key: str
     ) -> None:
         """The fields of one object: its own coordinates, then those of the objects in it."""
-        own, count, outer_space = _label_of(fields) or label, len(self.items), self.space
+        own, count, outer_space = label_of(fields) or label, len(self.items), self.space
         self.space = TOOL_SPACES.get(str(own), outer_space)
         names = sorted(fields.keys() & RULES.keys(), key=_RANKS.__getitem__)
-        corners = [] if names else _corners(fields, _CORNERS.split(",")[: None if rule else 3])
+        is_named = bool(rule or own or "action" in fields)  # else x and y may be anything
+        corners = [] if names else _corners(fields, is_named)
         if corners and self.span[1] >= 0 <= span[1]:
             self.span = self.span if rule else span
-            self.keep(corners, None, own, rule or RULES["xyxy"], "corners")
+            kinds = {8: RULES["quad"], 4: rule or RULES["xyxy"], 2: rule or BARE}
+            self.keep(corners, None, own, kinds[len(corners)], "corners")
         self._read_keys(fields, names, span, own)
         has_own = len(self.items) > count
         for name, (own_key, value) in fields.items():
             inherited = "" if has_own or name in _TOOL_ARGUMENTS else _join(own)
-            if isinstance(value, Node) and name not in RULES:
+            if isinstance(value, Node) and name not in RULES and not (corners and name in _PAIRS):
                 inner_label = inherited if name in _NO_LABELS else own_key
                 self.read(value, inner_label, None if names or has_own else rule, key)
             elif isinstance(value, str) and "{" in value and not has_own and not self.is_inner:
@@ -225,7 +241,8 @@ class KeyReader:
         if not fits:
             return self._refuse(numbers, value, rule, key)
         if rule.kind == "width and height":
-            numbers = _from_width(numbers)
+            x, y, width, height = numbers
+            numbers = [x, y, x + width, y + height]
         if len(numbers) == 5:
             self.notes.append(f'"{key}" is read as centre, width, height and degrees clockwise')
         is_sure = len(numbers) != 4 or self.form == "markup" or _KNOWN_ORDER.search(plain(key))
@@ -245,7 +262,7 @@ class KeyReader:
             self.problems.append(
                 f"{key} is a 3D box in metres, not a box in the picture; read it from reply.text"
             )
-        elif is_meant or (rule.kind == "box" and len(numbers) > 2):
+        elif is_meant or (key and len(numbers) > 2):
             part = self.text[self.span[0] : self.span[0] + 80]
             count = " or ".join(map(str, rule.sizes))
             self.problems.append(
@@ -264,23 +281,25 @@ def _join(label: Any) -> str:
     return ", ".join(label) if isinstance(label, list) else label or ""
 
 
-def _from_width(numbers: list[float]) -> list[float]:
-    x, y, width, height = numbers
-    return [x, y, x + width, y + height]
-
-
-def _corners(fields: Fields, names: list[str]) -> list[float]:
-    """The numbers of corners with names, as x1, y1, x2, y2 or x, y."""
-    for four in map(str.split, names):
-        numbers = flat([fields[name][1] for name in four if name in fields])
-        if len(numbers) == (4 if four[0] == "topleft" else len(four)):  # two pairs
-            return _from_width(numbers) if four[-1] in ("height", "h") else numbers
+def _corners(fields: Fields, points: bool) -> list[float]:
+    """The numbers of corners with names, as x1, y1, x2, y2, or of a point, as x, y."""
+    point = ["x y".split()] if points and not fields.keys() & _EXTENTS else []
+    for names in [*_CORNERS, *point]:
+        if not fields.keys() >= set(names):
+            continue
+        numbers = flat([fields[name][1] for name in names], objects=True)
+        if len(numbers) == (4 if names[0] == "topleft" else len(names)):  # two pairs
+            x, y, width, height = (*numbers, 0.0, 0.0)[:4]
+            if names[0] in ("cx", "xcenter"):
+                x, y = x - width / 2, y - height / 2
+            is_extent = names[-1] in ("height", "h")
+            return [x, y, x + width, y + height] if is_extent else numbers
     return []
 
 
-def _label_of(fields: Fields) -> str | list[str]:
+def label_of(fields: Fields) -> str | list[str]:
     """The first label that is not empty; in several languages, the English one."""
-    for name in _LABELS:
+    for name in LABEL_NAMES:
         value = fields[name][1] if name in fields else None
         if not isinstance(value, Node):
             label: str | list[str] = str(value or "")

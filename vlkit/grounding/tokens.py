@@ -22,9 +22,12 @@ def numbers_of(text: str) -> list[float]:
     return [float(n) for n in _NUMBER.findall(text)] if _NUMBERS.fullmatch(text) else []
 
 
-def flat(values: list) -> list[float]:
-    """The numbers of values that are all numbers, or all arrays of two; none of any others."""
-    if values and all(isinstance(value, Node) and value.is_pair for value in values):
+def flat(values: list, *, objects: bool = False) -> list[float]:
+    """The numbers of values that are all numbers, or all arrays of two; none of any others.
+
+    With ``objects``, also of objects with an x and a y.
+    """
+    if values and all(isinstance(v, Node) and (v.is_pair or (objects and v.is_xy)) for v in values):
         values = [number for pair in values for number in pair.values]
     texts = [v for v in values if isinstance(v, str) and _NUMBER.fullmatch(v.strip())]
     return [float(v) for v in texts] if len(texts) == len(values) else []
@@ -83,6 +86,10 @@ class Node:
     @property
     def is_pair(self) -> bool:
         return self.clean and not self.is_object and len(self.pairs) == 2
+
+    @property
+    def is_xy(self) -> bool:
+        return self.clean and [key.casefold() for key, _ in self.pairs] == ["x", "y"]
 
 
 _DEEPEST = 50
