@@ -11,19 +11,8 @@ import PIL.Image
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Items, list_items
 from vlkit.media.image import load_image
-from vlkit.plotting.draw import (
-    add_legend,
-    draw_boxes,
-    draw_strokes,
-    label_strokes,
-    plot_strokes,
-)
-from vlkit.plotting.labels import (
-    Stroke,
-    area_of,
-    font_for,
-    line_width_for,
-)
+from vlkit.plotting.draw import add_legend, draw_boxes, draw_strokes, label_strokes, plot_strokes
+from vlkit.plotting.labels import Stroke, area_of, font_for, line_width_for
 
 TRUTH, ANSWER = "#0072B2", "#D55E00"  # the two of the palette that are easiest to tell apart
 

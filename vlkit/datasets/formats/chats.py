@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkit.datasets.conversations import SWIFT, locate_prompt, picture_names, texts_of
-from vlkit.datasets.pictures import (
-    Scene,
-    find_picture,
-    finite_numbers,
-    questions_of,
-    upright_size,
-)
+from vlkit.datasets.pictures import Scene, find_picture, finite_numbers, questions_of, upright_size
 from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.files import read_rows, relative, write_rows
 from vlkit.grounding.boxes import Box, Item, Point, Quad, Size
