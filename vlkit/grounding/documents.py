@@ -116,9 +116,9 @@ def _read_element(reader: KeyReader, match: re.Match, inside: str) -> None:
     count, part, problem = len(reader.items) + len(reader.problems), match[0][:60], ""
     if _is_point(match):
         texts = [
-            f"{value},{numbers.get('y' + key[1:], ('', ''))[1]}" if key[0] == "x" else value
+            f"{value},{numbers.get('y' + key[1:], ('', ''))[1]}" if key[:1] == "x" else value
             for key, (_, value) in numbers.items()
-            if key[0] == "x" or key in RULES
+            if key[:1] == "x" or key in RULES
         ]
         points = [point for point in map(numbers_of, texts) if len(point) == 2]
         reader.items += [Found(named or inside, point, *match.span()) for point in points]
@@ -144,7 +144,7 @@ def _breaks_off(match: re.Match) -> bool:
 
 
 def _is_point(match: re.Match) -> bool:
-    return match[2].lower() in _POINT_ELEMENTS and match.string[match.end(2) :][:1] != ">"
+    return match[2].lower() in _POINT_ELEMENTS and match.string[match.end(2) : match.end(2) + 1] != ">"
 
 
 def _unescape(text: str) -> str:
