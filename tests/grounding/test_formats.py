@@ -761,6 +761,14 @@ RIGHT = [
     "<|object_ref_start|>a<|object_ref_end|><|box_start|>(101,212),(323,434)<|box_end|>"
     "<|quad_start|>(545,656),(767,878),(1,2),(3,4)<|quad_end|>",
 ]
+RIGHT_NAMED = [  # a name before each number
+    '<polygon points="101,212 323,434 545,656 767,878" label="a"/><point x=101 y=212>b</point>',
+    '<box x1="101" y1="212" x2="323" y2="434">a</box>',
+    "<region left=545 top=656 right=767 bottom=878>",
+    "<object><name>a</name><xmin>101</xmin><ymin>212</ymin><xmax>323</xmax><ymax>434</ymax></object>",
+    '{"label": "a", "zone": [1, 2], "top_left": {"x": 101, "y": 212}, "bottom_right": [323, 434]}',
+    '{"vertices": [{"x":101,"y":212}, {"x":323,"y":434}, {"x":545,"y":656}, {"x":767,"y":878}]}',
+]
 SCRAPS = [*"{}[]()'\"\\<>/,:;|*&#=.-+ \n0159eEnx，：“”", "null", '": "', '", "', "}, {", "],", "//"]
 WHOLE = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\d)")
 
@@ -779,6 +787,26 @@ def damage(text, chance):
         else:  # end early
             text = text[: len(text) - chance.randint(0, len(text) // 3)]
     return text
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_5000_damaged_attributes_give_no_number_that_is_not_in_the_text(family):
+    chance = random.Random(family)
+    read_items = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(5000):
+            text = damage(chance.choice(RIGHT_NAMED), chance)
+            try:
+                items = parse(text, family, input_size=SIZE, clip=False)
+            except GroundingParseError as error:
+                assert "the reader failed" not in str(error), text
+                continue
+            written = [float(number) for number in WHOLE.findall(text)]
+            for item in items:
+                assert {*list(vars(item).values())[1:]} <= {*written}, (text, item)
+            read_items += len(items)
+    assert read_items > 1000
 
 
 @pytest.mark.parametrize("family", ["qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])

@@ -151,6 +151,8 @@ def test_too_long_a_picture_is_refused(tmp_path):
         ("unsloth/Qwen3-VL-8B-Instruct-unsloth-bnb-4bit", "qwen3_vl"),
         ("ByteDance-Seed/UI-TARS-7B-DPO", "qwen2_vl"),
         ("ByteDance-Seed/UI-TARS-1.5-7B", "qwen2_5_vl"),
+        ("reducto/RolmOCR", "qwen2_5_vl"),
+        ("nanonets/Nanonets-OCR-s", "qwen2_5_vl"),
         ("allenai/olmOCR-7B-0225-preview", "qwen2_vl"),
         ("allenai/olmOCR-7B-0825-FP8", "qwen2_5_vl"),
         ("allenai/olmOCR-2-7B-1025", "qwen2_5_vl"),

@@ -22,9 +22,9 @@ from vlkit.grounding.tokens import NUMBER, numbers_of, parse_values
 # --- markup --------------------------------------------------------------------------------------
 
 _VALUE = r"""(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=`/]++)"""
-_ATTRIBUTE = re.compile(rf"(?<![\w-])([\w-]++)\s*+=\s*+({_VALUE})")
+_ATTRIBUTE = re.compile(rf"(?<![\w-])([^\W\d][\w-]*+)\s*+=\s*+({_VALUE})")
 _ELEMENT = re.compile(
-    rf"<(/?)([A-Za-z][\w-]*+)((?:\s++[\w-]++(?:\s*+=\s*+{_VALUE})?+)*+)\s*+(/?>)?"
+    rf"<(/?)([A-Za-z][\w-]*+)((?:\s++[^\W\d][\w-]*+(?:\s*+=\s*+{_VALUE})?+)*+)\s*+(/?>)?"
 )
 _COMMENT = re.compile(r"<!--\s*+([^<>()\[\]\d]{0,60}+)[(\[]([^<>()\[\]a-zA-Z]{1,120}+)[)\]]\s*+-->")
 _TEXT_TAG = r"<(?:parameter=)?(\w{1,20}+)>([^<>]{1,120}+)</(?:parameter|\1)>"
@@ -144,7 +144,8 @@ def _breaks_off(match: re.Match) -> bool:
 
 
 def _is_point(match: re.Match) -> bool:
-    return match[2].lower() in _POINT_ELEMENTS and match.string[match.end(2) : match.end(2) + 1] != ">"
+    has_attributes = match.string[match.end(2) : match.end(2) + 1] != ">"
+    return has_attributes and match[2].lower() in _POINT_ELEMENTS
 
 
 def _unescape(text: str) -> str:

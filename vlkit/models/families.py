@@ -48,6 +48,7 @@ _PATCH_16 = ((64 * 32**2, 16_384 * 32**2), (4 * 32**2, 24_576 * 32**2))
 # names on the hubs; of models made from these, what their config.json has as its model_type
 _QWEN2 = r"qwen2[_-]?vl|qvq-72b|ui-tars-\d+b|os-atlas-\w+-7b|olmocr-7b-0225"
 _QWEN2_5 = r"qwen2[._]5[_-]?vl|ui-tars-1\.5|olmocr-(2-)?7b-(0[78]|1\d)25|cosmos-reason1"
+_QWEN2_5 += "|rolmocr|nanonets-ocr-s"
 _QWEN3 = r"qwen3[_-]?vl|cosmos-reason2"
 
 FAMILIES = {
