@@ -744,6 +744,26 @@ def test_the_cases_of_supervision_for_qwen3(case):
 
 # --- nothing is invented -------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$[100, 200, 300, 400]$",
+        "[cat](100, 200, 300, 400)",
+        "<cat>[100, 200, 300, 400]</cat>",
+        "cat 0.1 0.2 0.3 0.4",
+        "The cat is at pixel 100,200",
+        "adb shell input tap 100 200",
+        "label: cat\nbbox_2d:\n  - 100\n  - 200\n  - 300\n  - 400",
+        'bbox,label\n"100,200,300,400",cat',
+        "| object | x1 | y1 | x2 | y2 |\n|---|---|---|---|---|\n| cat | 1 | 2 | 30 | 40 |",
+    ],
+)
+def test_numbers_that_may_be_coordinates_are_named(text):
+    items, warning = read(text)
+    assert items == [] and "may be coordinates" in warning
+
+
 RIGHT = [
     '```json\n[\n\t{"bbox_2d": [101, 212, 323, 434], "label": "cat"},\n\t{"bbox_2d": [545, 656,'
     ' 767, 878], "label": "a \\"dog\\", or two"}\n]\n```',

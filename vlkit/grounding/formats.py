@@ -104,6 +104,16 @@ _STRAY = (  # coordinates in no form at all, and what to say; the first also nex
     ),
 )
 
+_MAYBE_KEY = (
+    r"(?i:bbox(?:_2d)?|x_?1\D{1,9}y_?1\D{1,9}x_?2\D{1,9}y_?2"
+    r"|\b(?:box|pixels?|tap|click|move|mouse\w*|coordinates?|x_?1|x_?min))|坐标"
+)
+_MAYBE = re.compile(  # numbers that may be coordinates or not
+    rf"[\[(（［]\s?{NUMBER}(?:\s?[,，]\s?{NUMBER}){{3}}\s?[)\]）］]"
+    r"|(?m:^)\S*(?:\s0?\.\d{1,9}){4}"
+    rf"|(?:{_MAYBE_KEY})[^\d(\[]{{0,60}}{NUMBER}[\s,，|-]{{1,6}}{NUMBER}"
+)
+
 
 def read_answer(answer: str, family: str) -> Reading:
     """Labels with their numbers in an answer, in order, and what could not be read."""
@@ -121,6 +131,9 @@ def read_answer(answer: str, family: str) -> Reading:
     for pattern, problem in _STRAY[: 1 if items else None]:
         if not problems and (match := re.search(pattern, rest)):
             problems.append(problem.format(match[0][:60]))
+    if not items and not problems and (match := _MAYBE.search(rest)):
+        part = " ".join(match[0][:60].split())
+        notes.append(f"numbers that may be coordinates ({part}) are not read; {_ASK}")
     return Reading(sorted(items, key=lambda item: item.start), problems, notes)
 
 
