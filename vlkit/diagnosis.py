@@ -67,9 +67,10 @@ class Diagnosis:
         return "\n".join([*lines, self._verdict()])
 
     def _repr_html_(self) -> str:
-        color = {"ok": "#009E73", "note": "#B26B00", "problem": "#C0392B"}
+        # the words keep the page's own color, which is readable in every theme
+        color = {"ok": "#009E73", "note": "#D97706", "problem": "#D32F2F"}
         rows = [
-            [f'<b style="color:{color[f.level]}">{f.level}</b>']
+            [f'<b style="border-left:5px solid {color[f.level]};padding-left:7px">{f.level}</b>']
             + [html.escape(text) for text in (f.topic, f.value, f.remedy)]
             for f in self.findings
         ]

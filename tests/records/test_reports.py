@@ -1,6 +1,7 @@
 """The report: everything in it, nothing from outside, no text that becomes markup."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_the_page_says_everything(run, tmp_path):
     assert "vlkit.records.replay" in found.text and "@article{wang2024qwen2vl" in found.text
     box = re.search(r"20\s*10\s*120\s*60\s*([\d.]+)", found.text)
     assert float(box[1]) == 1.0
+
+
+def test_answers_are_clean_text_with_named_things_and_the_raw_text_in_a_fold(tmp_path):
+    cat, dog = boxed("a <cat>", 20, 10, 120, 60), boxed("a dog", 130, 10, 190, 60)
+    raw = f"I see {cat} and {dog}.<|im_end|>"
+    with Run("r", directory=tmp_path / "runs") as run:
+        question = vlkit.user("What is there?", saved(tmp_path))
+        ask(model(), question, reply=answer(raw, images=[picture()]))
+        ask(model(), "And?", reply=answer("Nothing."))
+    page = report(run, tmp_path / "r.html").read_text(encoding="utf-8")
+    shown = re.search(r'<p class="text">(.*?)</p>\n<details>.*?<pre>(.*?)</pre>', page, re.DOTALL)
+    assert re.sub("<[^>]+>", "", shown[1]) == "I see a &lt;cat&gt; and a dog."
+    marks = re.findall(r"border-bottom:3px solid (#\w+)[^>]*>([^<]+)<", shown[1])
+    assert [name for _, name in marks] == ["a &lt;cat&gt;", "a dog"]
+    assert marks[0][0] != marks[1][0]  # as in the picture
+    assert unescape(shown[2]) == raw
+    assert page.count("<details>") == 1  # the second answer is not more than its text
+    text = report(run, tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "> I see a \\<cat\\> and a dog." in text and "(100,100)" not in text
 
 
 def test_many_answers_are_cut(tmp_path):

@@ -10,25 +10,25 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from markupsafe import Markup
+
 from vlkit.evaluation.metrics import iou
-from vlkit.generation.reply import Failure, attempt
+from vlkit.generation.reply import Failure, Reply, Usage, attempt
 from vlkit.grounding.boxes import Box, Item
 from vlkit.lora.curves import Curves, loss_figure
+from vlkit.media.image import DeferredImages
+from vlkit.media.video import DeferredClips
 from vlkit.messages import text_of
 from vlkit.plotting.comparing import TRUTH
 from vlkit.records.media import inside
 from vlkit.records.reading import Record, answer_of, draw_answer, flat, items_of, question_of
 
 MOST_LABELS = 40  # of an evaluation's table
-
-
+LEAST = 5  # answers for a plot
 Truth = Mapping[str, Sequence[Item]]
-
-
 _BY_LABEL = ("truths", "answers", "accuracy@0.5", "accuracy@0.75", "mean_iou")
-
-
 _OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed")
+_PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
 
 
 def show(value: Any) -> str:
@@ -57,9 +57,11 @@ def view_answer(record: Record, number: int, truth: Truth) -> dict[str, Any]:
     Returns:
         ``number``, counted from 1; ``about``: kind of call, names of the media, model and setting;
         ``before``: (role, text) of the turns before the question; ``question``; ``text``: the
-        answer, or the error where it ``failed``; ``picture`` with boxes, or None; ``boxes`` and
-        ``box_head``: a row for each box, with truth its IoU with the nearest true box; ``note``:
-        the part of the boxes that could not be parsed; ``cost``: tokens, seconds and options.
+        answer without coordinates, or the error where it ``failed``; ``html``: the text with the
+        named things in the colours of their boxes; ``raw``: as the model wrote it, where that is
+        more; ``picture`` with boxes, or None; ``boxes`` and ``box_head``: a row for each box, with
+        truth its IoU with the nearest true box; ``note``: the part of the boxes that could not be
+        parsed; ``cost``: tokens, seconds and options.
     """
     answer = record.answers[number]
     items = items_of(answer)
@@ -68,12 +70,16 @@ def view_answer(record: Record, number: int, truth: Truth) -> dict[str, Any]:
     boxes = [item for item in items if isinstance(item, Box)]
     nearest = {max(true, key=partial(iou, box)) for box in boxes} if true else set()
     about = [answer["kind"], *names, record.model_of(answer)["name"], answer.get("setting")]
+    text, html = _readable(answer, one_color=bool(nearest))
+    raw = answer.get("raw", "")
     return {
         "number": number + 1,
         "about": ", ".join(filter(None, about)),
         "before": list(_turns_before(answer)),
         "question": question_of(answer),
-        "text": answer_of(answer),
+        "text": text,
+        "html": html,
+        "raw": raw if raw not in ("", text) else "",
         "failed": "raw" not in answer,
         "picture": draw_answer(record, answer, items, list(nearest)),
         "boxes": [_box_row(box, true) for box in boxes],
@@ -81,6 +87,24 @@ def view_answer(record: Record, number: int, truth: Truth) -> dict[str, Any]:
         "note": answer.get("grounding_note", ""),
         "cost": _cost_line(answer),
     }
+
+
+def _readable(answer: dict, *, one_color: bool) -> tuple[str, str]:
+    """An answer for readers, as text and as HTML whose named things have their boxes' colours."""
+
+    def read() -> tuple[str, str]:
+        sizes, clips = answer["image_sizes"], answer["clip_sizes"]
+        reply = Reply(
+            answer["text"], answer["raw"], Usage(**answer["usage"]), answer["seconds"],
+            answer["family"], DeferredImages(sizes, sizes), tuple(answer["input_sizes"]),
+            DeferredClips(clips, clips),
+        )  # fmt: skip
+        text = "".join(part for part, _ in reply.parts)
+        # next to true boxes, all boxes of the answer are drawn in one colour
+        return text, "" if one_color else Markup(reply.text_html)
+
+    result = attempt(read) if "raw" in answer else Failure("")
+    return (answer_of(answer), "") if isinstance(result, Failure) else result  # or edited by hand
 
 
 def _turns_before(answer: dict) -> Iterator[tuple[str, str]]:
@@ -266,12 +290,6 @@ def how_to_repeat(record: Record) -> tuple[list[str], str]:
     code = f"import vlkit; print(vlkit.records.replay({name!r}))"
     code = f'"{code}"' if re.fullmatch(r"[\w.-]+", name) else quote(code)
     return lines, f"pip install {' '.join(pins.split())}\npython -c {code}"
-
-
-_PINNED = ("torch", "torchvision", "transformers", "peft", "pillow", "av")
-
-
-LEAST = 5  # answers for a plot
 
 
 def bibtex_keys(entries: str) -> list[str]:
