@@ -233,7 +233,7 @@ def test_code_follows_every_control_and_names_the_model(panel):
         "reply",
     ]
     panel.seed.value = 12
-    assert "seed=12" in panel.next_code
+    assert "seed=12" in panel.shown_code
     upload(panel, **{"a'b.png": vlkit.sample("red_circle").read_bytes()})
     assert '"a\'b.png")' in panel.code
     assert '# put the uploaded file "a\'b.png" next to the notebook' in panel.code
@@ -379,13 +379,13 @@ def test_controls_keep_their_limits_and_messages_set_them(panel):
 
 def test_an_answer_is_also_an_output_without_widgets(panel, monkeypatch):
     shown = []
-    monkeypatch.setattr("vlkit.widgets.conversation.get_ipython", lambda: True)
+    monkeypatch.setattr("vlkit.widgets.ask.get_ipython", lambda: True)
 
     class Handle:
         def update(self, output):
             shown.append(output.data)
 
-    monkeypatch.setattr("vlkit.widgets.conversation.display", lambda *a, **k: Handle())
+    monkeypatch.setattr("vlkit.widgets.ask.display", lambda *a, **k: Handle())
     panel._repr_mimebundle_()
     reply = ask(panel, "Locate the red circle.", "three_shapes")
     assert panel.saved_id in shown[-1] and "Locate the red circle." in shown[-1]

@@ -158,10 +158,11 @@ def test_an_uploaded_table_with_its_pictures_becomes_the_source(make, folder):
     picture = vlkit.sample("red_circle").read_bytes()
     half = len(picture) // 2
     for part, name, last in [
-        (picture[:half], "red_circle.png", False), (picture[half:], "red_circle.png", False),
+        (picture[:half], "red_circle.png", False), (picture[half:], "red_circle.png", True),
         (table, "../q.csv", True),
     ]:  # fmt: skip
-        panel._receive({"do": "chunk", "name": name, "group": "7", "last": last}, [part])
+        place = {"group": "7", "final": part is table}
+        panel._receive({"do": "chunk", "id": name, "name": name, "last": last} | place, [part])
     assert Path(panel.source.value).read_bytes() == table
     assert Path(panel.source.value).parts[-2:] == ("7", "q.csv")
     assert [row["name"] for row in rows(panel)] == ["red_circle.png"]

@@ -177,7 +177,7 @@ def test_an_error_of_the_model_is_shown_and_the_panel_goes_on(panel, monkeypatch
         raise VlkitError("no more tokens today")
 
     with monkeypatch.context() as patched:
-        patched.setattr("vlkit.widgets.conversation.token_logprobs", fail)
+        patched.setattr("vlkit.widgets.ask.token_logprobs", fail)
         ask(panel, "Detect all objects.", "three_shapes")
     assert "no more tokens today" in panel.status.value
     assert [item["confidence"] for item in panel.canvas.items] == [None] * 3

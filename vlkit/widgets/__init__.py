@@ -5,13 +5,13 @@ from vlkit.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "ask": ["EXAMPLES", "AskPanel", "PicturePicker"],
-        "conversation": ["ChatTurn", "Panel"],
+        "ask": ["EXAMPLES", "AskPanel", "ChatTurn", "Panel"],
         "batch": ["BatchPanel"],
         "chooser": ["ModelChooser"],
         "grounding": ["BoxCanvas", "GroundingPanel"],
         "lora": ["LoraPanel"],
+        "media": ["ClipPicker", "PicturePicker"],
         "panel": ["StatusLine"],
-        "video": ["ClipPicker", "VideoPanel"],
+        "video": ["VideoPanel"],
     },
 )

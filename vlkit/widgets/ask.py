@@ -1,20 +1,467 @@
-"""``AskPanel``: ask about pictures; the control that chooses them."""
+"""Panels that ask: their base, questions with their answers, and ``AskPanel``."""
 
 from __future__ import annotations
 
+import io
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import PIL.Image
+import ipywidgets as widgets
+import traitlets
+from IPython.core.getipython import get_ipython
+from IPython.display import HTML, DisplayHandle, display
 
 from vlkit import bundled
+from vlkit.analysis.logprobs import AnswerLogprobs, token_logprobs
 from vlkit.datasets.conversations import locate_prompt
-from vlkit.media.image import Image, load_image
-from vlkit.widgets.conversation import ChosenMedium, Panel, Picker, sample_cards, thumbnail
-from vlkit.widgets.panel import Control, StatusLine, call_code
+from vlkit.errors import MediaError, VlkitError
+from vlkit.generation.generate import Chat
+from vlkit.generation.reply import Reply, conversation_html
+from vlkit.inputs import check_model
+from vlkit.media.image import Image
+from vlkit.models.memory import available_memory
+from vlkit.plotting.html import byte_text
+from vlkit.widgets.media import (
+    ChosenMedium,
+    Picker,
+    PicturePicker,
+    browser_picture,
+    item_records,
+)
+from vlkit.widgets.panel import (
+    CSS,
+    Control,
+    DrawnPanel,
+    call_code,
+    front,
+    load_code,
+    on_change,
+    plain_line,
+    read_text,
+)
+
+_OUTCOMES = {
+    "stop": "Done.",
+    "length": "The answer was cut off at its longest length; raise it in Options.",
+    "cancelled": "Stopped.",
+}
+_UPDATES = 0.05  # seconds between two views of an answer that is being written
+_TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512, 1024, 4096))]
+
+
+class ChatTurn(widgets.Widget):
+    """A question and its answer, as the browser shows them.
+
+    Attributes:
+        question: as it was asked.
+        media: the cards of the pictures or clips; ``known`` of them belong to earlier turns.
+        state: ``"running"``, ``"done"``, ``"cancelled"``, ``"length"`` or ``"failed"``.
+        text: what is written so far; ``progress`` has its pieces and their number per second.
+        parts: the finished answer: texts with the numbers of the items that they name.
+        items: its boxes, points and quads, as the canvas draws them on ``picture``.
+        facts: token counts and seconds.
+        raw: the answer as the model wrote it; ``tokens`` has each token's probability.
+        code: plain Python that asks the same.
+        problem: why there is no answer, or what of it cannot be read.
+        reply: the Reply, or None.
+        messages: the conversation with this turn.
+    """
+
+    question = traitlets.Unicode().tag(sync=True)
+    media: traitlets.List = traitlets.List().tag(sync=True)
+    known = traitlets.Int().tag(sync=True)
+    state = traitlets.Unicode("running").tag(sync=True)
+    text = traitlets.Unicode().tag(sync=True)
+    progress: traitlets.List = traitlets.List([0, 0.0]).tag(sync=True)
+    thinking = traitlets.Unicode().tag(sync=True)
+    parts: traitlets.List = traitlets.List().tag(sync=True)
+    items: traitlets.List = traitlets.List().tag(sync=True)
+    picture = traitlets.Unicode().tag(sync=True)
+    picture_size: traitlets.List = traitlets.List([1, 1]).tag(sync=True)
+    facts: traitlets.Dict = traitlets.Dict().tag(sync=True)
+    raw = traitlets.Unicode().tag(sync=True)
+    tokens: traitlets.List = traitlets.List().tag(sync=True)
+    code = traitlets.Unicode().tag(sync=True)
+    problem = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, chat: Chat, asked: Asked, earlier: ChatTurn | None, calls: list[str]):
+        self.chat, self.asked, self.next_calls = chat, asked, calls
+        self.reply: Reply | None = None
+        self.messages = list(chat.messages)
+        self.held: tuple = earlier.held if earlier else ()  # of the media that the chat has
+        self.calls: list[str] = earlier.calls if earlier else []
+        cards = [medium.card for medium in asked.media]
+        super().__init__(question=asked.question, media=cards, known=len(self.held))
+
+    def finish(self, reply: Reply) -> None:
+        """Show the whole answer."""
+        self.reply, self.messages = reply, list(self.chat.messages)
+        self.held, self.calls = self.asked.keys, self.next_calls
+        items, self.problem = reply.try_grounding()
+        with self.hold_sync():
+            self.text, self.raw, self.thinking = reply.text, reply.raw, reply.thinking
+            self.parts = [[text, list(numbers)] for text, numbers in reply.parts]
+            self.facts = {
+                **vars(reply.usage), "seconds": reply.seconds, "cost": reply.cost,
+                "note": reply.note,
+            }  # fmt: skip
+            if items and reply.images:
+                self.picture = browser_picture(reply.images[-1])
+                self.picture_size = list(reply.images[-1].size)
+                self.items = item_records(items, {})
+            elif items:  # of a clip: its frames with the boxes on each
+                frames = reply.plot()
+                self.picture, self.picture_size = browser_picture(frames), list(frames.size)
+            self.state = "done" if reply.finish_reason == "stop" else reply.finish_reason
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question.
+
+    Attributes:
+        question: its words.
+        media: what it is about.
+        keys: of each medium, with how it is read.
+        reading: how the media are read; arguments of vlkit.Image or vlkit.Video.
+        options: of vlkit.generate.
+    """
+
+    question: str
+    media: tuple[ChosenMedium, ...]
+    keys: tuple
+    reading: dict
+    options: dict
+
+
+class Panel(DrawnPanel):
+    """The base of AskPanel, VideoPanel and GroundingPanel: asks questions about chosen media.
+
+    A question with the same media as the last one, or with more, continues the conversation;
+    other media begin a new one. The panel always shows all that the model sees.
+
+    Args:
+        vlm: from :func:`vlkit.load`.
+        samples: also offer the bundled samples.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
+        **traits: more traits of the panel.
+
+    Attributes:
+        reply: the Reply to the last question, also a stopped one; None at first, during an
+            answer, and after an error.
+        turns: the questions with their answers.
+        picker: the media of the next question.
+    """
+
+    _esm = front("controls.js", "canvas.js", "panel.js", default="panel")
+    _css = CSS + read_text("canvas.css") + read_text("conversation.css")
+    kind, title, continues = "ask", "Ask", True
+    needs = ""  # the error of a question without media
+    picker_type: type[Picker] = PicturePicker
+    variant = traitlets.Unicode().tag(sync=True)
+    head: traitlets.Dict = traitlets.Dict().tag(sync=True)
+    turns: traitlets.List = traitlets.List().tag(sync=True, **widgets.widget_serialization)
+    media: traitlets.List = traitlets.List().tag(sync=True)
+    samples: traitlets.List = traitlets.List().tag(sync=True)
+    editing = traitlets.Int(-1).tag(sync=True)
+    saved_id = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self, vlm: Any, *, samples: bool = True, language: str | None = None, **traits: Any
+    ):
+        check_model(vlm)
+        self.vlm = vlm
+        self.reply: Reply | None = None
+        self._saved: DisplayHandle | None = None
+        examples = self.examples_for(vlm.family)
+        controls = {**_question_controls(self, examples), **self._more_controls()}
+        super().__init__(controls, language, variant=self.kind, **traits)
+        self._locked = [self.ask_button]
+        self.picker: Any = self.picker_type(self.status, samples=samples)
+        self.samples = list(self.picker.cards)
+        on_change(self._take_example, self.examples)
+        on_change(self._leave_example, self.prompt)
+        self.picker.observe(lambda _: self._take_media(), "media")
+        self._show_head()
+        self._take_media()
+
+    @staticmethod
+    def examples_for(family: str) -> Sequence[str]:
+        """Questions to choose from; the first one is the initial prompt."""
+        raise NotImplementedError
+
+    def _more_controls(self) -> dict[str, Control]:
+        """Controls of this panel alone."""
+        return {}
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Ask with the present controls and return at once; does nothing while one is answered."""
+        if self._running:
+            return
+        self.reply = None
+        with self.status.catching():
+            if not self.prompt.value.strip():
+                raise VlkitError("the prompt is empty; write a question or choose an example")
+            self._ask(self._asked(), self.editing)
+
+    def stop(self) -> None:
+        """End the answer within a token and return at once; the text so far stays."""
+        if self._running:  # Chat.stop waits for the model, which would freeze the page
+            self._stopped.set()
+            threading.Thread(target=self.turns[-1].chat.stop, daemon=True).start()
+
+    def clear(self) -> None:
+        """Begin a new conversation; does nothing during an answer."""
+        if not self._running:
+            self.turns, self.editing, self.reply = [], -1, None
+            self.status.say("")
+            self._show_code()
+
+    @property
+    def code(self) -> str:
+        """Plain Python of the last question, or of the next one where the controls have changed."""
+        asked = self._asked(check=False)
+        if self.turns and self.turns[-1].asked == asked:
+            return self.turns[-1].code
+        return self._next_code(asked)
+
+    def leave(self) -> None:
+        """The panel's cell is run again: end the work, and leave no saved answer."""
+        super().leave()
+        self._saved = None
+
+    def _options(self) -> dict:
+        names = ("max_new_tokens", "temperature", "seed")
+        return {name: getattr(self, name).value for name in names}
+
+    def _media_options(self) -> dict:
+        """How media are read; the arguments of vlkit.Image or vlkit.Video."""
+        return {}
+
+    def _medium(self, medium: ChosenMedium, options: dict) -> Any:
+        """What the model is asked about."""
+        return Image(medium.content, **options) if options else medium.content
+
+    def _medium_code(self, medium: ChosenMedium, options: dict) -> str:
+        return call_code("vlkit.Image", medium.code, **options) if options else medium.code
+
+    def _asked(self, check: bool = True) -> Asked:
+        if check:
+            self.picker.check()
+        media, reading = self.picker.media, self._media_options()
+        keys = tuple((medium.key, *reading.items()) for medium in media)
+        return Asked(self.prompt.value, media, keys, reading, self._options())
+
+    def _earlier(self, asked: Asked, turns: Sequence[ChatTurn]) -> ChatTurn | None:
+        """The turn that the question continues."""
+        last = turns[-1] if turns and self.continues else None
+        return last if last and asked.keys[: len(last.held)] == last.held else None
+
+    def _ask(self, asked: Asked, place: int = -1) -> None:
+        """Ask, in place of the turn ``place`` and those after it."""
+        if self.needs and not asked.media:
+            raise MediaError(self.needs)
+        turns = self.turns if place < 0 else self.turns[:place]
+        earlier = self._earlier(asked, turns)
+        chat = earlier.chat if earlier else Chat(self.vlm)
+        chat.messages = list(earlier.messages) if earlier else []
+        turn = ChatTurn(chat, asked, earlier, self._calls(asked, earlier))
+        turn.code = self._code_of(asked, turn.next_calls)
+        media = [self._medium(each, asked.reading) for each in asked.media[turn.known :]]
+        self.turns, self.editing, self._stopped = [*turns, turn], -1, threading.Event()
+        pieces = chat.stream(asked.question, *media, **asked.options)
+        self._start_work(lambda: self._answer(turn, pieces), "Answering …")
+
+    def _answer(self, turn: ChatTurn, pieces: Any) -> None:
+        try:
+            self._follow(turn, pieces)
+            reply = self.reply = turn.chat.replies[-1]
+            turn.finish(reply)
+            self.status.say(_OUTCOMES[reply.finish_reason])
+            self._finish_turn(turn)
+        except Exception as error:
+            if turn.reply is None:
+                turn.state, turn.problem = "failed", plain_line(error)
+            raise
+
+    def _follow(self, turn: ChatTurn, pieces: Any) -> None:
+        text, due, began = "", 0.0, 0.0
+        for number, piece in enumerate(pieces):
+            text, now = text + piece, time.monotonic()
+            began = began or now
+            if now >= due:
+                turn.text = text
+                turn.progress = [number + 1, number / max(now - began, 1e-3)]
+                due = now + _UPDATES
+            if self._stopped.is_set():
+                break
+        pieces.close()
+        turn.text = text
+
+    def _finish_turn(self, turn: ChatTurn) -> None:
+        """Runs in the thread, after the answer is shown."""
+
+    def _finish(self) -> None:
+        super()._finish()
+        self._show_head()
+        self._show_code()
+        if self._saved is not None and self.reply is not None:
+            answer = conversation_html(self.turns[-1].messages[-2:], [self.reply])
+            self._saved.update(HTML(self._saved_html(answer)))
+
+    # --- the code --------------------------------------------------------------------------------
+
+    def _calls(self, asked: Asked, earlier: ChatTurn | None) -> list[str]:
+        """``chat.ask(…)`` for each question of the conversation, with this one."""
+        known = len(earlier.held) if earlier else 0
+        sources = [self._medium_code(each, asked.reading) for each in asked.media[known:]]
+        call = call_code("chat.ask", repr(asked.question), *sources, **asked.options)
+        return [*(earlier.calls if earlier else []), call]
+
+    def _code_of(self, asked: Asked, calls: list[str]) -> str:
+        lines = ["import vlkit", "", f"vlm = {load_code(self.vlm)}"]
+        files = [each.name for each in asked.media if each.kind == "upload"]
+        lines += [f"# put the uploaded file {name!r} next to the notebook" for name in files]
+        if len(calls) > 1:
+            lines += ["chat = vlkit.Chat(vlm)", *calls[:-1], f"reply = {calls[-1]}"]
+        else:
+            sources = [self._medium_code(each, asked.reading) for each in asked.media]
+            message = call_code("vlkit.user", repr(asked.question), *sources)
+            reply = call_code("vlkit.generate", "vlm", "message", **asked.options)
+            lines += [f"message = {message}", f"reply = {reply}"]
+        return "\n".join([*lines, "reply"])
+
+    def _next_code(self, asked: Asked) -> str:
+        return self._code_of(asked, self._calls(asked, self._earlier(asked, self.turns)))
+
+    def _show_code(self) -> None:
+        with self.status.catching():
+            self.shown_code = self._next_code(self._asked(check=False))
+
+    # --- what the browser asks for ---------------------------------------------------------------
+
+    def _take_file(self, name: str, content: bytes) -> None:
+        self.picker.add(name, content, "upload")
+
+    def _do_sample(self, name: str, more: bool) -> None:
+        self.picker.add(name, bundled.sample(name), "sample", more=more)
+
+    def _do_address(self, text: str) -> None:
+        if text.strip():
+            self.picker.add(text.strip(), text.strip(), "address")
+
+    def _do_remove(self, index: int) -> None:
+        self.picker.choose([m for i, m in enumerate(self.picker.media) if i != index])
+
+    def _do_move(self, index: int, to: int) -> None:
+        media = list(self.picker.media)
+        media.insert(to, media.pop(index))
+        self.picker.choose(media)
+
+    def _do_clear(self) -> None:
+        self.clear()
+
+    def _do_edit(self, turn: int) -> None:
+        if turn >= 0:
+            self.picker.choose(self.turns[turn].asked.media)
+            self.prompt.value = self.turns[turn].question
+        self.editing = turn
+
+    def _do_again(self) -> None:
+        """Ask the last question again; where answers are drawn at random, with the next seed."""
+        if self._running:
+            return
+        asked = self.turns[-1].asked
+        if self.temperature.value > 0:
+            self.seed.value += 1
+        self._ask(replace(asked, options=self._options()), len(self.turns) - 1)
+
+    def _do_tokens(self, turn: int) -> None:
+        if not self._running and self.turns[turn].reply:
+            self._start_work(
+                lambda: self._score(self.turns[turn]), "Computing the tokens' probabilities …"
+            )
+
+    def _score(self, turn: ChatTurn) -> AnswerLogprobs:
+        scores = token_logprobs(self.vlm, turn.messages[:-1], answer=turn.reply)
+        turn.tokens = [list(pair) for pair in scores.characters]
+        self.status.say("Done.")
+        return scores
+
+    def _do_picture(self, turn: int) -> None:
+        reply = self.turns[turn].reply
+        if reply is not None:
+            file = io.BytesIO()
+            reply.plot().save(file, "PNG")
+            self.save_file("vlkit-answer.png", file.getvalue())
+
+    # --- the view --------------------------------------------------------------------------------
+
+    def _take_media(self) -> None:
+        self.media = [medium.card for medium in self.picker.media]
+        self._show_code()
+
+    def _take_example(self) -> None:
+        if self.examples.value:
+            self.prompt.value = self.examples.value
+
+    def _leave_example(self) -> None:
+        if self.prompt.value != self.examples.value:
+            self.examples.value = ""
+
+    def _show_head(self) -> None:
+        device, memory = getattr(getattr(self.vlm, "model", None), "device", ""), ""
+        if device:  # it imports torch, which a served model's kernel must not
+            free, place = available_memory()
+            memory = f"{byte_text(free)} {place}"
+        self.head = {
+            "title": self.title, "model": self.vlm.name, "device": str(device), "memory": memory,
+            "about": repr(self.vlm), "scores": self.vlm.scores_tokens,
+            "several": self.picker.several,
+        }  # fmt: skip
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The panel, and an output without widgets that holds the last answer.
+
+        The browser shows the second where the first is dead, as in a notebook opened again.
+        """
+        if self._saved is None and get_ipython() is not None:
+            self.saved_id = f"vlkit-saved-{self.model_id}"
+            self._saved = display(HTML(self._saved_html("")), display_id=True)
+        return super()._repr_mimebundle_(**kwargs)
+
+    def _saved_html(self, answer: str) -> str:
+        return f'<div id="{self.saved_id}">{answer}</div>'
+
+
+def _question_controls(panel: Panel, examples: Sequence[str]) -> dict[str, Control]:
+    return {
+        "prompt": Control(
+            "area", "Question", examples[0], placeholder="Ask a question …", rows=2, bare=True
+        ),
+        "examples": Control("examples", "Examples", examples[0], options=list(examples)),
+        "max_new_tokens": Control(
+            "slider", "Longest answer (tokens)", 256, min=1, max=2048, step=1, fold="Options"
+        ),
+        "temperature": Control(
+            "slider", "Temperature", 0.0, min=0.0, max=2.0, step=0.1, fold="Options",
+            help="0 always takes the likeliest token; above 0, answers are drawn at random",
+        ),
+        "seed": Control(
+            "number", "Seed", 0, min=0, max=2**31 - 1, step=1, fold="Options",
+            help="The same seed draws the same answer again",
+        ),
+        "ask_button": Control("button", "Ask", action=panel.ask),
+    }  # fmt: skip
 
 
 def examples_for(family: str) -> tuple[str, ...]:
-    """Questions to choose from, in the words of a generation."""
+    """Questions about pictures to choose from, in the words of a generation."""
     return (
         "Describe this image.",
         locate_prompt("red circle", family=family),
@@ -25,7 +472,6 @@ def examples_for(family: str) -> tuple[str, ...]:
 
 
 EXAMPLES = examples_for("qwen2_vl")
-_TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512, 1024, 4096))]
 
 
 class AskPanel(Panel):
@@ -47,44 +493,14 @@ class AskPanel(Panel):
     """
 
     title = "Ask about pictures"
+    examples_for = staticmethod(examples_for)
 
-    def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
+    def _more_controls(self) -> dict[str, Control]:
         limit = Control(
             "choice", "Most tokens of a picture", 0, options=_TOKEN_LIMITS, fold="Options",
             help="Fewer tokens are faster and show less detail",
         )  # fmt: skip
-        super().__init__(
-            vlm,
-            examples_for(getattr(vlm, "family", "qwen2_vl")),
-            lambda status: PicturePicker(status, samples=samples),
-            sample_cards() if samples else (),
-            {"image_tokens": limit},
-            language,
-        )
+        return {"image_tokens": limit}
 
     def _media_options(self) -> dict:
         return {"max_tokens": self.image_tokens.value} if self.image_tokens.value else {}
-
-    def _medium(self, medium: ChosenMedium, reading: dict) -> Image:
-        return Image(medium.content, **reading)
-
-    def _medium_code(self, medium: ChosenMedium, reading: dict) -> str:
-        return call_code("vlkit.Image", medium.code, **reading) if reading else medium.code
-
-
-class PicturePicker(Picker):
-    """Chooses pictures: samples, uploads, addresses; errors go to the status line."""
-
-    def __init__(self, status: StatusLine, *, samples: bool = True):
-        super().__init__(status, list(bundled.samples()) if samples else [])
-
-    def pictures(self) -> list[tuple[str, PIL.Image.Image]]:
-        """The chosen pictures, upright, by name. Raises MediaError."""
-        self.check()
-        return [(medium.name, medium.content) for medium in self.media]
-
-    def read(self, source: Any) -> tuple[PIL.Image.Image, dict]:
-        """The upright picture, and its card. Raises MediaError."""
-        picture = load_image(source)
-        size = f"{picture.width} × {picture.height}"
-        return picture, {"about": size, "thumb": thumbnail(picture, 320)}

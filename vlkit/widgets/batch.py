@@ -7,7 +7,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,13 +21,12 @@ from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.inputs import check_model
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import is_url
-from vlkit.messages import as_messages, iterate_media, read_media_item, text_of
-from vlkit.widgets.conversation import LARGEST, item_records, thumbnail
+from vlkit.widgets.media import LARGEST, item_records, media_and_text, picture_record
 from vlkit.widgets.panel import (
     CSS,
     Control,
     Debounce,
-    DrawnPanel,
+    WorkPanel,
     call_code,
     front,
     load_code,
@@ -61,7 +59,7 @@ results = {batch}
 vlkit.to_frame(results, conversations)"""
 
 
-class BatchPanel(DrawnPanel):
+class BatchPanel(WorkPanel):
     """Ask about many pictures: name a folder or a table, write the prompt, start; answers come in.
 
     A prompt may contain ``{column}``; the line under it lists the columns. Rows that fail are shown
@@ -354,26 +352,3 @@ def _outcome(report: answering.BatchReport) -> str:
     speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.new_tokens else ""
     cost = "" if report.cost is None else f", cost {report.cost:.2g}"
     return f"Done in {report.seconds:.1f} s{speed}{cost}."
-
-
-def media_and_text(messages: Any) -> tuple[list, str]:
-    """A row's media, and its last text."""
-    try:
-        checked = as_messages(messages)
-        media = [read_media_item(item) for item in iterate_media(checked)]
-    except VlkitError:
-        return [], ""
-    return media, text_of(checked[-1], " ")
-
-
-def picture_record(media: list, size: int) -> dict | None:
-    """The last picture, or a clip's first frame, for the browser; None if it cannot be read."""
-    images = [medium for medium in media if isinstance(medium, Image)]
-    try:
-        if images:
-            picture = images[-1].load()
-        else:
-            picture = replace(media[-1], frames=None, max_frames=2).load().pictures[0]
-    except VlkitError:
-        return None  # the row's failure says why
-    return {"src": thumbnail(picture, size), "size": picture.size}

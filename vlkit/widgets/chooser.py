@@ -18,7 +18,7 @@ from vlkit.messages import user
 from vlkit.models.hub import HUB_ID, HUBS, available_models, find_model
 from vlkit.models.load import DTYPES, hosted_prefix
 from vlkit.models.memory import SHAPES, available_memory, count_memory
-from vlkit.widgets.panel import CSS, Control, Debounce, DrawnPanel, call_code, front, read_text
+from vlkit.widgets.panel import CSS, Control, Debounce, WorkPanel, call_code, front, read_text
 
 SAMPLE, OBJECT = "three_shapes", "blue square"
 ROOM = 1.5e9  # bytes for pictures and the cache, next to the weights
@@ -31,7 +31,7 @@ from vlkit.cli import main
 main()"""
 
 
-class ModelChooser(DrawnPanel):
+class ModelChooser(WorkPanel):
     """Choose the model that ``vlkit.load()`` loads by default, try it, and remember it.
 
     Every control is an attribute (``model``, ``dtype``, ``quantize``, ``device``, ``adapter``,

@@ -1,11 +1,9 @@
 // The controls that all panels share: plain DOM, no framework.
 //
-// How another panel uses them. Python: give a `Form` (panel.py) its controls,
-//     form = Form({"rank": Control("number", "Rank", 8, min=1, max=128, fold="More arguments")})
-// or subclass `DrawnPanel`, which has a status line, plain code and a Stop button as well;
-// `form["rank"].value` and `.observe(f, "value")` as with ipywidgets. Every control has a name for
-// screen readers, controls with the same `fold=` stand in a <details> that Tab reaches, and
-// `vlkit-<name>` is its class. JavaScript: a module here imports what it needs,
+// A panel in Python subclasses `DrawnPanel` (panel.py) and gives it controls by name:
+//     {"rank": Control("number", "Rank", 8, min=1, max=128)}
+// `panel.rank.value` and `.observe(f, "value")` as with ipywidgets. Every control has a name for
+// screen readers, and `vlkit-<name>` is its class. JavaScript: a module here imports what it needs,
 //     import { h, iconButton, fold, translator } from "./controls.js";
 // and `front("controls.js", "mine.js", default="mine")` in panel.py joins the files to one module,
 // because a browser cannot import files of a kernel. Names at the top level must therefore differ.
@@ -114,10 +112,33 @@ export function copyText(text, button, t) {
   else byHand();
 }
 
-export function saveFile(name, type, content) {
-  const link = h("a", { href: URL.createObjectURL(new Blob([content], { type })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+/** Files that the kernel sends are saved among the browser's downloads. */
+export function saveFiles(model) {
+  model.on("msg:custom", (message, buffers) => {
+    if (message?.do !== "save") return;
+    const href = URL.createObjectURL(new Blob([buffers[0]], { type: "application/octet-stream" }));
+    h("a", { href, download: message.name }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 1000);
+  });
+}
+
+const PIECE = 2 * 1024 * 1024; // bytes of a message: Jupyter refuses more than 10 MiB
+
+/** send(name, content, place, progress): a file to the kernel, which answers each piece. */
+export function uploader(model) {
+  const waiting = {}; // by upload: what to do when the kernel has taken a piece
+  model.on("msg:custom", (message) => message?.do === "got" && waiting[message.id]?.());
+  return async (name, content, place = {}, progress = () => {}) => {
+    const id = `${Date.now()}-${Math.random()}`;
+    for (let at = 0; at === 0 || at < content.size; at += PIECE) {
+      const piece = await content.slice(at, at + PIECE).arrayBuffer();
+      const taken = new Promise((done) => (waiting[id] = done));
+      model.send({ do: "chunk", id, name, last: at + PIECE >= content.size, ...place }, undefined, [piece]);
+      if (content.size > PIECE) progress(Math.min(100, Math.round((100 * (at + PIECE)) / content.size)));
+      await taken;
+    }
+    delete waiting[id];
+  };
 }
 
 /** Plain Python with a button that copies it. */
@@ -255,7 +276,7 @@ const FIELDS = {
 };
 
 /**
- * Connects fields with the trait `controls` of a Form: element(name) makes the field of a control,
+ * Connects fields with the trait `controls` of a panel: element(name) makes the field of a control,
  * or connect(name, update) follows it with anything else.
  */
 export function controlsOf(model, t) {
@@ -277,32 +298,3 @@ export function controlsOf(model, t) {
   const click = (name) => model.send({ do: "click", name });
   return { set, spec, connect, element, click, names: () => Object.keys(model.get("controls")) };
 }
-
-// --- the widget Form --------------------------------------------------------
-
-/** All controls of a Form in their order; those with the same `fold` in one fold. */
-export const form = {
-  render({ model, el }) {
-    const t = translator(model.get("language"));
-    const controls = controlsOf(model, t);
-    const root = h("div", { class: "vlkit vlkit-form", "data-lm-suppress-shortcuts": "true" });
-    const folds = {};
-    for (const name of controls.names()) {
-      const { kind, fold: title, label, icon: picture } = controls.spec(name);
-      let place = root;
-      if (title) {
-        if (!folds[title]) root.append((folds[title] = fold(t(title))));
-        place = folds[title];
-      }
-      if (kind !== "button") place.append(controls.element(name).element);
-      else {
-        const button = iconButton({ icon: picture, label: t(label), text: t(label) });
-        button.classList.add(`vlkit-${name.replaceAll("_", "-")}`);
-        button.addEventListener("click", () => controls.click(name));
-        controls.connect(name, (now) => (button.disabled = now.disabled));
-        place.append(button);
-      }
-    }
-    el.append(root);
-  },
-};

@@ -15,20 +15,12 @@ import traitlets
 from vlkit import bundled
 from vlkit.analysis.logprobs import AnswerLogprobs
 from vlkit.datasets.conversations import detect_prompt, locate_prompt
-from vlkit.errors import MediaError, VlkitError
+from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box, Item
 from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
-from vlkit.widgets.ask import PicturePicker
-from vlkit.widgets.conversation import (
-    Asked,
-    ChatTurn,
-    Panel,
-    browser_picture,
-    item_record,
-    item_records,
-    sample_cards,
-)
+from vlkit.widgets.ask import Asked, ChatTurn, Panel
+from vlkit.widgets.media import PicturePicker, browser_picture, item_record, item_records
 from vlkit.widgets.panel import CSS, Control, front, read_text
 
 
@@ -80,6 +72,12 @@ class BoxCanvas(anywidget.AnyWidget):
 BOX_QUESTION = "What is in this box? {}"
 
 
+class OnePicture(PicturePicker):
+    """Chooses one picture; another takes its place."""
+
+    several = False
+
+
 class GroundingPanel(Panel):
     """Draw a box on the picture to ask what is in it, or ask in words and see boxes.
 
@@ -102,35 +100,16 @@ class GroundingPanel(Panel):
     """
 
     kind, title, continues = "grounding", "Find things in a picture", False
+    needs = "no picture is chosen; upload one or choose a sample"
+    picker_type = OnePicture
     canvas = traitlets.Instance(BoxCanvas).tag(sync=True, **widgets.widget_serialization)
     shown = traitlets.Int(-1).tag(sync=True)  # the turn whose answer is on the canvas
 
     def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
-        family = getattr(vlm, "family", "qwen2_vl")  # the panel refuses what is not a model
-        examples = (
-            locate_prompt("red circle", family=family),
-            detect_prompt(family=family),
-            "Generate the caption in English with grounding:",
-            locate_prompt("红色圆形", family=family, language="zh"),
-            detect_prompt(family=family, language="zh"),
-        )
         self.scores: AnswerLogprobs | None = None
         self.items: list[Item] = []
-        controls = {
-            "threshold": Control("slider", "Confidence at least", 0.0, min=0, max=1, step=0.05),
-            "show_truth": Control("toggle", "Truth", False),
-            "ask_box_button": Control("button", "What is in this box?", action=self.ask_box),
-            "export_button": Control("button", "Export JSON", action=self._download),
-        }
-        super().__init__(
-            vlm,
-            examples,
-            lambda status: OnePicture(status, samples=samples),
-            sample_cards() if samples else (),
-            controls,
-            language,
-            canvas=BoxCanvas(language=language or ""),
-        )
+        canvas = BoxCanvas(language=language or "")
+        super().__init__(vlm, samples=samples, language=language, canvas=canvas)
         traitlets.link((self.threshold, "value"), (self.canvas, "threshold"))
         traitlets.link((self.show_truth, "value"), (self.canvas, "show_truth"))
         traitlets.dlink((self.ask_button, "disabled"), (self.canvas, "busy"))
@@ -138,6 +117,25 @@ class GroundingPanel(Panel):
         self.canvas.observe(self._allow, names="drawn")
         self.canvas.on_msg(lambda _, content, __: self._take_key(content))
         self._allow()
+
+    @staticmethod
+    def examples_for(family: str) -> tuple[str, ...]:
+        """Questions to choose from; the first one is the initial prompt."""
+        return (
+            locate_prompt("red circle", family=family),
+            detect_prompt(family=family),
+            "Generate the caption in English with grounding:",
+            locate_prompt("红色圆形", family=family, language="zh"),
+            detect_prompt(family=family, language="zh"),
+        )
+
+    def _more_controls(self) -> dict[str, Control]:
+        return {
+            "threshold": Control("slider", "Confidence at least", 0.0, min=0, max=1, step=0.05),
+            "show_truth": Control("toggle", "Truth", False),
+            "ask_box_button": Control("button", "What is in this box?", action=self.ask_box),
+            "export_button": Control("button", "Export JSON", action=self._download),
+        }
 
     @property
     def drawn(self) -> Box | None:
@@ -216,8 +214,6 @@ class GroundingPanel(Panel):
         )
 
     def _ask(self, asked: Asked, place: int = -1) -> None:
-        if not asked.media:
-            raise MediaError("no picture is chosen; upload one or choose a sample")
         self._show_on_canvas(-1)
         super()._ask(asked, place)
 
@@ -255,10 +251,4 @@ class GroundingPanel(Panel):
     def _download(self) -> None:
         with self.status.catching():
             text = json.dumps(self.export(), ensure_ascii=False, indent=2)
-            self.save_file("vlkit-boxes.json", "application/json", text.encode())
-
-
-class OnePicture(PicturePicker):
-    """Chooses one picture; another takes its place."""
-
-    several = False
+            self.save_file("vlkit-boxes.json", text.encode())

@@ -25,12 +25,12 @@ from vlkit.lora.curves import Curves, read_history
 from vlkit.lora.data import as_data
 from vlkit.lora.run_folder import ARGUMENTS, DATA
 from vlkit.messages import user
-from vlkit.widgets.batch import media_and_text, picture_record
+from vlkit.widgets.media import media_and_text, picture_record
 from vlkit.widgets.panel import (
     CSS,
     Control,
     Debounce,
-    DrawnPanel,
+    WorkPanel,
     front,
     load_code,
     on_change,
@@ -187,7 +187,7 @@ def _curve_record(curves: Curves) -> dict:
 # --- the panel -----------------------------------------------------------------------------------
 
 
-class LoraPanel(DrawnPanel):
+class LoraPanel(WorkPanel):
     """Fine-tune a model: choose data, turn knobs and see what they cost, train, watch, try it.
 
     Each knob is an argument of :func:`vlkit.lora.train` and found by its name:

@@ -1,10 +1,9 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
-// Python holds all state (Panel and ChatTurn in conversation.py); this file only shows it.
+// Python holds all state (Panel and ChatTurn in ask.py); this file only shows it.
 
-import { codeView, controlsOf, copyText, field, fold, h, icon, iconButton, saveFile, statusLine, translator } from "./controls.js";
+import { codeView, controlsOf, copyText, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
 
-const PIECE = 2 * 1024 * 1024; // bytes of a message: Jupyter refuses more than 10 MiB
 const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
 const SHRINK_TO = 4096; // pixels of its longer side
 const MOST = 512 * 1024 * 1024; // bytes of a file
@@ -238,11 +237,7 @@ function mediaView(model, t, accepts) {
   });
 
   // --- files ---
-  const waiting = {}; // by upload: what to do when the kernel has taken a piece
-  model.on("msg:custom", (message) => {
-    if (message?.do === "got") waiting[message.id]?.();
-    else if (message?.do === "save") return;
-  });
+  const upload = uploader(model);
 
   async function take(files) {
     const problems = [];
@@ -265,15 +260,7 @@ function mediaView(model, t, accepts) {
       const small = await shrink(file).catch(() => null);
       if (small) [content, said] = [small.blob, t("{name} ({size} MB) was made smaller for sending: {width} × {height} pixels", { name: file.name, size: mega(file.size), ...small })];
     }
-    const id = `${Date.now()}-${Math.random()}`;
-    for (let at = 0; at === 0 || at < content.size; at += PIECE) {
-      const piece = await content.slice(at, at + PIECE).arrayBuffer();
-      const taken = new Promise((done) => (waiting[id] = done));
-      model.send({ do: "chunk", id, name: file.name, last: at + PIECE >= content.size }, undefined, [piece]);
-      if (content.size > PIECE) note.textContent = t("Sending {name}: {percent} %", { name: file.name, percent: Math.min(100, Math.round((100 * (at + PIECE)) / content.size)) });
-      await taken;
-    }
-    delete waiting[id];
+    await upload(file.name, content, {}, (percent) => (note.textContent = t("Sending {name}: {percent} %", { name: file.name, percent })));
     return said;
   }
 
@@ -418,12 +405,12 @@ export const panel = {
       editing.replaceChildren(...(index < 0 ? [] : [t("Question {number} is edited; the answers from there on are replaced.", { number: index + 1 }), cancel]));
       if (index >= 0) prompt.input.focus();
     });
-    const status = statusLine(await child(model.get("status_line")), t);
+    const status = statusLine(await child(model.get("status")), t);
     const options = h("div", { class: "vlkit-options" });
     for (const name of controls.names())
       if (controls.spec(name).fold === "Options") options.append(controls.element(name).element);
-    const code = codeView(t, () => model.get("next_code"));
-    follow(model, "next_code", code.update);
+    const code = codeView(t, () => model.get("shown_code"));
+    follow(model, "shown_code", code.update);
     const media = mediaView(model, t, variant === "video" ? "video" : "image");
     const hint = h("span", { class: "vlkit-hint" }, t("Ctrl+Enter asks, Esc stops"));
     const composer = h(
@@ -503,9 +490,7 @@ export const panel = {
       if (asks) doAsk();
       else controls.click("stop_button");
     });
-    model.on("msg:custom", (message, buffers) => {
-      if (message?.do === "save") saveFile(message.name, message.type, buffers[0]);
-    });
+    saveFiles(model);
   },
 };
 

@@ -21,7 +21,6 @@ from IPython.core.getipython import get_ipython
 
 from vlkit.errors import VlkitError, failure_line
 from vlkit.media.image import PICTURE_SUFFIXES
-from vlkit.plotting.html import byte_text
 
 _HERE = Path(__file__).parent
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # files that panels offer
@@ -49,7 +48,7 @@ def front(*names: str, default: str) -> str:
 
 
 class Control(traitlets.HasTraits):
-    """A control of a :class:`Form`; ``observe`` as with ipywidgets.
+    """A control of a :class:`DrawnPanel`; ``observe`` as with ipywidgets.
 
     Args:
         kind: ``number``, ``slider``, ``range``, ``choice``, ``text``, ``area``, ``toggle``,
@@ -102,53 +101,6 @@ class Control(traitlets.HasTraits):
         """Plain values for the browser."""
         facts = {"kind": self.kind, "label": self.label, "value": self.value}
         return facts | {"disabled": self.disabled} | self.look
-
-
-class Form(anywidget.AnyWidget):
-    """Named controls, drawn in their order; ``form[name]`` is one of them.
-
-    Args:
-        controls: by name; the class of each is ``vlkit-<name>``.
-        language: ``"en"`` or ``"zh"``; the browser's by default.
-    """
-
-    _esm = front("controls.js", default="form")
-    _css = CSS
-    language = traitlets.Unicode("").tag(sync=True)
-    controls: traitlets.Dict = traitlets.Dict().tag(sync=True)
-
-    def __init__(self, controls: Mapping[str, Control], language: str | None = None, **traits: Any):
-        super().__init__(language=language or "", **traits)
-        self._controls: dict[str, Control] = {}
-        self.add_controls(controls)
-        self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
-
-    def __getitem__(self, name: str) -> Control:
-        return self._controls[name]
-
-    def add_controls(self, controls: Mapping[str, Control]) -> None:
-        """More controls, shown after the others."""
-        self._controls |= controls
-        for control in controls.values():
-            control.observe(lambda _: self._send_controls(), ["value", "disabled", "look"])
-        self._send_controls()
-
-    def _send_controls(self) -> None:
-        self.controls = {name: each.specification for name, each in self._controls.items()}
-
-    def _receive(self, content: Any, buffers: Sequence[Any]) -> None:
-        """A message of the browser: ``{"do": "set", …}`` calls ``_do_set``."""
-        content = dict(content)
-        getattr(self, f"_do_{content.pop('do')}")(*buffers, **content)
-
-    def _do_set(self, name: str, value: Any) -> None:
-        value = tuple(value) if isinstance(value, list) else value
-        self._controls[name].value = value
-        if self._controls[name].value != value:  # out of its limits: the field shows that
-            self._send_controls()
-
-    def _do_click(self, name: str) -> None:
-        self._controls[name].click()
 
 
 def plain_line(error: Exception) -> str:
@@ -221,7 +173,7 @@ class Debounce:
 _by_cell: defaultdict[str, weakref.WeakSet] = defaultdict(weakref.WeakSet)
 
 
-def _note_cell(panel: Work) -> None:
+def _note_cell(panel: DrawnPanel) -> None:
     """When the cell that made the panel is run again, the panel stops."""
     shell: Any = get_ipython()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
@@ -236,32 +188,49 @@ def _stop_panels(info: Any) -> None:
         panel.leave()
 
 
-class Work:
-    """What all panels have: a status line, plain code, a Stop button, a thread for the work.
+class DrawnPanel(anywidget.AnyWidget):
+    """The base of all panels: controls, a status line, plain code, Stop, a thread for the work.
 
-    Where widgets cannot be shown, one line of text replaces the panel.
+    A script of this folder draws it. Where widgets cannot be shown, one line of text replaces it.
+
+    Args:
+        controls: by name, drawn in their order with the class ``vlkit-<name>``; each is an
+            attribute, too.
+        language: ``"en"`` or ``"zh"``; the browser's by default.
+        **traits: more traits of the panel.
 
     Attributes:
         status: says what the panel is doing, or what went wrong.
         stop_button: enabled while the panel works.
     """
 
-    status: StatusLine
-    stop_button: Any
+    language = traitlets.Unicode("").tag(sync=True)
+    controls: traitlets.Dict = traitlets.Dict().tag(sync=True)
+    shown_code = traitlets.Unicode().tag(sync=True)
+    status: Any = traitlets.Instance(StatusLine, ()).tag(sync=True, **widgets.widget_serialization)
+    _take_file: Callable[..., None]  # an uploaded file: its name, its content, where it belongs
     _later = Debounce(lambda: None, 0.0)  # of panels that redraw once the controls rest
 
-    def _begin(self) -> None:
+    def __init__(self, controls: Mapping[str, Control], language: str | None = None, **traits: Any):
+        self.stop_button = Control("button", "Stop", action=self.stop, icon="stop")
+        self.stop_button.disabled = True
+        self._controls = {**controls, "stop_button": self.stop_button}
         self._locked: list[Any] = []  # the controls that are disabled during the work
         self._thread: threading.Thread | None = None
+        self._incoming: dict[str, bytearray] = {}  # files of which pieces have arrived
+        super().__init__(language=language or "", **traits)
+        for name, control in self._controls.items():
+            setattr(self, name, control)
+            control.observe(lambda _: self._send_controls(), ["value", "disabled", "look"])
+        self._send_controls()
+        self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
+        on_change(self._show_code, *self._controls.values())
         _note_cell(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: run this cell in Jupyter to use it"
 
-    @property
-    def code(self) -> str:
-        """Plain Python that does what the panel does with the present controls."""
-        raise NotImplementedError
+    # --- work in a thread ------------------------------------------------------------------------
 
     def stop(self) -> None:
         """End the work and return at once."""
@@ -307,62 +276,79 @@ class Work:
         for control in self._locked:
             control.disabled = running
 
+    # --- the code --------------------------------------------------------------------------------
 
-class DrawnPanel(Work, Form):
-    """The base of panels that a script of this folder draws: controls, a view of plain values.
-
-    Args:
-        controls: by name; each is an attribute, too.
-        language: ``"en"`` or ``"zh"``; the browser's by default.
-    """
-
-    view = traitlets.Dict().tag(sync=True)
-    listing = traitlets.Dict().tag(sync=True)
-    shown_code = traitlets.Unicode().tag(sync=True)
-    status: Any = traitlets.Instance(StatusLine, ()).tag(sync=True, **widgets.widget_serialization)
-
-    def __init__(self, controls: Mapping[str, Control], language: str | None = None):
-        self.stop_button = Control("button", "Stop", action=self.stop, icon="stop")
-        self.stop_button.disabled = True
-        controls = {**controls, "stop_button": self.stop_button}
-        for name, control in controls.items():
-            setattr(self, name, control)
-        self._begin()
-        self._uploads = TemporaryDirectory(prefix="vlkit-")
-        super().__init__(controls, language)
-        on_change(self._show_code, *controls.values())
+    @property
+    def code(self) -> str:
+        """Plain Python that does what the panel does with the present controls."""
+        raise NotImplementedError
 
     def _show_code(self) -> None:
         with self.status.catching():
             self.shown_code = self.code
 
+    # --- the browser -----------------------------------------------------------------------------
+
     def save_file(self, name: str, content: bytes) -> None:
         """The browser saves it among its downloads."""
         self.send({"do": "save", "name": name}, [content])
 
+    def _send_controls(self) -> None:
+        self.controls = {name: each.specification for name, each in self._controls.items()}
+
+    def _receive(self, content: Any, buffers: Sequence[Any]) -> None:
+        """A message of the browser: ``{"do": "set", …}`` calls ``_do_set``."""
+        content = dict(content)
+        with self.status.catching():
+            getattr(self, f"_do_{content.pop('do')}")(*buffers, **content)
+
+    def _do_set(self, name: str, value: Any) -> None:
+        value = tuple(value) if isinstance(value, list) else value
+        self._controls[name].value = value
+        if self._controls[name].value != value:  # out of its limits: the field shows that
+            self._send_controls()
+
+    def _do_click(self, name: str) -> None:
+        self._controls[name].click()
+
+    def _do_chunk(self, part: Any, id: str, name: str, last: bool, **place: Any) -> None:
+        """A piece of a file; the browser sends the next one after the answer."""
+        content = self._incoming.setdefault(id, bytearray())
+        content += part
+        self.send({"do": "got", "id": id})
+        if last:
+            self._take_file(name, bytes(self._incoming.pop(id)), **place)
+
+
+class WorkPanel(DrawnPanel):
+    """The base of BatchPanel, LoraPanel and ModelChooser: a view of plain values, files chosen."""
+
+    view = traitlets.Dict().tag(sync=True)
+    listing = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, controls: Mapping[str, Control], language: str | None = None):
+        self._uploads = TemporaryDirectory(prefix="vlkit-")
+        super().__init__(controls, language)
+
     def _do_browse(self, path: str) -> None:
         """List a folder of this machine."""
-        with self.status.catching():
-            folder = Path(path).resolve()
-            inside = sorted(folder.iterdir(), key=lambda entry: entry.name.lower())
-            shown = [e for e in inside if e.is_dir() or e.suffix.lower() in TABLES]
-            self.listing = {
-                "folder": str(folder), "up": str(folder.parent),
-                "pictures": sum(e.suffix.lower() in PICTURE_SUFFIXES for e in inside),
-                "entries": [(e.name, str(e), e.is_dir()) for e in shown if e.name[0] != "."],
-            }  # fmt: skip
+        folder = Path(path).resolve()
+        inside = sorted(folder.iterdir(), key=lambda entry: entry.name.lower())
+        shown = [e for e in inside if e.is_dir() or e.suffix.lower() in TABLES]
+        self.listing = {
+            "folder": str(folder), "up": str(folder.parent),
+            "pictures": sum(e.suffix.lower() in PICTURE_SUFFIXES for e in inside),
+            "entries": [(e.name, str(e), e.is_dir()) for e in shown if e.name[0] != "."],
+        }  # fmt: skip
 
-    def _do_chunk(self, part: Any, name: str, group: str, last: bool) -> None:
-        """A piece of an uploaded file; the files of a group go to one folder."""
-        with self.status.catching():
-            folder = Path(self._uploads.name, group)
-            folder.mkdir(exist_ok=True)
-            with open(folder / Path(name).name, "ab") as file:
-                file.write(part)
-                self.status.say(f"{name}: {byte_text(file.tell())} received …")
-            if last:
-                tables = [e for e in folder.iterdir() if e.suffix.lower() in TABLES]
-                self._controls["source"].value = str(tables[0] if tables else folder)
+    def _take_file(self, name: str, content: bytes, *, group: str = "", final: bool = True) -> None:
+        """The files of a group go to one folder; after the final one it is the source."""
+        folder = Path(self._uploads.name, group)
+        folder.mkdir(exist_ok=True)
+        (folder / Path(name).name).write_bytes(content)
+        if final:
+            tables = [entry for entry in folder.iterdir() if entry.suffix.lower() in TABLES]
+            self._controls["source"].value = str(tables[0] if tables else folder)
 
 
 def on_change(action: Callable[[], None], *controls: Any) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
-import PIL.Image
 import traitlets
 
-from vlkit import bundled
 from vlkit.analysis.preflight import ClipView, find_target, view_clip
-from vlkit.errors import MediaError
-from vlkit.grounding.boxes import Size
-from vlkit.media.video import ClipInfo, Video, load_clip, probe_clip
-from vlkit.widgets.conversation import Asked, ChosenMedium, Panel, Picker, thumbnail
-from vlkit.widgets.panel import Control, Debounce, StatusLine, call_code, on_change
+from vlkit.media.video import Video
+from vlkit.plotting.html import data_url
+from vlkit.widgets.ask import Panel
+from vlkit.widgets.media import ChosenMedium, ClipPicker, small_frames
+from vlkit.widgets.panel import Control, Debounce, call_code, on_change
 
 CLIP_EXAMPLES = (
     "Describe this video.",
@@ -25,7 +22,6 @@ CLIP_EXAMPLES = (
     "红色圆形往哪个方向移动？",
 )
 QUIET = 0.3  # seconds without a change before frames are decoded
-FRAME = 192  # pixels of a frame's longer side in the strip
 # what a browser can play, by the file's suffix
 _PLAYABLE = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm",
              ".ogv": "video/ogg", ".gif": "image/gif"}  # fmt: skip
@@ -55,32 +51,35 @@ class VideoPanel(Panel):
     """
 
     kind, title = "video", "Ask about a clip"
+    needs = "no clip is chosen; upload one or choose a sample"
+    picker_type = ClipPicker
     clip: traitlets.Dict = traitlets.Dict().tag(sync=True)  # the file as the browser plays it
     count = traitlets.Unicode().tag(sync=True)
     strip: traitlets.List = traitlets.List().tag(sync=True)
 
     def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
-        self._target, self.view = None, None
+        self._target: Any = None
+        self.view: ClipView | None = None
         self._later = Debounce(self._show_strip, QUIET)
+        super().__init__(vlm, samples=samples, language=language)
+        self._target = find_target(vlm)
+        on_change(self._sample, self.fps, self.max_frames, self.part)
+        self._sample()
+
+    @staticmethod
+    def examples_for(family: str) -> tuple[str, ...]:
+        """Questions to choose from; the first one is the initial prompt."""
+        return CLIP_EXAMPLES
+
+    def _more_controls(self) -> dict[str, Control]:
         note = "More frames show faster movements and cost more tokens"
-        controls = {
+        return {
             "fps": Control(
                 "slider", "Frames per second", 2.0, min=0.5, max=10, step=0.5, help=note
             ),
             "max_frames": Control("slider", "Most frames", 16, min=2, max=128, step=1, help=note),
             "part": Control("range", "Part (seconds)", (0.0, 1.0), min=0.0, max=1.0, step=0.1),
         }
-        super().__init__(
-            vlm,
-            CLIP_EXAMPLES,
-            lambda status: ClipPicker(status, samples=samples),
-            clip_cards() if samples else (),
-            controls,
-            language,
-        )
-        self._target = find_target(vlm)
-        on_change(self._sample, self.fps, self.max_frames, self.part)
-        self._sample()
 
     @property
     def video(self) -> Video:
@@ -93,16 +92,11 @@ class VideoPanel(Panel):
         options |= {"start": start} if start > 0 else {}
         return options | ({"end": end} if end < self.part.look["max"] else {})
 
-    def _medium(self, medium: ChosenMedium, reading: dict) -> Video:
-        return Video(medium.source, **reading)
+    def _medium(self, medium: ChosenMedium, options: dict) -> Video:
+        return Video(medium.source, **options)
 
-    def _medium_code(self, medium: ChosenMedium, reading: dict) -> str:
-        return call_code("vlkit.Video", medium.code, **reading)
-
-    def _ask(self, asked: Asked, place: int = -1) -> None:
-        if not asked.media:
-            raise MediaError("no clip is chosen; upload one or choose a sample")
-        super()._ask(asked, place)
+    def _medium_code(self, medium: ChosenMedium, options: dict) -> str:
+        return call_code("vlkit.Video", medium.code, **options)
 
     def _take_media(self) -> None:
         clip = self.picker.media[0] if self.picker.media else None
@@ -135,37 +129,12 @@ class VideoPanel(Panel):
         shown: list[dict] = []
         with self.status.catching():
             if view is not None:
-                clip = load_clip(view.video, lambda size, count: _small(size))
-                pictures = [PIL.Image.fromarray(frame) for frame in clip.frames]
                 shown = [
-                    {"time": time, "thumb": thumbnail(picture, FRAME)}
-                    for time, picture in zip(view.timestamps, pictures, strict=True)
+                    {"time": time, "thumb": data_url(frame)}
+                    for time, frame in zip(view.timestamps, small_frames(view.video), strict=True)
                 ]
         if view is self.view:  # no other clip was chosen meanwhile
             self.strip = shown
-
-
-class ClipPicker(Picker):
-    """Chooses a clip: a sample, an upload, an address; errors go to the status line."""
-
-    several = False
-
-    def __init__(self, status: StatusLine, *, samples: bool = True):
-        super().__init__(status, list(bundled.clips()) if samples else [])
-
-    def source(self) -> Any:
-        """The chosen clip: a path, an address or bytes. Raises MediaError where there is none."""
-        if not self.media:
-            raise MediaError("no clip is chosen; upload one or choose a sample")
-        self.check()
-        return self.media[0].source
-
-    def read(self, source: Any) -> tuple[ClipInfo, dict]:
-        """What the clip's header says, and its card. Raises MediaError."""
-        info = probe_clip(source)
-        first = load_clip(Video(source, end=min(info.duration, 0.2)), lambda size, _: _small(size))
-        about = f"{info.size[0]} × {info.size[1]}, {info.duration:.1f} s"
-        return info, {"about": about, "thumb": thumbnail(PIL.Image.fromarray(first.frames[0]), 320)}
 
 
 def _playable(clip: ChosenMedium) -> dict:
@@ -178,25 +147,8 @@ def _playable(clip: ChosenMedium) -> dict:
     return {"type": kind or "", "name": clip.name, "content": source if kind else b""}
 
 
-@lru_cache(maxsize=1)
-def clip_cards() -> tuple[dict, ...]:
-    """The bundled clips to choose from."""
-    cards = []
-    for name, sample in bundled.clips().items():
-        clip = load_clip(Video(sample.path, max_frames=2), lambda size, _: _small(size))
-        thumb = thumbnail(PIL.Image.fromarray(clip.frames[0]), 96)
-        about = {"about": sample.about, "about_zh": sample.about_zh}
-        cards.append({"name": name, "thumb": thumb, **about})
-    return tuple(cards)
-
-
 def _cost(view: ClipView) -> str:
     width, height = view.input_size
     count = len(view.indices)
     frames = f"{count} of {view.info.total_frames} frames" if count > 1 else "1 frame"
     return f"{frames}, seen at {width}×{height}: {view.tokens:,} tokens"
-
-
-def _small(size: Size) -> Size:
-    scale = FRAME / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -1,8 +1,6 @@
 // What BatchPanel, LoraPanel and ModelChooser share: the frame, files chosen, times in words.
 
-import { codeView, controlsOf, fold, h, icon, iconButton, saveFile, statusLine, translator } from "./controls.js";
-
-const CHUNK = 2 ** 21; // bytes of a message; Jupyter's servers take 10 MiB unless told otherwise
+import { codeView, controlsOf, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader } from "./controls.js";
 
 /** "54 s", "12 min", "3 h 5 min". */
 export function duration(seconds, t) {
@@ -46,9 +44,7 @@ export async function panelFrame({ model, el }, name, build) {
       h("div", { class: "vlkit-work-side" }, ...side), h("div", { class: "vlkit-work-main" }, ...main)),
     fold(t("The same in plain Python"), code.element),
   );
-  model.on("msg:custom", (content, buffers) => {
-    if (content.do === "save") saveFile(content.name, "application/octet-stream", buffers[0]);
-  });
+  saveFiles(model);
   el.append(root);
 }
 
@@ -58,15 +54,17 @@ export function filePicker(model, t, controls, { accept, title, folders }) {
   const upload = iconButton({ icon: "plus", label: t(title), text: t("Upload"), class: "vlkit-upload" });
   const browse = iconButton({ icon: "image", label: t("Browse the folders of this machine"), text: t("Browse"), class: "vlkit-browse" });
   const list = h("div", { class: "vlkit-listing", hidden: true });
-  const place = h("div", { class: "vlkit-files" }, h("div", { class: "vlkit-row-of-buttons" }, upload, browse, input), list);
+  const note = h("div", { class: "vlkit-faint", "aria-live": "polite" });
+  const place = h("div", { class: "vlkit-files" }, h("div", { class: "vlkit-row-of-buttons" }, upload, browse, input), note, list);
+  const sendPieces = uploader(model);
   const send = async (files) => {
     const group = `${Date.now()}`;
-    for (const [number, file] of [...files].entries())
-      for (let at = 0; at === 0 || at < file.size; at += CHUNK) {
-        const part = await file.slice(at, at + CHUNK).arrayBuffer();
-        const last = number === files.length - 1 && at + CHUNK >= file.size;
-        model.send({ do: "chunk", name: file.name, group, last }, undefined, [part]);
-      }
+    const all = [...files];
+    for (const [number, file] of all.entries()) {
+      note.textContent = t("Sending {name} ({n} of {m})", { name: file.name, n: number + 1, m: all.length });
+      await sendPieces(file.name, file, { group, final: number === all.length - 1 });
+    }
+    note.textContent = "";
   };
   upload.addEventListener("click", () => input.click());
   input.addEventListener("change", () => send(input.files).then(() => (input.value = "")));
