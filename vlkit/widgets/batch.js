@@ -24,7 +24,7 @@ function stateOf(row, t) {
 }
 
 function answerOf(row, t) {
-  if (row.problem) return h("div", { class: "vlkit-error" }, row.problem);
+  if (row.problem) return h("div", { class: "vlkit-error" }, t(row.problem));
   return h("div", { class: "vlkit-row-answer" }, row.parts.length ? answerText(row) : "");
 }
 
@@ -45,6 +45,7 @@ export const batch = {
     let opened = null; // the index of the row that is enlarged
     let shown = new Map(); // index of a row to what of it is drawn
 
+    const sameForAll = (row) => row.question === controls.spec("prompt").value.trim();
     const drawRow = (row) => {
       const picture = model.get("pictures")[row.index];
       const key = JSON.stringify([row, picture?.src.length]);
@@ -59,7 +60,7 @@ export const batch = {
       const element = h("li", { class: "vlkit-row-grid", "data-state": row.state },
         h("span", { class: "vlkit-row-number" }, `${row.number}`), image,
         h("div", { class: "vlkit-row-text" },
-          h("div", { class: "vlkit-row-asked" }, row.question), answerOf(row, t),
+          sameForAll(row) ? "" : h("div", { class: "vlkit-row-asked" }, row.question), answerOf(row, t),
           h("div", { class: "vlkit-row-facts" }, facts.filter(Boolean).join(" · "))),
         stateOf(row, t));
       return { key, element };
@@ -116,8 +117,8 @@ export const batch = {
       back.disabled = page.value <= 1;
       next.disabled = page.value >= page.max;
       columns.textContent = view.columns ? t("{n} rows; columns {names}", { n: grouped(view.total), names: view.columns }) : "";
-      note.textContent = view.note;
-      saved.textContent = view.saved;
+      note.textContent = t(view.note);
+      saved.textContent = t(view.saved);
       saved.classList.toggle("vlkit-error", view.saved_failed);
       if (large.open) drawLarge();
     };

@@ -231,7 +231,7 @@ export function createCanvas(host, t, callbacks = {}) {
     const box = moving ?? state.drawn;
     if (box.length === 4) shape({ points: [box.slice(0, 2), box.slice(2)] }, "vlkit-canvas-drawn", []);
     if (editable && pinned >= 0 && !moving) drawHandles();
-    tell(box, items, drawTags(items));
+    tell(box, items, drawTags(items), chosen);
     for (const chip of list.children) {
       const on = Number(chip.dataset.index) === chosen;
       chip.classList.toggle("vlkit-canvas-hot", on);
@@ -249,13 +249,18 @@ export function createCanvas(host, t, callbacks = {}) {
     }
   }
 
-  function tell(box, items, folded) {
+  const nameOf = (item) => item.label || t("(no name)");
+  const numbersOf = (item) => item.points.map((point) => point.map(Math.round).join(", ")).join(" – ");
+
+  function tell(box, items, folded, chosen) {
     const parts = [];
     const all = state.items.length;
+    const pointed = items.find((item) => item.index === chosen);
+    if (pointed) parts.push(`${nameOf(pointed)}: ${numbersOf(pointed)}`);
     if (box.length === 4) parts.push(t("Drawn: ({numbers})", { numbers: box.map(Math.round).join(", ") }));
     if (all && items.length < all)
       parts.push(t("{shown} of {all} boxes shown", { shown: items.length, all }));
-    if (folded) parts.push(t("{folded} names are folded: zoom in, or point at a box", { folded }));
+    if (folded) parts.push(t("names left out: {folded}; zoom in, or point at a box", { folded }));
     if (state.showTruth) parts.push(t("black and white: truth"));
     if (editable && pinned >= 0) parts.push(t("drag a corner to correct the box"));
     if (!parts.length && editable) parts.push(t(drawing ? "Drag on the picture to draw a box, or ask in words." : "Press the box button to draw on the picture."));
@@ -268,13 +273,11 @@ export function createCanvas(host, t, callbacks = {}) {
       .filter((item) => item.confidence === null || item.confidence >= state.threshold);
     list.replaceChildren(
       ...items.slice(0, MOST_CHIPS).map((item) => {
-        const numbers = item.points.map((p) => p.map(Math.round).join(", ")).join(" – ");
-        const sure = item.confidence === null ? "" : ` · ${Math.round(100 * item.confidence)} %`;
-        const fixed = item.corrected ? ` · ${t("corrected")}` : "";
+        const facts = [item.confidence === null ? "" : `${Math.round(100 * item.confidence)} %`, item.corrected ? t("corrected") : ""];
         const mark = h("i", { style: `background: ${item.color}` });
-        const words = h("span", {}, item.label || t("(no name)"));
-        const small = h("small", {}, numbers + sure + fixed);
-        const chip = h("button", { type: "button", class: "vlkit-chip", "aria-pressed": String(pinned === item.index), title: t("Keep it highlighted") }, mark, words, small);
+        const words = h("span", {}, nameOf(item));
+        const small = h("small", {}, facts.filter(Boolean).join(" · "));
+        const chip = h("button", { type: "button", class: "vlkit-chip", "aria-pressed": String(pinned === item.index), title: `${numbersOf(item)}. ${t("Keep it highlighted")}` }, mark, words, small);
         for (const event of ["pointerenter", "focus"]) chip.addEventListener(event, () => point(item.index));
         for (const event of ["pointerleave", "blur"]) chip.addEventListener(event, () => point(-1));
         chip.addEventListener("click", () => pin(item.index));

@@ -12,6 +12,15 @@ export const chooser = {
     const view = () => model.get("view");
     const chosen = h("div", { class: "vlkit-chosen", role: "status" });
     const list = h("div", { class: "vlkit-models", role: "radiogroup", "aria-label": t("Known models") });
+    list.addEventListener("keydown", (event) => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      const cards = [...list.children];
+      const next = step && cards[cards.indexOf(document.activeElement) + step];
+      if (!next) return;
+      event.preventDefault();
+      next.click();
+      next.focus();
+    });
     const memory = h("div", { class: "vlkit-faint" });
     const question = h("div", { class: "vlkit-question-box", role: "alertdialog" });
     const progress = h("pre", { class: "vlkit-faint" });
@@ -29,10 +38,10 @@ export const chooser = {
       if (now === drawn) return;
       drawn = now;
       const focused = list.contains(document.activeElement) && document.activeElement.dataset.name;
-      list.replaceChildren(...models.map(({ name, bytes, needed, fits, here }) => {
+      list.replaceChildren(...models.map(({ name, bytes, needed, fits, here }, i) => {
         const is = name === controls.spec("model").value;
         const [sign, verdict] = FITS[fits];
-        return h("button", { type: "button", role: "radio", "aria-checked": `${is}`, class: "vlkit-model-card", "data-name": name, onclick: () => controls.set("model", name) },
+        return h("button", { type: "button", role: "radio", "aria-checked": `${is}`, class: "vlkit-model-card", "data-name": name, tabindex: is || (i === 0 && !models.some((one) => one.name === controls.spec("model").value)) ? "0" : "-1", onclick: () => controls.set("model", name) },
           h("b", {}, name), h("span", {}, here ? t("on this machine") : t("{size} to download", { size: sizeText(bytes, t) })),
           h("span", {}, t("{size} of memory", { size: sizeText(needed, t) })),
           h("span", { class: `vlkit-fits-${fits}` }, h("span", { "aria-hidden": "true" }, `${sign} `), t(verdict)));
@@ -71,8 +80,8 @@ export const chooser = {
       side: [
         field("model"),
         fold(t("Options: device, quantize …"), h("div", { class: "vlkit-options" }, ...(view().options ?? []).map(field))),
-        h("div", { class: "vlkit-row-of-buttons" }, button("try_button"), button("stop_button"), button("remember_button", "vlkit-primary"), button("forget_button")),
-        status, question, progress, chosen,
+        h("div", { class: "vlkit-row-of-buttons" }, button("try_button"), button("stop_button"), button("remember_button", "vlkit-primary")),
+        status, question, progress, chosen, h("div", {}, button("forget_button")),
       ],
       main: [tried, h("div", {}, h("b", {}, t("Known models")), memory), list],
     };

@@ -140,7 +140,7 @@ class ModelChooser(WorkPanel):
             find_model(name)
             return
         near = difflib.get_close_matches(name, [*SHAPES, *self._here], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ModelError(
             f"{name} is neither on this machine nor a known model{hint} Press Try to look for it "
             "on the hubs; what has answered can be remembered"

@@ -13,12 +13,31 @@ import ZH from "./zh.json" with { type: "json" };
 
 // --- language -----------------------------------------------------------------------------------
 
-/** t(text, values): the text in the panel's language; `{name}` in it is filled from values. */
+/**
+ * t(text, values): the text in the panel's language; `{name}` in it is filled from values. A
+ * sentence of the kernel, such as an error, has its values in it.
+ */
 export function translator(language) {
   const chosen = language || navigator.language || "en";
-  const words = chosen.toLowerCase().startsWith("zh") ? ZH : {};
-  return (text, values = {}) =>
-    (words[text] ?? text).replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+  const { texts, sentences } = chosen.toLowerCase().startsWith("zh") ? ZH : { texts: {}, sentences: {} };
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+  const fixed = (key) => key.replace(/\{\w+\}/g, "").length; // the more of it is fixed, the surer
+  const patterns = Object.keys(sentences).sort((a, b) => fixed(b) - fixed(a)).map((key) => [patternOf(key), sentences[key]]);
+  return (text, values = null) => {
+    if (values || texts[text]) return fill(texts[text] ?? text, values ?? {});
+    for (const [pattern, translated] of patterns) {
+      const found = pattern.exec(text);
+      if (found) return fill(translated, found.groups);
+    }
+    return text;
+  };
+}
+
+/** What finds the values of "{n} of {m}" in "3 of 5". */
+function patternOf(key) {
+  const exact = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  const parts = key.split(/\{(\w+)\}/).map((part, i) => (i % 2 ? `(?<${part}>.+?)` : exact(part)));
+  return new RegExp(`^${parts.join("")}$`, "s");
 }
 
 // --- elements -----------------------------------------------------------------------------------

@@ -169,9 +169,8 @@ class ClipPicker(Picker):
     @staticmethod
     def first_picture(source: Any) -> PIL.Image.Image:
         """The first frame, small. Raises MediaError."""
-        return small_frames(Video(source, max_frames=2, end=min(probe_clip(source).duration, 0.2)))[
-            0
-        ]
+        end = min(probe_clip(source).duration, 0.2)
+        return small_frames(Video(source, max_frames=2, end=end))[0]
 
     def source(self) -> Any:
         """The chosen clip: a path, an address or bytes. Raises MediaError where there is none."""

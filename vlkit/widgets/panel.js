@@ -127,7 +127,7 @@ function turnView(turn, host) {
       if (all.note) parts.push(all.note);
     }
     facts.textContent = parts.join(" · ");
-    problem.textContent = turn.get("problem");
+    problem.textContent = t(turn.get("problem"));
     problem.classList.toggle("vlkit-error", turn.get("state") === "failed");
   }
 
@@ -208,7 +208,7 @@ function mediaView(model, t, accepts) {
       ...media.map((card, index) => {
         const act = (name, label, message) => iconButton({ icon: name, label: t(label, { name: card.name }), onclick: () => model.send(message) });
         return h(
-          "li", { class: card.problem ? "vlkit-bad" : "", title: card.problem || null },
+          "li", { class: card.problem ? "vlkit-bad" : "", title: t(card.problem) || null },
           card.thumb ? h("img", { src: card.thumb, alt: "" }) : h("span", { class: "vlkit-no-thumb" }, icon("close")),
           h("span", { class: "vlkit-tray-name" }, h("b", {}, card.name), h("small", {}, card.problem ? t("cannot be read") : card.about)),
           index > 0 ? act("left", "Move {name} forward", { do: "move", index, to: index - 1 }) : null,
@@ -333,10 +333,7 @@ function clipView(model, t) {
     player.replaceChildren(video);
   });
   follow(model, "count", () => {
-    const found = /^([\d,]+) of ([\d,]+) frames, seen at (\S+): ([\d,]+) tokens$/.exec(model.get("count"));
-    const [, number, all, size, tokens] = found ?? [];
-    const words = "{count} of {all} frames, seen at {size}: {tokens} tokens";
-    count.textContent = found ? t(words, { count: number, all, size, tokens }) : model.get("count");
+    count.textContent = t(model.get("count"));
   });
   let marked = [];
   const show = () => {
@@ -367,7 +364,7 @@ export const panel = {
     const manager = model.widget_manager;
     const child = (address) => manager.get_model(address.replace("IPY_MODEL_", ""));
     const controls = controlsOf(model, t);
-    const root = h("section", { class: `vlkit vlkit-${variant} vlkit-talk`, "aria-label": t(model.get("head").title), "data-lm-suppress-shortcuts": "true" });
+    const root = h("section", { class: `vlkit vlkit-framed vlkit-${variant} vlkit-talk`, "aria-label": t(model.get("head").title), "data-lm-suppress-shortcuts": "true" });
     el.append(root);
 
     // the head
@@ -409,6 +406,8 @@ export const panel = {
     const options = h("div", { class: "vlkit-options" });
     for (const name of controls.names())
       if (controls.spec(name).fold === "Options") options.append(controls.element(name).element);
+    const optionsFold = fold(t("Options"), options);
+    optionsFold.classList.add("vlkit-options-fold");
     const code = codeView(t, () => model.get("shown_code"));
     follow(model, "shown_code", code.update);
     const media = mediaView(model, t, variant === "video" ? "video" : "image");
@@ -417,10 +416,8 @@ export const panel = {
       "div", { class: "vlkit-composer" },
       media.element, editing,
       h("div", { class: "vlkit-ask-row" }, prompt.element, h("div", { class: "vlkit-ask-buttons" }, ask, stop)),
-      examples, hint, status,
-      fold(t("Options"), options), fold(t("The same in plain Python"), code.element),
+      examples, h("div", { class: "vlkit-below" }, status, hint), h("div", { class: "vlkit-below" }, optionsFold, fold(t("The same in plain Python"), code.element)),
     );
-    composer.querySelectorAll(".vlkit-fold")[1].classList.add("vlkit-options-fold");
 
     // the conversation
     const list = h("ol", { class: "vlkit-turns", role: "log", "aria-label": t("Questions and answers") });
@@ -445,6 +442,11 @@ export const panel = {
       const sampling = h("div", { class: "vlkit-options vlkit-sampling" }, ...["fps", "max_frames", "part"].map((name) => controls.element(name).element));
       main = h("div", { class: "vlkit-main-picture" }, clip.element, sampling);
     }
+    // the last answer's end, but never past its question
+    const down = () => requestAnimationFrame(() => {
+      const last = list.lastChild;
+      if (last) list.scrollTo({ top: Math.min(list.scrollHeight, last.offsetTop - list.offsetTop - 4) });
+    });
     let shown = 0; // of several updates under way, only the last one counts
     const showTurns = async () => {
       const number = (shown += 1);
@@ -457,14 +459,13 @@ export const panel = {
           const view = turnView(models[i], host);
           views.set(address, view);
           if (clip) follow(models[i], "parts", () => host.last(models[i]) && clip.mark(models[i].get("parts").map(([part]) => part).join("")));
-          const down = () => list.lastChild === view.element && list.scrollTo({ top: list.scrollHeight });
-          models[i].on("change:text change:state", down);
+          models[i].on("change:text change:state change:picture", () => list.lastChild === view.element && down());
         }
       });
       list.replaceChildren(...addresses.map((address) => views.get(address).element));
       list.hidden = clear.hidden = addresses.length === 0;
       views.forEach((view) => view.update());
-      list.scrollTo({ top: list.scrollHeight });
+      down();
       if (addresses.length) media.samples.open = false;
     };
     model.on("change:turns", showTurns);

@@ -35,11 +35,15 @@ export async function panelFrame({ model, el }, name, build) {
   model.on("change:shown_code", code.update);
   code.update();
   const { side, main, title } = build({ model, t, controls, status });
+  const named = h("span", { class: "vlkit-model" });
+  const showName = () => (named.textContent = model.get("view").model ?? "");
+  model.on("change:view", showName);
+  showName();
   const root = h("section", {
-    class: `vlkit vlkit-work vlkit-${name}`, "aria-label": t(title), "data-lm-suppress-shortcuts": "true",
+    class: `vlkit vlkit-framed vlkit-work vlkit-${name}`, "aria-label": t(title), "data-lm-suppress-shortcuts": "true",
   });
   root.append(
-    h("header", { class: "vlkit-work-head" }, h("b", {}, t(title)), h("span", { class: "vlkit-faint" }, model.get("view").model ?? "")),
+    h("header", { class: "vlkit-head" }, h("h3", {}, t(title)), named),
     h("div", { class: "vlkit-work-columns" },
       h("div", { class: "vlkit-work-side" }, ...side), h("div", { class: "vlkit-work-main" }, ...main)),
     fold(t("The same in plain Python"), code.element),
