@@ -12,12 +12,38 @@ from playwright.sync_api import expect
 
 import vlkit
 
+THEMES = ("Light", "Dark", "Dark High Contrast")
 REPORTS = Path(__file__).parents[2] / "reports" / "ui"
 CELL = """import vlkit
 
 vlm = vlkit.load()
 panel = vlkit.widgets.{name}(vlm{more})
 panel"""
+# the panels of tables and forms, with something in each of their parts
+WORK = {
+    "BatchPanel": """panel = vlkit.widgets.BatchPanel(vlkit.load(), "some.csv", "Locate it.")
+panel.start()
+panel.wait(60)
+panel.save()
+panel.results
+""",
+    "LoraPanel": """panel = vlkit.widgets.LoraPanel(vlkit.load())
+cost = {"rows": 36, "held_out": 4, "tokens": 97, "trained": 307200, "share": 0.016, "steps": 27,
+        "memory": 1e8, "available": 1e9, "place": "RAM", "fits": False, "seconds": 100}
+points = [[step, 3 - step / 10] for step in range(20)]
+rows = [{"question": "What is this?", "answer": "A zib.", "picture": None}]
+panel.view = panel.view | {"cost": cost, "rows": rows,
+    "tried": {"question": "What?", "before": "a cat", "after": "a dog"},
+    "comparison": {"scores": {"base": 0.5, "after": 1.0}, "rows": [["0", "q", "t", "b", "a"]]}}
+panel.saved.look = {"options": ["runs/lora-1", "runs/lora-2"]}
+panel.curves = {"losses": points, "evaluations": points[::5], "metrics": [], "steps": 20,
+                "samples": [["q", "t", "a"]]}
+panel.progress = {"step": 3, "steps": 20, "left": 70.0, "memory": 1e9}""",
+    "ModelChooser": """panel = vlkit.widgets.ModelChooser()
+panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"
+panel.try_out()
+panel.wait(60)""",
+}
 # drops a file, or pastes it, as a browser does
 GIVE = """([root, kind, name, type, content]) => {
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
@@ -92,6 +118,13 @@ def give(panel, kind, name, content, type_="image/png"):
 
     content = base64.b64encode(content).decode()
     panel.page.evaluate(GIVE, [panel.element_handle(), kind, name, type_, content])
+
+
+def enlarge_fonts(page):
+    """JupyterLab's own fonts at 150 %."""
+    for name, size in (("ui", "20px"), ("content", "21px")):
+        setting = f"document.documentElement.style.setProperty('--jp-{name}-font-size1', '{size}')"
+        page.evaluate(setting)
 
 
 def png(*size, noise=False):
@@ -228,14 +261,44 @@ def test_everything_has_a_name_contrast_room_and_a_place_in_the_order_of_tab(ope
     notebook.page.keyboard.press("Shift+Tab")
     ring = "getComputedStyle(document.activeElement).outlineWidth"
     assert notebook.page.evaluate(ring) == "2px"
-    for theme in ("Light", "Dark"):
+    for theme in THEMES:
         notebook.set_theme(f"JupyterLab {theme}")
         weak = [found for found in panel.evaluate(CONTRASTS) if found[1] < 4.5]
         assert weak == [], theme
-    style = "document.documentElement.style.setProperty"
-    for name, size in (("ui", "20px"), ("content", "21px")):
-        notebook.page.evaluate(f"{style}('--jp-{name}-font-size1', '{size}')")
+    enlarge_fonts(notebook.page)
     assert panel.evaluate(CUT) == []
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_tables_and_forms_have_names_contrast_and_room(run_cells, tmp_path, name):
+    rows = "image,what\n{},circle\nnowhere.png,square\n".format(vlkit.sample("red_circle"))
+    (tmp_path / "some.csv").write_text(rows)
+    settings = "import os\nos.environ['VLKIT_SETTINGS'] = 'settings.json'\nimport vlkit\n"
+    notebook = run_cells(settings + WORK[name] + "\npanel", height=1300)
+    panel = notebook.page.locator(".vlkit-work")
+    expect(panel).to_be_visible(timeout=30_000)
+    for summary in panel.locator("summary").all():
+        if summary.is_visible() and summary.locator("xpath=..").get_attribute("open") is None:
+            summary.click()
+    assert panel.evaluate(NAMELESS) == []
+    for theme in THEMES:
+        notebook.set_theme(f"JupyterLab {theme}")
+        found = panel.evaluate(CONTRASTS)
+        assert len(found) > 30 and [text for text in found if text[1] < 4.5] == [], theme
+    enlarge_fonts(notebook.page)
+    assert panel.evaluate(CUT) == []
+    assert panel.evaluate("root => root.scrollWidth <= root.clientWidth + 1")
+    assert notebook.page_errors == []
+
+
+def test_the_doctors_words_are_readable_in_every_theme(run_cells):
+    notebook = run_cells("import vlkit\nvlkit.doctor()")
+    table = notebook.page.locator(".jp-OutputArea-output table")
+    expect(table).to_contain_text("accelerator")
+    for theme in THEMES:
+        notebook.set_theme(f"JupyterLab {theme}")
+        notebook.page.wait_for_timeout(300)
+        assert [text for text in table.evaluate(CONTRASTS) if text[1] < 4.5] == [], theme
 
 
 @pytest.mark.parametrize("width", [1400, 420])

@@ -13,7 +13,15 @@ from lora_talks import noise
 import vlkit
 from vlkit.lora import train
 from vlkit.lora.callbacks import Steering
-from vlkit.widgets.lora import DEFAULTS, OTHERS, Knobs, LoraPanel, list_runs, read_run
+from vlkit.widgets.lora import (
+    DEFAULTS,
+    OTHERS,
+    LoraPanel,
+    knob_values,
+    list_runs,
+    make_knobs,
+    read_run,
+)
 
 LONG = 240  # seconds that no test should need
 HOSTILE = "<b>&evil</b>"
@@ -45,11 +53,11 @@ def panel(tiny_folder, folder):
 
 
 def test_every_knob_is_an_argument_of_train():
-    knobs = Knobs(lambda: None)
+    values = knob_values(make_knobs())
     arguments = set(inspect.signature(train).parameters)
-    assert set(knobs.values) == arguments - OTHERS
-    same = {name for name, value in knobs.values.items() if value == DEFAULTS[name]}
-    assert same == set(knobs.values) - {"output_dir"}
+    assert set(values) == arguments - OTHERS
+    same = {name for name, value in values.items() if value == DEFAULTS[name]}
+    assert same == set(values) - {"output_dir"}
 
 
 def test_cost_is_that_of_inspect(panel):

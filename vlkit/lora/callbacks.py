@@ -49,9 +49,14 @@ class LiveCurve(TrainerCallback):
 
 
 class Steering(TrainerCallback):
-    """Pause, resume, stop: from another thread, between two steps."""
+    """Pause, resume, stop: from another thread, between two steps.
 
-    def __init__(self) -> None:
+    Args:
+        show: called after each step with its number and that of all steps.
+    """
+
+    def __init__(self, show: Callable[[int, int], None] = lambda step, steps: None) -> None:
+        self._show = show
         self._running = threading.Event()
         self._running.set()
         self._stopped = False
@@ -75,7 +80,8 @@ class Steering(TrainerCallback):
         self._running.set()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Wait while paused, or stop."""
+        """Show the step, wait while paused, or stop."""
+        self._show(state.global_step, state.max_steps)
         self._running.wait()
         if self._stopped and state.global_step < state.max_steps:
             control.should_training_stop = control.should_save = True

@@ -41,7 +41,7 @@ export const batch = {
     const saved = h("div", { class: "vlkit-saved", role: "status", "aria-live": "polite" });
     const columns = h("div", { class: "vlkit-columns-line vlkit-faint" });
     const note = h("div", { class: "vlkit-note vlkit-faint" });
-    const large = h("dialog", { class: "vlkit-large", tabindex: "-1" });
+    const large = h("dialog", { class: "vlkit-large", tabindex: "-1", "aria-label": t("Enlarged row") });
     let opened = null; // the index of the row that is enlarged
     let shown = new Map(); // index of a row to what of it is drawn
 

@@ -6,7 +6,7 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -53,7 +53,6 @@ DEFAULTS = {name: option.default for name, option in inspect.signature(train).pa
 PREVIEW, THUMBNAIL = 6, 200  # rows of the data that are shown, pixels of their pictures
 ASKED_AGAIN = 20  # held-out rows that are asked before and after
 _READING = "Reading the data and computing the cost …"
-_STATE = "trainer_state.json"
 _QUIET = 0.4  # seconds without a change before the cost is computed
 _TICK = 0.3  # seconds between two views of a run's progress
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the rows, held out
@@ -71,38 +70,8 @@ run"""
 # --- the controls of train's arguments -----------------------------------------------------------
 
 
-class Knobs:
-    """The controls; ``knobs[name]`` is the :class:`Control` of an argument of ``train``.
-
-    Args:
-        changed: called after each change of a value.
-    """
-
-    def __init__(self, changed: Callable[[], None]):
-        self.controls = _make()
-        on_change(changed, *self.controls.values())
-
-    def __getitem__(self, name: str) -> Control:
-        return self.controls[name]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The arguments for ``train``."""
-        values = {name: control.value for name, control in self.controls.items()}
-        values["max_length"] = values["max_length"] or None
-        return values | {name: values[name].strip() for name in ("output_dir", "target")}
-
-    @property
-    def code(self) -> str:
-        """The arguments as lines of a call: the main ones, and those that were changed."""
-        return "".join(
-            f"    {name}={value!r},\n"
-            for name, value in self.values.items()
-            if name in MAIN[:-1] or value != DEFAULTS[name]
-        )
-
-
-def _make() -> dict[str, Control]:
+def make_knobs() -> dict[str, Control]:
+    """A control for each argument of ``train``, by its name."""
     alphas = [("twice the rank", None), *((str(rank), rank) for rank in (*RANKS, 256))]
     quantized = [("no", None), ("4 bit (QLoRA)", "4bit"), ("8 bit", "8bit")]
     metrics = ["auto", ("exact answer", "exact"), ("boxes at IoU", "iou"), ("none", None)]
@@ -128,6 +97,13 @@ def _make() -> dict[str, Control]:
     }
 
 
+def knob_values(knobs: Mapping[str, Control]) -> dict[str, Any]:
+    """The arguments for ``train``."""
+    values = {name: control.value for name, control in knobs.items()}
+    values["max_length"] = values["max_length"] or None
+    return values | {name: values[name].strip() for name in ("output_dir", "target")}
+
+
 # --- saved runs ----------------------------------------------------------------------------------
 
 
@@ -141,24 +117,16 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Curves]:
     """A run's arguments, and its curves up to the newest checkpoint.
 
     Raises:
-        VlkitError: there is no run, or its files are damaged.
+        VlkitError: the run's files are damaged.
     """
-    states = _states(folder)
-    if not states:
-        raise VlkitError(f"{folder} contains no run with a checkpoint")
-    state = read_json(states[-1])
-    history = state.get("log_history", [])
-    return read_json(folder / ARGUMENTS), read_history(history, state.get("max_steps", 0))
+    state = read_json(max(_states(folder), key=lambda path: path.stat().st_mtime))
+    history = read_history(state.get("log_history", []), state.get("max_steps", 0))
+    return read_json(folder / ARGUMENTS), history
 
 
 def _states(folder: Path) -> list[Path]:
-    """The trainer's state in each checkpoint of a run, the newest last."""
-    states = {
-        int(number): path
-        for path in folder.glob(f"checkpoint-*/{_STATE}")
-        if (number := path.parent.name.removeprefix("checkpoint-")).isdigit()
-    }
-    return [states[number] for number in sorted(states)]
+    """The trainer's state in each checkpoint of a run."""
+    return list(folder.glob("checkpoint-*/trainer_state.json"))
 
 
 def next_name(output_dir: str) -> str:
@@ -223,16 +191,16 @@ class LoraPanel(WorkPanel):
         self.comparison: lora.Comparison | None = None
         self._steering: Steering | None = None
         self._model_in_use = threading.Lock()
-        self.knobs = Knobs(self._change)
-        super().__init__({**_make_buttons(self), **self.knobs.controls}, language)
+        self.knobs = make_knobs()
+        super().__init__(_make_buttons(self) | self.knobs, language)
         self._later = Debounce(self._compute_cost, _QUIET)
         after = [self.ask_button, self.compare_button, self.merge_button, self.export_button]
         self._locked = [
-            self.start_button, *after, self.source, self.held_out, *self.knobs.controls.values()
+            self.start_button, *after, self.source, self.held_out, *self.knobs.values()
         ]  # fmt: skip
         self.pause_button.disabled = True
-        self._update(model=vlm.name, main=MAIN, knobs=list(self.knobs.controls))
-        on_change(self._change, self.source, self.held_out)
+        self._update(model=vlm.name, main=MAIN, knobs=list(self.knobs))
+        on_change(self._change, self.source, self.held_out, *self.knobs.values())
         on_change(self._show_saved, self.saved)
         on_change(self._list_saved, self.knobs["output_dir"])
         self._list_saved()
@@ -245,7 +213,7 @@ class LoraPanel(WorkPanel):
             return
         from vlkit.lora.callbacks import Steering
 
-        self._steering = Steering()
+        self._steering = Steering(self._take_step)
         self._start_work(self._train, "Training …")
 
     def pause(self) -> None:
@@ -271,10 +239,14 @@ class LoraPanel(WorkPanel):
         share, seed = self.held_out.value, self.knobs["seed"].value
         if share:
             data += f"\ntrain_data, eval_data = data.split({share}, seed={seed})"
-        eval_argument = "    eval_data=eval_data,\n" if share else ""
+        options = {} if not share else {"eval_data": "eval_data"}
+        for name, value in knob_values(self.knobs).items():  # the main ones and the changed ones
+            if name in MAIN[:-1] or value != DEFAULTS[name]:
+                options[name] = repr(value)
+        lines = "".join(f"    {name}={value},\n" for name, value in options.items())
         return _CODE.format(
             load=load_code(self.vlm), data=data, train_data="train_data" if share else "data",
-            options=eval_argument + self.knobs.code,
+            options=lines,
         )  # fmt: skip
 
     # --- after a run -----------------------------------------------------------------------------
@@ -378,7 +350,7 @@ class LoraPanel(WorkPanel):
             if self._running or not self.source.value.strip():  # a run is about to begin
                 return
             train_data, eval_data = self._data()
-            chosen = {name: value for name, value in self.knobs.values.items() if name in COSTLY}
+            chosen = {k: v for k, v in knob_values(self.knobs).items() if k in COSTLY}
             xray = lora.inspect(self.vlm, train_data, eval_data=eval_data, **chosen)
             self.xray, memory = xray, xray.memory
             cost = {
@@ -403,8 +375,8 @@ class LoraPanel(WorkPanel):
             self.progress = {}
             train_data, eval_data = self._data()
             self.run = lora.train(
-                self.vlm, train_data, eval_data=eval_data, **self.knobs.values,
-                callbacks=[LiveCurve(self._take), _step_callback(self._take_step), self._steering],
+                self.vlm, train_data, eval_data=eval_data, **knob_values(self.knobs),
+                callbacks=[LiveCurve(self._take), self._steering],
             )  # fmt: skip
             self._finished = self.run.finished
             self.status.say(f"{'Done' if self.run.finished else 'Stopped'}: {self.run}")
@@ -483,16 +455,6 @@ def _make_buttons(panel: LoraPanel) -> dict[str, Control]:
             for key, (label, icon, action) in actions.items()
         },
     }
-
-
-def _step_callback(show: Callable[[int, int], None]) -> Any:
-    from transformers import TrainerCallback
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            show(state.global_step, state.max_steps)
-
-    return Steps()
 
 
 def _used_memory(vlm: Any) -> int:

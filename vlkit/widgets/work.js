@@ -54,7 +54,7 @@ export async function panelFrame({ model, el }, name, build) {
 
 /** Buttons that upload files and browse the folders of the machine, and a place to drop files. */
 export function filePicker(model, t, controls, { accept, title, folders }) {
-  const input = h("input", { type: "file", multiple: true, accept, hidden: true });
+  const input = h("input", { type: "file", multiple: true, accept, hidden: true, "aria-label": t("Files") });
   const upload = iconButton({ icon: "plus", label: t(title), text: t("Upload"), class: "vlkit-upload" });
   const browse = iconButton({ icon: "image", label: t("Browse the folders of this machine"), text: t("Browse"), class: "vlkit-browse" });
   const list = h("div", { class: "vlkit-listing", hidden: true });
