@@ -1,6 +1,7 @@
-"""Record AskPanel and GroundingPanel in a real JupyterLab: docs/figures/ask.gif, grounding.gif.
+"""Pictures of the panels in a real JupyterLab: docs/figures/ask.gif, grounding.gif, panel_*.webp.
 
-`python scripts/record_panels.py`; needs Chromium, as `make ui` does.
+`python scripts/record_panels.py [ask grounding video batch lora chooser]`; needs Chromium, as
+`make ui` does.
 """
 
 import io
@@ -15,14 +16,38 @@ import PIL.Image
 from playwright.sync_api import Locator, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "figures"
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from jupyter_lab import Lab, NotebookPage  # noqa: E402
 from panels import choose_sample  # noqa: E402
 
-CELL = "import vlkit\n\nvlkit.widgets.{}(vlkit.load())"
-WIDTH, COLOURS = 760, 96  # pixels and colours of the pictures
-MOST = 600_000  # bytes of a file
+CELL = """import os
+os.environ["VLKIT_SETTINGS"] = "settings.json"
+import vlkit
+
+vlkit.widgets.{}"""
+LORA_DATA = """
+import json, PIL.Image, PIL.ImageDraw
+rows = []
+for i in range(40):
+    picture = PIL.Image.new("RGB", (112, 112), "white")
+    color, name = (("crimson", "A zib."), ("royalblue", "A wug."))[i % 2]
+    PIL.ImageDraw.Draw(picture).rectangle((10 + i, 30, 60 + i, 80), fill=color)
+    picture.save(f"{i}.png")
+    talk = [{"role": "user", "content": "<image>What is this?"},
+            {"role": "assistant", "content": name}]
+    rows.append({"messages": talk, "images": [f"{i}.png"]})
+with open("zib_or_wug.json", "w") as file:
+    json.dump(rows, file)
+panel = vlkit.widgets.LoraPanel(vlkit.load(), vlkit.lora.load_conversations("zib_or_wug.json"))
+panel.knobs["learning_rate"].value, panel.knobs["batch_size"].value = 1e-3, 4
+panel.knobs["epochs"].value = 4.0
+panel"""
+WIDTH, COLOURS = 700, 64  # pixels and colours of the animations
+MOST = 450_000  # bytes of an animation
+PICTURE = (960, 1100), 40_000  # most pixels of a picture, most bytes
+LONG = 300_000  # milliseconds
 
 
 class Recording:
@@ -112,7 +137,58 @@ def record_grounding(panel: Locator) -> Recording:
     return recording
 
 
-def main() -> None:
+def ask_clip(panel: Locator) -> None:
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=LONG)
+
+
+def ask_rows(panel: Locator) -> None:
+    panel.locator(".vlkit-prompt textarea").fill("Detect all objects.")
+    panel.locator(".vlkit-prompt textarea").press("Tab")
+    panel.locator(".vlkit-start-button").click()
+    expect(panel.locator(".vlkit-status")).to_contain_text("Done in", timeout=LONG)
+
+
+def train(panel: Locator) -> None:
+    expect(panel.locator(".vlkit-cost")).to_contain_text("steps", timeout=LONG)
+    panel.locator(".vlkit-start-button").click()
+    expect(panel.locator(".vlkit-status")).to_contain_text("Done:", timeout=LONG)
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-tried td")).to_have_count(3, timeout=LONG)
+
+
+def choose_model(panel: Locator) -> None:
+    panel.get_by_role("radio", name="Qwen/Qwen2-VL-2B-Instruct").click(timeout=LONG)
+    panel.locator(".vlkit-try-button").click()
+    expect(panel.get_by_role("alertdialog")).to_be_visible()
+
+
+PANELS = {  # name: its cell, what is done with it
+    "ask": (CELL.format("AskPanel(vlkit.load())"), record_ask),
+    "grounding": (CELL.format("GroundingPanel(vlkit.load())"), record_grounding),
+    "video": (CELL.format("VideoPanel(vlkit.load())"), ask_clip),
+    "batch": (CELL.format("BatchPanel(vlkit.load())"), ask_rows),
+    "lora": ("import vlkit" + LORA_DATA, train),
+    "chooser": (CELL.format("ModelChooser()"), choose_model),
+}
+
+
+def save_picture(panel: Locator, path: Path) -> None:
+    """The upper part of a panel, as a WebP file of at most 40 kB."""
+    size, most = PICTURE
+    panel.page.mouse.move(0, 0)
+    panel.page.wait_for_timeout(500)
+    shot = PIL.Image.open(io.BytesIO(panel.screenshot())).convert("RGB")
+    shot = shot.crop((0, 0, shot.width, min(shot.height, size[1])))
+    shot.thumbnail(size, PIL.Image.Resampling.LANCZOS)
+    for quality in range(85, 20, -5):
+        shot.save(path, quality=quality, method=6)
+        if path.stat().st_size <= most:
+            break
+    print(f"{path.relative_to(ROOT)}: {shot.size}, {path.stat().st_size:,} bytes")
+
+
+def main(names: list[str]) -> None:
     folder = Path(tempfile.mkdtemp())
     for name in ("lab", "jupyter"):
         (folder / name).mkdir()
@@ -122,10 +198,11 @@ def main() -> None:
         server.wait_until_ready()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            for name, record in (("Ask", record_ask), ("Grounding", record_grounding)):
-                cell = nbformat.v4.new_code_cell(CELL.format(f"{name}Panel"))
+            for name in names or PANELS:
+                code, use = PANELS[name]
                 kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-                notebook = nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
+                cells = [nbformat.v4.new_code_cell(code)]
+                notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
                 nbformat.write(notebook, folder / "lab" / f"{name}.ipynb")
                 page = browser.new_context(viewport={"width": 1250, "height": 1300}).new_page()
                 opened = NotebookPage(page, server, folder / "lab" / f"{name}.ipynb")
@@ -133,13 +210,15 @@ def main() -> None:
                 hide = "() => window.jupyterapp.commands.execute('application:toggle-left-area')"
                 page.evaluate(hide)
                 page.wait_for_timeout(1000)
-                panel = page.locator(".vlkit-talk")
+                panel = page.locator(".vlkit-framed")
                 expect(panel).to_be_visible(timeout=30_000)
-                record(panel).save(ROOT / "docs" / "figures" / f"{name.lower()}.gif")
+                if recording := use(panel):
+                    recording.save(FIGURES / f"{name}.gif")
+                save_picture(panel, FIGURES / f"panel_{name}.webp")
                 opened.close()
     finally:
         server.stop()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
