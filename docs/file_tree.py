@@ -36,6 +36,7 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "widgets/work.js": "What BatchPanel, LoraPanel and ModelChooser share in the browser.",
     "widgets/canvas.css": "The look of the picture canvas.",
     "widgets/canvas.js": "A picture with boxes in the browser: zoom, pan, draw, correct.",
+    "widgets/controls.json": "The panels' controls by group and name.",
     "widgets/controls.js": "The controls that all panels share, and how another panel uses them.",
     "widgets/conversation.css": "The look of questions, answers and media.",
     "widgets/panel.css": "The look of all panels and controls.",

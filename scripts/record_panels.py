@@ -45,7 +45,7 @@ panel.knobs["learning_rate"].value, panel.knobs["batch_size"].value = 1e-3, 4
 panel.knobs["epochs"].value = 4.0
 panel"""
 WIDTH, COLOURS = 700, 64  # pixels and colours of the animations
-MOST = 450_000  # bytes of an animation
+MOST = 480_000  # bytes of an animation
 PICTURE = (960, 1100), 40_000  # most pixels of a picture, most bytes
 LONG = 300_000  # milliseconds
 

@@ -13,15 +13,8 @@ from lora_talks import noise
 import vlkit
 from vlkit.lora import train
 from vlkit.lora.callbacks import Steering
-from vlkit.widgets.lora import (
-    DEFAULTS,
-    OTHERS,
-    LoraPanel,
-    knob_values,
-    list_runs,
-    make_knobs,
-    read_run,
-)
+from vlkit.widgets.lora import DEFAULTS, OTHERS, LoraPanel, knob_values, list_runs, read_run
+from vlkit.widgets.panel import make_controls
 
 LONG = 240  # seconds that no test should need
 HOSTILE = "<b>&evil</b>"
@@ -53,7 +46,7 @@ def panel(tiny_folder, folder):
 
 
 def test_every_knob_is_an_argument_of_train():
-    values = knob_values(make_knobs())
+    values = knob_values(make_controls(None, "train"))
     arguments = set(inspect.signature(train).parameters)
     assert set(values) == arguments - OTHERS
     same = {name for name, value in values.items() if value == DEFAULTS[name]}

@@ -33,7 +33,6 @@ from vlkit.widgets.media import (
 )
 from vlkit.widgets.panel import (
     CSS,
-    Control,
     DrawnPanel,
     call_code,
     front,
@@ -49,7 +48,6 @@ _OUTCOMES = {
     "cancelled": "Stopped.",
 }
 _UPDATES = 0.05  # seconds between two views of an answer that is being written
-_TOKEN_LIMITS = [("auto", 0), *((f"{n:,}", n) for n in (4, 16, 64, 128, 256, 512, 1024, 4096))]
 
 
 class ChatTurn(widgets.Widget):
@@ -177,8 +175,9 @@ class Panel(DrawnPanel):
         self.reply: Reply | None = None
         self._saved: DisplayHandle | None = None
         examples = self.examples_for(vlm.family)
-        controls = {**_question_controls(self, examples), **self._more_controls()}
-        super().__init__(controls, language, variant=self.kind, **traits)
+        first = {"value": examples[0]}
+        start: dict[str, dict] = {"prompt": first, "examples": first | {"options": list(examples)}}
+        super().__init__(language, start, variant=self.kind, **traits)
         self._locked = [self.ask_button]
         self.picker: Any = self.picker_type(self.status, samples=samples)
         self.samples = list(self.picker.cards)
@@ -192,10 +191,6 @@ class Panel(DrawnPanel):
     def examples_for(family: str) -> Sequence[str]:
         """Questions to choose from; the first one is the initial prompt."""
         raise NotImplementedError
-
-    def _more_controls(self) -> dict[str, Control]:
-        """Controls of this panel alone."""
-        return {}
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -439,27 +434,6 @@ class Panel(DrawnPanel):
         return f'<div id="{self.saved_id}">{answer}</div>'
 
 
-def _question_controls(panel: Panel, examples: Sequence[str]) -> dict[str, Control]:
-    return {
-        "prompt": Control(
-            "area", "Question", examples[0], placeholder="Ask a question …", rows=2, bare=True
-        ),
-        "examples": Control("examples", "Examples", examples[0], options=list(examples)),
-        "max_new_tokens": Control(
-            "slider", "Longest answer (tokens)", 256, min=1, max=2048, step=1, fold="Options"
-        ),
-        "temperature": Control(
-            "slider", "Temperature", 0.0, min=0.0, max=2.0, step=0.1, fold="Options",
-            help="0 always takes the likeliest token; above 0, answers are drawn at random",
-        ),
-        "seed": Control(
-            "number", "Seed", 0, min=0, max=2**31 - 1, step=1, fold="Options",
-            help="The same seed draws the same answer again",
-        ),
-        "ask_button": Control("button", "Ask", action=panel.ask),
-    }  # fmt: skip
-
-
 def examples_for(family: str) -> tuple[str, ...]:
     """Questions about pictures to choose from, in the words of a generation."""
     return (
@@ -492,15 +466,8 @@ class AskPanel(Panel):
         turns: the questions with their answers.
     """
 
-    title = "Ask about pictures"
+    title, groups = "Ask about pictures", ("question", "ask")
     examples_for = staticmethod(examples_for)
-
-    def _more_controls(self) -> dict[str, Control]:
-        limit = Control(
-            "choice", "Most tokens of a picture", 0, options=_TOKEN_LIMITS, fold="Options",
-            help="Fewer tokens are faster and show less detail",
-        )  # fmt: skip
-        return {"image_tokens": limit}
 
     def _media_options(self) -> dict:
         return {"max_tokens": self.image_tokens.value} if self.image_tokens.value else {}

@@ -24,7 +24,6 @@ from vlkit.media.sources import is_url
 from vlkit.widgets.media import LARGEST, item_records, media_and_text, picture_record
 from vlkit.widgets.panel import (
     CSS,
-    Control,
     Debounce,
     WorkPanel,
     call_code,
@@ -80,6 +79,7 @@ class BatchPanel(WorkPanel):
         results: Reply or Failure of each row; None where it is not answered yet.
     """
 
+    groups = ("batch",)
     _esm = front("controls.js", "work.js", "batch.js", default="batch")
     _css = CSS + read_text("work.css")
     pictures = traitlets.Dict().tag(sync=True)
@@ -101,7 +101,7 @@ class BatchPanel(WorkPanel):
         self._began, self._drawing = 0.0, threading.Lock()
         self._decoded: dict[int, dict | None] = {}  # thumbnails by the row's number
         self._saved, self._saved_failed, self._texts = "", False, list[str]()
-        super().__init__(_make_controls(self, str(source), prompt), language)
+        super().__init__(language, {"source": {"value": str(source)}, "prompt": {"value": prompt}})
         self._later = Debounce(self._draw, _QUIET)
         self._locked = [self.start_button, self.source, self.prompt, self.max_new_tokens, self.out]
         on_change(self._decoded.clear, self.source)
@@ -323,27 +323,6 @@ class BatchPanel(WorkPanel):
         if self._picture(index):
             media, _ = media_and_text(self.conversations[index])
             self.large = {"index": index, **(picture_record(media, LARGEST) or {})}
-
-
-def _make_controls(panel: BatchPanel, source: str, prompt: str) -> dict[str, Control]:
-    orders = ["row", *_ORDERS, "state"]
-    states = ["all rows", "waiting", "running", "done", "failures", "stopped"]
-    hint = "a folder, .csv, .jsonl or .parquet"
-    resume = "optional: a .jsonl, to resume a run"
-    return {
-        "source": Control("text", "Pictures", source, options=[SAMPLES], placeholder=hint),
-        "prompt": Control("area", "Question", prompt, rows=3),
-        "max_new_tokens": Control("slider", "Longest answer (tokens)", 64, min=1, max=2048, step=1),
-        "out": Control("text", "Journal", "", placeholder=resume),
-        "start_button": Control("button", "Start", action=panel.start, icon="play"),
-        "save_as": Control("text", "Save as", "answers.csv"),
-        "save_button": Control("button", "Save", action=panel.save, icon="save"),
-        "download_button": Control("button", "Download", action=panel.download, icon="save"),
-        "shown": Control("choice", "Show", "all rows", options=states),
-        "order": Control("choice", "Sort by", "row", options=orders),
-        "search": Control("text", "Search", "", placeholder="words of a row"),
-        "page": Control("number", "Page", 1, min=1, max=1),
-    }
 
 
 def _outcome(report: answering.BatchReport) -> str:

@@ -15,10 +15,10 @@ from vlkit import bundled, settings
 from vlkit.errors import ModelError, VlkitError
 from vlkit.generation.reply import result_of
 from vlkit.messages import user
-from vlkit.models.hub import HUB_ID, HUBS, available_models, find_model
-from vlkit.models.load import DTYPES, hosted_prefix
+from vlkit.models.hub import HUB_ID, available_models, find_model
+from vlkit.models.load import hosted_prefix
 from vlkit.models.memory import SHAPES, available_memory, count_memory
-from vlkit.widgets.panel import CSS, Control, Debounce, WorkPanel, call_code, front, read_text
+from vlkit.widgets.panel import CONTROLS, CSS, Debounce, WorkPanel, call_code, front, read_text
 
 SAMPLE, OBJECT = "three_shapes", "blue square"
 ROOM = 1.5e9  # bytes for pictures and the cache, next to the weights
@@ -45,6 +45,7 @@ class ModelChooser(WorkPanel):
         answer: the last trial's answer, as ``vlkit predict --json`` prints it.
     """
 
+    groups = ("chooser", "load")
     _esm = front("controls.js", "work.js", "chooser.js", default="chooser")
     _css = CSS + read_text("work.css")
 
@@ -52,8 +53,8 @@ class ModelChooser(WorkPanel):
         self.answer: dict[str, Any] | None = None
         self._process: subprocess.Popen | None = None
         self._here = available_models()
-        self._options = _make_options()
-        super().__init__(_make_controls(self) | self._options, language)
+        super().__init__(language)
+        self._options = {name: self._controls[name] for name in CONTROLS["load"]}
         self._locked = [self.try_button, self.download_button]
         self.view = {"options": list(self._options), "tried": "", "question": None, "models": []}
         with self.status.catching():
@@ -103,6 +104,10 @@ class ModelChooser(WorkPanel):
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             self._start_work(self._follow, "Loading the model and asking it one question …")
+
+    def download_and_try(self) -> None:
+        """Try the model, downloaded where it is not on this machine; returns at once."""
+        self.try_out(download=True)
 
     def stop(self) -> None:
         """End the trial and return at once."""
@@ -202,36 +207,6 @@ class ModelChooser(WorkPanel):
             reply: Any = result_of(self.answer, user(question, bundled.sample(SAMPLE)))
             self._update(tried=reply._repr_html_(), asked=question)
             self.status.say("It works. Remember it, or try another.")
-
-
-def _make_options() -> dict[str, Control]:
-    quantized = [("no", None), ("8bit", "8bit"), ("4bit", "4bit")]
-    commit = "optional: a commit, to make it repeatable"
-    adapter = "optional: a LoRA adapter's folder"
-    devices = ["auto", "cpu", "cuda:0", "mps"]
-    limit = "Most tokens of a picture (0: the model's limit)"
-    return {
-        "hub": Control("choice", "Hub", "auto", options=["auto", *HUBS]),
-        "revision": Control("text", "Revision", "", placeholder=commit),
-        "device": Control("text", "Device", "auto", options=devices),
-        "dtype": Control("choice", "Data type", "auto", options=["auto", *DTYPES]),
-        "quantize": Control("choice", "Quantize", None, options=quantized),
-        "adapter": Control("text", "Adapter", "", placeholder=adapter),
-        "max_image_tokens": Control("number", limit, 0, min=0, max=2**20),
-    }
-
-
-def _make_controls(panel: ModelChooser) -> dict[str, Control]:
-    def download() -> None:
-        panel.try_out(download=True)
-
-    return {
-        "model": Control("text", "Model", "tiny", placeholder="tiny, owner/name or a folder"),
-        "try_button": Control("button", "Try", action=panel.try_out, icon="play"),
-        "download_button": Control("button", "Download and try", action=download, icon="save"),
-        "remember_button": Control("button", "Remember", action=panel.remember, icon="check"),
-        "forget_button": Control("button", "Forget", action=panel.forget, icon="clear"),
-    }
 
 
 def _weights(name: str) -> int:

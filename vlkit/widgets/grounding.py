@@ -21,7 +21,7 @@ from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
 from vlkit.widgets.ask import Asked, ChatTurn, Panel
 from vlkit.widgets.media import PicturePicker, browser_picture, item_record, item_records
-from vlkit.widgets.panel import CSS, Control, front, read_text
+from vlkit.widgets.panel import CSS, front, read_text
 
 
 class BoxCanvas(anywidget.AnyWidget):
@@ -100,6 +100,7 @@ class GroundingPanel(Panel):
     """
 
     kind, title, continues = "grounding", "Find things in a picture", False
+    groups = ("question", "grounding")
     needs = "no picture is chosen; upload one or choose a sample"
     picker_type = OnePicture
     canvas = traitlets.Instance(BoxCanvas).tag(sync=True, **widgets.widget_serialization)
@@ -128,14 +129,6 @@ class GroundingPanel(Panel):
             locate_prompt("红色圆形", family=family, language="zh"),
             detect_prompt(family=family, language="zh"),
         )
-
-    def _more_controls(self) -> dict[str, Control]:
-        return {
-            "threshold": Control("slider", "Confidence at least", 0.0, min=0, max=1, step=0.05),
-            "show_truth": Control("toggle", "Truth", False),
-            "ask_box_button": Control("button", "What is in this box?", action=self.ask_box),
-            "export_button": Control("button", "Export JSON", action=self._download),
-        }
 
     @property
     def drawn(self) -> Box | None:
@@ -248,7 +241,8 @@ class GroundingPanel(Panel):
         if isinstance(content, dict) and content.get("kind") == "ask":
             self.ask_box()
 
-    def _download(self) -> None:
+    def download(self) -> None:
+        """Let the browser save :meth:`export` as JSON."""
         with self.status.catching():
             text = json.dumps(self.export(), ensure_ascii=False, indent=2)
             self.save_file("vlkit-boxes.json", text.encode())

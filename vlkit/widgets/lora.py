@@ -27,6 +27,7 @@ from vlkit.lora.run_folder import ARGUMENTS, DATA
 from vlkit.messages import user
 from vlkit.widgets.media import media_and_text, picture_record
 from vlkit.widgets.panel import (
+    CONTROLS,
     CSS,
     Control,
     Debounce,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from vlkit.lora.callbacks import Steering
 
 
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 MAIN = ("epochs", "learning_rate", "rank", "target", "batch_size", "output_dir", "resume")
 COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
     "epochs", "rank", "target", "batch_size", "gradient_accumulation", "gradient_checkpointing",
@@ -55,7 +54,6 @@ ASKED_AGAIN = 20  # held-out rows that are asked before and after
 _READING = "Reading the data and computing the cost …"
 _QUIET = 0.4  # seconds without a change before the cost is computed
 _TICK = 0.3  # seconds between two views of a run's progress
-_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)  # of the rows, held out
 _CODE = """import vlkit
 
 vlm = {load}
@@ -68,33 +66,6 @@ run"""
 
 
 # --- the controls of train's arguments -----------------------------------------------------------
-
-
-def make_knobs() -> dict[str, Control]:
-    """A control for each argument of ``train``, by its name."""
-    alphas = [("twice the rank", None), *((str(rank), rank) for rank in (*RANKS, 256))]
-    quantized = [("no", None), ("4 bit (QLoRA)", "4bit"), ("8 bit", "8bit")]
-    metrics = ["auto", ("exact answer", "exact"), ("boxes at IoU", "iou"), ("none", None)]
-    rates, ranks = [(f"{rate:g}", rate) for rate in RATES], [*RANKS, ("all weights", None)]
-    sizes, accumulated = ["auto", 1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32]
-    layers = ["language", "vision", "all"]
-    return {
-        "epochs": Control("number", "Epochs", 1.0, min=0.01, max=1000, step=0.5),
-        "learning_rate": Control("choice", "Learning rate", 2e-4, options=rates),
-        "rank": Control("choice", "Rank", 8, options=ranks),
-        "alpha": Control("choice", "Alpha", None, options=alphas),
-        "target": Control("text", "Layers", "language", options=layers),
-        "batch_size": Control("choice", "Batch size", "auto", options=sizes),
-        "gradient_accumulation": Control("choice", "Accumulated batches", 1, options=accumulated),
-        "gradient_checkpointing": Control("toggle", "Gradient checkpointing", False),
-        "quantize": Control("choice", "Quantize", None, options=quantized),
-        "max_length": Control("number", "Longest row (tokens; 0: all)", 0, min=0, max=2**17),
-        "metric": Control("choice", "Metric", "auto", options=metrics),
-        "samples": Control("number", "Answers shown", 3, min=0, max=10),
-        "seed": Control("number", "Seed", 0, min=0, max=2**31 - 1),
-        "output_dir": Control("text", "Output folder", "runs/lora-1"),
-        "resume": Control("toggle", "Resume the run in this folder", False),
-    }
 
 
 def knob_values(knobs: Mapping[str, Control]) -> dict[str, Any]:
@@ -175,6 +146,7 @@ class LoraPanel(WorkPanel):
         comparison: the last :class:`vlkit.lora.Comparison` of before and after; None before.
     """
 
+    groups = ("lora", "train")
     _esm = front("controls.js", "work.js", "lora.js", default="loraPanel")
     _css = CSS + read_text("work.css")
     curves = traitlets.Dict().tag(sync=True)
@@ -191,8 +163,11 @@ class LoraPanel(WorkPanel):
         self.comparison: lora.Comparison | None = None
         self._steering: Steering | None = None
         self._model_in_use = threading.Lock()
-        self.knobs = make_knobs()
-        super().__init__(_make_buttons(self) | self.knobs, language)
+        name = "" if self._given is None else self._given.name
+        files = sorted(str(path) for path in Path().glob("*.json*"))
+        start = {"source": {"value": name, "options": [name, *files] if name else files}}
+        super().__init__(language, start)
+        self.knobs = {name: self._controls[name] for name in CONTROLS["train"]}
         self._later = Debounce(self._compute_cost, _QUIET)
         after = [self.ask_button, self.compare_button, self.merge_button, self.export_button]
         self._locked = [
@@ -429,32 +404,6 @@ class LoraPanel(WorkPanel):
     def _show_saved(self) -> None:
         with self.status.catching():
             self._update(saved=[_run_record(Path(run)) for run in self.saved.value])
-
-
-def _make_buttons(panel: LoraPanel) -> dict[str, Control]:
-    files = sorted(str(p) for p in Path().glob("*.json*") if p.suffix in (".json", ".jsonl"))
-    name = "" if panel._given is None else panel._given.name
-    shares = [(f"{share:.0%}", share) for share in _SHARES]
-    hint = "a .json, .jsonl, .csv or .parquet"
-    named = [name, *files] if name else files
-    actions = {
-        "start": ("Train", "play", panel.start), "pause": ("Pause", "pause", panel.pause),
-        "ask": ("Ask before and after", "send", panel.ask),
-        "compare": ("Compare on held-out rows", "eye", panel.compare),
-        "merge": ("Merge into a model", "save", panel.merge),
-        "export": ("Export the adapter", "save", panel.export),
-    }  # fmt: skip
-    return {
-        "source": Control("text", "Data", name, options=named, placeholder=hint),
-        "held_out": Control("choice", "Held out", 0.1, options=shares),
-        "saved": Control("chosen", "Saved runs", (), options=[]),
-        "question": Control("text", "Question", ""),
-        "row": Control("number", "Row", 0, min=0, max=PREVIEW - 1),
-        **{
-            f"{key}_button": Control("button", label, action=action, icon=icon)
-            for key, (label, icon, action) in actions.items()
-        },
-    }
 
 
 def _used_memory(vlm: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import threading
 import weakref
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +35,7 @@ def read_text(name: str) -> str:
 
 
 CSS = read_text("panel.css")
+CONTROLS = json.loads(read_text("controls.json"))  # by group and name: arguments of Control
 
 
 def front(*names: str, default: str) -> str:
@@ -101,6 +104,18 @@ class Control(traitlets.HasTraits):
         """Plain values for the browser."""
         facts = {"kind": self.kind, "label": self.label, "value": self.value}
         return facts | {"disabled": self.disabled} | self.look
+
+
+def make_controls(
+    panel: Any, group: str, start: Mapping[str, Mapping] | None = None
+) -> dict[str, Control]:
+    """A group of controls.json by their names; see :class:`DrawnPanel`."""
+    made = {}
+    for name, facts in CONTROLS[group].items():
+        facts = facts | (start or {}).get(name, {})
+        action = getattr(panel, facts["action"]) if "action" in facts else None
+        made[name] = Control(**facts | {"action": action})
+    return made
 
 
 def plain_line(error: Exception) -> str:
@@ -192,11 +207,12 @@ class DrawnPanel(anywidget.AnyWidget):
     """The base of all panels: controls, a status line, plain code, Stop, a thread for the work.
 
     A script of this folder draws it. Where widgets cannot be shown, one line of text replaces it.
+    The controls are those of its ``groups`` in controls.json; each is an attribute, too, and a
+    button calls the method that its ``action`` names.
 
     Args:
-        controls: by name, drawn in their order with the class ``vlkit-<name>``; each is an
-            attribute, too.
         language: ``"en"`` or ``"zh"``; the browser's by default.
+        start: by the name of a control, what differs from controls.json, such as its ``value``.
         **traits: more traits of the panel.
 
     Attributes:
@@ -209,12 +225,14 @@ class DrawnPanel(anywidget.AnyWidget):
     shown_code = traitlets.Unicode().tag(sync=True)
     status: Any = traitlets.Instance(StatusLine, ()).tag(sync=True, **widgets.widget_serialization)
     _take_file: Callable[..., None]  # an uploaded file: its name, its content, where it belongs
+    groups: tuple[str, ...] = ()
     _later = Debounce(lambda: None, 0.0)  # of panels that redraw once the controls rest
 
-    def __init__(self, controls: Mapping[str, Control], language: str | None = None, **traits: Any):
-        self.stop_button = Control("button", "Stop", action=self.stop, icon="stop")
-        self.stop_button.disabled = True
-        self._controls = {**controls, "stop_button": self.stop_button}
+    def __init__(
+        self, language: str | None, start: Mapping[str, Mapping] | None = None, **traits: Any
+    ):
+        groups = {name: make_controls(self, name, start or {}) for name in ("all", *self.groups)}
+        self._controls = {name: each for group in groups.values() for name, each in group.items()}
         self._locked: list[Any] = []  # the controls that are disabled during the work
         self._thread: threading.Thread | None = None
         self._incoming: dict[str, bytearray] = {}  # files of which pieces have arrived
@@ -222,7 +240,7 @@ class DrawnPanel(anywidget.AnyWidget):
         for name, control in self._controls.items():
             setattr(self, name, control)
             control.observe(lambda _: self._send_controls(), ["value", "disabled", "look"])
-        self._send_controls()
+        self.stop_button.disabled = True
         self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
         on_change(self._show_code, *self._controls.values())
         _note_cell(self)
@@ -326,9 +344,9 @@ class WorkPanel(DrawnPanel):
     view = traitlets.Dict().tag(sync=True)
     listing = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, controls: Mapping[str, Control], language: str | None = None):
-        self._uploads = TemporaryDirectory(prefix="vlkit-")
-        super().__init__(controls, language)
+    @cached_property
+    def _uploads(self) -> TemporaryDirectory:
+        return TemporaryDirectory(prefix="vlkit-")
 
     def _do_browse(self, path: str) -> None:
         """List a folder of this machine."""

@@ -12,7 +12,7 @@ from vlkit.media.video import Video
 from vlkit.plotting.html import data_url
 from vlkit.widgets.ask import Panel
 from vlkit.widgets.media import ChosenMedium, ClipPicker, small_frames
-from vlkit.widgets.panel import Control, Debounce, call_code, on_change
+from vlkit.widgets.panel import Debounce, call_code, on_change
 
 CLIP_EXAMPLES = (
     "Describe this video.",
@@ -51,6 +51,7 @@ class VideoPanel(Panel):
     """
 
     kind, title = "video", "Ask about a clip"
+    groups = ("question", "video")
     needs = "no clip is chosen; upload one or choose a sample"
     picker_type = ClipPicker
     clip: traitlets.Dict = traitlets.Dict().tag(sync=True)  # the file as the browser plays it
@@ -70,16 +71,6 @@ class VideoPanel(Panel):
     def examples_for(family: str) -> tuple[str, ...]:
         """Questions to choose from; the first one is the initial prompt."""
         return CLIP_EXAMPLES
-
-    def _more_controls(self) -> dict[str, Control]:
-        note = "More frames show faster movements and cost more tokens"
-        return {
-            "fps": Control(
-                "slider", "Frames per second", 2.0, min=0.5, max=10, step=0.5, help=note
-            ),
-            "max_frames": Control("slider", "Most frames", 16, min=2, max=128, step=1, help=note),
-            "part": Control("range", "Part (seconds)", (0.0, 1.0), min=0.0, max=1.0, step=0.1),
-        }
 
     @property
     def video(self) -> Video:
