@@ -167,6 +167,17 @@ def test_chat_streams_and_remembers(vlm):
 # --- streaming -----------------------------------------------------------------------------------
 
 
+def test_a_chat_shows_its_picture_once_and_again_only_with_boxes(vlm):
+    chat = vlkit.Chat(vlm)
+    chat.ask("Describe this image.", vlkit.sample("six_shapes"))
+    chat.ask("What color is the heart?")
+    assert chat._repr_html_().count("<img") == 1
+    chat.ask("Locate the purple star.")
+    html = chat._repr_html_()
+    assert chat.replies[-1].boxes and html.count("<img") == 2
+    assert html.rindex("<img") > html.index("Locate the purple star.")
+
+
 def test_pieces_make_the_whole_answer(vlm):
     question = vlkit.user("描述这张图片。", picture("six_shapes"))
     pieces = vlkit.stream(vlm, question)

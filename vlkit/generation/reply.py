@@ -188,7 +188,7 @@ class Reply:
     def __str__(self) -> str:
         return self.text
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self, plain_picture: bool = True) -> str:
         text, usage = self.text_html, self.usage
         kinds = (("image", usage.image_tokens), ("video", usage.video_tokens))
         media = ", ".join(f"{count:,} of them {kind}" for kind, count in kinds if count)
@@ -203,7 +203,8 @@ class Reply:
             line += f", cost {self.cost:.2g}"
         if self.note:
             line += f"; {html.escape(self.note)}"
-        pictures, thinking = self._repr_pictures(), html.escape(self.thinking)
+        shown = plain_picture or self.try_grounding() != ([], "")
+        pictures, thinking = self._repr_pictures() if shown else "", html.escape(self.thinking)
         if thinking:
             thinking = f"<details><summary>thinking</summary><pre>{thinking}</pre></details>"
         raw = ""
@@ -283,15 +284,19 @@ def _readable(text: str, between: str) -> str:
 
 
 def conversation_html(messages: Sequence[dict], replies: Sequence[Reply]) -> str:
-    """A conversation's questions and answers as HTML; of turns without a Reply the text."""
+    """A conversation's questions and answers as HTML; of turns without a Reply the text.
+
+    A picture is shown with the question that brings it, and where an answer has boxes on it.
+    """
     answers = iter(replies)
-    shown = []
+    shown, brings_media = [], False
     for message in messages:
         text = html.escape(text_of(message)).replace("\n", "<br>")
         if message["role"] == "assistant":
             reply = next(answers, None)
-            shown.append(reply._repr_html_() if reply else f"<p>{text}</p>")
+            shown.append(reply._repr_html_(brings_media) if reply else f"<p>{text}</p>")
         else:
+            brings_media = any(media_of([message]))
             shown.append(f'<p style="margin:12px 0 4px"><b>{text}</b></p>')
     return f'<div style="max-width:640px">{"".join(shown) or "an empty conversation"}</div>'
 
