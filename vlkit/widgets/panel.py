@@ -106,15 +106,14 @@ class Control(traitlets.HasTraits):
         return facts | {"disabled": self.disabled} | self.look
 
 
-def make_controls(
-    panel: Any, group: str, start: Mapping[str, Mapping] | None = None
-) -> dict[str, Control]:
-    """A group of controls.json by their names; see :class:`DrawnPanel`."""
+def make_controls(panel: Any, *groups: str, **start: Mapping) -> dict[str, Control]:
+    """The controls of some groups of controls.json, by name; see :class:`DrawnPanel`."""
     made = {}
-    for name, facts in CONTROLS[group].items():
-        facts = facts | (start or {}).get(name, {})
-        action = getattr(panel, facts["action"]) if "action" in facts else None
-        made[name] = Control(**facts | {"action": action})
+    for group in groups:
+        for name, facts in CONTROLS[group].items():
+            facts = {**facts, **start.get(name, {})}
+            action = getattr(panel, facts["action"]) if "action" in facts else None
+            made[name] = Control(**facts | {"action": action})
     return made
 
 
@@ -231,8 +230,7 @@ class DrawnPanel(anywidget.AnyWidget):
     def __init__(
         self, language: str | None, start: Mapping[str, Mapping] | None = None, **traits: Any
     ):
-        groups = {name: make_controls(self, name, start or {}) for name in ("all", *self.groups)}
-        self._controls = {name: each for group in groups.values() for name, each in group.items()}
+        self._controls = make_controls(self, "all", *self.groups, **(start or {}))
         self._locked: list[Any] = []  # the controls that are disabled during the work
         self._thread: threading.Thread | None = None
         self._incoming: dict[str, bytearray] = {}  # files of which pieces have arrived
