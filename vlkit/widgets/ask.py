@@ -277,12 +277,15 @@ class Panel(DrawnPanel):
             self._follow(turn, pieces)
             reply = self.reply = turn.chat.replies[-1]
             turn.finish(reply)
-            self.status.say(_OUTCOMES[reply.finish_reason])
-            self._finish_turn(turn)
+            self._finish_turn(turn)  # "Done." is said when nothing changes any more
+            self.status.say(self._outcome(turn))
         except Exception as error:
             if turn.reply is None:
                 turn.state, turn.problem = "failed", plain_line(error)
             raise
+
+    def _outcome(self, turn: ChatTurn) -> str:
+        return _OUTCOMES[turn.chat.replies[-1].finish_reason]
 
     def _follow(self, turn: ChatTurn, pieces: Any) -> None:
         text, due, began = "", 0.0, 0.0
@@ -378,14 +381,16 @@ class Panel(DrawnPanel):
 
     def _do_tokens(self, turn: int) -> None:
         if not self._running and self.turns[turn].reply:
-            self._start_work(
-                lambda: self._score(self.turns[turn]), "Computing the tokens' probabilities …"
-            )
+
+            def work() -> None:
+                self._score(self.turns[turn])
+                self.status.say("Done.")
+
+            self._start_work(work, "Computing the tokens' probabilities …")
 
     def _score(self, turn: ChatTurn) -> AnswerLogprobs:
         scores = token_logprobs(self.vlm, turn.messages[:-1], answer=turn.reply)
         turn.tokens = [list(pair) for pair in scores.characters]
-        self.status.say("Done.")
         return scores
 
     def _do_picture(self, turn: int) -> None:

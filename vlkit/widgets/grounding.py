@@ -212,7 +212,6 @@ class GroundingPanel(Panel):
 
     def _finish_turn(self, turn: ChatTurn) -> None:
         """Show the answer's boxes, and how probable they are where the model can tell."""
-        said = turn.problem or self.status.text
         reply, number = turn.reply, self.turns.index(turn)
         if reply is None or not reply.raw:
             return
@@ -225,7 +224,9 @@ class GroundingPanel(Panel):
                 self.scores = scores
                 self.canvas.show_items(self.items, dict(scores.confidences))
             turn.items = item_records(reply.try_grounding()[0], dict(scores.confidences))
-        self.status.say(said)
+
+    def _outcome(self, turn: ChatTurn) -> str:
+        return turn.problem or super()._outcome(turn)
 
     def _show_on_canvas(self, number: int) -> None:
         """Show the answer of a turn on the canvas; of none for -1."""
