@@ -46,7 +46,7 @@ panel.knobs["epochs"].value = 4.0
 panel"""
 WIDTH, COLOURS = 700, 64  # pixels and colours of the animations
 MOST = 480_000  # bytes of an animation
-PICTURE = (960, 1100), 40_000  # most pixels of a picture, most bytes
+PICTURE = (800, 920), 26_000  # most pixels of a picture, most bytes
 LONG = 300_000  # milliseconds
 
 
@@ -174,12 +174,12 @@ PANELS = {  # name: its cell, what is done with it
 
 
 def save_picture(panel: Locator, path: Path) -> None:
-    """The upper part of a panel, as a WebP file of at most 40 kB."""
+    """The upper part of a panel, as a small WebP file."""
     size, most = PICTURE
     panel.page.mouse.move(0, 0)
     panel.page.wait_for_timeout(500)
     shot = PIL.Image.open(io.BytesIO(panel.screenshot())).convert("RGB")
-    shot = shot.crop((0, 0, shot.width, min(shot.height, size[1])))
+    shot = shot.crop((0, 0, shot.width, min(shot.height, shot.width * size[1] // size[0])))
     shot.thumbnail(size, PIL.Image.Resampling.LANCZOS)
     for quality in range(85, 20, -5):
         shot.save(path, quality=quality, method=6)
