@@ -1000,18 +1000,10 @@ def save(path, seeds, items):
         | {k: item[k] for k in ("also", "contains", "system", "base") if k in item}
         for item in items
     ]
-    path.write_text(
-        json.dumps(
-            {
-                "seeds": seeds,
-                "rows": summarise(items),
-                "boxes": box_errors(items),
-                "items": kept,
-            },
-            ensure_ascii=False,
-            indent=0,
-        )
-    )
+    head = {"seeds": seeds, "rows": summarise(items), "boxes": box_errors(items)}
+    lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in kept)
+    start = json.dumps(head, ensure_ascii=False).removesuffix("}")
+    path.write_text(f'{start}, "items": [\n{lines}\n]}}\n', encoding="utf-8")  # one a line
 
 
 if __name__ == "__main__":
