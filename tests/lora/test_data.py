@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import vlkit
-from vlkit.lora import DataError, load_conversations, training_rows
+from vlkit.lora import DataError, data, load_conversations
 from vlkit.models.families import rules_of_processor
 
 SIZE = (200, 100)
@@ -421,8 +421,8 @@ def test_problems_of_what_was_named(folder, row, arguments, problem):
 
 def test_each_picture_is_decoded_once_and_urls_are_not_fetched(folder, monkeypatch):
     tried = []
-    monkeypatch.setattr(training_rows, "_is_whole_file", lambda source: not tried.append(source))
-    monkeypatch.setattr(training_rows, "load_image", lambda media: pytest.fail("read"))
+    monkeypatch.setattr(data, "_is_whole_file", lambda source: not tried.append(source))
+    monkeypatch.setattr(data, "load_image", lambda media: pytest.fail("read"))
     names = ["a.png", "a.png", "b.png", "https://nowhere.invalid/a.png"]
     rows = [qwen(f"<img>{name}</img>?", "A") for name in names]
     assert len(load_conversations(write(folder, rows))) == 4
@@ -435,9 +435,9 @@ def test_a_jpeg_is_read_to_its_end(folder, options, cut):
     path = folder / "noise.jpg"
     PIL.Image.effect_noise((320, 240), 90).save(path, **options)
     item = {"type": "image", "image": str(path)}
-    assert training_rows.find_damaged([item]) == [None]
+    assert data.find_damaged([item]) == [None]
     path.write_bytes(path.read_bytes()[:-cut])
-    (damage,) = training_rows.find_damaged([item])
+    (damage,) = data.find_damaged([item])
     try:
         vlkit.load_image(path)
     except vlkit.errors.MediaError as error:

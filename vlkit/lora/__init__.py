@@ -3,8 +3,7 @@
 from vlkit.lazy import lazy_names
 
 _HOMES = {
-    "data": ["TrainingData", "load_conversations"],
-    "training_rows": ["DataError", "Example", "Problem"],
+    "data": ["DataError", "Example", "Problem", "TrainingData", "load_conversations"],
     "batches": ["Labelled", "label_example"],
     "inspection": ["XRay", "inspect"],
     "training": ["train"],

@@ -19,8 +19,8 @@ from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_m
 from vlkit.engine.vision import PIXELS, Encoder, Medium, split_media
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
+from vlkit.lora.data import Example, Problem, list_problems, naming_row
 from vlkit.lora.networks import temporary_forwards
-from vlkit.lora.training_rows import Example, Problem, list_problems, naming_row
 from vlkit.media.image import Image, pixel_hash
 from vlkit.media.sources import file_hash, is_url
 from vlkit.media.video import load_clip

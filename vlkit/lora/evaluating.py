@@ -16,8 +16,7 @@ from vlkit.evaluation.metrics import Evaluation, evaluate_grounding
 from vlkit.generation.reply import Failure, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.lora.curves import is_same
-from vlkit.lora.data import TrainingData, as_data
-from vlkit.lora.training_rows import Example
+from vlkit.lora.data import Example, TrainingData, as_data
 from vlkit.messages import text_of
 from vlkit.models.adapters import attach_adapter, check_base, check_name, find_adapter
 from vlkit.models.load import VLM

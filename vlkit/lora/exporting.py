@@ -16,8 +16,7 @@ from vlkit.errors import MediaError, ModelError, VlkitError, check_choice, check
 from vlkit.files import whole_folder, write_rows, write_whole
 from vlkit.grounding.formats import FORMATS as FAMILIES
 from vlkit.lora.arguments import as_folder
-from vlkit.lora.data import as_data
-from vlkit.lora.training_rows import Example, naming_row, source_key
+from vlkit.lora.data import Example, as_data, naming_row, source_key
 from vlkit.media.image import load_image
 from vlkit.media.sources import is_remote, local_path
 from vlkit.messages import read_media_item

@@ -15,10 +15,9 @@ from vlkit.errors import VlkitError, counted
 from vlkit.lora import batches, costs
 from vlkit.lora.arguments import check_arguments
 from vlkit.lora.batches import IGNORED, Labelled, Length
-from vlkit.lora.data import as_data
+from vlkit.lora.data import Example, as_data, source_key
 from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, check_quantized, plan_parts
-from vlkit.lora.training_rows import Example, source_key
 from vlkit.media.image import load_image
 from vlkit.models.load import VLM
 from vlkit.plotting.html import (

@@ -16,8 +16,8 @@ from vlkit.errors import VlkitError, counted
 from vlkit.files import read_json
 from vlkit.lora.batches import Collator, label_example
 from vlkit.lora.curves import Curves, curves_html, read_series
+from vlkit.lora.data import Example
 from vlkit.lora.networks import temporary_forwards
-from vlkit.lora.training_rows import Example
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 from vlkit.models.load import VLM, base_model
