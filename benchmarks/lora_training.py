@@ -37,7 +37,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import vlkit
-from vlkit.lora.batches import Examples, LengthSampler, Preparer, guess_lengths
+from vlkit.lora.batches import Examples, LengthSampler, guess_lengths
 from vlkit.lora.networks import find_modules
 from vlkit.models.load import VLM
 
@@ -232,7 +232,7 @@ def plain(vlm, data, arguments, size, folder, clock, sort=False, trl=False) -> l
     }  # fmt: skip
     if sort:  # the order of all epochs, in one of them
         lengths = guess_lengths(vlm, data)
-        sampler = LengthSampler(Examples(Preparer(vlm, data)), lengths, arguments.update, 0)
+        sampler = LengthSampler(Examples(vlm, data), lengths, arguments.update, 0)
         ordered = []
         for epoch in range(arguments.epochs):
             sampler.set_epoch(epoch)

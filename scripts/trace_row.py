@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Which files of vlkit a training row passes on its way from its file to the loss, and how often.
 
-A function belongs to the way of a row if two rows call it more often than one row does. Prints each
-stop (a change from one file to another between two such calls) with the functions called there.
+A function is on the way of a row if rows call it one by one and what it returns differs from row to
+row. Checks, and facts of the model, return the same for each row and are left out, and so is the
+wording of errors. Prints each stop (a change from one file to another between two such calls) with
+the functions called there. Fails where there are more than MOST_FILES.
 
     python scripts/trace_row.py
 """
@@ -14,7 +16,8 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -24,21 +27,24 @@ import PIL.Image
 import vlkit
 from vlkit.lora import train
 
+MOST_FILES = 12
 PACKAGE = Path(vlkit.__file__).parent
+WORDING = "errors.py"
 PROOF = ("Prover.__init__", "Prover.check")
 Call = tuple[str, str]  # file, function
 
 
-def write_rows(folder: Path, count: int) -> Path:
+def write_rows(folder: Path, numbers: Sequence[int]) -> Path:
     """A file of rows about pictures of noise, each with a question and an answer with a box."""
     rows = []
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    for number in numbers:
+        shape = (64 + 32 * number, 96, 3)
+        pixels = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
         PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
-        box = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(10,20),(300,400)<|box_end|>"
+        box = f"<|box_start|>(10,{20 + number}),(300,400)<|box_end|>"
         talk = [
             {"from": "human", "value": f"<img>{number}.png</img>Where is cat {number}?"},
-            {"from": "gpt", "value": box},
+            {"from": "gpt", "value": f"<|object_ref_start|>cat {number}<|object_ref_end|>{box}"},
         ]
         rows.append(json.dumps({"conversations": talk}))
     path = folder / "rows.jsonl"
@@ -46,9 +52,10 @@ def write_rows(folder: Path, count: int) -> Path:
     return path
 
 
-def calls_of(vlm: vlkit.VLM, count: int) -> list[Call]:
-    """All calls within vlkit while ``count`` rows, one batch, are trained on, up to their loss."""
+def trace(vlm: vlkit.VLM, *numbers: int) -> tuple[list[Call], dict[Call, list[str]]]:
+    """Train on rows, one batch, up to their loss: vlkit's calls, and each function's results."""
     calls: list[Call] = []
+    results: dict[Call, list[str]] = defaultdict(list)
     in_proof = 0
 
     def note(frame, event, argument):
@@ -57,36 +64,42 @@ def calls_of(vlm: vlkit.VLM, count: int) -> list[Call]:
         if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
             return
         file = str(Path(code.co_filename).relative_to(PACKAGE))
+        call = file, code.co_qualname.partition(".<locals>")[0]
         if code.co_qualname in PROOF:  # it labels a row of its own
             in_proof += 1 if event == "call" else -1
         elif event == "return" and code.co_name == "compute_loss":
             sys.setprofile(None)
-        elif event == "call" and not in_proof and code.co_name != "__len__":
-            calls.append((file, code.co_qualname.partition(".<locals>")[0]))
+        elif not in_proof and event == "call":
+            calls.append(call)
+        elif not in_proof:
+            results[call].append(repr(argument))
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = write_rows(Path(folder), count)
+        rows = write_rows(Path(folder), numbers)
         threading.setprofile(note)
         sys.setprofile(note)
-        train(vlm, rows, output_dir=Path(folder) / "run", batch_size=count)
+        train(vlm, rows, output_dir=Path(folder) / "run", batch_size=len(numbers))
         sys.setprofile(None)
         threading.setprofile(None)
-    return calls
+    return calls, results
 
 
 def main() -> None:
     """Print the stops of a row, and how many files and stops there are."""
     warnings.simplefilter("ignore")
     vlm = vlkit.load()
-    calls_of(vlm, 1)  # what is computed once in a process
-    one, two = calls_of(vlm, 1), calls_of(vlm, 2)
-    more = Counter(two) - Counter(one)
-    way = [call for call in one if call in more]
+    trace(vlm, 0)  # what is computed once in a process
+    (calls, results), (_, others), (both, _) = trace(vlm, 1), trace(vlm, 2), trace(vlm, 1, 2)
+    more = Counter(both) - Counter(calls)
+    differ = {call for call in more if set(results[call]) != set(others[call])}
+    way = [call for call in calls if call in differ and call[0] != WORDING]
     stops = [(file, list(stop)) for file, stop in groupby(way, key=lambda call: call[0])]
     for file, stop in stops:
         print(f"{file:28} {', '.join(dict.fromkeys(name for _, name in stop))}")
     files = sorted({file for file, _ in stops})
     print(f"\n{len(files)} files, {len(stops)} stops: {', '.join(files)}")
+    if len(files) > MOST_FILES:
+        raise SystemExit(f"more than {MOST_FILES} files: merge what lives together")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 import vlkit
 from vlkit.lora import batches as lora_batches
 from vlkit.lora import label_example, load_conversations, train
-from vlkit.lora.batches import AHEAD, Examples, FrozenTower, LengthSampler, Preparer, guess_lengths
+from vlkit.lora.batches import AHEAD, Examples, FrozenTower, LengthSampler, guess_lengths
 from vlkit.lora.networks import find_modules
 
 SHARED, OTHER = noise(120, 90), noise(60, 90)
@@ -40,7 +40,7 @@ def plain_losses(vlm, data, folder):
     """Rows alone, without padding; all logits; positions and pictures by the model itself."""
     set_seed(0)
     lengths = guess_lengths(vlm, data)
-    sampler = LengthSampler(Examples(Preparer(vlm, data)), lengths, UPDATE, 0)
+    sampler = LengthSampler(Examples(vlm, data), lengths, UPDATE, 0)
     rows = []
     for epoch in range(OPTIONS["epochs"]):
         sampler.set_epoch(epoch)
@@ -80,7 +80,7 @@ def patches_of(data, vlm):
     media = [
         medium
         for i in range(len(data))
-        for medium in Preparer(vlm, data, tower=NOTHING).prepare(i).media
+        for medium in Examples(vlm, data, tower=NOTHING).prepare(i).media
     ]
     return {medium.key: len(medium.pixels) for medium in media}
 
@@ -132,7 +132,7 @@ def test_a_row_of_known_pictures_is_as_if_read(tiny_folder, kind, cut):
     data = load_conversations(rows)
     limit = label_example(vlm, data[5]).length - cut
     tower = FrozenTower(vlm.model)
-    known = Preparer(vlm, data, limit, tower)
+    known = Examples(vlm, data, limit, tower)
     for index in (0, 3, 4):
         tower.encode(known.prepare(index).media)
     for index in (0, 1, 2, 5):
@@ -147,7 +147,7 @@ def test_a_row_of_known_pictures_is_as_if_read(tiny_folder, kind, cut):
 
 def test_updates_hold_rows_of_like_lengths_however_they_are_divided():
     lengths = [10, 500, 11, 499, 12, 498, 13, 497, 14]
-    sampler = LengthSampler(Examples(Preparer(None, lengths)), lengths, 4, seed=1)
+    sampler = LengthSampler(Examples(None, lengths), lengths, 4, seed=1)
     orders = []
     for epoch in range(4):
         sampler.set_epoch(epoch)
@@ -164,11 +164,12 @@ def test_updates_hold_rows_of_like_lengths_however_they_are_divided():
     assert list(sampler) == orders[2]
 
 
-class Slow:
+class Slow(Examples):
     """Prepares rows in turn, and remembers which."""
 
-    def __init__(self, count):
-        self.data, self.asked, self.gate = range(count), [], threading.Event()
+    def __init__(self, count, workers):
+        super().__init__(None, range(count), workers=workers)
+        self.asked, self.gate = [], threading.Event()
 
     def prepare(self, index):
         self.asked.append(index)
@@ -180,23 +181,21 @@ class Slow:
 
 
 def test_rows_are_read_ahead_in_their_order_and_no_further():
-    slow = Slow(3 * AHEAD)
-    examples = Examples(slow, workers=2)
-    sampler = LengthSampler(examples, [1] * len(slow.data), 4, seed=0)
+    slow = Slow(3 * AHEAD, workers=2)
+    sampler = LengthSampler(slow, [1] * len(slow.data), 4, seed=0)
     order = sampler.order()
     coming = iter(sampler)
     assert next(coming) == order[0]
     slow.gate.set()
-    assert [examples[order[0]], *(examples[i] for i in coming)] == order
+    assert [slow[order[0]], *(slow[i] for i in coming)] == order
     assert sorted(slow.asked) == list(slow.data)
-    examples.close()
+    slow.close()
 
 
 def test_rows_that_a_resumed_run_skips_do_not_stand_in_the_way():
-    slow = Slow(6 * AHEAD)
-    examples = Examples(slow, workers=1)
-    order = list(LengthSampler(examples, [1] * len(slow.data), 4, seed=0))  # nothing is taken
+    slow = Slow(6 * AHEAD, workers=1)
+    order = list(LengthSampler(slow, [1] * len(slow.data), 4, seed=0))  # nothing is taken
     slow.gate.set()
-    assert examples[order[-1]] == order[-1]
-    examples.close()
+    assert slow[order[-1]] == order[-1]
+    slow.close()
     assert len(slow.asked) <= 3 * AHEAD

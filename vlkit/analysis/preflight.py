@@ -89,20 +89,17 @@ class Target:
         pieces = prompt.split(_PADS["video"])
         text = pieces[0]
         for times, piece in zip(clip_times, pieces[1:], strict=True):
-            text += self.clip_text(times) + piece
-            pads += len(times) if self._writes_times else 1
+            text += clip_text(self.rules, times) + piece
+            pads += len(times) if self.rules.patch_size == 16 else 1
         return len(self.processor.tokenizer(text)["input_ids"]) - pads
 
-    @property
-    def _writes_times(self) -> bool:
-        return self.rules.patch_size == 16  # from Qwen3-VL on
 
-    def clip_text(self, times: Sequence[float]) -> str:
-        """The text that the family's processor writes for a clip; one placeholder per step."""
-        if not self._writes_times:
-            return _PADS["video"]
-        step = f"<|vision_start|>{_PADS['video']}<|vision_end|>"
-        return "".join(f"<{time:.1f} seconds>{step}" for time in times)
+def clip_text(rules: SizeRules, times: Sequence[float]) -> str:
+    """The text that a processor writes for a clip; one placeholder per step from Qwen3-VL on."""
+    if rules.patch_size != 16:
+        return _PADS["video"]
+    step = f"<|vision_start|>{_PADS['video']}<|vision_end|>"
+    return "".join(f"<{time:.1f} seconds>{step}" for time in times)
 
 
 def find_target(model: Model | str | os.PathLike) -> Target:
@@ -412,7 +409,7 @@ def preflight(
     """
     check_whole("max_new_tokens", max_new_tokens)
     target, messages = find_target(model), as_messages(messages)
-    views = [view_media(target, read_media_item(item)) for item in iterate_media(messages)]
+    views = [view_media(target.rules, read_media_item(item)) for item in iterate_media(messages)]
     return measure(target, messages, views, max_new_tokens)
 
 
@@ -429,20 +426,19 @@ def measure(
     return Preflight(target, messages, tuple(views), usage, target.processor is not None)
 
 
-def view_media(target: Target, media: Image | Video) -> View:
+def view_media(rules: SizeRules, media: Image | Video) -> View:
     """How a model will see a picture or clip, from its header only. Raises MediaError."""
-    rules = target.rules
-    if isinstance(media, Image):
-        size = picture_size(media)
-        return PictureView(media, size, rules.image_size(size, media), rules.patch_size)
-    return view_clip(target, media, probe_clip(media))
+    if isinstance(media, Video):
+        return view_clip(rules, media, probe_clip(media))
+    size = picture_size(media)
+    return PictureView(media, size, rules.image_size(size, media), rules.patch_size)
 
 
-def view_clip(target: Target, video: Video, info: ClipInfo) -> ClipView:
+def view_clip(rules: SizeRules, video: Video, info: ClipInfo) -> ClipView:
     """How the model sees a clip whose header was read."""
     indices, _ = sample_indices(video, info, clip_name(video.source))
-    size = target.rules.frame_size(info.size, len(indices), video)
-    return ClipView(video, info, tuple(indices), size, target.rules.patch_size)
+    size = rules.frame_size(info.size, len(indices), video)
+    return ClipView(video, info, tuple(indices), size, rules.patch_size)
 
 
 SHOWN = 6  # pictures and clips that are drawn
@@ -526,7 +522,7 @@ def _cap_view(base: Preflight, view: View, cap: int) -> View:
         return view
     if isinstance(view, ClipView):
         video = replace(view.video, max_frame_tokens=cap)
-        return view_clip(base.target, video, view.info)
+        return view_clip(base.target.rules, video, view.info)
     image = replace(view.image, max_tokens=max(cap, view.image.min_tokens or 1))
     return replace(view, image=image, input_size=base.target.rules.image_size(view.size, image))
 
@@ -535,7 +531,7 @@ def _fewer_frames(plan: Preflight, view: View, share: int) -> View:
     if share == 1 or not isinstance(view, ClipView) or len(view.indices) <= 2:
         return view
     count = max(2, len(view.indices) // share // 2 * 2)
-    return view_clip(plan.target, replace(view.video, frames=count), view.info)
+    return view_clip(plan.target.rules, replace(view.video, frames=count), view.info)
 
 
 def _too_small(base: Preflight) -> str:

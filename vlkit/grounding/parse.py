@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vlkit.errors import GroundingParseError, VlkitError, check_choice
 from vlkit.grounding.boxes import (
@@ -20,6 +21,8 @@ from vlkit.grounding.boxes import (
 )
 from vlkit.grounding.formats import FORMATS, GroundingFormat, read_answer, write_answer
 from vlkit.grounding.keys import SPACES, Found, Reading, Space
+
+Segment = str | list[Item]  # of a text: text, or items that follow each other in it
 
 
 def parse_grounding(
@@ -230,3 +233,49 @@ def _rotated(label: str, numbers: Sequence[float], span: Size, size: Size, clip:
     sides = [(a * w / 2, b * h / 2) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
     corners = [v for dx, dy in sides for v in (x + dx * c - dy * s, y + dx * s + dy * c)]
     return to_pixels(label, corners, size, size, clip)
+
+
+# --- a text and the items in it -------------------------------------------------------------------
+
+# what belongs to a group of boxes: the separators in it, and the brackets, fences and tags around
+_SEPARATOR = re.compile(r"[\s,]*")
+_OPENING = re.compile(r"(?:```(?:json|xml)?\s*)?\[?\s*\Z")
+_CLOSING = re.compile(r"(?:[^<>]{0,200}</points?>)?(?:\s*\])?(?:\s*```)?")
+_LONGEST_OPENING = 40  # characters
+
+
+def group_items(text: str, placed: Sequence[tuple[Item, int, int]]) -> Iterator[Segment]:
+    """A text as segments: text, and lists of the items that follow each other in it.
+
+    Args:
+        text: the whole text.
+        placed: its items in order, each with its place in the text (start, end).
+    """
+    groups: list[tuple[list[Item], int, int]] = []
+    for item, start, end in placed:
+        if groups:
+            items, group_start, group_end = groups[-1]
+            if start < group_end or _SEPARATOR.fullmatch(text, group_end, start):
+                items.append(item)
+                groups[-1] = items, group_start, end
+                continue
+        groups.append(([item], start, end))
+    done = 0
+    for items, start, end in groups:
+        yield text[done : _start_of_list(text, done, start)]
+        yield items
+        done = _end_of_list(text, end)
+    yield text[done:]
+
+
+def _start_of_list(text: str, done: int, start: int) -> int:
+    """Where the bracket and the code fence before a group begin, or the group itself."""
+    low = max(done, start - _LONGEST_OPENING)
+    match = _OPENING.search(text[low:start])
+    return low + match.start() if match and match[0].strip() else start
+
+
+def _end_of_list(text: str, end: int) -> int:
+    """Where the tag, the bracket and the code fence behind a group end, or the group itself."""
+    match = _CLOSING.match(text, end)
+    return match.end() if match and match[0].strip() else end

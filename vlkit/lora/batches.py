@@ -6,26 +6,26 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from vlkit.analysis.preflight import ClipView, Target, View, find_target, view_media
+from vlkit.analysis.preflight import ClipView, clip_text, view_clip
 from vlkit.engine.vision import PIXELS, Encoder, Medium, split_media
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
 from vlkit.lora.data import Example, Problem, list_problems, naming_row
 from vlkit.lora.networks import temporary_forwards
-from vlkit.media.image import Image, pixel_hash
+from vlkit.media.image import Image, picture_size, pixel_hash
 from vlkit.media.sources import file_hash, is_url
-from vlkit.media.video import load_clip
+from vlkit.media.video import load_clip, probe_clip
 from vlkit.messages import as_messages, media_of, read_media_item
-from vlkit.models.load import VLM, base_model
+from vlkit.models.load import VLM
 
 IGNORED = -100  # the label that transformers' losses leave out
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -138,29 +138,35 @@ def label_example(
         MediaError: a picture or clip that cannot be read.
         VlkitError: the cut would go through a picture or leave no answer.
     """
-    with naming_row(example):
-        return read_example(vlm, example, max_length)[0]
+    return read_example(vlm, example, max_length)[0]
 
 
 def read_example(
     vlm: VLM, example: Example | list[dict], max_length: int | None
 ) -> tuple[Labelled, LoadedMessages]:
     """:func:`label_example`, and the media that were read for it."""
-    messages = example.messages_for(vlm) if isinstance(example, Example) else as_messages(example)
-    pieces = cut_turns(vlm.processor, messages)
-    pictures, videos = media_of(messages)
-    images = [picture.load() for picture in pictures]
-    clips = [load_clip(video, partial(vlm.rules.frame_size, video=video)) for video in videos]
-    prompt = "".join(piece.text for piece in pieces)
-    loaded = LoadedMessages(pictures, images, clips, prompt, videos)
-    made = make_inputs(vlm, [loaded]).tensors if images or clips else {}
-    tensors = {name: tensor for name, tensor in made.items() if name not in PER_TOKEN}
-    views = [view_media(find_target(vlm), video) for video in videos]
-    return truncate(vlm, label_pieces(vlm, pieces, tensors, views), max_length), loaded
+    with naming_row(example):
+        if isinstance(example, Example):
+            messages = example.messages_for(vlm)
+        else:
+            messages = as_messages(example)
+        pieces, rules = cut_turns(vlm.processor, messages), vlm.rules
+        pictures, videos = media_of(messages)
+        images = [picture.load() for picture in pictures]
+        clips = [load_clip(video, partial(rules.frame_size, video=video)) for video in videos]
+        prompt = "".join(piece.text for piece in pieces)
+        loaded = LoadedMessages(pictures, images, clips, prompt, videos)
+        made = make_inputs(vlm, [loaded]).tensors if images or clips else {}
+        tensors = {name: tensor for name, tensor in made.items() if name not in PER_TOKEN}
+        views = [
+            view_clip(rules, *pair)
+            for pair in zip(videos, [clip.info for clip in clips], strict=True)
+        ]
+        return truncate(vlm, label_pieces(vlm, pieces, tensors, views), max_length), loaded
 
 
 def label_pieces(
-    vlm: VLM, pieces: Sequence[Piece], tensors: dict[str, Any], clips: Sequence[View]
+    vlm: VLM, pieces: Sequence[Piece], tensors: dict[str, Any], clips: Iterable[ClipView]
 ) -> Labelled:
     """The tokens of pieces as one row, with labels where the model learns.
 
@@ -172,27 +178,30 @@ def label_pieces(
     """
     import torch
 
-    config, merged = base_model(vlm).config, vlm.processor.image_processor.merge_size**2
+    config, merged = vlm.model.config, vlm.processor.image_processor.merge_size**2
     grids = tensors.get("image_grid_thw", torch.empty(0, 3))
     counts = (grids.prod(-1) // merged).int().tolist()
-    tokens = encode_pieces(find_target(vlm), pieces, counts, clips)
-    ids = torch.tensor([list(chain(*tokens))])
+    tokens, trained = encode_pieces(vlm, pieces, counts, clips)
+    ids = torch.tensor([tokens])
     kinds = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
     per_token = dict(zip(PER_TOKEN, (ids, torch.ones_like(ids), kinds), strict=True))
-    labels = ids.masked_fill(~torch.tensor([_each_trained(pieces, tokens)]), IGNORED)
+    labels = ids.masked_fill(~torch.tensor([trained]), IGNORED)
     return Labelled(per_token | tensors, labels)
 
 
 def encode_pieces(
-    target: Target, pieces: Sequence[Piece], image_tokens: Iterable[int], clips: Iterable[View]
-) -> list[list[int]]:
-    """The tokens of each piece, from its text and the sizes of its media alone.
+    vlm: VLM, pieces: Sequence[Piece], image_tokens: Iterable[int], clips: Iterable[ClipView]
+) -> tuple[list[int], list[bool]]:
+    """The tokens of pieces, from their text and the sizes of their media alone.
 
     Args:
-        target: of :func:`vlkit.analysis.preflight.find_target`.
+        vlm: for its tokenizer.
         pieces: from :func:`cut_turns`.
         image_tokens: of each picture.
         clips: as the model will see them.
+
+    Returns:
+        All tokens, and of each whether the model learns it.
     """
     counts, clips = iter(image_tokens), iter(clips)
 
@@ -200,13 +209,18 @@ def encode_pieces(
         if pad[0] == PADS["image"]:
             return pad[0] * next(counts)
         clip = next(clips)
-        shown = target.clip_text(clip.step_times)
+        shown = clip_text(vlm.rules, clip.step_times)
         return shown.replace(pad[0], pad[0] * (clip.tokens // shown.count(pad[0])))
 
     texts = [_PAD.sub(expand, piece.text) for piece in pieces]
-    encode = target.processor.tokenizer.backend_tokenizer.encode
+    encode = vlm.processor.tokenizer.backend_tokenizer.encode
+    ids: list[int] = []
+    trained: list[bool] = []
     with tokenizing:  # one by one: a few short texts are not worth threads
-        return [encode(text, add_special_tokens=False).ids for text in texts]
+        for piece, text in zip(pieces, texts, strict=True):
+            ids += encode(text, add_special_tokens=False).ids
+            trained += [piece.trained] * (len(ids) - len(trained))
+    return ids, trained
 
 
 def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
@@ -217,12 +231,12 @@ def truncate(vlm: VLM, labelled: Labelled, max_length: int | None) -> Labelled:
     length = length_of(vlm, 0, labelled.tensors["input_ids"][0].tolist(), trained)
     kept = {n: t[:, :max_length] if n in PER_TOKEN else t for n, t in labelled.tensors.items()}
     labels, lost = labelled.labels[:, :max_length], length.lost(max_length)
-    return Labelled(kept, labels, lost, labelled.media)
+    return replace(labelled, tensors=kept, labels=labels, lost=lost)
 
 
 def media_ids(vlm: VLM) -> dict[int, str]:
     """The placeholder tokens of media, and the tokens around them, each with its kind."""
-    config = base_model(vlm).config
+    config = vlm.model.config
     names = ("image", "video", "vision_start", "vision_end")
     return {getattr(config, f"{name}_token_id"): name.partition("_")[0] for name in names}
 
@@ -281,15 +295,14 @@ def length_of(vlm: VLM, row: int, ids: list[int], trained: Iterable[bool]) -> Le
         ids: its tokens.
         trained: of each token, whether the model learns it.
     """
-    known = media_ids(vlm)
-    kinds = [(i, token) for i, token in enumerate(ids) if token in known]
-    pads = {base_model(vlm).config.image_token_id, base_model(vlm).config.video_token_id}
+    known, config = media_ids(vlm), vlm.model.config
+    ends = [place + 1 for place, token in enumerate(ids) if token in known]
+    media = ids.count(config.image_token_id) + ids.count(config.video_token_id)
     answers, end = [], 0
     for is_trained, run in groupby(trained):
         start, end = end, end + len(list(run))
         answers += [(start, end)] * is_trained
-    media = sum(token in pads for _, token in kinds)
-    return Length(row, len(ids), media, kinds[-1][0] + 1 if kinds else 0, tuple(answers))
+    return Length(row, len(ids), media, max(ends, default=0), tuple(answers))
 
 
 def measure_length(vlm: VLM, example: Example) -> Length:
@@ -298,19 +311,19 @@ def measure_length(vlm: VLM, example: Example) -> Length:
     Raises:
         MediaError: a picture or clip that cannot be read.
     """
-    target = find_target(vlm)
-    with naming_row(example):
-        views = _views(target, example)
+    counts, clips = _count_media(vlm, example)
     pieces = cut_turns(vlm.processor, example.messages_for(vlm))
-    clips = [view for view in views if isinstance(view, ClipView)]
-    pictures = [view.tokens for view in views if not isinstance(view, ClipView)]
-    parts = encode_pieces(target, pieces, pictures, clips)
-    return length_of(vlm, example.row, list(chain(*parts)), _each_trained(pieces, parts))
+    return length_of(vlm, example.row, *encode_pieces(vlm, pieces, counts, clips))
 
 
-def _each_trained(pieces: Sequence[Piece], parts: Sequence[list[int]]) -> list[bool]:
-    """Of each token of the pieces, whether the model learns it."""
-    return [piece.trained for piece, part in zip(pieces, parts, strict=True) for _ in part]
+def _count_media(vlm: VLM, example: Example) -> tuple[list[int], list[ClipView]]:
+    """The tokens of each picture, and how the model sees each clip, from their headers."""
+    rules = vlm.rules
+    with naming_row(example):
+        pictures, videos = media_of(example.messages)
+        sizes = [rules.image_size(picture_size(picture), picture) for picture in pictures]
+        clips = [view_clip(rules, video, probe_clip(video)) for video in videos]
+    return [math.prod(size) // rules.side**2 for size in sizes], clips
 
 
 def guess_lengths(vlm: VLM, data: Iterable[Example]) -> list[float]:
@@ -321,16 +334,12 @@ def guess_lengths(vlm: VLM, data: Iterable[Example]) -> list[float]:
     Raises:
         MediaError: a picture or clip that cannot be read.
     """
-    target, lengths = find_target(vlm), []
+    lengths = []
     for example in data:
-        with naming_row(example):
-            media = sum(view.tokens for view in _views(target, example))
+        counts, clips = _count_media(vlm, example)
+        media = sum(counts) + sum(clip.tokens for clip in clips)
         lengths.append(media + sum(map(len, example.texts)) / _CHARACTERS)
     return lengths
-
-
-def _views(target: Target, example: Example) -> list[View]:
-    return [view_media(target, read_media_item(item)) for item in example.media]
 
 
 def measure_lengths(vlm: VLM, data: Sequence, max_length: int | None) -> list[Length]:
@@ -384,15 +393,14 @@ class FrozenTower:
         import torch
 
         new = {medium.key: medium for medium in media if medium.key not in self._kept}
-        features = {}
         with torch.no_grad():
-            for key, layers in zip(new, self.encoder.encode(list(new.values())), strict=True):
-                features[key] = torch.cat(layers, -1)
-                self._keep(key, features[key])
+            layers = self.encoder.encode(list(new.values()))
         self.encoder.cache.clear()
-        device = self.visual.device
+        features = {key: torch.cat(parts, -1) for key, parts in zip(new, layers, strict=True)}
         for key in {medium.key for medium in media} - features.keys():
-            features[key] = self._kept[key].to(device, non_blocking=True)
+            features[key] = self._kept[key].to(self.visual.device, non_blocking=True)
+        for key in new:
+            self._keep(key, features[key])
         return [features[medium.key] for medium in media]
 
     def _keep(self, key: Hashable, features: Any) -> None:
@@ -418,34 +426,61 @@ def _split_layers(width: int, features: Any, grid_thw: Any, **_) -> Any:
     return BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=deeper)
 
 
-class Preparer:
-    """Prepares rows of a data set for training.
+class Examples(Sequence[Labelled]):
+    """The rows of a data set, each prepared when it is needed or shortly before.
 
     Args:
         vlm: the model that is trained.
         data: the rows.
         max_length: the most tokens of a row; a longer one is cut at its end.
         tower: whose features replace pixels, or None where the vision encoder is trained.
+        workers: threads that read rows ahead; 0 for none.
     """
 
     def __init__(
-        self,
-        vlm: VLM,
-        data: Sequence[Example],
-        max_length: int | None = None,
-        tower: FrozenTower | None = None,
-    ):
+        self, vlm: VLM, data: Sequence[Example], max_length: int | None = None,
+        tower: FrozenTower | None = None, workers: int = 0,
+    ):  # fmt: skip
         self.vlm, self.data, self.max_length, self.tower = vlm, data, max_length, tower
         self._rows: dict[int, Labelled] = {}
         self._known: dict[Hashable, Medium] = {}  # pictures by their source
+        self._pool = ThreadPoolExecutor(workers, "vlkit-rows") if workers else None
+        self._coming: OrderedDict[int, Future[Labelled]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if index >= len(self):  # a row of padding, without labels
+            row = self[index % len(self)]
+            return replace(row, labels=row.labels.clone().fill_(IGNORED))
+        coming = self._coming.pop(index, None)
+        if coming is None or coming.cancelled():
+            return self.prepare(index)
+        row = coming.result()
+        return row if self.is_ready(row) else self.prepare(index)
+
+    def expect(self, index: int) -> None:
+        """Start to prepare a row that will be needed soon."""
+        if self._pool is None or index in self._coming or index >= len(self):
+            return
+        while len(self._coming) >= 2 * AHEAD:  # of batches that a resumed run skips
+            self._coming.popitem(last=False)[1].cancel()
+        self._coming[index] = self._pool.submit(self.prepare, index)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def prepare(self, index: int) -> Labelled:
         """A row, with the pixels that are needed. Raises as :func:`label_example`."""
+        example = self.data[index]
         if self.tower is None:
-            return label_example(self.vlm, self.data[index], max_length=self.max_length)
+            return label_example(self.vlm, example, max_length=self.max_length)
         row = self._rows.get(index)
         if row is None or not self.is_ready(row):
-            row = self._from_known(self.data[index]) or self._read(self.data[index])
+            row = self._from_known(example) or self._read(example)
             self._rows[index] = replace(row, media=tuple(map(_without_pixels, row.media)))
         return row
 
@@ -457,8 +492,7 @@ class Preparer:
         return self.tower is not None and self.tower.holds(medium.key)
 
     def _read(self, example: Example) -> Labelled:
-        with naming_row(example):
-            row, loaded = read_example(self.vlm, example, self.max_length)
+        row, loaded = read_example(self.vlm, example, self.max_length)
         contents = [pixel_hash(image) for image in loaded.images]
         contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
         media = tuple(split_media(row.tensors, contents))
@@ -499,46 +533,6 @@ def _identify(image: Image) -> Hashable:
         return os.fspath(source), *limits
 
 
-class Examples(Sequence[Labelled]):
-    """The rows of a data set, each prepared when it is needed or shortly before.
-
-    Args:
-        preparer: which prepares a row.
-        workers: threads that read rows ahead; 0 for none.
-    """
-
-    def __init__(self, preparer: Preparer, workers: int = 0):
-        self.preparer, self.workers = preparer, workers
-        self._pool = ThreadPoolExecutor(workers, "vlkit-rows") if workers else None
-        self._coming: OrderedDict[int, Future[Labelled]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self.preparer.data)
-
-    def __getitem__(self, index):
-        if index >= len(self):  # a row of padding, without labels
-            row = self[index % len(self)]
-            return replace(row, labels=row.labels.clone().fill_(IGNORED))
-        coming = self._coming.pop(index, None)
-        if coming is None or coming.cancelled():
-            return self.preparer.prepare(index)
-        row = coming.result()
-        return row if self.preparer.is_ready(row) else self.preparer.prepare(index)
-
-    def expect(self, index: int) -> None:
-        """Start to prepare a row that will be needed soon."""
-        if self._pool is None or index in self._coming or index >= len(self):
-            return
-        while len(self._coming) >= 2 * AHEAD:  # of batches that a resumed run skips
-            self._coming.popitem(last=False)[1].cancel()
-        self._coming[index] = self._pool.submit(self.preparer.prepare, index)
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-
-
 class LengthSampler:
     """All rows in random order; those of one update of the weights have similar lengths.
 
@@ -555,13 +549,7 @@ class LengthSampler:
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        lengths: Sequence[float],
-        rows: int,
-        seed: int,
-        *,
-        share: int = 1,
+        self, examples: Examples, lengths: Sequence[float], rows: int, seed: int, *, share: int = 1
     ):
         self.examples, self.lengths, self.rows, self.seed = examples, lengths, rows, seed
         self.share, self.epoch = share, 0
@@ -617,12 +605,7 @@ class Collator:
             does not wait for them.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int,
-        tower: FrozenTower | None = None,
-        rope: Callable[..., tuple] | None = None,
-    ):
+    def __init__(self, pad_token_id: int, tower: FrozenTower | None = None, rope: Any = None):
         self.pad_token_id, self.tower, self.rope = pad_token_id, tower, rope
 
     def __call__(self, rows: Sequence[Labelled]) -> dict[str, Any]:
@@ -630,14 +613,11 @@ class Collator:
 
         batch: dict[str, Any] = {}
         for name in PER_TOKEN:
-            if name in rows[0].tensors:
-                filler = self.pad_token_id if name == "input_ids" else 0
-                batch[name] = _pad([row.tensors[name][0] for row in rows], filler)
-        names = {name for row in rows for name in row.tensors} - set(PER_TOKEN)
-        for name in sorted(names):
-            batch[name] = torch.cat(
-                [torch.as_tensor(row.tensors[name]) for row in rows if name in row.tensors]
-            )
+            filler = self.pad_token_id if name == "input_ids" else 0
+            batch[name] = _pad([row.tensors[name][0] for row in rows], filler)
+        for name in sorted({name for row in rows for name in row.tensors} - {*PER_TOKEN}):
+            parts = [row.tensors[name] for row in rows if name in row.tensors]
+            batch[name] = torch.cat([torch.as_tensor(part) for part in parts])
         batch |= self._positions(batch)
         batch |= self._features([medium for row in rows for medium in row.media])
         batch["labels"] = _pad([row.labels[0] for row in rows], IGNORED)
@@ -654,12 +634,11 @@ class Collator:
     def _features(self, media: Sequence[Medium]) -> dict[str, Any]:
         import torch
 
-        pairs = list(zip(media, self.tower.encode(media) if self.tower else (), strict=True))
-        return {
-            name: torch.cat([features for medium, features in pairs if medium.kind == kind])
-            for kind, name in PIXELS.items()
-            if any(medium.kind == kind for medium in media)
-        }
+        parts: dict[str, list] = {}
+        features = self.tower.encode(media) if self.tower else ()
+        for medium, values in zip(media, features, strict=True):
+            parts.setdefault(PIXELS[medium.kind], []).append(values)
+        return {name: torch.cat(values) for name, values in parts.items()}
 
 
 def _pad(rows: list, value: int):

@@ -24,14 +24,14 @@ from vlkit.batch.journal import hash_medium
 from vlkit.datasets import conversations
 from vlkit.datasets.conversations import SWIFT, SWIFT_TAGS, is_missing
 from vlkit.datasets.formats import chats
-from vlkit.datasets.formats.chats import Segment, Writer
+from vlkit.datasets.formats.chats import Writer
 from vlkit.datasets.questions import COLUMNS
 from vlkit.datasets.tables import read_table
 from vlkit.errors import VlkitError, check_choice, check_whole, counted, is_number
 from vlkit.files import read_text
 from vlkit.grounding.boxes import Size
 from vlkit.grounding.formats import FORMATS as FAMILIES
-from vlkit.grounding.parse import find_numbers, span_of, to_pixels
+from vlkit.grounding.parse import Segment, find_numbers, group_items, span_of, to_pixels
 from vlkit.media.image import Image, describe_source, load_image, picture_size, pixel_hash
 from vlkit.media.sources import is_remote, is_url, local_path
 from vlkit.media.video import Video, clip_name, probe_clip, sample_indices
@@ -507,7 +507,7 @@ def _family_texts(
     segments = []
     for text, (boxes, *_) in zip(texts, answers, strict=True):
         placed = [(to_pixels(b.label, b.numbers, span, size), b.start, b.end) for b in boxes]
-        segments.append(list(chats.group_items(text, placed)))
+        segments.append(list(group_items(text, placed)))
     return segments
 
 

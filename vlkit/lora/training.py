@@ -308,8 +308,7 @@ def _make_trainer(
     tower = None if task.trains_vision or spread else batches.FrozenTower(base_model(vlm))
 
     def prepare(data: TrainingData, workers: int = 0) -> batches.Examples:
-        preparer = batches.Preparer(vlm, data, task.recipe["max_length"], tower)
-        return batches.Examples(preparer, workers)
+        return batches.Examples(vlm, data, task.recipe["max_length"], tower, workers)
 
     examples = prepare(task.data, _WORKERS if vlm.model.device.type == "cuda" else 0)
     asked = task.held_out if arguments.process_index == 0 and not spread else None

@@ -109,7 +109,7 @@ class VideoPanel(Panel):
             return
         with self.status.catching():
             if clip and clip.content:
-                self.view = view_clip(self._target, self.video, clip.content)
+                self.view = view_clip(self._target.rules, self.video, clip.content)
                 self.count = _cost(self.view)
                 if self.status.kind == "error":
                     self.status.say("")

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, replace
 from itertools import chain
 from pathlib import Path
@@ -18,9 +18,8 @@ from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.files import read_rows, relative, write_rows
 from vlkit.grounding.boxes import Box, Item, Point, Quad, Size
 from vlkit.grounding.formats import FORMATS
-from vlkit.grounding.parse import format_grounding, locate_grounding
+from vlkit.grounding.parse import Segment, format_grounding, group_items, locate_grounding
 
-Segment = str | list[Item]  # text, or the items at that place in it
 _TAG = re.compile("(<ref-object>|<bbox>)")
 _JSON = re.compile(r"""(?:bbox|point)_2d["']\s*:\s*<bbox>""")
 
@@ -109,13 +108,6 @@ def _numbers(box: Any, scale: Size) -> list[float]:
     if len(numbers) not in (2, 4):
         raise VlkitError(f"{box!r:.60} is neither a box [x1, y1, x2, y2] nor a point [x, y]")
     return [number * scale[i % 2] for i, number in enumerate(numbers)]
-
-
-# what belongs to a group of boxes: the separators in it, and the brackets, fences and tags around
-_SEPARATOR = re.compile(r"[\s,]*")
-_OPENING = re.compile(r"(?:```(?:json|xml)?\s*)?\[?\s*\Z")
-_CLOSING = re.compile(r"(?:[^<>]{0,200}</points?>)?(?:\s*\])?(?:\s*```)?")
-_LONGEST_OPENING = 40  # characters
 
 
 def read_chats(
@@ -250,43 +242,6 @@ def _family_segments(text: str, sizes: dict[str, Any]) -> list[Segment]:
     if left_out:
         raise VlkitError(left_out)
     return list(group_items(text, placed))
-
-
-def group_items(text: str, placed: Sequence[tuple[Item, int, int]]) -> Iterator[Segment]:
-    """A text as segments: text, and lists of the items that follow each other in it.
-
-    Args:
-        text: the whole text.
-        placed: its items in order, each with its place in the text (start, end).
-    """
-    groups: list[tuple[list[Item], int, int]] = []
-    for item, start, end in placed:
-        if groups:
-            items, group_start, group_end = groups[-1]
-            if start < group_end or _SEPARATOR.fullmatch(text, group_end, start):
-                items.append(item)
-                groups[-1] = items, group_start, end
-                continue
-        groups.append(([item], start, end))
-    done = 0
-    for items, start, end in groups:
-        yield text[done : _start_of_list(text, done, start)]
-        yield items
-        done = _end_of_list(text, end)
-    yield text[done:]
-
-
-def _start_of_list(text: str, done: int, start: int) -> int:
-    """Where the bracket and the code fence before a group begin, or the group itself."""
-    low = max(done, start - _LONGEST_OPENING)
-    match = _OPENING.search(text[low:start])
-    return low + match.start() if match and match[0].strip() else start
-
-
-def _end_of_list(text: str, end: int) -> int:
-    """Where the tag, the bracket and the code fence behind a group end, or the group itself."""
-    match = _CLOSING.match(text, end)
-    return match.end() if match and match[0].strip() else end
 
 
 # --- writing: segments as a text -----------------------------------------------------------------
