@@ -19,15 +19,14 @@ from vlkit.plotting.html import table_html
 from vlkit.records.facts import package_version
 
 OLDEST_TRANSFORMERS = (5, 17)
-_CORE = ["vlkit", "torch", "torchvision", "transformers", "qwen-vl-utils", "accelerate"]
-_CORE += ["modelscope", "huggingface_hub", "pillow", "matplotlib", "jupyterlab", "ipywidgets"]
-_EXTRAS = {
-    "peft": "lora",
-    "bitsandbytes": "quant",
-    "openai": "remote",
-    "fastapi": "serve",
-    "nbclient": "notebooks",
-}
+_CORE = (
+    "vlkit torch torchvision transformers qwen-vl-utils accelerate modelscope huggingface_hub "
+    "pillow matplotlib jupyterlab ipywidgets"
+).split()
+_EXTRAS = {"peft": "lora", "bitsandbytes": "quant", "openai": "remote", "fastapi": "serve"}
+_EXTRAS |= {"nbclient": "notebooks"}
+_MARKS = {"ok": "ok  ", "note": "note", "problem": "BAD "}
+_COLORS = {"ok": "#009E73", "note": "#B26B00", "problem": "#C0392B"}
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,10 @@ class Diagnosis:
         return [finding for finding in self.findings if finding.level == "problem"]
 
     def __str__(self) -> str:
-        lines = []
-        for f in self.findings:
-            mark = {"ok": "ok  ", "note": "note", "problem": "BAD "}[f.level]
-            remedy = f"  → {f.remedy}" if f.remedy else ""
-            lines.append(f"{mark} {f.topic}: {f.value}{remedy}")
+        lines = [
+            f"{_MARKS[f.level]} {f.topic}: {f.value}" + (f"  → {f.remedy}" if f.remedy else "")
+            for f in self.findings
+        ]
         return "\n".join([*lines, self._verdict()])
 
     def _repr_html_(self) -> str:
@@ -75,7 +73,7 @@ class Diagnosis:
             for f in self.findings
         ]
         table = table_html(("", "What", "Found", "To do"), rows)
-        return f"{table}<p><b>{html.escape(self._verdict())}</b></p>"
+        return f"{table}<p><b>{self._verdict()}</b></p>"
 
     def _verdict(self) -> str:
         count = len(self.problems)
@@ -85,8 +83,8 @@ class Diagnosis:
 def doctor() -> Diagnosis:
     """Look at packages, accelerators, memory, disk, video readers and models on this machine."""
     checks: list[Callable[[], Iterable[Finding]]] = [
-        _check_python, _check_packages, _check_extras, _check_torch, _check_attention,
-        _check_memory, _check_disk, _check_video, _check_models, _check_choice,
+        _check_python, _check_packages, _check_extras, _check_torch, _check_memory, _check_disk,
+        _check_video, _check_models, _check_choice,
     ]  # fmt: skip
     findings: list[Finding] = []
     for check in checks:
@@ -111,8 +109,9 @@ def _check_python() -> Iterator[Finding]:
 def _check_packages() -> Iterator[Finding]:
     versions = {package: package_version(package) for package in _CORE}
     missing = [package for package, number in versions.items() if number is None]
-    installed = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
-    yield Finding("packages", installed)
+    yield Finding(
+        "packages", ", ".join(f"{p} {number}" for p, number in versions.items() if number)
+    )
     if missing:
         remedy = "pip install " + " ".join(missing)
         yield Finding("packages", f"missing: {', '.join(missing)}", "problem", remedy)
@@ -123,14 +122,12 @@ def _check_packages() -> Iterator[Finding]:
 
 
 def _check_extras() -> Iterator[Finding]:
-    missing = [
-        f"vlkit[{extra}]" for package, extra in _EXTRAS.items() if package_version(package) is None
-    ]
-    if missing:
-        remedy = f'pip install "{missing[0]}"'
-        yield _note("extras", f"not installed: {', '.join(missing)}", remedy)
+    versions = {package: package_version(package) for package in _EXTRAS}
+    if missing := [f"vlkit[{_EXTRAS[p]}]" for p, number in versions.items() if number is None]:
+        value = f"not installed: {', '.join(missing)}"
+        yield _note("extras", value, f'pip install "{missing[0]}"')
     else:
-        yield Finding("extras", ", ".join(f"{p} {package_version(p)}" for p in _EXTRAS))
+        yield Finding("extras", ", ".join(f"{p} {number}" for p, number in versions.items()))
 
 
 def _check_torch() -> Iterator[Finding]:
@@ -144,6 +141,9 @@ def _check_torch() -> Iterator[Finding]:
         return
     if torch.cuda.is_available():
         yield from map(_describe_gpu, range(torch.cuda.device_count()))
+        number = package_version("flash-attn")
+        remedy = "" if number else "pip install flash-attn for long prompts"
+        yield _note("attention", f"flash-attn {number}" if number else "sdpa", remedy)
     elif torch.backends.mps.is_available():
         yield Finding("accelerator", "Apple GPU (mps)")
     elif shutil.which("nvidia-smi") and _driver_answers():
@@ -173,15 +173,6 @@ def _describe_gpu(index: int) -> Finding:
     return Finding(f"gpu {index}", value)
 
 
-def _check_attention() -> Iterator[Finding]:
-    import torch
-
-    if torch.cuda.is_available():
-        number = package_version("flash-attn")
-        value = f"flash-attn {number}" if number else "sdpa"
-        yield _note("attention", value, "" if number else "pip install flash-attn for long prompts")
-
-
 def _check_memory() -> Iterator[Finding]:
     total = psutil.virtual_memory().total
     remedy = "use 8 GB or more for the bundled model with JupyterLab" if total < 4e9 else ""
@@ -205,14 +196,9 @@ def _check_video() -> Iterator[Finding]:
 def _check_models() -> Iterator[Finding]:
     from vlkit.models.hub import available_models, weight_files
 
-    try:
-        models = available_models()
-    except VlkitError as error:
-        yield Finding("models", str(error), "problem", "reinstall vlkit")
-        return
     sizes = [
         f"{name} ({sum(f.stat().st_size for f in weight_files(path)) / 1e9:.2f} GB)"
-        for name, path in models.items()
+        for name, path in available_models().items()
     ]
     yield Finding("models on disk", ", ".join(sizes))
 

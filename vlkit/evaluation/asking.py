@@ -176,12 +176,12 @@ def ask_grounding(
     questions, iou = list(questions), check_thresholds(iou)  # checked before hours of work
     if not questions:
         raise VlkitError("questions is empty; pass those of read_questions")
-    messages = [user(question.prompt, question.image) for question in questions]
     answers = answer_all(
-        vlm, messages, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-    )
+        vlm, [user(question.prompt, question.image) for question in questions],
+        max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
     parsed = [_parse(answer, question) for answer, question in zip(answers, questions, strict=True)]
-    boxes = [boxes_of_answer for boxes_of_answer, _ in parsed]
+    boxes = [read for read, _ in parsed]
     truth = [question.truth for question in questions]
     labels = {box.label for true_boxes in truth for box in true_boxes}
     evaluation = evaluate_grounding(
@@ -189,16 +189,10 @@ def ask_grounding(
         groups=[question.image for question in questions],
     )  # fmt: skip
     about = {
-        "model": vlm.name,
-        "revision": vlm.revision,
-        "family": vlm.family,
-        "data": data,
-        "max_new_tokens": max_new_tokens,
-        "iou": list(evaluation.thresholds),
-        "bootstrap": bootstrap,
-        "seed": seed,
-        "vlkit": __version__,
-    }
+        "model": vlm.name, "revision": vlm.revision, "family": vlm.family, "data": data,
+        "max_new_tokens": max_new_tokens, "iou": list(evaluation.thresholds),
+        "bootstrap": bootstrap, "seed": seed, "vlkit": __version__,
+    }  # fmt: skip
     errors = [error for _, error in parsed]
     return GroundingRun(evaluation, questions, list(answers), boxes, errors, about)
 

@@ -27,7 +27,7 @@ SWAPPED = "swapped axes"
 
 
 # by EXIF orientation: from pixels of the stored picture to pixels of the upright one
-_TURNS: dict[int, Callable[[float, float, Size], tuple[float, float]]] = {
+_TURNS: dict[str | int, Callable[[float, float, Size], tuple[float, float]]] = {
     3: lambda x, y, size: (size[0] - x, size[1] - y),
     6: lambda x, y, size: (size[0] - y, x),
     8: lambda x, y, size: (y, size[1] - x),
@@ -54,26 +54,23 @@ def _spaces(seen: list[Size] | None) -> dict[str, Callable[[Size, int], Size]]:
         "original pixels": lambda size, i: size,
     }
     if seen:
-        spaces["resized pixels"] = lambda size, i: seen[i]
-        return spaces
-    for family in ("qwen2_5_vl", "qwen3_vl"):
-        rules = published_rules(family)
+        return spaces | {"resized pixels": lambda size, i: seen[i]}
+    for rules in map(published_rules, ("qwen2_5_vl", "qwen3_vl")):
         name = f"resized pixels ({rules.side})"
         spaces[name] = lambda size, i, rules=rules: rules.image_size(size)  # type: ignore[misc]
     return spaces
 
 
 def _reading(sizes: list[Size], span: Callable, variant: str | int) -> Callable:
+    turn = _TURNS.get(variant, lambda x, y, size: (x, y))
+
     def read(numbers: Corners, picture: int) -> Corners:
+        x1, y1, x2, y2 = numbers
+        numbers = (y1, x1, y2, x2) if variant == SWAPPED else numbers
         size = sizes[picture]
-        if variant == SWAPPED:
-            numbers = numbers[1], numbers[0], numbers[3], numbers[2]
         stored = size[::-1] if variant in (6, 8) else size
         x1, y1, x2, y2 = scale_corners(numbers, span(stored, picture), stored)
-        if isinstance(variant, int):
-            turn = _TURNS[variant]
-            (x1, y1), (x2, y2) = turn(x1, y1, size), turn(x2, y2, size)
-        return x1, y1, x2, y2
+        return *turn(x1, y1, size), *turn(x2, y2, size)
 
     return read
 
@@ -217,11 +214,10 @@ def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Spac
         return answers
     if space == "resized" and not seen:
         raise VlkitError('read_as="resized" needs input_sizes')
-    spans = {"0-1000": [(1000, 1000)] * len(sizes), "0-999": [(999, 999)] * len(sizes)}
-    spans_read = spans.get(space) or seen
+    spans = {"0-1000": [(1000, 1000)], "0-999": [(999, 999)]}.get(space, [])
     return [
         [Box(b.label, *scale_corners(b.xyxy, size, span)) for b in boxes]
-        for boxes, size, span in zip(answers, sizes, spans_read, strict=True)
+        for boxes, size, span in zip(answers, sizes, spans * len(sizes) or seen, strict=True)
     ]
 
 
@@ -316,10 +312,8 @@ def _verdict(table: Any) -> str:
     first, second = table.iloc[0], table.iloc[1]
     best, other = table.index[0], table.index[1]
     if first["mean_iou"] < _FITS:
-        return (
-            f"No reading fits: the best, {best}, has a mean IoU of {first['mean_iou']:.2f}. "
-            "The boxes mark other objects, or are wrong."
-        )
+        found = f"the best, {best}, has a mean IoU of {first['mean_iou']:.2f}"
+        return f"No reading fits: {found}. The boxes mark other objects, or are wrong."
     numbers = f"mean IoU {first['mean_iou']:.2f}"
     rival = f"{other} ({second['mean_iou']:.2f})"
     if first["probability"] >= _SURE:

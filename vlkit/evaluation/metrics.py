@@ -153,7 +153,6 @@ def evaluate_grounding(
         for name, predicted_boxes, true_boxes in zip(names, answers, truths, strict=True)
         for row in _match(predicted_boxes, true_boxes, match_labels)
     ]
-
     precision = None
     if coco:
         precision = AveragePrecision(answers, truths, _check_scores(scores, answers), match_labels)
@@ -182,9 +181,7 @@ def align_pictures(
     """The pictures' keys, and for each its predicted and its true boxes. Raises VlkitError."""
     if isinstance(predicted, Mapping) or isinstance(truth, Mapping):
         if not isinstance(predicted, Mapping) or not isinstance(truth, Mapping):
-            raise VlkitError(
-                "only one of predicted and truth is a mapping; use the same keys for both"
-            )
+            raise VlkitError("only one of predicted and truth is a mapping; pass two mappings")
         if unknown := predicted.keys() - truth.keys():
             raise VlkitError(f"predicted has pictures without truth: {sorted(map(str, unknown))}")
         names = list(truth)
@@ -196,9 +193,8 @@ def align_pictures(
         if any(isinstance(item, Item) for item in (*predicted, *truth)):
             predicted, truth = [predicted], [truth]
         if len(predicted) != len(truth):
-            raise VlkitError(
-                f"{len(predicted)} answers for {len(truth)} pictures; give one list for each"
-            )
+            counts = f"{len(predicted)} answers for {len(truth)} pictures"
+            raise VlkitError(f"{counts}; give one list for each")
         names, pairs = list(range(len(truth))), list(zip(predicted, truth, strict=True))
     return names, [_boxes(items) for items, _ in pairs], [_boxes(items) for _, items in pairs]
 
@@ -289,26 +285,21 @@ class AveragePrecision:
     """
 
     def __init__(
-        self,
-        answers: Sequence[Sequence[Box]],
-        truths: Sequence[Sequence[Box]],
-        scores: Sequence[Sequence[float]],
+        self, answers: list[list[Box]], truths: list[list[Box]], scores: list[list[float]],
         match_labels: bool = True,
-    ):
+    ):  # fmt: skip
         keys = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
         numbers = {key: number for number, key in enumerate(sorted(keys), start=1)}
         true_scores = [[1.0] * len(boxes) for boxes in truths]
-        sides = (
-            _dataset(truths, true_scores, numbers, match_labels),
-            _dataset(answers, scores, numbers, match_labels),
-        )
-        self._evaluator = _evaluate(*sides, [(0, 1e10)])
+        truth = _dataset(truths, true_scores, numbers, match_labels)
+        answer = _dataset(answers, scores, numbers, match_labels)
+        self._evaluator = _evaluate(truth, answer, [(0, 1e10)])
         precision = self._accumulate(self._evaluator)[:, :, :, 0]
         self.overall = dict(zip(NAMES, _means(precision), strict=True))
         means = [_means(precision[:, :, k])[0] for k in range(len(numbers))]
         self.by_label = dict(zip(sorted(keys), means, strict=True)) if match_labels else {}
         areas = [(low, min(high, 1e10)) for low, high in SIZES.values()]
-        sized = self._accumulate(_evaluate(*sides, areas))
+        sized = self._accumulate(_evaluate(truth, answer, areas))
         self.by_size = {name: _means(sized[..., i])[0] for i, name in enumerate(SIZES)}
 
     def resampled(self, pictures: np.ndarray) -> list[float]:
@@ -338,23 +329,19 @@ def _means(precision: np.ndarray) -> list[float]:
 
 
 def _dataset(boxes: Sequence, scores: Sequence, numbers: dict, match_labels: bool) -> dict:
-    annotations = [
-        {
-            "image_id": picture,
-            "category_id": numbers[key],
-            "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1],
-            "area": box.area,
-            "iscrowd": 0,
-            "score": score,
-        }
-        for picture, row in enumerate(zip(boxes, scores, strict=True))
-        for box, score in zip(*row, strict=True)
-        if (key := label_key(box.label, match_labels)) in numbers
-    ]
+    annotations: list[dict] = []
+    for picture, (row, row_scores) in enumerate(zip(boxes, scores, strict=True)):
+        for box, score in zip(row, row_scores, strict=True):
+            if (key := label_key(box.label, match_labels)) in numbers:
+                corners = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": picture, "category_id": numbers[key],
+                     "bbox": corners, "area": box.area, "iscrowd": 0, "score": score}
+                )  # fmt: skip
     return {
         "images": [{"id": picture} for picture in range(len(boxes))],
         "categories": [{"id": number} for number in numbers.values()],
-        "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],
+        "annotations": annotations,
     }
 
 
@@ -363,9 +350,8 @@ def _evaluate(truth: dict, answer: dict, areas: list[tuple[float, float]]) -> An
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise VlkitError(
-            "mAP needs pycocotools: pip install 'vlkit[eval]', or pass coco=False"
-        ) from None
+        remedy = "pip install 'vlkit[eval]', or pass coco=False"
+        raise VlkitError(f"mAP needs pycocotools: {remedy}") from None
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         sides = []
         for dataset in (truth, answer):
@@ -391,21 +377,16 @@ _ORDER = ["picture", "label", "size", "kind", "iou", "first_iou", *_CORNERS]
 
 
 def tabulate(
-    rows: list[dict],
-    names: Sequence[Any],
-    thresholds: tuple[float, ...],
-    precision: AveragePrecision | None,
-    bootstrap: int,
-    seed: int,
-    groups: Sequence[Any],
-) -> Evaluation:
+    rows: list[dict], names: Sequence[Any], thresholds: tuple[float, ...],
+    precision: AveragePrecision | None, bootstrap: int, seed: int, groups: Sequence[Any],
+) -> Evaluation:  # fmt: skip
     """The tables of matched rows."""
     import pandas
 
     table = pandas.DataFrame(rows)
     table["kind"] = np.where(table["iou"] >= thresholds[0], "found", "missed")
     table.loc[~table["truth"], "kind"] = "extra"
-    place = {name: number for number, name in enumerate(names)}
+    place = dict(zip(names, range(len(names)), strict=True))
     pictures = table["picture"].map(place).to_numpy()
     draws = _draw(pandas.factorize(pandas.Series(list(groups), dtype=object))[0], bootstrap, seed)
     counts = _counts(table, thresholds)
@@ -419,9 +400,7 @@ def tabulate(
         ]
         samples |= dict(zip(NAMES, np.array(maps).reshape(-1, len(NAMES)).T, strict=True))
     intervals = {name: (value, *_interval(samples[name])) for name, value in values.items()}
-    overall = pandas.DataFrame.from_dict(
-        intervals, orient="index", columns=["value", "low", "high"]
-    )
+    overall = pandas.DataFrame(intervals, index=["value", "low", "high"]).T
     keys = table["label"].map(lambda label: label_key(label, True))
     shown = keys.map(table["label"].groupby(keys).first())
     by_label = _by(shown, sorted(set(shown)), counts, pictures, thresholds, draws)
@@ -466,17 +445,13 @@ def _resample(sums: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _by(
-    keys: pandas.Series,
-    names: list,
-    counts: np.ndarray,
-    pictures: np.ndarray,
-    thresholds: tuple,
-    draws: np.ndarray,
-) -> pandas.DataFrame:
+    keys: pandas.Series, names: list, counts: np.ndarray, pictures: np.ndarray,
+    thresholds: tuple, draws: np.ndarray,
+) -> pandas.DataFrame:  # fmt: skip
     """A row for each label or size: counts, metrics, and the interval of the first accuracy."""
     import pandas
 
-    groups = keys.map({name: number for number, name in enumerate(names)}).to_numpy()
+    groups = pandas.Index(names).get_indexer(keys)
     sums = _sums(counts, groups, len(names))
     table = pandas.DataFrame(_ratios(sums, thresholds), index=names)
     table.insert(0, "truths", sums[:, 0].astype(int))

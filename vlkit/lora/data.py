@@ -933,12 +933,19 @@ def load_conversations(
     return TrainingData(name, examples, reader.problems)
 
 
-def as_data(data: Any, name: str = "data") -> TrainingData:
+def as_data(data: Any, name: str = "data", *, optional: bool = False) -> Any:
     """The data itself, or anything else that :func:`load_conversations` reads.
 
+    Args:
+        data: what was passed.
+        name: of the argument.
+        optional: None is allowed, and returned.
+
     Raises:
-        VlkitError: data without a row; ``name`` is the argument's.
+        VlkitError: data without a row.
     """
+    if optional and data is None:
+        return None
     data = data if isinstance(data, TrainingData) else load_conversations(data)
     if not len(data):
         raise VlkitError(f"{name} has no rows; pass at least one conversation")

@@ -72,10 +72,10 @@ def evaluate(
         vlm, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
     truths = [_boxes(example) for example in data]
-    answers = [None if isinstance(reply, Failure) else reply.text for reply in replies]
     rows: list[dict[str, Any]] = []
-    for example, messages, answer, boxes in zip(data, conversations, answers, truths, strict=True):
+    for example, messages, reply, boxes in zip(data, conversations, replies, truths, strict=True):
         question, truth = text_of(messages[-2]), text_of(messages[-1])
+        answer = None if isinstance(reply, Failure) else reply.text
         is_exact = answer is not None and is_same(answer, truth)
         rows.append({"row": example.row, "question": question, "truth": truth,
                      "answer": answer, "exact": is_exact, "boxes": len(boxes)})  # fmt: skip
@@ -123,13 +123,10 @@ class Comparison:
         """A row for each column of answers: ``accuracy``, and of boxes ``accuracy at IoU 0.5``."""
         import pandas
 
-        rows = {
-            name: {
-                "accuracy": scores.accuracy,
-                "accuracy at IoU 0.5": scores.grounding and scores.grounding.accuracy,
-            }
-            for name, scores in self.scores.items()
-        }
+        rows = {}
+        for name, scores in self.scores.items():
+            found = scores.grounding and scores.grounding.accuracy
+            rows[name] = {"accuracy": scores.accuracy, "accuracy at IoU 0.5": found}
         return pandas.DataFrame(rows).T.dropna(axis=1, how="all")
 
     @property
@@ -160,17 +157,16 @@ def use_adapter(vlm: VLM, adapter: str | os.PathLike | None) -> Iterator[VLM]:
     Raises:
         ModelError: the adapter was made for another model.
     """
-    path = None if adapter is None else find_adapter(adapter, vlm.folder, vlm.family)
-    name = None if adapter is None else os.fspath(adapter)
+    if adapter is None:
+        path = name = None
+    else:
+        path, name = find_adapter(adapter, vlm.folder, vlm.family), os.fspath(adapter)
     if not hasattr(vlm.model, "peft_config"):
         with _attached(vlm.model, path, vlm.folder) as network:
             yield replace(vlm, model=network, adapter=name)
-    elif path is None:
-        with vlm.model.disable_adapter():
-            yield replace(vlm, adapter=None)
-    else:
-        with _replaced(vlm.model, path, vlm.folder):
-            yield replace(vlm, adapter=name)
+        return
+    with vlm.model.disable_adapter() if path is None else _replaced(vlm.model, path, vlm.folder):
+        yield replace(vlm, adapter=name)
 
 
 def compare(
@@ -216,13 +212,13 @@ def _name_adapters(adapters: Any) -> dict[str, str | os.PathLike]:
     if not isinstance(adapters, Iterable):
         raise VlkitError(f"adapters={adapters!r:.80} must be a list or dict of folders or hub ids")
     pairs = adapters.items() if isinstance(adapters, Mapping) else [(None, a) for a in adapters]
-    for _, adapter in pairs:
+    names = [BASE, "row", "question", "truth"]
+    for name, adapter in pairs:
         check_name(adapter, "adapter")
-    named = [(Path(a).name if name is None else str(name), a) for name, a in pairs]
-    names = [BASE, "row", "question", "truth", *(name for name, _ in named)]
+        names.append(Path(adapter).name if name is None else str(name))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VlkitError(f"two columns would be called {twice[0]!r}; pass a dict with other names")
-    return dict(named)
+    return dict(zip(names[4:], (adapter for _, adapter in pairs), strict=True))
 
 
 @contextmanager

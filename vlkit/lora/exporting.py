@@ -53,9 +53,10 @@ def export_adapter(
             generation.
         VlkitError: the folder is in use.
     """
-    named = {"adapter": adapter, "folder": folder}
-    for argument, name in (named if model is None else named | {"model": model}).items():
-        check_name(name, argument)
+    check_name(adapter, "adapter")
+    check_name(folder, "folder")
+    if model is not None:
+        check_name(model, "model")
     source, target = Path(adapter).expanduser(), Path(folder).expanduser()
     config = _read_config(source)
     base, family = _base_of(source, config, model)
@@ -75,10 +76,8 @@ def _read_config(source: Path) -> dict:
     check_shard(source / WEIGHTS)
     config = read_model_file(source / CONFIG)
     for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float):
-            raise ModelError(
-                f"{source / CONFIG} is not of a LoRA adapter: {name} is {config.get(name)!r}"
-            )
+        if not isinstance(value := config.get(name), int | float):
+            raise ModelError(f"{source / CONFIG} is not of a LoRA adapter: {name} is {value!r}")
     return config
 
 
@@ -86,14 +85,11 @@ def _base_of(source: Path, config: dict, model: str | os.PathLike | None) -> tup
     """The base's name for other programs, and its family. Raises ModelError."""
     trained_on = str(config.get("base_model_name_or_path") or "")
     base = trained_on if model is None else os.fspath(model)
-    adapter_family = family_of_adapter(config)
     base_family = family_of_adapter({"base_model_name_or_path": base})
-    family = adapter_family or base_family
+    family = family_of_adapter(config) or base_family
     if base in ("", "tiny") or family is None:
-        raise ModelError(
-            f"{source} was made for {base!r}, a name that other programs do not know; pass model=, "
-            "a folder or hub id"
-        )
+        unknown = f"{base!r}, a name that other programs do not know"
+        raise ModelError(f"{source} was made for {unknown}; pass model=, a folder or hub id")
     if base_family not in (None, family):
         raise ModelError(
             f"{source} was made for {trained_on!r} ({family}), not for {base!r} ({base_family}); "
@@ -213,20 +209,9 @@ def _write_clip(video: Any, path: Path) -> Path:
     return path
 
 
-FILES = {
-    "pai": "meta.json",
-    "llava": "data.json",
-    "ms-swift": "data.jsonl",
-    "messages": "data.jsonl",
-}
-
-
-_SPEAKERS = {
-    "pai": {},
-    "llava": {"user": "human", "assistant": "gpt"},
-}
-
-
+_LINES = "data.jsonl"
+FILES = {"pai": "meta.json", "llava": "data.json", "ms-swift": _LINES, "messages": _LINES}
+_SPEAKERS = {"user": "human", "assistant": "gpt"}  # of LLaVA
 _TAGS = {  # a text with one of these would be read as a picture or box
     "pai": ("<img>", "</img>", "<video>", "</video>"),
     "llava": ("<image>", "<video>", "<img>", "</img>", "</video>"),
@@ -313,21 +298,23 @@ def _row(
 
     turns = [(m["role"], list(map(as_part, m["content"]))) for m in example.messages]
     losses: list[dict] = [{"loss": False} if "loss" in m else {} for m in example.messages]
-    if format not in ("messages", SWIFT) and any(losses):
+    if format in ("messages", SWIFT):  # no newline after a picture: ms-swift would keep it
+        row: dict[str, Any] = {
+            "messages": [
+                {"role": role, "content": parts if format == "messages" else "".join(parts)} | loss
+                for (role, parts), loss in zip(turns, losses, strict=True)
+            ]
+        }
+        row |= {f"{kind}s": names for kind, names in files.items() if names}
+        return row | (writer.objects() if writer and format == SWIFT else {})
+    if any(losses):
         raise _refusal(format, "some of its answers are not learnt (loss)")
-    if format == "messages":
-        pairs = zip(turns, losses, strict=True)
-        return {"messages": [{"role": r, "content": parts} | loss for (r, parts), loss in pairs]}
-    if format == SWIFT:  # no newline after a picture: ms-swift would keep it
-        pairs = zip(turns, losses, strict=True)
-        messages = [{"role": r, "content": "".join(parts)} | loss for (r, parts), loss in pairs]
-        named = {f"{kind}s": names for kind, names in files.items() if names}
-        return {"messages": messages} | named | (writer.objects() if writer else {})
     conversation = [
-        {"from": _SPEAKERS[format].get(role, role), "value": "".join(_add_newlines(parts))}
+        {"from": _SPEAKERS.get(role, role) if format == "llava" else role,
+         "value": "".join(_add_newlines(parts))}
         for role, parts in turns
-    ]
-    row: dict[str, Any] = {"id": f"row-{example.row}", "conversations": conversation}
+    ]  # fmt: skip
+    row = {"id": f"row-{example.row}", "conversations": conversation}
     if format == "llava":
         if turns[0][0] == "system":  # QwenLM's reader learns any turn that is not human's
             row["system"] = conversation.pop(0)["value"]

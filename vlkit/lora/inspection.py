@@ -20,13 +20,7 @@ from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import Part, check_quantized, plan_parts
 from vlkit.media.image import load_image
 from vlkit.models.load import VLM
-from vlkit.plotting.html import (
-    FAINT,
-    byte_text,
-    duration_text,
-    fill_template,
-    image_html,
-)
+from vlkit.plotting.html import FAINT, byte_text, duration_text, fill_template, image_html
 
 _BINS = 24
 
@@ -155,7 +149,7 @@ def inspect(
             that matches nothing.
     """
     check_arguments(locals())
-    data, held_out = as_data(data), None if eval_data is None else as_data(eval_data, "eval_data")
+    data, held_out = as_data(data), as_data(eval_data, "eval_data", optional=True)
     if not isinstance(example, int) or not -len(data) <= example < len(data):
         raise VlkitError(f"example={example!r} does not exist; the data has {len(data)} rows")
     parts = plan_parts(vlm, target, rank)

@@ -210,10 +210,8 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
     try:
         pattern = re.compile(target)
     except (re.error, TypeError) as error:
-        raise VlkitError(
-            f"target={target!r} is neither one of {list(TARGETS)} nor a regular expression "
-            f"({error})"
-        ) from None
+        choices = f"one of {list(TARGETS)} or a regular expression ({error})"
+        raise VlkitError(f"target={target!r} must be {choices}") from None
     chosen = {name: layer for name, layer in layers.items() if pattern.fullmatch(name)}
     if not chosen:
         example = next(iter(layers), "")

@@ -80,6 +80,7 @@ class Prover:
             folder: where an adapter or model was written.
             before, after: from the run's :class:`vlkit.lora.evaluating.Examiner`.
         """
+        import pandas
         import torch
 
         trained = self._answer_logits()
@@ -88,10 +89,12 @@ class Prover:
         if adapted and not getattr(self.vlm.model, "is_quantized", False):
             with temporary_forwards(_merged_layers(base_model(self.vlm))):
                 merged_difference = _distance(self._answer_logits(), trained)
+        samples = zip(before.get("samples", []), after.get("samples", []), strict=False)
+        rows = [(*row, answer) for row, (*_, answer) in samples]
         return Checks(
             before=before.get("eval_accuracy"),
             after=after.get("eval_accuracy"),
-            table=_compare(before.get("samples", []), after.get("samples", [])),
+            table=pandas.DataFrame(rows, columns=["question", "truth", "before", "after"]),
             change=_distance(trained, self.logits),
             merged_difference=merged_difference,
             rounding=_ROUNDED * torch.finfo(self.vlm.model.dtype).eps * trained.abs().mean().item(),
@@ -104,27 +107,15 @@ class Prover:
         model = base_model(self.vlm)
         training = model.training
         batch = Collator(0)([self.row])
-        kept = batch["logits_to_keep"].to(model.device)
-        tensors = {
-            name: value.to(model.device)
-            for name, value in batch.items()
-            if name not in ("labels", "shift_labels", "logits_to_keep")
-        }
+        tensors = {n: v.to(model.device) for n, v in batch.items() if "labels" not in n}
         with torch.no_grad():
-            logits = model.eval()(**tensors, logits_to_keep=kept, use_cache=False).logits
+            logits = model.eval()(**tensors, use_cache=False).logits
         model.train(training)
         return logits[0].float().cpu()
 
 
 def _distance(one: Any, other: Any) -> float:
     return (one - other).abs().mean().item()
-
-
-def _compare(before: list, after: list) -> Any:
-    import pandas
-
-    rows = [(*first, answer) for first, (*_, answer) in zip(before, after, strict=False)]
-    return pandas.DataFrame(rows, columns=["question", "truth", "before", "after"])
 
 
 def _merged_layers(model: Any) -> dict[Any, Any]:
@@ -161,6 +152,7 @@ _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")  # Train
 _STATE = "trainer_state.json"  # written last
 
 
+Points = tuple[tuple[int, float], ...]  # step, value
 Answers = tuple[tuple[str, str, str], ...]  # question, truth, answer
 
 
@@ -185,18 +177,18 @@ class LoraRun:
     output_dir: Path
     steps: int
     finished: bool
-    losses: tuple[tuple[int, float], ...] = field(repr=False)
-    evaluations: tuple[tuple[int, float], ...] = field(repr=False)
-    metrics: tuple[tuple[int, float], ...] = field(repr=False, default=())
+    losses: Points = field(repr=False)
+    evaluations: Points = field(repr=False)
+    metrics: Points = field(repr=False, default=())
     samples: tuple[tuple[int, Answers], ...] = field(repr=False, default=())
     effect: float = 0.0
     seconds: float = 0.0
     checks: Checks | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
-        losses = (
-            f", loss {self.losses[0][1]:.4f} to {self.losses[-1][1]:.4f}" if self.losses else ""
-        )
+        losses = ""
+        if self.losses:
+            losses = f", loss {self.losses[0][1]:.4f} to {self.losses[-1][1]:.4f}"
         right = f", {self.metrics[-1][1]:.1%} of held-out answers right" if self.metrics else ""
         steps = counted(self.steps, "step") + " (stopped; can be resumed)" * (not self.finished)
         return f"{steps}, {duration_text(self.seconds)}{losses}{right}; {self.output_dir}"
@@ -220,14 +212,13 @@ def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
     Raises:
         VlkitError: there is no checkpoint, or the folder is in use.
     """
-    finished = [path for path in _checkpoints(folder) if _is_finished(path)]
     if resume is False:
         if folder.exists() and not _is_free(folder):
-            raise VlkitError(
-                f"{folder} is not empty; pass resume=True to continue, or another folder"
-            )
+            raise VlkitError(f"{folder} is not empty; pass resume=True, or another folder")
         return None
-    whole = next(filter(_is_whole, sorted(finished, key=_step, reverse=True)), None)
+    finished = filter(_is_finished, _checkpoints(folder))
+    newest_first = sorted(finished, key=lambda path: int(path.name[11:]), reverse=True)
+    whole = next(filter(_is_whole, newest_first), None)
     if resume and whole is None:
         raise VlkitError(f"{folder} has no checkpoint to resume from; pass resume=False")
     return whole
@@ -235,10 +226,6 @@ def last_checkpoint(folder: Path, resume: bool | None) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name[11:])
 
 
 def _is_free(folder: Path) -> bool:
@@ -278,9 +265,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise VlkitError(
-            f"another process is training into {folder}; wait for it, or choose another folder"
-        ) from None
+        what = f"another process is training into {folder}"
+        raise VlkitError(f"{what}; wait for it, or choose another folder") from None
     except OSError as error:
         raise VlkitError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
@@ -294,10 +280,7 @@ def check_same(path: Path, recipe: dict) -> None:
     """Raises VlkitError where a run is resumed with other arguments than it was started with."""
     first = read_json(path) if path.is_file() else None
     if not isinstance(first, dict):
-        raise VlkitError(
-            f"{path} is missing or broken, so the run's arguments are unknown; train into another "
-            "folder"
-        )
+        raise VlkitError(f"{path} is missing or broken; train into another folder")
     for name, value in recipe.items():
         if name in first and first[name] != value:
             change = f"other {name}" if name in DATA else f"{name}={first[name]!r}, not {value!r}"

@@ -8,9 +8,10 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,25 +53,17 @@ class VisionTrainer(Trainer):
     """A Trainer whose batches have features of pictures, and which asks the model questions.
 
     Args:
-        sampler: of the training rows.
-        tower: whose features are in the batches, or None.
-        examine: called after each evaluation; its result is logged: numbers like Trainer's
-            metrics, anything else in ``state.log_history`` only.
-        measure: the largest change of weights, given by their names.
+        sampler: the :class:`vlkit.lora.batches.LengthSampler` of the training rows.
+        tower: the FrozenTower whose features are in the batches, or None.
+        examine: called after each evaluation; of the dict that it returns, numbers are logged like
+            Trainer's metrics, anything else in ``state.log_history`` only.
+        measure: a function from weights by their names to their largest change.
 
     Attributes:
         effect: the largest change when sharded weights were last written, on the first process.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        sampler: batches.LengthSampler,
-        tower: batches.FrozenTower | None,
-        examine: Callable[[], dict[str, Any]],
-        measure: Callable[[Mapping[str, Any]], float],
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, sampler: Any, tower: Any, examine: Any, measure: Any, **kwargs):
         super().__init__(*args, **kwargs)
         # a loss is the mean over an update's trained tokens, in however many batches they come
         self.model_accepts_loss_kwargs = True
@@ -105,10 +98,8 @@ class VisionTrainer(Trainer):
         overflow = f'{dtype} overflows (load the model with dtype="float32")'
         causes = broken[:1] or [rate] * updated + [overflow] * (dtype != "float32")
         causes = causes or ["a row or callback that makes the weights or pixels infinite"]
-        raise ModelError(
-            f"{name} is {value}, so training stopped; likely cause: {', or '.join(causes)}; after "
-            "that, train into a new folder"
-        )
+        likely = f"likely cause: {', or '.join(causes)}; after that, train into a new folder"
+        raise ModelError(f"{name} is {value}, so training stopped; {likely}")
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer's, of finite weights only; a failure to write is one line."""
@@ -142,8 +133,7 @@ class VisionTrainer(Trainer):
         self._check_finite(name, metrics["eval_loss"])
         results = self.examine()
         numbers = {name: value for name, value in results.items() if isinstance(value, float)}
-        others = {name: value for name, value in results.items() if name not in numbers}
-        if others:
+        if others := {name: results[name] for name in results.keys() - numbers.keys()}:
             self.state.log_history.append({"step": self.state.global_step, **others})
         if numbers:
             self.log(numbers)
@@ -164,10 +154,10 @@ def _writing(what: str, folder: Path) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
-        free = byte_text(shutil.disk_usage(folder).free)
+        why = f"{one_line(error)}; {byte_text(shutil.disk_usage(folder).free)} are free there"
         raise VlkitError(
-            f"{what} cannot be written to {folder} ({one_line(error)}; {free} are free there); "
-            "free some space and run it again with resume=True"
+            f"{what} cannot be written to {folder} ({why}); free some space and run it again with "
+            "resume=True"
         ) from error
 
 
@@ -182,10 +172,8 @@ def is_spread(state: Any) -> bool:
     """
     fsdp, deepspeed = map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     if fsdp and state.distributed_type.value == "MULTI_CPU":
-        raise VlkitError(
-            "accelerate supports FSDP on GPUs only; on CPUs use --multi_gpu instead of --use_fsdp, "
-            "or DeepSpeed"
-        )
+        remedy = "on CPUs use --multi_gpu instead of --use_fsdp, or DeepSpeed"
+        raise VlkitError(f"accelerate supports FSDP on GPUs only; {remedy}")
     return fsdp or deepspeed
 
 
@@ -195,8 +183,7 @@ def write_spread(trainer: Any, folder: Path) -> float:
     Returns:
         The largest change of them, as the trainer measures it.
     """
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is not None:
+    if plugin := getattr(trainer.accelerator.state, "fsdp_plugin", None):
         plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder))
     return broadcast_object_list([trainer.effect])[0]
@@ -252,17 +239,22 @@ def _run(task: Task, checkpoint: Path | None) -> LoraRun:
 
 
 def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
+    recipe = task.recipe
     arguments = _training_arguments(task, is_resumed=checkpoint is not None)
     is_first = arguments.process_index == 0
     spread = is_spread(arguments.distributed_state)
     arguments.distributed_state.wait_for_everyone()  # all have looked at the folder before it fills
     if is_first:
-        _begin(task, checkpoint)
-    set_seed(task.recipe["seed"])
+        write_whole(task.folder / ARGUMENTS, json.dumps(recipe, indent=1) + "\n")
+        if recipe["rank"] is not None:  # what a later resumption and load() compare
+            if checkpoint is not None:
+                check_base(checkpoint, task.vlm.model, task.vlm.folder)
+            write_marks(task.vlm.model, task.folder)
+    set_seed(recipe["seed"])
     with ExitStack() as stack:
         names = [name for part in task.parts for name in part.modules]
         network, measure = stack.enter_context(
-            trainable(task.vlm, names, task.recipe["rank"], task.recipe["alpha"])
+            trainable(task.vlm, names, recipe["rank"], recipe["alpha"])
         )
         if not spread:
             stack.enter_context(lean_layers(base_model(task.vlm)))
@@ -271,15 +263,15 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
         prover = None
         if is_first and not spread:
             example = (task.held_out or task.data)[0]
-            prover = run_folder.Prover(task.vlm, example, task.recipe["max_length"])
+            prover = run_folder.Prover(task.vlm, example, recipe["max_length"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        with _writing("the adapter" if task.recipe["rank"] else "the model", task.folder):
+        with _writing("the adapter" if recipe["rank"] else "the model", task.folder):
             effect = write_spread(trainer, task.folder) if spread else measure()
             if is_first and not spread:
                 network.save_pretrained(task.folder)
-            if is_first and task.recipe["rank"] is None:  # the rest of a model's folder
+            if is_first and recipe["rank"] is None:  # the rest of a model's folder
                 task.vlm.processor.save_pretrained(task.folder)
         checks = None
         if prover is not None:
@@ -287,51 +279,35 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
             for entry in trainer.state.log_history:
                 before |= entry if entry["step"] == 0 else {}
             checks = prover.check(task.folder, before, trainer.examine())
-        return replace(
-            run_folder.summarize(trainer.state, task.folder), effect=effect, checks=checks
-        )
-
-
-def _begin(task: Task, checkpoint: Path | None) -> None:
-    """Write what a later resumption and ``load`` compare."""
-    write_whole(task.folder / ARGUMENTS, json.dumps(task.recipe, indent=1) + "\n")
-    if task.recipe["rank"] is not None:
-        if checkpoint is not None:
-            check_base(checkpoint, task.vlm.model, task.vlm.folder)
-        write_marks(task.vlm.model, task.folder)
+        run = run_folder.summarize(trainer.state, task.folder)
+        return replace(run, effect=effect, checks=checks)
 
 
 def _make_trainer(
     task: Task, arguments: TrainingArguments, network: Any, measure: Any, spread: bool
 ) -> VisionTrainer:
-    vlm, size, world = task.vlm, task.size, arguments.world_size
-    tower = None if task.trains_vision or spread else batches.FrozenTower(base_model(vlm))
-
-    def prepare(data: TrainingData, workers: int = 0) -> batches.Examples:
-        return batches.Examples(vlm, data, task.recipe["max_length"], tower, workers)
-
-    examples = prepare(task.data, _WORKERS if vlm.model.device.type == "cuda" else 0)
+    vlm, size, world, recipe = task.vlm, task.size, arguments.world_size, task.recipe
+    base = base_model(vlm)
+    tower = None if task.trains_vision or spread else batches.FrozenTower(base)
+    prepare = partial(batches.Examples, vlm, max_length=recipe["max_length"], tower=tower)
+    examples = prepare(task.data, workers=_WORKERS if vlm.model.device.type == "cuda" else 0)
     asked = task.held_out if arguments.process_index == 0 and not spread else None
+    pad = vlm.processor.tokenizer.pad_token_id
     return VisionTrainer(
         network,
         arguments,
-        data_collator=batches.Collator(
-            vlm.processor.tokenizer.pad_token_id, tower, base_model(vlm).model.get_rope_index
-        ),
+        data_collator=batches.Collator(pad, tower, base.model.get_rope_index),
         train_dataset=examples,
-        eval_dataset=None if task.held_out is None else prepare(task.held_out),
+        eval_dataset=task.held_out and prepare(task.held_out),
         callbacks=list(task.options["callbacks"]),
         sampler=batches.LengthSampler(
-            examples,
-            task.lengths,
-            size.rows * world,
-            task.recipe["seed"],
+            examples, task.lengths, size.rows * world, recipe["seed"],
             share=size.batch * world if world > 1 else 1,
         ),
         tower=tower,
         examine=Examiner(vlm, asked, task.options["metric"], task.options["samples"]),
         measure=measure,
-    )
+    )  # fmt: skip
 
 
 def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
@@ -440,7 +416,7 @@ def train(
         options = arguments | {"report_to": check_trackers(report_to)}
         folder = as_folder("output_dir", output_dir)
         data = as_data(data)
-        held_out = None if eval_data is None else as_data(eval_data, "eval_data")
+        held_out = as_data(eval_data, "eval_data", optional=True)
         recipe = {"model": vlm.name, "rows": len(data)} | {n: arguments[n] for n in _RECIPE} | {
             "alpha": 2 * rank if rank and alpha is None else alpha,
             "data": digest_rows(data), "eval_data": held_out and digest_rows(held_out),
@@ -450,9 +426,8 @@ def train(
         if checkpoint is not None:
             run_folder.check_same(folder / ARGUMENTS, recipe)
         vlm = quantized(vlm, quantize, rank)
-        for rows in (data, held_out):
-            if rows is not None and max_length is not None:
-                batches.measure_lengths(vlm, rows, max_length)
+        for rows in filter(None, (data, held_out) if max_length else ()):
+            batches.measure_lengths(vlm, rows, max_length)
         lengths = batches.guess_lengths(vlm, data)
         size = choose_batch(
             vlm, parts, lengths, rank=rank, batch_size=batch_size,
