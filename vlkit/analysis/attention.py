@@ -144,9 +144,7 @@ def attention_map(
 def _choose_layers(config: Any, layers: Numbers) -> tuple[int, ...]:
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     with_attention = [number for number, kind in enumerate(kinds) if "linear" not in kind]
-    if layers is None:
-        return tuple(with_attention)
-    chosen = _choose("layers", layers, len(kinds))
+    chosen = _choose("layers", with_attention if layers is None else layers, len(kinds))
     if without := sorted(set(chosen) - set(with_attention)):
         raise VlkitError(f"layers {without} have no attention; layers with it = {with_attention}")
     return chosen

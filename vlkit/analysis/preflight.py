@@ -369,9 +369,8 @@ class Preflight:
         if memory is not None and (not isinstance(memory, int | float) or not memory > 0):
             raise VlkitError(f"memory={memory!r} must be a number of bytes above 0")
         if memory is not None and self.memory is None:
-            raise VlkitError(
-                f"the shape of {self.model} is unknown; pass tokens= instead of memory="
-            )
+            remedy = "pass tokens= instead of memory="
+            raise VlkitError(f"the shape of {self.model} is unknown; {remedy}")
 
         def keeps(plan: Preflight) -> bool:
             needed = plan.memory.total if memory and plan.memory else 0

@@ -70,8 +70,7 @@ def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
     if len(answers) != len(trained):
         raise VlkitError(
             f"the chat template shows {len(answers)} of {len(trained)} answers between "
-            f"{_ASSISTANT!r} and <|im_end|>, so what to learn is unknown; use the template of the "
-            "original model"
+            f"{_ASSISTANT!r} and <|im_end|>; use the template of the original model"
         )
     pieces, end = [], 0
     for match, learnt in zip(answers, trained, strict=True):
@@ -272,17 +271,13 @@ class Length:
         """
         if max_length is None or self.total <= max_length:
             return 0
-        why = ""
-        if self.media_end > max_length:
-            why = f"would cut into a picture or clip, which ends at {self.media_end:,}"
-        elif self.answers[0][0] >= max_length:
+        if self.media_end > max_length or self.answers[0][0] >= max_length:
             why = "would leave nothing of any answer"
-        if why:
-            with naming_row(self):
-                raise VlkitError(
-                    f"max_length={max_length:,} {why} of {self.total:,} tokens; raise it, or "
-                    "shrink pictures with load(…, max_image_tokens=…)"
-                )
+            if self.media_end > max_length:
+                why = f"would cut into a picture or clip, which ends at {self.media_end:,}"
+            remedy = "raise it, or shrink pictures with load(…, max_image_tokens=…)"
+            text = f"max_length={max_length:,} {why} of {self.total:,} tokens; {remedy}"
+            raise VlkitError(f"row {self.row}: {text}" if self.row else text)
         return sum(max(0, end - max(start, max_length)) for start, end in self.answers)
 
 
@@ -569,13 +564,12 @@ class LengthSampler:
         shuffled = random.permutation(len(self.lengths))
         span = self.rows * SORTED
         groups: list[Any] = []
-        for start in range(0, len(self.lengths), span):
+        for start in range(0, len(shuffled), span):
             some = shuffled[start : start + span]
             some = some[np.argsort([self.lengths[i] for i in some], kind="stable")]
             full = len(some) - len(some) % self.rows
             rest = random.permutation(len(some))[full:]  # at random: not always the longest
-            kept = np.delete(some, rest)
-            groups += [kept[i : i + self.rows] for i in range(0, full, self.rows)]
+            groups += [*np.delete(some, rest).reshape(-1, self.rows)]
             last = some[rest]
         ordered = [groups[i] for i in random.permutation(len(groups))]
         return [int(i) for group in [*ordered, last] for i in group]

@@ -93,8 +93,9 @@ def estimate_training(
     seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)
     joined = 3 * 4 * _width(vision) if tower or merger else 0  # of the merger
     weights = vlm.model.get_memory_footprint()
-    if loads_again:
-        weights = int(weights - _saved_by_packing(vlm.model, PACKED[str(quantize)]))
+    if loads_again:  # all linear layers but the last, packed
+        packed, layers = PACKED[str(quantize)], linear_layers(vlm.model).values()
+        weights -= int(sum(n.weight.numel() * (n.weight.itemsize - packed) for n in layers))
     free, place = available_memory()
     trained = sum(part.trained for part in parts)
     return TrainingMemory(
@@ -107,12 +108,6 @@ def estimate_training(
     )
 
 
-def _saved_by_packing(model: Any, value: float) -> float:
-    """Bytes saved if all linear layers but the last take ``value`` bytes a weight."""
-    weights = [layer.weight for layer in linear_layers(model).values()]
-    return sum(weight.numel() * (weight.itemsize - value) for weight in weights)
-
-
 def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
     return count * hidden + layer if checkpointed else count * layer
 
@@ -121,16 +116,15 @@ def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int
     """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.networks`."""
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
-    hidden, query, key, inner = (
-        text.hidden_size, heads * head, text.num_key_value_heads * head, mlp_width(text),
-    )  # fmt: skip
-    has_query_norm = FAMILIES[family].patch_size == 16  # and one of keys
-    normed = 2 * hidden + (query + key if has_query_norm else 0)
+    hidden, query, inner = text.hidden_size, heads * head, mlp_width(text)
+    # from Qwen3-VL on queries and keys have norms, too
+    normed = 2 * hidden
+    if FAMILIES[family].patch_size == 16:
+        normed += query + text.num_key_value_heads * head
     attended = 4 * query  # queries, keys and values repeated to their width, and the result
-    if not rank or family == "qwen3_5":  # transformers' layers
-        norms = 8 * hidden + (4 * (query + key) if has_query_norm else 0)
-        kept = norms + value * (attended + 3 * inner)
-        return kept + (value * (2 * hidden + inner) if adapted else 0)
+    if not rank or family == "qwen3_5":  # transformers' layers, with norms in float32
+        read = 2 * hidden + inner if adapted else 0
+        return 4 * normed + value * (attended + 3 * inner + read)
     read = 2 * hidden + 7 * rank if adapted else 0
     return value * (normed + read + attended + 2 * inner)
 
@@ -158,10 +152,9 @@ def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
 
     model = base_model(vlm)
     tower: list[float] = []
-    hooks = [
-        model.model.visual.register_forward_pre_hook(lambda *_: tower.append(-_now(model))),
-        model.model.visual.register_forward_hook(lambda *_: tower.append(_now(model))),
-    ]
+    visual = model.model.visual
+    before = visual.register_forward_pre_hook(lambda *_: tower.append(-_now(model)))
+    after = visual.register_forward_hook(lambda *_: tower.append(_now(model)))
     tensors = BatchFeature(labelled.tensors).to(model.device, model.dtype)
     for _ in range(2):
         tower.clear()
@@ -169,8 +162,8 @@ def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
         with torch.inference_mode():
             model(**tensors, use_cache=False).logits[0, -1, 0].item()  # waits for the device
     seconds = _now(model) - start
-    for hook in hooks:
-        hook.remove()
+    before.remove()
+    after.remove()
     return seconds, sum(tower)
 
 

@@ -65,13 +65,13 @@ class _Adapted(torch.autograd.Function):
             d_up = (d_output.T @ low).to(up.dtype).mul_(ctx.scale)
             if d_hidden is not None:
                 d_hidden.addmm_(d_low, down.to(d_output.dtype))
-        if d_hidden is None:
-            return None, None, None, None, d_down, d_up, None
-        d_hidden = d_hidden.view_as(inner)
-        if opened is None:
-            return d_hidden, None, None, None, d_down, d_up, None
-        d_gate = torch.ops.aten.silu_backward(d_hidden * inner, gate)
-        return opened.mul_(d_hidden), d_gate, None, None, d_down, d_up, None
+        d_gate = None
+        if d_hidden is not None:
+            d_hidden = d_hidden.view_as(inner)
+        if d_hidden is not None and opened is not None:
+            d_gate = torch.ops.aten.silu_backward(d_hidden * inner, gate)
+            d_hidden = opened.mul_(d_hidden)
+        return d_hidden, d_gate, None, None, d_down, d_up, None
 
 
 @contextmanager
@@ -143,8 +143,8 @@ def _parts(layer: Any) -> tuple | None:
     if type(layer) is not Linear or type(layer.base_layer) is not torch.nn.Linear:
         return None
     base, name = layer.base_layer, layer.active_adapters[0]
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return base.weight, base.bias, down, up, layer.scaling[name]
+    adapter = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    return base.weight, base.bias, *adapter
 
 
 PARTS = ("language model", "vision tower", "merger")
@@ -187,14 +187,13 @@ def plan_parts(vlm: VLM, target: str, rank: int | None) -> tuple[Part, ...]:
         raise VlkitError(f"{vlm.name} already has an adapter; load it without adapter=")
     check_whole("rank", rank, 1, optional=True)
     chosen = find_modules(vlm.model, target)
-    sizes = dict.fromkeys(PARTS, 0)
-    for name, parameter in vlm.model.named_parameters():
-        sizes[part_of(name)] += _size(parameter)
+    parameters = list(vlm.model.named_parameters())
     parts = []
     for part in PARTS:
         layers = {name: layer for name, layer in chosen.items() if part_of(name) == part}
         trained = sum(_trained(layer, rank) for layer in layers.values())
-        parts.append(Part(part, tuple(layers), trained, sizes[part]))
+        size = sum(_size(parameter) for name, parameter in parameters if part_of(name) == part)
+        parts.append(Part(part, tuple(layers), trained, size))
     return tuple(parts)
 
 
@@ -210,8 +209,8 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
     try:
         pattern = re.compile(target)
     except (re.error, TypeError) as error:
-        choices = f"one of {list(TARGETS)} or a regular expression ({error})"
-        raise VlkitError(f"target={target!r} must be {choices}") from None
+        why = f"is neither one of {list(TARGETS)} nor a regular expression ({error})"
+        raise VlkitError(f"target={target!r} {why}") from None
     chosen = {name: layer for name, layer in layers.items() if pattern.fullmatch(name)}
     if not chosen:
         example = next(iter(layers), "")
