@@ -183,14 +183,14 @@ class _View:
 def _find_view(vlm: VLM, answered: AnswerTokens, image: int, clip, frame) -> _View:
     pictures, clips = answered.inputs.images[0], answered.inputs.clips[0]
     if clip is None and pictures:
-        places, shape = _tokens(vlm, answered, "image", _check("image", image, len(pictures)))
-        return _View(places, shape, [pictures[image]], False)
+        number = _check("image", image, len(pictures))
+        return _View(*_tokens(vlm, answered, "image", number), [pictures[number]], False)
     if not clips:
         raise VlkitError("these messages contain no picture; pass one to vlkit.user")
     number = _check("clip", -1 if clip is None else clip, len(clips))
-    places, shape = _tokens(vlm, answered, "video", number)
     frames = clips[number].pictures
-    return _View(places, shape, frames, True, frame and _check("frame", frame, len(frames)))
+    frame = frame and _check("frame", frame, len(frames))
+    return _View(*_tokens(vlm, answered, "video", number), frames, True, frame)
 
 
 def _check(name: str, number: int, count: int) -> int:
@@ -199,7 +199,9 @@ def _check(name: str, number: int, count: int) -> int:
     return number % count
 
 
-def _tokens(vlm: VLM, answered: AnswerTokens, kind: str, number: int):
+def _tokens(
+    vlm: VLM, answered: AnswerTokens, kind: str, number: int
+) -> tuple[list[int], tuple[int, int, int]]:
     tensors, config = answered.inputs.tensors, base_model(vlm).config
     side = config.vision_config.spatial_merge_size
     grids = [(t, h // side, w // side) for t, h, w in tensors[f"{kind}_grid_thw"].tolist()]
@@ -235,12 +237,13 @@ class _Watch:
         scores = (queries.reshape(groups, -1, size) @ keys).view(*queries.shape[:2], -1) * scaling
         if mask is None:
             rows = torch.tensor(self.rows, device=key.device)
-            unseen = torch.arange(key.shape[2], device=key.device) > rows[:, None]
-            scores = scores.masked_fill(unseen, float("-inf"))
-        elif mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask[0][:, self.rows], float("-inf"))
+            mask = torch.arange(key.shape[2], device=key.device) <= rows[:, None]
         else:
-            scores = scores + mask[0][:, self.rows].float()
+            mask = mask[0][:, self.rows]
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        else:
+            scores = scores + mask.float()
         shares = scores.softmax(-1)[self.heads][..., self.places].mean(1)
         self.kept[layer] = shares.cpu().numpy()
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vlkit.errors import one_line
 from vlkit.grounding.boxes import Size
 from vlkit.inputs import prepare_inputs
@@ -128,24 +126,17 @@ def _times(seen: Seen, grid: tuple | None, i: int) -> str | None:
 
 
 def _pixels(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> list[float | None]:
+    """The largest difference from vlkit's patches, where these are of the same grid."""
     clip = kind == "clip"
-    name, grid = f"pixel_values{'_videos' * clip}", f"{'video' if clip else 'image'}_grid_thw"
     processor = vlm.processor.video_processor if clip else vlm.processor.image_processor
-    parts = [_part(path, name, grid, i) for path in seen]
-    return [
-        None
-        if part is None or g != grids[2]
-        else round(255 * max(processor.image_std) * float(abs(part - parts[2]).max()), 1)
-        for part, g in zip(parts, grids, strict=True)
-    ]
-
-
-def _part(seen: Seen, name: str, grid: str, i: int) -> np.ndarray | None:
-    """The patches of one picture or clip."""
-    counts = [t * h * w for t, h, w in _grids(seen, grid)]
-    if i >= len(counts):
-        return None
-    return seen.tensors[name][sum(counts[:i]) : sum(counts[: i + 1])].float().numpy()
+    name, grid_name = "pixel_values" + "_videos" * clip, f"{'video' if clip else 'image'}_grid_thw"
+    parts = []
+    for path, grid in zip(seen, grids, strict=True):
+        counts = [t * h * w for t, h, w in _grids(path, grid_name)]
+        is_same = grid is not None and grid == grids[2]
+        parts.append(path.tensors[name].float().split(counts)[i] if is_same else None)
+    scale = 255 * max(processor.image_std)
+    return [p if p is None else round(scale * float(abs(p - parts[2]).max()), 1) for p in parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,17 +189,16 @@ def compare_paths(model: Any, messages: str | Mapping | list) -> PathComparison:
     if isinstance(messages, str):
         messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
     as_list = [messages] if isinstance(messages, Mapping) else list(messages)
-    runs: dict[str, Callable] = dict(zip(PATHS, (_template, _utilities, _vlkit), strict=True))
-    seen = {name: _attempt(run, vlm, as_list) for name, run in runs.items()}
+    seen = [_attempt(run, vlm, as_list) for run in (_template, _utilities, _vlkit)]
     rows = {}
-    for name, note, values in _rows(vlm, list(seen.values())):
+    for name, note, values in _rows(vlm, seen):
         differs = _differs(note, values)
         shown = dict(zip(PATHS, ("–" if v is None else v for v in values), strict=True))
         rows[name] = {**shown, "differs": differs, "note": _NOTES[note] if differs else ""}
     return PathComparison(
         pandas.DataFrame.from_dict(rows, orient="index", columns=[*PATHS, "differs", "note"]),
-        {name: path.error for name, path in seen.items() if path.error},
-        {name: path.tensors for name, path in seen.items() if not path.error},
+        {name: path.error for name, path in zip(PATHS, seen, strict=True) if path.error},
+        {name: path.tensors for name, path in zip(PATHS, seen, strict=True) if not path.error},
     )
 
 
@@ -238,12 +228,9 @@ def _attempt(run: Callable, vlm: VLM, messages: list) -> Seen:
 
 def _template(vlm: VLM, messages: list, seen: Seen) -> None:
     seen.tensors = vlm.processor.apply_chat_template(
-        _spell(vlm, messages, theirs=True),
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+        _spell(vlm, messages, theirs=True), tokenize=True, add_generation_prompt=True,
+        return_dict=True, return_tensors="pt",
+    )  # fmt: skip
 
 
 def _utilities(vlm: VLM, messages: list, seen: Seen) -> None:
@@ -294,12 +281,12 @@ def _spell(vlm: VLM, messages: list, *, theirs: bool) -> list:
 def _spell_item(item: Any, token: int, theirs: bool) -> Any:
     if not isinstance(item, Mapping):
         return item
-    item = dict(item)
+    item, is_clip = dict(item), "video" in item
     for ours, pixels in _LIMITS.items():
         if theirs and ours in item:
             item[pixels] = item.pop(ours) * token
-        elif not theirs and pixels in item and ("video" in item) == (ours == "max_frame_tokens"):
+        elif not theirs and pixels in item and is_clip == (ours == "max_frame_tokens"):
             item[ours] = max(1, item.pop(pixels) // token)
-    if not theirs and "video" in item:
+    if not theirs and is_clip:
         item.pop("min_pixels", None)  # vlkit has no minimum for a frame
     return item

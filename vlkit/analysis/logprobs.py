@@ -60,16 +60,17 @@ class AnswerTokens:
                 raise VlkitError(f"token={token} does not exist; the answer has {len(self.ids)}")
             return [int(token) % len(self.ids)]
         if isinstance(token, Item):
-            for item, tokens in self.items:
-                if item == token and tokens:
-                    return tokens
-            raise VlkitError(f"token={token!r} is not one of the answer's boxes: {self._quote()}")
-        if not isinstance(token, str) or not token:
+            numbers = next((tokens for item, tokens in self.items if item == token), [])
+            where = "one of the answer's boxes"
+        elif isinstance(token, str) and token:
+            start = self.text.find(token)
+            area = (start, start + len(token))
+            numbers = _overlapping(self.spans, [area]) if start >= 0 else []
+            where = "in the generated text"
+        else:
             raise VlkitError(f"token={token!r} must be a number, a text or a box of the answer")
-        start = self.text.find(token)
-        numbers = _overlapping(self.spans, [(start, start + len(token))])
-        if start < 0 or not numbers:
-            raise VlkitError(f"token={token!r} is not in the generated text: {self._quote()}")
+        if not numbers:
+            raise VlkitError(f"token={token!r} is not {where}: {self._quote()}")
         return numbers
 
     def _quote(self) -> str:
@@ -131,9 +132,7 @@ def replay(vlm: VLM, answered: AnswerTokens, count: int, logits: int = 1) -> Any
     values["input_ids"] = torch.cat([prompt, new], dim=1)
     values["attention_mask"] = torch.ones_like(values["input_ids"])
     if (kinds := values.get("mm_token_type_ids")) is not None:  # 0 is text
-        values["mm_token_type_ids"] = torch.cat(
-            [kinds, torch.zeros_like(new, dtype=kinds.dtype)], 1
-        )
+        values["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(new.shape)], dim=1)
     with torch.inference_mode():
         return vlm.model(**values, use_cache=False, logits_to_keep=logits).logits[0]
 

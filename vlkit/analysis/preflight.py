@@ -7,6 +7,7 @@ import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -109,16 +110,17 @@ def find_target(model: Model | str | os.PathLike) -> Target:
         ModelError: it is unknown.
     """
     if not isinstance(model, str | os.PathLike):
-        if hasattr(model, "answer_rows"):
-            facts = model.name, model.family, model.rules, model.context_length
-            return Target(*facts, model.processor, model)
-        raise ModelError(f"expected a VLM, a folder or an id, not {type(model).__name__}")
+        if not hasattr(model, "answer_rows"):
+            raise ModelError(f"expected a VLM, a folder or an id, not {type(model).__name__}")
+        facts = model.name, model.family, model.rules, model.context_length
+        return Target(*facts, model.processor, model)
     name = os.fspath(model)
-    for folder in _folders(name):
-        if folder.is_dir() and (folder / "config.json").is_file():
-            return _folder_target(name, folder)
-    if Path(name).expanduser().is_dir():
-        hub.read_config(Path(name).expanduser())  # raises: it names what is missing
+    folder = Path(name).expanduser()
+    for place in _folders(name):
+        if (place / "config.json").is_file():
+            return _folder_target(name, place)
+    if folder.is_dir():
+        hub.read_config(folder)  # raises: it names what is missing
     family = family_of_name(name)
     return Target(name, family, published_rules(family), FAMILIES[family].context_length)
 
@@ -137,11 +139,11 @@ def _folder_target(name: str, folder: Path) -> Target:
     text = config.get("text_config") or config
     context = text.get("max_position_embeddings") or FAMILIES[family].context_length
     processor = _processor_in(name, folder, config)
-    if processor is None:
-        file = folder / "preprocessor_config.json"
-        rules = published_rules(family, hub.read_model_file(file) if file.is_file() else None)
-    else:
+    file = folder / "preprocessor_config.json"
+    if processor is not None:
         rules = rules_of_processor(processor, family, None)
+    else:
+        rules = published_rules(family, hub.read_model_file(file) if file.is_file() else None)
     return Target(name, family, rules, context, processor, folder=folder)
 
 
@@ -155,12 +157,10 @@ def _weight_bytes(folder: Path) -> int:
 def _processor_in(name: str, folder: Path, config: dict) -> Any:
     """None without a tokenizer, as in a folder of a few JSON files."""
     files = ("tokenizer.json", "vocab.json", "qwen.tiktoken")
-    if not any((folder / file).is_file() for file in files):
-        return None  # transformers would make an empty one
-    try:
-        return load_processor(hub.ModelFolder(folder, name, "local", None, config))
-    except ModelError:
-        return None
+    if any((folder / file).is_file() for file in files):  # or transformers makes an empty one
+        with suppress(ModelError):
+            return load_processor(hub.ModelFolder(folder, name, "local", None, config))
+    return None
 
 
 class _PatchGrid:
@@ -537,21 +537,22 @@ def _too_small(base: Preflight) -> str:
     least = _capped(base, 1)
     usage = least.usage
     media = usage.image_tokens + usage.video_tokens
-    text = usage.prompt_tokens - media
-    needed = f"{text:,} tokens of text, {usage.new_tokens:,} new ones and at least {media:,} for "
-    needed += f"{len(base.views)} pictures and clips"
-    if least.memory is not None:
-        needed += f" ({least.memory.total / 1e9:.2f} GB in all)"
-    return f"the budget is too small: {needed}; raise it, or ask about fewer pictures"
+    total = f" ({least.memory.total / 1e9:.2f} GB in all)" if least.memory else ""
+    return (
+        f"the budget is too small: {usage.prompt_tokens - media:,} tokens of text, "
+        f"{usage.new_tokens:,} new ones and at least {media:,} for {len(base.views)} pictures and "
+        f"clips{total}; raise it, or ask about fewer pictures"
+    )
 
 
 def _finish(plan: Preflight) -> Fitted:
     media = tuple(view.video if isinstance(view, ClipView) else view.image for view in plan.views)
     limits = map(_item_limits, media)
-    messages: list[dict[str, Any]] = []
-    for message in plan.messages:
-        content = [i if i["type"] == "text" else i | next(limits) for i in message["content"]]
-        messages.append({**message, "content": content})
+    messages = [
+        message
+        | {"content": [i if i["type"] == "text" else i | next(limits) for i in message["content"]]}
+        for message in plan.messages
+    ]
     return Fitted(messages, media, replace(plan, messages=messages))
 
 

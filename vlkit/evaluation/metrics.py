@@ -144,10 +144,9 @@ def evaluate_grounding(
         raise VlkitError("there are no boxes; pass the boxes of each picture")
     labels = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
     if coco and len(labels) * len(truths) > _MOST_WORK:
-        raise VlkitError(
-            f"mAP over {len(labels):,} labels in {len(truths):,} pictures takes hours; pass "
-            "match_labels=False, as for referring expressions, or coco=False"
-        )
+        what = f"mAP over {len(labels):,} labels in {len(truths):,} pictures"
+        remedy = "match_labels=False, as for referring expressions, or coco=False"
+        raise VlkitError(f"{what} takes hours; pass {remedy}")
     rows = [
         {"picture": name, **row}
         for name, predicted_boxes, true_boxes in zip(names, answers, truths, strict=True)
@@ -395,9 +394,8 @@ def tabulate(
     samples = _ratios(_resample(sums, draws), thresholds)
     if precision:
         values |= precision.overall
-        maps = [
-            precision.resampled(np.repeat(np.arange(len(d)), d)) for d in draws[: bootstrap // 10]
-        ]
+        few = draws[: bootstrap // 10]
+        maps = [precision.resampled(np.repeat(np.arange(len(draw)), draw)) for draw in few]
         samples |= dict(zip(NAMES, np.array(maps).reshape(-1, len(NAMES)).T, strict=True))
     intervals = {name: (value, *_interval(samples[name])) for name, value in values.items()}
     overall = pandas.DataFrame(intervals, index=["value", "low", "high"]).T

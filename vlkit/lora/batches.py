@@ -68,10 +68,8 @@ def cut_turns(processor: Any, messages: list[dict]) -> list[Piece]:
     answers = list(_ANSWER.finditer(text))
     trained = [m.get("loss", True) for m in messages if m["role"] == "assistant"]
     if len(answers) != len(trained):
-        raise VlkitError(
-            f"the chat template shows {len(answers)} of {len(trained)} answers between "
-            f"{_ASSISTANT!r} and <|im_end|>; use the template of the original model"
-        )
+        shown = f"{len(answers)} of {len(trained)} answers between {_ASSISTANT!r} and <|im_end|>"
+        raise VlkitError(f"the chat template shows {shown}; use that of the original model")
     pieces, end = [], 0
     for match, learnt in zip(answers, trained, strict=True):
         head = asking if text.startswith(asking, match.start()) else _ASSISTANT

@@ -22,7 +22,7 @@ import PIL.Image
 
 from vlkit.batch.journal import hash_medium
 from vlkit.datasets import conversations
-from vlkit.datasets.conversations import SWIFT, SWIFT_TAGS, is_missing
+from vlkit.datasets.conversations import SWIFT, SWIFT_TAGS, is_missing, media_items
 from vlkit.datasets.formats import chats
 from vlkit.datasets.formats.chats import Writer
 from vlkit.datasets.questions import COLUMNS
@@ -99,9 +99,8 @@ def _json_rows(path: Path) -> Iterable[tuple[int, Any]]:
         try:
             detect_format(whole)
         except VlkitError as error:
-            raise VlkitError(
-                f"{name} is one object, not a list of rows; as a row it has {error}"
-            ) from None
+            why = f"is one object, not a list of rows; as a row it has {error}"
+            raise VlkitError(f"{name} {why}") from None
         return [(1, whole)]
     lines = enumerate(text.split("\n"), 1)
     rows = [(number, _parse(line)) for number, line in lines if line.strip()]
@@ -170,10 +169,8 @@ def detect_format(row: Mapping) -> str:
     for key in ("conversations", "messages"):
         if key in row:
             raise VlkitError(f'"{key}" is not a list of messages but {row[key]!r:.40}')
-    raise VlkitError(
-        'no "conversations", no "messages", and no columns for question and answer; its columns: '
-        f"{list(row)!s:.100}"
-    )
+    missing = 'no "conversations", no "messages", and no columns for question and answer'
+    raise VlkitError(f"{missing}; its columns: {list(row)!s:.100}")
 
 
 def unread_keys(row: Mapping) -> set[str]:
@@ -314,9 +311,7 @@ class _Media:
 
     def __init__(self, row: Mapping):
         columns = {kind: _column(row, COLUMNS[kind]) for kind in ("image", "video")}
-        self.left = {
-            kind: conversations.media_items(row.get(name), kind) for kind, name in columns.items()
-        }
+        self.left = {kind: media_items(row.get(name), kind) for kind, name in columns.items()}
         self.count = {kind: len(items) for kind, items in self.left.items()}
         # next to pictures in the text it is metadata: the name of some file
         self.is_file_name = columns["image"] in ("file_name", "filename")
@@ -335,11 +330,9 @@ class _Media:
             return
         rest = [*([] if self.is_file_name else self.left["image"]), *self.left["video"]]
         named = {_path_of(item) for item in placed} - {""}
-        without = [item["type"] for item in rest if _path_of(item) not in named]
-        if without:
-            raise VlkitError(
-                f"{len(without)} of its {without[0]}s have no <{without[0]}> in the text"
-            )
+        if without := [item["type"] for item in rest if _path_of(item) not in named]:
+            count, kind = len(without), without[0]
+            raise VlkitError(f"{count} of its {kind}s have no <{kind}> in the text")
 
 
 def _path_of(item: dict) -> str:
@@ -425,9 +418,7 @@ class Coordinates:
         if self.convention == family and not (resized and input_size != self.input_size):
             return None
         if resized and self.size is None:
-            raise VlkitError(
-                f"{family} writes pixels, but it is unknown on which picture the boxes are"
-            )
+            raise VlkitError(f"{family} writes pixels, but the picture of the boxes is unknown")
         return Writer(family, self.size or _UNIT, input_size)
 
     def write(self, segments: Iterable[Segment], writer: Writer) -> str:
@@ -456,21 +447,17 @@ def place_coordinates(
     if not convention:
         return Coordinates(), [[text] for text in texts]
     if convention == conversations.AMBIGUOUS:
-        raise VlkitError(
-            "cannot tell which family wrote its JSON boxes; pass boxes=, one of "
-            f"{conversations.json_families()} (or boxes=None to leave the texts as they are)"
-        )
+        choices = f"one of {conversations.json_families()}, or None to leave the texts unchanged"
+        raise VlkitError(f"cannot tell which family wrote its JSON boxes; pass boxes=, {choices}")
     if convention != SWIFT and any(tag in text for text in texts for tag in SWIFT_TAGS):
+        remedy = f'pass boxes="{SWIFT}" or "auto"'
         raise VlkitError(
-            f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; pass "
-            f'boxes="{SWIFT}" or "auto"'
+            f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; {remedy}"
         )
     known_size = next(iter(sizes)) if len(sizes) == 1 else None
     if known_size is None and _needs_size(row, convention):
         which = "pictures of several sizes" if sizes else "no picture of known size"
-        raise VlkitError(
-            f"{convention} gives pixels, but the row has {which}, so its boxes cannot be placed"
-        )
+        raise VlkitError(f"{convention} gives its boxes in pixels, but the row has {which}")
     size = known_size or _UNIT
     input_size = chats.input_size_for(convention, size, limit)
     if convention == SWIFT:
@@ -518,9 +505,7 @@ def _check_boxes(problems: list[str], boxes: Iterable[tuple[Sequence[float], Siz
         if not all(-_SLACK <= n <= span[i % 2] + _SLACK for i, n in enumerate(numbers)):
             problems.append(f"{shown} is outside its picture's {span}")
         elif len(numbers) == 4 and (numbers[0] > numbers[2] or numbers[1] > numbers[3]):
-            problems.append(
-                f"{shown} has its corners swapped; give the top left one, then the bottom right one"
-            )
+            problems.append(f"{shown} has its corners swapped; give the top left one first")
         elif len(numbers) == 4 and (numbers[0] == numbers[2] or numbers[1] == numbers[3]):
             problems.append(f"{shown} has no area")
     if problems:
@@ -779,10 +764,8 @@ class RowReader:
                 self._renamed.setdefault(path, {}).setdefault(name, []).append(number)
                 return path
         advice = "; base64 needs data:image/png;base64,… before it" if len(name) > 255 else ""
-        raise VlkitError(
-            f"{kind} {describe_source(source)} is missing (looked for "
-            f"{describe_source(paths[0])}{advice})"
-        )
+        shown, looked_for = describe_source(source), describe_source(paths[0])
+        raise VlkitError(f"{kind} {shown} is missing (looked for {looked_for}{advice})")
 
     def _note_mixed_up(self) -> None:
         """Two absolute paths must not become one file only because they share a base name."""
@@ -848,10 +831,10 @@ class TrainingData(Sequence[Example]):
             if len(chosen) + len(group) <= wanted:
                 chosen.update(group)
         if not chosen:
+            smallest = f"{len(groups)} groups, the smallest of {min(map(len, groups))} rows"
             raise VlkitError(
-                f"rows that share pictures cannot be split: the smallest of {len(groups)} groups "
-                f"has {min(map(len, groups))} of {len(self)} rows, evaluation={evaluation!r} "
-                f"allows {wanted}"
+                f"rows that share pictures cannot be split: they are {smallest}, and "
+                f"evaluation={evaluation!r} allows {wanted}"
             )
         training = [example for i, example in enumerate(self) if i not in chosen]
         held_out = [example for i, example in enumerate(self) if i in chosen]
@@ -958,9 +941,8 @@ def _count_wanted(evaluation: float | int, count: int) -> int:
         wanted = max(1, round(evaluation * count)) if share else int(evaluation)
         if wanted < count:
             return wanted
-    raise VlkitError(
-        f"evaluation={evaluation!r:.60} must be a share below 1 or a number below the {count} rows"
-    )
+    choices = f"a share below 1 or a number below the {count} rows"
+    raise VlkitError(f"evaluation={evaluation!r:.60} must be {choices}")
 
 
 def _group_rows(data: Sequence[Example]) -> list[list[int]]:

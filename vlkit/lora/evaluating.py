@@ -68,9 +68,8 @@ def evaluate(
     data = as_data(data)
     conversations = [example.messages_for(vlm) for example in data]
     questions = [messages[:-1] for messages in conversations]
-    replies = answer_all(
-        vlm, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-    )
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    replies = answer_all(vlm, questions, progress=progress, **options)
     truths = [_boxes(example) for example in data]
     rows: list[dict[str, Any]] = []
     for example, messages, reply, boxes in zip(data, conversations, replies, truths, strict=True):

@@ -91,10 +91,8 @@ def _base_of(source: Path, config: dict, model: str | os.PathLike | None) -> tup
         unknown = f"{base!r}, a name that other programs do not know"
         raise ModelError(f"{source} was made for {unknown}; pass model=, a folder or hub id")
     if base_family not in (None, family):
-        raise ModelError(
-            f"{source} was made for {trained_on!r} ({family}), not for {base!r} ({base_family}); "
-            "pass another name of the same model"
-        )
+        other = f"{trained_on!r} ({family}), not for {base!r} ({base_family})"
+        raise ModelError(f"{source} was made for {other}; pass another name of the same model")
     return base, family
 
 

@@ -213,11 +213,8 @@ def find_modules(model: Any, target: str) -> dict[str, Any]:
         raise VlkitError(f"target={target!r} {why}") from None
     chosen = {name: layer for name, layer in layers.items() if pattern.fullmatch(name)}
     if not chosen:
-        example = next(iter(layers), "")
-        raise VlkitError(
-            f"target={target!r} matches no linear layer; choose one of {list(TARGETS)}, or match "
-            f"whole names such as {example!r}"
-        )
+        remedy = f"choose one of {list(TARGETS)}, or match whole names such as {min(layers)!r}"
+        raise VlkitError(f"target={target!r} matches no linear layer; {remedy}")
     return chosen
 
 
@@ -259,10 +256,8 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
     check_quantized(vlm, quantize, rank)
     packed = getattr(vlm.model, "is_quantized", False)
     if hasattr(vlm.model, "packed_bits"):
-        raise VlkitError(
-            'layers that quantize="8bit" has packed for a CPU cannot be trained; load the model '
-            'without quantize=, and pass quantize="8bit" to train'
-        )
+        remedy = 'load the model without quantize=, and pass quantize="8bit" to train'
+        raise VlkitError(f'quantize="8bit" has packed layers for a CPU, without training; {remedy}')
     if packed and getattr(vlm.model, "is_loaded_in_4bit", False):
         quantize = "4bit"
     on_cpu = quantize == "4bit" and vlm.model.device.type == "cpu"
@@ -284,10 +279,8 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
 def check_quantized(vlm: VLM, quantize: str | None, rank: int | None) -> None:
     """Raises VlkitError where quantized layers would be trained themselves."""
     if rank is None and (quantize or getattr(vlm.model, "is_quantized", False)):
-        raise VlkitError(
-            f"rank=None trains the model's own weights, which cannot be quantized ({quantize}); "
-            "pass a rank, or load and train it without quantize="
-        )
+        remedy = "pass a rank, or load and train it without quantize="
+        raise VlkitError(f"rank=None trains the model's own weights, unquantized; {remedy}")
 
 
 @contextmanager

@@ -54,9 +54,8 @@ class Checks:
     @property
     def passed(self) -> bool:
         """Whether training changed the model, and merging changes little."""
-        return (
-            0 < self.change and (self.merged_difference or 0) <= 0.1 * self.change + self.rounding
-        )
+        allowed = 0.1 * self.change + self.rounding
+        return 0 < self.change and (self.merged_difference or 0) <= allowed
 
 
 class Prover:
@@ -284,10 +283,8 @@ def check_same(path: Path, recipe: dict) -> None:
     for name, value in recipe.items():
         if name in first and first[name] != value:
             change = f"other {name}" if name in DATA else f"{name}={first[name]!r}, not {value!r}"
-            raise VlkitError(
-                f"{path.parent} was started with {change}; resume with the same arguments and "
-                "data, or train into another folder"
-            )
+            remedy = "resume with the same arguments and data, or train into another folder"
+            raise VlkitError(f"{path.parent} was started with {change}; {remedy}")
 
 
 def summarize(state: Any, folder: Path) -> LoraRun:
@@ -300,8 +297,6 @@ def summarize(state: Any, folder: Path) -> LoraRun:
         losses=read_series(history, "loss"),
         evaluations=read_series(history, "eval_loss"),
         metrics=read_series(history, "eval_accuracy"),
-        samples=tuple(
-            (step, tuple(map(tuple, answers))) for step, answers in read_series(history, "samples")
-        ),
+        samples=tuple((n, tuple(map(tuple, some))) for n, some in read_series(history, "samples")),
         seconds=next((e["train_runtime"] for e in reversed(history) if "train_runtime" in e), 0.0),
     )

@@ -44,9 +44,8 @@ _RECIPE = (  # arguments in which a resumed run must not differ
 _WORKERS = 4  # threads that read pictures ahead for a GPU
 
 # it warns of a faulty filesystem where checkpoints are within a second of each other
-logging.getLogger("transformers.trainer_utils").addFilter(
-    lambda record: "mtime" not in str(record.msg)
-)
+_logger = logging.getLogger("transformers.trainer_utils")
+_logger.addFilter(lambda record: "mtime" not in str(record.msg))
 
 
 class VisionTrainer(Trainer):
@@ -228,9 +227,9 @@ def _run(task: Task, checkpoint: Path | None) -> LoraRun:
             except torch.cuda.OutOfMemoryError as error:
                 smaller = task.size.smaller()
                 if smaller is None:
+                    remedy = "a smaller batch_size, gradient_checkpointing=True, or "
                     raise ModelError(
-                        f"training {task.vlm.name} needs more than the GPU's memory; pass a "
-                        "smaller batch_size, gradient_checkpointing=True, or "
+                        f"training {task.vlm.name} needs more than the GPU's memory; pass {remedy}"
                         "load(…, max_image_tokens=…)"
                     ) from error
             torch.cuda.empty_cache()
@@ -253,9 +252,8 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
     set_seed(recipe["seed"])
     with ExitStack() as stack:
         names = [name for part in task.parts for name in part.modules]
-        network, measure = stack.enter_context(
-            trainable(task.vlm, names, recipe["rank"], recipe["alpha"])
-        )
+        layers = trainable(task.vlm, names, recipe["rank"], recipe["alpha"])
+        network, measure = stack.enter_context(layers)
         if not spread:
             stack.enter_context(lean_layers(base_model(task.vlm)))
         trainer = _make_trainer(task, arguments, network, measure, spread)
