@@ -141,15 +141,15 @@ TRAINING = [
     Step(
         "Read each row in its format; check roles, files and boxes",
         [
-            ("lora/training_rows.py", ["RowReader.read"]),
-            ("lora/training_rows.py", ["detect_format", "read_turns"]),
-            ("lora/training_rows.py", ["place_coordinates", "find_damaged"]),
+            ("lora/data.py", ["RowReader.read"]),
+            ("lora/data.py", ["detect_format", "read_turns"]),
+            ("lora/data.py", ["place_coordinates", "find_damaged"]),
         ],
         "Example (together: TrainingData)",
         (
             "All problems of all rows are",
             "reported together:",
-            "`lora/training_rows.py` `DataError`",
+            "`lora/data.py` `DataError`",
         ),
     ),
     Step(
@@ -174,13 +174,13 @@ TRAINING = [
     ),
     Step(
         "Order the rows, prepare each when it is needed",
-        [("lora/batches.py", ["LengthSampler.order", "Examples", "Preparer.prepare"])],
+        [("lora/batches.py", ["LengthSampler.order", "Examples.prepare"])],
         "an Example at a time",
     ),
     Step(
         "Render and tokenize, label the tokens of the answers",
         [
-            ("lora/training_rows.py", ["Example.messages_for"]),
+            ("lora/data.py", ["Example.messages_for"]),
             ("lora/batches.py", ["read_example", "label_pieces", "truncate"]),
             ("inputs.py", ["render_prompt", "make_inputs"]),
         ],
