@@ -4,10 +4,10 @@
     python benchmarks/lora_rewards.py --minutes 10
 
 The bundled model finds a thing well when it is asked in words of its training ("Locate the red
-circle."), and less well in others. An adapter is trained by vlkit.lora.train on a few questions
-that need no box; TRL's GRPOTrainer then rewards answers to questions in OTHER_WORDS with the IoU of
-their boxes, and its DPOTrainer prefers the true box to a shifted one. Measured on pictures of their
-own: the words of the training, the words that were rewarded, and words that no training has seen.
+circle."), and in OTHER_WORDS never writes a box, so that no answer earns a reward. vlkit.lora.train
+shows it a few boxed answers first; TRL's GRPOTrainer continues that adapter and rewards answers
+with the IoU of their boxes, and its DPOTrainer prefers the true box to a shifted one. Measured on
+other pictures: the words of the first training, the rewarded words, and words of no training.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from vlkit.errors import GroundingParseError
 KNOWN_WORDS = ("Locate the {}.", "Find the {}.", "Where is the {}?")
 OTHER_WORDS = (
     "Could you tell me where the {} might be?",
-    "Indicate the place of the {} with a rectangle.",
-    "I can't find the {}. Help me.",
     "whereabouts of the {}?",
+    "In which region do you see the {}?",
 )
-UNSEEN_WORDS = ("Surround the {} with a box.", "Provide a detection box for the {}.",
-                "In which region do you see the {}?")  # fmt: skip
+UNSEEN_WORDS = ("Which part of the picture holds the {}?", "In which corner is the {}?",
+                "Where can one find the {}?")  # fmt: skip
 COLORS = {"red": "#dd2222", "blue": "#2244dd", "green": "#22aa33", "yellow": "#eecc11"}
 SHAPES = ("circle", "square", "triangle")
 Row = tuple[PIL.Image.Image, str, vlkit.Box]  # picture, question, true box
@@ -50,19 +49,20 @@ Row = tuple[PIL.Image.Image, str, vlkit.Box]  # picture, question, true box
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="of GRPO")
-    parser.add_argument("--rows", type=int, default=60, help="asked in each kind of words")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--rows", type=int, default=36, help="asked in each kind of words")
+    parser.add_argument("--first-rate", type=float, default=1e-3, help="of the first training")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--generations", type=int, default=8, help="answers to each question")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     vlm = vlkit.load(device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         talks = [
-            [vlkit.user(f"Is there a {box.label} in the image?", picture),
-             vlkit.assistant(f"Yes, there is a {box.label}.")]
-            for picture, _, box in make_rows(32, KNOWN_WORDS, seed=1)
-        ]  # fmt: skip
-        run = vlkit.lora.train(vlm, talks, output_dir=Path(folder, "run"), learning_rate=1e-5)
+            [vlkit.user(question, picture), vlkit.assistant(write(vlm, picture, box))]
+            for picture, question, box in make_rows(24, OTHER_WORDS, seed=1)
+        ]
+        run = vlkit.lora.train(vlm, talks, output_dir=Path(folder, "run"),
+                               learning_rate=arguments.first_rate, epochs=2)  # fmt: skip
         start = time.perf_counter()
         rewards = grpo(arguments, run.output_dir, Path(folder, "grpo"))
         seconds = time.perf_counter() - start
