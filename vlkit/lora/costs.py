@@ -55,16 +55,9 @@ class TrainingMemory:
 
 
 def estimate_training(
-    vlm: VLM,
-    parts: Sequence[Part],
-    *,
-    rank: int | None,
-    tokens: int,
-    learnt: int,
-    patches: int,
-    gradient_checkpointing: bool = False,
-    quantize: str | None = None,
-) -> TrainingMemory:
+    vlm: VLM, parts: Sequence[Part], *, rank: int | None, tokens: int, learnt: int, patches: int,
+    gradient_checkpointing: bool = False, quantize: str | None = None,
+) -> TrainingMemory:  # fmt: skip
     """The memory of a step, from what each layer keeps for its backward pass.
 
     Adapters of the vision tower keep a float32 copy of their input, as in PEFT; attention scores
@@ -176,13 +169,9 @@ def _now(model: Any) -> float:
 
 
 def estimate_seconds(
-    parts: Sequence[Part],
-    forward: tuple[float, float],
-    *,
-    rows: float,
-    pictured: int,
+    parts: Sequence[Part], forward: tuple[float, float], *, rows: float, pictured: int,
     gradient_checkpointing: bool,
-) -> float:
+) -> float:  # fmt: skip
     """Seconds of training.
 
     Args:
@@ -226,16 +215,10 @@ class BatchSize:
 
 
 def choose_batch(
-    vlm: VLM,
-    parts: Sequence[Part],
-    lengths: Sequence[float],
-    *,
-    rank: int | None,
-    batch_size: int | str,
-    accumulation: int,
-    gradient_checkpointing: bool,
+    vlm: VLM, parts: Sequence[Part], lengths: Sequence[float], *, rank: int | None,
+    batch_size: int | str, accumulation: int, gradient_checkpointing: bool,
     quantize: str | None = None,
-) -> BatchSize:
+) -> BatchSize:  # fmt: skip
     """Rows of a batch; ``auto`` takes eight an update, in batches that fit a GPU's memory."""
     if batch_size != "auto":
         return BatchSize(int(batch_size), accumulation)

@@ -103,14 +103,11 @@ def _write(path: Path, content: dict) -> None:
 def _swift_arguments(base: str, family: str) -> dict[str, Any]:
     """What ``swift infer --adapters`` reads from a training by ms-swift."""
     return {
-        "model": base,
-        "model_type": family,
-        "template": family,
-        "task_type": "causal_lm",
+        "model": base, "model_type": family, "template": family, "task_type": "causal_lm",
         "train_type": "lora",  # before version 4
         "tuner_type": "lora",
         "swift_version": "4.0.0",  # without it model_type is not read
-    }
+    }  # fmt: skip
 
 
 def merge(

@@ -88,9 +88,9 @@ class XRay:
         totals = [length.total for length in self.lengths]
         return (
             f"{counted(self.rows, 'row')} of {min(totals):,} to {max(totals):,} tokens, "
-            f"{len(self.cut):,} cut; {self.trained:,} parameters trained; "
-            f"about {self.memory.total / 1e9:.1f} GB; "
-            f"{counted(self.steps, 'step')} in about {self.seconds:,.0f} s"
+            f"{len(self.cut):,} cut; {self.trained:,} parameters trained; about "
+            f"{self.memory.total / 1e9:.1f} GB; {counted(self.steps, 'step')} in about "
+            f"{self.seconds:,.0f} s"
         )
 
     def _repr_html_(self) -> str:
