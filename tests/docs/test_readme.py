@@ -239,6 +239,22 @@ def test_the_new_concept_is_what_the_benchmark_wrote():
     assert len(before) == 7 + 3 and before["old skills"] - low["old skills"] < 0.01
 
 
+def test_the_rewards_are_what_the_benchmark_wrote():
+    result = recorded("lora_rewards")
+    grpo = result["grpo"]
+    for name, shares in result["accuracy_at_iou_0.5"].items():
+        cells = " | ".join(f"{share:.3f}" for share in shares.values())
+        assert f"| {name} | {cells} |" in BENCHMARKS
+    for said in (
+        f"`{result['command']}`",
+        f"{grpo['steps']} steps of {grpo['generations']} answers",
+        f"of {result['rows_of_each']} new pictures",
+        f"{grpo['mean_reward_first_ten_steps']} in the first ten steps and "
+        f"{grpo['mean_reward_last_ten_steps']} in the last ten",
+    ):
+        assert said in BENCHMARKS
+
+
 def test_the_serving_figures_are_what_the_benchmark_wrote():
     served = recorded("serving_cpu")
     assert f"{served['all at once']['requests_per_second']} answers a second, " in BENCHMARKS
