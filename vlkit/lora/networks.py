@@ -257,7 +257,7 @@ def quantized(vlm: VLM, quantize: Literal["4bit", "8bit"] | None, rank: int | No
     packed = getattr(vlm.model, "is_quantized", False)
     if hasattr(vlm.model, "packed_bits"):
         remedy = 'load the model without quantize=, and pass quantize="8bit" to train'
-        raise VlkitError(f'quantize="8bit" has packed layers for a CPU, without training; {remedy}')
+        raise VlkitError(f'layers packed by quantize="8bit" cannot be trained; {remedy}')
     if packed and getattr(vlm.model, "is_loaded_in_4bit", False):
         quantize = "4bit"
     on_cpu = quantize == "4bit" and vlm.model.device.type == "cpu"
