@@ -87,7 +87,20 @@ MALFORMED = [  # what is changed in a good request, what the reason names
     ({"messages": "hi"}, "messages"),
     ({"messages": [5]}, "messages.0"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "planner", "content": "x"}]}, "messages.0.role: input should be"),
+    (
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+        "messages.0.role: this server does not accept results of functions; send the result as",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                {"role": "function", "content": "x", "name": "f"},
+            ]
+        },
+        "messages.1.role: this server does not accept results of functions",
+    ),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content.0.image_url"),
     ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "content.0"),

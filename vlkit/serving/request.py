@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import PIL.Image
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from vlkit.errors import MediaError, VlkitError
@@ -202,6 +210,17 @@ class Message(Strict):
     content: str | list[Part]
     name: str | None = None
 
+    @field_validator("role", mode="before")
+    @classmethod
+    def check_role(cls, role: Any) -> Any:
+        """Raises ValueError for the result of a function, which the prompt cannot contain."""
+        if role in ("tool", "function"):
+            raise ValueError(
+                "this server does not accept results of functions; send the result as text in a "
+                "user's message, and leave out the assistant's tool_calls"
+            )
+        return role
+
 
 class StreamOptions(Strict):
     """OpenAI's options of a stream."""
@@ -366,11 +385,8 @@ class ChatRequest(Strict):
         functions = {tool.function.name: tool.function for tool in self.tools}
         if isinstance(self.tool_choice, Tool):
             return functions.get(self.tool_choice.function.name)
-        return (
-            functions.popitem()[1]
-            if [self.tool_choice, len(functions)] == ["required", 1]
-            else None
-        )
+        is_clear = self.tool_choice == "required" and len(functions) == 1
+        return functions.popitem()[1] if is_clear else None
 
     @property
     def clip_times(self) -> ClipOptions | None:
