@@ -26,7 +26,7 @@ _CORE = (
 _EXTRAS = {"peft": "lora", "bitsandbytes": "quant", "openai": "remote", "fastapi": "serve"}
 _EXTRAS |= {"nbclient": "notebooks"}
 _MARKS = {"ok": "ok  ", "note": "note", "problem": "BAD "}
-_COLORS = {"ok": "#009E73", "note": "#B26B00", "problem": "#C0392B"}
+_COLORS = {"ok": "#009E73", "note": "#D97706", "problem": "#D32F2F"}
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,8 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         # the words keep the page's own color, which is readable in every theme
-        color = {"ok": "#009E73", "note": "#D97706", "problem": "#D32F2F"}
         rows = [
-            [f'<b style="border-left:5px solid {color[f.level]};padding-left:7px">{f.level}</b>']
+            [f'<b style="border-left:5px solid {_COLORS[f.level]};padding-left:7px">{f.level}</b>']
             + [html.escape(text) for text in (f.topic, f.value, f.remedy)]
             for f in self.findings
         ]
