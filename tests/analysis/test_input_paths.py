@@ -79,6 +79,13 @@ def test_a_transparent_png_loses_its_alpha_in_the_template(vlm, saved):
     assert pixels[TEMPLATE] > 100 > 16 > pixels[UTILITIES]  # white by us and qwen_vl_utils
 
 
+def test_a_pixel_difference_is_that_of_the_colours(vlm, saved):
+    clear = PIL.Image.new("RGBA", (224, 168), (0, 0, 0, 0))  # white by us, black by the template
+    comparison = compare_paths(vlm, ask(type="image", image=saved("black.png", clear)))
+    pixels = row(comparison, "picture 1: largest pixel difference of 255")
+    assert pixels[TEMPLATE] == pytest.approx(255, abs=0.5)
+
+
 def test_a_16_bit_png_saturates_in_qwen_vl_utils(vlm, saved):
     ramp = np.tile(np.linspace(0, 65535, 300), (210, 1)).astype(np.uint16)
     comparison = compare_paths(

@@ -30,8 +30,8 @@ _NOTES = {
     "error": "this path fails; vlkit reads every source that vlkit.Image lists",
     "orientation": "the camera's EXIF rotation is ignored: the model sees the picture lying down, "
     "and its boxes are for that",
-    "size": "not the requested size: limits in the item are ignored, or the size rules differ "
-    "(process_vision_info rounds a list of frames with the wrong factor and distorts them)",
+    "size": "not the requested size: a rotation or limits in the item are ignored, or the size "
+    "rules differ (process_vision_info rounds a list of frames with the wrong factor, so distorts)",
     "resizes": "resized twice, so blurred, and distorted where the two shapes differ",
     "tokens": "another cost for the same picture or clip",
     "frames": "another number of frames sampled: the item's fps, nframes or range is ignored",
@@ -130,13 +130,18 @@ def _pixels(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> list[
     clip = kind == "clip"
     processor = vlm.processor.video_processor if clip else vlm.processor.image_processor
     name, grid_name = "pixel_values" + "_videos" * clip, f"{'video' if clip else 'image'}_grid_thw"
+    std = np.array(processor.image_std)  # a patch is one row, color after color
     parts = []
     for path, grid in zip(seen, grids, strict=True):
         counts = [t * h * w for t, h, w in _grids(path, grid_name)]
         is_same = grid is not None and grid == grids[2]
-        parts.append(path.tensors[name].float().split(counts)[i] if is_same else None)
-    scale = 255 * max(processor.image_std)
-    return [p if p is None else round(scale * float(abs(p - parts[2]).max()), 1) for p in parts]
+        parts.append(path.tensors[name].float().split(counts)[i].numpy() if is_same else None)
+    return [
+        None
+        if part is None
+        else round(255 * float((abs(part - parts[2]) * std.repeat(part.shape[1] // 3)).max()), 1)
+        for part in parts
+    ]
 
 
 @dataclass(frozen=True, eq=False)
