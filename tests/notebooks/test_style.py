@@ -11,9 +11,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 ALL = sorted(FOLDER.glob("*.ipynb"))
-CODE_LINES = {name: 140 for name in ("05_lora_finetuning.ipynb", "08_inside_the_model.ipynb")}
-CODE_LINES |= {"09_your_own_boxes.ipynb": 140, "07_experiment_report.ipynb": 125}
-CODE_LINES |= {"04_grounding.ipynb": 120, "06_hosted_and_serving.ipynb": 140}
+LONGER = ("05_lora_finetuning.ipynb", "08_inside_the_model.ipynb", "09_your_own_boxes.ipynb")
 VERSION = r"vlkit\.__version__"
 
 
@@ -51,9 +49,9 @@ def test_shape(path):
     notebook = read(path)
     code, prose = cells(notebook, "code"), cells(notebook, "markdown")
     assert 20 <= len(cells(notebook, "any")) <= 40
-    assert sum(len(code_lines(cell)) for cell in code) <= CODE_LINES.get(path.name, 100)
+    assert sum(len(code_lines(cell)) for cell in code) <= (140 if path.name in LONGER else 100)
     assert max(len(code_lines(cell)) for cell in code) <= 15
-    assert len(prose) >= len(code)
+    assert len(prose) >= len(code) * (1.4 if path.name in LONGER else 1)
     assert all(cell.source.strip() for cell in notebook.cells)
 
 
