@@ -25,6 +25,7 @@ import nbformat  # noqa: E402
 from markupsafe import Markup  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 from nbclient.exceptions import CellExecutionError  # noqa: E402
+from nbformat.sign import NotebookNotary  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 import vlkit  # noqa: E402
@@ -169,6 +170,7 @@ def run_notebook(path: Path, limit: float) -> Row:
             f"python scripts/demo.py {path.name[:2]} --limit {4 * limit:.0f}"
         )
     show_panels(notebook)
+    NotebookNotary().sign(notebook)  # JupyterLab shows no drawings in a notebook it does not trust
     nbformat.write(notebook, REPORTS / path.name)
     write_html(notebook, REPORTS / f"{path.stem}.html")
     return Row(path, reason or "ran to its end", seconds, bool(reason))

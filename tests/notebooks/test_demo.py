@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.sign import NotebookNotary
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NOTEBOOKS = {
@@ -26,6 +27,7 @@ def demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(demo, "PICTURES", tmp_path)
     monkeypatch.setattr(demo, "QUESTIONS", demo.QUESTIONS[1:3])
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))  # signatures go there
     monkeypatch.setenv("VLKIT_SETTINGS", "")
     monkeypatch.setenv("VLKIT_MODEL", "")
     (tmp_path / "notebooks").mkdir()
@@ -75,6 +77,8 @@ def test_one_notebook_is_run_alone_and_all_well_is_status_0(demo):
     assert demo.main(["04"]) == 0
     (row,) = rows_of(demo.REPORTS / "index.html")
     assert row[2] == "ran to its end"
+    executed = nbformat.read(demo.REPORTS / "04_after.ipynb", as_version=4)
+    assert NotebookNotary().check_signature(executed)  # trusted, so that drawings are shown
 
 
 def test_a_panel_has_its_picture_where_there_is_no_kernel(demo, tmp_path):
