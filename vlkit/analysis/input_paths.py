@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlkit.errors import one_line
 from vlkit.grounding.boxes import Size
 from vlkit.inputs import prepare_inputs
