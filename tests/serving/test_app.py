@@ -425,9 +425,10 @@ def test_a_method_that_is_not_allowed_names_those_that_are(server):
 def test_the_openapi_document_describes_refusals_as_they_are(server):
     _, _, document = send(server, None, path="/openapi.json", method="GET")
     responses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
-    assert set(responses) == {"200", "default"}
-    content = responses["default"]["content"]["application/json"]["schema"]["$ref"]
-    assert content.endswith("/Refusal")
+    assert set(responses) == {"200", "400", "404", "default"}
+    for status in ("400", "404", "default"):
+        content = responses[status]["content"]["application/json"]["schema"]["$ref"]
+        assert content.endswith("/Refusal")
 
 
 def test_web_pages_are_answered_only_where_they_are_named(vlm, server):

@@ -399,7 +399,7 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
     app = FastAPI(
         title="vlkit serve", lifespan=lifespan, docs_url=None, redoc_url=None,
         exception_handlers=dict.fromkeys(errors, _explain),
-        responses={"default": {"model": Refusal}},
+        responses={status: {"model": Refusal} for status in (400, 404, "default")},
     )  # fmt: skip
 
     @app.get("/health")
