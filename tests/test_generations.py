@@ -107,7 +107,7 @@ def lora(vlm, name, folder, tmp_path):
     try:
         run = vlkit.lora.train(vlm, data, **options)
     except vlkit.errors.VlkitError as error:
-        return "no" if "what to learn is unknown" in str(error) else str(error)
+        return "no" if "0 of 1 answers" in str(error) else str(error)
     tuned = vlkit.load(folder, adapter=run.output_dir)
     return "yes" if run.effect > 0 and tuned.adapter else "no"
 

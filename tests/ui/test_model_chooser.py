@@ -36,7 +36,7 @@ def test_a_known_model_is_chosen_and_not_downloaded_without_a_question(chooser):
     REPORTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=REPORTS / "model_chooser.png")
     question.get_by_role("button", name="Cancel").click()
-    expect(question).to_be_hidden()
+    expect(question).to_be_hidden(timeout=LONG)
     chooser.locator(".vlkit-remember-button").click()
     expect(chooser.locator(".vlkit-status")).to_contain_text("Remembered in settings.json")
 
