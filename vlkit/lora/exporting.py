@@ -22,7 +22,7 @@ from vlkit.media.sources import is_remote, local_path
 from vlkit.messages import read_media_item
 from vlkit.models.adapters import WEIGHTS, check_name, family_of_adapter, find_marks
 from vlkit.models.hub import check_shard, read_model_file
-from vlkit.models.load import load_here
+from vlkit.models.load import hide_small_bar, load_here
 
 CONFIG = "adapter_config.json"
 
@@ -139,7 +139,9 @@ def merge(
     target = Path(folder).expanduser()
     with whole_folder(target) as written:
         vlm = load_here(model, adapter=adapter, dtype=dtype, device=device)
-        vlm.model.merge_and_unload().save_pretrained(written)
+        network = vlm.model.merge_and_unload()
+        with hide_small_bar(network.get_memory_footprint()):
+            network.save_pretrained(written)
         vlm.processor.save_pretrained(written)
     return target
 

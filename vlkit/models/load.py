@@ -492,22 +492,30 @@ def _check_loaded(path: Path, info: dict) -> None:
 
 
 @contextmanager
-def _quiet_loading(path: Path):
-    """No progress bar for a small model, and no report of weights: `_check_loaded` makes one."""
+def hide_small_bar(size: int):
+    """No progress bar of transformers while a small model of ``size`` bytes is read or written."""
     from transformers.utils import logging as transformers_logging
 
-    size = sum(file.stat().st_size for file in weight_files(path))
-    hide_bar = size <= QUIET_BYTES and transformers_logging.is_progress_bar_enabled()
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_not_report)
-    if hide_bar:
+    hide = size <= QUIET_BYTES and transformers_logging.is_progress_bar_enabled()
+    if hide:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.removeFilter(_is_not_report)
-        if hide_bar:
+        if hide:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_loading(path: Path):
+    """No progress bar for a small model, and no report of weights: `_check_loaded` makes one."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_not_report)
+    try:
+        with hide_small_bar(sum(file.stat().st_size for file in weight_files(path))):
+            yield
+    finally:
+        logger.removeFilter(_is_not_report)
 
 
 def _is_not_report(record: logging.LogRecord) -> bool:
