@@ -4,10 +4,11 @@
     python benchmarks/lora_rewards.py --minutes 10
 
 The bundled model finds a thing well when it is asked in words of its training ("Locate the red
-circle."), and in OTHER_WORDS never writes a box, so that no answer earns a reward. vlkit.lora.train
-shows it a few boxed answers first; TRL's GRPOTrainer continues that adapter and rewards answers
-with the IoU of their boxes, and its DPOTrainer prefers the true box to a shifted one. Measured on
-other pictures: the words of the first training, the rewarded words, and words of no training.
+circle."), and in two of OTHER_WORDS it writes no box, so that no answer earns a reward.
+vlkit.lora.train shows it a few boxed answers first; TRL's GRPOTrainer continues that adapter and
+rewards answers with the IoU of their boxes, and its DPOTrainer prefers the true box to a shifted
+one. Measured on other pictures: the words of the first training, the rewarded words, and words of
+no training.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="of GRPO")
     parser.add_argument("--rows", type=int, default=36, help="asked in each kind of words")
-    parser.add_argument("--first-rate", type=float, default=1e-3, help="of the first training")
+    parser.add_argument("--first-rate", type=float, default=4e-4, help="of the first training")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--generations", type=int, default=8, help="answers to each question")
     parser.add_argument("--output", type=Path)
