@@ -39,6 +39,9 @@ def test_a_known_model_is_chosen_and_not_downloaded_without_a_question(chooser):
     expect(question).to_be_hidden(timeout=LONG)
     chooser.locator(".vlkit-remember-button").click()
     expect(chooser.locator(".vlkit-status")).to_contain_text("Remembered in settings.json")
+    expect(question).to_be_hidden()  # also after the view has changed
+    chooser.locator(".vlkit-try-button").click()  # asked again, it asks again
+    expect(question).to_be_visible(timeout=LONG)
 
 
 def test_errors_are_plain_and_options_are_folded(chooser):

@@ -30,7 +30,7 @@ export const chooser = {
     const words = h("p");
     question.append(words, h("div", { class: "vlkit-row-of-buttons" }, download, cancel));
     let drawn = "";
-    let asked = null;
+    let asked = "null";
 
     const drawModels = () => {
       const { models, free, place } = view();
@@ -53,8 +53,9 @@ export const chooser = {
       const { chosen: choice, tried: answer, question: ask, progress: line } = view();
       chosen.replaceChildren(...(choice
         ? [h("code", {}, "vlkit.load()"), " = ", h("code", {}, choice.call), " — ", choice.source ? t("chosen by {source}", { source: choice.source }) : t("the bundled model; nothing is remembered")] : []));
-      if (asked !== ask) {
-        asked = ask;
+      const now = JSON.stringify(ask ?? null); // each change of the view brings a new object
+      if (asked !== now) {
+        asked = now;
         question.hidden = !ask;
         if (ask) {
           const size = ask.bytes ? t("about {size}", { size: sizeText(ask.bytes, t) }) : t("an unknown number of GB");
