@@ -35,7 +35,9 @@ from vlkit.models.memory import build_config
 SHAPES = {
     "2b": "Qwen/Qwen2-VL-2B-Instruct",
     "7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "2.5-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "2.5-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "3-4b": "Qwen/Qwen3-VL-4B-Instruct",
     "3-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "3-30b-a3b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "3.5-9b": "Qwen/Qwen3.5-9B",

@@ -1,26 +1,33 @@
-"""LoRA training: the plain recipe (TRL's SFTTrainer, where installed) and vlkit in one run.
+"""LoRA training: the plain recipe, TRL's and Unsloth's (where installed) and vlkit in one run.
 
     python benchmarks/lora_training.py                        # bundled model, CPU, easy-VQA's rows
     python benchmarks/lora_training.py --random-weights 7b    # its shape in random bfloat16, a GPU
     python benchmarks/lora_training.py --random-weights 7b --quantize 4bit    # QLoRA
+    python benchmarks/lora_training.py --random-weights 7b --unsloth 8 --unsloth-checkpointed 8
 
 The plain recipe is transformers' Trainer with PEFT as their documentation shows it, prompts masked:
 rows in random order, two at a time, pictures through the tower each time. "same order" is the
 plain recipe again with the rows of each update that vlkit takes, so that their losses can be laid
-side by side. All make updates of --update rows with the same rate and the same first weights.
-Every step is timed from the end of the one before, reading of its rows included, writing of
-checkpoints left out; the first updates warm up. With random weights the pictures are noise of
-several sizes, each another one; else they are easy-VQA's kind: 64×64, several questions to each.
+side by side. Unsloth runs in a process of its own (lora_unsloth.py), from the same weights on disk,
+its rows in random order. All make updates of --update rows with the same rate and, Unsloth aside,
+the same first weights of the adapter. Every step is timed from the end of the one before, reading
+of its rows included, writing of checkpoints left out; the first updates warm up. With random
+weights the pictures are noise of several sizes, each another one; else they are easy-VQA's kind:
+64×64, several questions to each.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import json
 import os
+import pickle
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -60,6 +67,8 @@ def main() -> None:
     parser.add_argument("--plain", type=int, nargs="*", default=[2], help="its rows at a time")
     parser.add_argument("--ours", type=int, nargs="*", default=[2, 4, 8])
     parser.add_argument("--checkpointed", type=int, nargs="*", default=[], help="as --ours, with")
+    parser.add_argument("--unsloth", type=int, nargs="*", default=[], help="rows at a time")
+    parser.add_argument("--unsloth-checkpointed", type=int, nargs="*", default=[])
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -77,19 +86,27 @@ def measure(arguments: argparse.Namespace) -> dict:
         rows = color_rows(arguments.rows, arguments.per_picture or 8)
     data = vlkit.lora.load_conversations(rows)
     recipes = {}
+    for size in arguments.unsloth:
+        recipes[f"Unsloth, {size} at a time"] = (size, unsloth, {})
+    for size in arguments.unsloth_checkpointed:
+        recipes[f"Unsloth, {size} at a time, checkpointed"] = (size, unsloth, {"checkpoint": True})
     for size in arguments.plain:
         recipes[f"plain, {size} at a time"] = (size, plain, {})
         if trl_is_here():
             recipes[f"SFTTrainer, {size} at a time"] = (size, plain, {"trl": True})
-    recipes["plain, same order"] = (arguments.plain[0], plain, {"sort": True})
+    if arguments.plain:
+        recipes["plain, same order"] = (arguments.plain[0], plain, {"sort": True})
     for size in arguments.ours:
         recipes[f"vlkit, {size} at a time"] = (size, ours, {})
     for size in arguments.checkpointed:
         recipes[f"vlkit, {size} at a time, checkpointed"] = (size, ours, {"checkpoint": True})
     measured = {}
-    for name, (size, recipe, options) in recipes.items():
-        measured[name] = run_recipe(vlm, data, arguments, size, recipe, options)
-        print(name, {k: v for k, v in measured[name].items() if k != "losses"}, flush=True)
+    with written(vlm, bool(arguments.unsloth or arguments.unsloth_checkpointed)) as folder:
+        for name, (size, recipe, options) in recipes.items():
+            if recipe is unsloth:
+                options = options | {"weights": folder}
+            measured[name] = run_recipe(vlm, data, arguments, size, recipe, options)
+            print(name, {k: v for k, v in measured[name].items() if k != "losses"}, flush=True)
     return describe(vlm, data, arguments) | {"recipes": measured} | compare(measured)
 
 
@@ -130,21 +147,37 @@ def describe(vlm: VLM, data, arguments: argparse.Namespace) -> dict:
 
 
 def compare(measured: dict) -> dict:
-    """Ours beside the quickest plain recipe, and how far losses of the same updates differ.
+    """Ours beside the quickest plain recipe and beside Unsloth; differences of the same losses.
 
     Of equal memory is what takes no more than the plain recipe.
     """
-    reference = measured["plain, same order"]["losses"]
     own = {name: each for name, each in measured.items() if name.startswith("vlkit")}
-    others = [each for name, each in measured.items() if name not in own]
+    found = {}
+    for name, each in own.items():
+        peer = measured.get(name.replace("vlkit", "Unsloth"))
+        if peer:
+            found.setdefault("over_unsloth", {})[name] = {
+                "samples_per_second_by_epoch": [
+                    round(a / b, 2)
+                    for a, b in zip(
+                        each["samples_per_second_by_epoch"], peer["samples_per_second_by_epoch"],
+                        strict=True,
+                    )
+                ],
+                "peak": round(each["peak_gb"] / peer["peak_gb"], 3),
+            }  # fmt: skip
+    if "plain, same order" not in measured:
+        return found
+    reference = measured["plain, same order"]["losses"]
+    others = [each for name, each in measured.items() if name.startswith(("plain", "SFT"))]
     speed = max(each["samples_per_second"] for each in others)
     memory = min(each.get("peak_gb", float("inf")) for each in others)
     differences = {
         name: max(abs(a / b - 1) for a, b in zip(each["losses"], reference, strict=True))
         for name, each in own.items()
     }
-    found = {
-        "largest_relative_difference_of_losses": {n: round(d, 6) for n, d in differences.items()}
+    found["largest_relative_difference_of_losses"] = {
+        name: round(difference, 6) for name, difference in differences.items()
     }
     if fitting := [e["samples_per_second"] for e in own.values() if e.get("peak_gb", 0) <= memory]:
         found["samples_per_second_over_plain_at_equal_memory"] = round(max(fitting) / speed, 2)
@@ -179,7 +212,8 @@ def run_recipe(vlm, data, arguments, size, recipe, options) -> dict:
         "samples_per_second_by_epoch": rate,
         "losses": [round(loss, 5) for loss in losses],
     }
-    return found | ({"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if cuda else {})
+    peak = clock.peak_gb or (torch.cuda.max_memory_allocated() / 1e9 if cuda else 0)
+    return found | ({"peak_gb": round(peak, 2)} if cuda else {})
 
 
 class Clock(TrainerCallback):
@@ -188,7 +222,7 @@ class Clock(TrainerCallback):
     def __init__(self, vlm: VLM):
         self.cuda = vlm.model.device.type == "cuda"
         self.seconds: list[float] = []
-        self.start = 0.0
+        self.start = self.peak_gb = 0.0  # the latter of another process
 
     def now(self) -> float:
         if self.cuda:
@@ -222,12 +256,7 @@ def plain(vlm, data, arguments, size, folder, clock, sort=False, trl=False) -> l
         r=8, lora_alpha=16, target_modules=list(find_modules(vlm.model, "language"))
     )
     rows = [example.messages_for(vlm) for example in data]
-    options = {
-        "output_dir": str(folder), "num_train_epochs": arguments.epochs,
-        "per_device_train_batch_size": size,
-        "gradient_accumulation_steps": arguments.update // size,
-        "learning_rate": arguments.learning_rate, "lr_scheduler_type": "cosine",
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": 0,
+    options = trainer_options(arguments, size, folder) | {
         "remove_unused_columns": False, "use_cpu": not clock.cuda,
     }  # fmt: skip
     if sort:  # the order of all epochs, in one of them
@@ -251,6 +280,45 @@ def plain(vlm, data, arguments, size, folder, clock, sort=False, trl=False) -> l
     network.unload()
     vlm.model.eval()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trainer_options(arguments, size: int, folder: Path) -> dict:
+    return {
+        "output_dir": str(folder), "num_train_epochs": arguments.epochs,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": arguments.update // size,
+        "learning_rate": arguments.learning_rate, "lr_scheduler_type": "cosine",
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": 0,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def written(vlm, needed: bool):
+    """A folder of the same weights, in memory where there is such a place."""
+    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        if needed:
+            vlm.model.save_pretrained(folder)
+            vlm.processor.save_pretrained(folder)
+        yield folder
+
+
+def unsloth(vlm, data, arguments, size, folder, clock, weights, checkpoint=False) -> list[float]:
+    """In a process of its own, from the same weights on disk."""
+    folder.mkdir()
+    job = {
+        "folder": weights, "rows": [example.messages_for(vlm) for example in data],
+        "checkpoint": checkpoint, "quantize": arguments.quantize,
+        "options": trainer_options(arguments, size, folder),
+    }  # fmt: skip
+    files = folder / "job.pickle", folder / "found.json"
+    files[0].write_bytes(pickle.dumps(job))
+    script = Path(__file__).resolve().with_name("lora_unsloth.py")
+    torch.cuda.empty_cache()
+    subprocess.run([sys.executable, script, *files], check=True, cwd=folder)
+    found = json.loads(files[1].read_text())
+    clock.seconds, clock.peak_gb = found["seconds"], found["peak_gb"]
+    return found["losses"]
 
 
 class InOrder(Trainer):

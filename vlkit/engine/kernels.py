@@ -182,6 +182,31 @@ def silu_multiply(gate: Any, up: Any) -> Any:
     return output
 
 
+def silu_multiply_backward(gradient: Any, gate: Any, up: Any, d_gate: Any) -> Any:
+    """The gradients of :func:`silu_multiply`.
+
+    Args:
+        gradient: of its result, contiguous; becomes that of ``up`` in place.
+        gate, up: what it was given, contiguous.
+        d_gate: where the gradient of ``gate`` is written, contiguous.
+
+    Returns:
+        ``d_gate``.
+    """
+    import torch
+
+    if use_kernels(gate):
+        count = gate.numel()
+        _kernels().silu_multiply_backward[(-(-count // BLOCK),)](
+            gradient, gate, up, d_gate, count, BLOCK
+        )
+        return d_gate
+    torch.mul(gradient, up, out=d_gate)
+    d_gate = torch.ops.aten.silu_backward(d_gate, gate)
+    gradient.mul_(torch.nn.functional.silu(gate))
+    return d_gate
+
+
 def quick_gelu(values: Any) -> Any:
     """``x * sigmoid(1.702 x)``, in place; on a GPU for a contiguous tensor."""
     if not use_kernels(values):

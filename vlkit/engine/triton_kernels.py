@@ -51,6 +51,19 @@ def silu_multiply(gate, up, output, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def silu_multiply_backward(gradient, gate, up, d_gate, count, BLOCK: tl.constexpr):
+    """With ``gradient`` of ``silu(gate) * up``: ``d_gate``, and in its own place that of ``up``."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    above = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    opened = tl.sigmoid(value)
+    tl.store(d_gate + place, above * other * opened * (1 + value * (1 - opened)), mask=inside)
+    tl.store(gradient + place, above * value * opened, mask=inside)
+
+
+@triton.jit
 def quick_gelu(values, count, BLOCK: tl.constexpr):
     """``x * sigmoid(1.702 x)``, in place."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

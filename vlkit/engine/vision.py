@@ -102,7 +102,8 @@ class Encoder:
         import torch
 
         device, dtype = self.visual.device, self.visual.dtype
-        pixels = torch.cat([medium.pixels for medium in media]).to(device, dtype)
+        moved = [medium.pixels.to(device, dtype, non_blocking=True) for medium in media]
+        pixels = torch.cat(moved)
         grid = torch.cat([medium.grid for medium in media])
         with fast_tower(self.visual):
             output = self.visual(pixels, grid_thw=grid.to(device), return_dict=True)

@@ -139,9 +139,14 @@ def label_example(
 
 
 def read_example(
-    vlm: VLM, example: Example | list[dict], max_length: int | None
+    vlm: VLM, example: Example | list[dict], max_length: int | None, device: Any = None
 ) -> tuple[Labelled, LoadedMessages]:
-    """:func:`label_example`, and the media that were read for it."""
+    """:func:`label_example`, and the media that were read for it.
+
+    Args:
+        vlm, example, max_length: as there.
+        device: where pictures are resized, by default the CPU.
+    """
     with naming_row(example):
         if isinstance(example, Example):
             messages = example.messages_for(vlm)
@@ -153,7 +158,7 @@ def read_example(
         clips = [load_clip(video, partial(rules.frame_size, video=video)) for video in videos]
         prompt = "".join(piece.text for piece in pieces)
         loaded = LoadedMessages(pictures, images, clips, prompt, videos)
-        made = make_inputs(vlm, [loaded]).tensors if images or clips else {}
+        made = make_inputs(vlm, [loaded], device=device).tensors if images or clips else {}
         tensors = {name: tensor for name, tensor in made.items() if name not in PER_TOKEN}
         views = [
             view_clip(rules, *pair)
@@ -473,7 +478,9 @@ class Examples(Sequence[Labelled]):
             return label_example(self.vlm, example, max_length=self.max_length)
         row = self._rows.get(index)
         if row is None or not self.is_ready(row):
-            row = self._from_known(example) or self._read(example)
+            sources = map(read_media_item, example.media)
+            keys = [_identify(each) if isinstance(each, Image) else None for each in sources]
+            row = self._from_known(example, keys) or self._read(example, keys)
             self._rows[index] = replace(row, media=tuple(map(_without_pixels, row.media)))
         return row
 
@@ -484,31 +491,41 @@ class Examples(Sequence[Labelled]):
     def _holds(self, medium: Medium) -> bool:
         return self.tower is not None and self.tower.holds(medium.key)
 
-    def _read(self, example: Example) -> Labelled:
-        row, loaded = read_example(self.vlm, example, self.max_length)
+    def _read(self, example: Example, keys: Sequence[Hashable | None]) -> Labelled:
+        model = self.vlm.model
+        on_gpu = model.device.type == "cuda"
+        device = model.device if on_gpu else None
+        row, loaded = read_example(self.vlm, example, self.max_length, device)
         contents = [pixel_hash(image) for image in loaded.images]
         contents += [file_hash(clip.frames.tobytes()) for clip in loaded.clips]
         media = tuple(split_media(row.tensors, contents))
-        for picture, medium in zip(loaded.pictures, media, strict=False):  # pictures come first
-            self._known[_identify(picture)] = _without_pixels(medium)
+        if on_gpu:  # they wait in main memory
+            media = tuple(replace(m, pixels=_pinned(m.pixels.to(model.dtype))) for m in media)
+        pictures = [key for key in keys if key is not None]
+        for key, medium in zip(pictures, media, strict=False):  # pictures come first
+            self._known[key] = _without_pixels(medium)
         tensors = {n: t for n, t in row.tensors.items() if n not in PIXELS.values()}
+        tensors = {n: t.cpu() if hasattr(t, "cpu") else t for n, t in tensors.items()}
         return replace(row, tensors=tensors, media=media)
 
-    def _from_known(self, example: Example) -> Labelled | None:
+    def _from_known(self, example: Example, keys: Sequence[Hashable | None]) -> Labelled | None:
         """A row without reading its pictures, where the features of all of them are kept."""
         import torch
 
-        media = []
-        for item in example.media:
-            source = read_media_item(item)
-            medium = self._known.get(_identify(source)) if isinstance(source, Image) else None
-            if medium is None or not self._holds(medium):
-                return None
-            media.append(medium)
+        media = [self._known[key] for key in keys if key in self._known]
+        if len(media) < len(keys) or not all(map(self._holds, media)):
+            return None
         pieces = cut_turns(self.vlm.processor, example.messages_for(self.vlm))
         grids = {"image_grid_thw": torch.cat([medium.grid for medium in media])} if media else {}
         row = truncate(self.vlm, label_pieces(self.vlm, pieces, grids, ()), self.max_length)
         return replace(row, media=tuple(media))
+
+
+def _pinned(tensor: Any) -> Any:
+    """A copy in page-locked memory; the GPU's copies from there wait for nothing."""
+    import torch
+
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def _without_pixels(medium: Medium) -> Medium:

@@ -11,13 +11,16 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import cross_entropy, linear, rms_norm
 
+from vlkit.engine.kernels import silu_multiply, silu_multiply_backward
 from vlkit.engine.vision import replaced_forwards
 from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM, load_here
 
+_LOGITS = 2**25  # at once, while the loss is computed
+_LARGE = 2**20  # bytes of a tensor that is worth to be moved
 _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm")
 
 
@@ -41,7 +44,7 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inner, gate, weight, bias, down, up, scale):
         ctx.scale, low = scale, None
-        hidden = inner if gate is None else silu(gate).mul_(inner)
+        hidden = inner if gate is None else silu_multiply(gate, inner)
         flat = hidden.reshape(-1, hidden.shape[-1])
         output = linear(flat, weight, bias)
         if down is not None:
@@ -54,24 +57,119 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx, gradient):
         inner, gate, weight, down, up, low = ctx.saved_tensors
         d_output = gradient.reshape(-1, gradient.shape[-1])
-        opened = None if gate is None else silu(gate)
         needs_input = ctx.needs_input_grad[0] or (gate is not None and ctx.needs_input_grad[1])
         d_hidden = d_output @ weight if needs_input else None
-        d_down = d_up = None
+        hidden = inner if gate is None else silu_multiply(gate, inner)
+        d_down = d_up = d_gate = None
         if down is not None:
-            hidden = inner if opened is None else opened * inner
             d_low = (d_output @ up.to(d_output.dtype)).mul_(ctx.scale)
             d_down = (d_low.T @ hidden.reshape(-1, hidden.shape[-1])).to(down.dtype)
             d_up = (d_output.T @ low).to(up.dtype).mul_(ctx.scale)
             if d_hidden is not None:
                 d_hidden.addmm_(d_low, down.to(d_output.dtype))
-        d_gate = None
         if d_hidden is not None:
             d_hidden = d_hidden.view_as(inner)
-        if d_hidden is not None and opened is not None:
-            d_gate = torch.ops.aten.silu_backward(d_hidden * inner, gate)
-            d_hidden = opened.mul_(d_hidden)
+            if gate is not None:
+                d_gate = silu_multiply_backward(d_hidden, gate, inner, hidden)
         return d_hidden, d_gate, None, None, d_down, d_up, None
+
+
+class _Loss(torch.autograd.Function):
+    """The summed cross-entropy of labelled tokens, without their logits all at once.
+
+    Args:
+        hidden: (tokens, width), what the output layer takes.
+        weight: (vocabulary, width), not trained.
+        labels: (tokens,).
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels):
+        total = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        size = max(1, _LOGITS // len(weight))
+        for start in range(0, len(hidden), size):
+            some = slice(start, start + size)
+            logits = linear(hidden[some], weight).float()
+            total += cross_entropy(logits, labels[some], reduction="sum")
+            if gradient is not None:
+                torch.softmax(logits, -1, out=logits)
+                logits.scatter_add_(1, labels[some, None], logits.new_full((len(logits), 1), -1.0))
+                torch.mm(logits.to(weight.dtype), weight, out=gradient[some])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale):
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None
+
+
+@contextmanager
+def lean_loss(model: Any) -> Iterator[None]:
+    """The model's loss without logits of the whole vocabulary for all tokens; restored on exit.
+
+    Where the output layer is trained, quantized or spread over devices, nothing changes.
+
+    Args:
+        model: the transformers model, without an adapter's wrapper.
+    """
+    head = model.lm_head
+    parts = _parts(head) if "forward" not in vars(head) else None
+    if not parts or parts[1] is not None:
+        yield
+        return
+    before = vars(model).get("_loss_function")
+    model.loss_function = partial(_token_loss, head.weight)
+    try:
+        with temporary_forwards({head: lambda hidden: hidden}):
+            yield
+    finally:
+        if before is None:
+            del model._loss_function
+        else:
+            model.loss_function = before
+
+
+def _token_loss(weight, logits, labels, *, shift_labels, num_items_in_batch=None, **_):
+    """As transformers' loss functions are called; ``logits`` are what the output layer takes."""
+    chosen = shift_labels != -100
+    count = chosen.sum() if num_items_in_batch is None else num_items_in_batch
+    return _Loss.apply(logits[chosen], weight, shift_labels[chosen]) / count
+
+
+@contextmanager
+def checkpoints_in_main_memory(model: Any) -> Iterator[None]:
+    """What a forward pass on a GPU keeps for its backward pass waits in main memory.
+
+    With gradient checkpointing, that is each layer's input.
+
+    Args:
+        model: whose weights stay where they are.
+    """
+    streams: dict[Any, Any] = {}
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Any) -> Any:
+        if not tensor.is_cuda or tensor.nbytes < _LARGE or tensor.data_ptr() in weights:
+            return tensor
+        stream = streams.setdefault(tensor.device, torch.cuda.Stream(tensor.device))
+        stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(stream):
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copy.copy_(tensor, non_blocking=True)
+        tensor.record_stream(stream)
+        return copy, tensor.device, stream
+
+    def unpack(packed: Any) -> Any:
+        if not isinstance(packed, tuple):
+            return packed
+        copy, device, stream = packed
+        torch.cuda.current_stream(device).wait_stream(stream)
+        return copy.to(device, non_blocking=True)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 @contextmanager

@@ -30,7 +30,15 @@ from vlkit.lora.callbacks import show_progress
 from vlkit.lora.costs import BatchSize, checkpoint_every, choose_batch, count_steps
 from vlkit.lora.data import TrainingData, as_data, digest_rows
 from vlkit.lora.evaluating import Examiner
-from vlkit.lora.networks import Part, lean_layers, plan_parts, quantized, trainable
+from vlkit.lora.networks import (
+    Part,
+    checkpoints_in_main_memory,
+    lean_layers,
+    lean_loss,
+    plan_parts,
+    quantized,
+    trainable,
+)  # fmt: skip
 from vlkit.lora.run_folder import ARGUMENTS, LoraRun
 from vlkit.models.adapters import check_base, write_marks
 from vlkit.models.load import VLM, base_model
@@ -53,7 +61,7 @@ class VisionTrainer(Trainer):
 
     Args:
         sampler: the :class:`vlkit.lora.batches.LengthSampler` of the training rows.
-        tower: the FrozenTower whose features are in the batches, or None.
+        lean: contexts of each forward pass, in which the model computes the same in less.
         examine: called after each evaluation; of the dict that it returns, numbers are logged like
             Trainer's metrics, anything else in ``state.log_history`` only.
         measure: a function from weights by their names to their largest change.
@@ -62,11 +70,11 @@ class VisionTrainer(Trainer):
         effect: the largest change when sharded weights were last written, on the first process.
     """
 
-    def __init__(self, *args: Any, sampler: Any, tower: Any, examine: Any, measure: Any, **kwargs):
+    def __init__(self, *args: Any, sampler: Any, lean: Any, examine: Any, measure: Any, **kwargs):
         super().__init__(*args, **kwargs)
         # a loss is the mean over an update's trained tokens, in however many batches they come
         self.model_accepts_loss_kwargs = True
-        self.sampler, self.tower, self.examine = sampler, tower, examine
+        self.sampler, self.lean, self.examine = sampler, lean, examine
         self.measure, self.effect = measure, 0.0
         show_progress(self)
 
@@ -75,7 +83,9 @@ class VisionTrainer(Trainer):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's."""
-        with self.tower.replaced() if self.tower else nullcontext():
+        with ExitStack() as stack:
+            for context in self.lean:
+                stack.enter_context(context())
             return super().compute_loss(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -291,6 +301,10 @@ def _make_trainer(
     examples = prepare(task.data, workers=_WORKERS if vlm.model.device.type == "cuda" else 0)
     asked = task.held_out if arguments.process_index == 0 and not spread else None
     pad = vlm.processor.tokenizer.pad_token_id
+    lean: list[Any] = [] if spread else [partial(lean_loss, base)]
+    lean += [tower.replaced] if tower else []
+    if task.options["gradient_checkpointing"] and not spread:
+        lean += [partial(checkpoints_in_main_memory, base)]
     return VisionTrainer(
         network,
         arguments,
@@ -302,7 +316,7 @@ def _make_trainer(
             examples, task.lengths, size.rows * world, recipe["seed"],
             share=size.batch * world if world > 1 else 1,
         ),
-        tower=tower,
+        lean=lean,
         examine=Examiner(vlm, asked, task.options["metric"], task.options["samples"]),
         measure=measure,
     )  # fmt: skip

@@ -129,15 +129,25 @@ def estimate_memory(cost: Cost, *, patches: int, prompt_tokens: int, new_tokens:
 
 
 def available_memory() -> tuple[int, str]:
-    """Free bytes of all GPUs together, or of the main memory without a GPU."""
+    """Free bytes of all GPUs together, or of the main memory without a GPU.
+
+    Of a GPU at most the share that torch may take (``set_per_process_memory_fraction``).
+    """
     import psutil
     import torch
 
     if torch.cuda.is_available():
-        gpus = range(torch.cuda.device_count())
-        unused = sum(torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i) for i in gpus)
-        return sum(torch.cuda.mem_get_info(i)[0] for i in gpus) + unused, "GPU"
+        return sum(map(_free_on_gpu, range(torch.cuda.device_count()))), "GPU"
     return psutil.virtual_memory().available, "RAM"
+
+
+def _free_on_gpu(index: int) -> int:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    used = torch.cuda.memory_allocated(index)
+    share = int(torch.cuda.get_per_process_memory_fraction(index) * total)
+    return min(free + torch.cuda.memory_reserved(index) - used, share - used)
 
 
 def return_freed_memory() -> None:
