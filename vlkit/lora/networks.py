@@ -7,71 +7,353 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear, rms_norm
 
-from vlkit.engine.kernels import silu_multiply, silu_multiply_backward
+from vlkit.engine.kernels import rotate, silu_multiply, silu_multiply_backward
 from vlkit.engine.vision import replaced_forwards
 from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM, load_here
 
 _LOGITS = 2**25  # at once, while the loss is computed
-_LARGE = 2**20  # bytes of a tensor that is worth to be moved
 _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm")
+_ATTENTION = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen3VLTextAttention")
+_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+PROJECTIONS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
+    f"mlp.{name}_proj" for name in ("gate", "up", "down")
+)
 
 
-class _Adapted(torch.autograd.Function):
-    """A linear layer with its adapter, after an optional gate, as one step.
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A frozen linear layer and its adapter, as tensors.
 
-    With x the input, g the gate, W and b the layer, A (``down``) and B (``up``) the adapter and s
-    its scale::
+    With x the input, W and b the layer, A (``down``) and B (``up``) the adapter and s its scale::
 
-        h = x, or silu(g) ⊙ x where there is a gate
-        y = h Wᵀ + b + s (h Aᵀ) Bᵀ
+        y = x Wᵀ + b + s (x Aᵀ) Bᵀ
 
-    With dy the gradient of y, and n = s dy B::
-
-        dA = nᵀ h              dB = s dyᵀ (h Aᵀ)
-        dh = dy W + n A        dx = dh, or silu(g) ⊙ dh        dg = silu'(g) ⊙ dh ⊙ x
-
-    x and g are (…, in); h Aᵀ, of the adapter's rank, is kept for the backward pass, h is not.
+    Attributes:
+        weight, bias: of the layer; the bias may be None.
+        down, up: (rank, in) and (out, rank), trained; None without an adapter.
+        scale: of the adapter.
     """
 
+    weight: Any
+    bias: Any
+    down: Any = None
+    up: Any = None
+    scale: float = 1.0
+
+    def forward(self, inner: Any) -> tuple[Any, Any]:
+        """The output of (tokens, in), and x Aᵀ for the backward pass."""
+        output = linear(inner, self.weight, self.bias)
+        if self.down is None:
+            return output, None
+        low = linear(inner, self.down.to(inner.dtype))
+        return output.addmm_(low, self.up.to(inner.dtype).T, alpha=self.scale), low
+
+    def backward(self, d_output: Any, inner: Any, low: Any, d_inner: Any = None) -> tuple[Any, Any]:
+        """The gradients: of x, added to ``d_inner`` in place where it is given; of A and B.
+
+        With dy the gradient of y, and n = s dy B::
+
+            dx = dy W + n A        dA = nᵀ x        dB = s dyᵀ (x Aᵀ)
+        """
+        if d_inner is None:
+            d_inner = d_output @ self.weight
+        else:
+            d_inner.addmm_(d_output, self.weight)
+        if self.down is None:
+            return d_inner, ()
+        d_low = (d_output @ self.up.to(d_output.dtype)).mul_(self.scale)
+        d_up = (d_output.T @ low).to(self.up.dtype).mul_(self.scale)
+        d_down = (d_low.T @ inner).to(self.down.dtype)
+        return d_inner.addmm_(d_low, self.down.to(d_low.dtype)), (d_down, d_up)
+
+
+def _projection(layer: Any) -> Projection | None:
+    """None for layers that are trained themselves, quantized, or hooked by accelerate."""
+    from peft.tuners.lora.layer import Linear
+
+    if "forward" in vars(layer):
+        return None
+    if type(layer) is torch.nn.Linear:
+        return None if layer.weight.requires_grad else Projection(layer.weight, layer.bias)
+    if type(layer) is not Linear or type(layer.base_layer) is not torch.nn.Linear:
+        return None
+    base, name = layer.base_layer, layer.active_adapters[0]
+    adapter = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    return Projection(base.weight, base.bias, *adapter)
+
+
+class LeanLayer:
+    """A layer of the language model, with attention and a gated MLP, in few steps.
+
+    It computes what transformers' layer does, from tensors instead of some thirty modules, and its
+    gradients are written by hand but for norms and attention: for each of these autograd keeps a
+    graph of its own. With gradient checkpointing the layer's input alone is kept, on a GPU in main
+    memory, and comes back while the layer after it is computed.
+
+    Args:
+        layer: transformers' decoder layer, its adapters in place.
+        projections: of its linear layers, in the order of ``PROJECTIONS``.
+        before: the layer before it.
+    """
+
+    def __init__(self, layer: Any, projections: Sequence[Projection], before: LeanLayer | None):
+        self.layer, self.attention, self.before = layer, layer.self_attn, before
+        self.query, self.key, self.value, self.output, self.gate, self.up, self.down = projections
+        self.adapters = [w for p in projections if p.down is not None for w in (p.down, p.up)]
+        self.parked: Parked | None = None
+
+    def __call__(self, hidden: Any, *others: Any, **options: Any) -> Any:
+        """As the layer's own forward, which is taken where no gradient is wanted."""
+        trains = torch.is_grad_enabled() and options.get("past_key_values") is None and not others
+        if not trains or getattr(self.layer.mlp.down_proj, "disable_adapters", False):
+            return type(self.layer).forward(self.layer, hidden, *others, **options)
+        options = {n: o for n, o in options.items() if n not in ("past_key_values", "use_cache")}
+        return _Layer.apply(self, hidden, options, *self.adapters)
+
+    def forward(self, hidden: Any, options: Mapping[str, Any], *, whole: bool = True) -> Kept:
+        """What the backward pass needs; the layer's output (if ``whole``) is the last of it."""
+        attention, kept = self.attention, Kept()
+        shape, size = hidden.shape, attention.head_dim
+        kept.normed, normed = _graph(_norm(self.layer.input_layernorm), hidden.flatten(0, 1))
+        query, kept.query_low = self.query.forward(normed)
+        key, kept.key_low = self.key.forward(normed)
+        value, kept.value_low = self.value.forward(normed)
+        heads = [states.view(len(states), -1, size) for states in (query, key, value)]
+        if hasattr(attention, "q_norm"):
+            norms = _norm(attention.q_norm), _norm(attention.k_norm)
+            kept.heads = [_graph(norm, states) for norm, states in zip(norms, heads, strict=False)]
+            heads[:2] = [states for _, states in kept.heads]
+            kept.heads = [graph for graph, _ in kept.heads]
+        for states in heads[:2]:
+            rotate(states, states.shape[1], *_angles(options))
+        heads = [states.view(*shape[:2], -1, size).transpose(1, 2) for states in heads]
+        kept.attended, attended = _graph(partial(self._attend, options), *heads)
+        output, kept.output_low = self.output.forward(attended.flatten(0, 1).flatten(1))
+        output += hidden.flatten(0, 1)
+        kept.mlp, normed = _graph(_norm(self.layer.post_attention_layernorm), output)
+        kept.gate, kept.gate_low = self.gate.forward(normed)
+        kept.up, kept.up_low = self.up.forward(normed)
+        if whole:
+            result, kept.down_low = self.down.forward(silu_multiply(kept.gate, kept.up))
+            kept.result = (result + output).view(shape)
+        elif self.down.down is not None:
+            low = self.down.down.to(normed.dtype)
+            kept.down_low = linear(silu_multiply(kept.gate, kept.up), low)
+        return kept
+
+    def _attend(self, options: Mapping[str, Any], query: Any, key: Any, value: Any) -> Any:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        attention = self.attention
+        attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+        others = {n: o for n, o in options.items() if n != "position_embeddings"}
+        mask = others.pop("attention_mask", None)
+        return attend(attention, query, key, value, mask, scaling=attention.scaling, **others)[0]
+
+    def backward(self, gradient: Any, kept: Kept, options: Mapping[str, Any]) -> list[Any]:
+        """The gradients of the layer's input and of its adapters' weights, from its output's."""
+        shape, found = gradient.shape, []
+        d_result = gradient.flatten(0, 1)
+        hidden = silu_multiply(kept.gate, kept.up)
+        d_hidden, d_down = self.down.backward(d_result, hidden, kept.down_low)
+        d_gate = silu_multiply_backward(d_hidden, kept.gate, kept.up, hidden)
+        normed = kept.mlp.output
+        d_normed, d_up = self.up.backward(d_hidden, normed, kept.up_low)
+        d_normed, d_gate = self.gate.backward(d_gate, normed, kept.gate_low, d_normed)
+        kept.gate = kept.up = hidden = d_hidden = None
+        d_output = d_result + kept.mlp.backward(d_normed)[0]
+        attended = kept.attended.output.flatten(0, 1).flatten(1)
+        d_attended, d_out = self.output.backward(d_output, attended, kept.output_low)
+        d_heads = kept.attended.backward(d_attended.view(kept.attended.output.shape))
+        d_heads = [d.transpose(1, 2).flatten(0, 1).contiguous() for d in d_heads]
+        cos, sin = _angles(options)
+        for states in d_heads[:2]:
+            rotate(states, states.shape[1], cos, -sin)
+        if kept.heads:
+            d_heads[:2] = [g.backward(d)[0] for g, d in zip(kept.heads, d_heads, strict=False)]
+        normed, d_normed = kept.normed.output, None
+        lows = kept.query_low, kept.key_low, kept.value_low
+        for projection, d_head, low in zip(self._inputs, d_heads, lows, strict=True):
+            d_normed, trained = projection.backward(d_head.flatten(1), normed, low, d_normed)
+            found += trained
+        d_inner = d_output.add_(kept.normed.backward(d_normed)[0])
+        return [d_inner.view(shape), *found, *d_out, *d_gate, *d_up, *d_down]
+
+    @property
+    def _inputs(self) -> tuple[Projection, ...]:
+        return self.query, self.key, self.value
+
+
+class Kept(SimpleNamespace):
+    """What a layer's forward pass leaves for its backward pass."""
+
+    heads: Any = None
+    down_low: Any = None
+    result: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A step whose gradient autograd computes.
+
+    Attributes:
+        inputs: leaves.
+        output: what was computed from them.
+    """
+
+    inputs: Sequence[Any]
+    output: Any
+
+    def backward(self, gradient: Any) -> Sequence[Any]:
+        """The inputs' gradients."""
+        return torch.autograd.grad(self.output, self.inputs, gradient)
+
+
+def _graph(step: Callable[..., Any], *inputs: Any) -> tuple[Graph, Any]:
+    """A step's graph, and its output apart from it."""
+    with torch.enable_grad():
+        leaves = [states.detach().requires_grad_() for states in inputs]
+        output = step(*leaves)
+    return Graph(leaves, output), output.detach()
+
+
+def _norm(norm: Any) -> Callable[[Any], Any]:
+    return lambda states: rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _angles(options: Mapping[str, Any]) -> list[Any]:
+    """Cosines and sines, (tokens, head size)."""
+    return [angle.flatten(0, 1) for angle in options["position_embeddings"]]
+
+
+class Parked:
+    """A tensor that waits for its use, on a GPU in main memory; copied beside other work."""
+
+    def __init__(self, tensor: Any):
+        self.copy, self.stream, self.back = tensor, None, None  # type: Any, Any, Any
+        if tensor.is_cuda:
+            self.stream = _side_stream(tensor.device)
+            self.copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.copy.copy_(tensor, non_blocking=True)
+            tensor.record_stream(self.stream)
+
+    def begin(self) -> None:
+        """Start to bring it back."""
+        if self.stream is None or self.back is not None:
+            return
+        with torch.cuda.stream(self.stream):
+            self.back = self.copy.to(self.stream.device, non_blocking=True)
+
+    def fetch(self) -> Any:
+        """The tensor where it was."""
+        if self.stream is None:
+            return self.copy
+        self.begin()
+        here = torch.cuda.current_stream()
+        here.wait_stream(self.stream)
+        self.back.record_stream(here)
+        tensor, self.back = self.back, None
+        return tensor
+
+
+@cache
+def _side_stream(device: Any) -> Any:
+    return torch.cuda.Stream(device)
+
+
+class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inner, gate, weight, bias, down, up, scale):
-        ctx.scale, low = scale, None
-        hidden = inner if gate is None else silu_multiply(gate, inner)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        output = linear(flat, weight, bias)
-        if down is not None:
-            low = flat @ down.to(flat.dtype).T
-            output.addmm_(low, up.to(flat.dtype).T, alpha=scale)
-        ctx.save_for_backward(inner, gate, weight, down, up, low)
-        return output.view(*inner.shape[:-1], -1)
+    def forward(ctx, lean, hidden, options, *adapters):
+        kept = lean.forward(hidden, options)
+        result, kept.result = kept.result, None
+        ctx.lean, ctx.options, ctx.kept = lean, options, kept
+        if lean.layer.gradient_checkpointing and lean.layer.training:
+            ctx.kept = lean.parked = Parked(hidden.detach())
+        return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
-        inner, gate, weight, down, up, low = ctx.saved_tensors
-        d_output = gradient.reshape(-1, gradient.shape[-1])
-        needs_input = ctx.needs_input_grad[0] or (gate is not None and ctx.needs_input_grad[1])
-        d_hidden = d_output @ weight if needs_input else None
-        hidden = inner if gate is None else silu_multiply(gate, inner)
-        d_down = d_up = d_gate = None
-        if down is not None:
-            d_low = (d_output @ up.to(d_output.dtype)).mul_(ctx.scale)
-            d_down = (d_low.T @ hidden.reshape(-1, hidden.shape[-1])).to(down.dtype)
-            d_up = (d_output.T @ low).to(up.dtype).mul_(ctx.scale)
-            if d_hidden is not None:
-                d_hidden.addmm_(d_low, down.to(d_output.dtype))
-        if d_hidden is not None:
-            d_hidden = d_hidden.view_as(inner)
-            if gate is not None:
-                d_gate = silu_multiply_backward(d_hidden, gate, inner, hidden)
-        return d_hidden, d_gate, None, None, d_down, d_up, None
+        lean, kept, ctx.kept = ctx.lean, ctx.kept, None
+        if isinstance(kept, Parked):
+            hidden = kept.fetch()
+            if lean.before is not None and lean.before.parked is not None:
+                lean.before.parked.begin()
+            lean.parked = None
+            kept = lean.forward(hidden, ctx.options, whole=False)
+        d_hidden, *found = lean.backward(gradient, kept, ctx.options)
+        return None, d_hidden, None, *found
+
+
+@contextmanager
+def lean_layers(model: Any) -> Iterator[None]:
+    """The language model's layers compute the same in fewer steps; restored on exit.
+
+    Layers of other kinds (mixtures of experts, linear attention, quantized, trained themselves,
+    spread over devices) are not changed.
+
+    Args:
+        model: the transformers model, its adapters in place.
+    """
+    forwards: dict[Any, LeanLayer] = {}
+    before = None
+    for layer in model.model.language_model.layers:
+        projections = _projections(layer)
+        before = LeanLayer(layer, projections, before) if projections else None
+        if before is not None:
+            forwards[layer] = before
+    with replaced_forwards(forwards):
+        yield
+
+
+def _projections(layer: Any) -> list[Projection] | None:
+    """Those of a layer that :class:`LeanLayer` knows, or None."""
+    norms = [getattr(layer, name, None) for name in _LAYER_NORMS]
+    attention: Any = getattr(layer, "self_attn", None)
+    act = type(getattr(layer.mlp, "act_fn", None)).__name__
+    known = type(attention).__name__ in _ATTENTION and act in ("SiLU", "SiLUActivation")
+    known = known and all(type(norm).__name__ in _NORMS for norm in norms)
+    if not known or attention.attention_dropout or "forward" in vars(layer):
+        return None
+    if attention.config._attn_implementation == "eager":
+        return None
+    layers = [layer.get_submodule(name) for name in PROJECTIONS]
+    found = [projection for each in layers if (projection := _projection(each))]
+    return found if len(found) == len(layers) else None
+
+
+@contextmanager
+def short_walks(network: Any) -> Iterator[None]:
+    """Trainer walks through all modules five times in each step; here only where it changes one.
+
+    Args:
+        network: that is trained, unsharded.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    train = network.train
+
+    def switch(mode: bool = True) -> Any:
+        inner = getattr(network, "base_model", network)
+        done = {network.training, inner.training, inner.model.training} == {mode}
+        return network if done else train(mode)
+
+    network.parameters, network.train = lambda recurse=True: iter(trained), switch
+    try:
+        yield
+    finally:
+        del network.parameters, network.train
 
 
 class _Loss(torch.autograd.Function):
@@ -115,8 +397,8 @@ def lean_loss(model: Any) -> Iterator[None]:
         model: the transformers model, without an adapter's wrapper.
     """
     head = model.lm_head
-    parts = _parts(head) if "forward" not in vars(head) else None
-    if not parts or parts[1] is not None:
+    projection = _projection(head)
+    if projection is None or projection.bias is not None:
         yield
         return
     before = vars(model).get("_loss_function")
@@ -139,58 +421,6 @@ def _token_loss(weight, logits, labels, *, shift_labels, num_items_in_batch=None
 
 
 @contextmanager
-def checkpoints_in_main_memory(model: Any) -> Iterator[None]:
-    """What a forward pass on a GPU keeps for its backward pass waits in main memory.
-
-    With gradient checkpointing, that is each layer's input.
-
-    Args:
-        model: whose weights stay where they are.
-    """
-    streams: dict[Any, Any] = {}
-    weights = {parameter.data_ptr() for parameter in model.parameters()}
-
-    def pack(tensor: Any) -> Any:
-        if not tensor.is_cuda or tensor.nbytes < _LARGE or tensor.data_ptr() in weights:
-            return tensor
-        stream = streams.setdefault(tensor.device, torch.cuda.Stream(tensor.device))
-        stream.wait_stream(torch.cuda.current_stream(tensor.device))
-        with torch.cuda.stream(stream):
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            copy.copy_(tensor, non_blocking=True)
-        tensor.record_stream(stream)
-        return copy, tensor.device, stream
-
-    def unpack(packed: Any) -> Any:
-        if not isinstance(packed, tuple):
-            return packed
-        copy, device, stream = packed
-        torch.cuda.current_stream(device).wait_stream(stream)
-        return copy.to(device, non_blocking=True)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
-@contextmanager
-def lean_layers(model: Any) -> Iterator[None]:
-    """The language model's layers compute the same in fewer steps; restored on exit.
-
-    Layers of other kinds (quantized, spread over devices) are not changed.
-
-    Args:
-        model: the transformers model, its adapters in place.
-    """
-    forwards = {
-        module: forward
-        for module in model.model.language_model.modules()
-        if "forward" not in vars(module) and (forward := _lean_forward(module))
-    }
-    with replaced_forwards(forwards):
-        yield
-
-
-@contextmanager
 def temporary_forwards(forwards: Mapping[Any, Callable]) -> Iterator[None]:
     """Modules compute in another way; a forward of their own (accelerate's) returns on exit."""
     before = {module: vars(module).get("forward") for module in forwards}
@@ -203,46 +433,6 @@ def temporary_forwards(forwards: Mapping[Any, Callable]) -> Iterator[None]:
             del module.forward
             if forward is not None:
                 module.forward = forward
-
-
-def _lean_forward(module: Any) -> Any:
-    if type(module).__name__ in _NORMS:
-        return partial(_norm, module)
-    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        is_silu = type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        return partial(_mlp, module) if is_silu and _parts(module.down_proj) else None
-    return partial(_layer, module) if hasattr(module, "base_layer") and _parts(module) else None
-
-
-def _norm(norm: Any, hidden: Any) -> Any:
-    return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _layer(layer: Any, inner: Any, *_, **__) -> Any:
-    if layer.disable_adapters:
-        return layer.base_layer(inner)
-    return _Adapted.apply(inner, None, *(_parts(layer) or ()))
-
-
-def _mlp(mlp: Any, hidden: Any) -> Any:
-    gate, up = mlp.gate_proj(hidden), mlp.up_proj(hidden)
-    if getattr(mlp.down_proj, "disable_adapters", False):
-        return mlp.down_proj(mlp.act_fn(gate) * up)
-    return _Adapted.apply(up, gate, *(_parts(mlp.down_proj) or ()))
-
-
-def _parts(layer: Any) -> tuple | None:
-    """Weight, bias, the adapter's two weights (or None) and its scale; None for other layers."""
-    from peft.tuners.lora.layer import Linear
-
-    if type(layer) is torch.nn.Linear:
-        frozen = not layer.weight.requires_grad
-        return (layer.weight, layer.bias, None, None, 1.0) if frozen else None
-    if type(layer) is not Linear or type(layer.base_layer) is not torch.nn.Linear:
-        return None
-    base, name = layer.base_layer, layer.active_adapters[0]
-    adapter = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    return base.weight, base.bias, *adapter
 
 
 PARTS = ("language model", "vision tower", "merger")

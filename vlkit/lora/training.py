@@ -32,11 +32,11 @@ from vlkit.lora.data import TrainingData, as_data, digest_rows
 from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import (
     Part,
-    checkpoints_in_main_memory,
     lean_layers,
     lean_loss,
     plan_parts,
     quantized,
+    short_walks,
     trainable,
 )  # fmt: skip
 from vlkit.lora.run_folder import ARGUMENTS, LoraRun
@@ -76,17 +76,22 @@ class VisionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.sampler, self.lean, self.examine = sampler, lean, examine
         self.measure, self.effect = measure, 0.0
+        self._weights = self.model.num_parameters(exclude_embeddings=True)
         show_progress(self)
 
     def _get_train_sampler(self, *_: Any) -> Any:
         return self.sampler
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's."""
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As Trainer's, which would count the parameters at every step."""
+        return 6 * inputs["input_ids"].numel() * self._weights
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, without a cache of keys and values."""
         with ExitStack() as stack:
             for context in self.lean:
                 stack.enter_context(context())
-            return super().compute_loss(*args, **kwargs)
+            return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's. Raises ModelError for a loss that is not finite, before the update."""
@@ -266,6 +271,7 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
         network, measure = stack.enter_context(layers)
         if not spread:
             stack.enter_context(lean_layers(base_model(task.vlm)))
+            stack.enter_context(short_walks(network))
         trainer = _make_trainer(task, arguments, network, measure, spread)
         stack.callback(trainer.train_dataset.close)
         prover = None
@@ -303,8 +309,6 @@ def _make_trainer(
     pad = vlm.processor.tokenizer.pad_token_id
     lean: list[Any] = [] if spread else [partial(lean_loss, base)]
     lean += [tower.replaced] if tower else []
-    if task.options["gradient_checkpointing"] and not spread:
-        lean += [partial(checkpoints_in_main_memory, base)]
     return VisionTrainer(
         network,
         arguments,
