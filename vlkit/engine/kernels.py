@@ -202,7 +202,7 @@ def silu_multiply_backward(gradient: Any, gate: Any, up: Any, d_gate: Any) -> An
         )
         return d_gate
     torch.mul(gradient, up, out=d_gate)
-    d_gate = torch.ops.aten.silu_backward(d_gate, gate)
+    torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
     gradient.mul_(torch.nn.functional.silu(gate))
     return d_gate
 

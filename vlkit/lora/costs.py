@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlkit.lora.batches import Labelled
-from vlkit.lora.networks import Part, linear_layers
+from vlkit.lora.networks import LOGITS, Part, linear_layers
 from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, mlp_width
@@ -20,6 +20,7 @@ PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight, including its
 AUTO = 8  # rows of an update
 CHECKPOINTS = 10  # of a run, or as many as it has epochs
 _USED = 0.9  # of the free memory
+_LEAN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # families of networks.LeanLayer
 _GELUS = {"qwen2_vl": 2, "qwen2_5_vl": 3}  # values of the vision MLP kept for the backward pass
 
 
@@ -31,7 +32,8 @@ class TrainingMemory:
         weights: the model's.
         state: trained parameters in float32 with their gradients and AdamW's two moments.
         activations: what the layers keep for the backward pass.
-        logits: of the trained tokens, in the model's dtype and in float32, with their gradient.
+        logits: of as many trained tokens as the loss takes at a time, in the model's dtype and in
+            float32, with their gradient.
         available: free on this machine, plus what the model uses unless it is loaded again.
         place: ``"GPU"`` or ``"RAM"``, where ``available`` was looked up.
     """
@@ -76,26 +78,32 @@ def estimate_training(
     config, value = vlm.model.config, vlm.model.dtype.itemsize
     text, vision = config.get_text_config(), config.vision_config
     language, tower, merger = (bool(part.modules) for part in parts)
-    layer = _language_layer(vlm.family, text, value, language, rank or 0)
     is_quantized = getattr(vlm.model, "is_quantized", False)
     loads_again = quantize is not None and not is_quantized
-    if language and (loads_again or is_quantized):  # PEFT's layers keep float32
-        layer += 4 * (5 * text.hidden_size + 2 * mlp_width(text))
+    free, place = available_memory()
+    packed_base = loads_again or is_quantized
+    inner, width = mlp_width(text), text.hidden_size
+    layer = _language_layer(vlm.family, text, value, bool(rank) or not language)
+    if language and packed_base:  # PEFT's layers keep float32
+        layer += 4 * (5 * width + 2 * inner)
     block = _vision_block(vlm.family, vision, value, rank or 0) if tower else 0
-    held = _layers(text.num_hidden_layers, layer, text.hidden_size * value, gradient_checkpointing)
+    held = _layers(text.num_hidden_layers, layer, width * value, gradient_checkpointing)
+    lean = vlm.family in _LEAN and not packed_base and bool(rank) and language
+    if lean and gradient_checkpointing and place == "GPU":  # the layers' inputs are in main memory
+        held = layer + 3 * width * value
     seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)
     joined = 3 * 4 * _width(vision) if tower or merger else 0  # of the merger
     weights = vlm.model.get_memory_footprint()
     if loads_again:  # all linear layers but the last, packed
         packed, layers = PACKED[str(quantize)], linear_layers(vlm.model).values()
         weights -= int(sum(n.weight.numel() * (n.weight.itemsize - packed) for n in layers))
-    free, place = available_memory()
     trained = sum(part.trained for part in parts)
+    at_once = min(learnt, max(1, LOGITS // text.vocab_size))
     return TrainingMemory(
         weights=weights,
         state=trained * (16 if rank else 3 * value),
         activations=held * tokens + (seen * tower + joined) * patches,
-        logits=learnt * text.vocab_size * (12 + (value if value < 4 else 0)),
+        logits=at_once * text.vocab_size * (12 + (value if value < 4 else 0)),
         available=free + (0 if loads_again else weights),
         place=place,
     )
@@ -105,7 +113,7 @@ def _layers(count: int, layer: int, hidden: int, checkpointed: bool) -> int:
     return count * hidden + layer if checkpointed else count * layer
 
 
-def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int) -> int:
+def _language_layer(family: str, text: Any, value: int, lean: bool) -> int:
     """Bytes that one layer keeps for one token; see :mod:`vlkit.lora.networks`."""
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -115,11 +123,9 @@ def _language_layer(family: str, text: Any, value: int, adapted: bool, rank: int
     if FAMILIES[family].patch_size == 16:
         normed += query + text.num_key_value_heads * head
     attended = 4 * query  # queries, keys and values repeated to their width, and the result
-    if not rank or family == "qwen3_5":  # transformers' layers, with norms in float32
-        read = 2 * hidden + inner if adapted else 0
-        return 4 * normed + value * (attended + 3 * inner + read)
-    read = 2 * hidden + 7 * rank if adapted else 0
-    return value * (normed + read + attended + 2 * inner)
+    if not lean or family == "qwen3_5":  # transformers' layers, with norms in float32
+        return 4 * normed + value * (attended + 3 * inner + 2 * hidden + inner)
+    return value * (normed + 2 * hidden + attended + 2 * inner)
 
 
 def _vision_block(family: str, vision: Any, value: int, rank: int) -> int:

@@ -21,7 +21,7 @@ from vlkit.errors import ModelError, VlkitError, check_whole
 from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM, load_here
 
-_LOGITS = 2**25  # at once, while the loss is computed
+LOGITS = 2**25  # at once, while the loss is computed
 _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm")
 _ATTENTION = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen3VLTextAttention")
 _LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -301,15 +301,17 @@ class _Layer(torch.autograd.Function):
 def lean_layers(model: Any) -> Iterator[None]:
     """The language model's layers compute the same in fewer steps; restored on exit.
 
-    Layers of other kinds (mixtures of experts, linear attention, quantized, trained themselves,
-    spread over devices) are not changed.
+    Of layers of other kinds (mixtures of experts, linear attention, quantized, trained themselves,
+    spread over devices) only the norms are changed.
 
     Args:
         model: the transformers model, its adapters in place.
     """
-    forwards: dict[Any, LeanLayer] = {}
-    before = None
-    for layer in model.model.language_model.layers:
+    language, before = model.model.language_model, None
+    forwards: dict[Any, Any] = {
+        norm: _norm(norm) for norm in language.modules() if type(norm).__name__ in _NORMS
+    }
+    for layer in language.layers:
         projections = _projections(layer)
         before = LeanLayer(layer, projections, before) if projections else None
         if before is not None:
@@ -369,7 +371,7 @@ class _Loss(torch.autograd.Function):
     def forward(ctx, hidden, weight, labels):
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = max(1, _LOGITS // len(weight))
+        size = max(1, LOGITS // len(weight))
         for start in range(0, len(hidden), size):
             some = slice(start, start + size)
             logits = linear(hidden[some], weight).float()
