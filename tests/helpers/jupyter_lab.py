@@ -57,6 +57,22 @@ SHOW = f"""async (line) => {{
     notebook.activeCellIndex = index;
     await notebook.scrollToItem(index, 'start');
 }}"""
+# opens a notebook in a page that has JupyterLab already, as a fresh page would have it
+OPEN = """async (path) => {
+    const { commands, shell } = window.jupyterapp;
+    document.documentElement.removeAttribute('style');
+    if (shell.leftCollapsed) shell.expandLeft();
+    const widget = await commands.execute('docmanager:open', { path, factory: 'Notebook' });
+    await widget.context.ready;
+    shell.activateById(widget.id);
+}"""
+# ends its kernel, and closes it without the question whether to save it
+CLOSE = f"""async () => {{
+    const notebook = {NOTEBOOK};
+    await notebook.sessionContext.shutdown();
+    notebook.context.model.dirty = false;
+    notebook.close();
+}}"""
 READ_UNRUN = f"""() => {NOTEBOOK}.content.widgets.flatMap((cell, i) =>
     cell.model.type === 'code' && cell.model.sharedModel.source.trim()
         && cell.model.executionCount === null ? [i] : [])"""
@@ -112,19 +128,27 @@ class Lab:
 
 
 class NotebookPage:
-    """A notebook open in the browser; ``page`` is playwright's."""
+    """A notebook open in the browser; ``page`` is playwright's, new or with JupyterLab in it."""
 
     def __init__(self, page: Page, lab: Lab, path: Path):
         self.page, self.outside, self.page_errors = page, [], []
-        page.on("request", lambda request: self._note_request(lab, request.url))
-        page.on("pageerror", lambda error: self.page_errors.append(str(error)))
+        self._own = (lab.url, lab.url.replace("http", "ws"), "data:", "blob:")
+        self._listeners = {"request": self._note_request, "pageerror": self._note_error}
+        for event, listener in self._listeners.items():
+            page.on(event, listener)
         where = path.relative_to(lab.folder).as_posix()
-        page.goto(f"{lab.url}/lab/tree/{where}?token={lab.token}&reset")
+        if page.url.startswith(lab.url):
+            page.evaluate(OPEN, where)
+        else:
+            page.goto(f"{lab.url}/lab/tree/{where}?token={lab.token}&reset")
         self.wait_until_idle()
 
-    def _note_request(self, lab: Lab, url: str) -> None:
-        if not url.startswith((lab.url, lab.url.replace("http", "ws"), "data:", "blob:")):
-            self.outside.append(url)
+    def _note_request(self, request) -> None:
+        if not request.url.startswith(self._own):
+            self.outside.append(request.url)
+
+    def _note_error(self, error) -> None:
+        self.page_errors.append(str(error))
 
     def wait_until_idle(self, seconds: float = 60) -> None:
         self.page.wait_for_function(IDLE, timeout=1000 * seconds)
@@ -169,9 +193,10 @@ class NotebookPage:
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def close(self) -> None:
-        """End the kernel, so that notebooks do not share the memory, and the page."""
-        self.page.evaluate(f"() => {NOTEBOOK}.sessionContext.shutdown()")
-        self.page.close()
+        """End the kernel, so that notebooks do not share the memory; the page stays."""
+        self.page.evaluate(CLOSE)
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
 
 
 def _jupyter_folders(config: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A real JupyterLab in a real browser: one server and one browser for the whole session.
+"""A real JupyterLab in a real browser: one server, one browser and one page for all tests.
 
 ``open_notebook(path)`` is all that a test needs; it works for any notebook, those of
 ``notebooks/`` as well as one that the test has written.
@@ -14,6 +14,7 @@ import pytest
 from jupyter_lab import Lab, NotebookPage
 from playwright.sync_api import sync_playwright
 
+FAILED = pytest.StashKey[bool]()
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -37,7 +38,7 @@ def lab(tmp_path_factory, warm_kernels):
         server.stop()
 
 
-@pytest.fixture(scope="module")  # its loop must have ended before other tests start theirs
+@pytest.fixture(scope="package")  # its loop must have ended before other tests start theirs
 def browser():
     """Headless Chromium; its absence is a failure, for CI installs it."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -49,21 +50,42 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def context(browser):
-    """One cache for all notebooks, so that JupyterLab's own code is fetched once."""
-    return browser.new_context()
+@pytest.fixture(scope="package")
+def shared_page(browser):
+    """``shared_page(request)``: a page for the test; the last one's, with JupyterLab, if it passed.
+
+    To load JupyterLab takes eight seconds of CPU time, to open a notebook in it two.
+    """
+    context, last = browser.new_context(), {}
+
+    def page(request):
+        if last and last["test"].stash.get(FAILED, False):
+            last.pop("page").close()
+        last["test"] = request.node
+        if "page" not in last:
+            last["page"] = context.new_page()
+        return last["page"]
+
+    yield page
+    context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
+    return report
 
 
 @pytest.fixture
-def open_notebook(context, lab):
+def open_notebook(shared_page, lab, request):
     """``open_notebook(path)`` copies the notebook's folder into the lab and opens the notebook."""
     opened = []
 
     def open_path(path: Path, width: int = 1400, height: int = 1000) -> NotebookPage:
         folder = lab.folder / secrets.token_hex(4)
         shutil.copytree(path.parent, folder)
-        page = context.new_page()
+        page = shared_page(request)
         page.set_viewport_size({"width": width, "height": height})
         opened.append(NotebookPage(page, lab, folder / path.name))
         return opened[-1]
