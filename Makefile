@@ -7,6 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.vlkit-ready
 WORKERS ?= 2
+SERIAL = $(shell grep -rl --include=test_*.py pytest.mark.serial tests)
 
 .PHONY: demo lab test ui check docs lock clean
 
@@ -20,7 +21,7 @@ lab: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 		-m "not gpu and not notebook and not serial" $(PYTEST_ARGS); first=$$?; \
-	$(BIN)/python -m pytest -m serial $(PYTEST_ARGS) && exit $$first
+	$(BIN)/python -m pytest -m serial $(SERIAL) $(PYTEST_ARGS) && exit $$first
 
 ui: $(READY)
 	$(BIN)/python -m pytest tests/ui $(PYTEST_ARGS)

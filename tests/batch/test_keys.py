@@ -1,7 +1,5 @@
 """The key of a row follows the model as it is in memory."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ def key(vlm):
     return row_key(vlm, QUESTION, OPTIONS)
 
 
-def test_the_same_model_has_the_same_key_in_every_process_and_folder(own, broken_folder, vlm):
+def test_the_same_model_has_the_same_key_in_every_process_and_folder(own, broken_folder, vlm, warm):
     code = f"""import vlkit
 from vlkit.batch.journal import row_key
 import torch
@@ -33,7 +31,7 @@ torch.set_num_threads(1)
 question = vlkit.user("What is this?", vlkit.sample("red_circle"))
 for folder in {["tiny", str(own.folder.path)]}:
     print(row_key(vlkit.load(folder), question, {OPTIONS}))"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = warm.run("-c", code)
     assert done.stdout.split() == [key(vlm), key(own)], done.stderr
     moved = broken_folder.rename(broken_folder.with_name("elsewhere"))
     assert key(vlkit.load(moved)) == key(vlkit.load(moved)) not in (key(vlm), key(own))

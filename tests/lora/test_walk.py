@@ -1,7 +1,5 @@
 """How far a row is carried: scripts/trace_row.py counts the files, and fails above twelve."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_a_row_passes_at_most_twelve_files_from_its_file_to_the_loss():
-    command = [sys.executable, str(ROOT / "scripts" / "trace_row.py")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+def test_a_row_passes_at_most_twelve_files_from_its_file_to_the_loss(warm):
+    done = warm.run(ROOT / "scripts" / "trace_row.py", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert int(last.split()[0]) <= 12 and "lora/data.py" in last and "lora/batches.py" in last
