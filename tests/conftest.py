@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # before torch is imported here, and for every process that a test starts: one thread each, for
 # pytest-xdist runs a worker on each core and the models are tiny
@@ -69,6 +73,20 @@ def warm(tmp_path_factory):
 def warm_kernels(warm, tmp_path_factory):
     """A folder for JUPYTER_PATH: its kernels need not import torch."""
     return warm.write_kernel_spec(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """vlkit's wheel, built once, whichever worker asks first."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            subprocess.run(build, check=True, timeout=300)
+    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture

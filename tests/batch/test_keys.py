@@ -1,6 +1,5 @@
 """The key of a row follows the model as it is in memory."""
 
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model

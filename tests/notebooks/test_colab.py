@@ -7,8 +7,7 @@ widgets' own code is named in the metadata of what ``display`` shows, not of a c
 
 import json
 import os
-import subprocess
-import sys
+import shutil
 import sysconfig
 import textwrap
 import venv
@@ -19,7 +18,6 @@ import pytest
 from nbclient import NotebookClient
 from notebook_cases import FOLDER
 
-ROOT = Path(__file__).resolve().parents[2]
 MANAGER = "https://example.org/manager.min.js"
 VIEW = "application/vnd.jupyter.widget-view+json"
 COLAB = {
@@ -83,12 +81,6 @@ def colab(tmp_path, monkeypatch):
     return folder.name
 
 
-def build_wheel(folder):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
-    subprocess.run(command, check=True, timeout=300)
-    return folder
-
-
 def write_stand_in(folder):
     for name, source in COLAB.items():
         file = folder / "google" / "colab" / name
@@ -106,7 +98,7 @@ def make_environment(folder):
 
 
 @pytest.mark.slow
-def test_a_notebook_alone_on_colab_installs_vlkit_once_and_answers(colab, tmp_path):
+def test_a_notebook_alone_on_colab_installs_vlkit_once_and_answers(colab, tmp_path, wheel):
     """The cells up to the first boxes; test_notebooks.py runs the rest."""
     notebook = nbformat.read(FOLDER / "01_image_inference.ipynb", as_version=4)
     install = notebook.cells[1]
@@ -114,7 +106,9 @@ def test_a_notebook_alone_on_colab_installs_vlkit_once_and_answers(colab, tmp_pa
     here, again, checks, panel = map(nbformat.v4.new_code_cell, sources)
     notebook.cells = [here, *notebook.cells[:2], again, *notebook.cells[2:10], checks, panel]
     assert "box.xyxy" in notebook.cells[-3].source
-    content = build_wheel(tmp_path / "content")
+    content = tmp_path / "content"
+    content.mkdir()
+    shutil.copy(wheel, content)
     where = {"metadata": {"path": str(content)}}
     NotebookClient(notebook, kernel_name=colab, timeout=300, resources=where).execute()
     assert "restart the kernel" in install.outputs[0].text  # %pip's word where it installed

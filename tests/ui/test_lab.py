@@ -15,20 +15,20 @@ REPORTS = Path(__file__).parents[2] / "reports" / "ui"
 LONG = 120_000
 
 
-@pytest.fixture
-def settings(tmp_path, monkeypatch):
-    path = tmp_path / "settings.json"
-    monkeypatch.setenv("VLKIT_SETTINGS", str(path))
-    return path
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return tmp_path_factory.mktemp("settings") / "settings.json"
 
 
-@pytest.fixture
-def course(tmp_path, settings):
+@pytest.fixture(scope="module")
+def course(tmp_path_factory, settings, warm_kernels):
     """`vlkit lab`, on copies of the notebooks."""
-    (tmp_path / "jupyter").mkdir()
-    folder = tmp_path / "course"
+    place = tmp_path_factory.mktemp("place")
+    (place / "jupyter").mkdir()
+    folder = place / "course"
     program = ("vlkit", "lab", "--folder", str(folder))
-    server = Lab(folder, tmp_path / "jupyter", program, cwd=tmp_path)
+    environment = {"JUPYTER_PATH": str(warm_kernels), "VLKIT_SETTINGS": str(settings)}
+    server = Lab(folder, place / "jupyter", program, cwd=place, environment=environment)
     try:
         server.wait_until_ready()
         yield server

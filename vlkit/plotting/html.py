@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +103,16 @@ def fill_template(
         filters: for the template.
         **facts: its variables.
     """
+    template = _compile_template(package, name, autoescape, tuple((filters or {}).items()))
+    return template.render(**facts)
+
+
+@cache
+def _compile_template(package: str, name: str, autoescape: bool, filters: tuple) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= filters or {}
-    template = files(package).joinpath(name).read_text(encoding="utf-8")
-    return environment.from_string(template).render(**facts)
+    environment.filters |= dict(filters)
+    return environment.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
