@@ -108,7 +108,7 @@ class Cores:
 
     @contextmanager
     def share(self) -> Iterator[None]:
-        """Compute in the calling thread."""
+        """While the block computes, its thread uses an equal share of the cores."""
         import torch
 
         torch.get_num_threads()  # otherwise a new thread's first step would set all threads' start

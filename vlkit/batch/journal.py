@@ -154,7 +154,8 @@ def _latest(files: Sequence[Path]) -> dict[str, dict]:
     records: dict[str, dict] = {}
     for file in files:
         for record in _records(file):
-            if "error" not in record or "error" in records.get(record["key"], record):
+            known = records.get(record["key"])
+            if known is None or "error" in known or "error" not in record:
                 records[record["key"]] = record
     return records
 

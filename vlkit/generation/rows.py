@@ -153,15 +153,19 @@ _caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
 
 
 def cache_of(vlm: VLM) -> TensorCache:
-    """What is remembered of a model's answers; forgotten when a weight or adapter has changed."""
-    return _find_cache(base_model(vlm))[1]
+    """The keys and values that later prompts of the model can reuse.
+
+    It is emptied here if a weight or adapter has changed since the last call.
+    """
+    _, cache = _find_cache(base_model(vlm))
+    return cache
 
 
 def _find_cache(network: Any) -> tuple[list, TensorCache]:
-    """The state of a model's weights, and its cache."""
+    """The state of a model's weights, and its cache, which is empty if the state is a new one."""
     state = weights_state(network)
-    known, cache = _caches.get(network) or (state, TensorCache(available_memory()[0] // 8))
-    if known != state:
+    old_state, cache = _caches.get(network) or (state, TensorCache(available_memory()[0] // 8))
+    if old_state != state:
         cache.clear()
     _caches[network] = state, cache
     return state, cache
@@ -433,23 +437,24 @@ def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Result]:
 def _run(engine: Scheduler | Library, feed: Feed, settings: Settings, tally: Tally) -> Iterator:
     """Rows as they end, and (index, Failure) of those that cannot be read.
 
-    Rows are admitted as slots get free, many at a time, since each prefill delays the others.
+    A prefill delays the rows that are being answered, so rows are admitted many at a time: once a
+    quarter of the slots is free, and half of these can be filled or no further row is being read.
     """
-    waiting: list[Row] = []
+    waiting: list[Row] = []  # read, but not yet admitted
 
-    def should_admit(exhausted: bool) -> bool:
-        enough = exhausted or len(waiting) >= max(1, engine.free // 2)
+    def should_admit(more_to_come: bool) -> bool:
+        enough = not more_to_come or len(waiting) >= max(1, engine.free // 2)
         return bool(waiting) and engine.free >= max(1, engine.slots // 4) and enough
 
     while not feed.exhausted or waiting or engine.rows:
         settings.check_stopped()
-        idle = not engine.rows and not should_admit(exhausted=False)
-        for row in feed.take(waiting, block=idle and not feed.exhausted):
+        nothing_to_do = not engine.rows and not should_admit(more_to_come=True)
+        for row in feed.take(waiting, block=nothing_to_do and not feed.exhausted):
             if isinstance(row, Row):
                 waiting.append(row)
             else:
                 yield row
-        if should_admit(exhausted=not feed.reading):
+        if should_admit(more_to_come=feed.reading):
             yield from engine.admit(waiting)
             tally.batch_size = max(tally.batch_size, engine.slots)
         elif engine.rows:

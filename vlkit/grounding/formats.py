@@ -190,25 +190,30 @@ _LIST_BEGINS = re.compile(rf"\[\s*+[\[(][^\[\]\w]*+\d|{GAP}*+{NUMBER}(?:{GAP}++{
 
 
 def _read_json(text: str) -> Reading:
-    """Coordinates under keys of the table; bare numbers only where there is nothing else."""
-    if '{\\"' in text and '{"' not in text:  # quoted once more than it should be
-        text = re.sub(r'\\"(?=\s*[:,}\]])', '" ', text).replace('\\"', ' "')
+    """The coordinates of an answer with JSON: Qwen2.5-VL's and its successors' way of writing.
+
+    First coordinates under a known key, such as ``bbox_2d``. Only where there are none, and
+    nothing was wrong with them, numbers without a key count: the answer is then a list, or lists.
+    """
+    if '{\\"' in text and '{"' not in text:  # JSON inside a JSON string: {\"bbox_2d\": …}
+        text = re.sub(r'\\"(?=\s*[:,}\]])', '" ', text).replace('\\"', ' "')  # same length
     roots = parse_values(text)
     reader = KeyReader(text)
     for root in roots:
         reader.read(root)
-    is_bare = not reader.items and not reader.problems
-    if is_bare:
-        by_place = {(root.start, root.end): root for root in roots}
-        for span in _parts(text):
-            _read_bare(reader, by_place.get(span), *span)
-        is_bare = bool(reader.items)
-    for key, node in reader.unread if not is_bare else ():
-        part = text[node.start : node.end][:60]
-        reader.notes.append(f'"{key}" has {part}, which is not read as coordinates')
+    found_by_key = bool(reader.items or reader.problems)
+    if not found_by_key:
+        root_at = {(root.start, root.end): root for root in roots}
+        for start, end in _parts(text):
+            _read_bare(reader, root_at.get((start, end)), start, end)
+    if found_by_key or not reader.items:  # lists under other keys may be meant as coordinates
+        for key, node in reader.unread:
+            part = text[node.start : node.end][:60]
+            reader.notes.append(f'"{key}" has {part}, which is not read as coordinates')
     is_meant = bool(reader.items) or "```json" in text
     for root in roots:
-        if root.end < 0 and (part := _cut_off(text, root, is_meant)):
+        is_cut_off = root.end < 0
+        if is_cut_off and (part := _cut_off(text, root, is_meant)):
             reader.problems.append(f"the answer ends inside {part}")
     return reader.result()
 

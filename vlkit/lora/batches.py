@@ -141,10 +141,10 @@ def label_example(
 def read_example(
     vlm: VLM, example: Example | list[dict], max_length: int | None, device: Any = None
 ) -> tuple[Labelled, LoadedMessages]:
-    """:func:`label_example`, and the media that were read for it.
+    """An example labelled as by :func:`label_example`, and its messages with the media read.
 
     Args:
-        vlm, example, max_length: as there.
+        vlm, example, max_length: as for :func:`label_example`.
         device: where pictures are resized, by default the CPU.
     """
     with naming_row(example):

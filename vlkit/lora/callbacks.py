@@ -42,6 +42,7 @@ class LiveCurve(TrainerCallback):
         self._draw(state)
 
     def _draw(self, state: Any) -> None:
+        """Draw, and choose when the next drawing is due by how long this one took."""
         if state.is_world_process_zero:
             start = time.monotonic()
             self._show(read_history(state.log_history, state.max_steps))

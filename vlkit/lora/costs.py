@@ -129,12 +129,18 @@ def _language_layer(family: str, text: Any, value: int, lean: bool) -> int:
 
 
 def _vision_block(family: str, vision: Any, value: int, rank: int) -> int:
-    """Bytes that one block of the tower keeps for one patch."""
+    """Bytes that one block of the tower keeps for one patch, until the backward pass.
+
+    Args:
+        value: bytes of a number in the model's dtype.
+        rank: of LoRA's matrices; 0 where the block's own weights are trained.
+    """
     width = _width(vision)
     inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
-    norm = 4 if family == "qwen2_5_vl" else value
-    copies = (3 * width + inner) * (4 if rank else value)
-    return 2 * norm * width + value * (4 * width + _GELUS.get(family, 1) * inner) + copies
+    norms = 2 * width * (4 if family == "qwen2_5_vl" else value)  # RMS norms are in float32
+    results = value * (4 * width + _GELUS.get(family, 1) * inner)  # of attention and the MLP
+    inputs = (3 * width + inner) * (4 if rank else value)  # of the linear layers; LoRA's in float32
+    return norms + results + inputs
 
 
 def _width(vision: Any) -> int:

@@ -570,9 +570,10 @@ def weights_state(network: Any) -> list:
     return [weights, adapters]
 
 
-def _settings(part: Any) -> dict:
-    settings = part.to_dict() if hasattr(part, "to_dict") else {}
-    return {key: settings[key] for key in settings if key not in _WITHOUT_EFFECT}
+def _settings(config: Any) -> dict:
+    """The values of a configuration on which answers depend; {} for None."""
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    return {name: values[name] for name in values if name not in _WITHOUT_EFFECT}
 
 
 def _network_key(network: Any) -> str:

@@ -496,11 +496,12 @@ async def _signal_end(work: Coroutine, ended: threading.Event) -> Any:
 
 def event_loop() -> asyncio.AbstractEventLoop:
     """The loop, in a thread of its own, on which all requests of this process run."""
-    return _event_loop(os.getpid())
+    return _start_event_loop(os.getpid())
 
 
 @lru_cache(1)
-def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+def _start_event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """``process`` is the key of the cache: after a fork, the child starts a loop of its own."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="vlkit-remote", daemon=True).start()
     return loop

@@ -212,7 +212,7 @@ class Job:
     def __post_init__(self) -> None:
         recorders = (p for p in self.row.processors if isinstance(p, Logprobs))
         self._recorder, self._logprobs = next(recorders, None), list[TokenLogprobs]()
-        # or else only the whole answer
+        # where False, the tokens are read once, when the answer is complete
         self.reads_each_step = self.streams or self.text.has_stops or bool(self._recorder)
         self.created = time.monotonic()
         self.cancelled = self._ended = False

@@ -175,16 +175,32 @@ def write_chats(
 def rewrite_row(
     row: dict, source: str, target: str, size: Size, max_image_tokens: int | None = None
 ) -> tuple[dict, int]:
-    """The row with its coordinates in another convention, all else unchanged; how many items."""
+    """A copy of a row of conversations with its coordinates in another convention.
+
+    Args:
+        row: with ``messages`` or ``conversations``, and the ``objects`` of ms-swift.
+        source, target: its convention and the new one: a family, or ``SWIFT``.
+        size: of its upright pictures, (width, height) in pixels.
+        max_image_tokens: to which a family that writes pixels of the resized picture is limited.
+
+    Returns:
+        The new row, and the number of boxes, points and quads in it. Where source and target are
+        the same: the row itself, once its coordinates were checked, and 0.
+
+    Raises:
+        VlkitError: coordinates that cannot be read.
+    """
     input_size = input_size_for(source, size, max_image_tokens)
     texts = [segments for _, segments in row_segments(row, source, size, input_size)]
     if source == target:
         return row, 0
     writer = Writer(target, size, input_size_for(target, size, max_image_tokens))
-    new = {key: value for key, value in copy.deepcopy(row).items() if key != "objects"}
-    for (_, holder, key), segments in zip(texts_of(new), texts, strict=True):
-        holder[key] = writer.text([rename_segment(s, source, target) for s in segments])
-    return new | writer.objects(), writer.count
+    new_row = copy.deepcopy(row)
+    new_row.pop("objects", None)  # its boxes are in the segments now
+    for (_, message, key), segments in zip(texts_of(new_row), texts, strict=True):
+        renamed = [rename_segment(segment, source, target) for segment in segments]
+        message[key] = writer.text(renamed)
+    return new_row | writer.objects(), writer.count
 
 
 def pictures_of(row: dict, folder: Path) -> tuple[list[Path], Size]:
@@ -284,7 +300,7 @@ class Writer:
         self.count = 0
 
     def text(self, segments: Iterable[Segment]) -> str:
-        """The text of segments."""
+        """The segments as one text: strings as they are, items as coordinates or tags."""
         return "".join(s if isinstance(s, str) else self._write(s) for s in segments)
 
     def objects(self) -> dict:
