@@ -102,7 +102,7 @@ class Lab:
                 start_new_session=True,
             )
 
-    def wait_until_ready(self, path: str = "/api/status", seconds: float = 60) -> None:
+    def wait_until_ready(self, path: str = "/api/status", seconds: float = 240) -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -150,7 +150,7 @@ class NotebookPage:
     def _note_error(self, error) -> None:
         self.page_errors.append(str(error))
 
-    def wait_until_idle(self, seconds: float = 60) -> None:
+    def wait_until_idle(self, seconds: float = 240) -> None:
         self.page.wait_for_function(IDLE, timeout=1000 * seconds)
 
     def run_all(self, seconds: float = 300) -> None:

@@ -275,7 +275,10 @@ def test_quantized_weights_are_counted_as_they_are_loaded(vlm, data, bits, monke
     assert (packed.available, whole.available) == (10**9, 10**9 + whole.weights)
 
 
-def test_looks_at_held_out_rows_take_time_and_few_rows_no_more_than_their_memory(vlm, data):
+def test_looks_at_held_out_rows_take_time_and_few_rows_no_more_than_their_memory(
+    vlm, data, monkeypatch
+):
+    monkeypatch.setattr(costs, "time_forward", lambda vlm, labelled: (1.0, 0.2))
     plain = inspect(vlm, data[:2], batch_size=1)
     watched = inspect(vlm, data[:2], eval_data=data, batch_size=1)
     unasked = inspect(vlm, data[:2], eval_data=data, batch_size=1, metric=None, samples=0)

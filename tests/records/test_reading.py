@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 from fake_runs import answer, ask, boxed, model, picture, saved
+from linear import grows_linearly
 
 import vlkit
 from vlkit import records
@@ -112,7 +112,7 @@ def test_two_runs_in_two_threads_do_not_mix(tmp_path):
     def work(name):
         with Run(name, directory=tmp_path) as run:
             for _ in range(20):
-                barrier.wait(10)
+                barrier.wait(60)
                 ask(model(name), name)
             paths[name] = run.path
 
@@ -249,9 +249,7 @@ def test_counts_and_labels_with_such_names_stay():
 
 @pytest.mark.parametrize("part", ["token", "password='", "api_key ", "authorization: basic ", "a"])
 def test_a_long_text_is_cleaned_in_linear_time(part):
-    start = time.perf_counter()
-    without_secrets(part * (300_000 // len(part)))
-    assert time.perf_counter() - start < 5  # 0.1 s on a quiet machine; a quadratic search: minutes
+    assert grows_linearly(without_secrets, part * (300_000 // len(part)))
 
 
 def test_no_secret_is_anywhere_in_a_run_or_its_report(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from jupyter_lab import Lab, NotebookPage
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
+expect.set_options(timeout=60_000)  # of a busy machine; nothing waits for its end where it holds
 FAILED = pytest.StashKey[bool]()
 CHROMIUM_FLAGS = [
     "--no-sandbox",

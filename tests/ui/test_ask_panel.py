@@ -44,11 +44,11 @@ def test_one_panel_does_not_freeze_another_and_nothing_is_printed(notebook):
     _ask_without_end(endless)
     _ask_with_the_mouse(panel)
     choose_sample(panel, "red_circle")
-    expect(panel.locator(".vlkit-tray")).to_contain_text("red_circle", timeout=10_000)
+    expect(panel.locator(".vlkit-tray")).to_contain_text("red_circle")
     expect(endless.locator(".vlkit-busy")).to_be_visible()  # all the while it went on
     expect(endless.locator(".vlkit-stop-button")).to_be_enabled()
     endless.locator(".vlkit-stop-button").click()
-    expect(endless.locator(".vlkit-status")).to_have_text("Stopped.", timeout=60_000)
+    expect(endless.locator(".vlkit-status")).to_have_text("Stopped.")
     assert notebook.printed() == [] and notebook.page_errors == []
 
 
@@ -69,7 +69,7 @@ def test_closing_the_kernel_leaves_no_process(notebook):
 def _ask_without_end(panel):
     set_number(panel, "max-new-tokens", 2000)
     panel.locator(".vlkit-ask-button").click()
-    expect(panel.locator(".vlkit-stop-button")).to_be_enabled(timeout=30_000)
+    expect(panel.locator(".vlkit-stop-button")).to_be_enabled()
 
 
 def _ask_with_the_mouse(panel):
@@ -79,7 +79,7 @@ def _ask_with_the_mouse(panel):
     expect(panel.locator(".vlkit-tray")).to_contain_text("three_shapes")
     expect(panel.locator(".vlkit-stop-button")).to_be_disabled()
     panel.locator(".vlkit-ask-button").click()
-    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=30_000)
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.")
     expect(panel.locator(".vlkit-answer")).to_contain_text("red circle")
     expect(panel.locator(".vlkit-question")).to_contain_text("about three_shapes")
     picture = panel.locator(".vlkit-answer img")
@@ -96,21 +96,21 @@ def _ask_with_the_keyboard(panel):
     panel.page.keyboard.press("Tab")
     expect(panel.locator(".vlkit-ask-button")).to_be_focused()
     panel.page.keyboard.press("Enter")
-    expect(panel.locator(".vlkit-answer").last).to_contain_text("蓝色正方形", timeout=30_000)
-    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=30_000)
+    expect(panel.locator(".vlkit-answer").last).to_contain_text("蓝色正方形")
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.")
     prompt.fill("Locate the green triangle.")  # and once more, by the shortcut
     prompt.press("Control+Enter")
-    expect(panel.locator(".vlkit-answer").nth(2)).to_contain_text("green triangle", timeout=30_000)
+    expect(panel.locator(".vlkit-answer").nth(2)).to_contain_text("green triangle")
 
 
 def _stop_a_long_answer(panel):
     ask, stop = panel.locator(".vlkit-ask-button"), panel.locator(".vlkit-stop-button")
     _ask_without_end(panel)
     expect(ask).to_be_disabled()
-    expect(panel.locator(".vlkit-answer")).to_contain_text(re.compile(r"\w{3}"), timeout=30_000)
+    expect(panel.locator(".vlkit-answer")).to_contain_text(re.compile(r"\w{3}"))
     expect(panel.locator(".vlkit-facts")).to_contain_text("tokens/s")  # while it writes
     panel.locator(".vlkit-prompt textarea").press("Escape")
-    expect(panel.locator(".vlkit-status")).to_have_text("Stopped.", timeout=10_000)
+    expect(panel.locator(".vlkit-status")).to_have_text("Stopped.")
     expect(panel.locator(".vlkit-answer")).to_contain_text("stopped")
     expect(ask).to_be_enabled()
     expect(stop).to_be_disabled()

@@ -54,7 +54,7 @@ def test_the_home_page_leads_to_each_panel_and_back(classroom, open_page):
     page.screenshot(path=REPORTS / "classroom_home.png")
     page.locator(".vlkit-theme").click()
     page.get_by_role("link", name="Find things in a picture").click()
-    expect(page.locator(".vlkit-grounding")).to_be_visible(timeout=60_000)
+    expect(page.locator(".vlkit-grounding")).to_be_visible()
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     assert page.title() == "Find things in a picture · vlkit"
     page.get_by_role("link", name="All panels").click()
@@ -75,11 +75,11 @@ def test_a_panel_is_a_page_and_its_answer_comes_from_the_model_of_all(classroom,
     page.on("request", lambda request: asked.append(request.url))
     page.on("requestfailed", lambda r: blocked.append(r.url) if r.failure == "csp" else None)
     panel = page.locator(".vlkit-grounding")
-    expect(panel).to_be_visible(timeout=60_000)
+    expect(panel).to_be_visible()
     choose_sample(panel, "three_shapes")
     panel.get_by_role("button", name="Detect all objects.").click()
     panel.locator(".vlkit-ask-button").click()
-    expect(panel.locator(".vlkit-status")).to_have_text("Done.", timeout=60_000)
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.")
     expect(panel.locator(".vlkit-main-picture .vlkit-chip")).to_have_count(3)
     assert page.locator("text=vlkit.widgets.GroundingPanel").count() == 0  # code is hidden
     page.screenshot(path=REPORTS / "classroom.png")
@@ -93,7 +93,7 @@ def test_a_panel_is_a_page_and_its_answer_comes_from_the_model_of_all(classroom,
 def test_every_panel_fits_a_phone_in_chinese(classroom, open_page, panel):
     address = f"{classroom.url}/voila/render/{panel}.ipynb?theme=dark"
     page = open_page(address, width=420, locale="zh-CN")
-    expect(page.locator(f".vlkit-{panel}")).to_be_visible(timeout=60_000)
+    expect(page.locator(f".vlkit-{panel}")).to_be_visible()
     expect(page.get_by_role("link", name="所有面板")).to_be_visible()
     expect(page.get_by_role("button", name="浅色")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 420

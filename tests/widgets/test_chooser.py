@@ -85,7 +85,7 @@ def test_stop_ends_the_process(file):
     panel = ModelChooser()
     panel.try_button.click()
     panel.stop_button.click()
-    assert panel.wait(10) and panel._process.poll() is not None
+    assert panel.wait(120) and panel._process.poll() is not None
     assert "Stopped." in panel.status.value and panel.answer is None
     assert not panel.try_button.disabled
 
@@ -94,7 +94,7 @@ def test_the_process_ends_with_its_parent(file):
     panel = ModelChooser()
     panel.try_button.click()
     panel._process.stdin.close()  # what the parent's death does
-    assert panel.wait(10) and panel._process.returncode == 1
+    assert panel.wait(120) and panel._process.returncode == 1
 
 
 def test_a_broken_file_is_told_and_can_be_written_anew(file):

@@ -1,6 +1,8 @@
 """The VideoPanel driven by its traits and buttons, on the bundled model and clips."""
 
+import threading
 import time
+from typing import ClassVar
 
 import clips
 import pytest
@@ -84,15 +86,37 @@ def test_the_strip_follows_once_the_sliders_rest(panel, monkeypatch):
     assert len(panel.strip) == 16
 
 
-def test_debounce_calls_once_after_the_last_request():
+class HeldTimer(threading.Timer):
+    """Waits until the test says that its time has come."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, seconds, function):
+        super().__init__(3600, function)
+        self.seconds = seconds
+        self.made.append(self)
+
+    def run(self):
+        self.finished.wait()  # until it is cancelled
+
+    def ring(self):
+        self.function()
+        self.cancel()
+
+
+def test_debounce_calls_once_after_the_last_request(monkeypatch):
     calls = []
-    later = Debounce(lambda: calls.append(time.monotonic()), 0.5)
-    start = time.monotonic()
+    monkeypatch.setattr(threading, "Timer", HeldTimer)
+    monkeypatch.setattr(HeldTimer, "made", [])
+    later = Debounce(lambda: calls.append("called"), 0.5)
     for _ in range(5):
         later.call()
-        time.sleep(0.02)
-    assert later.wait(LONG)
-    assert len(calls) == 1 and calls[0] - start >= 0.58
+    *dropped, last = HeldTimer.made
+    assert [timer.seconds for timer in HeldTimer.made] == [0.5] * 5
+    assert all(timer.finished.is_set() for timer in dropped) and not last.finished.is_set()
+    assert calls == [] and later.wait(0) is False
+    last.ring()
+    assert later.wait(LONG) and calls == ["called"]
 
 
 def test_range_follows_the_clip(panel):
