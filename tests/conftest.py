@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -26,7 +27,18 @@ def vlm():
     """The bundled model."""
     import vlkit
 
-    return vlkit.load()
+    loaded = vlkit.load()
+    loaded.cache.most_bytes = 2**28  # of pictures and turns; by default an eighth of the memory
+    return loaded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory():
+    """After each file of tests, what it no longer needs goes back to the system."""
+    yield
+    if memory := sys.modules.get("vlkit.models.memory"):
+        gc.collect()
+        memory.return_freed_memory()
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +124,12 @@ def blocked_network(monkeypatch):
     return attempts
 
 
+def pytest_collection_finish(session):
+    """What was imported stays: it is left out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 # --- what a test costs ----------------------------------------------------------------------------
 
 COSTS = {  # a fixture, and the marker of every test that asks for it
@@ -123,7 +141,12 @@ COSTS = {  # a fixture, and the marker of every test that asks for it
 }
 
 
+# with tests of half a minute: first, so that short ones are left when workers share out the rest
+LONG = ("notebooks", "ui", "docs", "cli")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     for item in items:
         for fixture, marker in COSTS.items():
             if fixture in getattr(item, "fixturenames", ()):

@@ -204,9 +204,9 @@ def look(vlm, row, layer):
 
 @pytest.fixture(scope="module")
 def seeing_layer(vlm, located):
-    """The layer whose attention at the label falls on the thing, by every other answer."""
+    """The layer whose attention at the label falls on the thing, by four answers."""
     layers = range(vlm.model.config.get_text_config().num_hidden_layers)
-    rows = located[::2]
+    rows = located[:8:2]
     return max(layers, key=lambda layer: sum(look(vlm, r, layer).inside(r[2]) for r in rows))
 
 

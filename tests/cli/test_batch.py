@@ -1,10 +1,9 @@
 """`vlkit batch` in a shell: alone, stopped, and shared out over processes."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
@@ -137,7 +136,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(warm, folder, tmp_path):
 # --- several processes ---------------------------------------------------------------------------
 
 LAUNCHER = (
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
     "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
     "--main_process_port", "0", "-m",
 )  # fmt: skip
@@ -155,10 +154,10 @@ def wait_for_rows(path, count, seconds=120):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_rows_and_merge_them_in_order(folder, tmp_path):
+def test_two_processes_share_the_rows_and_merge_them_in_order(warm, folder, tmp_path):
     asked = [folder, "--prompt", "Describe this image.", *SHORT, "--out"]
-    command = [*LAUNCHER, "vlkit", "batch", *map(str, asked), str(tmp_path / "two.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    command = [*LAUNCHER, "vlkit", "batch", *asked, tmp_path / "two.csv"]
+    done = warm.run(*command, env=os.environ | {"PYTHON_EXEC": warm.python}, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("5 rows, 0 failed") == 1  # the first process alone says it
     assert [each["index"] for each in lines(tmp_path / "two.jsonl")] == list(range(5))
@@ -173,7 +172,8 @@ def test_a_process_that_dies_is_made_up_for_by_the_next_call(warm, folder, tmp_p
     out = tmp_path / "answers.jsonl"
     asked = [folder, "--prompt", "Describe this image.", "--max-new-tokens", "60", "--out", out]
     asked += ["--batch-size", "1"]
-    launcher = warm.start(*LAUNCHER[1:], "vlkit", "batch", *asked)
+    environment = os.environ | {"PYTHON_EXEC": warm.python}
+    launcher = warm.start(*LAUNCHER, "vlkit", "batch", *asked, env=environment)
     wait_for_rows(out, 1)
     psutil.Process(launcher.pid).children()[-1].kill()
     assert launcher.wait() != 0

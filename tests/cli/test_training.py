@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,16 +78,16 @@ FSDP = (
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder):
+def test_two_processes_learn_as_one_with_twice_the_batch(write, tmp_path, tiny_folder, warm):
     """Also where an update's rows are too few for the second (six in an epoch); and with FSDP,
     whose checkpoints are in two parts, are resumed, and end in a whole adapter.
     """
     write("plain", eval_data=2, batch_size=2), write("fsdp", batch_size=2)
     write("resumed", batch_size=2)
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = ["-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--num_processes", "2", "--main_process_port", "0", *FSDP]
     command += [str(HELPERS / "two_processes.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = warm.run(*command, env=os.environ | {"PYTHON_EXEC": warm.python}, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     learn_alone(write("one", eval_data=2))
     check_same(tmp_path / "one", tmp_path / "plain")

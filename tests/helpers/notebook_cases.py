@@ -52,19 +52,19 @@ CASES = {
         """,
     ),
     "03_batch_inference": (
-        "MAX_NEW_TOKENS = 24; ROWS = 12; BATCH_SIZES = [1, 6]; REPEATS = 2",
+        "MAX_NEW_TOKENS = 24; ROWS = 8; BATCH_SIZES = [1, 4]; REPEATS = 2",
         """
         assert len(frame) == 31 and frame["error"].isna().all()
         assert pandas.read_csv("answers.csv")["text"].tolist() == frame["text"].tolist()
         assert "red circle" in frame.set_index("name")["text"]["three_shapes"]
         assert checked["found"].mean() > 0.9 and len(checked) > 60
-        assert list(table.index) == ["loop", "batch of 1", "batch of 6"] and report.agreement == 1
+        assert list(table.index) == ["loop", "batch of 1", "batch of 4"] and report.agreement == 1
         assert (table["same answers as the loop"][1:] == 1).all() and passes.shape == (3, 2)
         assert (table["min"] <= table["median"]).all() and (table["median"] <= table["max"]).all()
         assert list(failed["error"].notna()) == [False, True, True]
         assert first.report.stopped and rest.report.resumed == 6
         assert [reply.raw for reply in rest] == [reply.raw for reply in loop]
-        assert changed.report.resumed == 0 and len(lines) == 24
+        assert changed.report.resumed == 0 and len(lines) == 16
         assert panel.results == [] and len(panel.conversations) == 31
         """,
     ),

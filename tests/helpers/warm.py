@@ -2,23 +2,26 @@
 
 To import torch, transformers and vlkit takes six seconds of CPU time, so tests that need a process
 (to kill it, to interrupt it) start it here. It is like ``subprocess.Popen`` on a Python of its own.
-Jupyter starts kernels here too, by the kernel spec that ``write_kernel_spec`` writes.
+Jupyter starts kernels here too, by the kernel spec that ``write_kernel_spec`` writes, and torchrun
+its processes, with ``python`` as PYTHON_EXEC.
 """
 
 from __future__ import annotations
 
 import array
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from functools import cached_property
 from json import dumps
 from pathlib import Path
 
 PARENT = Path(__file__).with_name("warm_parent.py")
-KERNEL = Path(__file__).with_name("warm_kernel.py")
+PYTHON = Path(__file__).with_name("warm_python.py")
 
 
 class WarmParent:
@@ -45,10 +48,18 @@ class WarmParent:
         output, errors = process.communicate(timeout)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
+    @cached_property
+    def python(self) -> str:
+        """A program that is called as Python is, and runs in a fork from here."""
+        program = Path(self.address).with_name("python")
+        command = shlex.join([sys.executable, "-I", "-S", str(PYTHON), self.address])
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o755)
+        return str(program)
+
     def write_kernel_spec(self, folder: Path) -> Path:
         """Make ``python3`` a kernel forked from here, wherever JUPYTER_PATH names this folder."""
-        command = [sys.executable, "-I", "-S", str(KERNEL), self.address]
-        argv = [*command, "-f", "{connection_file}"]
+        argv = [self.python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         file = folder / "kernels" / "python3" / "kernel.json"
         file.parent.mkdir(parents=True)
         file.write_text(dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))

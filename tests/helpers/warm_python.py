@@ -1,7 +1,7 @@
-"""What Jupyter starts as a kernel: ``python warm_kernel.py SOCKET -f CONNECTION_FILE``.
+"""What others start in place of Python: ``python warm_python.py SOCKET -m ipykernel_launcher …``.
 
-The kernel is a fork of the warmed parent. This process stands for it: signals are passed on, it
-ends as the kernel ends, and the kernel is killed with it.
+The command runs in a fork of the warmed parent. This process stands for it: signals are passed on,
+it ends as the fork ends, and the fork is killed with it.
 """
 
 import array
@@ -18,15 +18,16 @@ def receive(connection: socket.socket) -> int:
     return numbers[0]
 
 
-def main(address: str, *options: str) -> int:
-    arguments = ["-m", "ipykernel_launcher", *options]
+def main(address: str, *arguments: str) -> int:
+    if arguments[0] == "-u":  # what torchrun adds: nothing is buffered
+        arguments = arguments[1:]
     request = {"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
-    kernel = receive(connection)
+    fork = receive(connection)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: os.killpg(kernel, number))
+        signal.signal(number, lambda number, frame: os.killpg(fork, number))
     return receive(connection)
 
 
