@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.vlkit-ready
 WORKERS ?= 2
-SERIAL = $(shell grep -rl --include=test_*.py pytest.mark.serial tests)
+SERIAL = $(shell grep -rl --include='test_*.py' pytest.mark.serial tests)
 
 .PHONY: demo lab test ui check docs lock clean
 

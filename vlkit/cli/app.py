@@ -186,7 +186,8 @@ def chat(
         try:
             if command == "/image":
                 next_media.append(_read_media(rest.strip()))
-                console.print(f"{_describe(next_media[-1])} added")
+                size = getattr(next_media[-1], "size", None)  # a clip has none
+                console.print(f"{size[0]}×{size[1]} picture added" if size else "clip added")
             elif command == "/new":
                 conversation, next_media = Chat(vlm, **answer_options), []
                 console.print("a new conversation")
@@ -233,11 +234,6 @@ def _read_media(source: str):
     video = Video(source)
     probe_clip(video)
     return video
-
-
-def _describe(media) -> str:
-    size = getattr(media, "size", None)
-    return f"{size[0]}×{size[1]} picture" if size else "clip"
 
 
 def _read_line() -> str | None:

@@ -8,11 +8,12 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import typer
 
@@ -212,12 +213,12 @@ def run_notebook(
     from vlkit.records import Run
 
     options = {"keep_media": True} if keep_media else {}
-    record = Run(notebook.stem, directory=directory, **options)
-    with record:
+    with Run(notebook.stem, directory=directory, **options) as record:
         copy = record.path / notebook.name
         record.log(**parameters)
         try:
-            with _kernel_records_to(record.path):
+            # the notebook's kernel, a process of its own, records into the same run
+            with patch.dict(os.environ, {RUN_VARIABLE: str(record.path.absolute())}):
                 execute_notebook(
                     str(notebook), str(copy), dict(parameters),
                     kernel_name="python3", language="python", progress_bar=console.is_terminal,
@@ -255,19 +256,6 @@ def _read_parameter_names(notebook: Path) -> list[str]:
         raise VlkitError(f"{notebook} cannot be read as a notebook: {reason:.120}") from None
     targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
     return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-@contextmanager
-def _kernel_records_to(path: Path) -> Iterator[None]:
-    """Let the notebook's kernel, a process of its own, record into the same run."""
-    before = os.environ.get(RUN_VARIABLE)
-    os.environ[RUN_VARIABLE] = str(path.absolute())
-    try:
-        yield
-    finally:
-        os.environ.pop(RUN_VARIABLE)
-        if before is not None:
-            os.environ[RUN_VARIABLE] = before
 
 
 def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[Path, dict[str, Any]]:
