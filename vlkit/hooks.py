@@ -17,7 +17,6 @@ from typing import Any
 from vlkit.errors import one_line
 
 RUN_VARIABLE = "VLKIT_RUN"  # a run's folder, into which the whole process records
-
 OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "schema")
 
 _thread_runs: ContextVar[tuple[Any, ...] | None] = ContextVar("vlkit_runs", default=None)

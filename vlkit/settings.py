@@ -26,7 +26,6 @@ HOSTED_OPTIONS = (
     "extra_body", "thinking",
 )  # fmt: skip
 _REMEMBERED = tuple(name for name in (*LOAD_OPTIONS, *HOSTED_OPTIONS) if name != _SECRET)
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -20,6 +20,7 @@ from openai_server import KEY, USAGE, Said, end, serve, streamed, whole
 
 import vlkit
 from vlkit.errors import RemoteError
+from vlkit.remote import client
 from vlkit.remote.client import retry_after
 
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
@@ -44,7 +45,7 @@ def load(server, monkeypatch):
     return load
 
 
-def refusal(call, seconds=10.0):
+def refusal(call, seconds=30.0):
     """The error of a call: one line, in time, and nothing behind it that holds a key."""
     start = time.monotonic()
     with pytest.raises(RemoteError) as caught:
@@ -103,6 +104,13 @@ def test_refusals_are_one_line_in_time(server, load, case, monkeypatch):
     monkeypatch.setattr("vlkit.remote.client.FIRST_PAUSE", 0.01)
     line = refusal(lambda: list(vlkit.stream(vlm, "?")))
     assert line.startswith((f"{MODEL} at {server.url}: ", "the answer was interrupted"))
+
+
+def test_the_waits_of_a_question_end_within_ten_seconds():
+    """By the numbers, for a clock would also count what other processes do."""
+    pauses = [client.FIRST_PAUSE * 2**tries for tries in range(client.TRIES_AGAIN)]
+    assert 7 < 1.1 * sum(pauses) < 9  # a pause varies by a tenth
+    assert client.CONNECT_SECONDS < client.LIST_SECONDS < 10
 
 
 def test_a_wrong_key_is_told_at_once(server, load):

@@ -254,7 +254,6 @@ class Reply:
 
 
 _BETWEEN = re.compile(r"(?:<\|\w+\|>|```(?:json)?|[\s,\[\]{}])*")  # of boxes in tags or JSON
-
 _FENCE = re.compile(r"[\s\]]*```(?:json)?[\s\[]*")
 
 

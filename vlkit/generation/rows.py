@@ -153,10 +153,7 @@ _caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
 
 
 def cache_of(vlm: VLM) -> TensorCache:
-    """The keys and values that later prompts of the model can reuse.
-
-    It is emptied here if a weight or adapter has changed since the last call.
-    """
+    """The keys and values that later prompts reuse; emptied if a weight or adapter has changed."""
     _, cache = _find_cache(base_model(vlm))
     return cache
 

@@ -190,11 +190,7 @@ _LIST_BEGINS = re.compile(rf"\[\s*+[\[(][^\[\]\w]*+\d|{GAP}*+{NUMBER}(?:{GAP}++{
 
 
 def _read_json(text: str) -> Reading:
-    """The coordinates of an answer with JSON: Qwen2.5-VL's and its successors' way of writing.
-
-    First coordinates under a known key, such as ``bbox_2d``. Only where there are none, and
-    nothing was wrong with them, numbers without a key count: the answer is then a list, or lists.
-    """
+    """Coordinates under known keys such as ``bbox_2d``; where there are none, numbers in lists."""
     if '{\\"' in text and '{"' not in text:  # JSON inside a JSON string: {\"bbox_2d\": …}
         text = re.sub(r'\\"(?=\s*[:,}\]])', '" ', text).replace('\\"', ' "')  # same length
     roots = parse_values(text)
@@ -212,8 +208,7 @@ def _read_json(text: str) -> Reading:
             reader.notes.append(f'"{key}" has {part}, which is not read as coordinates')
     is_meant = bool(reader.items) or "```json" in text
     for root in roots:
-        is_cut_off = root.end < 0
-        if is_cut_off and (part := _cut_off(text, root, is_meant)):
+        if root.end < 0 and (part := _cut_off(text, root, is_meant)):
             reader.problems.append(f"the answer ends inside {part}")
     return reader.result()
 

@@ -160,14 +160,9 @@ def _unquote(text: str) -> str:
 
 
 def parse_values(text: str) -> list[Node]:
-    """All objects and arrays in a text, in one pass; where it is cut off, as far as they go.
+    """The outermost objects and arrays in a text, in one pass; prose between them is skipped.
 
-    Prose between them is skipped: outside of all brackets, the next opening bracket is searched
-    for; inside, the text is read token by token. A closing bracket also closes those that were
-    opened after its own and never closed.
-
-    Returns:
-        The outermost ones in order; ``node.end`` is -1 where the text ends inside of one.
+    A closing bracket also closes those opened after its own; ``node.end`` is -1 if none comes.
     """
     roots: list[Node] = []
     stack: list[Node] = []  # of open objects and arrays, the innermost last

@@ -50,7 +50,6 @@ _QWEN2 = r"qwen2[_-]?vl|qvq-72b|ui-tars-\d+b|os-atlas-\w+-7b|olmocr-7b-0225"
 _QWEN2_5 = r"qwen2[._]5[_-]?vl|ui-tars-1\.5|olmocr-(2-)?7b-(0[78]|1\d)25|cosmos-reason1"
 _QWEN2_5 += "|rolmocr|nanonets-ocr-s"
 _QWEN3 = r"qwen3[_-]?vl|cosmos-reason2"
-
 FAMILIES = {
     "qwen_vl": Family(
         ("qwen",), 14, *((448**2, 448**2),) * 2, 8_192, r"qwen[_-]?vl(?!-(max|plus|ocr))", 448
@@ -64,8 +63,6 @@ FAMILIES = {
         r"qwen3[._][5-9](?!b)|qwen4[_-]?exp",
     ),
 }  # fmt: skip
-
-
 _FIRST_VISION = {"visual", "vision_config"}  # without them, "qwen" is a text model
 
 
@@ -122,8 +119,6 @@ def _is_newer(kind: Any) -> bool:
 
 
 Limits = tuple[float, float]  # fewest and most pixels
-
-
 # qwen_vl_utils.vision_process: VIDEO_MIN_TOKEN_NUM, VIDEO_MAX_TOKEN_NUM, and 90 % of MODEL_SEQ_LEN
 FRAME_TOKENS = (128, 768)
 CLIP_TOKENS = 128_000 * 0.9

@@ -33,7 +33,6 @@ Model: TypeAlias = "VLM | RemoteVLM"
 
 # models that run elsewhere, by the prefix of their names: the module whose load_remote loads them
 HOSTED = {"openai": "vlkit.remote.model", "dashscope": "vlkit.remote.model"}
-
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
 QUIET_BYTES = 10**9  # a smaller model loads in a moment, so without a progress bar

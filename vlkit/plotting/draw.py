@@ -185,8 +185,6 @@ def add_legend(
 
 
 _COLUMNS = 3  # of a legend
-
-
 _MARKERS = "os^D"  # of the patterns, for matplotlib
 
 

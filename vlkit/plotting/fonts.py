@@ -19,7 +19,6 @@ Font = ImageFont.FreeTypeFont
 
 
 _NO_CHARACTER = "\U0010ffff"  # every font draws its missing-glyph sign for it
-
 _SPECIAL = re.compile("bold|black|heavy|light|thin|ital|obli|cond|narrow|mono|serif|math|emoji")
 
 _warned_scripts: set[str] = set()

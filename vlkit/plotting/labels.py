@@ -17,14 +17,8 @@ PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 
 # of lines, in line widths: on, off, on, off …
 PATTERNS: tuple[tuple[float, ...], ...] = ((), (4, 4), (1, 1.5), (5, 1.5, 1, 1.5))
-
-
 SHAPES = ((0, 0), (4, 0), (3, 0), (4, 45))  # of points: sides (0 is round) and degrees
-
-
 MAX_LABEL = 40  # characters
-
-
 MIN_FONT_SIZE = 12  # pixels; smaller letters cannot be read
 
 
