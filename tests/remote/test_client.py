@@ -223,7 +223,41 @@ ANSWERS = {  # name: (what the service sends, text, thinking)
     "tags": (whole({"content": "<think>\nHm.\n</think>\n\nhello"}), "hello", "Hm."),
     "the end tag alone": (whole({"content": "Hm.\n</think>\n\nhello"}), "hello", "Hm."),
     "cut off in its tags": (whole({"content": "<think>\nHm"}, finish="length"), "", "Hm"),
+    "a part of OpenAI's newer interface": (
+        whole({"content": [{"type": "output_text", "text": "hello", "annotations": []}]}),
+        "hello", ""),
+    "a text in a part's text": (
+        whole({"content": [{"type": "text", "text": {"value": "hello"}}]}), "hello", ""),
+    "Mistral's thinking": (
+        whole({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                           {"type": "text", "text": "hello"}]}), "hello", "Hm."),
+    "thinking in a part's text": (
+        whole({"content": [{"type": "reasoning", "text": "Hm."},
+                           {"type": "text", "text": "hello"}]}), "hello", "Hm."),
+    "another case": (whole({"content": "hello"}, finish="STOP"), "hello", ""),
+    "Anthropic's finish reason": (whole({"content": "hello"}, finish="end_turn"), "hello", ""),
+    "cut off in other words": (whole({"content": "hel"}, finish="max_tokens"), "hel", ""),
+    "half a character": (whole({"content": "a\ud83d"}), "a\ufffd", ""),
+    "the second of two answers first": (
+        whole({}, choices=[
+            {"index": 1, "message": {"content": "other"}, "finish_reason": "stop"},
+            {"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]), "hello", ""),
+    "an empty error": (whole({"content": "hello"}, error={}), "hello", ""),
+    "a byte order mark": (
+        Said(body=b"\xef\xbb\xbf" + whole({"content": "hello"}).body), "hello", ""),
+    "a plain text": (
+        Said(body=whole({"content": "hello"}).body, content_type="text/plain"), "hello", ""),
+    "on several lines": (
+        Said(body=json.dumps({"choices": [{"message": {"content": "hello"}}]}, indent=1).encode()),
+        "hello", ""),
 }  # fmt: skip
+HELLO = streamed({"content": "hel"}, {"content": "lo"}, end()).body
+
+
+def events(body):
+    return Said(body=body, content_type="text/event-stream")
+
+
 STREAMS = {
     "a stream": (streamed({"content": "hel"}, {"content": "lo"}, end()), "hello", ""),
     "parts in a stream": (streamed({"content": PARTS}, end()), "hello", ""),
@@ -244,6 +278,23 @@ STREAMS = {
     "a stream cut off in its tags": (
         streamed({"content": "<think>"}, {"content": "Hm"}, end("length")), "", "Hm"),
     "a stream of nothing": (streamed(end()), "", ""),
+    "a byte order mark before a stream": (events(b"\xef\xbb\xbf" + HELLO), "hello", ""),
+    "lines that end in CR LF": (events(HELLO.replace(b"\n", b"\r\n")), "hello", ""),
+    "lines that end in CR": (events(HELLO.replace(b"\n", b"\r")), "hello", ""),
+    "comments between events": (
+        events(b": hi\n\n" + HELLO.replace(b"\n\n", b"\n\n: ping\n\n")), "hello", ""),
+    "names and numbers of events": (
+        events(HELLO.replace(b"data: {", b"event: message\nid: 7\nretry: 9\ndata:{")), "hello", ""),
+    "an event on two lines": (
+        events(HELLO.replace(b'{"id": "x",', b'{"id": "x",\ndata:')), "hello", ""),
+    "no [DONE]": (events(HELLO.replace(b"data: [DONE]\n\n", b"")), "hello", ""),
+    "a line separator in a text": (
+        events(HELLO.replace(b"hel", "a\u2028".encode())), "a\u2028lo", ""),
+    "a heartbeat": (
+        events(b'event: ping\ndata: {"type": "ping"}\n\n' + HELLO), "hello", ""),
+    "two answers at once": (
+        streamed({"content": "hel"}, {"choices": [{"index": 1, "delta": {"content": "XX"}}]},
+                 {"content": "lo"}, end()), "hello", ""),
 }  # fmt: skip
 
 
@@ -269,7 +320,7 @@ def test_streams_of_any_shape(server, load, name):
     assert (pieces.reply.text, pieces.reply.thinking) == (text, thinking)
     assert pieces.reply.finish_reason == ("length" if "cut off" in name else "stop")
     if name != "the end tag alone":  # its thinking has been shown before the tag comes
-        assert shown == text
+        assert shown.replace("\ud83d", "\ufffd") == text
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -325,7 +376,35 @@ BROKEN = {  # name: (what the service sends, what the user reads, requests in al
         Said(status=502, body=b"<html><title>502</title></html>", content_type="text/html"),
         "(HTTP 502: it sent a web page)", 2),
     "nothing": (Said(status=500, body=b""), "(HTTP 500: no reason given)", 2),
-    "a list": (Said(body=b"[1, 2]"), "is not a chat completion", 1),
+    "a list": (Said(body=b"[1, 2]"), "is not a chat completion ([1, 2])", 1),
+    "words under HTTP 200": (
+        Said(body=b"model is loading", content_type="text/plain"),
+        "is not a chat completion (model is loading)", 1),
+    "a page under HTTP 200": (
+        Said(body=b"<html>Sign in</html>", content_type="text/html"),
+        "is not a chat completion (it sent a web page)", 1),
+    "words as an event": (events(b"data: overloaded\n\n"), "overloaded); check that base_url", 1),
+    "a code and a message": (
+        Said(body=b'{"code": 1001, "msg": "quota is low", "data": null}'), "(quota is low)", 1),
+    "a form of its own": (
+        Said(body=b'{"status": "failed", "reason": "no GPU"}'), "'reason': 'no GPU'", 1),
+    "an error beside an answer": (
+        whole({"content": "half"}, error={"message": "GPU lost", "code": 500}),
+        "(HTTP 500: GPU lost)", 2),
+    "a refusal in a part": (
+        whole({"content": [{"type": "refusal", "refusal": "I can not."}]}),
+        "the content was refused (I can not.)", 1),
+    "a part without text": (
+        whole({"content": [{"type": "image_url", "image_url": {"url": "data:,"}},
+                           {"type": "text", "text": "half"}]}),
+        "a part of the type 'image_url' contains no text", 1),
+    "a tool's call": (
+        whole({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+              finish="tool_calls"), "called a tool instead of answering", 1),
+    "another kind of completion": (
+        whole({}, choices=[{"index": 0, "text": "half", "finish_reason": "stop"}]),
+        "is not a chat completion", 1),
+    "half a response": (Said(body=whole({"content": "half"}).body[:-20]), "not a chat compl", 1),
     "choices that are none": (Said(body=b'{"choices": 3}'), "is not a chat completion", 1),
 }  # fmt: skip
 
@@ -354,8 +433,10 @@ def test_an_error_in_a_stream_is_asked_again_where_its_code_says_so(server, load
     assert vlkit.generate(vlm, "?").text == "whole"
     server.script = [streamed({"content": "half"}, end("error")), Said("whole")]
     assert vlkit.generate(vlm, "?").text == "whole"
-    server.script = [streamed({"content": "half"})]  # without a finish reason
-    assert "the answer was interrupted" in refusal(lambda: vlkit.generate(vlm, "?"))
+    begun = streamed({"content": "half"}).body  # without a finish reason
+    for body in (begun, begun.replace(b"data: [DONE]\n\n", b""), HELLO[:-60], HELLO[:-200], b""):
+        server.script = [events(body)]
+        assert "the answer was interrupted" in refusal(lambda: vlkit.generate(vlm, "?"))
 
 
 def test_one_rows_odd_answer_ends_no_batch(server, load, monkeypatch, tmp_path):

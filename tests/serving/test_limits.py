@@ -33,6 +33,7 @@ from vlkit.engine.slots import Engine
 from vlkit.models.memory import return_freed_memory
 from vlkit.serving import worker
 from vlkit.serving.app import RateLimit
+from vlkit.serving.request import MediaReader
 
 SAMPLES = {name: sample.path for name, sample in vlkit.samples().items()}
 CIRCLES = user("Describe this image.", SAMPLES["circles"])
@@ -241,16 +242,54 @@ def test_a_slow_answer_is_not_cut_off_by_the_time_for_headers(endless, vlm):
         assert answer["choices"][0]["finish_reason"] == "stop"
 
 
-def test_connections_are_limited(vlm):
+BODY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET", BODY], ids=["nothing", "half a header", "half a body"]
+)
+def test_connections_that_wait_for_their_client_hold_up_no_other(vlm, sent):
+    """Beyond the limit, the oldest one is closed."""
     with serving.start(vlm, connections=4) as server:
-        held = half(server, 4, b"GET")
-        more = half(server, 1, b"")[0]
-        more.sock.settimeout(10)
+        held = half(server, 4, sent)
+        assert answers(server) and send(server, GOOD)[0] == 200
+        held[0].sock.settimeout(10)
         with suppress(ConnectionResetError):
-            assert more.sock.recv(1) == b""
-        for connection in held:
-            connection.close()
-        assert wait_until(lambda: answers(server))
+            assert held[0].sock.recv(1) == b""
+        held[3].sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # a younger one is open
+            held[3].sock.recv(1)
+
+
+def test_answers_under_way_are_not_closed_for_new_connections(vlm):
+    with serving.start(vlm, connections=2) as server:
+        begun = connect(server)
+        body = {"model": "tiny", "messages": [CIRCLES], "max_tokens": 40}
+        begun.request("POST", "/v1/chat/completions", json.dumps(body).encode(), JSON)
+        half(server, 5, b"GET")
+        assert begun.getresponse().status == 200
+
+
+def test_a_text_does_not_wait_for_the_media_of_others(vlm, monkeypatch):
+    go_on = threading.Event()
+    read = MediaReader.read
+
+    def read_late(self):
+        messages = read(self)
+        if self.pixels:
+            go_on.wait(60)
+        return messages
+
+    monkeypatch.setattr(MediaReader, "read", read_late)
+    with serving.start(vlm) as server, ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(ask, server, CIRCLES) for _ in range(6)]
+        assert wait_until(lambda: health(server)["waiting"] == 6)
+        try:
+            assert send(server, GOOD)[0] == 200
+            assert not any(future.done() for future in waiting)
+        finally:
+            go_on.set()
+        assert len({text_of(future.result()) for future in waiting}) == 1
 
 
 def answers(server):

@@ -16,7 +16,13 @@ from vlkit.errors import VlkitError
 from vlkit.models.families import published_rules
 from vlkit.serving.app import check_key, is_loopback, model_name, open_socket
 from vlkit.serving.limits import Limits
-from vlkit.serving.request import ChatRequest, MediaReader, RequestError, describe_errors
+from vlkit.serving.request import (
+    ChatRequest,
+    MediaReader,
+    RequestError,
+    describe_errors,
+    is_public,
+)
 
 TEXT = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -157,8 +163,9 @@ MALFORMED = [  # what is changed in a good request, what the reason names
 def test_a_malformed_request_is_refused_and_the_field_named(change, named):
     with pytest.raises(ValidationError) as caught:
         ChatRequest.model_validate({"model": "m", "messages": TEXT, **change})
-    reason, _ = describe_errors(caught.value.errors())
+    reason, param = describe_errors(caught.value.errors())
     assert named in reason and "\n" not in reason and "ChatRequest" not in reason
+    assert param and param.partition(".")[0] in change
 
 
 def test_what_says_nothing_is_taken():
@@ -272,11 +279,17 @@ MOVES = (
         ({"media_io_kwargs": {"video": {"num_frames": 6}}}, {"frames": 6}),
         ({"media_io_kwargs": {"video": {"num_frames": -1, "fps": 4}}}, {"fps": 4}),
         ({"mm_processor_kwargs": {"max_pixels": 28 * 28 * 20}}, {"max_frame_tokens": 20}),
+        ({"url": {"fps": 1, "max_pixels": 28 * 28 * 20}}, {"fps": 1, "max_frame_tokens": 20}),
+        ({"url": {"nframes": 6}}, {"frames": 6}),
+        ({"url": {"fps": 4, "max_frames": 4}}, {"fps": 4, "max_frames": 4}),
+        ({"part": {"fps": 1, "total_pixels": 10**7}, "url": {"fps": 4}}, {"fps": 1}),
     ],
     ids=str,
 )
-def test_a_clip_is_sampled_as_vllms_clients_ask(fields, expected):
-    part = {"type": "video_url", "video_url": {"url": MOVES}}
+def test_a_clip_is_sampled_as_the_clients_of_vllm_and_lmdeploy_ask(fields, expected):
+    fields = dict(fields)
+    url = {"url": MOVES, **fields.pop("url", {})}
+    part = {"type": "video_url", "video_url": url, **fields.pop("part", {})}
     (message,), _ = read(with_part(part), fields=fields)
     video = message["content"][0]["video"]
     theirs = vlkit.Video(vlkit.clips()["moves_right"].path, **expected)
@@ -362,6 +375,26 @@ def test_a_redirect_into_an_internal_network_is_not_followed(visited, host):
     with pytest.raises(RequestError, match="internal network"):
         read(picture(url), urls=True, hosts=("127.0.0.1",))
     assert all("inner" not in path.partition("?")[0] for path in paths) and len(paths) == 1
+
+
+INTERNAL = """127.0.0.1 10.0.0.1 169.254.169.254 100.100.100.200 0.0.0.0 224.0.0.1 ::1 :: fe80::1
+fe80::1%lo fec0::1 fd00:ec2::254 ff02::1 ::ffff:127.0.0.1 ::ffff:8.8.8.8 ::127.0.0.1
+64:ff9b::7f00:1 64:ff9b:1::7f00:1 2002:7f00:1:: 2001:0:7f00:1::""".split()
+
+
+def test_internal_addresses_are_not_public_however_they_are_written():
+    assert not any(map(is_public, INTERNAL))
+    assert all(map(is_public, ["8.8.8.8", "2606:4700:4700::1111", "2001:4860:4860::8888"]))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "64:ff9b::7f00:1"])
+def test_a_name_that_means_an_internal_address_is_not_visited(visited, monkeypatch, address):
+    port = int(visited[0].rpartition(":")[2])
+    found = [(socket.AF_INET, 1, 6, "", ("8.8.8.8", port)), (2, 1, 6, "", (address, port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(RequestError, match=r"harmless\.example is in an internal network"):
+        read(picture(f"http://harmless.example:{port}/a.png"), urls=True)
+    assert visited[1] == []
 
 
 def test_a_redirect_leads_to_no_file_and_no_ftp(visited):

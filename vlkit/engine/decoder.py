@@ -103,8 +103,8 @@ class Decoder:
         zeros = np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)
         return torch.from_numpy(zeros).view(self.dtype).view(shape)  # no memory before it is used
 
-    def grow(self, length: int) -> None:
-        """Make room for longer rows; the contents stay, also where memory runs out."""
+    def grow(self, length: int, used: int) -> None:
+        """Make room for longer rows; the first ``used`` slots stay, also where memory runs out."""
         import torch
 
         if self.narrowed:
@@ -113,7 +113,7 @@ class Decoder:
         try:
             for index, old in self.cache.items():
                 self.cache[index] = self._allocate(self.slots, length)
-                self.cache[index][:, :before] = old
+                self.cache[index][:used, :before] = old[:used]
         except Exception:
             self.cache = {index: layer[:, :before] for index, layer in self.cache.items()}
             raise

@@ -300,7 +300,7 @@ class Engine:
             self.graphs.clear()
         if self.most is not None:  # in long steps, since each copies the cache
             length = min(self.most, max(length, self.decoder.length * 3 // 2))
-        self.decoder.grow(_round_up(length, ROOM))
+        self.decoder.grow(_round_up(length, ROOM), len(self.rows))
 
     def advance(self) -> list[Row]:
         """Decode a token of every row (a few on a GPU); returns the rows that are done.

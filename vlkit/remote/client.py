@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import concurrent.futures
 import email.utils
 import json
@@ -12,8 +13,8 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
@@ -193,7 +194,7 @@ def _service_message(body: Any) -> str:
         raw = details.get("raw") if isinstance(details, Mapping) else None
         if isinstance(text, Mapping):
             return _service_message(text)
-        body = f"{text}: {raw}" if raw else text
+        body = f"{text}: {raw}" if raw else text or dict(body)
     text = " ".join(str(body or "no reason given").split()).rstrip(".")
     text = "it sent a web page" if text.startswith("<") else text
     return text if len(text) <= 240 else text[:240] + "…"
@@ -224,7 +225,12 @@ LIST_SECONDS = 8.0  # for the list of models
 _TICK = 0.05  # seconds between two checks of whether to stop
 
 
-COMPLETE = ("stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence")
+# reasons of a whole answer, and of one that is too long, in the words of several services
+_WHOLE = {
+    "stop", "tool_calls", "function_call", "eos_token", "stop_sequence", "end_turn", "complete",
+}  # fmt: skip
+_CUT_OFF = {"length", "max_tokens", "model_length"}
+_THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 
 
 @dataclass
@@ -234,7 +240,8 @@ class RawAnswer:
     Attributes:
         parts: as the model wrote them; its thinking is between ``<think>`` and ``</think>``.
         thinks: whether the last part is thinking that the service sends apart from the answer.
-        finish_reason: the service's; ``"cancelled"`` until it has given one.
+        finish_reason: ``"stop"``, ``"length"`` or what else the service says; ``"cancelled"`` until
+            it has said anything.
         usage: the service's counts of tokens, or None.
     """
 
@@ -247,33 +254,49 @@ class RawAnswer:
         """Start again with nothing."""
         vars(self).update(vars(RawAnswer()))
 
-    def take(self, response: Any, put: Callable[[str], None] | None = None) -> None:
+    def take(self, response: Any, put: Callable[[str], None] | None = None) -> Any:
         """Add a response, or a chunk of a streamed one.
+
+        Returns:
+            The message in it, or None.
 
         Raises:
             openai.APIError: there is an error in it.
-            RemoteError: the model refuses to answer.
+            RemoteError: the model refuses to answer, or calls a tool instead.
+            ValueError: a part of it cannot be read.
         """
         import openai
 
         self.usage = response.get("usage") or self.usage
-        choice = (response.get("choices") or [None])[0] or {}
+        choices = [c for c in response.get("choices") or () if isinstance(c, Mapping)]
+        choice = next((c for c in choices if not c.get("index")), {})  # the first of several
         error = response.get("error") or choice.get("error")
-        if error or (not choice and {"message", "detail"} & response.keys()):
+        if error or (not choices and {"message", "detail", "msg"} & response.keys()):
             raise openai.APIError("", cast(Any, None), body=error or response)
-        message = choice.get("message") or choice.get("delta") or {}
-        if text := message.get("refusal"):
-            raise RemoteError(f"the content was refused ({text:.200}); change the question")
-        # DashScope's name, and vLLM's and OpenRouter's
-        self._add(_text_of(message.get("reasoning_content") or message.get("reasoning")), True, put)
-        self._add(_text_of(message.get("content")), False, put)
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        message = choice.get("message") or choice.get("delta", choice.get("message"))
+        content = (message or {}).get("content")
+        parts = content if isinstance(content, list) else [content]
+        for part in (message, *parts):
+            if isinstance(part, Mapping) and (text := part.get("refusal")):
+                raise RemoteError(f"the content was refused ({text!s:.200}); change the question")
+        if message and (message.get("tool_calls") or message.get("function_call")):
+            raise RemoteError("the model called a tool instead of answering; ask without tools")
+        if message:  # DashScope's name for thinking, and vLLM's and OpenRouter's
+            thinking = message.get("reasoning_content") or message.get("reasoning")
+            self._add(_text_of(thinking), True, put)
+        for part in parts:
+            thinks = isinstance(part, Mapping) and part.get("type") in _THINKING_PARTS
+            self._add(_text_of(part), thinks, put)
+        if reason := choice.get("finish_reason"):
+            same = str(reason).lower()
+            self.finish_reason = "stop" if same in _WHOLE else same
+            self.finish_reason = "length" if same in _CUT_OFF else self.finish_reason
+        return message
 
     def take_whole(self, response: Any, put: Callable[[str], None] | None = None) -> None:
         """Add a response that is not streamed; one without a finish reason is complete."""
-        self.take(response, put)
-        if not response.get("choices"):
-            raise ValueError("it has no choices")
+        if self.take(response, put) is None:
+            raise ValueError(_service_message(response))
         if self.finish_reason == "cancelled":
             self.finish_reason = "stop"
 
@@ -289,12 +312,28 @@ class RawAnswer:
 
 
 def _text_of(content: Any) -> str:
-    """The text of a message's content, which may be a list of parts."""
+    """The text of a message's content, or of a part of it. Raises ValueError for other parts."""
     if isinstance(content, list):
         return "".join(map(_text_of, content))
     if isinstance(content, Mapping):
-        return _text_of(content.get("text"))
+        if content.get("type") == "redacted_thinking":
+            return ""
+        names = [n for n in ("text", "thinking", "reasoning", "value", "content") if n in content]
+        if not names:
+            raise ValueError(f"a part of the type {content.get('type')!r:.40} contains no text")
+        return _text_of(content[names[0]])
     return "" if content is None else str(content)
+
+
+def _read_json(data: bytes) -> Mapping:
+    """A JSON object. Raises ValueError with the service's own words where it is none."""
+    try:
+        response = json.loads(data)
+    except ValueError:
+        response = data.decode("utf-8", "replace")
+    if not isinstance(response, Mapping):
+        raise ValueError(_service_message(response))
+    return response
 
 
 def open_client(base_url: str, key: str, timeout: float) -> Any:
@@ -436,7 +475,7 @@ def _describe_end(answer: RawAnswer, source: ErrorSource) -> ServiceProblem | No
     reason = answer.finish_reason
     if reason == "content_filter":
         return source.problem("the content was refused; change the question or picture")
-    if reason in COMPLETE:
+    if reason in ("stop", "length"):
         return None
     text = f"the service broke the answer off (finish_reason={reason!r}); try again"
     return source.problem(text, retry=reason in ("error", "abort"))
@@ -445,26 +484,46 @@ def _describe_end(answer: RawAnswer, source: ErrorSource) -> ServiceProblem | No
 async def _ask_whole(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> None:
     async with asyncio.timeout(remote.timeout):
         response = await remote.client.chat.completions.with_raw_response.create(**sent)
-    answer.take_whole(response.http_response.json())
+    answer.take_whole(_read_json(response.http_response.content), put)
 
 
 async def _stream(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> None:
+    """Read server-sent events; or a whole answer, which some services send instead."""
     async with asyncio.timeout(remote.timeout):
-        chunks = await remote.client.chat.completions.create(**sent, stream=True)
-    async with chunks:
-        if "json" in chunks.response.headers.get("content-type", ""):  # not a stream, but whole
-            text = await chunks.response.aread()
-            if text.lstrip().startswith((b"{", b"[")):
-                return answer.take_whole(json.loads(text), put)
-        pieces = aiter(chunks)
+        create = remote.client.chat.completions.with_raw_response.create
+        response = (await create(**sent, stream=True)).http_response
+    async with aclosing(response):
+        lines, event, others = _read_lines(response), list[bytes](), list[bytes]()
         while True:
             async with asyncio.timeout(remote.timeout):
-                chunk = await anext(pieces, None)
-            if chunk is None:
+                line = await anext(lines, None)
+            name, colon, value = (line or b"").removeprefix(codecs.BOM_UTF8).partition(b":")
+            if name == b"data":
+                event.append(value.strip())
+            elif name not in (b"", b"event", b"id", b"retry"):  # names of the protocol; comments
+                others.append(name + colon + value)
+            elif not name + value and event and (line is not None or event[-1][-1:] in b"}]"):
+                data = b"\n".join(event)
+                event.clear()
+                if data.upper() == b"[DONE]":
+                    break
+                answer.take(_read_json(data), put)
+            if line is None:
                 break
-            answer.take(chunk.model_dump(warnings=False), put)
+    if others and not answer.parts:
+        answer.take_whole(_read_json(b"\n".join(others)), put)
     if answer.finish_reason == "cancelled":
         raise RemoteError("the answer was interrupted; try again")
+
+
+async def _read_lines(response: Any) -> AsyncIterator[bytes]:
+    """The lines of a response; U+2028 and the like, which JSON may contain, end none."""
+    rest = b""
+    async for data in response.aiter_bytes():
+        *lines, rest = re.split(rb"\r\n|\n|\r", rest + data)
+        for line in lines:
+            yield line
+    yield rest
 
 
 def run(work: Coroutine, stopped: threading.Event | None = None) -> Any:

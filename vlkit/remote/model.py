@@ -124,6 +124,7 @@ def make_reply(
         keep: whether the Reply keeps its pictures, or reads them again when they are used.
     """
     raw = request.prefill + "".join(answer.parts)
+    raw = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half characters
     usage, reason = _usage(remote, request, answer), answer.finish_reason
     media = (request.images, request.clips) if keep else defer_media(request)
     return Reply(

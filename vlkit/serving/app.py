@@ -189,20 +189,27 @@ class PatientProtocol(H11Protocol):
 
     limits: Limits
     _timer: asyncio.TimerHandle | None = None
+    _since: float
 
     def connection_made(self, transport: Any) -> None:
-        """Refuse a connection beyond the limits."""
+        """Close a connection beyond the limits: the oldest one whose request is not here yet."""
         super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        others: Any = self.connections
-        clients = [connection.client[0] for connection in others if connection.client]
+        self._since = self.loop.time()
+        self._wait_for_header()
         host, most = (self.client or ("127.0.0.1",))[0], self.limits.connections
-        # a proxy on this machine has the connections of many clients
-        too_many = clients.count(host) > most * 2 // 3 and not is_loopback(host)
-        if len(clients) > most or too_many:
-            transport.abort()
-        else:
-            self._wait_for_header()
+        others: Any = self.connections
+        crowd = [each for each in others if each.client and not each.transport.is_closing()]
+        if len(crowd) <= most:
+            crowd = [each for each in crowd if each.client[0] == host]
+            # a proxy on this machine has the connections of many clients
+            if len(crowd) <= most * 2 // 3 or is_loopback(host):
+                return
+        waiting = (each for each in crowd if each._waits_for_client())  # this one does
+        min(waiting, key=lambda each: each._since).transport.abort()
+
+    def _waits_for_client(self) -> bool:
+        return self._timer is not None or self.cycle.more_body or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Stop the timer once a header is complete; start it with the first bytes of the next."""

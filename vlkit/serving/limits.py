@@ -32,7 +32,7 @@ class Limits:
 
     body_bytes: int = 32 * 2**20
     held_bytes: int = 2**30
-    pictures: int = 16
+    pictures: int = 64
     pixels: int = 50_000_000
     frames: int = 128
     new_tokens: int = 1024

@@ -98,7 +98,7 @@ _IGNORED = {  # say who asks, which does not change the answer
 }  # fmt: skip
 _NOTED = {  # hints of other services; the response says that they had no effect
     "reasoning_effort", "cache_control", "reasoning_content", "reasoning", "verbosity",
-    "prompt_cache_retention",
+    "prompt_cache_retention", "total_pixels",
 }  # fmt: skip
 
 
@@ -133,7 +133,8 @@ class Strict(BaseModel):
             elif not known and name in _NEUTRAL:
                 same = [v for v in _NEUTRAL[name] if isinstance(v, bool) == isinstance(value, bool)]
                 if value not in same:  # True == 1, but min_tokens=False is not min_tokens=0
-                    raise _unsupported(name, value)
+                    only = " or ".join(map(repr, _NEUTRAL[name]))
+                    raise _refused(name, f"{name}={value!r:.60} is not supported (only {only})")
             else:
                 kept[name] = value
         checked = handler(kept)
@@ -141,12 +142,10 @@ class Strict(BaseModel):
         return checked
 
 
-def _unsupported(name: str, value: Any) -> ValidationError:
-    """With the field's place, which a ValueError of a whole object does not have."""
-    only = " or ".join(map(repr, _NEUTRAL[name]))
-    text = f"{name}={value!r:.60} is not supported (only {only})"
-    error = PydanticCustomError("unsupported", "{text}", {"text": text})
-    place: Any = {"type": error, "loc": (name,), "input": value}
+def _refused(name: str, text: str) -> ValidationError:
+    """An error with a field's name, which a ValueError of a whole object does not have."""
+    error = PydanticCustomError("refused", "{text}", {"text": text})
+    place: Any = {"type": error, "loc": (name,)}
     return ValidationError.from_exception_data("request", [place])
 
 
@@ -179,18 +178,23 @@ class ImagePart(PixelLimits):
     image_url: Url | str
 
 
-class Sampled(Strict):
-    """How the frames of a clip are sampled."""
+class Sampled(PixelLimits):
+    """How the frames of a clip are sampled, and their size."""
 
     fps: float | None = Field(None, gt=0, le=1000)
+    nframes: int | None = Field(None, ge=1)
     max_frames: int | None = Field(None, ge=2, le=10_000)
+
+
+class ClipUrl(Url, Sampled):
+    """A clip's address; LMDeploy's clients write its options here."""
 
 
 class ClipPart(Sampled):
     """A clip in one URL: a file, or vLLM's form, JPEGs after ``data:video/jpeg;base64,``."""
 
     type: Literal["video_url"]
-    video_url: Url | str
+    video_url: ClipUrl | str
 
 
 class FramesPart(Sampled):
@@ -329,26 +333,26 @@ class ChatRequest(Strict):
     @model_validator(mode="after")
     def check_together(self) -> ChatRequest:
         """Raises ValueError for fields that contradict each other."""
-        if self.stream_options and not self.stream:
-            raise ValueError("stream_options needs stream=true")
-        if self.tools and self.tool_choice == "auto":
-            raise ValueError(
-                "tools: this server does not let the model choose; name the function in "
-                'tool_choice, or send tool_choice="none" or response_format'
-            )
-        if self.tool_choice not in ("auto", "none") and not self.function:
-            raise ValueError("tool_choice must name one function of tools")
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
-        if any(not 0 < len(text) <= 256 for text in self.stops):
-            raise ValueError("each text in stop must have 1 to 256 characters")
         prefilled = self.messages[-1].role == "assistant"
         continues, asks = self.continue_final_message, self.add_generation_prompt
-        if prefilled and (asks or continues is False):
-            raise ValueError("this server always continues a last message of the assistant")
-        if not prefilled and (continues or asks is False):
-            flags = "continue_final_message=true and add_generation_prompt=false"
-            raise ValueError(f"{flags} need a last message of the assistant")
+        flag = "continue_final_message" if continues is not None else "add_generation_prompt"
+        for wrong, name, text in (
+            (self.stream_options and not self.stream, "stream_options", "needs stream=true"),
+            (self.tools and self.tool_choice == "auto", "tools",
+             "is refused: this server does not let the model choose; name the function in "
+             'tool_choice, or send tool_choice="none" or response_format'),
+            (self.tool_choice not in ("auto", "none") and not self.function, "tool_choice",
+             "must name one function of tools"),
+            (self.top_logprobs and not self.logprobs, "top_logprobs", "needs logprobs=true"),
+            (any(not 0 < len(stop) <= 256 for stop in self.stops), "stop",
+             "must have 1 to 256 characters in each text"),
+            (prefilled and (asks or continues is False), flag,
+             "is refused: this server always continues a last message of the assistant"),
+            (not prefilled and (continues or asks is False), flag,
+             "needs a last message of the assistant"),
+        ):  # fmt: skip
+            if wrong:
+                raise _refused(name, f"{name} {text}")
         return self
 
     @property
@@ -368,9 +372,9 @@ class ChatRequest(Strict):
         return sorted(set().union(*(m._noted for m in (self, *self.messages, *self.parts))))
 
     @property
-    def is_slow_to_read(self) -> bool:
-        """Whether media have to be downloaded."""
-        return any(is_remote(url) for part in self.parts for url in _urls(part))
+    def urls(self) -> list[str]:
+        """The addresses of all media."""
+        return [url for part in self.parts for url in _urls(part)]
 
     @property
     def answer_schema(self) -> Any:
@@ -428,7 +432,7 @@ def describe_errors(errors: Sequence[Any]) -> tuple[str, str]:
     where = ".".join(_path(worst["loc"]))
     text = _WORDS.get(worst["type"], worst["msg"].removeprefix("Value error, "))
     text = text[:1].lower() + text[1:]
-    named = where and not text.startswith(where.rpartition(".")[2] + "=")
+    named = where and not text.startswith(where.rpartition(".")[2])
     return (f"{where}: {text}" if named else text), where
 
 
@@ -462,11 +466,13 @@ class MediaReader:
 
     Attributes:
         pixels: that will be held in memory for the model.
+        notes: what the client should know of.
     """
 
     def __init__(self, chat: ChatRequest, limits: Limits, rules: SizeRules, context: int):
         self._chat, self._limits, self._rules, self._context = chat, limits, rules, context
         self._media = self._picture_pixels = self._characters = self._tokens = self.pixels = 0
+        self.notes: list[str] = []
 
     def read(self) -> list[dict]:
         """The messages, with their media as bytes.
@@ -509,14 +515,17 @@ class MediaReader:
         urls = _urls(part)
         if not isinstance(part, ImagePart):
             return {"type": "video", "video": self._read_clip(urls, part)}
-        given = [self._chat.mm_processor_kwargs, part.image_url, part]  # the last one counts
-        limits: dict[str, Any] = {}
-        for options in (options for options in given if isinstance(options, PixelLimits)):
-            names = {"min_pixels", "max_pixels"}
-            limits |= options.model_dump(include=names, exclude_none=True)
+        limits = self._options(part, "min_pixels", "max_pixels")
         data, size = self._read_picture(urls[0])
         self._count(self._rules.image_size(size, Image(None, **limits)), 1)
         return {"type": "image", "image": data, **limits}
+
+    def _options(self, part: Any, *names: str) -> dict[str, Any]:
+        """The request's options of a medium, its address's and its own; the last one counts."""
+        given, options = [self._chat.mm_processor_kwargs, getattr(part, part.type), part], {}
+        for level in (level for level in given if isinstance(level, PixelLimits)):
+            options |= level.model_dump(include=set(names), exclude_none=True)
+        return options
 
     def _read_picture(self, url: str) -> tuple[bytes, Size]:
         data = self._fetch(url)
@@ -540,13 +549,17 @@ class MediaReader:
 
     def _read_clip(self, urls: list[str], part: ClipPart | FramesPart) -> Video:
         """A clip; of one that comes as frames, the model sees all frames, at the rate ``fps``."""
-        io_options, options = self._chat.media_io_kwargs.video, self._chat.mm_processor_kwargs
-        most = min(part.max_frames or self._limits.frames, self._limits.frames)
-        rate = part.fps or options.fps or (None if io_options.frames_indices else io_options.fps)
-        if (io_options.num_frames or 0) > 0:  # that many of the whole clip, unless fps gives fewer
-            most, rate = min(most, max(2, io_options.num_frames or 0)), rate or 1000.0
-        tokens = options.max_pixels and max(1, options.max_pixels // self._rules.side**2)
-        given: dict[str, Any] = {"max_frames": most, "max_frame_tokens": tokens}
+        options = self._options(part, "fps", "nframes", "max_frames", "min_pixels", "max_pixels")
+        sampling = self._chat.media_io_kwargs.video
+        most = min(options.get("max_frames", self._limits.frames), self._limits.frames)
+        rate = options.get("fps") or (None if sampling.frames_indices else sampling.fps)
+        count = options.get("nframes") or sampling.num_frames or 0
+        if count > 0:  # that many of the whole clip, unless fps gives fewer
+            most, rate = min(most, max(2, count)), rate or 1000.0
+        if "min_pixels" in options:
+            self.notes.append("min_pixels has no effect on a clip")
+        tokens = "max_pixels" in options and max(1, options["max_pixels"] // self._rules.side**2)
+        given: dict[str, Any] = {"max_frames": most, "max_frame_tokens": tokens or None}
         whole = not isinstance(getattr(part, part.type), list)
         if whole and urls[0][: len(_FRAMES)].lower() == _FRAMES:
             urls = [f"data:image/jpeg;base64,{data}" for data in urls[0][len(_FRAMES) :].split(",")]
@@ -561,7 +574,7 @@ class MediaReader:
             return video
         if not 1 <= len(urls) <= self._limits.frames:
             raise MediaError(f"{len(urls)} frames; send 1 to {self._limits.frames}")
-        rate = part.fps or options.fps or 2.0
+        rate = options.get("fps", 2.0)
         pictures = [self._read_picture(frame)[0] for frame in urls]
         video = Video(pictures, fps=rate, source_fps=rate, **given)
         self._count_clip(video, probe_clip(video))
@@ -618,6 +631,20 @@ def _read_file(url: str, folder: Path, most: int) -> bytes:
     return read_bytes(path, name)
 
 
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # all other addresses of IPv6 have special uses
+
+
+def is_public(text: str) -> bool:
+    """Whether an address is one of the public internet.
+
+    The forms of IPv6 that lead on to any address of IPv4 (mapped, NAT64, 6to4, Teredo) are not.
+    """
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        return address in _GLOBAL_V6 and address.is_global and address.sixtofour is None
+    return address.is_global and not address.is_multicast
+
+
 def public_opener(hosts: Sequence[str]) -> urllib.request.OpenerDirector:
     """Opens http(s) URLs; connects, also after a redirect, only to public addresses.
 
@@ -631,8 +658,7 @@ def public_opener(hosts: Sequence[str]) -> urllib.request.OpenerDirector:
     def connect(address: tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
         host, port = address
         found = [str(place[0]) for *_, place in socket.getaddrinfo(host, port, type=1)]
-        is_public = all(ipaddress.ip_address(n.partition("%")[0]).is_global for n in found)
-        if not is_public and host not in hosts:
+        if not all(map(is_public, found)) and host not in hosts:
             raise MediaError(f"{host:.80} is in an internal network; send a data URL")
         return socket.create_connection((found[-1], port), timeout, source)
 

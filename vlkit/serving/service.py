@@ -16,6 +16,7 @@ from vlkit.generation.generate import sampling_temperature, with_thinking
 from vlkit.generation.reply import Thinking, count_usage
 from vlkit.generation.rows import make_row, make_schema
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
+from vlkit.media.sources import is_remote
 from vlkit.media.video import ClipInfo
 from vlkit.messages import opened_thought
 from vlkit.models.load import VLM
@@ -93,6 +94,8 @@ class ByteBudget:
         Returns:
             A function that gives them back: from any thread; a second call does nothing.
         """
+        if not size:  # a text waits for nobody's pictures
+            return lambda: None
         async with self._first, self._changed:
             await self._changed.wait_for(lambda: not self._used or self._used + size <= self._total)
             self._used += size
@@ -165,6 +168,7 @@ class ChatService:
         # a copy, since other threads change the padding of the processor's tokenizer in place
         self._tokenizer = copy.deepcopy(vlm.processor.tokenizer).backend_tokenizer
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "vlkit-media")
+        self._texts = ThreadPoolExecutor(1, "vlkit-text")  # does not wait for others' media
         self._downloads = ThreadPoolExecutor(DOWNLOADS, "vlkit-download")
         self._budget = ByteBudget(min(limits.held_bytes, available_memory()[0] // 4))
 
@@ -210,7 +214,7 @@ class ChatService:
     async def _make_jobs(self, chat: ChatRequest, answer: ServedAnswer) -> None:
         vlm, answer.notes = self.vlm, [f"{name} has no effect" for name in chat.noted]
         if chat.answer_schema is not None:  # refused before anything else is done
-            await self._run(self._check_schema, chat)
+            await self._run(self._texts, self._check_schema, chat)
         try:
             thinking = chat.chat_template_kwargs.enable_thinking
             vlm = with_thinking(vlm, thinking, chat.answer_schema)
@@ -219,11 +223,15 @@ class ChatService:
         if chat.function:
             answer.notes.append("the model does not see the descriptions of tools")
         reader = MediaReader(chat, self.limits, self.vlm.rules, self.context)
-        pool = self._downloads if chat.is_slow_to_read else self._pool
-        messages = await asyncio.get_running_loop().run_in_executor(pool, reader.read)
+        pool = self._pool if chat.urls else self._texts
+        if any(map(is_remote, chat.urls)):
+            pool = self._downloads
+        messages = await self._run(pool, reader.read)
+        answer.notes += sorted(set(reader.notes))
         release = await self._budget.take(PIXEL_BYTES * reader.pixels)
         try:
-            rows, usage, begun = await self._run(self._prepare, vlm, chat, messages)
+            pool = self._pool if reader.pixels else self._texts
+            rows, usage, begun = await self._run(pool, self._prepare, vlm, chat, messages)
         except BaseException:
             release()
             raise
@@ -281,11 +289,11 @@ class ChatService:
                 raise RequestError.of(error) from error
         return rows, count_usage(vlm, inputs, 0), opened_thought(loaded.prompt)
 
-    async def _run(self, function: Callable, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+    async def _run(self, pool: ThreadPoolExecutor, function: Callable, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
     def close(self) -> None:
         """Finish the requests that were submitted."""
-        self._downloads.shutdown(wait=True)
-        self._pool.shutdown(wait=True)
+        for pool in (self._downloads, self._pool, self._texts):
+            pool.shutdown(wait=True)
         self.worker.close()
