@@ -397,7 +397,14 @@ def test_what_a_model_thinks_is_reasoning_content(tiny_vlm, monkeypatch):
 
 def test_a_schema_that_is_not_supported_is_refused_before_anything_runs(server):
     before = health(server)["finished"]
-    for schema, reason in (({"not": {}}, "Unimplemented keys"), ({"type": "shape"}, "Invalid")):
+    endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    nested = {"type": "array", "minItems": 1, "items": {"$ref": "#"}}
+    for schema, reason in (
+        ({"not": {}}, "Unimplemented keys"),
+        ({"type": "shape"}, "Invalid"),
+        (endless, "Too many items"),
+        (nested, "Too many items"),
+    ):
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
         body = {"messages": [{"role": "user", "content": parts}], "response_format": form}

@@ -147,9 +147,12 @@ class SchemaProcessor:
             text = json.dumps(_close(schema))
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_STYLE)
             self._matcher = llguidance.LLMatcher(_tokenizers[tokenizer], grammar, log_level=0)
+            # a text without end is found where it begins
+            self._matcher.consume_tokens(self._matcher.compute_ff_tokens()[:1])
         except (TypeError, ValueError, RecursionError) as error:
             raise _refused(str(error)) from error
         self._check()
+        self._matcher.reset()
         thought = opened_thought(prompt)
         self.start_after = tokenizer.convert_tokens_to_ids("</think>") if thought else None
         self._prompt_length: int | None = None

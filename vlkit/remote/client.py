@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,7 +21,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from vlkit.errors import RemoteError, one_line, warn_user
-from vlkit.remote.services import Endpoint, Service
+from vlkit.remote.services import Address, Endpoint
 
 NO_KEY = "none"  # the openai package needs a key, also for a server that needs none
 MOST_WAIT = 60.0  # the longest Retry-After, in seconds, that is waited for
@@ -56,39 +56,15 @@ class ServiceProblem:
     wrong_key: bool = False
 
 
-@dataclass(frozen=True)
-class ErrorSource:
-    """Which model at which service, for error messages.
-
-    Attributes:
-        model: its name at the service.
-        base_url: the endpoint.
-        service: the kind of service.
-        timeout: seconds that an answer may take.
-        key: to remove it from messages.
-        served: names of the models that the service has, as far as known.
-    """
-
-    model: str
-    base_url: str
-    service: Service
-    timeout: float
-    key: str = field(repr=False)
-    served: Sequence[str] = ()
-
-    def problem(self, text: str, *, fatal: bool = False, **kind: Any) -> ServiceProblem:
-        """A problem with an error that names the model; ``kind``: fields of ServiceProblem."""
-        text = f"{self.model} at {self.base_url}: {self.hide_keys(text)}"
-        return ServiceProblem(RemoteError(text, fatal=fatal), **kind)
-
-    def hide_keys(self, text: str) -> str:
-        """The text without the key, and without anything that looks like a key."""
-        if self.key != NO_KEY:
-            text = text.replace(self.key, "…")
-        return _SECRET.sub("…", text)
+def _problem(source: Address, text: str, *, fatal: bool = False, **kind: Any) -> ServiceProblem:
+    """A problem with an error that names the model; ``kind``: fields of ServiceProblem."""
+    if source.client.api_key != NO_KEY:
+        text = text.replace(source.client.api_key, "…")
+    text = f"{source.model} at {source.base_url}: {_SECRET.sub('…', text)}"
+    return ServiceProblem(RemoteError(text, fatal=fatal), **kind)
 
 
-def describe_problem(error: Exception, source: ErrorSource) -> ServiceProblem:
+def describe_problem(error: Exception, source: Address) -> ServiceProblem:
     """The problem behind an exception of the openai package, or of packages that it uses."""
     import openai
 
@@ -99,70 +75,73 @@ def describe_problem(error: Exception, source: ErrorSource) -> ServiceProblem:
     if isinstance(error, openai.APIStatusError):
         return _describe_refusal(error, error.status_code, source)
     if isinstance(error, RemoteError):
-        return source.problem(str(error))
+        return _problem(source, str(error))
     if isinstance(error, openai.APIError) and error.body:  # in a stream, or under HTTP 200
         code = str(error.code)
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
         return _describe_refusal(error, status, source)
-    return source.problem(
+    return _problem(
+        source,
         f"the response is not a chat completion ({one_line(error)}); check that base_url is an "
-        "OpenAI-compatible endpoint; most end in /v1"
+        "OpenAI-compatible endpoint; most end in /v1",
     )
 
 
-def _describe_timeout(error: Exception, source: ErrorSource) -> ServiceProblem:
+def _describe_timeout(error: Exception, source: Address) -> ServiceProblem:
     if "Connect" in type(error.__cause__).__name__:
         return _describe_no_connection(error, source)
     text = f"no answer within {source.timeout:g} s; load with a longer timeout=, or lower "
-    return source.problem(text + "max_new_tokens", no_response=True)
+    return _problem(source, text + "max_new_tokens", no_response=True)
 
 
-def _describe_no_connection(error: Exception, source: ErrorSource) -> ServiceProblem:
+def _describe_no_connection(error: Exception, source: Address) -> ServiceProblem:
     cause: Any = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
     number = getattr(cause, "errno", None)
     reason = os.strerror(number) if number and number > 0 else one_line(cause)
     text = f"no connection ({reason}); check the network and base_url, and that the server runs"
-    return source.problem(text, fatal=True, retry=True, no_response=True)
+    return _problem(source, text, fatal=True, retry=True, no_response=True)
 
 
-def _describe_refusal(error: Any, status: int, source: ErrorSource) -> ServiceProblem:
+def _describe_refusal(error: Any, status: int, source: Address) -> ServiceProblem:
     """The problem of an error in the service's own words; status 0 where it gives no number."""
     reason = _service_message(error.body)
     words = " ".join(str(part) for part in (error.code, error.type, reason) if part)
     throttled = status == 429 and source.service.name == "dashscope"  # its quotas are per minute
     if _QUOTA.search(words) and not throttled:
         text = f"the account's quota or balance is used up ({reason}); see the service's console"
-        return source.problem(text, fatal=True)
+        return _problem(source, text, fatal=True)
     if _CONTENT.search(words):
-        return source.problem(f"the content was refused ({reason}); change the question or picture")
+        return _problem(
+            source, f"the content was refused ({reason}); change the question or picture"
+        )
     if status == 401 or "api_key" in words.lower() or "apikey" in words.lower():
-        return source.problem(_describe_wrong_key(source, reason), fatal=True, wrong_key=True)
+        return _problem(source, _describe_wrong_key(source, reason), fatal=True, wrong_key=True)
     if status == 404 or _MODEL.search(words):
         text = f"no such model or address ({reason}); check the model's name and base_url"
         text += f"; it serves {', '.join(source.served[:4])}" if source.served else ""
-        return source.problem(text, fatal=True)
+        return _problem(source, text, fatal=True)
     if status == 403:
         text = f"the key has no access to this model ({reason}); request access"
-        return source.problem(text, fatal=True)
+        return _problem(source, text, fatal=True)
     if status in (408, 409, 429) or status >= 500:
         return _describe_busy(error, status, reason, source)
     if not status:
         text = f"the service ended the answer with an error ({reason}); try again, or see its log"
-        return source.problem(text)
-    return source.problem(f"the request was refused (HTTP {status}: {reason})")
+        return _problem(source, text)
+    return _problem(source, f"the request was refused (HTTP {status}: {reason})")
 
 
-def _describe_wrong_key(source: ErrorSource, reason: str) -> str:
+def _describe_wrong_key(source: Address, reason: str) -> str:
     name = source.service.key_name
-    if source.key == NO_KEY:
+    if source.client.api_key == NO_KEY:
         return f"a key is needed ({reason}); set the environment variable {name} or pass api_key="
     where = "; keys differ by region" if source.service.name == "dashscope" else ""
     return f"the key is refused ({reason}); check {name} or api_key={where}"
 
 
-def _describe_busy(error: Any, status: int, reason: str, source: ErrorSource) -> ServiceProblem:
+def _describe_busy(error: Any, status: int, reason: str, source: Address) -> ServiceProblem:
     response = getattr(error, "response", None)  # none for an error in a stream
     wait = retry_after(response.headers) if response else None
     if status == 429:
@@ -170,8 +149,8 @@ def _describe_busy(error: Any, status: int, reason: str, source: ErrorSource) ->
     else:
         text = f"the service failed (HTTP {status}: {reason}); try again later"
     if wait is not None and wait > MOST_WAIT:
-        return source.problem(f"{text}; the service asks to wait {wait:,.0f} s")
-    return source.problem(text, retry=True, wait=wait)
+        return _problem(source, f"{text}; the service asks to wait {wait:,.0f} s")
+    return _problem(source, text, retry=True, wait=wait)
 
 
 def retry_after(headers: Any) -> float | None:
@@ -367,15 +346,14 @@ def _close(http_client: Any) -> None:
     loop.call_soon_threadsafe(lambda: asyncio.ensure_future(http_client.aclose(), loop=loop))
 
 
-def list_models(client: Any, base_url: str, service: Service, model: str) -> dict[str, dict]:
+def list_models(source: Address) -> dict[str, dict]:
     """An endpoint's list of its models, by name; empty if it has no such list.
 
     Raises:
         RemoteError: the endpoint cannot be reached, or refuses the key.
     """
-    source = ErrorSource(model, base_url, service, LIST_SECONDS, client.api_key)
     try:
-        return run(_list_models(client))
+        return run(_list_models(source))
     except Exception as error:  # of any library
         problem = describe_problem(error, source)
     if problem.no_response or problem.wrong_key:
@@ -383,9 +361,9 @@ def list_models(client: Any, base_url: str, service: Service, model: str) -> dic
     return {}
 
 
-async def _list_models(client: Any) -> dict[str, dict]:
-    async with asyncio.timeout(LIST_SECONDS):
-        page = await client.models.list()
+async def _list_models(source: Address) -> dict[str, dict]:
+    async with asyncio.timeout(source.timeout):
+        page = await source.client.models.list()
     return {entry.id: entry.model_dump() for entry in page.data}
 
 
@@ -430,21 +408,17 @@ async def ask(
 
 async def _try(remote: Endpoint, body: dict, answer: RawAnswer, put: Any) -> ServiceProblem | None:
     """None if it is answered. Raises nothing: exceptions of clients may contain the key."""
-    source = ErrorSource(
-        remote.model, remote.base_url, remote.service, remote.timeout, remote.client.api_key,
-        remote.served,
-    )  # fmt: skip
     streams = put is not None or remote.service.streams
     sent = _sent_fields(remote, body, streams)
     try:
         await (_stream if streams else _ask_whole)(remote, sent, answer, put)
-        problem = _describe_end(answer, source)
+        problem = _describe_end(answer, remote)
     except Exception as error:  # of any library
         refused = refused_fields(error, sent["extra_body"])
         if own := refused & OWN_FIELDS - remote.extra_body.keys():
             _leave_out(remote, own)
             return await _try(remote, body, answer, put)
-        problem = describe_problem(error, source)
+        problem = describe_problem(error, remote)
         if asked := sorted({_ASKED_WITH.get(name, name) for name in refused}):
             text = f"{problem.error}; change or leave out {' and '.join(asked)}"
             problem = ServiceProblem(RemoteError(text, fatal=problem.error.fatal))
@@ -471,14 +445,14 @@ def _leave_out(remote: Endpoint, names: set[str]) -> None:
         )
 
 
-def _describe_end(answer: RawAnswer, source: ErrorSource) -> ServiceProblem | None:
+def _describe_end(answer: RawAnswer, source: Address) -> ServiceProblem | None:
     reason = answer.finish_reason
     if reason == "content_filter":
-        return source.problem("the content was refused; change the question or picture")
+        return _problem(source, "the content was refused; change the question or picture")
     if reason in ("stop", "length"):
         return None
     text = f"the service broke the answer off (finish_reason={reason!r}); try again"
-    return source.problem(text, retry=reason in ("error", "abort"))
+    return _problem(source, text, retry=reason in ("error", "abort"))
 
 
 async def _ask_whole(remote: Endpoint, sent: dict, answer: RawAnswer, put: Any) -> None:

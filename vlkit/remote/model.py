@@ -291,7 +291,11 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     key = services.find_key(service, settings["api_key"])
     openai_client = client.open_client(base_url, key, settings["timeout"])
     is_own = service is services.COMPATIBLE
-    models = client.list_models(openai_client, base_url, service, model) if is_own else {}
+    address = services.Address(
+        model=model, base_url=base_url, service=service, timeout=client.LIST_SECONDS,
+        client=openai_client,
+    )  # fmt: skip
+    models = client.list_models(address) if is_own else {}
     entry = models.get(model, {})
     service = services.OWNERS.get(str(entry.get("owned_by")), service)
     extra_body = service.thinking_fields(settings["thinking"]) | dict(settings["extra_body"] or {})

@@ -87,10 +87,6 @@ def _in_template(on: bool) -> dict[str, Any]:
     return {"chat_template_kwargs": {"enable_thinking": on}}
 
 
-def _as_effort(on: bool) -> dict[str, Any]:
-    return {"reasoning_effort": "medium" if on else "none"}
-
-
 DASHSCOPE = Service(
     "dashscope", "DASHSCOPE_API_KEY", True, 1.99, 2**31 - 1, 101, streams=True, clips=True,
     switch=lambda on: {"enable_thinking": on}, budget=lambda most: {"thinking_budget": most},
@@ -107,7 +103,9 @@ SGLANG = replace(COMPATIBLE, clips=False)  # it reads video files alone
 LLAMA_CPP = Service(
     "llama.cpp", switch=_in_template, budget=lambda most: {"thinking_budget_tokens": most}
 )
-OLLAMA = Service("ollama", any_token=None, switch=_as_effort)
+OLLAMA = Service(
+    "ollama", any_token=None, switch=lambda on: {"reasoning_effort": "medium" if on else "none"}
+)
 _HOSTS = {"aliyuncs.com": DASHSCOPE, "api.openai.com": OPENAI, "openrouter.ai": OPENROUTER}
 # by ``owned_by`` in a server's list of models
 OWNERS = {"vllm": VLLM, "sglang": SGLANG, "llamacpp": LLAMA_CPP, "library": OLLAMA}
@@ -260,44 +258,54 @@ def picture_bounds(rules: SizeRules) -> dict[str, int]:
     return {"min_pixels": rules.image_pixels[0], "max_pixels": _MOST_TOKENS * token}
 
 
-@dataclass(frozen=True, eq=False)
-class Endpoint:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Address:
+    """Where a model is asked for.
+
+    Attributes:
+        model: its name at the service.
+        base_url: the endpoint.
+        service: the kind of service.
+        timeout: seconds that an answer may take.
+        client: the openai package's client.
+        served: names of the models that the endpoint lists, as far as known.
+    """
+
+    model: str
+    base_url: str
+    service: Service
+    timeout: float
+    client: Any = field(repr=False)
+    served: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Endpoint(Address):
     """A model behind an address; it never shows its key.
 
     Attributes:
         name: the model's name in ``load``.
-        model: its name at the service.
-        base_url: the endpoint.
         family: a key of ``FAMILIES``.
         rules: how large its pictures are sent.
         context_length: the most tokens that prompt and answer may have together.
-        service: the kind of service.
         has_server_rules: whether the rules come from the service's list of models.
         prices: per million input and output tokens, or None.
-        timeout, retries, concurrency, extra_body: see :class:`HostedOptions`.
+        retries, concurrency, extra_body: see :class:`HostedOptions`.
         load_options: what it was loaded with, without the key.
-        served: names of the models that the endpoint lists.
         unsupported: fields that the service has refused, and that are no longer sent.
-        client: the openai package's client.
         chosen_by: the settings file or variable that named the model, or None.
     """
 
     name: str
-    model: str
-    base_url: str
     family: str
     rules: SizeRules
     context_length: int
-    service: Service
     has_server_rules: bool
     prices: Mapping[str, float] | None
-    timeout: float
     retries: int
     concurrency: int
     extra_body: Mapping[str, Any]
     load_options: Mapping[str, Any]
-    served: tuple[str, ...]
-    client: Any = field(repr=False)
     chosen_by: str | None = None
     unsupported: set[str] = field(default_factory=set, repr=False)
 

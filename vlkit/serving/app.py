@@ -415,14 +415,11 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
 
     @app.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": [services[0].describe_model()]}
+        return {"object": "list", "data": [services[0].describe_model(name)]}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict:
-        if model != name:
-            text = f"model {model!r:.80} is not served here; the model is {name!r}"
-            raise RequestError(text, status=404, param="model", code="model_not_found")
-        return services[0].describe_model()
+        return services[0].describe_model(model)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(chat: ChatRequest, request: Request) -> Response:

@@ -66,6 +66,8 @@ class RequestError(VlkitError):
             torch.cuda.empty_cache()
             text = "out of GPU memory; send smaller pictures or ask for fewer tokens"
             return cls(text, status=503, headers={"Retry-After": "5"})
+        if isinstance(error, VlkitError):
+            return cls(str(error))
         return cls(f"the model failed: {type(error).__name__}: {error!s:.200}", status=500)
 
     @property

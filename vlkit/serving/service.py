@@ -86,7 +86,7 @@ class ByteBudget:
 
     def __init__(self, total: int):
         self._total, self._used, self._loop = total, 0, asyncio.get_running_loop()
-        self._first, self._changed = asyncio.Lock(), asyncio.Condition()
+        self._first, self._freed = asyncio.Lock(), asyncio.Event()
 
     async def take(self, size: int) -> Callable[[], None]:
         """Wait until ``size`` bytes are free.
@@ -96,21 +96,18 @@ class ByteBudget:
         """
         if not size:  # a text waits for nobody's pictures
             return lambda: None
-        async with self._first, self._changed:
-            await self._changed.wait_for(lambda: not self._used or self._used + size <= self._total)
+        async with self._first:
+            while self._used and self._used + size > self._total:
+                self._freed.clear()
+                await self._freed.wait()
             self._used += size
         taken = [size]
 
-        def release() -> None:
-            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._free(taken)))
+        def free() -> None:
+            self._used -= taken.pop() if taken else 0
+            self._freed.set()
 
-        return release
-
-    async def _free(self, taken: list[int]) -> None:
-        async with self._changed:
-            if taken:
-                self._used -= taken.pop()
-                self._changed.notify_all()
+        return partial(self._loop.call_soon_threadsafe, free)
 
 
 class ServedAnswer:
@@ -172,8 +169,15 @@ class ChatService:
         self._downloads = ThreadPoolExecutor(DOWNLOADS, "vlkit-download")
         self._budget = ByteBudget(min(limits.held_bytes, available_memory()[0] // 4))
 
-    def describe_model(self) -> dict[str, Any]:
-        """The entry of ``/v1/models``; vlkit's own client reads the sizes there."""
+    def describe_model(self, name: str) -> dict[str, Any]:
+        """The model's entry in ``/v1/models``; vlkit's own client reads the sizes there.
+
+        Raises:
+            RequestError: a model of another name is asked for.
+        """
+        if name != self.name:
+            text = f"model {name!r:.80} is not served here; the model is {self.name!r}"
+            raise RequestError(text, status=404, param="model", code="model_not_found")
         return {
             "id": self.name, "object": "model", "created": 0, "owned_by": "vlkit",
             "max_model_len": self.context,
@@ -194,9 +198,7 @@ class ChatService:
         Raises:
             RequestError: the request is refused.
         """
-        if chat.model != self.name:
-            text = f"model {chat.model!r:.80} is not served here; the model is {self.name!r}"
-            raise RequestError(text, status=404, param="model", code="model_not_found")
+        self.describe_model(chat.model)
         answer = ServedAnswer(partial(self._tokenizer.decode, skip_special_tokens=False))
         self.worker.arriving += 1
         try:
