@@ -47,12 +47,18 @@ def server(vlm):
 
 
 @pytest.fixture
-def endless(tiny_vlm, monkeypatch):
-    """A random model that hardly ever stops by itself, with one slot and a queue of one."""
+def endless_vlm(tiny_vlm, monkeypatch):
+    """A random model that hardly ever stops by itself, with one slot."""
     monkeypatch.setitem(worker.SLOTS, "cpu", 1)
     vlm = tiny_vlm("qwen2_vl")
     monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", None)
-    with serving.start(vlm, new_tokens=4000, waiting=1) as server:
+    return vlm
+
+
+@pytest.fixture
+def endless(endless_vlm):
+    """Its server, with a queue of one."""
+    with serving.start(endless_vlm, new_tokens=4000, waiting=1) as server:
         yield server
 
 
@@ -261,13 +267,15 @@ def test_connections_that_wait_for_their_client_hold_up_no_other(vlm, sent):
             held[3].sock.recv(1)
 
 
-def test_answers_under_way_are_not_closed_for_new_connections(vlm):
-    with serving.start(vlm, connections=2) as server:
-        begun = connect(server)
-        body = {"model": "tiny", "messages": [CIRCLES], "max_tokens": 40}
-        begun.request("POST", "/v1/chat/completions", json.dumps(body).encode(), JSON)
-        half(server, 5, b"GET")
-        assert begun.getresponse().status == 200
+def test_answers_under_way_are_not_closed_for_new_connections(endless_vlm):
+    with serving.start(endless_vlm, new_tokens=4000, connections=2) as server:
+        connection, response = begin(server)
+        held = half(server, 5, b"GET")
+        held[0].sock.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert held[0].sock.recv(1) == b""
+        assert len(response.read(2000)) == 2000
+        connection.close()
 
 
 def test_a_text_does_not_wait_for_the_media_of_others(vlm, monkeypatch):

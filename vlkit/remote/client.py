@@ -68,8 +68,10 @@ def describe_problem(error: Exception, source: Address) -> ServiceProblem:
     """The problem behind an exception of the openai package, or of packages that it uses."""
     import openai
 
-    if isinstance(error, openai.APITimeoutError | TimeoutError):
-        return _describe_timeout(error, source)
+    timed_out = isinstance(error, openai.APITimeoutError | TimeoutError)
+    if timed_out and "Connect" not in type(error.__cause__).__name__:
+        text = f"no answer within {source.timeout:g} s; load with a longer timeout=, or lower "
+        return _problem(source, text + "max_new_tokens", no_response=True)
     if isinstance(error, openai.APIConnectionError):
         return _describe_no_connection(error, source)
     if isinstance(error, openai.APIStatusError):
@@ -85,13 +87,6 @@ def describe_problem(error: Exception, source: Address) -> ServiceProblem:
         f"the response is not a chat completion ({one_line(error)}); check that base_url is an "
         "OpenAI-compatible endpoint; most end in /v1",
     )
-
-
-def _describe_timeout(error: Exception, source: Address) -> ServiceProblem:
-    if "Connect" in type(error.__cause__).__name__:
-        return _describe_no_connection(error, source)
-    text = f"no answer within {source.timeout:g} s; load with a longer timeout=, or lower "
-    return _problem(source, text + "max_new_tokens", no_response=True)
 
 
 def _describe_no_connection(error: Exception, source: Address) -> ServiceProblem:
@@ -204,11 +199,8 @@ LIST_SECONDS = 8.0  # for the list of models
 _TICK = 0.05  # seconds between two checks of whether to stop
 
 
-# reasons of a whole answer, and of one that is too long, in the words of several services
-_WHOLE = {
-    "stop", "tool_calls", "function_call", "eos_token", "stop_sequence", "end_turn", "complete",
-}  # fmt: skip
-_CUT_OFF = {"length", "max_tokens", "model_length"}
+_WHOLE = "tool_calls function_call eos_token stop_sequence end_turn complete".split()
+_REASONS = dict.fromkeys(_WHOLE, "stop") | {"max_tokens": "length", "model_length": "length"}
 _THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 
 
@@ -268,8 +260,7 @@ class RawAnswer:
             self._add(_text_of(part), thinks, put)
         if reason := choice.get("finish_reason"):
             same = str(reason).lower()
-            self.finish_reason = "stop" if same in _WHOLE else same
-            self.finish_reason = "length" if same in _CUT_OFF else self.finish_reason
+            self.finish_reason = _REASONS.get(same, same)
         return message
 
     def take_whole(self, response: Any, put: Callable[[str], None] | None = None) -> None:

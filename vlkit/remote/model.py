@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import queue
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
@@ -26,56 +26,18 @@ _TICK = 0.1  # seconds between two checks of whether to stop
 Row = tuple[int, Reply | Failure]
 
 
-@dataclass
-class _State:
-    """The common state of a batch's workers, which all run on the event loop."""
-
-    remote: Endpoint
-    conversations: Sequence[Any]
-    waiting: Iterator[int]
-    settings: Settings
-    finished: queue.SimpleQueue[Row] = field(default_factory=queue.SimpleQueue)
-    answered: int = 0
-    fatal: Failure | None = None
-
-
-def _next_row(state: _State, future: concurrent.futures.Future, settings: Settings) -> Row:
-    while True:
-        settings.check_stopped()
-        try:
-            return state.finished.get(timeout=_TICK)
-        except queue.Empty:
-            if future.done() and state.finished.empty():
-                future.result()  # raises the error that ended the workers
-
-
-async def _answer_all(state: _State, count: int) -> None:
-    async with asyncio.TaskGroup() as group:
-        for _ in range(count):
-            group.create_task(_work(state))
-
-
-async def _work(state: _State) -> None:
-    for index in state.waiting:
-        result = state.fatal or await _answer(state, index)
-        state.finished.put((index, result))
-
-
-async def _answer(state: _State, index: int) -> Reply | Failure:
-    settings, answer, start = state.settings, RawAnswer(), time.perf_counter()
-    facts = state.conversations[index], settings.options, settings.seed_of(index)
+async def _answer(
+    remote: Endpoint, conversation: Any, settings: Settings, index: int, patience: float
+) -> Reply | Exception:
+    """A row's Reply, or whatever it raised: one row must never end the batch."""
+    answer, start = RawAnswer(), time.perf_counter()
+    facts = conversation, settings.options, settings.seed_of(index)
     try:
-        request = await asyncio.to_thread(make_request, state.remote, *facts)
-        patience = LATER_PATIENCE if state.answered else client.PATIENCE
-        retries = state.remote.retries
-        await client.ask(state.remote, request.body, answer, patience=patience, retries=retries)
-        state.answered += 1
-        return make_reply(state.remote, request, answer, start, keep=False)
-    except Exception as error:  # one row must never end the batch
-        failure = Failure.of(error)
-        if isinstance(error, RemoteError) and error.fatal:
-            state.fatal = failure
-        return failure
+        request = await asyncio.to_thread(make_request, remote, *facts)
+        await client.ask(remote, request.body, answer, patience=patience, retries=remote.retries)
+        return make_reply(remote, request, answer, start, keep=False)
+    except Exception as error:
+        return error
 
 
 class HostedOptions(TypedDict, total=False):
@@ -249,12 +211,34 @@ class RemoteVLM(Endpoint):
         same error and are not sent.
         """
         tally.batch_size = min(settings.batch_size or self.concurrency, len(indices))
-        state = _State(self, conversations, iter(indices), settings)
-        work = _answer_all(state, tally.batch_size)
-        future = asyncio.run_coroutine_threadsafe(work, client.event_loop())
+        waiting, finished = iter(indices), queue.SimpleQueue[Row]()
+        patience, fatal = client.PATIENCE, None
+
+        async def work() -> None:
+            nonlocal patience, fatal
+            for index in waiting:
+                conversation = conversations[index]
+                result = fatal or await _answer(self, conversation, settings, index, patience)
+                if isinstance(result, Reply):
+                    patience = LATER_PATIENCE
+                elif isinstance(result, RemoteError) and result.fatal:
+                    fatal = result
+                failed = isinstance(result, Exception)
+                finished.put((index, Failure.of(result) if failed else result))
+
+        async def work_all() -> None:
+            await asyncio.gather(*(work() for _ in range(tally.batch_size)))
+
+        future = asyncio.run_coroutine_threadsafe(work_all(), client.event_loop())
         try:
             for _ in indices:
-                index, result = _next_row(state, future, settings)
+                result = None
+                while result is None:
+                    settings.check_stopped()
+                    if future.done() and finished.empty():
+                        future.result()  # raises the error that ended the work
+                    with suppress(queue.Empty):
+                        index, result = finished.get(timeout=_TICK)
                 if isinstance(result, Reply):
                     tally.new_tokens += result.usage.new_tokens
                     if result.cost is not None:

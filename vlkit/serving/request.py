@@ -10,6 +10,7 @@ import os
 import socket
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,27 +36,27 @@ from vlkit.models.families import SizeRules
 from vlkit.serving.limits import Limits
 
 
+@dataclass(eq=False)
 class RequestError(VlkitError):
     """A refused request; the client gets it as OpenAI's error object.
 
     Attributes:
+        message: what was wrong and what to do.
         status: the HTTP status.
         param: the field that is wrong, as ``messages.0.content``, or None.
         code: OpenAI's short code, or None.
         headers: of the response.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, headers or {}
+    message: str
+    _: KW_ONLY
+    status: int = 400
+    param: str | None = None
+    code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
     @classmethod
     def of(cls, error: Exception) -> RequestError:
@@ -524,7 +525,8 @@ class MediaReader:
 
     def _options(self, part: Any, *names: str) -> dict[str, Any]:
         """The request's options of a medium, its address's and its own; the last one counts."""
-        given, options = [self._chat.mm_processor_kwargs, getattr(part, part.type), part], {}
+        given = [self._chat.mm_processor_kwargs, getattr(part, part.type), part]
+        options: dict[str, Any] = {}
         for level in (level for level in given if isinstance(level, PixelLimits)):
             options |= level.model_dump(include=set(names), exclude_none=True)
         return options

@@ -107,7 +107,10 @@ class ByteBudget:
             self._used -= taken.pop() if taken else 0
             self._freed.set()
 
-        return partial(self._loop.call_soon_threadsafe, free)
+        def release() -> None:
+            self._loop.call_soon_threadsafe(free)
+
+        return release
 
 
 class ServedAnswer:
