@@ -219,12 +219,13 @@ class RemoteVLM(Endpoint):
             for index in waiting:
                 conversation = conversations[index]
                 result = fatal or await _answer(self, conversation, settings, index, patience)
-                if isinstance(result, Reply):
-                    patience = LATER_PATIENCE
-                elif isinstance(result, RemoteError) and result.fatal:
+                if isinstance(result, RemoteError) and result.fatal:
                     fatal = result
-                failed = isinstance(result, Exception)
-                finished.put((index, Failure.of(result) if failed else result))
+                if isinstance(result, Exception):
+                    finished.put((index, Failure.of(result)))
+                else:
+                    patience = LATER_PATIENCE
+                    finished.put((index, result))
 
         async def work_all() -> None:
             await asyncio.gather(*(work() for _ in range(tally.batch_size)))
