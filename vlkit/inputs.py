@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any
@@ -79,31 +79,21 @@ def _count_bytes(tensors: tuple) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-@contextmanager
-def each_once(
-    processor: Any, keys: Sequence[Hashable], cache: TensorCache | None = None
-) -> Iterator[None]:
-    """Let a processor compute pictures with the same key once; restored on exit.
+class _EachOnce:
+    """An image processor that computes pictures with the same key once.
 
     Args:
-        processor: a Qwen-VL processor, used by one thread at a time.
+        image_processor: of transformers.
         keys: of the next call's pictures, in order; equal only where the results are equal.
         cache: patches (patches, values) and grid (3,) of pictures in earlier calls, by key.
+        prepare: the pictures at some places as the image processor takes them.
     """
-    image_processor = processor.image_processor
-    if keys and (cache is not None or len(set(keys)) < len(keys)):
-        processor.image_processor = _EachOnce(image_processor, keys, cache or TensorCache(0))
-    try:
-        yield
-    finally:
-        processor.image_processor = image_processor
 
-
-class _EachOnce:
-    """An image processor that computes repeated pictures once."""
-
-    def __init__(self, image_processor: Any, keys: Sequence[Hashable], cache: TensorCache):
-        self._image_processor, self._keys, self._cache = image_processor, keys, cache
+    def __init__(
+        self, image_processor: Any, keys: Sequence[Hashable], cache: TensorCache, prepare: Callable
+    ):
+        self._image_processor, self._keys = image_processor, keys
+        self._cache, self._prepare = cache, prepare
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)
@@ -113,14 +103,13 @@ class _EachOnce:
         from transformers import BatchFeature
 
         parts = self._cache.find(self._keys)
-        by_key = dict(zip(self._keys, images, strict=True))
-        new = {key: image for key, image in by_key.items() if key not in parts}
+        places = {key: place for place, key in enumerate(self._keys) if key not in parts}
         output = BatchFeature()
-        if new:
-            output = self._image_processor(list(new.values()), **options)
+        if places:
+            output = self._image_processor(self._prepare(places.values()), **options)
             grid = torch.as_tensor(output["image_grid_thw"])
             pixels = torch.as_tensor(output["pixel_values"]).split(grid.prod(-1).tolist())
-            computed = dict(zip(new, zip(pixels, grid, strict=True), strict=True))
+            computed = dict(zip(places, zip(pixels, grid, strict=True), strict=True))
             parts |= computed
             self._cache.keep(computed)
         output["image_grid_thw"] = torch.stack([parts[key][1] for key in self._keys])
@@ -239,18 +228,26 @@ def make_inputs(
     """
     images = [row.images for row in loaded]
     prompts = [row.prompt for row in loaded]
-    resized, size = _fit_limits(vlm, [row.pictures for row in loaded], images)
+    pictures = [image for row in images for image in row]
+    wanted, size = _fit_limits(vlm, [p for row in loaded for p in row.pictures], pictures)
     options: dict[str, Any] = {"images_kwargs": {"size": size}} if size else {}
-    if device is not None:
-        resized = _move_pictures(resized, device)
+
+    def prepare(places: Iterable[int]) -> list:
+        return _resize_and_move([(pictures[place], wanted[place]) for place in places], device)
+
+    keys = _picture_keys(vlm, loaded, digests or ()) or range(len(pictures))
+    processor = copy.copy(vlm.processor)
+    processor.image_processor = _EachOnce(
+        processor.image_processor, keys, TensorCache(0) if cache is None else cache, prepare
+    )
     flat = [clip for row in loaded for clip in row.clips]
     if flat:  # sampled and resized already; the metadata say how
         metadata = [clip.metadata for clip in flat]
         options |= {"videos": [clip.frames for clip in flat]}
         options["videos_kwargs"] = {"video_metadata": metadata, **KEEP_FRAMES}
-    with tokenizing, each_once(vlm.processor, _picture_keys(vlm, loaded, digests or ()), cache):
-        tensors = vlm.processor(
-            text=prompts, images=resized or None, padding=True, return_tensors="pt",
+    with tokenizing:
+        tensors = processor(
+            text=prompts, images=pictures or None, padding=True, return_tensors="pt",
             verbose=False, **options,  # vlkit itself checks the length
         )  # fmt: skip
     sizes = iter(_input_sizes(vlm, tensors))
@@ -336,49 +333,51 @@ def plain_content(content: list[dict]) -> list[dict]:
     return items
 
 
-def _fit_limits(vlm: VLM, media, images) -> tuple[list, dict | None]:
-    """The pictures of all rows, and the processor's `size` with which it keeps all their limits.
+def _fit_limits(vlm: VLM, pictures, images) -> tuple[list, dict | None]:
+    """The sizes of pictures to resize here, and the processor's `size` for the limits of all.
 
     The processor takes one pair of limits per call. A picture for which that pair would give
     another size than its own limits is resized here in the same way, and then not by the processor.
     """
-    rules, pictures = vlm.rules, [picture for row in media for picture in row]
-    flat = [image for row in images for image in row]
+    rules = vlm.rules
     limits = [rules.image_limits(picture) for picture in pictures]
     if set(limits) <= {rules.image_pixels}:
-        return flat, None
+        return [None] * len(images), None
     sizes = [
-        rules.image_size(image.size, picture) for image, picture in zip(flat, pictures, strict=True)
+        rules.image_size(image.size, picture)
+        for image, picture in zip(images, pictures, strict=True)
     ]
     areas = [width * height for width, height in sizes]
     low = min(*areas, *(low for low, _ in limits))
     high = max(*areas, *(high for _, high in limits))
-    resized = [
-        image if fit_size(image.size, rules.side, (low, high)) == size else _resize(image, size)
-        for image, size in zip(flat, sizes, strict=True)
+    wanted = [
+        None if fit_size(image.size, rules.side, (low, high)) == size else size
+        for image, size in zip(images, sizes, strict=True)
     ]
-    return resized, {"shortest_edge": low, "longest_edge": high}
+    return wanted, {"shortest_edge": low, "longest_edge": high}
 
 
-def _resize(image: PIL.Image.Image, size: Size):
-    """The picture as a uint8 tensor (3, height, width), resized as the processors do it."""
+def _resize_and_move(pictures: list, device: Any) -> list:
+    """Pictures with the size of each (or None), ready for the processor.
+
+    A resized one, or each one where there is a device on which the processor then works, is a uint8
+    tensor (3, height, width).
+    """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
-    width, height = size
-    return resize(pil_to_tensor(image), [height, width], InterpolationMode.BICUBIC, antialias=True)
-
-
-def _move_pictures(pictures: list, device: Any) -> list:
-    """Pictures as uint8 tensors (3, height, width) on a device, where the processor then works."""
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    def move(picture):
-        tensor = pil_to_tensor(picture) if isinstance(picture, PIL.Image.Image) else picture
+    def ready(image, size):
+        if size is None and device is None:
+            return image
+        tensor = pil_to_tensor(image)
+        if size is not None:
+            tensor = resize(tensor, size[::-1], InterpolationMode.BICUBIC, antialias=True)
         return tensor.to(device)
 
+    if device is None:
+        return [ready(*picture) for picture in pictures]
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(move, pictures))
+        return list(pool.map(ready, *zip(*pictures, strict=True)))
 
 
 def _input_sizes(vlm: VLM, tensors) -> list[Size]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -121,6 +122,37 @@ class Cores:
             with self._counting:
                 self.busy -= 1
                 torch.set_num_threads(self._all)  # other threads of the process start with this
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Compute in the calling thread alone: a small product takes less time than waking another.
+
+    OpenMP's own function is called, since torch's also sets what new threads start with.
+    """
+    import torch
+
+    threads, limit = torch.get_num_threads(), _openmp_limit()
+    if limit is None or threads == 1:
+        yield
+        return
+    limit(1)
+    try:
+        yield
+    finally:
+        limit(threads)
+
+
+@cache
+def _openmp_limit() -> Any:
+    import ctypes
+
+    import torch
+
+    try:  # torch's OpenMP is among the libraries that it has loaded
+        return ctypes.CDLL(torch._C.__file__).omp_set_num_threads
+    except (AttributeError, OSError):  # Windows does not look there
+        return None
 
 
 def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

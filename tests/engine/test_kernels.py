@@ -1,12 +1,17 @@
-"""The GPU kernels against plain torch; on a CPU through Triton's interpreter."""
+"""The GPU kernels against plain torch, through Triton's interpreter; packed weights on a CPU."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+
+from vlkit import threads
+from vlkit.engine import kernels
 
 CHECK = """
 import types, torch
@@ -86,3 +91,47 @@ def test_kernels_do_what_plain_torch_does():
         [sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.fixture
+def layers():
+    torch.manual_seed(0)
+    made = [torch.nn.Linear(96, width) for width in (40, 24)]
+    for layer in made:
+        layer.weight.data = layer.weight.data.bfloat16().float() * 2
+    return made
+
+
+def products(layers, rows):
+    return torch.cat([layer(rows) for layer in layers], -1)
+
+
+@torch.no_grad()
+def test_packed_weights_give_the_products_of_float32_until_they_change(layers):
+    exact = torch.cat([layer.weight for layer in layers]).double()
+    bias = torch.cat([layer.bias for layer in layers]).double()
+    for count in (1, 5, 70):
+        rows = torch.randn(count, 96)
+        ours, right = kernels.pack(*layers)(rows).double(), rows.double() @ exact.T + bias
+        torch.testing.assert_close(ours, right, rtol=1e-6, atol=2e-6)  # of sums of 96 float32
+    for change in (lambda part: part.data.mul_(-1), lambda part: part.zero_()):
+        for part in (layers[1].weight, layers[0].bias):
+            change(part)
+            torch.testing.assert_close(kernels.pack(*layers)(rows), products(layers, rows))
+
+
+def test_weights_that_16_bits_do_not_hold_are_not_packed(layers):
+    for value in (1 + 2**-20, 1e5, float("nan"), float("inf")):
+        layers[0].weight.data[3, 5] = value
+        assert kernels.pack(*layers) is None
+    assert kernels.pack(layers[1].bfloat16()) is None
+    assert kernels.pack(torch.nn.Sequential(layers[0])) is None
+
+
+def test_one_core_is_for_the_calling_thread_alone():
+    torch.set_num_threads(2)
+    with threads.on_one_core():
+        assert torch.get_num_threads() == 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    assert torch.get_num_threads() == 2

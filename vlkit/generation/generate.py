@@ -15,7 +15,7 @@ from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, is_number
 from vlkit.generation.reply import Reply, conversation_html, split_thinking
 from vlkit.inputs import check_model
-from vlkit.media.image import load_image
+from vlkit.media.image import load_image, remember_hash
 from vlkit.media.video import ClipStore
 from vlkit.messages import CheckedMessages, as_messages, assistant, iterate_media, user
 from vlkit.messages import system as _system
@@ -259,7 +259,8 @@ class Chat:
         for item in iterate_media([turn]):
             if item["type"] == "video":
                 continue  # its frames are kept in a cache; the conversation names the file
-            item["image"] = load_image(item["image"], strict=item.pop("strict", True))
+            picture = load_image(item["image"], strict=item.pop("strict", True))
+            item["image"] = remember_hash(picture)
         return turn
 
     def _with(self, turn: dict) -> CheckedMessages:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from threading import Event
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -37,7 +38,7 @@ from vlkit.inputs import (
     load_messages,
     make_inputs,
 )
-from vlkit.media.image import pixel_hash
+from vlkit.media.image import known_hash, pixel_hash
 from vlkit.messages import as_messages, opened_thought
 from vlkit.models.load import VLM, base_model, weights_state
 from vlkit.models.memory import available_memory
@@ -49,7 +50,7 @@ _HANDLED = {  # generation settings that the engine knows, or that change no ans
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k",
     "repetition_penalty", "max_new_tokens", "max_length", "transformers_version", "use_cache",
     "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
-    "_from_model_config",
+    "_from_model_config", "_commit_hash", "_original_object_hash",
 }  # fmt: skip
 
 
@@ -127,9 +128,19 @@ def choose_path(vlm: VLM) -> tuple[str, str]:
 
 
 def _unknown_setting(config: Any) -> str:
-    settings = config.to_diff_dict().items()
-    unknown = sorted(name for name, value in settings if name not in _HANDLED and value is not None)
+    unknown = sorted(
+        name
+        for name, value in vars(config).items()
+        if value is not None and name not in _HANDLED and value != _default_settings().get(name)
+    )
     return f"the model's generation config sets {', '.join(unknown)}" if unknown else ""
+
+
+@cache
+def _default_settings() -> dict[str, Any]:
+    from transformers import GenerationConfig
+
+    return vars(GenerationConfig())
 
 
 def sampling_of(vlm: VLM) -> Sampling:
@@ -408,7 +419,8 @@ def make_row(
 
     # on a GPU in half precision also the pictures are prepared there
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
-    digests = [pixel_hash(image) for image in loaded.images]
+    media = zip(loaded.pictures, loaded.images, strict=True)
+    digests = [known_hash(picture.source) or pixel_hash(image) for picture, image in media]
     frames: list[Any] = [clip.frames for clip in loaded.clips]
     digests += [hashlib.sha256(clip).hexdigest() for clip in frames]
     device = vlm.model.device if half else None

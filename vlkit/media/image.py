@@ -125,6 +125,18 @@ def pixel_hash(picture: PIL.Image.Image) -> str:
     return hashlib.sha256(f"{picture.width}×{picture.height} {digest}".encode()).hexdigest()
 
 
+def remember_hash(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture, with its :func:`pixel_hash` for :func:`known_hash`."""
+    picture.vlkit_hash = pixel_hash(picture)
+    picture.readonly = 1  # Pillow then copies the pixels before it changes them, and sets it to 0
+    return picture
+
+
+def known_hash(source: Any) -> str:
+    """The hash of a picture that has not changed since :func:`remember_hash`; else ``""``."""
+    return getattr(source, "vlkit_hash", "") if getattr(source, "readonly", 0) else ""
+
+
 def describe_source(source: Any) -> str:
     """A short name for messages and reports, on one line, without the content itself."""
     if isinstance(source, Image):

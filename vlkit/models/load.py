@@ -559,14 +559,27 @@ def base_model(vlm: VLM) -> Any:
 
 def weights_state(network: Any) -> list:
     """Equal as long as no weight or adapter has changed; a change through ``.data`` is not seen."""
-    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in network.parameters()]
+    modules = list_modules(network)
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
     names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
     adapters = [
         repr([getattr(part, name, None) for name in names])
-        for part in network.modules()  # transformers' models have a method of this name
+        for part in modules  # transformers' models have a method of this name
         if isinstance(getattr(type(part), "disable_adapters", None), property)
     ]
     return [weights, adapters]
+
+
+def list_modules(network: Any) -> list[Any]:
+    """All modules; in a tenth of the time of ``network.modules()``, which each question would pay.
+
+    One that has two places comes twice.
+    """
+    found = [network]
+    for module in found:  # it grows meanwhile
+        found += [child for child in module._modules.values() if child is not None]
+    return found
 
 
 def _settings(config: Any) -> dict:
