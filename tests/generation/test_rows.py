@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import vlkit
-from vlkit.engine import scheduler
+from vlkit.engine import decoder, scheduler
+from vlkit.engine.kernels import rotate
 from vlkit.engine.slots import Engine
 from vlkit.engine.vision import Encoder
 from vlkit.errors import MediaError, ModelError
@@ -200,6 +201,32 @@ def test_a_later_turn_reads_its_own_words_alone(tiny_vlm, prompts, kind):
             assert media or own < 30
         elif not media:  # a layer's state is kept behind the last picture
             assert own < reply.usage.prompt_tokens - 60
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_a_short_turn_is_read_by_one_step_as_on_a_gpu(tiny_vlm, monkeypatch, prompts, kind):
+    def store_one_by_one(states, heads, kv_heads, angles, cache, lengths):
+        rotate(states, heads + kv_heads, *angles)
+        for row, (state, place) in enumerate(zip(states, lengths.tolist(), strict=True)):
+            cache[row, place] = state[heads:]
+
+    steps = []
+
+    def predict(engine, rows, span):
+        steps.append(rows)
+        return engine._predict(rows, span)
+
+    monkeypatch.setattr(decoder, "rotate_and_store", store_one_by_one)
+    monkeypatch.setattr(Engine, "_captures", True)
+    monkeypatch.setattr(Engine, "_replay", predict)
+    chat = vlkit.Chat(tiny_vlm(kind), system="Be brief.", max_new_tokens=6)
+    turns = [("?", PICTURES[0]), ("Why?",), ("And " * 40,), ("",), ("Or this?", PICTURES[1])]
+    for number, (text, *media) in enumerate(turns):
+        steps.clear()
+        prompts.clear()
+        assert_answer(chat, chat.ask(text, *media))
+        short = number in (1, 3)
+        assert bool(prompts) != short and (steps[0] in (16, 32)) == short
 
 
 @pytest.mark.parametrize("kind", FAST + MIXTURES_AND_STATES)

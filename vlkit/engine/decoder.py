@@ -131,11 +131,14 @@ class Decoder:
             self.cache = {index: layer[:, :before] for index, layer in self.cache.items()}
             raise
 
-    def narrow(self, slot: int) -> Decoder:
-        """A decoder of one slot, over the same memory, which cannot grow."""
+    def narrow(self, slot: int, rows: int = 1) -> Decoder:
+        """A decoder of one slot, for one or several rows, over the same memory; it cannot grow."""
         one = copy.copy(self)
         one.slots, one.narrowed = 1, True
-        one.cache = {index: layer[slot : slot + 1] for index, layer in self.cache.items()}
+        one.cache = {
+            index: layer[slot : slot + 1].expand(rows, -1, -1, -1)
+            for index, layer in self.cache.items()
+        }
         one.linear = {index: layer.narrow(slot) for index, layer in self.linear.items()}
         return one
 

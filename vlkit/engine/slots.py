@@ -194,6 +194,7 @@ def pad_left(rows: Sequence[Row], padding: int) -> Any:
 
 STEPS = 8  # decoding steps on a GPU between two looks at the tokens
 ROOM = 256  # the cache's length grows in steps of this many tokens
+CHUNK = 32  # tokens of a chat's next turn that a captured step reads at once
 
 _capturing = Lock()  # one CUDA graph of the process at a time
 
@@ -237,6 +238,7 @@ class Engine:
         self.graphs: dict[tuple[int, int], tuple[Any, Any]] | None = {}
         if self.decoder.asks_the_gpu:
             self.graphs = None
+        self.chunk: Engine | None = None
         self.computed: list[list[int]] = []  # lengths of the prompts computed together
 
     def is_cheap(self) -> bool:
@@ -298,6 +300,7 @@ class Engine:
             return
         if self.graphs:
             self.graphs.clear()
+        self.chunk = None
         if self.most is not None:  # in long steps, since each copies the cache
             length = min(self.most, max(length, self.decoder.length * 3 // 2))
         self.decoder.grow(_round_up(length, ROOM), len(self.rows))
@@ -387,6 +390,8 @@ class Engine:
         starts = [0] * count
         if rows[0].chat is not None:  # such a row is admitted alone
             starts = [self._recall(rows[0], first)]
+            if (logits := self._read_chunk(rows[0], starts[0])) is not None:
+                return logits
         if self.decoder.linear and (leaders or rows[0].chat is not None):
             return self._prefill_in_two(rows, starts, leaders, first)
         logits = self._read(rows[:count], starts, first)
@@ -487,6 +492,33 @@ class Engine:
         known = torch.tensor(starts, device=self.device) if any(starts) else None
         span = min(_round_up(max(ends), SPAN), self.decoder.length)
         return self.decoder.read(hidden, angles, first, last, deep, known, span)
+
+    def _read_chunk(self, row: Row, start: int):
+        """The same for a few words of one row at the end of its prompt, by a captured step.
+
+        Each token is a row of that step, over the same slot: what it stores is there before it
+        looks at the tokens up to its own. None where that cannot be done.
+        """
+        import torch
+
+        rest = row.length - start
+        count = max(STEPS, 1 << (rest - 1).bit_length())
+        fits = count <= CHUNK and start + count <= self.decoder.length and start >= row.shared
+        if not (self._captures and start and fits and self.slots == 1) or self.decoder.linear:
+            return None
+        if self.chunk is None:
+            self.chunk = copy.copy(self)
+            self.chunk.graphs, self.chunk.decoder = {}, self.decoder.narrow(0, CHUNK)
+            inputs = self.tokens.new_zeros(3, CHUNK)
+            self.chunk.tokens, self.chunk.lengths, self.chunk.deltas = inputs
+        chunk = self.chunk
+        self.computed.append([rest])
+        chunk.tokens[:rest] = row.tensors["input_ids"][0, start:]
+        chunk.lengths.copy_(torch.arange(start, start + CHUNK))
+        chunk.deltas.fill_(row.delta)
+        span = _span_of_graph(start + count, self.decoder.length)
+        predict = chunk._replay if chunk._captures else chunk._predict
+        return predict(count, span)[rest - 1 : rest]
 
     def _read_answer(self, row: Row, slot: int) -> None:
         """Read the tokens that a row has written, but for the last one."""

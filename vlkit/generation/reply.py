@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
@@ -383,6 +383,77 @@ class TextPieces:
     def end(self) -> None:
         """Pass on what was held back."""
         self("", last=True)
+
+
+class AnswerText:
+    """An answer's text as its tokens come; what may become a stop text is held back.
+
+    Args:
+        tokenizer: of transformers, or of the ``tokenizers`` library.
+        endings: tokens that end an answer and are never text.
+        stops: texts that end it; they are not part of it.
+        skip_special: leave out special tokens.
+
+    Attributes:
+        has_stops: whether a stop text may end it.
+        read: how many tokens were added.
+        ended: an ending token or a stop text has come.
+        stopped: a stop text has come.
+    """
+
+    def __init__(
+        self, tokenizer: Any, endings: Collection[int], stops: Sequence[str], skip_special: bool
+    ):
+        self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
+        self._skip_special = skip_special
+        self._undecoded: list[int] = []  # the last tokens, while their bytes are half a character
+        self._text, self._returned = "", 0  # the whole text, and how much of it was returned
+        self._longest_stop = max(map(len, stops), default=1)
+        self.has_stops, self.stopped, self.ended, self.read = bool(stops), False, False, 0
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Add tokens; returns the new text that is certain now."""
+        self.read += len(tokens)
+        for token in tokens:
+            self.ended = self.ended or token in self._endings
+            if self.ended:
+                break
+            self._undecoded.append(token)
+            piece = self._decode()
+            if not piece.endswith("\ufffd"):
+                self._add(piece)
+        held_back = 0 if self.stopped else self._count_held_back()
+        return self._return_until(len(self._text) - held_back)
+
+    def finish(self) -> str:
+        """The rest: what was held back, and bytes that are not a whole character."""
+        if not self.stopped:
+            self._add(self._decode())
+        return self._return_until(len(self._text))
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._undecoded, skip_special_tokens=self._skip_special)
+
+    def _add(self, piece: str) -> None:
+        self._undecoded.clear()
+        start = max(0, len(self._text) - self._longest_stop + 1)
+        self._text += piece
+        places = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
+        spans = [(place + length, place) for place, length in places if place >= 0]
+        if spans:  # the stop text that is complete first counts, however the tokens cut it
+            _, place = min(spans)
+            self._text, self.stopped, self.ended = self._text[:place], True, True
+
+    def _count_held_back(self) -> int:
+        """Length of the longest end of the text with which a stop text begins."""
+        most = min(self._longest_stop - 1, len(self._text) - self._returned)
+        ends = (self._text[-size:] for size in range(most, 0, -1))
+        return next((len(e) for e in ends if any(s.startswith(e) for s in self._stops)), 0)
+
+    def _return_until(self, end: int) -> str:
+        piece = self._text[self._returned : end]
+        self._returned = max(self._returned, end)
+        return piece
 
 
 @dataclass(frozen=True)

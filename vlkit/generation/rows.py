@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from threading import Event
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -27,7 +27,7 @@ from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
 from vlkit.generation.generate import generation_options
-from vlkit.generation.reply import Failure, Reply, TextPieces, attempt, make_reply
+from vlkit.generation.reply import AnswerText, Failure, Reply, TextPieces, attempt, make_reply
 from vlkit.inputs import (
     LoadedMessages,
     ModelInputs,
@@ -198,9 +198,11 @@ def answer_here(
     question, waiting = row.payload, [row]
     if question.messages.clips is not None:  # a Chat's: its turns are forgotten with it
         row.chat = ref(question.messages.clips, cache.drop)
+    pieces = None
     if put is not None:
-        put = answer = TextPieces(put, opened_thought(question.inputs.prompts[0]), special=False)
-    pieces = row.watch = None if put is None else _Pieces(vlm, put, stopped)
+        pieces = TextPieces(put, opened_thought(question.inputs.prompts[0]), special=False)
+        text = AnswerText(vlm.processor.tokenizer, ending_tokens(vlm), (), skip_special=True)
+        row.watch = partial(_send_text, text, pieces, stopped)
     leave_busy_cores(vlm.model)
     engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache, state=state)
     while waiting or engine.rows:
@@ -208,30 +210,15 @@ def answer_here(
     engine.keep_engine()
     if row.error is not None:
         raise row.error
-    if pieces:
-        pieces.end()
-        answer.end()
+    if pieces is not None:
+        pieces(text.finish(), last=True)
     facts = question.messages, question.inputs, row.tokens, settings.limit, start, settings.note
     return make_reply(vlm, *facts)
 
 
-class _Pieces:
-    """Gives an answer's text on as its tokens come, in whole words as transformers does it."""
-
-    def __init__(self, vlm: VLM, put: Callable[[str], None], stopped: Event | None):
-        from transformers import TextStreamer
-
-        self._streamer = TextStreamer(vlm.processor.tokenizer, skip_special_tokens=True)
-        self._streamer.on_finalized_text = lambda text, stream_end=False: put(text)
-        self._stopped, self._sent, self.end = stopped, 0, self._streamer.end
-
-    def __call__(self, row: Row) -> bool:
-        import torch
-
-        for token in row.tokens[self._sent :]:
-            self._streamer.put(torch.tensor([token]))
-        self._sent = len(row.tokens)
-        return self._stopped is not None and self._stopped.is_set()
+def _send_text(text: AnswerText, put: TextPieces, stopped: Event | None, row: Row) -> bool:
+    put(text.push(row.tokens[text.read :]))
+    return stopped is not None and stopped.is_set()
 
 
 # --- the engine, and transformers' generate behind the same methods ------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from vlkit.engine.scheduler import Scheduler
 from vlkit.engine.slots import Row
-from vlkit.generation.reply import Thinking, Usage
+from vlkit.generation.reply import AnswerText, Thinking, Usage
 from vlkit.generation.rows import Library, choose_path, sampling_of
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import return_freed_memory
@@ -117,75 +117,6 @@ class Ended(AnswerPiece):
 Event = AnswerPiece | RequestError  # Ended or an error is the last one
 
 
-class AnswerText:
-    """An answer's text as its tokens come; what may become a stop text is held back.
-
-    Args:
-        tokenizer: of the ``tokenizers`` library.
-        endings: tokens that end an answer and are never text.
-        stops: texts that end it; they are not part of it.
-        skip_special: leave out special tokens.
-
-    Attributes:
-        has_stops: whether a stop text may end it.
-        ended: an ending token or a stop text has come.
-        stopped: a stop text has come.
-    """
-
-    def __init__(
-        self, tokenizer: Any, endings: frozenset[int], stops: Sequence[str], skip_special: bool
-    ):
-        self._tokenizer, self._endings, self._stops = tokenizer, endings, stops
-        self._skip_special = skip_special
-        self._undecoded: list[int] = []  # the last tokens, while their bytes are half a character
-        self._text, self._returned = "", 0  # the whole text, and how much of it was returned
-        self._longest_stop = max(map(len, stops), default=1)
-        self.has_stops, self.stopped, self.ended = bool(stops), False, False
-
-    def push(self, tokens: Sequence[int]) -> str:
-        """Add tokens; returns the new text that is certain now."""
-        for token in tokens:
-            self.ended = self.ended or token in self._endings
-            if self.ended:
-                break
-            self._undecoded.append(token)
-            piece = self._decode()
-            if not piece.endswith("\ufffd"):
-                self._add(piece)
-        held_back = 0 if self.stopped else self._count_held_back()
-        return self._return_until(len(self._text) - held_back)
-
-    def finish(self) -> str:
-        """The rest: what was held back, and bytes that are not a whole character."""
-        if not self.stopped:
-            self._add(self._decode())
-        return self._return_until(len(self._text))
-
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._undecoded, skip_special_tokens=self._skip_special)
-
-    def _add(self, piece: str) -> None:
-        self._undecoded.clear()
-        start = max(0, len(self._text) - self._longest_stop + 1)
-        self._text += piece
-        places = [(self._text.find(stop, start), len(stop)) for stop in self._stops]
-        spans = [(place + length, place) for place, length in places if place >= 0]
-        if spans:  # the stop text that is complete first counts, however the tokens cut it
-            _, place = min(spans)
-            self._text, self.stopped, self.ended = self._text[:place], True, True
-
-    def _count_held_back(self) -> int:
-        """Length of the longest end of the text with which a stop text begins."""
-        most = min(self._longest_stop - 1, len(self._text) - self._returned)
-        ends = (self._text[-size:] for size in range(most, 0, -1))
-        return next((len(e) for e in ends if any(s.startswith(e) for s in self._stops)), 0)
-
-    def _return_until(self, end: int) -> str:
-        piece = self._text[self._returned : end]
-        self._returned = max(self._returned, end)
-        return piece
-
-
 @dataclass(eq=False)
 class Job:
     """One request on its way through the model; after ``submit`` only the worker changes it.
@@ -216,7 +147,7 @@ class Job:
         self.reads_each_step = self.streams or self.text.has_stops or bool(self._recorder)
         self.created = time.monotonic()
         self.cancelled = self._ended = False
-        self._tokens_read, self._unsent = 0, ""
+        self._unsent = ""
         self.row.payload = self
 
     @property
@@ -251,7 +182,7 @@ class Job:
         rest = self.thinking.split(self._unsent + self.text.finish(), last=True)
         reason = "stop" if self.text.ended else "length"
         self._ended = True
-        usage = replace(self.usage, new_tokens=self._tokens_read)
+        usage = replace(self.usage, new_tokens=self.text.read)
         self.send(Ended(*rest, self._logprobs, reason, usage))
 
     def fail(self, error: RequestError) -> None:
@@ -262,8 +193,8 @@ class Job:
             self.send(error)
 
     def _read_tokens(self) -> None:
-        first = self._tokens_read
-        tokens, self._tokens_read = self.row.tokens[first:], len(self.row.tokens)
+        first = self.text.read
+        tokens = self.row.tokens[first:]
         self._unsent += self.text.push(tokens)
         if self._recorder is not None:
             entries = [self._recorder.read(first + i, token) for i, token in enumerate(tokens)]
