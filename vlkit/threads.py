@@ -7,6 +7,7 @@ that the thread it waits for needs, and an answer takes many times as long
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -132,10 +133,9 @@ def on_one_core() -> Iterator[None]:
     """
     import torch
 
-    threads, limit = torch.get_num_threads(), _openmp_limit()
-    if limit is None or threads == 1:
-        yield
-        return
+    # among what torch has loaded; Windows does not look there
+    limit = getattr(_libraries(torch._C.__file__), "omp_set_num_threads", lambda count: None)
+    threads = torch.get_num_threads()
     limit(1)
     try:
         yield
@@ -143,16 +143,7 @@ def on_one_core() -> Iterator[None]:
         limit(threads)
 
 
-@cache
-def _openmp_limit() -> Any:
-    import ctypes
-
-    import torch
-
-    try:  # torch's OpenMP is among the libraries that it has loaded
-        return ctypes.CDLL(torch._C.__file__).omp_set_num_threads
-    except (AttributeError, OSError):  # Windows does not look there
-        return None
+_libraries = cache(ctypes.CDLL)
 
 
 def compute_each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,12 +19,11 @@ from vlkit.engine.kernels import (
     add_rms_norm,
     can_attend,
     gated,
+    linear,
     pack,
-    product,
     rms_norm,
     rotate,
     rotate_and_store,
-    silu_multiply,
 )
 from vlkit.engine.kernels import attend as attend_on_gpu
 from vlkit.models.load import list_modules
@@ -35,6 +33,8 @@ from vlkit.threads import on_one_core
 _KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2")  # equal to the decoder's own
 SPAN = 64  # the cache is read up to the longest row, rounded up to this many tokens
 SMALL = 2**20  # multiplications in an MLP's layer for which a second core is not worth waking
+# layers of one module that read the same rows
+_PACKED = ("q_proj k_proj v_proj", "o_proj", "out_proj", "gate_proj up_proj", "down_proj")
 
 
 class Decoder:
@@ -52,7 +52,8 @@ class Decoder:
     def __init__(self, model: Any, slots: int, length: int):
         text = model.model.language_model
         self.embed, self.norm, self.rotary = text.embed_tokens, text.norm, text.rotary_emb
-        self.layers, config = list(text.layers), text.config
+        self.layers, self.lm_head = list(text.layers), model.lm_head
+        config = text.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.device, self.dtype = self.norm.weight.device, self.norm.weight.dtype
         self.linear = {
@@ -67,12 +68,8 @@ class Decoder:
         }
         self.head_size = next(iter(self.attentions.values())).head_dim
         self.joined = {index: _join(part) for index, part in self.attentions.items()}
-        parts = [p for module in list_modules(text) for p in module._parameters.values()]
-        weights = sum(part.nbytes for part in parts if part is not None)
-        packs = self.device.type == "cpu" and weights // 2 <= available_memory()[0] // 8
-        self.blocks = [self._block(index, packs) for index in range(len(self.layers))]
-        self.predict = product(model.lm_head, packs=packs)
-        self.few = SMALL // (config.hidden_size * mlp_width(config)) if packs else 0
+        packed = self.device.type == "cpu" and _pack(text, self.lm_head)
+        self.few = SMALL // (config.hidden_size * mlp_width(config)) if packed else 0
         self.slots, self.narrowed = slots, False
         self.cache = {index: self._allocate(slots, length) for index in self.attentions}
 
@@ -259,47 +256,40 @@ class Decoder:
 
     def _run(self, hidden, attend, recur, kept=None, deep: dict | None = None):
         """All layers over (tokens, width); of the last layer's output only ``kept`` tokens."""
-        update, last = None, len(self.blocks) - 1
-        for index, (norm, project, close, mlp_norm, feed_forward) in enumerate(self.blocks):
-            hidden, normed = add_rms_norm(hidden, update, norm)
+        update, last = None, len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            hidden, normed = add_rms_norm(hidden, update, layer.input_layernorm)
             if index in self.linear:
-                mixed = recur(self.linear[index], normed)
+                mixed, close = recur(self.linear[index], normed), layer.linear_attn.out_proj
             else:
-                states, gate = self._split(self.attentions[index], project(normed))
-                mixed = attend(states, self.cache[index])
+                states, gate = self._project(layer.self_attn, self.joined[index], normed)
+                mixed, close = attend(states, self.cache[index]), layer.self_attn.o_proj
                 mixed = mixed if gate is None else mixed * gate.sigmoid()
             if kept is not None and index == last:
                 hidden, mixed = hidden[kept], mixed[kept]
-            hidden, normed = add_rms_norm(hidden, close(mixed), mlp_norm)
-            update = feed_forward(normed)
+            mixed = linear(mixed, close)
+            hidden, normed = add_rms_norm(hidden, mixed, layer.post_attention_layernorm)
+            update = _feed_forward(layer.mlp, normed)
             if deep and index in deep:
                 update = update + deep[index]
-        return self.predict(add_rms_norm(hidden, update, self.norm)[1])
+        return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
 
-    def _block(self, index: int, packs: bool) -> tuple:
-        """A layer's two norms, after each what it multiplies with; found once, not at each step."""
-        layer, project = self.layers[index], None
-        if index in self.linear:
-            close = layer.linear_attn.out_proj
-        else:
-            parts, close = _projections(layer.self_attn), layer.self_attn.o_proj
-            project = product(*parts, packs=packs, joined=self.joined[index])
-        products = product(close, packs=packs), _feed_forward(layer.mlp, packs)
-        norms = layer.input_layernorm, layer.post_attention_layernorm
-        return norms[0], project, products[0], norms[1], products[1]
-
-    def _split(self, attention, states):
+    def _project(self, attention, joined, hidden):
         """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size).
 
         Also Qwen3.5's gate of the output, (tokens, heads × head size); otherwise None.
         """
         import torch
 
-        states, gate = states.view(len(states), -1, self.head_size), None
+        if joined is not None:
+            states = torch.nn.functional.linear(hidden, *joined)
+        else:
+            states = linear(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
+        states, gate = states.view(len(hidden), -1, self.head_size), None
         if states.shape[1] > self.heads + 2 * self.kv_heads:  # a gate after each query
             query, gate = states[:, : 2 * self.heads].unflatten(1, (-1, 2)).unbind(2)
             states = torch.cat([query, states[:, 2 * self.heads :]], 1)
-            gate = gate.reshape(len(states), -1)
+            gate = gate.reshape(len(hidden), -1)
         if hasattr(attention, "q_norm"):
             query, key, value = states.split([self.heads, self.kv_heads, self.kv_heads], 1)
             query, key = rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm)
@@ -307,14 +297,11 @@ class Decoder:
         return states, gate
 
 
-def _feed_forward(mlp: Any, packs: bool) -> Callable[[Any], Any]:
+def _feed_forward(mlp: Any, hidden: Any) -> Any:
     """A layer's MLP over (tokens, width), or its mixture of experts."""
     if hasattr(mlp, "experts"):
-        return lambda hidden: mlp(hidden[None])[0]
-    down, both = product(mlp.down_proj, packs=packs), None
-    if packs and (both := pack(mlp.gate_proj, mlp.up_proj)):
-        return lambda hidden: down(silu_multiply(*both(hidden).chunk(2, -1)))
-    return lambda hidden: down(gated(hidden, mlp.gate_proj, mlp.up_proj))
+        return mlp(hidden[None])[0]
+    return linear(gated(hidden, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
 
 
 def can_decode(model: Any) -> str:
@@ -340,20 +327,28 @@ def can_decode(model: Any) -> str:
         return f"the model is spread over {len(places)} devices"
     if not any(map(_is_changed, list_modules(model))):
         return ""
-    changed = next(name for name, part in model.named_modules() if _is_changed(part))
-    return f"{changed or 'the model'} has a forward hook"
+    names = (name for name, part in model.named_modules() if _is_changed(part))
+    return f"{next(names) or 'the model'} has a forward hook"
 
 
 def _is_changed(module: Any) -> bool:
     """Whether a user's hooks watch or change what a module computes."""
-    if not (module._forward_hooks or module._forward_pre_hooks):
-        return False
     hooks = *module._forward_hooks.values(), *module._forward_pre_hooks.values()
     return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
 
-def _projections(attention: Any) -> list:
-    return [attention.q_proj, attention.k_proj, attention.v_proj]
+def _pack(text: Any, head: Any) -> bool:
+    """Let a CPU read weights in 16 bits where an eighth of the free memory holds them."""
+    modules = list_modules(text)
+    parts = [p for module in modules for p in module._parameters.values() if p is not None]
+    fits = sum(part.numel() * 2 for part in parts) <= available_memory()[0] // 8
+    packed = [pack(head, fits=fits)]
+    for module in modules:
+        for names in _PACKED:
+            layers = [module._modules.get(name) for name in names.split()]
+            if None not in layers:
+                packed.append(pack(*layers, fits=fits))
+    return all(packed)
 
 
 def _join(attention: Any, weight=None, bias=None):
@@ -363,7 +358,7 @@ def _join(attention: Any, weight=None, bias=None):
     """
     import torch
 
-    parts = _projections(attention)
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
     if not all(type(part) is torch.nn.Linear and part.weight.is_cuda for part in parts):
         return None
     weight = torch.cat([part.weight.detach() for part in parts], out=weight)

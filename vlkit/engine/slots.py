@@ -232,7 +232,7 @@ class Engine:
         self.history = torch.zeros(STEPS, slots, **whole)  # tokens of the last steps
         self.penalized = None
         if sampling.repetition_penalty != 1:
-            vocabulary = model.lm_head.out_features
+            vocabulary = self.decoder.lm_head.out_features
             self.penalized = torch.zeros(slots, vocabulary, dtype=torch.bool, device=self.device)
         # captured steps and their logits, by rows and span; None: every step is launched
         self.graphs: dict[tuple[int, int], tuple[Any, Any]] | None = {}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from threading import Event
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -128,19 +128,10 @@ def choose_path(vlm: VLM) -> tuple[str, str]:
 
 
 def _unknown_setting(config: Any) -> str:
-    unknown = sorted(
-        name
-        for name, value in vars(config).items()
-        if value is not None and name not in _HANDLED and value != _default_settings().get(name)
-    )
+    settings, default = vars(config), vars(type(config)())
+    changed = {name for name in settings if settings[name] not in (None, default.get(name))}
+    unknown = sorted(changed - _HANDLED)
     return f"the model's generation config sets {', '.join(unknown)}" if unknown else ""
-
-
-@cache
-def _default_settings() -> dict[str, Any]:
-    from transformers import GenerationConfig
-
-    return vars(GenerationConfig())
 
 
 def sampling_of(vlm: VLM) -> Sampling:
