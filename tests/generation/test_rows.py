@@ -9,8 +9,10 @@ import weakref
 
 import bare
 import PIL.Image
+import PIL.ImageDraw
 import pytest
 import torch
+import torchvision.transforms.v2.functional
 
 import vlkit
 from vlkit.engine import decoder, scheduler
@@ -18,6 +20,7 @@ from vlkit.engine.kernels import rotate
 from vlkit.engine.slots import Engine
 from vlkit.engine.vision import Encoder
 from vlkit.errors import MediaError, ModelError
+from vlkit.generation import rows as rows_module
 
 FAST = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 MIXTURES_AND_STATES = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")  # the engine's newer ones
@@ -201,6 +204,34 @@ def test_a_later_turn_reads_its_own_words_alone(tiny_vlm, prompts, kind):
             assert media or own < 30
         elif not media:  # a layer's state is kept behind the last picture
             assert own < reply.usage.prompt_tokens - 60
+
+
+def test_a_later_turn_prepares_no_picture_again_unless_it_was_painted_on(tiny_vlm, monkeypatch):
+    vlm, done = tiny_vlm("qwen2_vl"), []
+
+    def count(owner, name):
+        work = getattr(owner, name)
+
+        def counted(*arguments, **options):
+            done.append(name)
+            return work(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(rows_module, "pixel_hash")
+    count(type(vlm.processor.image_processor), "preprocess")
+    count(torchvision.transforms.v2.functional, "pil_to_tensor")
+    chat = vlkit.Chat(vlm, max_new_tokens=4)
+    chat.ask("What are these?", PICTURES[1], vlkit.Image(PICTURES[0], max_tokens=8))
+    assert {"preprocess", "pil_to_tensor"} <= set(done)
+    for text in ("Why?", "Where?"):
+        done.clear()
+        chat.ask(text)
+        assert not done
+    picture = chat.messages[0]["content"][1]["image"]
+    PIL.ImageDraw.Draw(picture).rectangle((0, 0, 150, 150), "red")
+    assert_answer(chat, chat.ask("And now?"))
+    assert {"pixel_hash", "preprocess", "pil_to_tensor"} <= set(done)
 
 
 @pytest.mark.parametrize("kind", FAST)

@@ -127,7 +127,7 @@ def pixel_hash(picture: PIL.Image.Image) -> str:
 
 def remember_hash(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture, with its :func:`pixel_hash` for :func:`known_hash`."""
-    picture.vlkit_hash = pixel_hash(picture)
+    vars(picture)["vlkit_hash"] = pixel_hash(picture)
     picture.readonly = 1  # Pillow then copies the pixels before it changes them, and sets it to 0
     return picture
 
