@@ -119,7 +119,12 @@ def test_packed_weights_give_the_products_of_float32_until_they_change(layers):
         rows = torch.randn(count, 96)
         ours, right = packed_products(layers, rows).double(), rows.double() @ exact.T + bias
         torch.testing.assert_close(ours, right, rtol=1e-6, atol=2e-6)  # of sums of 96 float32
-    for change in (lambda part: part.data.mul_(-1), lambda part: part.zero_()):
+    changes = (
+        lambda part: part.data.mul_(-1),
+        lambda part: part.data.view(-1)[part.numel() // 2 - 3 :][:1].fill_(0.25),  # one value
+        lambda part: part.zero_(),
+    )
+    for change in changes:
         for part in (layers[1].weight, layers[0].bias):
             change(part)
             torch.testing.assert_close(packed_products(layers, rows), products(layers, rows))

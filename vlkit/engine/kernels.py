@@ -207,7 +207,7 @@ def pack(*layers: Any, fits: bool = True) -> bool:
     parts = [part for group in groups for part in group]
     if any(p is None or (p.dtype, p.is_cpu) != (torch.float32, True) for p in parts):
         return False
-    state = [(p.data_ptr(), p.detach().flatten()[:: 1 + p.numel() // 32].tolist()) for p in parts]
+    state = [(p.data_ptr(), _digest(p.detach())) for p in parts]
     with _packing:
         known, packed = _packed.get(layers[0], (None, None))
         if known != state and (fits or known):
@@ -218,6 +218,16 @@ def pack(*layers: Any, fits: bool = True) -> bool:
             packed = prepack(weight, *(bias or [None])) if error <= 2**-25 else None
             _packed[layers[0]] = state, packed
     return packed is not None
+
+
+def _digest(weight: Any) -> tuple:
+    """Changes with any value, however it is written: the sum of the bits, and some values."""
+    import torch
+
+    flat = weight.flatten()
+    paired = flat[: len(flat) // 2 * 2]
+    bits = paired.view(torch.int64) if paired.storage_offset() % 2 == 0 else paired
+    return bits.sum().item(), flat[-1].item(), flat[:: 1 + len(flat) // 32].tolist()
 
 
 def _find_packed(rows: Any, module: Any) -> Any:
