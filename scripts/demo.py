@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import io
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 START = time.perf_counter()
 
 import nbformat  # noqa: E402
+import PIL.Image  # noqa: E402
 from markupsafe import Markup  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 from nbclient.exceptions import CellExecutionError  # noqa: E402
@@ -33,7 +35,7 @@ from vlkit.records import Run, report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
-PICTURES = ROOT / "docs" / "pictures"  # AskPanel.png …: a panel, where there is no kernel
+PICTURES = ROOT / "docs" / "figures"  # panel_ask.webp …: a panel, where there is no kernel
 LIMIT = 600.0  # seconds for a notebook
 QUESTIONS = [
     ("city_street", "Generate the caption in English with grounding:"),
@@ -177,13 +179,18 @@ def run_notebook(path: Path, limit: float) -> Row:
 
 
 def show_panels(notebook: nbformat.NotebookNode) -> None:
-    """Add a panel's picture to its output, which shows nothing without a kernel."""
+    """A panel's picture in place of the panel, which shows nothing without a kernel."""
+    notebook.metadata.pop("widgets", None)  # what the panels held
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            panel = re.match(r"\w+", data.get("text/plain", ""))  # its class comes first
-            if WIDGET in data and panel and (picture := PICTURES / f"{panel[0]}.png").is_file():
-                data["image/png"] = base64.b64encode(picture.read_bytes()).decode()
+            panel = re.match(r"(\w+)Panel|Model(\w+)", data.get("text/plain", ""))  # its class
+            name = (panel[1] or panel[2]).lower() if WIDGET in data and panel else ""
+            if (picture := PICTURES / f"panel_{name}.webp").is_file():
+                file = io.BytesIO()
+                PIL.Image.open(picture).save(file, "png")
+                data["image/png"] = base64.b64encode(file.getvalue()).decode()
+                del data[WIDGET]  # viewers prefer it to a picture, and have no kernel for it
 
 
 def write_html(notebook: nbformat.NotebookNode, path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The notebooks with smaller parameters, and the assertions on their results."""
+"""The notebooks with smaller parameters, and the assertions on their results and answers."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -183,16 +184,79 @@ CASES = {
     ),
 }
 
+# What must hold after a notebook's hidden answer to its exercise
+ANSWERS = {
+    "00_setup": """
+        assert absent.text == "There is no pink heart in the image." and absent.boxes == []
+        """,
+    "01_image_inference": """
+        assert all("gray ring" in seen[side] for side in (60, 120, 240))
+        assert not any("blue" in text for text in seen.values()) and "ring" not in seen[30]
+        """,
+    "02_video_inference": """
+        assert all("right" in directions["moves_right", frames] for frames in (2, 3, 4))
+        turned = [directions["there_and_back", frames] for frames in (2, 3, 4)]
+        assert turned[0] == "It stays still." and turned[0] not in turned[1:]
+        """,
+    "03_batch_inference": """
+        hexagons = things["zh"].str.endswith("六边形")
+        assert things[hexagons]["iou, zh"].max() < 0.5 < things[hexagons]["iou, en"].min()
+        assert things[~hexagons][["iou, zh", "iou, en"]].min().min() > 0.5 and hexagons.sum() > 1
+        """,
+    "04_grounding": """
+        assert named.best == "resized pixels" and named.sure
+        assert unnamed.verdict.startswith("No reading fits")
+        """,
+    "05_lora_finetuning": """
+        assert all(losses[0] > losses[1] for losses in spelling.values())
+        assert spelling["bare"][0] > 1.5 * spelling["as it speaks"][0]
+        """,
+    "06_hosted_and_serving": """
+        assert 0 < len(refusals) < 40 and all(wait.isdigit() for wait in refusals)
+        """,
+    "07_experiment_report": """
+        assert ends["IoU"][12] < 0.5 and ends["IoU"][1200] < 0.5 and ends["IoU"][144] > 0.9
+        assert ends["side as seen"][12] < 28 < ends["side as seen"][36]
+        """,
+    "08_inside_the_model": """
+        label = "<|object_ref_start|>the blue square<|object_ref_end|>"
+        assert swapped.startswith(label) and reply.raw.startswith(label) and swapped != reply.raw
+        assert "no blue square" in plain and positions is kept
+        """,
+    "09_your_own_boxes": """
+        assert boxes < invented["tuned"].sum()
+        assert still.evaluation.accuracy > base.evaluation.accuracy
+        """,
+}
+EARLIER = {"08_inside_the_model": "(whole, slow)"}  # the cell after which the answer is to be run
+
 # What a notebook warns of on purpose, a part of each text: its cell and its panel read the folder.
-WARNINGS = {"03_batch_inference": ["left out 9 of 40 that cannot be read as pictures"]}
+WARNINGS = {
+    "03_batch_inference": ["left out 9 of 40 that cannot be read as pictures"],
+    "04_grounding": ["rotated.jpg is rotated by its EXIF tag"],  # in its answer: another's format
+}
 
 
 def prepare(name, tmp_path):
-    """The notebook with other parameters and a last cell of assertions."""
+    """The notebook with other parameters, cells of assertions, and its exercise's answer."""
     parameters, checks = CASES[name]
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     tagged = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     tagged.source += "\n" + parameters
-    lines = [line.strip() for line in checks.strip().splitlines()]
-    notebook.cells.append(nbformat.v4.new_code_cell("\n".join(lines)))
+    answer = [hidden_answer(notebook), unindented(ANSWERS[name])]
+    places = [i for i, cell in enumerate(notebook.cells) if EARLIER.get(name, "\0") in cell.source]
+    place = places[0] + 1 if places else len(notebook.cells)
+    notebook.cells[place:place] = map(nbformat.v4.new_code_cell, answer)
+    last = place if not places else len(notebook.cells)  # assertions come before a last answer
+    notebook.cells.insert(last, nbformat.v4.new_code_cell(unindented(checks)))
     return notebook
+
+
+def hidden_answer(notebook):
+    """The code in the fold under the exercise."""
+    fold = notebook.cells[-1].source.partition("<details><summary>Answer</summary>")[2]
+    return re.search(r"^```python\n(.*?)^```$", fold, re.DOTALL | re.MULTILINE)[1]
+
+
+def unindented(lines):
+    return "\n".join(line.strip() for line in lines.strip().splitlines())
