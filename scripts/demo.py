@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import html
 import io
 import os
 import re
@@ -47,6 +48,7 @@ QUESTIONS = [
     ("rotated", "Detect all objects."),
 ]
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STATE = "application/vnd.jupyter.widget-state+json"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -147,7 +149,11 @@ def answer(vlm: vlkit.VLM, number: int, name: str, question: str) -> None:
 
 def run_notebook(path: Path, limit: float) -> Row:
     """Execute a notebook in a folder of its own; write its executed copy, whatever happens."""
-    notebook, folder = nbformat.read(path, as_version=4), REPORTS / path.stem
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # no JSON, or gone
+        return Row(path, f"{path.name} cannot be read: {error}", None, failed=True)
+    folder = REPORTS / path.stem
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     client = NotebookClient(
@@ -179,18 +185,23 @@ def run_notebook(path: Path, limit: float) -> Row:
 
 
 def show_panels(notebook: nbformat.NotebookNode) -> None:
-    """A panel's picture in place of the panel, which shows nothing without a kernel."""
-    notebook.metadata.pop("widgets", None)  # what the panels held
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            panel = re.match(r"(\w+)Panel|Model(\w+)", data.get("text/plain", ""))  # its class
-            name = (panel[1] or panel[2]).lower() if WIDGET in data and panel else ""
-            if (picture := PICTURES / f"panel_{name}.webp").is_file():
-                file = io.BytesIO()
-                PIL.Image.open(picture).save(file, "png")
-                data["image/png"] = base64.b64encode(file.getvalue()).decode()
-                del data[WIDGET]  # viewers prefer it to a picture, and have no kernel for it
+    """A panel's picture, and a progress bar's last words, in place of widgets.
+
+    Widgets show nothing without a kernel, and viewers prefer them to what else an output has.
+    """
+    held = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    for data in [output.data for output in outputs if WIDGET in output.get("data", {})]:
+        parts = held.get(data.pop(WIDGET).get("model_id"), {}).get("state", {}).get("children", [])
+        values = [held[part.removeprefix("IPY_MODEL_")]["state"].get("value") for part in parts]
+        if words := [html.unescape(value).strip() for value in values if isinstance(value, str)]:
+            data["text/plain"] = " ".join(words)
+        panel = re.match(r"(\w+)Panel|Model(\w+)", data.get("text/plain", ""))  # its class
+        picture = PICTURES / f"panel_{(panel[1] or panel[2]).lower() if panel else ''}.webp"
+        if picture.is_file():
+            file = io.BytesIO()
+            PIL.Image.open(picture).save(file, "png")
+            data["image/png"] = base64.b64encode(file.getvalue()).decode()
 
 
 def write_html(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -200,6 +211,7 @@ def write_html(notebook: nbformat.NotebookNode, path: Path) -> None:
 
     hidden = Config(TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["install"]})
     page, _ = HTMLExporter(config=hidden).from_notebook_node(notebook)
+    page = re.sub(r'href="(\d\d_\w+|index)\.ipynb', r'href="\1.html', page)  # not the raw files
     path.write_text(page, encoding="utf-8")
 
 

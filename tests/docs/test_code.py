@@ -13,22 +13,18 @@ from vlkit.cli.app import app
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
-SMALLER = {"teaching.md": {"rows=96": "rows=32"}}  # as the notebooks have smaller parameters
 
 
 def runnable(page):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    for written, smaller in SMALLER.get(page, {}).items():
-        assert written in text
-        text = text.replace(written, smaller)
-    return BLOCK.findall(text)
+    return BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def run_page(tmp_path, monkeypatch, capsys):
     """``run_page(page)``: run its code in ``tmp_path``; the names that it leaves."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    for folder in ("data", "notebooks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
 
     def run(page):
         names = {"__name__": "page"}
@@ -42,9 +38,22 @@ def run_page(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page) and page != "tour.md"])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if runnable(page) and page not in ("tour.md", "teaching.md")]
+)
 def test_the_code_of_a_page_runs(page, run_page):
     run_page(page)
+
+
+def test_the_notebooks_for_a_class_have_exercises_and_no_answers(run_page, tmp_path):
+    run_page("teaching.md")
+    own = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").iterdir()}
+    copies = {
+        path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "class").iterdir()
+    }
+    assert copies.keys() == own.keys()
+    for name, text in copies.items():
+        assert "<details>" not in text and text.count("Exercise.**") == own[name].count("<details>")
 
 
 def test_the_tour_runs_in_python_and_its_batch_in_a_shell(run_page, tmp_path):
