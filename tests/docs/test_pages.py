@@ -1,6 +1,7 @@
 """README, documentation and notebooks say what is so: commands, names, links, tables, figures."""
 
 import importlib
+import itertools
 import re
 import shlex
 import sys
@@ -171,6 +172,33 @@ def test_every_exercise_has_a_solution():
             section = guide.partition(f"\n### {path.name[:2]} · ")[2].partition("\n### ")[0]
             asked = re.search(r"^> (.+)$", section, re.MULTILINE)
             assert asked and exercise[1].startswith(asked[1]), path.name
+
+
+def test_the_plan_of_ninety_minutes_names_sections_that_are_there():
+    plan = TEXTS["docs/teaching.md"].partition("## Ninety minutes")[2].partition("\n## ")[0]
+    lines = [line.split("|") for line in plan.splitlines() if re.match(r"\| \d", line)]
+    times = [tuple(map(int, minutes.split("–"))) for _, minutes, *_ in lines]
+    assert times[0][0] == 0 and times[-1][1] == 90
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(times))
+    places = [line[3].strip() for line in lines if line[3].strip()]
+    assert len(places) == 6
+    for number, where in (place.split(", ", 1) for place in places):
+        (name,) = [name for name in TEXTS if name.startswith(f"notebooks/{number}")]
+        titles = re.findall(r"^## (.+)$", TEXTS[name], re.MULTILINE)
+        for section in re.findall(r"\*(.+?)\*", where):
+            assert section in titles, f"{name}: {section}"
+
+
+def test_every_term_of_the_glossary_is_in_the_notebooks_that_it_names():
+    rows = re.findall(r"^\| (.+?) \| .+ \| ([\d, ]+) \|$", TEXTS["docs/glossary.md"], re.MULTILINE)
+    assert len(rows) > 40
+    for terms, numbers in rows:
+        for number in numbers.split(", "):
+            (name,) = [name for name in TEXTS if name.startswith(f"notebooks/{number}")]
+            words = TEXTS[name].lower().replace("_", " ")
+            for term in terms.lower().split(", "):
+                beginning = term.split()[0].removesuffix("s")[:9]  # hallucination, hallucinates
+                assert beginning in words, f"{name}: {term}"
 
 
 def test_the_figures_are_what_the_code_draws(tmp_path):
