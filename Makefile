@@ -44,6 +44,7 @@ lock:
 		--no-header --no-annotate --quiet >> requirements.lock
 
 $(READY): requirements.lock pyproject.toml
+	@echo "Installing into .venv: a few minutes, up to 7 GB (docs/install.md: 5 GB less without a GPU)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .

@@ -30,6 +30,7 @@ from nbclient import NotebookClient  # noqa: E402
 from nbclient.exceptions import CellExecutionError  # noqa: E402
 from nbformat.sign import NotebookNotary  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 import vlkit  # noqa: E402
 from vlkit.records import Run, report  # noqa: E402
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     REPORTS.mkdir(exist_ok=True)
     os.environ |= {"VLKIT_SETTINGS": "", "VLKIT_MODEL": ""}  # the bundled model, always
+    console.print("Loading the bundled model; its first answers follow.")
     write_page = answer_questions()
     rows = [
         Row(path)
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_page(rows)
         rows[index] = done = run_notebook(row.path, chosen.limit)
         write_page(rows)
-        console.print(f"[red]{done.state}[/]" if done.failed else f"{done.seconds:.0f} s")
+        console.print(Text(done.state, "red") if done.failed else f"{done.seconds:.0f} s")
     failed = [row for row in rows if row.failed]
     minutes = (time.perf_counter() - START) / 60
     console.print(
@@ -109,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"minutes in all. Open {page.relative_to(ROOT)}; `make lab` opens the notebooks."
     )
     for row in failed:
-        console.print(f"[red]{row.path.name}[/]: {row.state}")
+        console.print(Text.assemble((row.path.name, "red"), f": {row.state}"))
     return 1 if failed else 0
 
 
@@ -137,7 +139,8 @@ def answer(vlm: vlkit.VLM, number: int, name: str, question: str) -> None:
     reply = vlkit.generate(vlm, vlkit.user(question, sample.path))
     if number == 1:
         console.print(f"The first answer, after {time.perf_counter() - START:.0f} s:")
-    console.print(f"\n[bold]{sample.path.name}[/]  {question}\n  {reply.text}")
+    console.print(f"\n[bold]{sample.path.name}[/]  {question}")
+    console.print(f"  {reply.text}", markup=False)
     for box in reply.boxes:
         corners = ", ".join(f"{value:.0f}" for value in box.xyxy)
         console.print(f"    {box.label}: ({corners})", markup=False)

@@ -32,6 +32,10 @@ CASES = {
         assert log.found.mean() > 0.6
         bus = next(b for b in samples["city_street"].boxes if b.label == "bus")
         assert vlkit.iou(chinese.boxes[0], bus) > 0.5
+        assert "one black ring" in limits["How many black rings are there?"]  # two
+        assert "yellow circle" not in limits["What is the rightmost shape?"]
+        arrow = next(b for b in samples["large"].boxes if b.label == "pink arrow")
+        assert vlkit.iou(reply.boxes[0], arrow) < 0.5  # seen with 16 tokens
         assert panel.reply is None
         """,
     ),
@@ -72,6 +76,7 @@ CASES = {
     "04_grounding": (
         "QUESTIONS = 12; WORST = 2",
         """
+        assert sum("black ring" in box.label for box in listed.boxes) == 2  # and counts one
         assert set(written) == set(FORMATS)
         right = vlkit.parse_grounding(written["qwen2_5_vl"], family="qwen2_5_vl", **sizes)
         assert min(map(vlkit.iou, right, truth)) > 0.98

@@ -16,7 +16,7 @@ from vlkit import widgets
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NOTEBOOKS = {
     "00_good": "open('left.txt', 'w').write('here')",
-    "01_wrong": "raise ValueError('<b>no such thing</b>')",
+    "01_wrong": "raise ValueError('<b>no [/such] thing</b>')",
     "02_hanging": "while True: pass",
     "03_dead": "import os; os._exit(1)",
     "04_missing": "open('photos.csv')",
@@ -66,7 +66,7 @@ def test_answers_come_first_and_no_notebook_costs_the_page(demo, monkeypatch, ca
 
     good, wrong, hanging, dead, missing, torn, after = rows_of(page)
     assert good[2] == after[2] == "ran to its end" and 'href="00_good.html"' in good[0]
-    assert wrong[2] == '<span class="bad">ValueError: &lt;b&gt;no such thing&lt;/b&gt;</span>'
+    assert wrong[2] == '<span class="bad">ValueError: &lt;b&gt;no [/such] thing&lt;/b&gt;</span>'
     assert re.search(r'class="bad">stopped after 5 s in code cell 1; .* 02 --limit 20<', hanging[2])
     assert 'class="bad">FileNotFoundError: ' in missing[2] and "photos.csv" in missing[2]
     assert torn[2].startswith('<span class="bad">05_torn.ipynb cannot be read: ') and not torn[1]
