@@ -60,14 +60,14 @@ def test_answers_come_first_and_no_notebook_costs_the_page(demo, monkeypatch, ca
         return run(path, limit)
 
     monkeypatch.setattr(demo, "run_notebook", look_at_the_page_first)
-    assert demo.main(["--limit", "5"]) == 1
+    assert demo.main(["--limit", "20"]) == 1
     assert seen[0] == ["running", *6 * ["waiting"]]  # there with its answers, before any notebook
     assert "公交车" in page.read_text(encoding="utf-8")
 
     good, wrong, hanging, dead, missing, torn, after = rows_of(page)
     assert good[2] == after[2] == "ran to its end" and 'href="00_good.html"' in good[0]
     assert wrong[2] == '<span class="bad">ValueError: &lt;b&gt;no [/such] thing&lt;/b&gt;</span>'
-    assert re.search(r'class="bad">stopped after 5 s in code cell 1; .* 02 --limit 20<', hanging[2])
+    assert re.search(r'class="bad">stopped after 20 s in code cell 1; .* 02 --limit 80<', hanging[2])
     assert 'class="bad">FileNotFoundError: ' in missing[2] and "photos.csv" in missing[2]
     assert torn[2].startswith('<span class="bad">05_torn.ipynb cannot be read: ') and not torn[1]
     assert dead[2] == '<span class="bad">DeadKernelError: Kernel died</span>'
