@@ -213,8 +213,8 @@ ANSWERS = {
         assert unnamed.verdict.startswith("No reading fits")
         """,
     "05_lora_finetuning": """
-        assert all(losses[0] > losses[1] for losses in spelling.values())
-        assert spelling["bare"][0] > 1.5 * spelling["as it speaks"][0]
+        speaks, bare_words = spelling["as it speaks"], spelling["bare"]  # first and last loss
+        assert bare_words[0] > 1.5 * speaks[0] and bare_words[1] > speaks[1] and len(speaks) == 2
         """,
     "06_hosted_and_serving": """
         assert 0 < len(refusals) < 40 and all(wait.isdigit() for wait in refusals)
