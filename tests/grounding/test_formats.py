@@ -718,30 +718,6 @@ def test_a_recorded_click():
     assert (point.x, point.y) == pytest.approx((447, 162))
 
 
-SUPERVISION = {  # its rows for Qwen3-VL, the answers in words of our own
-    "one": ('[{"bbox_2d": [100, 200, 300, 400], "label": "a"}]', (1000, 500)),
-    "two": (
-        '```json\n[{"bbox_2d": [10, 20, 110, 120], "label": "a"},'
-        ' {"bbox_2d": [50, 100, 150, 200], "label": "b"}]\n```',
-        (640, 480),
-    ),
-    "prose": ("Nothing is there.", (640, 480)),
-}
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # supervision lacks OpenCV
-@pytest.mark.parametrize("case", SUPERVISION)
-def test_the_cases_of_supervision_for_qwen3(case):
-    import numpy as np
-    import supervision
-
-    text, size = SUPERVISION[case]
-    ours = parse(text, size=size, clip=False, labelled=True)
-    theirs = supervision.Detections.from_vlm(supervision.VLM.QWEN_3_VL, text, resolution_wh=size)
-    np.testing.assert_allclose(theirs.xyxy, np.array([b.xyxy for b in ours]).reshape(-1, 4))
-    assert list(theirs.data.get("class_name", [])) == [box.label for box in ours]
-
-
 # --- nothing is invented -------------------------------------------------------------------------
 
 

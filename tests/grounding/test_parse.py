@@ -306,9 +306,11 @@ def test_xml_garbage_is_an_error(family, text):
     assert_unreadable(text, family)
 
 
-# every case of supervision's test_from_qwen_2_5_vl that is no garbage, the answers in words of our
-# own; `clip=False, labelled=True` are its rules, `classes` is a choice among labels
-IN, OUT = (640, 640), (1280, 720)
+# All 18 rows for Qwen in supervision's tests/detection/test_vlm.py: 13 of test_from_qwen_2_5_vl, 3 of
+# test_from_qwen_3_vl, 2 of test_vlm_parsers_degrade_on_malformed_json; the answers in words of our
+# own. `clip=False, labelled=True` are its rules, `classes` is a choice among labels. Fifteen are in
+# PEER; of the others, one is garbage, which is empty for supervision, and two are sizes.
+IN, OUT, VGA = (640, 640), (1280, 720), (640, 480)
 ONE_PEER = [("a", 20, 22.5, 220, 135)]
 TWO = (
     '```json\n[{"bbox_2d": [10, 20, 110, 120], "label": "a"},'
@@ -317,6 +319,12 @@ TWO = (
 PEER = {
     "nothing but prose": ("It is a sunny day.", IN, OUT, None, []),
     "an empty list": ("```json\n[]\n```", IN, OUT, None, []),
+    "no labels": (
+        '[{"bbox_2d": [10, 10, 100, 100]}, {"label": "no box"},'
+        ' {"bbox_2d": [50, 60, 110, 120], "x": 1}]',
+        IN, OUT, None,
+        [],
+    ),
     "one": ('[{"bbox_2d": [10, 20, 110, 120], "label": "a"}]', IN, OUT, None, ONE_PEER),
     "two": (
         '```json\n[{"bbox_2d": [0, 0, 64, 64], "label": "a"},'
@@ -325,12 +333,8 @@ PEER = {
         [("a", 0, 0, 64, 64), ("b", 100, 200, 300, 400)],
     ),
     "none of the classes": (TWO, IN, OUT, ["c", "d"], []),
-    "some of the classes": (
-        TWO, IN, (640, 480), ["b", "c"],
-        [("b", 50, 75, 150, 150)],
-    ),
     "all of the classes": (
-        TWO, IN, (640, 480), ["a", "b"],
+        TWO, IN, VGA, ["a", "b"],
         [("a", 10, 15, 110, 90), ("b", 50, 75, 150, 150)],
     ),
     "out of bounds": (
@@ -347,11 +351,18 @@ PEER = {
         IN, IN, None,
         [("a", 0, 0, 64, 64), ("b", 10, 20, 110, 120)],
     ),
-    "no labels": (
-        '[{"bbox_2d": [10, 10, 100, 100]}, {"label": "no box"},'
-        ' {"bbox_2d": [50, 60, 110, 120], "x": 1}]',
-        IN, OUT, None,
-        [],
+    "three numbers": ("[1, 2, 3]", VGA, VGA, None, []),
+    "a number": ("42", VGA, VGA, None, []),
+    "one of Qwen3-VL": (
+        '```json\n[{"bbox_2d": [100, 200, 300, 400], "label": "a"}]\n```', None, VGA, None,
+        [("a", 64, 96, 192, 192)],
+    ),
+    "an empty list of Qwen3-VL": ("```json\n[]\n```", None, VGA, None, []),
+    "some of the classes, Qwen3-VL": (
+        '```json\n[{"bbox_2d": [0, 0, 500, 500], "label": "a"},'
+        ' {"bbox_2d": [500, 500, 1000, 1000], "label": "b"}]\n```',
+        None, VGA, ["b"],
+        [("b", 320, 240, 640, 480)],
     ),
 }  # fmt: skip
 
@@ -363,25 +374,28 @@ def test_the_cases_of_supervision(case):
     import supervision
 
     text, size_in, size_out, classes, expected = PEER[case]
+    family = "qwen2_5_vl" if size_in else "qwen3_vl"
     read = parse_grounding(
-        text,
-        family="qwen2_5_vl",
-        image_size=size_out,
-        input_size=size_in,
-        clip=False,
-        labelled=True,
+        text, family=family, image_size=size_out, input_size=size_in, clip=False, labelled=True
     )
     ours = [box for box in read if classes is None or box.label in classes]
     assert ours == [Box(*row) for row in expected]
     theirs = supervision.Detections.from_vlm(
-        supervision.VLM.QWEN_2_5_VL,
+        supervision.VLM.QWEN_2_5_VL if size_in else supervision.VLM.QWEN_3_VL,
         text,
-        input_wh=size_in,
         resolution_wh=size_out,
         classes=classes,
+        **({"input_wh": size_in} if size_in else {}),
     )
     np.testing.assert_allclose(theirs.xyxy, np.array([b.xyxy for b in ours]).reshape(-1, 4))
     assert list(theirs.data.get("class_name", [])) == [box.label for box in ours]
+
+
+def test_the_garbage_that_is_empty_for_supervision_is_an_error():
+    with pytest.raises(GroundingParseError, match="the fenced block is not JSON"):
+        parse_grounding(
+            "```json\nnot valid json\n```", family="qwen2_5_vl", image_size=OUT, input_size=IN
+        )
 
 
 @pytest.mark.parametrize("sizes", [((0, 640), OUT), (IN, (1280, -100))])
