@@ -131,6 +131,18 @@ def test_every_key_of_a_label(key):
         ('{"coordinates": [48.8567, 2.3508]}', []),
         ('{"size": [640, 480]}', []),
         ('{"ages": [1, 2, 3, 4], "name": "Ann"}', []),
+        # other languages, and what layout models write
+        ('[{"caja": [100, 200, 300, 400], "etiqueta": "cat"}]', [CAT]),
+        ('[{"caixa_delimitadora": [100, 200, 300, 400], "rótulo": "cat"}]', [CAT]),
+        ('[{"境界ボックス": [100, 200, 300, 400], "ラベル": "cat"}]', [CAT]),
+        ('[{"경계 상자": [100, 200, 300, 400], "레이블": "cat"}]', [CAT]),
+        ('[{"邊界框": [100, 200, 300, 400], "標籤": "cat"}]', [CAT]),
+        ('[{"type": "cat", "bbox": [100, 200, 300, 400], "angle": 0}]', [CAT]),
+        # a ring
+        ('{"type": "s", "coordinates": [[[1, 2], [3, 4], [5, 6], [7, 8], [1, 2]]]}',
+         [Quad("s", 1, 2, 3, 4, 5, 6, 7, 8)]),
+        ('[{&quot;bbox_2d&quot;: [100, 200, 300, 400], &quot;label&quot;: &quot;cat&quot;}]',
+         [CAT]),
     ],
 )  # fmt: skip
 def test_keys(text, expected):
@@ -250,8 +262,8 @@ def test_slips_around_whole_numbers(text, label, family):
 
 
 @pytest.mark.parametrize("text", ["bbox: [1, 2, 3, 4]", "Bounding box is bbox_2d = 1, 2, 3, 4"])
-def test_coordinates_without_brackets_around_them_are_an_error(text):
-    with pytest.raises(GroundingParseError, match="without brackets"):
+def test_coordinates_outside_json_are_an_error(text):
+    with pytest.raises(GroundingParseError, match="outside JSON"):
         parse(text)
     assert parse('The key is "bbox": see [1].') == parse('{"type": "bbox"}') == []
 
@@ -422,8 +434,12 @@ CORNERS = (100.0, 200.0, 300.0, 200.0, 300.0, 400.0, 100.0, 400.0)
             "<ymax>400</ymax></bndbox></object>",
             Box("a", 100, 200, 300, 400),
         ),
+        ("<object><bbox_2d>[100, 200, 300, 400]</bbox_2d><label>a</label></object>",
+         Box("a", 100, 200, 300, 400)),
+        ('<object name="a"><bbox_2d>100 200 300 400</bbox_2d></object>',
+         Box("a", 100, 200, 300, 400)),
     ],
-)
+)  # fmt: skip
 def test_coordinates_in_attributes_and_elements(text, expected):
     assert read(text) == ([expected], "")
     assert read(f"Here it is:\n```xml\n{text}\n```")[0] == [expected]
@@ -462,6 +478,7 @@ def test_attributes_that_give_no_item_are_an_error(text, message):
         '<table border="1" cellpadding="2"><tr><td colspan="2">100</td></tr></table>',
         "if a <b and x=3: return",
         '<a href="page?x=1&y=2">3, 4</a>',
+        "<style>.box-a { left: 0; top: 0; margin: 0 2px }</style>",
         '{"points": 30}',
     ],
 )
@@ -478,6 +495,15 @@ def test_numbers_that_are_no_coordinates_are_none(text):
         ('{"x": 1, "y": 2, "w": 30, "h": 40, "label": "a"}', Box("a", 1, 2, 31, 42)),
         ('{"x0": 1, "y0": 2, "x1": 30, "y1": 40}', Box("", 1, 2, 30, 40)),
         ('{"top_left": {"x": 1, "y": 2}, "bottom_right": {"x": 3, "y": 4}}', Box("", 1, 2, 3, 4)),
+        ('{"left_top": [1, 2], "right_bottom": [3, 4], "label": "a"}', Box("a", 1, 2, 3, 4)),
+        ('{"upper_left": [1, 2], "lower_right": [3, 4], "label": "a"}', Box("a", 1, 2, 3, 4)),
+        ('{"bbox": {"tl": [1, 2], "br": [3, 4]}, "label": "a"}', Box("a", 1, 2, 3, 4)),
+        ('{"bbox": {"min": {"x": 1, "y": 2}, "max": [3, 4]}, "label": "a"}', Box("a", 1, 2, 3, 4)),
+        (
+            '{"bbox": {"top_left": [1, 2], "top_right": [30, 2], "bottom_right": [30, 4],'
+            ' "bottom_left": [1, 4]}}',
+            Quad("", 1, 2, 30, 2, 30, 4, 1, 4),
+        ),
         ('{"x": 1, "y": 2, "label": "a"}', Point("a", 1, 2)),
         ('{"action": "click", "x": 1, "y": 2}', Point("", 1, 2)),
         (
@@ -488,6 +514,32 @@ def test_numbers_that_are_no_coordinates_are_none(text):
 )
 def test_corners_with_names(text, expected):
     assert read(text) == ([expected], "")
+
+
+def test_an_angle_is_read_with_a_centre_and_else_named():
+    items, _ = read('{"cx": 500, "cy": 500, "w": 20, "h": 10, "angle": 90, "label": "s"}')
+    corners = [tuple(map(round, corner)) for corner in items[0].corners]
+    assert corners == [(505, 490), (505, 510), (495, 510), (495, 490)]
+    items, warning = read('{"x": 1, "y": 2, "w": 30, "h": 40, "angle": 9, "label": "s"}')
+    assert items == [Box("s", 1, 2, 31, 42)] and '"angle" is not read; the box is' in warning
+
+
+@pytest.mark.parametrize(
+    "text, box",
+    [
+        ('{"bbox_2d": [1, 2, 3, 4], "nimi": "kissa"}', [Box("", 1, 2, 3, 4)]),
+        ('[{"laatikko": [1, 2, 3, 4], "nimi": "kissa"}]', []),
+        ('[["cat", 1, 2, 3, 4], ["dog", 5, 6, 7, 8]]', []),
+        ('{"x": 100, "y": 200}', []),
+        ('do(action="Tap", element=[500, 250])', []),
+        ("pos = (100, 200)\npyautogui.click(pos)", []),
+        ("pyautogui.dragRel(30, 0)", []),
+        ("pyautogui.move(30, 0)", []),
+    ],
+)
+def test_what_may_be_a_label_or_coordinates_is_named(text, box):
+    items, warning = read(text)
+    assert items == box and re.search("not read|may be coordinates|relative to", warning)
 
 
 @pytest.mark.parametrize("key", ["zone", "target", "face_box", "size", "coordinates_2d"])
@@ -533,6 +585,18 @@ WIDE = (1080, 608)
         ("```python\npyautogui.moveTo(500, 250, duration=0.5)\n```", [(540, 152)]),
         ("click(500, 250)", [(540, 152)]),
         ("click((500, 250), button='left')", [(540, 152)]),
+        ("pyautogui.scroll(-10, x=500, y=250)", [(540, 152)]),
+        ("pyautogui.scroll(-10, 500, 250)", [(540, 152)]),
+        ("pyautogui.scroll(-500)", []),
+        ("pyautogui.click(500, y=250)", [(540, 152)]),
+        ("swipe(500, 250, 1000, 1000, 300)", [(540, 152), (1080, 608)]),
+        ("swipe(x1=500, y1=250, x2=1000, y2=1000)", [(540, 152), (1080, 608)]),
+        ("drag((500, 250), (1000, 1000))", [(540, 152), (1080, 608)]),
+        ('<tool_call>{"name": "click", "arguments": {"x": 500, "y": 250}}</tool_call>',
+         [(540, 152)]),
+        ('{"name": "swipe", "arguments": {"x1": 500, "y1": 250, "x2": 1000, "y2": 1000}}',
+         [(540, 152), (1080, 608)]),
+        ('{"type": "click", "button": "left", "x": 500, "y": 250}', [(540, 152)]),
         ("pyautogui.write('12, 13')", []),
         ("plt.text(x=5, y=10, s='a')", []),
     ],

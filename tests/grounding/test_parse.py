@@ -306,9 +306,9 @@ def test_xml_garbage_is_an_error(family, text):
     assert_unreadable(text, family)
 
 
-# All 18 rows for Qwen in supervision's tests/detection/test_vlm.py: 13 of test_from_qwen_2_5_vl, 3 of
-# test_from_qwen_3_vl, 2 of test_vlm_parsers_degrade_on_malformed_json; the answers in words of our
-# own. `clip=False, labelled=True` are its rules, `classes` is a choice among labels. Fifteen are in
+# All 18 rows for Qwen in supervision's tests/detection/test_vlm.py: 13 of test_from_qwen_2_5_vl, 3
+# of test_from_qwen_3_vl, 2 of test_vlm_parsers_degrade_on_malformed_json; the answers in words of
+# our own. `clip=False, labelled=True` are its rules, `classes` is a choice among labels. 15 are in
 # PEER; of the others, one is garbage, which is empty for supervision, and two are sizes.
 IN, OUT, VGA = (640, 640), (1280, 720), (640, 480)
 ONE_PEER = [("a", 20, 22.5, 220, 135)]

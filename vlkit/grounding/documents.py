@@ -8,6 +8,7 @@ import re
 from vlkit.grounding.keys import (
     BARE,
     LABEL_NAMES,
+    PATH,
     RULES,
     TOOL_SPACES,
     Fields,
@@ -17,7 +18,7 @@ from vlkit.grounding.keys import (
     label_of,
     plain,
 )
-from vlkit.grounding.tokens import NUMBER, numbers_of, parse_values
+from vlkit.grounding.tokens import GAP, NUMBER, Node, flat, numbers_of, parse_values
 
 # --- markup --------------------------------------------------------------------------------------
 
@@ -29,9 +30,7 @@ _ELEMENT = re.compile(
 _COMMENT = re.compile(r"<!--\s*+([^<>()\[\]\d]{0,60}+)[(\[]([^<>()\[\]a-zA-Z]{1,120}+)[)\]]\s*+-->")
 _TEXT_TAG = r"<(?:parameter=)?(\w{1,20}+)>([^<>]{1,120}+)</(?:parameter|\1)>"
 _BETWEEN = re.compile(_TEXT_TAG)
-_CORNER_TAGS = re.compile(
-    rf"(?:<(?:parameter=)?(\w{{1,20}}+)>\s*+{NUMBER}\s*+</(?:parameter|\1)>\s*+){{2,30}}+"
-)
+_TEXT_TAGS = re.compile(rf"(?:{_TEXT_TAG}\s*+){{1,30}}+")
 _VOID = {"img", "br", "hr", "input", "col", "area", "wbr", "source"}
 _DRAWN = {"line", "circle", "ellipse", "path"}  # SVG's shapes that are no box
 _POINT_ELEMENTS = {"point", "points", "track", "tracks", "keypoint", "keypoints"}
@@ -51,16 +50,19 @@ def read_markup(text: str) -> Reading:
         reader.read(match[2], match[1].strip(" :"), RULES["bbox"], "a comment")
     tool = re.search(r"<function=(\w+)>", text)  # Qwen3.5: <parameter=coordinate>[x, y]</parameter>
     reader.space = TOOL_SPACES.get(tool[1]) if tool else None
-    for match in _BETWEEN.finditer(text):  # UI-TARS, OS-Atlas: <point>x y</point>
-        is_action = _ACTION.fullmatch(match[1])
-        reader.span = match.span()
-        reader.read(match[2], "", RULES.get("point" if is_action else plain(match[1])), match[1])
-    for match in _CORNER_TAGS.finditer(text):  # Pascal VOC: <xmin>…</xmin><ymin>…</ymin>
-        reader.span = match.span()
-        before = text[max(0, match.start() - 300) : match.start()].rpartition("<object>")[2]
-        label = label_of(_fields(_BETWEEN.findall(before)))
-        reader.read_fields(_fields(_BETWEEN.findall(match[0])), match.span(), label, BARE, "")
+    for match in _TEXT_TAGS.finditer(text):  # <point>x y</point>, <xmin>…</xmin><ymin>…</ymin>
+        before = text[max(0, match.start() - 300) : match.start()].rpartition("<object")[2]
+        label = label_of(_fields([*_attributes(before), *_BETWEEN.findall(before)]))
+        pairs = [
+            ("point" if _ACTION.fullmatch(key) else key, _unescape(value))
+            for key, value in _BETWEEN.findall(match[0])
+        ]
+        reader.read(Node(match.start(), True, pairs, match.end()), label, BARE)
     return reader.result()
+
+
+def _attributes(text: str) -> list[tuple[str, str]]:
+    return [(key, re.sub(r"^([\"'])(.*)\1$", r"\2", v)) for key, v in _ATTRIBUTE.findall(text)]
 
 
 def _fields(pairs: list[tuple[str, str]]) -> Fields:
@@ -103,9 +105,7 @@ def _read_elements(reader: KeyReader) -> None:
 def _read_element(reader: KeyReader, match: re.Match, inside: str) -> None:
     """The coordinates in the attributes of one element."""
     _, name, attributes, end = match.groups()
-    pairs = [
-        (key, re.sub(r"^([\"'])(.*)\1$", r"\2", v)) for key, v in _ATTRIBUTE.findall(attributes)
-    ]
+    pairs = _attributes(attributes)
     fields = _fields(pairs)
     kind = fields.pop("class", ("", ""))[1]
     named = str(label_of(fields)) or kind
@@ -162,27 +162,39 @@ _CALL = re.compile(
     r"\(((?:[^()\[\]'\"\n]++|'[^'\n]*+'|\"[^\"\n]*+\"|[(\[][^()\[\]\n]*+[)\]]){1,30}+)\)"
 )
 _ACTION = re.compile(
-    r"(?i)pyautogui\.|click|tap|press|drag|swipe|scroll|hover|move|double|single|select|touch"
+    r"(?i)pyautogui\.(?!\w*write)|click|tap|press|drag|swipe|scroll|hover|move|double|single|select|touch"
 )
-_FIRST_TWO = re.compile(rf"\s*([(\[]?\s*{NUMBER}\s*,\s*{NUMBER}\s*[)\]]?)\s*(?:,|\Z)")
+_POSITIONAL = re.compile(rf"[\s(\[\"']*+({NUMBER}(?:{GAP}++{NUMBER})*+)[\s)\]\"']*+(?:,|\Z)")
+_RELATIVE = re.compile(r"(?i)pyautogui\.(?:move|drag)|.*(?:move|drag)_?rel(?:ative)?")
 
 
 def read_calls(text: str) -> Reading:
     """Points in the arguments of clicks and other actions."""
     reader = KeyReader(text, "call")
     for match in _CALL.finditer(text):
-        if not _ACTION.search(match[1]):
+        name, part = match[1], match[0][:60]
+        if not _ACTION.search(name):
             continue
         reader.span = match.span()
-        place = _FIRST_TWO.match(match[2])
-        if place:
-            reader.read(place[1], "", RULES["point"], match[1])
-            continue
-        for node in parse_values(f"{{{match[2]}}}"):
-            pairs = [(plain(key), (key, value)) for key, value in node.pairs]
-            known = [pair for pair in pairs if pair[0] in RULES or pair[0] in ("x", "y")]
-            if len(dict(known)) < len(known):
-                reader.problems.append(f"{match[0][:60]} has an argument twice")
-            else:
-                reader.read_fields(dict(known), match.span(), "", RULES["point"], match[1])
+        place = _POSITIONAL.match(match[2])
+        numbers = numbers_of(place[1]) if place else []
+        if re.fullmatch(r"pyautogui\.[hv]?scroll", name):  # first how far
+            numbers = numbers[1:]
+        named = match[2][place.end() :] if place else match[2]
+        pairs = [
+            (plain(k), (k, v)) for node in parse_values(f"{{{named}}}")[:1] for k, v in node.pairs
+        ]
+        known = [pair for pair in pairs if pair[0] in RULES or re.fullmatch("[xy][12]?", pair[0])]
+        fields = dict(known)
+        if len(fields) < len(known):
+            reader.problems.append(f"{part} has an argument twice")
+        elif _RELATIVE.fullmatch(name):
+            reader.notes.append(f"{part} is relative to the pointer and gives no point")
+        elif fields.keys() - {"y"}:
+            reader.call = name
+            reader.read_fields(fields, match.span(), "", RULES["point"], name)
+        else:
+            numbers += flat([value for _, value in fields.values()])
+            for i in range(0, 4 if PATH.search(name) and len(numbers) > 3 else 2, 2):
+                reader.keep(numbers[i : i + 2], None, "", RULES["point"], name)
     return reader.result()

@@ -86,7 +86,7 @@ _STRAY = (  # coordinates in no form at all, and what to say; the first also nex
     (
         r"""(?:bbox|point|quad)_[23]d["']?\s*[},]"""
         r"""|(?:bbox|bounding_?box|(?:box|point|quad)_[23]d)(?:_2d)?["']?\s*[:=][\s"'(\[{]*-?\d""",
-        "coordinates without brackets around them ({})",
+        f"coordinates outside JSON, or under a key that is not in the table ({{}}); {_ASK}",
     ),
     (
         rf"```json\b(?!{NOTHING.pattern}(?:```|\Z))[^\[{{`]*+(?:```|\Z)",
@@ -94,8 +94,8 @@ _STRAY = (  # coordinates in no form at all, and what to say; the first also nex
     ),
     (
         r"(?i)(?:\b(?:at|from|point|click|tap)|box|located|location|coordinates?|corners?|left|right"
-        rf"|center|坐标|位置|位于|框)[^\n.;()\[\]\"']{{0,30}}[(\[（［]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?"
-        rf"(?:[,，]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?)?[)\]）］]"
+        rf"|center|坐标|位置|位于|框)(?:[^\n.;()\[\]\"']{{0,30}}(?<![a-z]))?[(\[（［]\s?{NUMBER}"
+        rf"\s?[,，]\s?{NUMBER}\s?(?:[,，]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?)?[)\]）］]"
         rf"|\b(?:x_?1|x_?min|left)\s?[:=]\s?{NUMBER}[,;]?\s?(?:y_?1|y_?min|top)\s?[:=]\s?\d"
         rf"|(?m:^)[^\n\[\](]{{1,40}}\[{NUMBER}(?:,\s?{NUMBER}){{3}}\][ |,]*+(?m:$)"
         rf"|(?m:^)[^\n\d,]{{1,40}}(?:,{NUMBER}){{4}}(?m:$)"
@@ -108,9 +108,15 @@ _MAYBE_KEY = (
     r"(?i:bbox(?:_2d)?|x_?1\D{1,9}y_?1\D{1,9}x_?2\D{1,9}y_?2"
     r"|\b(?:box|pixels?|tap|click|move|mouse\w*|coordinates?|x_?1|x_?min))|坐标"
 )
+_STYLES = re.compile(  # of a page, which are no coordinates
+    r"(?is)<(style|script)\b.*?(?:</\1\s*>|\Z)|```s?css\b.*?(?:```|\Z)"
+)
 _MAYBE = re.compile(  # numbers that may be coordinates or not
-    rf"[\[(（［]\s?{NUMBER}(?:\s?[,，]\s?{NUMBER}){{3}}\s?[)\]）］]"
+    rf"[\[(（［]\s?(?:[\"'][^\"'\n]{{1,60}}+[\"'],\s?)?"
+    rf"{NUMBER}(?:\s?[,，]\s?{NUMBER}){{3}}\s?[)\]）］]"
     r"|(?m:^)\S*(?:\s0?\.\d{1,9}){4}"
+    rf"|\w\s?=\s?[\[(]\s?{NUMBER},\s?{NUMBER}\s?[\])]"
+    rf"|[\"']x[\"']\s?:\s?{NUMBER},\s?[\"']y[\"']\s?:\s?{NUMBER}"
     rf"|(?:{_MAYBE_KEY})[^\d(\[]{{0,60}}{NUMBER}[\s,，|-]{{1,6}}{NUMBER}"
 )
 
@@ -128,6 +134,7 @@ def read_answer(answer: str, family: str) -> Reading:
         read = step(rest)
         items, problems, notes = items + read.items, problems + read.problems, notes + read.notes
         rest = _blank_out(rest, read.items)
+    rest = _STYLES.sub("", rest)
     for pattern, problem in _STRAY[: 1 if items else None]:
         if not problems and (match := re.search(pattern, rest)):
             problems.append(problem.format(match[0][:60]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, NamedTuple, get_args
 
-from vlkit.grounding.tokens import MISSING, Node, flat, numbers_of, parse_values
+from vlkit.grounding.tokens import MISSING, Node, Word, flat, numbers_of, parse_values
 
 Space = Literal["0-1000", "0-999", "resized", "original"]
 SPACES = get_args(Space)
@@ -63,8 +63,9 @@ class KeyRule(NamedTuple):
 COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     ("box", (4,),
      "bbox_2d bboxes_2d box_2d boxes_2d bbox_xyxy xyxy bbox bboxes bounding_box bounding_boxes "
-     "bounding_box_2d bndbox data-bbox 边界框 检测框 坐标框",
-     "box boxes rect rectangle region regions bounds roi 框"),
+     "bounding_box_2d bndbox data-bbox 边界框 检测框 坐标框 邊界框 境界ボックス 경계상자 "
+     "cuadro_delimitador caixa_delimitadora boîte_englobante begrenzungsrahmen",
+     "box boxes rect rectangle region regions bounds roi 框 矩形框 caja caixa boîte"),
     ("width and height", (4,), "bbox_xywh box_xywh xywh", ""),
     ("point", (2,),
      "point_2d points_2d keypoint_2d keypoints_2d keypoint keypoints landmarks 关键点",
@@ -81,7 +82,8 @@ COORDINATE_KEYS: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
 LABEL_KEYS = (
     "label labels name name_en name_zh names class_name class category_name category object_name "
     "object text_content text alt data-label description caption title phrase ref content tag "
-    "标签 名称 类别 物体 文本 文字 描述"
+    "标签 名称 类别 物体 文本 文字 描述 标题 类型 標籤 名稱 類別 ラベル 名前 레이블 라벨 이름 "
+    "etiqueta nombre rótulo nome étiquette nom bezeichnung kind type"
 )
 # keys of things that contain others; any other key of an object with coordinates is its label
 _CONTAINERS = (
@@ -89,15 +91,18 @@ _CONTAINERS = (
     "predictions annotations elements children parts part image images data arguments args "
     "parameters action input instances shapes words words_info blocks layout frames cells rows 结果"
 )
-_CORNERS = [  # corners with names
-    names.split()
-    for names in (
-        "x1 y1 x2 y2 x3 y3 x4 y4,x0 y0 x1 y1,x1 y1 x2 y2,xmin ymin xmax ymax,topleft bottomright,"
+_CORNERS, _CORNER_PAIRS = (  # corners with names: a number each, or two
+    [names.split() for names in rows.split(",")]
+    for rows in (
+        "x1 y1 x2 y2 x3 y3 x4 y4,x0 y0 x1 y1,x1 y1 x2 y2,xmin ymin xmax ymax,"
         "left top right bottom,left top width height,x y width height,x y w h,cx cy w h,"
-        "cx cy width height,xcenter ycenter width height"
-    ).split(",")
-]
-_PAIRS = {"topleft", "bottomright"}
+        "cx cy width height,xcenter ycenter width height",
+        "topleft topright bottomright bottomleft,topleft bottomright,lefttop rightbottom,"
+        "upperleft lowerright,tl br,min max",
+    )
+)
+_PAIRS = {name for names in _CORNER_PAIRS for name in names}
+_ANGLES = ("angle", "rotation", "theta")
 _EXTENTS = {"width", "height", "w", "h", "r", "radius"}  # next to these, x and y are not a point
 
 
@@ -117,6 +122,7 @@ LABEL_NAMES = [plain(key) for key in LABEL_KEYS.split()]
 CONTAINERS = {*map(plain, _CONTAINERS.split())}
 _NO_LABELS = {*CONTAINERS, *RULES, *LABEL_NAMES, ""}
 _TOOL_ARGUMENTS = {"arguments", "args", "parameters"}
+PATH = re.compile("(?i)swipe|drag|fling")  # an action from one point to another
 BARE = KeyRule("place", (4, 2), False)  # for numbers without a key
 # keys that say in which order their four numbers are
 _KNOWN_ORDER = re.compile("2d|xyxy|xywh|start|end|corners")
@@ -135,6 +141,7 @@ class KeyReader:
         self.notes: list[str] = []
         self.unread: list[tuple[str, Node]] = []  # numbers under keys that are not in the table
         self.space: Space | None = None
+        self.call = ""  # its name, where the next object is its arguments
         self.span = (0, 0)  # of the object whose coordinates are read; its end is -1 if it has none
 
     def result(self) -> Reading:
@@ -153,6 +160,8 @@ class KeyReader:
         values, is_whole = node.values, node.clean and node.end >= 0
         has_corners = rule is not None and rule.kind in ("box", "quad")
         numbers = flat(values, objects=has_corners) if is_whole else []
+        if len(numbers) == 10 and numbers[:2] == numbers[-2:]:  # a ring: the first corner again
+            numbers, rule = numbers[:8], rule and RULES["quad"]
         is_one = rule and numbers and (len(numbers) in rule.sizes or rule.kind == "quad")
         if not rule or (values and not is_one and all(isinstance(v, Node) for v in values)):
             if not rule and len(numbers) > 1 and isinstance(label, str) and label:
@@ -184,24 +193,42 @@ class KeyReader:
     ) -> None:
         """The fields of one object: its own coordinates, then those of the objects in it."""
         own, count, outer_space = label_of(fields) or label, len(self.items), self.space
+        call, self.call = self.call or str(fields.get("action", "")), ""
         self.space = TOOL_SPACES.get(str(own), outer_space)
         names = sorted(fields.keys() & RULES.keys(), key=_RANKS.__getitem__)
-        is_named = bool(rule or own or "action" in fields)  # else x and y may be anything
+        # else x and y may be anything
+        is_named = bool(rule or own or call or "action" in fields)
         corners = [] if names else _corners(fields, is_named)
         if corners and self.span[1] >= 0 <= span[1]:
             self.span = self.span if rule else span
-            kinds = {8: RULES["quad"], 4: rule or RULES["xyxy"], 2: rule or BARE}
-            self.keep(corners, None, own, kinds[len(corners)], "corners")
+            kinds = {4: rule or RULES["xyxy"], 2: rule or BARE, 5: RULES["rbox"], 8: RULES["quad"]}
+            is_path = len(corners) == 4 and PATH.search(call)
+            for part in (corners[:2], corners[2:]) if is_path else (corners,):
+                self.keep(part, None, own, kinds[len(part)], "corners")
         self._read_keys(fields, names, span, own)
         has_own = len(self.items) > count
+        if has_own:
+            self._note_unread(fields, own, len(self.items[count].numbers))
+        # bare lists count only where nothing else stands
+        is_mixed = rule is BARE and not all(isinstance(v, Node) for _, v in fields.values())
         for name, (own_key, value) in fields.items():
-            inherited = "" if has_own or name in _TOOL_ARGUMENTS else _join(own)
+            self.call = _join(own) if name in _TOOL_ARGUMENTS else ""
+            inherited = "" if has_own or self.call else _join(own)
             if isinstance(value, Node) and name not in RULES and not (corners and name in _PAIRS):
                 inner_label = inherited if name in _NO_LABELS else own_key
-                self.read(value, inner_label, None if names or has_own else rule, key)
+                self.read(value, inner_label, None if names or has_own or is_mixed else rule, key)
             elif isinstance(value, str) and "{" in value and not has_own and not self.is_inner:
                 self._read_inside(value, span)
         self.space = outer_space
+
+    def _note_unread(self, fields: Fields, label: Any, size: int) -> None:
+        """Text that may be a label, an angle next to an upright box."""
+        for name, (key, value) in fields.items():
+            text = not label and isinstance(value, str) and not isinstance(value, Word)
+            if name in _ANGLES and size == 4 and any(flat([value])):
+                self.notes.append(f'"{key}" is not read; the box is upright')
+            elif text and value and name not in RULES and name != "action" and self.form == "json":
+                self.notes.append(f'"{key}" has "{value:.60}", which is not read as a label')
 
     def _read_keys(
         self, fields: Fields, names: list[str], span: tuple[int, int], label: Any
@@ -284,13 +311,16 @@ def _join(label: Any) -> str:
 def _corners(fields: Fields, points: bool) -> list[float]:
     """The numbers of corners with names, as x1, y1, x2, y2, or of a point, as x, y."""
     point = ["x y".split()] if points and not fields.keys() & _EXTENTS else []
-    for names in [*_CORNERS, *point]:
+    for names in [*_CORNERS, *_CORNER_PAIRS, *point]:
         if not fields.keys() >= set(names):
             continue
         numbers = flat([fields[name][1] for name in names], objects=True)
-        if len(numbers) == (4 if names[0] == "topleft" else len(names)):  # two pairs
+        if len(numbers) == len(names) * (2 if names[0] in _PAIRS else 1):
             x, y, width, height = (*numbers, 0.0, 0.0)[:4]
             if names[0] in ("cx", "xcenter"):
+                angle = flat([fields[name][1] for name in _ANGLES if name in fields])
+                if angle and any(angle):
+                    return [*numbers, *angle]
                 x, y = x - width / 2, y - height / 2
             is_extent = names[-1] in ("height", "h")
             return [x, y, x + width, y + height] if is_extent else numbers
