@@ -255,6 +255,18 @@ def test_messages_that_the_chat_template_refuses(tiny_vlm):
         prepare_inputs(tiny_vlm("qwen2_vl"), [[*ask(), wordless]])
 
 
+def test_a_template_that_loops_for_some_messages(tiny_vlm, monkeypatch):
+    vlm = tiny_vlm("qwen2_vl")
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
+    template = f"{{% if messages|length > 1 %}}{loops}{{% endif %}}{vlm.processor.chat_template}"
+    monkeypatch.setattr(vlm.processor, "chat_template", template)
+    monkeypatch.setattr("vlkit.inputs.TEMPLATE_SECONDS", 0.5)
+    assert prepare_inputs(vlm, [ask()]).prompts[0]
+    with pytest.raises(VlkitError, match=r"did not end within 0\.5 s"):
+        prepare_inputs(vlm, [[vlkit.system("Be terse."), *ask()]])
+    assert prepare_inputs(vlm, [ask()]).prompts[0]
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
 def test_limits_in_pixels_count_as_the_model_cards_write_them(tiny_vlm, kind):
     vlm = tiny_vlm(kind)

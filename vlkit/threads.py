@@ -23,12 +23,35 @@ Result = TypeVar("Result")
 
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 _COUNTS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+TEMPLATE_SECONDS = 20.0  # for rendering a chat template, which takes milliseconds
 LOOK_AGAIN = 10.0  # seconds for which a count of busy cores holds
 
 spinning = False  # whether torch's threads spin, because torch was imported before vlkit
 _all = 0  # how many threads torch starts with, once seen
 _chosen = 0  # how many it was given here
 _looked = float("-inf")
+
+
+@contextmanager
+def limit_time(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in this thread where Python code in the block runs longer."""
+    thread, lock, running = ctypes.c_ulong(get_ident()), Lock(), True
+
+    def stop() -> None:
+        with lock:
+            if running:
+                error = ctypes.py_object(TimeoutError)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+
+    timer = Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            running = False
+        timer.cancel()
 
 
 def wait_passively() -> None:

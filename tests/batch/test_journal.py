@@ -216,6 +216,7 @@ def test_resume_false_refuses_rows_and_deletes_nothing(tmp_path):
     [
         ("nowhere/run.jsonl", "nowhere does not exist; create it"),
         ("folder", "is not a file"),
+        ("nul\0.jsonl", "cannot be written"),
         ("run.csv", "must be a .jsonl file, as rows are written as JSON lines"),
         ("/proc/run.jsonl", r"/proc/run\.jsonl cannot be written \(No such file or directory\)"),
         ("汉" * 100 + ".jsonl", "File name too long; choose another file"),

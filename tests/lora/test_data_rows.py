@@ -94,6 +94,10 @@ def test_a_row_is_read_whole(folder, name):
 
 
 REFUSED = {
+    "sound in a message": (
+        {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}, ANSWER]},
+        "content item of type 'audio' is not supported",
+    ),
     "two systems": (
         {"system": "A", "messages": [{"role": "system", "content": "B"}, ASK, ANSWER]},
         'it has a system message and "system"; leave one of them out',
@@ -145,6 +149,16 @@ def test_keys_that_are_not_read_are_named_once_a_file(folder):
     for part in ("'rejected' (2 rows)", "'messages[].rating' (2 rows)", "'images' (1 row)"):
         assert part in text
     assert "'id'" not in text
+
+
+def test_columns_of_rows_without_messages_are_not_read_beside_messages(folder):
+    extra = {"label": True, "input": "x", "question": "y", "tools": ""}
+    row = {"messages": [ASK, ANSWER | {"tool_calls": None, "name": ""}], "images": ["a.png"]}
+    with pytest.warns(UserWarning, match="not read") as warned:
+        load(folder, row | extra)
+    text = str(warned[0].message)
+    assert all(f"'{key}' (1 row)" in text for key in ("label", "input", "question"))
+    assert "tool" not in text and "name" not in text
 
 
 @pytest.mark.parametrize("key", ["loss", "weight"])

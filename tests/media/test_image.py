@@ -712,6 +712,35 @@ def test_heic_is_upright(heic):
     assert pictures_of(heic.parent, "x") == [heic]
 
 
+def test_heic_of_every_orientation_and_depth(tmp_path):
+    import pillow_heif
+
+    turn = PIL.Image.Transpose
+    stored = (turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE,
+              turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270)  # fmt: skip
+    for orientation, way in enumerate(stored, 2):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        file = pillow_heif.from_pillow(corners().transpose(way))
+        file.save(tmp_path / "x.heic", quality=95, exif=exif.tobytes())
+        assert_corners(load_image(tmp_path / "x.heic"), tolerance=12)
+    deep = np.asarray(corners(), np.uint16) * 257
+    size = corners().size
+    file = pillow_heif.from_bytes(mode="RGB;16", size=size, data=deep.tobytes())
+    file.add_from_pillow(PIL.Image.new("RGB", (16, 16)))  # the first is the one that is shown
+    file.save(tmp_path / "deep.heic", quality=95)
+    assert_corners(load_image(tmp_path / "deep.heic"), tolerance=12)
+
+
+def test_a_damaged_heic_is_one_line(heic):
+    data = heic.read_bytes()
+    assert "is truncated or damaged" in refusal(data[: len(data) // 2])
+    corners().save(heic.parent / "x.tga")
+    (heic.parent / "x.tga").rename(heic.parent / "x.obu")
+    with pytest.warns(UserWarning, match=r"left out 1 of 2 .*1 \.obu"):  # TGA has no signature
+        assert pictures_of(heic.parent, "x") == [heic]
+
+
 def test_heic_without_its_package_is_one_line(heic, without_pillow_heif):
     assert refusal(heic).endswith("is a HEIC picture; pip install 'vlkit[heic]' to read it")
     with pytest.raises(MediaError, match=r"1 \.heic \(HEIC needs: pip install 'vlkit\[heic\]'\)"):

@@ -138,6 +138,7 @@ def test_the_frame_on_screen_by_its_own_time(tmp_path, suffix, times):
         ("c.mpg", "mpeg1video", "mpeg"),
         ("c.vob", "mpeg2video", "vob"),
         ("c.ivf", "libvpx", "ivf"),
+        ("c.obu", "libsvtav1", "obu"),
     ],
 )
 def test_streams_that_say_little_of_themselves(tmp_path, name, codec, format):

@@ -469,6 +469,13 @@ def test_a_text_models_template_is_reported(broken_folder, picture, name):
             vlkit.generate(vlm, question, max_new_tokens=2)
 
 
+def test_a_template_without_end_is_stopped(broken_folder, monkeypatch):
+    monkeypatch.setattr("vlkit.models.load.TEMPLATE_SECONDS", 0.5)
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
+    (broken_folder / "chat_template.jinja").write_text(loops)
+    assert "its chat template did not end within 0.5 s" in refusal(broken_folder)
+
+
 def test_fp8_weights_on_a_cpu(tmp_path):
     """In blocks of 64, as the repositories called -FP8 have them (theirs are of 128)."""
     folder, size = build_model("qwen3_vl", tmp_path / "fp8"), 64

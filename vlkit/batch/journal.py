@@ -221,13 +221,13 @@ def _lock(file: Path) -> FileLock:
     except Timeout as error:
         text = f"{file} is being written by another process; wait for it, or choose another file"
         raise VlkitError(text) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with \0
         raise _unwritable(file, error) from error
     return lock
 
 
-def _unwritable(file: Path, error: OSError) -> VlkitError:
-    why = error.strerror or error
+def _unwritable(file: Path, error: Exception) -> VlkitError:
+    why = getattr(error, "strerror", None) or error
     return VlkitError(f"{file} cannot be written ({why}); choose a place that you can write to")
 
 

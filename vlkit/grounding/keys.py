@@ -336,6 +336,8 @@ def label_of(fields: Fields) -> str | list[str]:
         elif value.is_object:
             texts = {plain(key): text for key, text in value.pairs if isinstance(text, str)}
             label = texts.get("en") or texts.get("zh") or next(iter(texts.values()), "")
+            if label is MISSING:  # a Python set
+                label = [key for key, _ in value.pairs]
         else:
             label = [text for text in value.values if isinstance(text, str)]
         if label:

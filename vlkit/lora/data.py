@@ -177,12 +177,17 @@ def unread_keys(row: Mapping) -> set[str]:
     """The keys of a row and of its messages that :func:`read_turns` does not read."""
     keys = {str(key) for key, value in row.items() if not is_missing(value)}
     unread = {key for key in keys if key.lower() not in _ROW_KEYS}
-    for kind in ("image", "video", "prompt"):  # of several columns for one thing, one is read
-        names = {name for name in keys if name.lower() in COLUMNS[kind]}
-        unread |= names - {_column(row, COLUMNS[kind])}
-    for message in row.get("conversations") or row.get("messages") or ():
+    turns = row.get("conversations") or row.get("messages") or ()
+    asked = (COLUMNS["prompt"], _ANSWERS)
+    for names in (COLUMNS["image"], COLUMNS["video"], *(asked if not turns else ())):
+        read = _column(row, names)  # of several columns for one thing, one
+        unread |= {name for name in keys if name.lower() in names} - {read}
+    if turns:  # these columns are for rows without
+        unread |= {key for key in keys if key.lower() in ("history", "input", *sum(asked, ()))}
+    for message in turns:
         if isinstance(message, Mapping):
-            unread |= {f"messages[].{key}" for key in message.keys() - _MESSAGE_KEYS}
+            said = {key for key, value in message.items() if value not in (None, [], {}, "")}
+            unread |= {f"messages[].{key}" for key in said - _MESSAGE_KEYS}
     return unread
 
 
@@ -298,7 +303,9 @@ def _item(item: Any, media: _Media) -> Part:
         if not isinstance(item.get("text"), str):
             raise VlkitError(f"a text item without text: {item!r:.60}")
         return item["text"]
-    kind = "video" if kind.startswith("video") else "image"
+    if not kind.startswith(("video", "image")):
+        raise VlkitError(f"a content item of type {kind!r} is not supported: {item!r:.60}")
+    kind = kind[:5]
     source = next((item[key] for key in _KEYS if key in item), None)
     if source is None:
         return media.take(kind)

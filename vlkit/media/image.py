@@ -45,7 +45,7 @@ PICTURE_SUFFIXES = (
     ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".ppm", ".pgm",
     ".pbm", ".pnm", ".tga", ".ico", ".qoi", ".heic", ".heif", ".hif",
 )  # fmt: skip
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif")
 _NO_PICTURES = ("EPS", "MPEG")  # formats that Pillow names, but cannot or must not decode
 _PLAIN = ("JPEG", "MPO", "WEBP", "BMP", "PNG", "GIF")  # their header has the size
 _EXIF_TEXT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # in PNG's text chunks
@@ -160,8 +160,8 @@ def describe_source(source: Any) -> str:
 def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
     if not data:
         raise MediaError(f"{name} is empty (0 bytes); save or download it again")
-    is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[:64]
-    if is_heif and not can_read_heif():
+    is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    if is_heif and b"avif" not in data[:64] and not can_read_heif():
         raise MediaError(f"{name} is a HEIC picture; pip install 'vlkit[heic]' to read it")
     if not strict and data.startswith(b"\xff\xd8"):
         data += b"\xff\xd9"  # JPEG's end marker, so that the decoder returns what it has
@@ -175,7 +175,7 @@ def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
     except Exception as error:  # a decoder may raise anything on hostile bytes
         size = f"{len(data):,} bytes"
         text = f"is truncated or damaged (it has {size}); save or download it again"
-        if not data.startswith(_SIGNATURES):
+        if not is_heif and not data.startswith(_SIGNATURES):
             text = (
                 f"is not a picture: its {size} begin with {data[:12]!r}; "
                 "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
@@ -203,7 +203,7 @@ def is_picture(file: Path) -> bool:
         return suffix not in (".heic", ".heif", ".hif") or can_read_heif()
     try:
         with PIL.Image.open(file) as picture:
-            return picture.format not in _NO_PICTURES
+            return picture.format not in (*_NO_PICTURES, "TGA")  # which has no signature
     except Exception:  # a decoder may raise anything on other files
         return False
 

@@ -24,7 +24,7 @@ from vlkit.media.sources import is_url, local_path, read_bytes
 # files that contain their frames; a playlist would make ffmpeg open other files
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,ogg,flv,asf,"
-    "ivf,nut,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
+    "ivf,nut,h264,hevc,obu,m4v,mjpeg,yuv4mpegpipe"
 )
 _UNSEEKABLE = ("mpeg", "mpegvideo")  # times in them are guessed, and shifted after seeking
 _SLACK = 1e-3  # seconds by which containers round the times of frames
@@ -83,10 +83,7 @@ class FileReader:
 
         self._name, self._file = name, _clip_file(source, name)
         self._errors = (av.FFmpegError, ValueError, OSError)
-        self._origin, self._step = (
-            0.0,
-            0.0,
-        )  # seconds; between frames where they are counted, else 0
+        self._origin = self._step = 0.0  # seconds; between frames where they are counted, else 0
         self._open()
         self._can_seek = self._container.format.name not in _UNSEEKABLE
         first = next(self._decode(), None)

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from vlkit.models.families import SizeRules, family_of, rules_of_processor
 from vlkit.models.hub import Hub, ModelFolder, find_model, weight_files
 from vlkit.models.memory import Cost, count_cost
 from vlkit.settings import HOSTED_OPTIONS, honours_choice
-from vlkit.threads import leave_busy_cores
+from vlkit.threads import TEMPLATE_SECONDS, leave_busy_cores, limit_time
 
 if TYPE_CHECKING:
     from vlkit.remote.model import HostedOptions, RemoteVLM
@@ -546,9 +546,16 @@ def _check_template(processor: Any, folder: ModelFolder) -> None:
     if not getattr(processor, "chat_template", None):
         raise ModelError(f"{folder.path} has no chat template; {remedy}")
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
-    with suppress(Exception):  # templates raise any exception
-        if processor.image_token in processor.apply_chat_template(question, tokenize=False):
-            return
+    try:
+        with limit_time(TEMPLATE_SECONDS):
+            if processor.image_token in processor.apply_chat_template(question, tokenize=False):
+                return
+    except TimeoutError:
+        raise ModelError(
+            f"{folder.path}: its chat template did not end within {TEMPLATE_SECONDS:g} s; {remedy}"
+        ) from None
+    except Exception:  # templates raise any exception
+        pass
     warn_user(f"{folder.path} has a chat template of a text model, without pictures; {remedy}")
 
 
