@@ -260,7 +260,7 @@ def test_a_template_that_loops_for_some_messages(tiny_vlm, monkeypatch):
     loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
     template = f"{{% if messages|length > 1 %}}{loops}{{% endif %}}{vlm.processor.chat_template}"
     monkeypatch.setattr(vlm.processor, "chat_template", template)
-    monkeypatch.setattr("vlkit.inputs.TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr("vlkit.models.load.TEMPLATE_SECONDS", 0.5)
     assert prepare_inputs(vlm, [ask()]).prompts[0]
     with pytest.raises(VlkitError, match=r"did not end within 0\.5 s"):
         prepare_inputs(vlm, [[vlkit.system("Be terse."), *ask()]])

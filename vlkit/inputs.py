@@ -20,8 +20,7 @@ from vlkit.media.image import DeferredImages, Image
 from vlkit.media.video import Clip, ClipStore, DeferredClips, Video, load_clip
 from vlkit.messages import as_messages, escape_control_tokens, media_of
 from vlkit.models.families import FAMILIES, fit_size
-from vlkit.models.load import VLM
-from vlkit.threads import TEMPLATE_SECONDS, limit_time
+from vlkit.models.load import VLM, apply_template
 
 
 class TensorCache:
@@ -291,16 +290,11 @@ def render_prompt(
     asks = not prefill and not finished
     switch = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        with limit_time(TEMPLATE_SECONDS):
-            prompt = processor.apply_chat_template(
-                plain, tokenize=False, add_generation_prompt=asks, continue_final_message=prefill,
-                **switch,
-            )  # fmt: skip
-    except TimeoutError:
-        raise VlkitError(
-            f"the model's chat template did not end within {TEMPLATE_SECONDS:g} s; copy "
-            "chat_template.jinja of the original model into the model's folder"
-        ) from None
+        prompt = apply_template(
+            processor, plain, add_generation_prompt=asks, continue_final_message=prefill, **switch
+        )
+    except ModelError:
+        raise
     except Exception as error:  # templates raise any exception
         raise VlkitError(
             f"the model's chat template refuses these messages ({one_line(error)}); check their "

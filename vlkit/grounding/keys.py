@@ -193,11 +193,10 @@ class KeyReader:
     ) -> None:
         """The fields of one object: its own coordinates, then those of the objects in it."""
         own, count, outer_space = label_of(fields) or label, len(self.items), self.space
-        call, self.call = self.call or str(fields.get("action", "")), ""
+        call, self.call = self.call or str(fields.get("action", ("", ""))[1]), ""
         self.space = TOOL_SPACES.get(str(own), outer_space)
         names = sorted(fields.keys() & RULES.keys(), key=_RANKS.__getitem__)
-        # else x and y may be anything
-        is_named = bool(rule or own or call or "action" in fields)
+        is_named = bool(rule or own or call)  # else x and y may be anything
         corners = [] if names else _corners(fields, is_named)
         if corners and self.span[1] >= 0 <= span[1]:
             self.span = self.span if rule else span
@@ -228,7 +227,7 @@ class KeyReader:
             if name in _ANGLES and size == 4 and any(flat([value])):
                 self.notes.append(f'"{key}" is not read; the box is upright')
             elif text and value and name not in RULES and name != "action" and self.form == "json":
-                self.notes.append(f'"{key}" has "{value:.60}", which is not read as a label')
+                self.notes.append(f'the text of "{key}" is not read as a label')
 
     def _read_keys(
         self, fields: Fields, names: list[str], span: tuple[int, int], label: Any
@@ -281,21 +280,21 @@ class KeyReader:
     def _refuse(self, numbers: list[float], value: Any, rule: KeyRule, key: str) -> None:
         is_broken = value is MISSING or (isinstance(value, Node) and not value.clean)
         is_meant = rule.certain and (is_broken or re.search(r"\d", self._written(value)))
+        part, count = self.text[self.span[0] : self.span[0] + 80], " or ".join(map(str, rule.sizes))
         if rule.kind == "quad" and len(numbers) >= 6:
-            self.problems.append(
-                f"{key} has {len(numbers) // 2} corners, and only four make a Quad"
-            )
+            problem = f"{key} has {len(numbers) // 2} corners, and only four make a Quad"
         elif rule.kind == "3D" and is_meant:
-            self.problems.append(
-                f"{key} is a 3D box in metres, not a box in the picture; read it from reply.text"
+            problem = (
+                f"{key} is a 3D box in metres, not one in the picture; read it from reply.text"
             )
         elif is_meant or (key and len(numbers) > 2):
-            part = self.text[self.span[0] : self.span[0] + 80]
-            count = " or ".join(map(str, rule.sizes))
-            self.problems.append(
+            problem = (
                 f"{part} is neither a box nor a point ({key} takes {count} numbers; one is "
                 "missing, unreadable or out of range)"
             )
+        else:
+            return
+        self.problems.append(problem)
 
     def _written(self, value: Any) -> str:
         """A value as it is in the text."""

@@ -262,20 +262,9 @@ def group_items(text: str, placed: Sequence[tuple[Item, int, int]]) -> Iterator[
         groups.append(([item], start, end))
     done = 0
     for items, start, end in groups:
-        yield text[done : _start_of_list(text, done, start)]
+        opening = _OPENING.search(text[max(done, start - _LONGEST_OPENING) : start])
+        yield text[done : start - len(opening[0]) if opening and opening[0].strip() else start]
         yield items
-        done = _end_of_list(text, end)
+        closing = _CLOSING.match(text, end)
+        done = closing.end() if closing and closing[0].strip() else end
     yield text[done:]
-
-
-def _start_of_list(text: str, done: int, start: int) -> int:
-    """Where the bracket and the code fence before a group begin, or the group itself."""
-    low = max(done, start - _LONGEST_OPENING)
-    match = _OPENING.search(text[low:start])
-    return low + match.start() if match and match[0].strip() else start
-
-
-def _end_of_list(text: str, end: int) -> int:
-    """Where the tag, the bracket and the code fence behind a group end, or the group itself."""
-    match = _CLOSING.match(text, end)
-    return match.end() if match and match[0].strip() else end

@@ -547,16 +547,25 @@ def _check_template(processor: Any, folder: ModelFolder) -> None:
         raise ModelError(f"{folder.path} has no chat template; {remedy}")
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
     try:
-        with limit_time(TEMPLATE_SECONDS):
-            if processor.image_token in processor.apply_chat_template(question, tokenize=False):
-                return
-    except TimeoutError:
-        raise ModelError(
-            f"{folder.path}: its chat template did not end within {TEMPLATE_SECONDS:g} s; {remedy}"
-        ) from None
+        if processor.image_token in apply_template(processor, question):
+            return
+    except ModelError:
+        raise
     except Exception:  # templates raise any exception
         pass
     warn_user(f"{folder.path} has a chat template of a text model, without pictures; {remedy}")
+
+
+def apply_template(processor: Any, messages: list[dict], **options: Any) -> str:
+    """The processor's chat template of messages. Raises ModelError where it does not end."""
+    try:
+        with limit_time(TEMPLATE_SECONDS):
+            return processor.apply_chat_template(messages, tokenize=False, **options)
+    except TimeoutError:
+        raise ModelError(
+            f"the model's chat template did not end within {TEMPLATE_SECONDS:g} s; copy "
+            "chat_template.jinja of the original model into its folder"
+        ) from None
 
 
 def base_model(vlm: VLM) -> Any:
