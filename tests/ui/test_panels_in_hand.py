@@ -251,7 +251,7 @@ def test_everything_has_a_name_contrast_room_and_a_place_in_the_order_of_tab(ope
     expect(panel.locator(".vlkit-seed input")).to_be_visible()
     assert panel.evaluate(NAMELESS) == []
     reached = set()
-    panel.locator(".vlkit-address").focus()
+    panel.locator(".vlkit-samples > summary").focus()
     for _ in range(40):
         notebook.page.keyboard.press("Tab")
         reached.add(notebook.page.evaluate(FOCUSED))

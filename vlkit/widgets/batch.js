@@ -1,6 +1,6 @@
 // BatchPanel: a table of rows with their pictures, answers and states; a row enlarged.
 
-import { controlsOf, fold, h, iconButton } from "./controls.js";
+import { controlsOf, fold, h, iconButton, withoutTail } from "./controls.js";
 import { actionButton, boxedPicture, duration, filePicker, grouped, panelFrame } from "./work.js";
 
 const ROW_STATES = { // a sign, and the word for it; never colour alone
@@ -15,7 +15,7 @@ function answerText(row) {
     const item = row.items[numbers[0]];
     return item ? h("mark", { style: `--item: ${item.color}` }, text) : text;
   };
-  return h("span", {}, ...row.parts.map(mark));
+  return h("span", {}, ...(row.cut ? withoutTail(row.parts) : row.parts).map(mark));
 }
 
 function stateOf(row, t) {
@@ -56,7 +56,7 @@ export const batch = {
         ? h("button", { type: "button", class: "vlkit-thumb", "aria-label": t("Enlarge row {n}", { n: row.number }), onclick: open },
             boxedPicture(picture, row.items, row.name))
         : h("span", { class: "vlkit-thumb vlkit-no-picture" });
-      const facts = [row.name, row.seconds ? t("{n} s", { n: row.seconds }) : "", row.tokens ? t("{n} tokens", { n: row.tokens }) : ""];
+      const facts = [row.name, row.seconds ? t("{n} s", { n: row.seconds }) : "", row.tokens ? t("{n} tokens", { n: row.tokens }) : "", row.cut ? t("cut off at the longest length") : ""];
       const element = h("li", { class: "vlkit-row-grid", "data-state": row.state },
         h("span", { class: "vlkit-row-number" }, `${row.number}`), image,
         h("div", { class: "vlkit-row-text" },

@@ -306,6 +306,7 @@ class BatchPanel(WorkPanel):
                 "parts": [(text[:MOST_TEXT], list(numbers)) for text, numbers in result.parts],
                 "items": item_records(result.try_grounding()[0], {}) if pictured else [],
                 "seconds": round(result.seconds, 1), "tokens": result.usage.new_tokens,
+                "cut": result.finish_reason == "length",
             }  # fmt: skip
         return record
 

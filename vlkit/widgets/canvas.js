@@ -10,6 +10,7 @@ const TALLEST = 520; // screen pixels of the stage
 const READABLE = 96; // screen pixels of a picture's shorter side
 const LINE = 2.5; // width of a box's line
 const MOST_CHIPS = 60;
+const NARROW = 320; // screen pixels of a frame, for the line and the buttons under the picture
 
 function draw(kind, attributes, parent) {
   const element = document.createElementNS(SVG, kind);
@@ -47,6 +48,7 @@ export function createCanvas(host, t, callbacks = {}) {
   let gesture = null; // what the pointers that are down are doing
   let moving = null; // the box that is being drawn
   const pointers = new Map();
+  const LARGE = editable ? 720 : 440; // screen pixels to which a small picture is enlarged
 
   const hint = editable
     ? "Picture. Drag to draw a box. Keys: arrows move the box, with Shift they change its size, " +
@@ -97,16 +99,21 @@ export function createCanvas(host, t, callbacks = {}) {
 
   function fit() {
     const [width, height] = state.size;
-    const wide = frame.clientWidth || 400;
     const whole = document.fullscreenElement === frame || frame.classList.contains("vlkit-canvas-full");
+    if (whole) frame.style.maxWidth = "";
+    let wide = (whole ? frame : element).clientWidth || 400;
     const tall = whole ? (frame.clientHeight || 600) - bar.offsetHeight - 8 : TALLEST;
     let scale = Math.min(wide / width, tall / height);
-    if (!whole) scale = Math.min(scale, Math.max(1, 440 / Math.max(width, height)));
+    if (!whole) scale = Math.min(scale, Math.max(1, LARGE / Math.max(width, height)));
     const least = READABLE / Math.min(width, height); // a strip of a picture begins readable
     const strip = scale < least && Math.min(width, height) * scale < READABLE;
     if (strip) scale = Math.min(least, 1.5 * Math.max(wide / width, tall / height));
     const high = whole ? tall : clamp(height * scale, Math.min(120, tall), tall);
     stage.style.height = `${Math.round(high)}px`;
+    if (!editable && !whole) { // the frame is as wide as its picture
+      wide = Math.min(wide, Math.max(NARROW, Math.round(width * scale)));
+      frame.style.maxWidth = `${wide}px`;
+    }
     const x = Math.max(0, (wide - width * scale) / 2);
     view = { scale, x, y: Math.max(0, (high - height * scale) / 2), fitted: true };
     redraw();
@@ -492,7 +499,7 @@ export function createCanvas(host, t, callbacks = {}) {
 
   setDrawing(drawing);
   const watch = new ResizeObserver(() => (view.fitted ? fit() : redraw()));
-  watch.observe(frame);
+  watch.observe(element);
   return { element, set, setHot: (index) => index !== hot && ((hot = index), redraw()), pin };
 }
 

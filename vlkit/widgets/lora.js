@@ -7,10 +7,10 @@ const RUN_COLOURS = ["var(--vk-blue)", "var(--vk-orange)", "var(--vk-green)", "v
 const SMOOTHED = 12; // points from which on a line is drawn with its running mean
 const gigabytes = (bytes) => (bytes / 1e9).toFixed(1);
 
-function niceStep(most, parts) {
+function niceStep(most, parts, digits = [1, 2, 2.5, 5, 10]) {
   const rough = Math.max(most / parts, 1e-9);
   const power = 10 ** Math.floor(Math.log10(rough));
-  return [1, 2, 2.5, 5, 10].map((digit) => digit * power).find((step) => step >= rough);
+  return digits.map((digit) => digit * power).find((step) => step >= rough);
 }
 
 function runningMean(points) {
@@ -40,7 +40,7 @@ function lineChart(title, id, lines, steps, top, t) {
     svgElement("line", { x1: left, x2: width - 12, y1: y(value), y2: y(value), class: "vlkit-grid" }, svg);
     text(left - 6, y(value) + 4, `${Number(value.toPrecision(3))}`, "end");
   }
-  const along = Math.max(1, niceStep(lastStep, 4));
+  const along = Math.max(1, niceStep(lastStep, 4, [1, 2, 5, 10]));
   for (let step = 0; step <= lastStep; step += along) text(x(step), height - 16, grouped(step), "middle");
   text(width - 12, height - 2, t("steps"), "end");
   for (const { points, color, dashed, part } of shown) {

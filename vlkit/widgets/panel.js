@@ -1,7 +1,7 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
 // Python holds all state (Panel and ChatTurn in ask.py); this file only shows it.
 
-import { codeView, controlsOf, copyText, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader } from "./controls.js";
+import { codeView, controlsOf, copyText, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader, withoutTail } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
 
 const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
@@ -53,6 +53,11 @@ function turnView(turn, host) {
   const answer = h("div", { class: "vlkit-answer" }, thinking, text, picture, problem, facts, h("div", { class: "vlkit-under" }, tools, tokens));
   const element = h("li", { class: "vlkit-turn" }, h("div", { class: "vlkit-row" }, edit, question), answer);
   let canvas = null;
+  const began = performance.now();
+  const clock = setInterval(() => { // until the first word, the time is what moves
+    if (turn.get("state") === "running" && element.isConnected && !turn.get("progress")[0]) showFacts();
+    else clearInterval(clock);
+  }, 1000);
 
   const marks = () => text.querySelectorAll(".vlkit-name");
   const light = (index) => {
@@ -97,7 +102,8 @@ function turnView(turn, host) {
       text.classList.toggle("vlkit-empty", !written);
     } else {
       text.classList.remove("vlkit-empty");
-      text.replaceChildren(...turn.get("parts").flatMap(([part, numbers]) => (numbers.length ? [named(part, numbers)] : timed(part))));
+      const parts = state === "done" ? turn.get("parts") : withoutTail(turn.get("parts"));
+      text.replaceChildren(...parts.flatMap(([part, numbers]) => (numbers.length ? [named(part, numbers)] : timed(part))));
     }
     tools.hidden = running;
     tokens.hidden = running || !turn.get("raw");
@@ -113,7 +119,8 @@ function turnView(turn, host) {
     const parts = [];
     if (turn.get("state") === "running") {
       const [pieces, rate] = turn.get("progress");
-      if (pieces) parts.push(t("about {pieces} tokens", { pieces }), t("{rate} tokens/s", { rate: rate.toFixed(0) }));
+      if (!pieces) parts.push(t("{n} s", { n: Math.round((performance.now() - began) / 1000) }));
+      else parts.push(t("about {pieces} tokens", { pieces }), t("{rate} tokens/s", { rate: rate.toFixed(0) }));
     } else if (all.seconds !== undefined) {
       const rate = all.new_tokens / Math.max(all.seconds, 1e-3);
       if (all.image_tokens) parts.push(t("{n} picture tokens", { n: all.image_tokens }));
@@ -177,7 +184,7 @@ function mediaView(model, t, accepts) {
   const input = h("input", { type: "file", multiple: model.get("head").several, accept: clip ? "video/*,image/gif,.mkv,.avi" : "image/*,.heic,.tif,.tiff", class: "vlkit-file", tabindex: "-1", "aria-label": t("Files") });
   input.addEventListener("change", () => take([...input.files]).then(() => (input.value = "")));
   const browse = iconButton({ icon: clip ? "play" : "image", label: t(clip ? "Choose a clip" : "Choose pictures"), text: t(clip ? "Choose a clip" : "Choose pictures"), class: "vlkit-browse", onclick: () => input.click() });
-  const address = h("input", { type: "text", class: "vlkit-address", placeholder: t("or an address or path"), "aria-label": t("An address or path") });
+  const address = h("input", { type: "text", class: "vlkit-address", placeholder: t("or drop, paste, type a path or URL"), "aria-label": t("An address or path") });
   const sendAddress = () => {
     if (address.value.trim()) model.send({ do: "address", text: address.value });
     address.value = "";
@@ -187,7 +194,7 @@ function mediaView(model, t, accepts) {
     event.preventDefault();
     sendAddress();
   });
-  const row = h("div", { class: "vlkit-choose" }, browse, address, input, h("span", { class: "vlkit-hint" }, t("drop or paste here, too")));
+  const row = h("div", { class: "vlkit-choose" }, tray, browse, address, input);
   const samples = fold(t("Samples"), h("ul", { class: "vlkit-samples-list" }));
   samples.classList.add("vlkit-samples");
   samples.addEventListener("keydown", (event) => {
@@ -199,7 +206,6 @@ function mediaView(model, t, accepts) {
     for (const one of all) one.tabIndex = one === next ? 0 : -1;
     next.focus();
   });
-  const element = h("div", { class: "vlkit-media-view" }, tray, row, note, samples);
 
   follow(model, "media", () => {
     const media = model.get("media");
@@ -304,7 +310,7 @@ function mediaView(model, t, accepts) {
     });
   }
 
-  return { element, accept, samples, tray };
+  return { accept, samples, row, note };
 }
 
 // --- a clip: its player and the frames that the model sees ----------------------------------------
@@ -373,7 +379,7 @@ export const panel = {
     follow(model, "head", () => {
       const { title, model: name, device, memory, about } = model.get("head");
       const facts = [name, device, memory && t("{memory} free", { memory })].filter(Boolean);
-      head.replaceChildren(h("h3", {}, t(title)), h("span", { class: "vlkit-model", title: about }, facts.join(" · ")), clear);
+      head.replaceChildren(h("h3", {}, t(title)), h("span", { class: "vlkit-facts-of-model", title: about }, facts.join(" · ")), clear);
     });
 
     // the question
@@ -388,7 +394,12 @@ export const panel = {
     ask.addEventListener("click", doAsk);
     stop.addEventListener("click", () => controls.click("stop_button"));
     controls.connect("ask_button", (now) => (ask.disabled = now.disabled));
-    controls.connect("stop_button", (now) => (stop.disabled = now.disabled));
+    controls.connect("stop_button", (now) => { // one place for both
+      const focused = [ask, stop].includes(root.ownerDocument.activeElement);
+      stop.disabled = stop.hidden = now.disabled;
+      ask.hidden = !now.disabled;
+      if (focused) (now.disabled ? ask : stop).focus();
+    });
     const examples = h("div", { class: "vlkit-examples", role: "group", "aria-label": t("Examples") });
     controls.connect("examples", (now) =>
       examples.replaceChildren(
@@ -414,9 +425,9 @@ export const panel = {
     const hint = h("span", { class: "vlkit-hint" }, t("Ctrl+Enter asks, Esc stops"));
     const composer = h(
       "div", { class: "vlkit-composer" },
-      media.element, editing,
-      h("div", { class: "vlkit-ask-row" }, prompt.element, h("div", { class: "vlkit-ask-buttons" }, ask, stop)),
-      examples, h("div", { class: "vlkit-below" }, status, hint), h("div", { class: "vlkit-below" }, optionsFold, fold(t("The same in plain Python"), code.element)),
+      media.samples, editing,
+      h("div", { class: "vlkit-box" }, media.row, h("div", { class: "vlkit-ask-row" }, prompt.element, ask, stop)),
+      media.note, examples, h("div", { class: "vlkit-below" }, status, hint), h("div", { class: "vlkit-below" }, optionsFold, fold(t("The same in plain Python"), code.element)),
     );
 
     // the conversation

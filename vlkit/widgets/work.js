@@ -35,7 +35,7 @@ export async function panelFrame({ model, el }, name, build) {
   model.on("change:shown_code", code.update);
   code.update();
   const { side, main, title } = build({ model, t, controls, status });
-  const named = h("span", { class: "vlkit-model" });
+  const named = h("span", { class: "vlkit-facts-of-model" });
   const showName = () => (named.textContent = model.get("view").model ?? "");
   model.on("change:view", showName);
   showName();
