@@ -274,3 +274,21 @@ def test_image_html_takes_any_mode(mode):
 def test_text_view_is_short():
     assert str(reply("The cat sleeps.")) == "The cat sleeps."
     assert len(repr(reply())) < 500
+
+
+@pytest.mark.parametrize(
+    "family, raw, shown",
+    [
+        ("qwen2_vl", HALF, "cat …"),
+        ("qwen2_vl", "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(654,285),(95",
+         "a cup …"),  # fmt: skip
+        ("qwen_vl", "<ref>a cup</ref><box>(65,28),(9", "a cup …"),
+        ("qwen3_vl", '[\n{"bbox_2d": [1, 2, 3, 4], "label": "cat"},\n{"bbox_2d": [10, 2', "cat …"),
+        ("qwen3_vl", '[\n{"bbox_2d": [10, 2', " …"),
+        ("qwen2_vl", "Between (654,285) and (95", "Between (654,285) and (95"),  # no box
+    ],
+)
+def test_readers_see_no_half_box_where_an_answer_was_cut_off(family, raw, shown):
+    cut = reply(raw, family=family, finish_reason="length")
+    assert "".join(text for text, _ in cut.parts) == shown
+    assert re.sub("<[^>]+>", "", cut.text_html) == shown

@@ -176,7 +176,7 @@ class Reply:
         """
         self.try_grounding()
         placed, _ = self._parsed.get((-1, None, None), ([], ""))
-        if not placed:
+        if not placed and not _UNFINISHED.search(self.raw):
             return [(self.text, ())] if self.text else []
         return name_items(self.raw, len(self.raw) - len(split_thinking(self.raw)[1]), placed)
 
@@ -254,6 +254,8 @@ class Reply:
 
 
 _BETWEEN = re.compile(r"(?:<\|\w+\|>|```(?:json)?|[\s,\[\]{}])*")  # of boxes in tags or JSON
+# a box in which an answer was cut off, at its end
+_UNFINISHED = re.compile(r"""(?:<\|?box(?:_start\|)?>|\{\s*"(?:bbox|point)_2d")[^<{}]*$""")
 _FENCE = re.compile(r"[\s\]]*```(?:json)?[\s\[]*")
 
 
@@ -272,7 +274,9 @@ def name_items(
             parts.append((name, (number,)))
         closing = f"{name}</points>"  # written a second time in the element
         at = max(at, end + len(closing) if raw.startswith(closing, end) else end)
-    parts.append((_readable(raw[at:], ""), ()))
+    rest, *cut = _UNFINISHED.split(raw[at:])
+    rest = re.sub("</?ref>", "", rest) + " …" if cut and not _BETWEEN.fullmatch(rest) else rest
+    parts.append((_readable(rest, " …" if cut else ""), ()))
     return [part for part in parts if part[0]]
 
 

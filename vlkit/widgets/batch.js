@@ -1,6 +1,6 @@
 // BatchPanel: a table of rows with their pictures, answers and states; a row enlarged.
 
-import { controlsOf, fold, h, iconButton, withoutTail } from "./controls.js";
+import { controlsOf, fold, h, iconButton } from "./controls.js";
 import { actionButton, boxedPicture, duration, filePicker, grouped, panelFrame } from "./work.js";
 
 const ROW_STATES = { // a sign, and the word for it; never colour alone
@@ -15,7 +15,7 @@ function answerText(row) {
     const item = row.items[numbers[0]];
     return item ? h("mark", { style: `--item: ${item.color}` }, text) : text;
   };
-  return h("span", {}, ...(row.cut ? withoutTail(row.parts) : row.parts).map(mark));
+  return h("span", {}, ...row.parts.map(mark));
 }
 
 function stateOf(row, t) {

@@ -131,11 +131,6 @@ export function copyText(text, button, t) {
   else byHand();
 }
 
-/** An answer's parts without the coordinates in which it was cut off. */
-export function withoutTail(parts) {
-  return parts.map(([text, numbers], i) => [i === parts.length - 1 && !numbers.length ? text.replace(/\s*\(\d[\d,\s()]*$/, " …") : text, numbers]);
-}
-
 /** Files that the kernel sends are saved among the browser's downloads. */
 export function saveFiles(model) {
   model.on("msg:custom", (message, buffers) => {

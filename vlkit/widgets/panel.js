@@ -1,7 +1,7 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
 // Python holds all state (Panel and ChatTurn in ask.py); this file only shows it.
 
-import { codeView, controlsOf, copyText, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader, withoutTail } from "./controls.js";
+import { codeView, controlsOf, copyText, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
 
 const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
@@ -102,8 +102,7 @@ function turnView(turn, host) {
       text.classList.toggle("vlkit-empty", !written);
     } else {
       text.classList.remove("vlkit-empty");
-      const parts = state === "done" ? turn.get("parts") : withoutTail(turn.get("parts"));
-      text.replaceChildren(...parts.flatMap(([part, numbers]) => (numbers.length ? [named(part, numbers)] : timed(part))));
+      text.replaceChildren(...turn.get("parts").flatMap(([part, numbers]) => (numbers.length ? [named(part, numbers)] : timed(part))));
     }
     tools.hidden = running;
     tokens.hidden = running || !turn.get("raw");
