@@ -280,8 +280,11 @@ def test_text_view_is_short():
     "family, raw, shown",
     [
         ("qwen2_vl", HALF, "cat …"),
-        ("qwen2_vl", "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(654,285),(95",
-         "a cup …"),  # fmt: skip
+        (
+            "qwen2_vl",
+            "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(654,285),(95",
+            "a cup …",
+        ),
         ("qwen_vl", "<ref>a cup</ref><box>(65,28),(9", "a cup …"),
         ("qwen3_vl", '[\n{"bbox_2d": [1, 2, 3, 4], "label": "cat"},\n{"bbox_2d": [10, 2', "cat …"),
         ("qwen3_vl", '[\n{"bbox_2d": [10, 2', " …"),

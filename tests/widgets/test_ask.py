@@ -187,7 +187,7 @@ def test_uploads_boxes_are_those_of_the_same_sample(panel):
 
 def test_an_upload_that_is_no_picture_is_refused_by_name(panel):
     upload(panel, **{"<i>notes</i>.png": b"no picture at all"})
-    assert ">&lt;i&gt;notes&lt;/i&gt;.png: " in panel.status.value
+    assert ">&lt;i&gt;notes&lt;/i&gt;.png is not a picture: " in panel.status.value
     assert ask(panel, "Describe this image.") is None
     assert 'role="alert"' in panel.status.value
     panel.picker.sample.value = "red_circle"
@@ -349,7 +349,7 @@ def test_edit_again_and_clear(panel):
     ask(panel, "Locate the purple star.")
     assert [turn.question for turn in panel.turns] == ["Locate the purple star."]
     assert len(panel.reply.boxes) == 1 and panel.editing == -1
-    panel._receive({"do": "clear"}, [])
+    panel._receive({"do": "click", "name": "clear_button"}, [])
     assert panel.turns == [] and panel.reply is None
 
 

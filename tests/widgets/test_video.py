@@ -171,7 +171,8 @@ def test_no_clip_and_no_words_are_one_line(panel):
 def test_an_upload_that_is_no_clip_is_refused_by_name(panel):
     upload(panel, "<i>notes</i>.mp4", b"no clip at all")
     assert 'role="alert"' in panel.status.value
-    assert ">&lt;i&gt;notes&lt;/i&gt;.mp4: " in panel.status.value
+    assert ">&lt;i&gt;notes&lt;/i&gt;.mp4 is not a clip that can be read (Inv" in panel.status.value
+    assert "Errno" not in panel.status.value
     assert panel.view is None
     assert ask(panel, "Describe this video.") is None
     assert "<i>" not in panel.status.value and panel.turns == []

@@ -271,8 +271,9 @@ def _open_container(file: str | io.BytesIO, name: str) -> Any:
     try:
         return av.open(file, timeout=30.0, options={"format_whitelist": CONTAINERS})
     except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error  # without the number of the error
         raise MediaError(
-            f"{name} is not a clip that can be read ({error}); expected mp4, webm, mov, mkv, avi, "
+            f"{name} is not a clip that can be read ({reason}); expected mp4, webm, mov, mkv, avi, "
             "gif …, whole"
         ) from error
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets as widgets
+import PIL.Image
 import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, DisplayHandle, display
@@ -22,31 +23,18 @@ from vlkit.generation.generate import Chat
 from vlkit.generation.reply import Reply, conversation_html
 from vlkit.inputs import check_model
 from vlkit.media.image import Image
+from vlkit.media.video import Video
 from vlkit.models.memory import available_memory
 from vlkit.plotting.html import byte_text
-from vlkit.widgets.media import (
-    ChosenMedium,
-    Picker,
-    PicturePicker,
-    browser_picture,
-    item_records,
-)
-from vlkit.widgets.panel import (
-    CSS,
-    DrawnPanel,
-    call_code,
-    front,
-    load_code,
-    on_change,
-    plain_line,
-    read_text,
-)
+from vlkit.widgets.media import ChosenMedium, Picker, PicturePicker, item_records, thumbnail
+from vlkit.widgets.panel import DrawnPanel, call_code, load_code, on_change, plain_line
 
 _OUTCOMES = {
     "stop": "Done.",
     "length": "The answer was cut off at its longest length; raise it in Options.",
     "cancelled": "Stopped.",
 }
+_SCORING = "Computing the tokens' probabilities …"
 _UPDATES = 0.05  # seconds between two views of an answer that is being written
 
 
@@ -107,12 +95,12 @@ class ChatTurn(widgets.Widget):
                 "note": reply.note,
             }  # fmt: skip
             if items and reply.images:
-                self.picture = browser_picture(reply.images[-1])
+                self.picture = thumbnail(reply.images[-1])
                 self.picture_size = list(reply.images[-1].size)
                 self.items = item_records(items, {})
             elif items:  # of a clip: its frames with the boxes on each
                 frames = reply.plot()
-                self.picture, self.picture_size = browser_picture(frames), list(frames.size)
+                self.picture, self.picture_size = thumbnail(frames), list(frames.size)
             self.state = "done" if reply.finish_reason == "stop" else reply.finish_reason
 
 
@@ -154,11 +142,12 @@ class Panel(DrawnPanel):
         picker: the media of the next question.
     """
 
-    _esm = front("controls.js", "canvas.js", "panel.js", default="panel")
-    _css = CSS + read_text("canvas.css") + read_text("conversation.css")
+    scripts, styles = ("canvas.js", "panel.js"), ("canvas.css", "conversation.css")
     kind, title, continues = "ask", "Ask", True
     needs = ""  # the error of a question without media
     picker_type: type[Picker] = PicturePicker
+    reader: type[Image] | type[Video] = Image
+    examples_for: Callable[[str], Sequence[str]]  # the first question is the initial prompt
     variant = traitlets.Unicode().tag(sync=True)
     head: traitlets.Dict = traitlets.Dict().tag(sync=True)
     turns: traitlets.List = traitlets.List().tag(sync=True, **widgets.widget_serialization)
@@ -186,11 +175,6 @@ class Panel(DrawnPanel):
         self.picker.observe(lambda _: self._take_media(), "media")
         self._show_head()
         self._take_media()
-
-    @staticmethod
-    def examples_for(family: str) -> Sequence[str]:
-        """Questions to choose from; the first one is the initial prompt."""
-        raise NotImplementedError
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -223,7 +207,7 @@ class Panel(DrawnPanel):
         asked = self._asked(check=False)
         if self.turns and self.turns[-1].asked == asked:
             return self.turns[-1].code
-        return self._next_code(asked)
+        return self._code_of(asked, self._calls(asked, self._earlier(asked, self.turns)))
 
     def leave(self) -> None:
         """The panel's cell is run again: end the work, and leave no saved answer."""
@@ -238,12 +222,9 @@ class Panel(DrawnPanel):
         """How media are read; the arguments of vlkit.Image or vlkit.Video."""
         return {}
 
-    def _medium(self, medium: ChosenMedium, options: dict) -> Any:
-        """What the model is asked about."""
-        return Image(medium.content, **options) if options else medium.content
-
     def _medium_code(self, medium: ChosenMedium, options: dict) -> str:
-        return call_code("vlkit.Image", medium.code, **options) if options else medium.code
+        reader = f"vlkit.{self.reader.__name__}"
+        return call_code(reader, medium.code, **options) if options else medium.code
 
     def _asked(self, check: bool = True) -> Asked:
         if check:
@@ -267,7 +248,7 @@ class Panel(DrawnPanel):
         chat.messages = list(earlier.messages) if earlier else []
         turn = ChatTurn(chat, asked, earlier, self._calls(asked, earlier))
         turn.code = self._code_of(asked, turn.next_calls)
-        media = [self._medium(each, asked.reading) for each in asked.media[turn.known :]]
+        media = [self.reader(each.asked, **asked.reading) for each in asked.media[turn.known :]]
         self.turns, self.editing, self._stopped = [*turns, turn], -1, threading.Event()
         pieces = chat.stream(asked.question, *media, **asked.options)
         self._start_work(lambda: self._answer(turn, pieces), "Answering …")
@@ -334,13 +315,6 @@ class Panel(DrawnPanel):
             lines += [f"message = {message}", f"reply = {reply}"]
         return "\n".join([*lines, "reply"])
 
-    def _next_code(self, asked: Asked) -> str:
-        return self._code_of(asked, self._calls(asked, self._earlier(asked, self.turns)))
-
-    def _show_code(self) -> None:
-        with self.status.catching():
-            self.shown_code = self._next_code(self._asked(check=False))
-
     # --- what the browser asks for ---------------------------------------------------------------
 
     def _take_file(self, name: str, content: bytes) -> None:
@@ -361,9 +335,6 @@ class Panel(DrawnPanel):
         media.insert(to, media.pop(index))
         self.picker.choose(media)
 
-    def _do_clear(self) -> None:
-        self.clear()
-
     def _do_edit(self, turn: int) -> None:
         if turn >= 0:
             self.picker.choose(self.turns[turn].asked.media)
@@ -379,14 +350,15 @@ class Panel(DrawnPanel):
             self.seed.value += 1
         self._ask(replace(asked, options=self._options()), len(self.turns) - 1)
 
+    def _do_enlarge(self, turn: int, index: int) -> None:
+        """Show a picture of the question under its answer, to zoom in; boxes show their own."""
+        shown, content = self.turns[turn], self.turns[turn].asked.media[index].content
+        if not shown.items and isinstance(content, PIL.Image.Image):
+            shown.picture_size, shown.picture = list(content.size), thumbnail(content)
+
     def _do_tokens(self, turn: int) -> None:
         if not self._running and self.turns[turn].reply:
-
-            def work() -> None:
-                self._score(self.turns[turn])
-                self.status.say("Done.")
-
-            self._start_work(work, "Computing the tokens' probabilities …")
+            self._start_work(lambda: self._score(self.turns[turn]), _SCORING, "Done.")
 
     def _score(self, turn: ChatTurn) -> AnswerLogprobs:
         scores = token_logprobs(self.vlm, turn.messages[:-1], answer=turn.reply)

@@ -22,16 +22,7 @@ from vlkit.inputs import check_model
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import is_url
 from vlkit.widgets.media import LARGEST, item_records, media_and_text, picture_record
-from vlkit.widgets.panel import (
-    CSS,
-    Debounce,
-    WorkPanel,
-    call_code,
-    front,
-    load_code,
-    on_change,
-    read_text,
-)
+from vlkit.widgets.panel import Debounce, WorkPanel, call_code, load_code, on_change
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,8 +71,7 @@ class BatchPanel(WorkPanel):
     """
 
     groups = ("batch",)
-    _esm = front("controls.js", "work.js", "batch.js", default="batch")
-    _css = CSS + read_text("work.css")
+    scripts = ("work.js", "batch.js")
     pictures = traitlets.Dict().tag(sync=True)
     large = traitlets.Dict().tag(sync=True)
 
@@ -208,7 +198,7 @@ class BatchPanel(WorkPanel):
         try:
             results = answering.generate_batch(
                 self.vlm, self.conversations or [], progress=False, stopped=self._stopped,
-                on_start=self._begun.add, on_result=self._take, **self._options(),
+                on_start=self._begun.add, on_result=self.results.__setitem__, **self._options(),
             )  # fmt: skip
             self.status.say(_outcome(results.report))
         finally:
@@ -218,9 +208,6 @@ class BatchPanel(WorkPanel):
     def _finish(self) -> None:
         super()._finish()
         self._draw()
-
-    def _take(self, index: int, result: Reply | Failure) -> None:
-        self.results[index] = result
 
     def _follow(self, ended: threading.Event) -> None:
         while not ended.wait(_TICK):
@@ -232,6 +219,7 @@ class BatchPanel(WorkPanel):
         """Show the page; the browser redraws only rows that changed."""
         with self.status.catching(), self._drawing:
             conversations = self.conversations or ()
+            columns = conversations.table.columns if conversations else ()
             states = [self._state(index) for index in range(len(conversations))]
             indices = self._visible(states)
             counts = Counter(states)
@@ -245,13 +233,9 @@ class BatchPanel(WorkPanel):
                     "model": self.vlm.name, "total": len(states), "left": left,
                     "counts": {state: counts[state] for state in STATES},
                     "rows": [self._record(index, states[index]) for index in indices],
-                    "columns": self._columns(), "note": self._note, "saved": self._saved,
-                    "saved_failed": self._saved_failed,
+                    "columns": " ".join(f"{{{name}}}" for name in columns), "note": self._note,
+                    "saved": self._saved, "saved_failed": self._saved_failed,
                 }  # fmt: skip
-
-    def _columns(self) -> str:
-        names = () if self.conversations is None else self.conversations.table.columns
-        return " ".join(f"{{{name}}}" for name in names)
 
     def _state(self, index: int) -> str:
         result = self.results[index] if self.results else None

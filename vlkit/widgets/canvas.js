@@ -48,7 +48,7 @@ export function createCanvas(host, t, callbacks = {}) {
   let gesture = null; // what the pointers that are down are doing
   let moving = null; // the box that is being drawn
   const pointers = new Map();
-  const LARGE = editable ? 720 : 440; // screen pixels to which a small picture is enlarged
+  const LARGE = editable ? 640 : 440; // screen pixels to which a small picture is enlarged
 
   const hint = editable
     ? "Picture. Drag to draw a box. Keys: arrows move the box, with Shift they change its size, " +

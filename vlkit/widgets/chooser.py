@@ -18,7 +18,7 @@ from vlkit.messages import user
 from vlkit.models.hub import HUB_ID, available_models, find_model
 from vlkit.models.load import hosted_prefix
 from vlkit.models.memory import SHAPES, available_memory, count_memory
-from vlkit.widgets.panel import CONTROLS, CSS, Debounce, WorkPanel, call_code, front, read_text
+from vlkit.widgets.panel import CONTROLS, Debounce, WorkPanel, call_code
 
 SAMPLE, OBJECT = "three_shapes", "blue square"
 ROOM = 1.5e9  # bytes for pictures and the cache, next to the weights
@@ -46,8 +46,7 @@ class ModelChooser(WorkPanel):
     """
 
     groups = ("chooser", "load")
-    _esm = front("controls.js", "work.js", "chooser.js", default="chooser")
-    _css = CSS + read_text("work.css")
+    scripts = ("work.js", "chooser.js")
 
     def __init__(self, *, language: str | None = None) -> None:
         self.answer: dict[str, Any] | None = None
@@ -92,15 +91,18 @@ class ModelChooser(WorkPanel):
         self.answer, self._stopped = None, False
         self._update(tried="", question=None)
         with self.status.catching():
-            arguments, name = self._arguments(), self._name()
+            name = self._name()
             if not download and self._is_elsewhere(name):
                 self._update(question={"name": name, "bytes": _weights(name)})
                 self.status.say("")
                 return
+            options = {"model": name, "locate": OBJECT, "image": bundled.sample(SAMPLE)}
+            options |= {"max_new_tokens": 64} | self.options
+            arguments = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
             colours = {"NO_COLOR": "1", "TERM": "dumb"}
             quiet = {k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | colours
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, "predict", *arguments], env=quiet,
+                [sys.executable, "-c", _PROGRAM, "predict", "--json", *arguments], env=quiet,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             self._start_work(self._follow, "Loading the model and asking it one question …")
@@ -151,9 +153,6 @@ class ModelChooser(WorkPanel):
             "on the hubs; what has answered can be remembered"
         )
 
-    def _update(self, **parts: Any) -> None:
-        self.view = self.view | parts
-
     def _show_chosen(self) -> settings.Choice | None:
         self._update(chosen=None)
         choice = settings.chosen_model()
@@ -181,12 +180,6 @@ class ModelChooser(WorkPanel):
         if not self.model.value.strip():
             raise ModelError("no model is chosen; choose one, or write a hub id or a folder")
         return self.model.value.strip()
-
-    def _arguments(self) -> list[str]:
-        options = {"model": self._name(), "locate": OBJECT, "image": bundled.sample(SAMPLE)}
-        options |= self.options
-        named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        return [*named, "--json", "--max-new-tokens=64"]
 
     def _follow(self) -> None:
         process: Any = self._process

@@ -20,8 +20,8 @@ from vlkit.grounding.boxes import Box, Item
 from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
 from vlkit.widgets.ask import Asked, ChatTurn, Panel
-from vlkit.widgets.media import PicturePicker, browser_picture, item_record, item_records
-from vlkit.widgets.panel import CSS, front, read_text
+from vlkit.widgets.media import PicturePicker, item_record, item_records, thumbnail
+from vlkit.widgets.panel import front, read_text
 
 
 class BoxCanvas(anywidget.AnyWidget):
@@ -38,7 +38,7 @@ class BoxCanvas(anywidget.AnyWidget):
     """
 
     _esm = front("controls.js", "canvas.js", default="boxCanvas")
-    _css = CSS + read_text("canvas.css")
+    _css = read_text("panel.css") + read_text("canvas.css")
     picture = traitlets.Unicode("").tag(sync=True)
     picture_size = traitlets.List(traitlets.Int(), [1, 1]).tag(sync=True)
     about = traitlets.Unicode("").tag(sync=True)
@@ -57,7 +57,7 @@ class BoxCanvas(anywidget.AnyWidget):
         with self.hold_sync():
             self.about = about
             self.picture_size = list(picture.size) if picture else [1, 1]
-            self.picture = browser_picture(picture) if picture else ""
+            self.picture = thumbnail(picture) if picture else ""
 
     def show_items(self, items: list[Item], confidences: Mapping[Item, float]) -> None:
         """Show the boxes, points and quads of an answer, each with its confidence."""
@@ -116,7 +116,7 @@ class GroundingPanel(Panel):
         traitlets.dlink((self.ask_button, "disabled"), (self.canvas, "busy"))
         self.ask_button.observe(self._allow, names="disabled")
         self.canvas.observe(self._allow, names="drawn")
-        self.canvas.on_msg(lambda _, content, __: self._take_key(content))
+        self.canvas.on_msg(self._take_key)
         self._allow()
 
     @staticmethod
@@ -189,8 +189,7 @@ class GroundingPanel(Panel):
         self.canvas.show_picture(self._picture, self.picker.media[0].name if self._picture else "")
         self.canvas.show_true(list(self._truth()))
         self.show_truth.disabled = not self.canvas.truth
-        if self.show_truth.disabled:
-            self.show_truth.value = False
+        self.show_truth.value &= not self.show_truth.disabled
 
     def _truth(self) -> tuple[Box, ...]:
         chosen = self.picker.media[0] if self.picker.media else None
@@ -199,12 +198,9 @@ class GroundingPanel(Panel):
     def _written_box(self) -> str:
         if self._picture is None or self.drawn is None:
             raise VlkitError("there is no box; draw one with the mouse on the picture")
-        return format_grounding(
-            self.drawn,
-            family=self.vlm.family,
-            image_size=self._picture.size,
-            input_size=self.vlm.rules.image_size(self._picture.size),
-        )
+        size = self._picture.size
+        sizes = {"image_size": size, "input_size": self.vlm.rules.image_size(size)}
+        return format_grounding(self.drawn, family=self.vlm.family, **sizes)
 
     def _ask(self, asked: Asked, place: int = -1) -> None:
         self._show_on_canvas(-1)
@@ -238,8 +234,8 @@ class GroundingPanel(Panel):
     def _allow(self, change: Any = None) -> None:
         self.ask_box_button.disabled = self.drawn is None or self.ask_button.disabled
 
-    def _take_key(self, content: Any) -> None:
-        if isinstance(content, dict) and content.get("kind") == "ask":
+    def _take_key(self, canvas: BoxCanvas, content: Any, buffers: Any) -> None:
+        if content == {"kind": "ask"}:
             self.ask_box()
 
     def download(self) -> None:

@@ -90,7 +90,7 @@ function table(heads, rows, classes = "") {
 
 const same = (one, other) => one.trim().toLowerCase() === other.trim().toLowerCase();
 
-export const loraPanel = {
+export const lora = {
   render: (context) => panelFrame(context, "lora", ({ model, t, controls, status }) => {
     const field = (name) => controls.element(name).element;
     const view = () => model.get("view");

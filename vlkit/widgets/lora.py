@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import psutil
 import traitlets
 
 from vlkit import lora
@@ -25,29 +24,12 @@ from vlkit.lora.curves import Curves, read_history
 from vlkit.lora.data import as_data
 from vlkit.lora.run_folder import ARGUMENTS, DATA
 from vlkit.messages import user
+from vlkit.records.facts import memory_facts
 from vlkit.widgets.media import media_and_text, picture_record
-from vlkit.widgets.panel import (
-    CONTROLS,
-    CSS,
-    Control,
-    Debounce,
-    WorkPanel,
-    front,
-    load_code,
-    on_change,
-    read_text,
-)
-
-if TYPE_CHECKING:
-    from vlkit.lora.callbacks import Steering
-
+from vlkit.widgets.panel import CONTROLS, Control, Debounce, WorkPanel, load_code, on_change
 
 MAIN = ("epochs", "learning_rate", "rank", "target", "batch_size", "output_dir", "resume")
-COSTLY = (  # what :func:`vlkit.lora.inspect` takes too
-    "epochs", "rank", "target", "batch_size", "gradient_accumulation", "gradient_checkpointing",
-    "quantize", "max_length", "metric", "samples",
-)  # fmt: skip
-OTHERS = {"vlm", "data", "eval_data", "callbacks", "report_to"}  # arguments without a control
+COSTLY = CONTROLS["train"].keys() & inspect.signature(lora.inspect).parameters.keys()
 DEFAULTS = {name: option.default for name, option in inspect.signature(train).parameters.items()}
 PREVIEW, THUMBNAIL = 6, 200  # rows of the data that are shown, pixels of their pictures
 ASKED_AGAIN = 20  # held-out rows that are asked before and after
@@ -147,8 +129,7 @@ class LoraPanel(WorkPanel):
     """
 
     groups = ("lora", "train")
-    _esm = front("controls.js", "work.js", "lora.js", default="loraPanel")
-    _css = CSS + read_text("work.css")
+    scripts = ("work.js", "lora.js")
     curves = traitlets.Dict().tag(sync=True)
     progress = traitlets.Dict().tag(sync=True)
 
@@ -161,7 +142,7 @@ class LoraPanel(WorkPanel):
         self.run: lora.LoraRun | None = None
         self.xray: lora.XRay | None = None
         self.comparison: lora.Comparison | None = None
-        self._steering: Steering | None = None
+        self._steering: Any = None
         self._model_in_use = threading.Lock()
         name = "" if self._given is None else self._given.name
         files = sorted(str(path) for path in Path().glob("*.json*"))
@@ -174,7 +155,7 @@ class LoraPanel(WorkPanel):
             self.start_button, *after, self.source, self.held_out, *self.knobs.values()
         ]  # fmt: skip
         self.pause_button.disabled = True
-        self._update(model=vlm.name, main=MAIN, knobs=list(self.knobs))
+        self._update(model=vlm.name, main=MAIN, knobs=list(self.knobs), rows=[])
         on_change(self._change, self.source, self.held_out, *self.knobs.values())
         on_change(self._show_saved, self.saved)
         on_change(self._list_saved, self.knobs["output_dir"])
@@ -186,9 +167,9 @@ class LoraPanel(WorkPanel):
         """Train with the present knobs and return at once; does nothing during a run."""
         if self._running:
             return
-        from vlkit.lora.callbacks import Steering
+        from vlkit.lora.callbacks import LiveCurve, Steering
 
-        self._steering = Steering(self._take_step)
+        self._steering, self._curve = Steering(self._take_step), LiveCurve(self._take)
         self._start_work(self._train, "Training …")
 
     def pause(self) -> None:
@@ -237,11 +218,11 @@ class LoraPanel(WorkPanel):
 
     def ask(self) -> None:
         """Ask the model without and with the adapter about the chosen row's picture."""
-        self._start_work(self._ask, "Asking before and after …")
+        self._start_work(self._ask, "Asking before and after …", "Done.")
 
     def compare(self) -> None:
         """Ask the held-out rows without and with the adapter."""
-        self._start_work(self._compare, "Asking the held-out rows before and after …")
+        self._start_work(self._compare, "Asking the held-out rows before and after …", "Done.")
 
     def merge(self) -> None:
         """Write the model with the adapter's changes in its weights."""
@@ -260,7 +241,6 @@ class LoraPanel(WorkPanel):
                 with lora.use_adapter(self.vlm, adapter) as vlm:
                     answers[name] = generate(vlm, message).text
             self._update(tried={"question": self.question.value, **answers})
-            self.status.say("Done.")
 
     def _compare(self) -> None:
         with self._model_in_use:
@@ -271,7 +251,6 @@ class LoraPanel(WorkPanel):
             scores = {name: score.accuracy for name, score in compared.scores.items()}
             table = compared.table.astype(str).values.tolist()
             self._update(comparison={"scores": scores, "rows": table})
-            self.status.say("Done.")
 
     def _write(self, what: str, write: Callable[..., Path]) -> None:
         folder = next_name(f"{self.adapter}-{what}-1")
@@ -287,9 +266,6 @@ class LoraPanel(WorkPanel):
         self._update(cost=None, invited=not source, rows=self.view["rows"] if source else [])
         self.status.say(_READING if source else "")
         self._later.call()
-
-    def _update(self, **parts: Any) -> None:
-        self.view = {"rows": [], "comparison": None, "tried": None} | self.view | parts
 
     def _data(self) -> tuple[Any, Any]:
         """The rows to learn from, and those held out or None."""
@@ -343,15 +319,13 @@ class LoraPanel(WorkPanel):
 
     def _train(self) -> None:
         self._finished = False
-        from vlkit.lora.callbacks import LiveCurve
-
         with self._model_in_use:
             self._take(Curves())
             self.progress = {}
             train_data, eval_data = self._data()
             self.run = lora.train(
                 self.vlm, train_data, eval_data=eval_data, **knob_values(self.knobs),
-                callbacks=[LiveCurve(self._take), self._steering],
+                callbacks=[self._curve, self._steering],
             )  # fmt: skip
             self._finished = self.run.finished
             self.status.say(f"{'Done' if self.run.finished else 'Stopped'}: {self.run}")
@@ -378,15 +352,14 @@ class LoraPanel(WorkPanel):
             self._first, self._due = (now, step), 0.0
         if now >= self._due or step == steps:
             began, first = self._first
-            each = (now - began) / (step - first) if step > first else None
-            left = None if each is None else each * (steps - step)
-            memory = _used_memory(self.vlm)
+            left = (now - began) / (step - first) * (steps - step) if step > first else None
+            used = memory_facts(self.vlm)
+            memory = used.get("gpu_peak", used["process"])
             self.progress = {"step": step, "steps": steps, "left": left, "memory": memory}
             self._due = now + _TICK
 
     def _set_running(self, running: bool) -> None:
         super()._set_running(running)
-        self.stop_button.disabled = not running
         self.pause_button.disabled = not running or self._steering is None
         self._show_pause()
 
@@ -404,12 +377,3 @@ class LoraPanel(WorkPanel):
     def _show_saved(self) -> None:
         with self.status.catching():
             self._update(saved=[_run_record(Path(run)) for run in self.saved.value])
-
-
-def _used_memory(vlm: Any) -> int:
-    """Bytes: of the GPU where the model is on one, else of this process."""
-    if vlm.model.device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(vlm.model.device)
-    return psutil.Process().memory_info().rss

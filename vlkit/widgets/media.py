@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -38,6 +39,7 @@ class ChosenMedium:
         content: the upright picture; of a clip its header. None where it cannot be read.
         problem: why it cannot be read.
         key: the same for the same medium.
+        asked: what the model is asked about: the upright picture, or the clip's source.
     """
 
     name: str
@@ -47,6 +49,10 @@ class ChosenMedium:
     content: Any
     problem: str
     key: Any
+
+    @property
+    def asked(self) -> Any:
+        return self.source if isinstance(self.content, ClipInfo) else self.content
 
     @property
     def code(self) -> str:
@@ -69,6 +75,9 @@ class Picker(traitlets.HasTraits):
 
     media: traitlets.Tuple = traitlets.Tuple()
     several = True
+    samples: Callable[[], Mapping[str, Any]]
+    first_picture: Callable[[Any], PIL.Image.Image]  # what a thumbnail shows; raises MediaError
+    read: Callable[[Any], tuple[Any, str, PIL.Image.Image]]  # content, size in words, first picture
 
     def __init__(self, status: StatusLine, *, samples: bool = True):
         super().__init__()
@@ -81,20 +90,6 @@ class Picker(traitlets.HasTraits):
         on_change(self._take_upload, self.upload)
         self._take_sample()
 
-    @staticmethod
-    def samples() -> Mapping[str, Any]:
-        """The samples by name."""
-        raise NotImplementedError
-
-    @staticmethod
-    def first_picture(source: Any) -> PIL.Image.Image:
-        """What a thumbnail shows. Raises MediaError."""
-        raise NotImplementedError
-
-    def read(self, source: Any) -> tuple[Any, str, PIL.Image.Image]:
-        """A medium's content, its size in words, and its first picture. Raises MediaError."""
-        raise NotImplementedError
-
     def add(self, name: str, source: Any, kind: str, *, more: bool = True) -> None:
         """Choose one more; ``more=False`` puts it in place of all others."""
         medium = self._medium(name, source, kind)
@@ -105,7 +100,8 @@ class Picker(traitlets.HasTraits):
 
     def choose(self, media: Sequence[ChosenMedium]) -> None:
         """Replace the choice."""
-        self._status.say("")
+        if self._status.kind != "busy":  # an answer is under way
+            self._status.say("")
         self.media = tuple(media)
         self._setting = True
         self.sample.value = media[0].name if [m.kind for m in media] == ["sample"] else ""
@@ -137,7 +133,9 @@ class Picker(traitlets.HasTraits):
             content, about, picture = self.read(source)
             thumb = thumbnail(picture, 320)
         except VlkitError as error:
-            problem = f"{name}: {error}" if kind == "upload" else str(error)
+            problem = str(error)
+            if kind == "upload":  # what is read are bytes without a name
+                problem = re.sub(r"^(picture|video) of [\d,]+ bytes", lambda _: name, problem)
         card = {"name": name, "about": about, "thumb": thumb, "problem": problem}
         key = next(_ids) if kind == "upload" else name
         return ChosenMedium(name, source, kind, card, content, problem, key)
@@ -148,11 +146,6 @@ class PicturePicker(Picker):
 
     samples = staticmethod(bundled.samples)
     first_picture = staticmethod(load_image)
-
-    def pictures(self) -> list[tuple[str, PIL.Image.Image]]:
-        """The chosen pictures, upright, by name. Raises MediaError."""
-        self.check()
-        return [(medium.name, medium.content) for medium in self.media]
 
     def read(self, source: Any) -> tuple[PIL.Image.Image, str, PIL.Image.Image]:
         """The upright picture, twice, and its size. Raises MediaError."""
@@ -229,16 +222,11 @@ def picture_record(media: list, size: int) -> dict | None:
     return {"src": thumbnail(picture, size), "size": picture.size}
 
 
-def thumbnail(picture: PIL.Image.Image, size: int) -> str:
-    """A small copy as an address."""
+def thumbnail(picture: PIL.Image.Image, size: int = LARGEST) -> str:
+    """A copy as an address, at most ``size`` pixels wide and high."""
     small = picture.convert("RGB")
     small.thumbnail((size, size))
     return data_url(small)
-
-
-def browser_picture(picture: PIL.Image.Image) -> str:
-    """A copy as an address, at most ``LARGEST`` pixels wide and high."""
-    return thumbnail(picture, LARGEST)
 
 
 def item_records(items: Sequence[Item], confidences: Mapping[Item, float]) -> list[dict]:

@@ -24,8 +24,9 @@ function turnView(turn, host) {
   const send = (what, more = {}) => host.model.send({ do: what, turn: host.index(turn), ...more });
   const cards = turn.get("media");
   const known = turn.get("known");
-  const small = (card) => h("img", { src: card.thumb, alt: card.name, title: `${card.name}, ${card.about}` });
+  const small = (card, i) => h("button", { type: "button", class: "vlkit-enlarge", title: `${card.name}, ${card.about}`, "aria-label": t("Enlarge {name}", { name: card.name }), onclick: () => send("enlarge", { index: known + i }) }, h("img", { src: card.thumb, alt: "" }));
   const names = cards.map((card) => card.name).join(", ");
+  const about = cards.length > 4 ? t("{n} pictures", { n: cards.length }) : names;
   // a drawn box in the family's own tags is for the model, not for readers
   const asked = turn.get("question").replace(/<\|?box(?:_start\|)?>(.*?)<(?:\/box|\|box_end\|)>/g, "▢ $1");
   const edit = iconButton({ icon: "edit", label: t("Edit this question and ask again"), class: "vlkit-edit", onclick: () => send("edit") });
@@ -33,7 +34,7 @@ function turnView(turn, host) {
     "div", { class: "vlkit-question" },
     cards.length > known ? h("div", { class: "vlkit-media" }, ...cards.slice(known).map(small)) : null,
     h("div", { class: "vlkit-question-text" }, asked),
-    h("div", { class: "vlkit-about" }, names ? t("about {names}", { names }) : t("without a picture")),
+    h("div", { class: "vlkit-about", title: names }, names ? t("about {names}", { names: about }) : t("without a picture")),
   );
   const text = h("div", { class: "vlkit-answer-text", lang: "" });
   const thinking = h("div");
@@ -374,7 +375,7 @@ export const panel = {
 
     // the head
     const head = h("header", { class: "vlkit-head" });
-    const clear = iconButton({ icon: "clear", label: t("Clear the conversation"), text: t("Clear"), class: "vlkit-clear", onclick: () => model.send({ do: "clear" }) });
+    const clear = iconButton({ icon: "clear", label: t("Clear the conversation"), text: t("Clear"), class: "vlkit-clear", onclick: () => controls.click("clear_button") });
     follow(model, "head", () => {
       const { title, model: name, device, memory, about } = model.get("head");
       const facts = [name, device, memory && t("{memory} free", { memory })].filter(Boolean);

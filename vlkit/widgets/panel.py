@@ -34,7 +34,6 @@ def read_text(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-CSS = read_text("panel.css")
 CONTROLS = json.loads(read_text("controls.json"))  # by group and name: arguments of Control
 
 
@@ -225,7 +224,15 @@ class DrawnPanel(anywidget.AnyWidget):
     status: Any = traitlets.Instance(StatusLine, ()).tag(sync=True, **widgets.widget_serialization)
     _take_file: Callable[..., None]  # an uploaded file: its name, its content, where it belongs
     groups: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()  # files of this folder; the last one exports what draws the panel
+    styles: tuple[str, ...] = ()
     _later = Debounce(lambda: None, 0.0)  # of panels that redraw once the controls rest
+
+    def __init_subclass__(cls, **options: Any):
+        if scripts := vars(cls).get("scripts"):
+            cls._esm = front("controls.js", *scripts, default=Path(scripts[-1]).stem)
+            cls._css = "".join(map(read_text, ["panel.css", *cls.styles]))
+        super().__init_subclass__(**options)
 
     def __init__(
         self, language: str | None, start: Mapping[str, Mapping] | None = None, **traits: Any
@@ -267,13 +274,15 @@ class DrawnPanel(anywidget.AnyWidget):
     def _running(self) -> bool:
         return not self.stop_button.disabled
 
-    def _start_work(self, work: Callable[[], Any], status: str) -> None:
+    def _start_work(self, work: Callable[[], Any], status: str, done: str = "") -> None:
         """Work in a thread, whose errors are shown; it belongs to the run that is open now."""
 
         def run() -> None:
             try:
                 with self.status.catching():
                     work()
+                    if done:
+                        self.status.say(done)
             finally:
                 self._finish()
 
@@ -339,8 +348,12 @@ class DrawnPanel(anywidget.AnyWidget):
 class WorkPanel(DrawnPanel):
     """The base of BatchPanel, LoraPanel and ModelChooser: a view of plain values, files chosen."""
 
+    styles = ("work.css",)
     view = traitlets.Dict().tag(sync=True)
     listing = traitlets.Dict().tag(sync=True)
+
+    def _update(self, **parts: Any) -> None:
+        self.view = self.view | parts
 
     @cached_property
     def _uploads(self) -> TemporaryDirectory:

@@ -7,12 +7,12 @@ from typing import Any
 
 import traitlets
 
-from vlkit.analysis.preflight import ClipView, find_target, view_clip
+from vlkit.analysis.preflight import ClipView, view_clip
 from vlkit.media.video import Video
 from vlkit.plotting.html import data_url
 from vlkit.widgets.ask import Panel
 from vlkit.widgets.media import ChosenMedium, ClipPicker, small_frames
-from vlkit.widgets.panel import Debounce, call_code, on_change
+from vlkit.widgets.panel import Debounce, on_change
 
 CLIP_EXAMPLES = (
     "Describe this video.",
@@ -53,24 +53,17 @@ class VideoPanel(Panel):
     kind, title = "video", "Ask about a clip"
     groups = ("question", "video")
     needs = "no clip is chosen; upload one or choose a sample"
-    picker_type = ClipPicker
+    picker_type, reader = ClipPicker, Video
+    examples_for = staticmethod(lambda family: CLIP_EXAMPLES)
     clip: traitlets.Dict = traitlets.Dict().tag(sync=True)  # the file as the browser plays it
     count = traitlets.Unicode().tag(sync=True)
     strip: traitlets.List = traitlets.List().tag(sync=True)
 
     def __init__(self, vlm: Any, *, samples: bool = True, language: str | None = None):
-        self._target: Any = None
         self.view: ClipView | None = None
         self._later = Debounce(self._show_strip, QUIET)
         super().__init__(vlm, samples=samples, language=language)
-        self._target = find_target(vlm)
         on_change(self._sample, self.fps, self.max_frames, self.part)
-        self._sample()
-
-    @staticmethod
-    def examples_for(family: str) -> tuple[str, ...]:
-        """Questions to choose from; the first one is the initial prompt."""
-        return CLIP_EXAMPLES
 
     @property
     def video(self) -> Video:
@@ -82,12 +75,6 @@ class VideoPanel(Panel):
         options = {"fps": self.fps.value, "max_frames": self.max_frames.value}
         options |= {"start": start} if start > 0 else {}
         return options | ({"end": end} if end < self.part.look["max"] else {})
-
-    def _medium(self, medium: ChosenMedium, options: dict) -> Video:
-        return Video(medium.source, **options)
-
-    def _medium_code(self, medium: ChosenMedium, options: dict) -> str:
-        return call_code("vlkit.Video", medium.code, **options)
 
     def _take_media(self) -> None:
         clip = self.picker.media[0] if self.picker.media else None
@@ -105,25 +92,19 @@ class VideoPanel(Panel):
     def _sample(self) -> None:
         self.view, self.count = None, ""
         clip = self.picker.media[0] if self.picker.media else None
-        if self._target is None:
-            return
         with self.status.catching():
             if clip and clip.content:
-                self.view = view_clip(self._target.rules, self.video, clip.content)
+                self.view = view_clip(self.vlm.rules, self.video, clip.content)
                 self.count = _cost(self.view)
                 if self.status.kind == "error":
                     self.status.say("")
         self._later.call()
 
     def _show_strip(self) -> None:
-        view = self.view
-        shown: list[dict] = []
+        view, shown = self.view, list[dict]()
         with self.status.catching():
-            if view is not None:
-                shown = [
-                    {"time": time, "thumb": data_url(frame)}
-                    for time, frame in zip(view.timestamps, small_frames(view.video), strict=True)
-                ]
+            frames = zip(view.timestamps, small_frames(view.video), strict=True) if view else ()
+            shown = [{"time": time, "thumb": data_url(frame)} for time, frame in frames]
         if view is self.view:  # no other clip was chosen meanwhile
             self.strip = shown
 
