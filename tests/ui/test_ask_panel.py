@@ -45,6 +45,9 @@ def test_one_panel_does_not_freeze_another_and_nothing_is_printed(notebook):
     _ask_with_the_mouse(panel)
     choose_sample(panel, "red_circle")
     expect(panel.locator(".vlkit-tray")).to_contain_text("red_circle")
+    choose_sample(endless, "cat")  # of the next question
+    expect(endless.locator(".vlkit-tray")).to_contain_text("cat")
+    expect(endless.locator(".vlkit-question")).not_to_contain_text("cat")
     expect(endless.locator(".vlkit-busy")).to_be_visible()  # all the while it went on
     expect(endless.locator(".vlkit-stop-button")).to_be_enabled()
     endless.locator(".vlkit-stop-button").click()

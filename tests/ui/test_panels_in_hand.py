@@ -220,6 +220,19 @@ def test_zoom_pan_pin_hide_and_correct(open_panel):
     assert [box["x2"], box["y2"]] == near
     main.locator(".vlkit-eye").nth(1).click()
     expect(main.locator(".vlkit-canvas-stage g.vlkit-canvas-dim")).to_have_count(1)
+    labels = "print([box['label'] for box in panel.export()['boxes']])"
+    assert notebook.run_code(labels).strip() == "['a red circle', 'a green triangle']"
+    main.locator(".vlkit-chip").nth(2).press("Enter")  # keys alone: another box, moved and hidden
+    stage.focus()
+    notebook.page.keyboard.press("ArrowRight")
+    expect(main.locator(".vlkit-chip").nth(2)).to_contain_text("corrected")
+    moved = json.loads(notebook.run_code("print(json.dumps(panel.export()['boxes'][1]['x1']))"))
+    assert moved == pytest.approx(
+        float(notebook.run_code("print(panel.reply.boxes[2].x1 + 4)")), abs=0.01
+    )
+    notebook.page.keyboard.press("Delete")
+    expect(main.locator(".vlkit-canvas-off")).to_have_count(2)
+    assert notebook.run_code(labels).strip() == "['a red circle']"
     assert notebook.page_errors == []
 
 

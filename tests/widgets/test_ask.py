@@ -412,3 +412,24 @@ def test_a_cell_that_is_run_again_stops_its_panel(vlm, monkeypatch):
     assert old._running
     stop(SimpleNamespace(cell_id="a"))
     assert old.wait(LONG) and old.reply.finish_reason == "cancelled" and not other._running
+
+
+def test_a_picture_of_a_question_is_shown_large_where_no_box_has_one(panel):
+    ask(panel, "What color is the heart?", "six_shapes")
+    turn = panel.turns[-1]
+    assert turn.picture == ""
+    panel._receive({"do": "enlarge", "turn": 0, "index": 0}, [])
+    assert turn.picture.startswith("data:image/") and turn.picture_size == [480, 320]
+    ask(panel, "Locate the purple star.")
+    before = panel.turns[-1].picture
+    panel._receive({"do": "enlarge", "turn": 1, "index": 0}, [])
+    assert panel.turns[-1].picture == before != ""
+
+
+def test_another_picture_chosen_during_an_answer_leaves_the_status(panel):
+    panel.status.say("Answering …")
+    panel.picker.sample.value = "cat"
+    assert panel.status.text == "Answering …"
+    panel.status.say("Done.")
+    panel.picker.sample.value = "six_shapes"
+    assert panel.status.text == ""

@@ -33,7 +33,7 @@ const common = (a, b) =>
  * A canvas in `host`.
  *
  * callbacks: `hot(index)` an item is pointed at, -1 for none; with them the canvas can be drawn on:
- * `drawn(box)`, `ask()` (Enter), `corrected(index, points)`.
+ * `drawn(box)`, `ask()` (Enter), `changed(index, facts)`: a box corrected or hidden by hand.
  * Returns { set(state), element, setHot(index) }; state: picture, size, about, items, truth, drawn,
  * threshold, showTruth, busy.
  */
@@ -269,7 +269,7 @@ export function createCanvas(host, t, callbacks = {}) {
       parts.push(t("{shown} of {all} boxes shown", { shown: items.length, all }));
     if (folded) parts.push(t("names left out: {folded}; zoom in, or point at a box", { folded }));
     if (state.showTruth) parts.push(t("black and white: truth"));
-    if (editable && pinned >= 0) parts.push(t("drag a corner to correct the box"));
+    if (editable && pinned >= 0) parts.push(t("drag a corner or press arrows to correct the box; Delete hides it"));
     if (!parts.length && editable) parts.push(t(drawing ? "Drag on the picture to draw a box, or ask in words." : "Press the box button to draw on the picture."));
     about.textContent = parts.join(" · ");
   }
@@ -289,11 +289,8 @@ export function createCanvas(host, t, callbacks = {}) {
         for (const event of ["pointerleave", "blur"]) chip.addEventListener(event, () => point(-1));
         chip.addEventListener("click", () => pin(item.index));
         const off = hidden.has(item.index);
-        const eye = h("button", { type: "button", class: "vlkit-eye", "aria-pressed": String(off), "aria-label": t("Hide {name}", { name: item.label }) }, icon("eye"));
-        eye.addEventListener("click", () => {
-          if (!hidden.delete(item.index)) hidden.add(item.index);
-          fillList();
-        });
+        const eye = h("button", { type: "button", class: "vlkit-eye", "aria-pressed": String(off), "aria-label": t("Hide {name}", { name: nameOf(item) }) }, icon("eye"));
+        eye.addEventListener("click", () => hide(item.index, !off));
         const row = h("li", { class: off ? "vlkit-canvas-off" : "" }, chip, eye);
         row.dataset.index = item.index;
         return row;
@@ -301,6 +298,15 @@ export function createCanvas(host, t, callbacks = {}) {
     );
     if (items.length > MOST_CHIPS) list.append(h("li", {}, t("and {more} more", { more: items.length - MOST_CHIPS })));
     redraw();
+  }
+
+  function hide(index, off) {
+    const focused = list.contains(document.activeElement); // on a button that is drawn again
+    if (off) hidden.add(index);
+    else hidden.delete(index);
+    fillList();
+    callbacks.changed?.(index, { hidden: off });
+    if (focused) list.querySelector(`[data-index="${index}"] .vlkit-eye`)?.focus();
   }
 
   function point(index) {
@@ -405,7 +411,7 @@ export function createCanvas(host, t, callbacks = {}) {
     if (!done) return;
     if (done.kind === "pinch") return void (pointers.size || (gesture = null));
     gesture = moving = null;
-    if (done.kind === "corner") return done.far && callbacks.corrected?.(pinned, state.items[pinned].points);
+    if (done.kind === "corner") return done.far && callbacks.changed?.(pinned, { points: state.items[pinned].points, corrected: true });
     if (!done.far) return click(place(event));
     if (done.kind !== "draw") return;
     const box = boundsOf([done.at, place(event)]);
@@ -453,7 +459,11 @@ export function createCanvas(host, t, callbacks = {}) {
     let act = known[event.key];
     if (way && (!editable || event.altKey)) act = () => pan(-40 * way[0], -40 * way[1]);
     else if (editable && !state.busy) {
-      if (way) act = () => setDrawn(moved(state.drawn, way, event.shiftKey));
+      const item = state.drawn.length ? null : state.items[pinned]; // a highlighted box is corrected
+      if (way && item?.points.length === 2) act = () => correct(moved(boundsOf(item.points), way, event.shiftKey));
+      else if (way) act = () => setDrawn(moved(state.drawn, way, event.shiftKey));
+      else if (item && event.key === "Delete") act = () => hide(pinned, true);
+      else if (item && event.key === "Escape") act = () => pin(pinned);
       else if (event.key === "Enter") act = () => callbacks.ask?.();
       else if (["Escape", "Delete"].includes(event.key) && state.drawn.length) act = () => setDrawn([]);
     }
@@ -462,6 +472,10 @@ export function createCanvas(host, t, callbacks = {}) {
     event.stopPropagation();
     act();
   });
+
+  function correct([x1, y1, x2, y2]) {
+    callbacks.changed?.(pinned, { points: [[x1, y1], [x2, y2]], corrected: true });
+  }
 
   function moved(box, [dx, dy], resize) {
     const [width, height] = state.size;
@@ -482,7 +496,8 @@ export function createCanvas(host, t, callbacks = {}) {
     Object.assign(state, changes);
     if (changes.items && gesture?.kind !== "corner") {
       hidden.clear();
-      if (!changes.items.some((item) => item.corrected)) pinned = -1;
+      changes.items.forEach((item, index) => item.hidden && hidden.add(index));
+      if (!changes.items.some((item) => item.corrected || item.hidden !== undefined)) pinned = -1;
       hot = -1;
     }
     if (another) {
@@ -516,8 +531,8 @@ export function canvasOf(model, host, t, onHot = () => {}) {
     },
     drawn: (box) => write("drawn", box),
     ask: () => model.send({ kind: "ask" }),
-    corrected: (index, points) =>
-      write("items", model.get("items").map((one, i) => (i === index ? { ...one, points, corrected: true } : one))),
+    changed: (index, facts) =>
+      write("items", model.get("items").map((one, i) => (i === index ? { ...one, ...facts } : one))),
   });
   const names = {
     picture: "picture", picture_size: "size", about: "about", items: "items", truth: "truth",

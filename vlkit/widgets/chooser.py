@@ -59,9 +59,8 @@ class ModelChooser(WorkPanel):
         with self.status.catching():
             if choice := self._show_chosen():
                 self.model.value = choice.model
-                for name, value in choice.options.items():
-                    if name in self._options:
-                        self._options[name].value = value
+                for name in self._options.keys() & choice.options.keys():
+                    self._options[name].value = choice.options[name]
         self._show_code()
         self._later = Debounce(self._list_models, 0.0)  # torch is imported
         self._later.call()

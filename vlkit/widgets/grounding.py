@@ -29,7 +29,8 @@ class BoxCanvas(anywidget.AnyWidget):
 
     Attributes:
         drawn: ``[x1, y1, x2, y2]``, or empty.
-        items: the answer's boxes; one that a hand corrects gets other points and ``corrected``.
+        items: the answer's boxes; one that a hand corrects gets other points and ``corrected``,
+            one that it hides ``hidden``.
         highlighted: the index of the item under the mouse or the focus; -1 is none.
         threshold: items with a lower confidence are hidden.
         show_truth: whether the true boxes are shown, in black and white.
@@ -148,18 +149,19 @@ class GroundingPanel(Panel):
         turn = self.turns[self.shown] if self.shown >= 0 else None
         shown = []
         for item, record in zip(self.items, self.canvas.items, strict=True):
-            if record["confidence"] is None or record["confidence"] >= self.threshold.value:
+            sure = record["confidence"] is None or record["confidence"] >= self.threshold.value
+            if sure and not record.get("hidden"):
                 if record.get("corrected"):
                     item = Box(item.label, *record["points"][0], *record["points"][1])
-                facts = {"confidence": record["confidence"]}
-                facts |= {"corrected": True} if record.get("corrected") else {}
+                facts = {
+                    name: record[name] for name in ("confidence", "corrected") if name in record
+                }
                 shown.append(asdict(item) | facts)
-        picture = self._picture
         return {
             "model": self.vlm.name,
             "family": self.vlm.family,
             "picture": self.canvas.about,
-            "size": list(picture.size) if picture else None,
+            "size": list(self._picture.size) if self._picture else None,
             "question": turn.question if turn else self.prompt.value,
             "answer": turn.reply.raw if turn and turn.reply else None,
             "threshold": self.threshold.value,
