@@ -153,9 +153,7 @@ class GroundingPanel(Panel):
             if sure and not record.get("hidden"):
                 if record.get("corrected"):
                     item = Box(item.label, *record["points"][0], *record["points"][1])
-                facts = {
-                    name: record[name] for name in ("confidence", "corrected") if name in record
-                }
+                facts = {k: record[k] for k in ("confidence", "corrected") if k in record}
                 shown.append(asdict(item) | facts)
         return {
             "model": self.vlm.name,
