@@ -338,6 +338,8 @@ def test_in_chinese(open_panel):
     _, panel = open_panel("AskPanel", ', language="zh"')
     expect(panel.locator("h3")).to_have_text("图片问答")
     expect(panel.locator(".vlkit-ask-button")).to_have_text("提问")
+    expect(panel.locator(".vlkit-prompt textarea")).to_have_value("这是什么？")
+    expect(panel.locator(".vlkit-example").first).to_have_text("这是什么？")
     panel.locator(".vlkit-ask-button").click()
     expect(panel.locator(".vlkit-status")).to_have_text("完成。")
     expect(panel.locator(".vlkit-facts")).to_contain_text("生成")

@@ -163,7 +163,8 @@ class Panel(DrawnPanel):
         self.vlm = vlm
         self.reply: Reply | None = None
         self._saved: DisplayHandle | None = None
-        examples = self.examples_for(vlm.family)
+        chinese_first = str.isascii if language == "zh" else lambda text: False
+        examples = sorted(self.examples_for(vlm.family), key=chinese_first)
         first = {"value": examples[0]}
         start: dict[str, dict] = {"prompt": first, "examples": first | {"options": list(examples)}}
         super().__init__(language, start, variant=self.kind, **traits)

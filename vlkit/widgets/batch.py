@@ -34,7 +34,6 @@ THUMBNAIL = 264  # pixels, twice the size on the page
 MOST_TEXT = 2000  # characters of an answer
 Row = Reply | Failure | None  # None: not answered yet
 STATES = ("new", "waiting", "running", "done", "failed", "stopped")
-_SHOWN = {"failures": "failed"}  # the states of the control, where its word is another
 _ORDERS = {
     "answer": lambda row: str(row or ""),
     "slowest first": lambda row: -getattr(row, "seconds", 0.0),
@@ -249,7 +248,7 @@ class BatchPanel(WorkPanel):
         """The numbers of the rows on the present page."""
         indices: Sequence[int] = range(len(states))
         if self.shown.value != "all rows":
-            wanted = _SHOWN.get(self.shown.value, self.shown.value)
+            wanted = "failed" if self.shown.value == "failures" else self.shown.value
             indices = [i for i in indices if states[i] == wanted]
         if words := self.search.value.strip().casefold():
             indices = [i for i in indices if words in self._text(i)]

@@ -126,7 +126,7 @@ function turnView(turn, host) {
       if (all.image_tokens) parts.push(t("{n} picture tokens", { n: all.image_tokens }));
       if (all.video_tokens) parts.push(t("{n} clip tokens", { n: all.video_tokens }));
       parts.push(t("{n} prompt tokens", { n: all.prompt_tokens }), t("{n} new tokens", { n: all.new_tokens }));
-      parts.push(`${all.seconds.toFixed(2)} s`, t("{rate} tokens/s", { rate: rate.toFixed(0) }));
+      parts.push(t("{n} s", { n: all.seconds.toFixed(2) }), t("{rate} tokens/s", { rate: rate.toFixed(0) }));
       if (all.estimated) parts.push(t("counts estimated"));
       if (all.cost !== null) parts.push(t("cost {cost}", { cost: Number(all.cost.toPrecision(2)) }));
       if (turn.get("state") === "cancelled") parts.push(t("stopped"));
@@ -233,7 +233,7 @@ function mediaView(model, t, accepts) {
     const chosen = new Set(model.get("media").map((card) => card.name));
     samples.querySelector("ul").replaceChildren(
       ...cards.map((card) => {
-        const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t("about") === "关于" ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, card.name));
+        const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t("about") === "关于" ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, card.name.replaceAll("_", "_\u200b")));
         use.dataset.name = card.name;
         use.tabIndex = card === cards[0] ? 0 : -1; // one stop of Tab; arrows go on
         const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", tabindex: "-1", onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
@@ -310,7 +310,11 @@ function mediaView(model, t, accepts) {
     });
   }
 
-  return { accept, samples, row, note };
+  // where the picture or clip will be, while there is none
+  const words = t(clip ? "Drop a clip here, or choose one" : "Drop a picture here, or choose one");
+  const drop = h("button", { type: "button", class: "vlkit-drop", onclick: () => input.click() }, icon(clip ? "play" : "image"), words);
+  follow(model, "media", () => (drop.hidden = model.get("media").length > 0));
+  return { accept, samples, row, note, drop };
 }
 
 // --- a clip: its player and the frames that the model sees ----------------------------------------
@@ -400,10 +404,12 @@ export const panel = {
       ask.hidden = !now.disabled;
       if (focused) (now.disabled ? ask : stop).focus();
     });
+    const isChinese = (text) => /[\u4e00-\u9fff]/.test(text);
+    const chinese = isChinese(t("Ask"));
     const examples = h("div", { class: "vlkit-examples", role: "group", "aria-label": t("Examples") });
     controls.connect("examples", (now) =>
       examples.replaceChildren(
-        ...now.options.map((text) => h("button", { type: "button", class: "vlkit-example", lang: /[\u4e00-\u9fff]/.test(text) ? "zh" : "en", "aria-pressed": String(now.value === text), onclick: () => controls.set("examples", text) }, text)),
+        ...now.options.toSorted((a, b) => chinese && isChinese(b) - isChinese(a)).map((text) => h("button", { type: "button", class: "vlkit-example", lang: isChinese(text) ? "zh" : "en", "aria-pressed": String(now.value === text), onclick: () => controls.set("examples", text) }, text)),
       ),
     );
     const editing = h("div", { class: "vlkit-editing", role: "status" });
@@ -439,7 +445,7 @@ export const panel = {
     // what each panel has of its own
     let main = null;
     if (variant === "grounding") {
-      const picture = h("div", { class: "vlkit-main-picture" });
+      const picture = h("div", { class: "vlkit-main-picture" }, media.drop);
       const lightAll = (index) => views.forEach((view) => host.index(view.turn) === model.get("shown") && view.light(index));
       host.canvas = canvasOf(await child(model.get("canvas")), picture, t, lightAll);
       picture.append(boxBar(controls, t));
@@ -451,7 +457,7 @@ export const panel = {
       clip = clipView(model, t);
       host.seek = clip.seek;
       const sampling = h("div", { class: "vlkit-options vlkit-sampling" }, ...["fps", "max_frames", "part"].map((name) => controls.element(name).element));
-      main = h("div", { class: "vlkit-main-picture" }, clip.element, sampling);
+      main = h("div", { class: "vlkit-main-picture" }, media.drop, clip.element, sampling);
     }
     // the last answer's end, but never past its question
     const down = () => requestAnimationFrame(() => {
