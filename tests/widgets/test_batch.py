@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import vlkit
+from vlkit.batch import answering
 from vlkit.media.image import Image
 from vlkit.widgets.batch import BatchPanel
 
@@ -211,13 +212,18 @@ def test_stopped_with_a_journal_it_goes_on(make, vlm, folder, monkeypatch):
     panel.out.value = "journal.jsonl"
     monkeypatch.setattr(vlm.model.generation_config, "eos_token_id", None)  # so Stop has time
     panel.max_new_tokens.value = 64
-    take = panel._take
-    panel._take = lambda *row: (take(*row), panel.stop_button.click())
+    generate_batch = answering.generate_batch
+
+    def stop_after_a_row(vlm, conversations, on_result, **options):
+        take = lambda *row: (on_result(*row), panel.stop_button.click())  # noqa: E731
+        return generate_batch(vlm, conversations, on_result=take, **options)
+
+    monkeypatch.setattr(answering, "generate_batch", stop_after_a_row)
     run(panel)
     done = sum(result is not None for result in panel.results)
     assert 0 < done < 64 and "Stopped." in panel.status.value
     assert panel.frame["error"].str.startswith("Waiting").sum() == 64 - done
-    panel._take = take
+    monkeypatch.setattr(answering, "generate_batch", generate_batch)
     panel.start()
     assert panel.wait(LONG) and all(panel.results)
     assert len((folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()) == 64

@@ -168,7 +168,7 @@ def test_labels_and_names_are_data(panel):
     assert reply is not None and "<img src=x" in panel.turns[-1].question
     assert "<img src=x" not in reply._repr_html_()
     upload(panel, "<b>notes</b>.png", b"no picture")
-    assert ">&lt;b&gt;notes&lt;/b&gt;.png: " in panel.status.value
+    assert ">&lt;b&gt;notes&lt;/b&gt;.png is not a picture: " in panel.status.value
     assert panel.canvas.picture == ""
 
 
