@@ -1,4 +1,4 @@
-"""The pictures of the panels on the classroom's home page: python docs/panel_pictures.py URL
+"""The pictures on the classroom's home page: python docs/panel_pictures.py URL [PANEL …]
 
 URL is that of a running ``vlkit classroom``. Each panel is opened, asked, and photographed in both
 themes, with playwright and Chromium; the pictures go to vlkit/cli/classroom.
@@ -17,15 +17,19 @@ from playwright.sync_api import Page, sync_playwright
 
 TARGET = Path(__file__).resolve().parents[1] / "vlkit" / "cli" / "classroom"
 SIZE = (640, 400)
-LONG = 120_000  # milliseconds
+ASKED = {  # where the first sample and its first question say less
+    "ask": ("city_street", "Detect all objects."),
+    "grounding": ("six_shapes", "Detect all objects."),
+}
+LONG = 240_000  # milliseconds
 
 
-def main(url: str) -> None:
+def main(url: str, *names: str) -> None:
     with sync_playwright() as playwright:
         path = os.environ.get("CHROMIUM") or shutil.which("chromium")
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = playwright.chromium.launch(executable_path=path, args=flags)
-        for panel in ("ask", "grounding", "video", "batch", "lora"):
+        for panel in names or ("ask", "grounding", "video", "batch", "lora"):
             for theme in ("light", "dark"):
                 page = browser.new_page(viewport={"width": 1120, "height": 760})
                 address = f"{url.rstrip('/')}/voila/render/{panel}.ipynb?theme={theme}"
@@ -39,10 +43,20 @@ def main(url: str) -> None:
 def write_picture(page: Page, panel: str, theme: str) -> None:
     place = page.locator(f".vlkit-{panel}")
     place.wait_for(timeout=LONG)
+    if panel in ASKED:
+        sample, question = ASKED[panel]
+        samples = place.locator(".vlkit-samples")
+        if samples.get_attribute("open") is None:
+            samples.locator("summary").click()
+        place.locator(f'.vlkit-sample[data-name="{sample}"]').click()
+        samples.locator("summary").click()
+        place.locator(".vlkit-prompt textarea").fill(question)
     begin = place.locator(".vlkit-start-button, .vlkit-ask-button").first
     if panel != "lora":
         begin.click()
         place.locator(".vlkit-status", has_text="Done").wait_for(timeout=LONG)
+    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(1000)
     shot = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot = shot.crop((0, 60, 1120, 760))  # without the page's bar

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,15 @@ def test_a_large_clip_arrives_whole_in_pieces(open_panel):
     assert got.strip() == hashlib.sha256(whole).hexdigest()
 
 
+def wait_for_items(notebook, name, count):
+    """Until the kernel has this many boxes that are ``corrected`` or ``hidden``."""
+    deadline = time.monotonic() + 20
+    code = f"print(sum(bool(record.get({name!r})) for record in panel.canvas.items))"
+    while notebook.run_code(code).strip() != str(count):
+        assert time.monotonic() < deadline, f"{count} {name}"
+        notebook.page.wait_for_timeout(50)
+
+
 def test_zoom_pan_pin_hide_and_correct(open_panel):
     notebook, panel = open_panel("GroundingPanel")
     choose_sample(panel, "three_shapes")
@@ -210,6 +220,7 @@ def test_zoom_pan_pin_hide_and_correct(open_panel):
     notebook.page.mouse.move(x + 20, y + 10, steps=4)
     notebook.page.mouse.up()
     expect(main.locator(".vlkit-chip").first).to_contain_text("corrected")
+    wait_for_items(notebook, "corrected", 1)
     box = json.loads(
         notebook.run_code("import json; print(json.dumps(panel.export()['boxes'][0]))")
     )
@@ -220,18 +231,21 @@ def test_zoom_pan_pin_hide_and_correct(open_panel):
     assert [box["x2"], box["y2"]] == near
     main.locator(".vlkit-eye").nth(1).click()
     expect(main.locator(".vlkit-canvas-stage g.vlkit-canvas-dim")).to_have_count(1)
+    wait_for_items(notebook, "hidden", 1)
     labels = "print([box['label'] for box in panel.export()['boxes']])"
     assert notebook.run_code(labels).strip() == "['a red circle', 'a green triangle']"
     main.locator(".vlkit-chip").nth(2).press("Enter")  # keys alone: another box, moved and hidden
     stage.focus()
     notebook.page.keyboard.press("ArrowRight")
     expect(main.locator(".vlkit-chip").nth(2)).to_contain_text("corrected")
+    wait_for_items(notebook, "corrected", 2)
     moved = json.loads(notebook.run_code("print(json.dumps(panel.export()['boxes'][1]['x1']))"))
     assert moved == pytest.approx(
         float(notebook.run_code("print(panel.reply.boxes[2].x1 + 4)")), abs=0.01
     )
     notebook.page.keyboard.press("Delete")
     expect(main.locator(".vlkit-canvas-off")).to_have_count(2)
+    wait_for_items(notebook, "hidden", 2)
     assert notebook.run_code(labels).strip() == "['a red circle']"
     assert notebook.page_errors == []
 

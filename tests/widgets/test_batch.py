@@ -56,6 +56,15 @@ def answer(row):
     return "".join(text for text, _ in row["parts"])
 
 
+def test_a_row_that_was_cut_off_says_so_and_shows_no_half_box(make, folder):
+    panel = make(folder, "Detect all objects.")
+    panel.max_new_tokens.value = 38  # two shapes need more
+    run(panel)
+    _, circle, shapes, _ = rows(panel)
+    assert (circle["cut"], shapes["cut"]) == (False, True)
+    assert answer(shapes).endswith(" …") and "(" not in answer(shapes)
+
+
 def test_a_folder_is_answered_row_by_row(make, folder):
     panel = make(folder, "Locate the red circle.")
     assert [row["state"] for row in rows(panel)] == ["new"] * 4
