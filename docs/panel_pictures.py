@@ -16,7 +16,7 @@ import PIL.Image
 from playwright.sync_api import Page, sync_playwright
 
 TARGET = Path(__file__).resolve().parents[1] / "vlkit" / "cli" / "classroom"
-SIZE = (640, 400)
+SIZE, MOST = (640, 400), 29_500  # pixels of a picture, most bytes
 ASKED = {  # where the first sample and its first question say less
     "ask": ("city_street", "Detect all objects."),
     "grounding": ("six_shapes", "Detect all objects."),
@@ -61,7 +61,11 @@ def write_picture(page: Page, panel: str, theme: str) -> None:
     shot = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot = shot.crop((0, 60, 1120, 760))  # without the page's bar
     shot = shot.resize(SIZE, PIL.Image.Resampling.LANCZOS)
-    shot.save(TARGET / f"{panel}_{theme}.jpg", quality=82, optimize=True)
+    path = TARGET / f"{panel}_{theme}.jpg"
+    for quality in range(82, 50, -3):
+        shot.save(path, quality=quality, optimize=True)
+        if path.stat().st_size <= MOST:
+            break
 
 
 if __name__ == "__main__":
