@@ -44,7 +44,7 @@ panel = vlkit.widgets.LoraPanel(vlkit.load(), vlkit.lora.load_conversations("zib
 panel.knobs["learning_rate"].value, panel.knobs["batch_size"].value = 1e-3, 4
 panel.knobs["epochs"].value = 4.0
 panel"""
-WIDTH, COLOURS = 700, 64  # pixels and colours of the animations
+WIDTH, COLOURS = 640, 56  # pixels and colours of the animations
 MOST = 480_000  # bytes of an animation
 PICTURE = (800, 920), 26_000  # most pixels of a picture, most bytes
 LONG = 300_000  # milliseconds

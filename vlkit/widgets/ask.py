@@ -224,7 +224,7 @@ class Panel(DrawnPanel):
         return {}
 
     def _medium_code(self, medium: ChosenMedium, options: dict) -> str:
-        reader = f"vlkit.{self.reader.__name__}"
+        reader = "vlkit." + self.reader.__name__
         return call_code(reader, medium.code, **options) if options else medium.code
 
     def _asked(self, check: bool = True) -> Asked:
