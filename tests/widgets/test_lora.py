@@ -235,3 +235,11 @@ def test_the_cost_is_never_reckoned_while_the_model_is_trained(panel, monkeypatc
     panel.start()
     assert panel.wait(LONG)
     assert together == [1, 1] and panel.run is run and "Stopped" in panel.status.value
+
+
+def test_a_new_panel_proposes_a_folder_that_is_free(tiny_folder, folder):
+    vlm = vlkit.load(tiny_folder("qwen2_vl"))
+    assert LoraPanel(vlm).knobs["output_dir"].value == "runs/lora-1"
+    for number in (1, 2):
+        (folder / "runs" / f"lora-{number}").mkdir(parents=True)
+    assert LoraPanel(vlm).knobs["output_dir"].value == "runs/lora-3"

@@ -147,13 +147,12 @@ class LoraPanel(WorkPanel):
         name = "" if self._given is None else self._given.name
         files = sorted(str(path) for path in Path().glob("*.json*"))
         start = {"source": {"value": name, "options": [name, *files] if name else files}}
+        start["output_dir"] = {"value": next_name("runs/lora-1")}  # a folder that is free
         super().__init__(language, start)
         self.knobs = {name: self._controls[name] for name in CONTROLS["train"]}
         self._later = Debounce(self._compute_cost, _QUIET)
         after = [self.ask_button, self.compare_button, self.merge_button, self.export_button]
-        self._locked = [
-            self.start_button, *after, self.source, self.held_out, *self.knobs.values()
-        ]  # fmt: skip
+        self._locked = [*after, self.start_button, self.source, self.held_out, *self.knobs.values()]
         self.pause_button.disabled = True
         self._update(model=vlm.name, main=MAIN, knobs=list(self.knobs), rows=[])
         on_change(self._change, self.source, self.held_out, *self.knobs.values())
