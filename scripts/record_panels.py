@@ -44,7 +44,7 @@ panel = vlkit.widgets.LoraPanel(vlkit.load(), vlkit.lora.load_conversations("zib
 panel.knobs["learning_rate"].value, panel.knobs["batch_size"].value = 1e-3, 4
 panel.knobs["epochs"].value = 4.0
 panel"""
-WIDTH, COLOURS = 640, 56  # pixels and colours of the animations
+WIDTH, COLOURS = 720, 96  # pixels and colours of the animations
 MOST = 480_000  # bytes of an animation
 PICTURE = (800, 920), 26_000  # most pixels of a picture, most bytes
 LONG = 300_000  # milliseconds
@@ -83,7 +83,8 @@ class Recording:
             page = PIL.Image.new("RGB", (frame.width, height), "white")
             page.paste(frame)
             page = page.resize((WIDTH, round(height * WIDTH / frame.width)), PIL.Image.LANCZOS)
-            page = page.quantize(COLOURS, dither=PIL.Image.Dither.NONE)
+            octree = PIL.Image.Quantize.FASTOCTREE  # keeps the colours of small things
+            page = page.quantize(COLOURS, method=octree, dither=PIL.Image.Dither.NONE)
             if pictures and pictures[-1].tobytes() == page.tobytes():
                 times[-1] += time
             else:
