@@ -158,6 +158,43 @@ def test_the_training_table_is_what_the_benchmark_wrote():
         assert (float(speed), float(peak)) == (recipe["samples_per_second"], recipe["peak_gb"])
 
 
+def test_the_tables_beside_unsloth_and_of_a_24_gb_card_are_what_the_benchmarks_wrote():
+    beside, card = recorded("lora_training_h200_7b"), recorded("lora_memory_h200")
+    for result in (beside, card):
+        assert f"`{result['command'].partition(' --output')[0]}`" in BENCHMARKS
+    rows = re.findall(
+        r"^\| (\S+, 8 at .*?) \| ([\d.]+), ([\d.]+) \| ([\d.]+) GB \|$", BENCHMARKS, re.M
+    )
+    found = {
+        name: ([float(first), float(second)], float(peak)) for name, first, second, peak in rows
+    }
+    assert found == {
+        name: (recipe["samples_per_second_by_epoch"], recipe["peak_gb"])
+        for name, recipe in beside["recipes"].items()
+    }
+    whole, kept = (
+        beside["over_unsloth"][f"vlkit, 8 at a time{more}"]["samples_per_second_by_epoch"][0]
+        for more in ("", ", checkpointed")
+    )
+    assert f"takes {whole} times Unsloth's samples/s, and {kept} times with" in BENCHMARKS
+    first = {name: speeds[0] for name, (speeds, _) in found.items() if name.startswith("vlkit")}
+    shares = [
+        round(speed / other, 2) for speed, other in zip(first.values(), (17.5, 12.7), strict=True)
+    ]
+    assert f"first epoch is {shares[0]} and {shares[1]} times" in BENCHMARKS
+    lines = re.findall(
+        r"^\| Qwen\S+ \| (\w+) \| ([\d,]+) \| ([\d.]+) GB \| ([\d.]+) GB \| ([\d.]+) \|$",
+        BENCHMARKS, re.M,
+    )  # fmt: skip
+    assert [(w, int(t.replace(",", "")), *map(float, rest)) for w, t, *rest in lines] == [
+        (
+            run["weights"], run["image_tokens"], run["peak_gb"], run["inspected_gb"],
+            run["minutes_for_1000_rows"],
+        )
+        for run in card["runs"]
+    ]  # fmt: skip
+
+
 def test_the_figures_of_easy_vqa_are_what_the_benchmark_wrote():
     learnt, before = recorded("lora_easy_vqa"), recorded("lora_easy_vqa_zero_shot")
     assert f"`{learnt['command']}`" in BENCHMARKS

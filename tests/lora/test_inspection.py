@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,66 @@ def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing, bits):
     more = {"gradient_checkpointing": checkpointing, "quantize": bits}
     guess = estimate_training(vlm, parts, **more, **sizes)
     assert guess.total == pytest.approx(measured, rel=0.1)
+
+
+def shape_of(name):
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForImageTextToText
+
+    from vlkit.models.families import family_of_name
+    from vlkit.models.load import VLM
+    from vlkit.models.memory import build_config
+
+    with torch.device("meta"):
+        network = AutoModelForImageTextToText.from_config(build_config(name), dtype=torch.bfloat16)
+    return VLM(network, None, family_of_name(name), SimpleNamespace(name=name))
+
+
+def test_estimates_are_what_an_h200_took_for_a_24_gb_card(monkeypatch):
+    """Rows of a picture, some 35 tokens of a question and 40 of an answer, checkpointed."""
+    monkeypatch.setattr(costs, "available_memory", lambda: (22 * 10**9, "GPU"))
+    path = Path(__file__).parents[2] / "benchmarks/results/lora_memory_h200.json"
+    runs = json.loads(path.read_text())["runs"]
+    shapes = {name: shape_of(name) for name in {run["shape"] for run in runs}}
+    assert len(runs) >= 10 and len(shapes) > 1
+    for run in runs:
+        vlm, rows = shapes[run["shape"]], run["rows_at_a_time"]
+        bits = None if run["weights"] == "bfloat16" else run["weights"]
+        guess = estimate_training(
+            vlm, plan_parts(vlm, "language", 8), rank=8, tokens=rows * (run["image_tokens"] + 75),
+            learnt=40 * rows, patches=4 * rows * run["image_tokens"],
+            gradient_checkpointing=True, quantize=bits,
+        )  # fmt: skip
+        assert guess.total / 1e9 == pytest.approx(run["peak_gb"], rel=0.1), run
+        assert abs(run["inspected_over_peak"] - 1) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("free", "remedy"),
+    [
+        (80, None),
+        (25, "about 19.1 GB with gradient_checkpointing=True$"),
+        (18, "with batch_size=1, gradient_accumulation=8, gradient_checkpointing=True$"),
+        (15, r"with gradient_checkpointing=True, a model from load\(…, quantize='4bit'\)$"),
+        (8, "with batch_size=1, gradient_accumulation=8, .*True, a model from load.*4bit"),
+        (3, "no setting fits it"),
+    ],
+)
+def test_a_run_that_will_not_fit_is_told_what_would(free, remedy, monkeypatch):
+    """Eight rows of 1,355 tokens for the 7B shape, which takes a part of the card already."""
+    vlm = shape_of("Qwen/Qwen2-VL-7B-Instruct")
+    weights = vlm.model.get_memory_footprint()
+    monkeypatch.setattr(costs, "available_memory", lambda: (int(free * 1e9) - weights, "GPU"))
+    parts, row = plan_parts(vlm, "language", 8), (1355, 40, 5120)
+    options = {"rank": 8, "gradient_checkpointing": False, "quantize": None}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        memory = costs.estimate_batch(vlm, parts, costs.BatchSize(8, 1), row, **options)
+    told = [str(w.message) for w in seen if "needs about" in str(w.message)]
+    assert memory.fits is (remedy is None) and len(told) == (remedy is not None)
+    if remedy:
+        assert re.search(remedy, told[0]), told
 
 
 def test_checkpointing_keeps_less_and_longer_rows_keep_more(model):

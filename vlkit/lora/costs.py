@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from vlkit.lora.networks import LOGITS, Part, linear_layers
 from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, mlp_width
+from vlkit.plotting.html import byte_text
 
 # the time of a training step, in forward passes of the language model or of the whole model
 STEP, STEP_WITH_VISION, RECOMPUTED = 1.4, 2.4, 0.9
@@ -246,6 +248,50 @@ def choose_batch(
             break
         size = smaller
     return size
+
+
+def estimate_batch(
+    vlm: VLM, parts: Sequence[Part], size: BatchSize, row: tuple[int, int, int], *,
+    rank: int | None, gradient_checkpointing: bool, quantize: str | None,
+) -> TrainingMemory:  # fmt: skip
+    """The memory of the longest batch; a warning where it does not fit names a setting that does.
+
+    Args:
+        vlm, parts, rank, gradient_checkpointing, quantize: as for :func:`estimate_training`.
+        size: rows of a batch.
+        row: tokens, trained tokens and patches of the longest row.
+    """
+
+    def estimate(rows: int, checkpointed: bool, packed: str | None) -> TrainingMemory:
+        tokens, learnt, patches = (count * rows for count in row)
+        return estimate_training(
+            vlm, parts, rank=rank, tokens=tokens, learnt=learnt, patches=patches,
+            gradient_checkpointing=checkpointed, quantize=packed,
+        )  # fmt: skip
+
+    memory = estimate(size.batch, gradient_checkpointing, quantize)
+    if memory.fits:
+        return memory
+    remedy = "no setting fits it; take a smaller model, or load(…, max_image_tokens=…)"
+    packs = rank and quantize is None and not getattr(vlm.model, "is_quantized", False)
+    for packed in (quantize, "4bit") if packs and memory.place == "GPU" else (quantize,):
+        for rows in dict.fromkeys((size.batch, 1)):
+            other = estimate(rows, True, packed)
+            if remedy.startswith("no") and other.total <= memory.available:
+                fewer = {"batch_size": rows, "gradient_accumulation": size.rows}
+                settings: dict[str, Any] = fewer if rows < size.batch else {}
+                settings |= {} if gradient_checkpointing else {"gradient_checkpointing": True}
+                shown = [f"{name}={value!r}" for name, value in settings.items()]
+                shown += (
+                    [] if packed == quantize else [f"a model from load(…, quantize={packed!r})"]
+                )
+                remedy = f"about {byte_text(other.total)} with {', '.join(shown)}"
+    warnings.warn(
+        f"training {vlm.name} needs about {byte_text(memory.total)} of {memory.place} memory, and "
+        f"{byte_text(memory.available)} are free: {remedy}",
+        stacklevel=4,
+    )
+    return memory
 
 
 def count_steps(rows: int, batch_size: int, gradient_accumulation: int, epochs: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -147,6 +147,9 @@ def inspect(
     Raises:
         VlkitError: a cut through a picture or one that leaves no answer, with its row; a target
             that matches nothing.
+
+    Warns:
+        UserWarning: the memory does not suffice, with a setting for which it does.
     """
     check_arguments(locals())
     data, held_out = as_data(data), as_data(eval_data, "eval_data", optional=True)
@@ -163,12 +166,11 @@ def inspect(
         accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
         quantize=quantize,
     )  # fmt: skip
-    together = min(size.batch, len(data))
-    memory = costs.estimate_training(
-        vlm, parts, rank=rank, tokens=cut * together,
-        learnt=max(length.trained for length in lengths) * together,
-        patches=4 * max(length.media for length in lengths) * together,
-        gradient_checkpointing=gradient_checkpointing, quantize=quantize,
+    whole_batch, size = size.batch, replace(size, batch=min(size.batch, len(data)))
+    row = cut, max(n.trained for n in lengths), 4 * max(n.media for n in lengths)
+    memory = costs.estimate_batch(
+        vlm, parts, size, row, rank=rank, gradient_checkpointing=gradient_checkpointing,
+        quantize=quantize,
     )  # fmt: skip
     mean = statistics.fmean(min(n.total, max_length or n.total) for n in lengths)
     share = mean / labelled.length
@@ -177,7 +179,7 @@ def inspect(
         parts, (whole * share, encoder * share), rows=len(data) * epochs,
         pictured=count_pictured(data), gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
-    steps = costs.count_steps(len(data), size.batch, size.accumulation, epochs)
+    steps = costs.count_steps(len(data), whole_batch, size.accumulation, epochs)
     if held_out is not None:
         # one of them before training
         evaluations = 1 + math.ceil(steps / costs.checkpoint_every(steps, epochs))

@@ -27,7 +27,13 @@ from vlkit.inputs import check_loaded
 from vlkit.lora import batches, run_folder
 from vlkit.lora.arguments import as_folder, check_arguments, check_trackers
 from vlkit.lora.callbacks import show_progress
-from vlkit.lora.costs import BatchSize, checkpoint_every, choose_batch, count_steps
+from vlkit.lora.costs import (
+    BatchSize,
+    checkpoint_every,
+    choose_batch,
+    count_steps,
+    estimate_batch,
+)  # fmt: skip
 from vlkit.lora.data import TrainingData, as_data, digest_rows
 from vlkit.lora.evaluating import Examiner
 from vlkit.lora.networks import (
@@ -424,6 +430,9 @@ def train(
         VlkitError: data or arguments that cannot be used, an output folder that is in use, or
             arguments that differ from those of the run to resume.
         ModelError: peft is missing, or the GPU's memory does not suffice.
+
+    Warns:
+        UserWarning: the memory will not suffice, with a setting for which it does.
     """
     arguments = dict(locals())  # as they were passed
     with hooks.recording_training(arguments) as record:
@@ -448,6 +457,11 @@ def train(
         size = choose_batch(
             vlm, parts, lengths, rank=rank, batch_size=batch_size,
             accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
+        )  # fmt: skip
+        longest = int(max(lengths))
+        estimate_batch(
+            vlm, parts, size, (longest, longest // 4, 4 * longest), rank=rank,
+            gradient_checkpointing=gradient_checkpointing, quantize=None,
         )  # fmt: skip
         task = Task(vlm, data, held_out, folder, parts, lengths, recipe, size, options)
         result = _run(task, checkpoint)
