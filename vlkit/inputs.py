@@ -20,7 +20,7 @@ from vlkit.media.image import DeferredImages, Image
 from vlkit.media.video import Clip, ClipStore, DeferredClips, Video, load_clip
 from vlkit.messages import as_messages, escape_control_tokens, media_of
 from vlkit.models.families import FAMILIES, fit_size
-from vlkit.models.load import VLM, apply_template
+from vlkit.models.load import VLM, limit_template
 
 
 class TensorCache:
@@ -290,9 +290,11 @@ def render_prompt(
     asks = not prefill and not finished
     switch = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        prompt = apply_template(
-            processor, plain, add_generation_prompt=asks, continue_final_message=prefill, **switch
-        )
+        with limit_template():
+            prompt = processor.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=asks, continue_final_message=prefill,
+                **switch,
+            )  # fmt: skip
     except ModelError:
         raise
     except Exception as error:  # templates raise any exception

@@ -158,7 +158,7 @@ def test_a_network_is_switched_where_it_is_not_yet(tiny_folder):
     network = adapted(vlkit.load(tiny_folder("qwen2_vl")), "language")
     layer = network.get_base_model().model.language_model.layers[0]
     whole = sum(1 for _ in network.parameters())
-    with short_walks(network):
+    with short_walks(network, network.get_base_model()):
         assert 0 < len(list(network.parameters())) < whole
         assert network.eval() is network and not layer.training
         assert network.train() is network and layer.training

@@ -203,8 +203,10 @@ _LIST_BEGINS = re.compile(rf"\[\s*+[\[(][^\[\]\w]*+\d|{GAP}*+{NUMBER}(?:{GAP}++{
 
 def _read_json(text: str) -> Reading:
     """Coordinates under known keys such as ``bbox_2d``; where there are none, numbers in lists."""
-    if '{\\"' in text and '{"' not in text:  # JSON inside a JSON string: {\"bbox_2d\": …}
-        text = re.sub(r'\\"(?=\s*[:,}\]])', '" ', text).replace('\\"', ' "')  # same length
+    for quote in ('\\"', "&quot;") if '{"' not in text else ():  # JSON in a JSON string or in HTML
+        gap = " " * (len(quote) - 1)  # the same length
+        text = re.sub(rf"{re.escape(quote)}(?=\s*[:,}}\]])", f'"{gap}', text)
+        text = text.replace(quote, f'{gap}"')
     roots = parse_values(text)
     reader = KeyReader(text)
     for root in roots:

@@ -1,4 +1,4 @@
-"""Which layers are trained (``target=``), by LoRA or whole; lean forward."""
+"""Which layers are trained (``target=``), by LoRA or whole; layers and loss in fewer steps."""
 
 from __future__ import annotations
 
@@ -337,19 +337,18 @@ def _projections(layer: Any) -> list[Projection] | None:
 
 
 @contextmanager
-def short_walks(network: Any) -> Iterator[None]:
+def short_walks(network: Any, base: Any) -> Iterator[None]:
     """Trainer walks through all modules five times in each step; here only where it changes one.
 
     Args:
         network: that is trained, unsharded.
+        base: the transformers model in it, which answers meanwhile (``eval``).
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     train = network.train
 
     def switch(mode: bool = True) -> Any:
-        inner = getattr(network, "base_model", network)
-        done = {network.training, inner.training, inner.model.training} == {mode}
-        return network if done else train(mode)
+        return network if network.training == base.training == mode else train(mode)
 
     network.parameters, network.train = lambda recurse=True: iter(trained), switch
     try:
@@ -415,7 +414,7 @@ def lean_loss(model: Any) -> Iterator[None]:
             model.loss_function = before
 
 
-def _token_loss(weight, logits, labels, *, shift_labels, num_items_in_batch=None, **_):
+def _token_loss(weight, logits, *_, shift_labels, num_items_in_batch=None, **__):
     """As transformers' loss functions are called; ``logits`` are what the output layer takes."""
     chosen = shift_labels != -100
     count = chosen.sum() if num_items_in_batch is None else num_items_in_batch

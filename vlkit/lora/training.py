@@ -277,7 +277,7 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
         network, measure = stack.enter_context(layers)
         if not spread:
             stack.enter_context(lean_layers(base_model(task.vlm)))
-            stack.enter_context(short_walks(network))
+            stack.enter_context(short_walks(network, base_model(task.vlm)))
         trainer = _make_trainer(task, arguments, network, measure, spread)
         stack.callback(trainer.train_dataset.close)
         prover = None

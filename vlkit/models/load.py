@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -547,7 +547,9 @@ def _check_template(processor: Any, folder: ModelFolder) -> None:
         raise ModelError(f"{folder.path} has no chat template; {remedy}")
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
     try:
-        if processor.image_token in apply_template(processor, question):
+        with limit_template():
+            shown = processor.apply_chat_template(question, tokenize=False)
+        if processor.image_token in shown:
             return
     except ModelError:
         raise
@@ -556,11 +558,12 @@ def _check_template(processor: Any, folder: ModelFolder) -> None:
     warn_user(f"{folder.path} has a chat template of a text model, without pictures; {remedy}")
 
 
-def apply_template(processor: Any, messages: list[dict], **options: Any) -> str:
-    """The processor's chat template of messages. Raises ModelError where it does not end."""
+@contextmanager
+def limit_template() -> Iterator[None]:
+    """Raises ModelError where a chat template that is applied in the block does not end."""
     try:
         with limit_time(TEMPLATE_SECONDS):
-            return processor.apply_chat_template(messages, tokenize=False, **options)
+            yield
     except TimeoutError:
         raise ModelError(
             f"the model's chat template did not end within {TEMPLATE_SECONDS:g} s; copy "

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from vlkit.errors import MediaError, VlkitError
+from vlkit.errors import MediaError, ModelError, VlkitError
 from vlkit.grounding.boxes import Size
 from vlkit.media.image import Image, describe_source
 from vlkit.media.sources import is_remote, local_path, read_bytes
@@ -67,7 +67,7 @@ class RequestError(VlkitError):
             torch.cuda.empty_cache()
             text = "out of GPU memory; send smaller pictures or ask for fewer tokens"
             return cls(text, status=503, headers={"Retry-After": "5"})
-        if isinstance(error, VlkitError):
+        if isinstance(error, VlkitError) and not isinstance(error, ModelError):
             return cls(str(error))
         return cls(f"the model failed: {type(error).__name__}: {error!s:.200}", status=500)
 
