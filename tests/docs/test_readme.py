@@ -144,6 +144,13 @@ def test_the_tables_of_newer_shapes_and_of_one_question_are_what_the_benchmarks_
     shares = [result["chat"]["second_over_first"] for result in (h200, h100, cpu)]
     said = "{} of the first turn's time on the H200 ({} on an H100), and with the bundled model"
     assert (said + " on two CPU cores after {}").format(*shares) in BENCHMARKS
+    theirs, ours, again = (
+        cpu["one_row"]["recipes"][name]
+        for name in ("transformers", "vlkit.generate", "vlkit.generate, same picture")
+    )
+    said = "transformers {} tokens/s, `vlkit.generate` {} ({} times), and {} about a picture that"
+    speeds = theirs["tokens_per_second"], ours["tokens_per_second"], ours["over_transformers"]
+    assert said.format(*speeds, again["tokens_per_second"]) in BENCHMARKS
 
 
 def test_the_training_table_is_what_the_benchmark_wrote():
