@@ -216,18 +216,7 @@ def test_estimate_is_what_an_h100_was_seen_to_take(rows, checkpointing, bits):
     path = Path(__file__).parents[2] / "benchmarks/results" / file
     name = f"vlkit, {rows} at a time" + (", checkpointed" if checkpointing else "")
     measured = json.loads(path.read_text())["recipes"][name]["peak_gb"] * 1e9
-    from types import SimpleNamespace
-
-    from transformers import AutoModelForImageTextToText
-
-    from vlkit.models.load import VLM
-    from vlkit.models.memory import build_config
-
-    with torch.device("meta"):
-        network = AutoModelForImageTextToText.from_config(
-            build_config("Qwen/Qwen2-VL-7B-Instruct"), dtype=torch.bfloat16
-        )
-    vlm = VLM(network, None, "qwen2_vl", SimpleNamespace(name="7B"))
+    vlm = shape_of("Qwen/Qwen2-VL-7B-Instruct")
     sizes = {"tokens": 713 * rows, "learnt": 50 * rows, "patches": 4 * 638 * rows, "rank": 8}
     parts = plan_parts(vlm, "language", 8)
     more = {"gradient_checkpointing": checkpointing, "quantize": bits}

@@ -183,15 +183,12 @@ class LeanLayer:
             d_heads[:2] = [g.backward(d)[0] for g, d in zip(kept.heads, d_heads, strict=False)]
         normed, d_normed = kept.normed.output, None
         lows = kept.query_low, kept.key_low, kept.value_low
-        for projection, d_head, low in zip(self._inputs, d_heads, lows, strict=True):
+        inputs = self.query, self.key, self.value
+        for projection, d_head, low in zip(inputs, d_heads, lows, strict=True):
             d_normed, trained = projection.backward(d_head.flatten(1), normed, low, d_normed)
             found += trained
         d_inner = d_output.add_(kept.normed.backward(d_normed)[0])
         return [d_inner.view(shape), *found, *d_out, *d_gate, *d_up, *d_down]
-
-    @property
-    def _inputs(self) -> tuple[Projection, ...]:
-        return self.query, self.key, self.value
 
 
 class Kept(SimpleNamespace):
