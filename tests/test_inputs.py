@@ -13,7 +13,7 @@ from tiny_models import KINDS, PATCH
 
 import vlkit
 from vlkit.errors import MediaError, VlkitError
-from vlkit.inputs import load_messages, make_inputs, prepare_inputs
+from vlkit.inputs import load_messages, make_inputs, make_pixels, prepare_inputs
 
 FAMILY_KINDS = [kind for kind in KINDS if not kind.endswith("moe")]
 TALL_AND_WIDE = [(1, 1), (2, 2), (3, 500), (500, 3), (200, 1), (97, 61), (640, 480), (999, 700)]
@@ -280,6 +280,20 @@ def test_limits_in_pixels_count_as_the_model_cards_write_them(tiny_vlm, kind):
         message = {"role": "user", "content": [item | limits, {"type": "text", "text": "?"}]}
         grid = prepare_inputs(vlm, [[message]]).tensors["image_grid_thw"]
         assert fits(int(grid.prod()) // 4), limits
+
+
+@pytest.mark.parametrize("kind", FAMILY_KINDS)
+@pytest.mark.parametrize("limits", [{}, {"max_pixels": 40_000}])
+def test_pixels_without_tokens_are_those_of_the_whole_processor(tiny_vlm, kind, limits):
+    vlm = tiny_vlm(kind)
+    pictures = [{"type": "image", "image": str(vlkit.sample("large"))} | limits]
+    pictures += [{"type": "image", "image": str(vlkit.sample("rotated"))}]
+    content = [*pictures, {"type": "text", "text": "?"}]
+    loaded = load_messages(vlm, [{"role": "user", "content": content}])
+    whole = make_inputs(vlm, [loaded]).tensors
+    for name, tensor in make_pixels(vlm, loaded).items():
+        assert torch.equal(tensor, whole[name]), name
+    assert {"pixel_values", "image_grid_thw"} <= make_pixels(vlm, loaded).keys()
 
 
 @pytest.mark.parametrize("kind", FAMILY_KINDS)

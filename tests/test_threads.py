@@ -5,6 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +105,23 @@ def test_the_table_in_troubleshooting_is_what_the_benchmark_wrote():
         spans = [(each["fastest"], each["slowest"]) for each in measured["seconds"].values()]
         assert [float(value) for value in shown] == [value for span in spans for value in span]
         assert float(others) == measured["cores_used_by_others"]
+
+
+def test_a_block_that_takes_too_long_is_stopped_and_others_go_on():
+    def turn(seconds, limit):
+        end = time.monotonic() + seconds
+        with threads.limit_time(limit):
+            while time.monotonic() < end:
+                pass
+        return "done"
+
+    with ThreadPoolExecutor(4) as pool:
+        endless = [pool.submit(turn, 600, 0.01) for _ in range(2)]
+        others = [pool.submit(turn, 0.0, 60) for _ in range(200)]
+        assert {each.result() for each in others} == {"done"}
+        assert {type(each.exception()) for each in endless} == {TimeoutError}
+        assert pool.submit(turn, 0, 60).result() == "done"
+    assert [each.name for each in threading.enumerate()].count("vlkit-limits") == 1
 
 
 def test_busy_cores_are_those_that_others_use(monkeypatch):

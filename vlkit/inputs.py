@@ -113,7 +113,8 @@ class _EachOnce:
             parts |= computed
             self._cache.keep(computed)
         output["image_grid_thw"] = torch.stack([parts[key][1] for key in self._keys])
-        output["pixel_values"] = torch.cat([parts[key][0] for key in self._keys])
+        pixels = [parts[key][0] for key in self._keys]
+        output["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
         return output
 
 
@@ -255,6 +256,20 @@ def make_inputs(
     return ModelInputs(tensors, images, input_sizes, [row.clips for row in loaded], prompts)
 
 
+def make_pixels(vlm: VLM, loaded: LoadedMessages, device: Any = None) -> dict[str, Any]:
+    """The picture tensors of :func:`make_inputs` for one conversation, without its tokens.
+
+    Args:
+        vlm: its image processor and limits are used.
+        loaded: a conversation with pictures.
+        device: where pictures are resized and cut into patches, by default the CPU.
+    """
+    wanted, size = _fit_limits(vlm, loaded.pictures, loaded.images)
+    pictures = _resize_and_move([*zip(loaded.images, wanted, strict=True)], device)
+    options = {"size": size} if size else {}
+    return dict(vlm.processor.image_processor(pictures, return_tensors="pt", **options))
+
+
 def _picture_keys(vlm: VLM, loaded: Sequence[LoadedMessages], digests) -> list[Hashable]:
     """Keys of all pictures; equal where the processor's results are equal."""
     rules = vlm.rules
@@ -377,7 +392,7 @@ def _resize_and_move(pictures: list, device: Any) -> list:
             tensor = resize(tensor, size[::-1], InterpolationMode.BICUBIC, antialias=True)
         return tensor.to(device)
 
-    if device is None:
+    if device is None or len(pictures) == 1:
         return [ready(*picture) for picture in pictures]
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(ready, *zip(*pictures, strict=True)))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from threading import Lock, Timer, get_ident
+from threading import Event, Lock, Thread, get_ident
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 _COUNTS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 TEMPLATE_SECONDS = 20.0  # for rendering a chat template, which takes milliseconds
+LOOK_FOR_ENDS = 0.5  # seconds between two looks at the blocks whose time is limited
 LOOK_AGAIN = 10.0  # seconds for which a count of busy cores holds
 
 spinning = False  # whether torch's threads spin, because torch was imported before vlkit
@@ -31,27 +32,44 @@ _all = 0  # how many threads torch starts with, once seen
 _chosen = 0  # how many it was given here
 _looked = float("-inf")
 
+_ends: dict[object, tuple[float, int]] = {}  # of blocks under way, when their time ends; threads
+_watching, _begun = Lock(), Event()
+_watcher: Thread | None = None
+
 
 @contextmanager
 def limit_time(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in this thread where Python code in the block runs longer."""
-    thread, lock, running = ctypes.c_ulong(get_ident()), Lock(), True
+    """Raises TimeoutError in this thread where Python code in the block runs longer.
 
-    def stop() -> None:
-        with lock:
-            if running:
-                error = ctypes.py_object(TimeoutError)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
-
-    timer = Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
+    One thread watches all blocks, twice a second; a thread for each would cost more than most
+    blocks, above all where many threads compute.
+    """
+    global _watcher
+    block = object()
+    with _watching:
+        _ends[block] = time.monotonic() + seconds, get_ident()
+        if _watcher is None or not _watcher.is_alive():  # a forked process has none
+            _watcher = Thread(target=_watch_blocks, name="vlkit-limits", daemon=True)
+            _watcher.start()
+    _begun.set()
     try:
         yield
     finally:
-        with lock:
-            running = False
-        timer.cancel()
+        with _watching:
+            _ends.pop(block, None)
+
+
+def _watch_blocks() -> None:
+    while _begun.wait():
+        time.sleep(LOOK_FOR_ENDS)
+        with _watching:
+            if not _ends:
+                _begun.clear()
+            for block, (end, thread) in list(_ends.items()):
+                if time.monotonic() > end:
+                    del _ends[block]
+                    error = ctypes.c_ulong(thread), ctypes.py_object(TimeoutError)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(*error)
 
 
 def wait_passively() -> None:

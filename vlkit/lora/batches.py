@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from vlkit.analysis.preflight import ClipView, clip_text, view_clip
 from vlkit.engine.vision import PIXELS, Encoder, Medium, split_media
 from vlkit.errors import VlkitError
-from vlkit.inputs import LoadedMessages, make_inputs, render_prompt, tokenizing
+from vlkit.inputs import LoadedMessages, make_inputs, make_pixels, render_prompt, tokenizing
 from vlkit.lora.data import Example, Problem, list_problems, naming_row
 from vlkit.lora.networks import temporary_forwards
 from vlkit.media.image import Image, picture_size, pixel_hash
@@ -158,7 +158,11 @@ def read_example(
         clips = [load_clip(video, partial(rules.frame_size, video=video)) for video in videos]
         prompt = "".join(piece.text for piece in pieces)
         loaded = LoadedMessages(pictures, images, clips, prompt, videos)
-        made = make_inputs(vlm, [loaded], device=device).tensors if images or clips else {}
+        made = {}
+        if clips:
+            made = make_inputs(vlm, [loaded], device=device).tensors
+        elif images:
+            made = make_pixels(vlm, loaded, device)
         tensors = {name: tensor for name, tensor in made.items() if name not in PER_TOKEN}
         views = [
             view_clip(rules, *pair)
