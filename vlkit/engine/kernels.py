@@ -203,7 +203,7 @@ def pack(*layers: Any, fits: bool = True) -> bool:
     if not plain or torch.backends.quantized.engine not in ("x86", "fbgemm"):
         return False
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    groups = [weights] if biases.count(None) == len(biases) else [weights, biases]
+    groups = [weights] if all(bias is None for bias in biases) else [weights, biases]
     parts = [part for group in groups for part in group]
     if any(p is None or (p.dtype, p.is_cpu) != (torch.float32, True) for p in parts):
         return False
