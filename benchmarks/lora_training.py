@@ -69,6 +69,10 @@ def main() -> None:
     parser.add_argument("--checkpointed", type=int, nargs="*", default=[], help="as --ours, with")
     parser.add_argument("--unsloth", type=int, nargs="*", default=[], help="rows at a time")
     parser.add_argument("--unsloth-checkpointed", type=int, nargs="*", default=[])
+    parser.add_argument(
+        "--unsloth-resize", choices=("max", "min"), default="max",
+        help="max: the pictures as they are; min: Unsloth's default, at most 512 pixels wide",
+    )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -309,6 +313,7 @@ def unsloth(vlm, data, arguments, size, folder, clock, weights, checkpoint=False
     job = {
         "folder": weights, "rows": [example.messages_for(vlm) for example in data],
         "checkpoint": checkpoint, "quantize": arguments.quantize,
+        "resize": arguments.unsloth_resize,
         "options": trainer_options(arguments, size, folder),
     }  # fmt: skip
     files = folder / "job.pickle", folder / "found.json"

@@ -36,7 +36,7 @@ def main() -> None:
     )  # fmt: skip
     unsloth.FastVisionModel.for_training(model, use_gradient_checkpointing=bool(checkpointing))
     collator = UnslothVisionDataCollator(
-        model, processor, resize="max", train_on_responses_only=True,
+        model, processor, resize=job["resize"], train_on_responses_only=True,
         instruction_part="<|im_start|>user\n", response_part="<|im_start|>assistant\n",
     )  # fmt: skip
     clock = Clock()
