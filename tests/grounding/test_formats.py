@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from linear import grows_linearly
 
-from vlkit import Box, Point, Quad, parse_grounding
+from vlkit import Box, Point, Quad, format_grounding, parse_grounding
 from vlkit.errors import GroundingParseError, VlkitError
 from vlkit.generation.reply import Reply, Usage
 from vlkit.grounding.keys import COORDINATE_KEYS, LABEL_KEYS
@@ -190,11 +190,70 @@ def test_bare_numbers_that_are_cut_off_are_an_error(text):
      "It spans (100, 200) to (300, 400)", "(100, 200), (300, 4", "It is at [100, 200, 300, 400].",
      "猫的坐标是(100,200)", "目标框：[100,200,300,400]", "x1=100, y1=200, x2=300, y2=400",
      "<100><200><300><400>", "top-left (100, 200)", "[[;101, 20, 30, 40]]", "[[;101, 2",
-     "[100 200 300 400]", "[[1, 2, 3]]", "| cat | [1, 2, 3, 4] |", "cat,1,2,3,4", "tap [1, 2]"],
+     "[100 200 300 400]", "[[1, 2, 3]]", "| cat | [1, 2, 3, 4] |", "cat,1,2,3,4", "tap [1, 2]",
+     "左上角(100,200)，右下角(300,400)", "座標（100，200）",
+     "x: 120\ny: 340\nwidth: 50\nheight: 60",
+     "- **x1**: 1\n- **y1**: 2\n- **x2**: 30\n- **y2**: 40"],
 )  # fmt: skip
 def test_coordinates_that_cannot_be_read_are_an_error(text, family):
     with pytest.raises(GroundingParseError, match=r"in no known form|in a sentence|bare|ends in"):
         parse(text, family)
+
+
+OTHER_MODELS = [
+    # Kosmos-2 and 2.5
+    "<phrase>a cat</phrase><object><patch_index_0044><patch_index_0863></object>",
+    "<patch_index_0044> <patch_index_0863>",
+    "<ocr><bbox><x_12><y_34><x_56><y_78></bbox>Invoice",
+    # PaliGemma
+    "<loc0123><loc0456><loc0789><loc0999> cat ; <loc0001><loc0002><loc0003><loc0004> dog",
+    "cat <loc_123> <loc_456> <loc_789> <loc_999>",  # Florence-2
+    "<bin_123> <bin_456> <bin_789> <bin_999>",  # OFA
+    "<doctag><text><loc_12><loc_34><loc_56><loc_78>hello</text></doctag>",  # Granite-Docling
+    "<extra_id_234> <extra_id_456> <extra_id_834> <extra_id_956> cat",  # Unified-IO
+    "The answer is <c0>, <p12>, <p45>, <p78>, <p90>",  # VisionLLM
+    "<p>cats</p> {<12><34><56><78>}<delim>{<2><3><6><8>}",  # MiniGPT-v2
+    "Invoice<|LOC_123|><|LOC_45|><|LOC_500|><|LOC_45|>",  # PaddleOCR-VL
+    "<|12|><|34|><|56|><|78|>",
+    # Shikra
+    "A cat[0.392,0.254,0.468,0.628] sits.",
+    "The cats[0.1,0.2,0.3,0.4;0.5,0.6,0.7,0.8] sleep",
+    "The cat[0.512,0.313] sleeps",
+    "A cat[[123,045,789,912]] on the mat",  # CogVLM
+    "<|ref|>cat<|/ref|><|det|>[[123, 456, 789, 999]]<|/det|>",  # DeepSeek-VL2, DeepSeek-OCR
+    "The cat is <|begin_of_box|>[123, 456, 789, 999]<|end_of_box|>",  # GLM-4.5V
+]
+
+
+@pytest.mark.parametrize("text", OTHER_MODELS)
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_forms_of_other_models_are_an_error_that_names_them(text, family):
+    with pytest.raises(GroundingParseError, match=r"in no known form \(.*another kind of model"):
+        parse(text, family, input_size=SIZE)
+    own = "{" + ITEM + "}" if family != "qwen2_vl" else "<|box_start|>(1,2),(3,4)<|box_end|>"
+    items, warning = read(f"{own}\n{text}", family, input_size=SIZE)
+    assert items == [Box("", 1, 2, 3, 4)] and "1 read, 1 left out" in warning
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The clip shows <t_1><t_2>", "<image_1><image_2> both show cats", "<frame1> <frame2>: a cat",
+     "<h1>Title</h1> <h2>Sub</h2>", "f(2, 3) = 5", "Smith (2019, 2020) says", "H[1] = [1,2,3]",
+     "[0:03, 0:05]", "192.168.1.1", "np.zeros((3, 4))", "12/05/2023", "H2O and CO2", "x = 3"],
+)  # fmt: skip
+def test_what_only_resembles_them_is_nothing(text):
+    assert read(text) == ([], "")
+
+
+def test_labels_that_are_lost_are_named():
+    box = "<|box_start|>(1,2),(3,4)<|box_end|>"
+    items, warning = read(f"{box}<|object_ref_start|>cat<|object_ref_end|>", "qwen2_vl")
+    assert items == [Box("", 1, 2, 3, 4)] and "no box follows the label 'cat'" in warning
+    # MinerU2.5
+    items, warning = read(f"{box}<|ref_start|>title<|ref_end|><|rotate_up|>", "qwen2_vl")
+    assert items == [Box("", 1, 2, 3, 4)] and "<|ref_start|>title is no token" in warning
+    text = f"<|object_ref_start|>cat<|object_ref_end|>{box}<|object_ref_start|>a<|object_ref_end|>"
+    assert read(text, "qwen2_vl") == ([Box("cat", 1, 2, 3, 4)], "")
 
 
 def test_coordinates_next_to_what_was_read_are_named():
@@ -308,10 +367,68 @@ def test_four_numbers_that_might_be_width_and_height_are_read_as_corners_and_sai
     assert ("read as x1, y1, x2, y2; if the model means x, y, width" in warning) == said
 
 
-def test_fractions_are_said():
-    items, warning = read('{"bbox_2d": [0.1, 0.2, 0.5, 0.9]}')
-    assert items == [Box("", 0.1, 0.2, 0.5, 0.9)] and "between 0 and 1" in warning
-    assert not read('{"bbox_2d": [0, 0, 1, 1]}')[1]
+FORM = {"json": '{"bbox_2d": [%s, %s, %s, %s], "label": "a"}',
+        "tags": "<|box_start|>(%s,%s),(%s,%s)<|box_end|>",
+        "old tags": "<box>(%s,%s),(%s,%s)</box>",
+        "list": "[%s, %s, %s, %s]",
+        "page": '<p data-bbox="%s %s %s %s">a</p>',
+        "call": "CLICK(box=[[%s,%s,%s,%s]], element_type='link')"}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORM)
+@pytest.mark.parametrize("family", ["qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_fractions_are_shares_of_the_picture_in_every_family_and_said(family, form):
+    """MoonshotAI/Kimi-VL#56; lmms-eval's and VLMEvalKit's groundingme read all below 1 so."""
+    sizes = {"size": (2000, 500), "input_size": (1008, 504)}
+    text = FORM[form] % (0.1, 0.2, 0.5, 0.9)
+    (box,), warning = read(text, family, **sizes)
+    assert box.xyxy == pytest.approx((200, 100, 1000, 450))
+    assert "fractions of the picture (0-1)" in warning and 'pass space="' in warning
+    assert read(text, family, space="0-1", **sizes)[0] == [box]
+    (thousandths,), warning = read(text, family, space="0-1000", **sizes)
+    assert thousandths.xyxy == pytest.approx((0.2, 0.1, 1, 0.45)) and "fractions" not in warning
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("(0.49, 0.40)", [Point("", 490, 400)]),  # SeeClick
+        ("pyautogui.click(x=0.5, y=0.3)", [Point("", 500, 300)]),  # Aguvis
+        ("{'action': 'CLICK', 'position': [0.49, 0.42]}", [Point("", 490, 420)]),  # ShowUI
+        ('{"x_min": 0.1, "y_min": 0.2, "x_max": 0.5, "y_max": 1}', [Box("", 100, 200, 500, 1000)]),
+        # a whole picture among them, and one that reaches out of it
+        ('[{"bbox_2d": [0, 0, 1, 1]}, {"bbox_2d": [0.5, 0.5, 1.01, 1]}]',
+         [Box("", 0, 0, 1000, 1000), Box("", 500, 500, 1000, 1000)]),
+        # thousandths among fractions stay thousandths, a point in the corner too
+        ('[{"bbox_2d": [0.1, 0.2, 0.3, 0.4]}, {"bbox_2d": [1, 2, 30, 40]}, {"point_2d": [1, 1]}]',
+         [Box("", 100, 200, 300, 400), Box("", 1, 2, 30, 40), Point("", 1, 1)]),
+        ('{"rbox_2d": [0.5, 0.5, 0.2, 0.1, 90]}',
+         [Quad("", 550, 400, 550, 600, 450, 600, 450, 400)]),
+    ],
+)  # fmt: skip
+def test_fractions_of_other_models(text, expected):
+    items, warning = read(text)
+    numbers = [tuple(vars(item).values())[1:] for item in items]
+    assert [*map(type, items)] == [*map(type, expected)] and "fractions of the picture" in warning
+    assert numbers == [pytest.approx(tuple(vars(item).values())[1:]) for item in expected]
+
+
+def test_numbers_that_may_be_shares_are_said():
+    items, warning = read('{"bbox_2d": [0, 0, 1, 1], "score": 0.98}')
+    assert items == [Box("", 0, 0, 1, 1)] and 'for fractions, pass space="0-1"' in warning
+    molmo = '<point x="61.5" y="40.2" alt="cat">cat</point>'
+    items, warning = read(molmo)
+    assert items == [Point("cat", 61.5, 40.2)] and 'for percent, pass space="0-100"' in warning
+    assert read(molmo, space="0-100") == ([Point("cat", 615, 402)], "")
+    assert read('{"bbox_2d": [10.5, 20.5, 300.5, 400.5]}')[1] == ""
+    assert read('{"point_2d": [0, 0], "score": 0.98}')[1] == ""
+    with pytest.raises(VlkitError, match='space="0-1" cannot be written'):
+        format_grounding([CAT], family="qwen3_vl", image_size=SIZE, space="0-1")
+
+
+def test_a_space_that_the_caller_names_goes_before_that_of_a_tool():
+    text = '{"name": "mobile_use", "arguments": {"action": "click", "coordinate": [500, 250]}}'
+    assert read(text, size=WIDE, space="0-1000")[0] == [Point("", 540, 152)]
 
 
 THREE = '{"bbox_3d": [0.1, 0.2, 1.3, 0.5, 0.5, 0.5, 0, 0, 0], "label": "table"}'
@@ -585,6 +702,7 @@ WIDE = (1080, 608)
         ("```python\npyautogui.moveTo(500, 250, duration=0.5)\n```", [(540, 152)]),
         ("click(500, 250)", [(540, 152)]),
         ("click((500, 250), button='left')", [(540, 152)]),
+        ("TAP(point=[[500,250]], element_type='link')", [(540, 152)]),  # CogAgent
         ("pyautogui.scroll(-10, x=500, y=250)", [(540, 152)]),
         ("pyautogui.scroll(-10, 500, 250)", [(540, 152)]),
         ("pyautogui.scroll(-500)", []),
@@ -782,6 +900,67 @@ def test_a_recorded_click():
     assert (point.x, point.y) == pytest.approx((447, 162))
 
 
+# recorded: QwenLM/Qwen3-VL, cookbooks/2d_grounding.ipynb, a picture of 640x479
+TABLE = {
+    "plate/dish": [(74, 361, 324, 808), (320, 660, 564, 956), (555, 575, 807, 901),
+                   (484, 187, 743, 568), (739, 440, 999, 901), (300, 134, 481, 397)],
+    "scallop": [(691, 235, 775, 328), (752, 204, 856, 325), (835, 200, 919, 312),
+                (735, 328, 834, 443), (812, 308, 918, 443), (885, 300, 980, 429)],
+    "wine bottle": [(162, 0, 303, 354), (462, 0, 589, 210)],
+    "bowl": [(615, 72, 730, 212), (255, 82, 333, 220), (0, 801, 102, 999), (619, 939, 762, 999),
+             (981, 444, 999, 557), (462, 484, 597, 645)],
+    "spoon": [(636, 50, 712, 180)],
+    "coconut drink": [(728, 0, 864, 193)],
+    "cup": [(728, 843, 846, 999), (95, 812, 223, 999)],
+    "chopsticks": [(796, 800, 839, 999), (902, 433, 999, 466), (557, 839, 605, 999)],
+}  # fmt: skip
+
+
+def test_a_recorded_table_of_27_boxes():
+    rows = [(label, numbers) for label, boxes in TABLE.items() for numbers in boxes]
+    lines = [f'\t{{"bbox_2d": {list(numbers)}, "label": "{label}"}}' for label, numbers in rows]
+    items, warning = read("```json\n[\n" + ",\n".join(lines) + "\n]\n```", size=(640, 479))
+    assert len(items) == 27 and not warning
+    for item, (label, (x1, y1, x2, y2)) in zip(items, rows, strict=True):  # as the cookbook draws
+        assert item.label == label
+        assert item.xyxy == pytest.approx((x1 * 0.64, y1 * 0.479, x2 * 0.64, y2 * 0.479))
+
+
+# recorded: QwenLM/Qwen2.5-VL, cookbooks/ocr.ipynb, with its commas before } and ] (10 lines of 39)
+RECEIPT = {
+    "UNIHAKKA INTERNATIONAL SDN BHD": (125, 169, 754, 208),
+    "01 Jun 2018 18:41": (325, 210, 549, 238),
+    "(867388-U)": (358, 252, 518, 278),
+    "12, Jalan Tampoi 7/4,Kawasan Perindustrian": (168, 286, 706, 320),
+    "Invoice #: OR18060102160261": (92, 398, 473, 426),
+    "SR I00100000061- 5 Vege": (88, 502, 418, 526),
+    "RM6.22": (88, 544, 154, 568),
+    "1": (303, 544, 317, 568),
+    "SR = GST @0%": (77, 1110, 245, 1134),
+    "Like and Follow Us on Facebook!": (207, 1290, 606, 1314),
+}
+
+
+def test_a_recorded_receipt():
+    lines = [
+        f'    {{\n        "bbox_2d": {list(numbers)}, "text_content": "{text}",\n    }},\n'
+        for text, numbers in RECEIPT.items()
+    ]
+    text = "```json\n[\n" + "".join(lines) + "]\n```"
+    items, warning = read(text, "qwen2_5_vl", (876, 1400), input_size=(876, 1400))
+    assert items == [Box(text, *numbers) for text, numbers in RECEIPT.items()] and not warning
+
+
+def test_a_recorded_click_of_computer_use():
+    """Qwen2.5-VL, cookbooks/computer_use.ipynb: a screenshot of 2560x1440, seen at 2548x1428."""
+    text = (
+        '<tool_call>\n{"name": "computer_use", "arguments": {"action": "left_click", "coordinate":'
+        " [1294, 811]}}\n</tool_call>"
+    )
+    (point,) = parse(text, "qwen2_5_vl", (2560, 1440), input_size=(2548, 1428))
+    assert (point.x, point.y) == pytest.approx((1300.094, 817.815), abs=0.001)
+
+
 # --- nothing is invented -------------------------------------------------------------------------
 
 
@@ -794,6 +973,18 @@ def test_a_recorded_click():
         "cat 0.1 0.2 0.3 0.4",
         "The cat is at pixel 100,200",
         "adb shell input tap 100 200",
+        "x = 3, y = 4",
+        "The cat is at (63%, 44%)",
+        "(63%, 44%)",
+        "The point is at 120.5 340.2",
+        "⟨100, 200, 300, 400⟩",
+        "【100,200,300,400】",
+        "{100, 200, 300, 400}",
+        "100/200/300/400",
+        "El gato está en (100, 200).",
+        "Entre (100, 200) e (300, 400)",
+        "cat<obj>100,200,300,400</obj>",
+        "<DET>100 200 300 400</DET>",
         "label: cat\nbbox_2d:\n  - 100\n  - 200\n  - 300\n  - 400",
         'bbox,label\n"100,200,300,400",cat',
         "| object | x1 | y1 | x2 | y2 |\n|---|---|---|---|---|\n| cat | 1 | 2 | 30 | 40 |",
@@ -894,7 +1085,7 @@ def test_5000_damaged_answers_hold_no_box_that_is_not_in_the_text(family):
      "click(", '{"bbox": {', "[[1,2],", "```\n[1,2,3,4]\n", "“", '{"a":"\\', "//", "/*", "{a 'b ",
      "bbox_2d: ", '{"bbox_2d":"', '"a", ', "，", "<point>1", '{"bbox_2d":[1,2],', "(1,2),(3,4)",
      '{\\"a\\":', "{a", "{'a", '```json\n{"a ', '{a:"b",```', '{"":<:', "((", "[;1,2", "at (1,2",
-     "left: 1, top "],
+     "left: 1, top ", "<loc_1>", "<a", "a[1,2,", "{x: 1, y: 2, ", "(1,2) ", "<b>1 2 ", "1/2/"],
 )  # fmt: skip
 def test_anything_takes_linear_time(unit):
     def read(text):

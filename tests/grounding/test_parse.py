@@ -548,7 +548,7 @@ def test_a_thousand_boxes_come_back_within_half_a_unit(family, scene):
     check_round_trip(family, *scene)
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", [space for space in SPACES if space != "0-1"])  # read only
 @pytest.mark.parametrize("family", FORMATS)
 @settings(max_examples=25, deadline=None)
 @given(scene=scenes())
@@ -560,7 +560,8 @@ def check_round_trip(family, size, resized, items, space=None):
     sizes = {"family": family, "image_size": size, "input_size": resized, "space": space}
     back = parse_grounding(format_grounding(items, **sizes), **sizes)
     assert [(type(a), a.label) for a in back] == [(type(a), a.label) for a in items]
-    spans = {"0-1000": (1000, 1000), "0-999": (999, 999), "resized": resized, "original": size}
+    spans = {"0-1000": (1000, 1000), "0-999": (999, 999), "0-100": (100, 100)}
+    spans |= {"resized": resized, "original": size}
     units = spans[space or ("resized" if family == "qwen2_5_vl" else "0-1000")]
     half = [0.5 * side / unit * (1 + 1e-9) for side, unit in zip(size, units, strict=True)]
     for a, b in zip(items, back, strict=True):

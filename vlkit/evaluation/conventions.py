@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from vlkit.errors import VlkitError, check_choice
 from vlkit.evaluation.metrics import align_pictures, iou, label_key, pair_best
 from vlkit.grounding.boxes import Box, Size, check_size
 from vlkit.grounding.keys import SPACES, Space
+from vlkit.grounding.parse import span_of
 from vlkit.plotting.html import frame_html
 
 if TYPE_CHECKING:
@@ -214,10 +216,10 @@ def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Spac
         return answers
     if space == "resized" and not seen:
         raise VlkitError('read_as="resized" needs input_sizes')
-    spans = {"0-1000": [(1000, 1000)], "0-999": [(999, 999)]}.get(space, [])
+    spans = map(partial(span_of, space), sizes, seen or sizes)
     return [
         [Box(b.label, *scale_corners(b.xyxy, size, span)) for b in boxes]
-        for boxes, size, span in zip(answers, sizes, spans * len(sizes) or seen, strict=True)
+        for boxes, size, span in zip(answers, sizes, spans, strict=True)
     ]
 
 

@@ -80,13 +80,22 @@ FORMATS = {
 
 _ASK = "ask for the form of the family (vlkit.locate_prompt)"
 _PAIR = rf"[(（]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?[)）]"
-_STRAY = (  # coordinates in no form at all, and what to say; the first also next to what was read
+_LOOSE = r"-?\d{1,4}(?:\.\d{1,9})?"  # CogVLM writes [[012,045,789,912]]
+_NO_PLACES = r"(?i:image|img|video|audio|frame|pic|photo|speaker|turn|step|page|time|sec|t|h)"
+# coordinates in no form at all, and what to say; the first two also next to what was read
+_STRAY = (
     (
         rf"{_PAIR}\s?(?:[,，、~-]|to|and|和|到)?\s?(?:{_PAIR}|[(（][^a-z)）]{{0,20}}\Z)"
         rf"|\A\s*+\[++\s*+[;:,.]\s*+{NUMBER}\s?[,;]\s?{NUMBER}"
         rf"|<[a-z]\w*\s?[=:\s]\s?[(\[]?{NUMBER}[\s,]++{NUMBER}",
         "coordinates in no known form ({}): if the special tokens are missing, pass reply.raw, not "
         f".text; else {_ASK}",
+    ),
+    (  # Kosmos, PaliGemma, Florence, OFA, PaddleOCR; Shikra, CogVLM; DeepSeek, GLM
+        rf"(?:<\|?(?!{_NO_PLACES}_?\d)[A-Za-z_]{{0,16}}-?\d{{1,4}}\|?>[\s,，]{{0,3}}){{2}}"
+        rf"|(?:\w|\|>)\[{{1,2}}\s?{_LOOSE}(?:\s?,\s?{_LOOSE}){{3}}\s?[\];]"
+        r"|\w\[\s?[01]?\.\d{1,9}\s?,\s?[01]?\.\d{1,9}\s?[\];]",
+        f"coordinates in no known form ({{}}); another kind of model writes so; {_ASK}",
     ),
     (
         r"""(?:bbox|point|quad)_[23]d["']?\s*[},]"""
@@ -99,12 +108,14 @@ _STRAY = (  # coordinates in no form at all, and what to say; the first also nex
     ),
     (
         r"(?i)(?:\b(?:at|from|point|click|tap)|box|located|location|coordinates?|corners?|left|right"
-        rf"|center|坐标|位置|位于|框)(?:[^\n.;()\[\]\"']{{0,30}}(?<![a-z]))?[(\[（［]\s?{NUMBER}"
-        rf"\s?[,，]\s?{NUMBER}\s?(?:[,，]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?)?[)\]）］]"
-        rf"|\b(?:x_?1|x_?min|left)\s?[:=]\s?{NUMBER}[,;]?\s?(?:y_?1|y_?min|top)\s?[:=]\s?\d"
+        rf"|center|[坐座]标|座標|位置|位于|框|角|[左右][上下]|点)"
+        rf"(?:[^\n.;()\[\]\"']{{0,30}}(?<![a-z]))?[(\[（［【]\s?{NUMBER}"
+        rf"\s?[,，]\s?{NUMBER}\s?(?:[,，]\s?{NUMBER}\s?[,，]\s?{NUMBER}\s?)?[)\]）］】]"
+        rf"|\b(?:x_?1|x_?min|left)\W{{0,3}}[:=]\W{{0,3}}{NUMBER}\W{{0,8}}(?:y_?1|y_?min|top)"
+        rf"\W{{0,3}}[:=]\W{{0,3}}\d"
+        rf"|\bx\W{{1,6}}{NUMBER}\W{{1,8}}y\W{{1,6}}{NUMBER}\W{{1,8}}w(?:idth)?\b"
         rf"|(?m:^)[^\n\[\](]{{1,40}}\[{NUMBER}(?:,\s?{NUMBER}){{3}}\][ |,]*+(?m:$)"
-        rf"|(?m:^)[^\n\d,]{{1,40}}(?:,{NUMBER}){{4}}(?m:$)"
-        r"|(?:<(?:loc_?|bin_)?\d{1,4}>){2}",
+        rf"|(?m:^)[^\n\d,]{{1,40}}(?:,{NUMBER}){{4}}(?m:$)",
         f"coordinates in a sentence ({{}}) are not read; {_ASK}",
     ),
 )
@@ -113,6 +124,7 @@ _MAYBE_KEY = (
     r"(?i:bbox(?:_2d)?|x_?1\D{1,9}y_?1\D{1,9}x_?2\D{1,9}y_?2"
     r"|\b(?:box|pixels?|tap|click|move|mouse\w*|coordinates?|x_?1|x_?min))|坐标"
 )
+_OTHER_LABEL = re.compile(r"<\|/?(?:ref|label|class|text)\w*\|>[^<]{0,40}")  # MinerU's
 _STYLES = re.compile(  # of a page, which are no coordinates
     r"(?is)<(style|script)\b.*?(?:</\1\s*>|\Z)|```s?css\b.*?(?:```|\Z)"
 )
@@ -123,6 +135,14 @@ _MAYBE = re.compile(  # numbers that may be coordinates or not
     rf"|\w\s?=\s?[\[(]\s?{NUMBER},\s?{NUMBER}\s?[\])]"
     rf"|[\"']x[\"']\s?:\s?{NUMBER},\s?[\"']y[\"']\s?:\s?{NUMBER}"
     rf"|(?:{_MAYBE_KEY})[^\d(\[]{{0,60}}{NUMBER}[\s,，|-]{{1,6}}{NUMBER}"
+    r"|\b(?:at|point|position|located|location|corner|left|top|cent(?:er|re))\b"
+    rf"[^\d(\[\n]{{0,12}}{NUMBER}[\s,，]{{1,3}}{NUMBER}"
+    rf"|(?<![?&(\w])x\s?[:=]\s?{NUMBER}[,;\s]{{1,4}}y\s?[:=]\s?{NUMBER}"
+    rf"|{_PAIR}[^\d()（）]{{0,60}}{_PAIR}|[(（]\s?{NUMBER}\s?%\s?[,，]\s?{NUMBER}\s?%"
+    rf"|\b(?:at|@)\s{NUMBER}%[,，]?\s{NUMBER}%"
+    rf"|(?<![\w(])[(\[（](?!(?:19|20)\d\d\b){NUMBER}[,，]\s?{NUMBER}[)\]）]"
+    rf"|\A[^\w.]*{NUMBER}(?:[^\w.]{{1,4}}{NUMBER}){{3}}[^\w.]*\Z"
+    rf"|<(\w{{1,20}})>\s?{NUMBER}(?:[\s,]{{1,3}}{NUMBER}){{3}}\s?</"
 )
 
 
@@ -140,9 +160,11 @@ def read_answer(answer: str, family: str) -> Reading:
         items, problems, notes = items + read.items, problems + read.problems, notes + read.notes
         rest = _blank_out(rest, read.items)
     rest = _STYLES.sub("", rest)
-    for pattern, problem in _STRAY[: 1 if items else None]:
+    for pattern, problem in _STRAY[: 2 if items else None]:
         if not problems and (match := re.search(pattern, rest)):
             problems.append(problem.format(match[0][:60]))
+    if items and (match := _OTHER_LABEL.search(rest)):
+        notes.append(f"{match[0]} is no token of this form, and not read as a label")
     if not items and not problems and (match := _MAYBE.search(rest)):
         part = " ".join(match[0][:60].split())
         notes.append(f"numbers that may be coordinates ({part}) are not read; {_ASK}")
@@ -192,7 +214,9 @@ def _read_tags(text: str, own: str) -> Reading:
                 begin = -1
             else:
                 problems.append(f"{tag}{content[:60]}{after} is neither a box nor a point")
-    return Reading(items, problems, [])
+    late = begin >= 0 and label != "" and not all(item.label for item in items)
+    notes = [f"no box follows the label {label!r:.60}, but one before it has no label"] * late
+    return Reading(items, problems, notes)
 
 
 # --- JSON: Qwen2.5-VL and on ---------------------------------------------------------------------
@@ -254,7 +278,9 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
     elif not node.is_object:
         reader.read(node, "", BARE)
         whole = node.clean and (bool(flat(values)) or not lists)
-        numbers_alone = not re.search(r"[^\W\d_]", text) and re.search(r"\d\D++\d++\D++\d", text)
+        numbers_alone = not re.search(r"[^\W\d_]|\d:\d", text) and re.search(
+            r"\d\D++\d++\D++\d", text
+        )
         if not whole and len(reader.items) < max(1, len(lists)) and (reader.items or numbers_alone):
             reader.problems.append("not all of the bare lists are of four numbers or of two")
     elif len(lists) == len(values) and all(map(_is_boxes, lists)):
@@ -427,7 +453,8 @@ def _unescape(text: str) -> str:
 
 _CALL = re.compile(
     r"\b([A-Za-z_][\w.]{2,40}+)"
-    r"\(((?:[^()\[\]'\"\n]++|'[^'\n]*+'|\"[^\"\n]*+\"|[(\[][^()\[\]\n]*+[)\]]){1,30}+)\)"
+    r"\(((?:[^()\[\]'\"\n]++|'[^'\n]*+'|\"[^\"\n]*+\""
+    r"|\[\[[^()\[\]\n]*+\]\]|[(\[][^()\[\]\n]*+[)\]]){1,30}+)\)"
 )
 _ACTION = re.compile(
     r"(?i)pyautogui\.(?!\w*write)|click|tap|press|drag|swipe|scroll|hover|move|double|single|select|touch"

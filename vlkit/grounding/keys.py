@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from vlkit.grounding.tokens import MISSING, Node, Word, flat, numbers_of, parse_values
 
-Space = Literal["0-1000", "0-999", "resized", "original"]
+Space = Literal["0-1000", "0-999", "0-100", "0-1", "resized", "original"]
 SPACES = get_args(Space)
 # Tools whose published prompt defines its own space for the families that write thousandths: "The
 # screen's resolution is 999x999" (QwenLM/Qwen3-VL, cookbooks/mobile_agent.ipynb, which divides by
@@ -31,7 +31,7 @@ class Found(NamedTuple):
     end: int
     key: str = ""  # under which four numbers are written, if it does not say their order
     form: str = "json"  # or a family of tags, "markup", "call"
-    space: Space | None = None  # where the prompt of that form defines another than the family's
+    space: Space | None = None  # of its numbers, where that is not the family's
     certain: bool = True  # under a key that can mean nothing else
 
 

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 
-from vlkit.errors import GroundingParseError, VlkitError, check_choice
+from vlkit.errors import GroundingParseError, VlkitError, check_choice, counted
 from vlkit.grounding.boxes import (
     Box,
     Item,
@@ -44,7 +44,9 @@ def parse_grounding(
         input_size: (width, height) of the picture as the model saw it; needed for
             ``qwen2_5_vl`` alone, whose coordinates are pixels of that size.
         space: where the numbers are known to be in another space than the family's own:
-            ``0-1000``, ``0-999`` (as some hosted models say), ``resized`` or ``original``.
+            ``0-1000``, ``0-999`` (as some hosted models say), ``0-100`` (percent), ``0-1``,
+            ``resized`` or ``original``. By default fractions (0.1, 0.2, 0.5, 0.6) are read as
+            ``0-1``, and a warning says so: no family writes parts of a pixel or thousandth.
         clip: cut at the picture's edges; False keeps the model's numbers.
         labelled: leave out items without a label. With this and ``clip=False`` the result is that
             of ``supervision.Detections.from_vlm``.
@@ -80,10 +82,11 @@ def locate_grounding(
         items, problems, notes = find_numbers(text, family, rewritable=rewritable)
         placed = []
         for item in items:
-            at = span_of(item.space, image_size) if item.space and own_space == "0-1000" else span
+            is_own = space or not item.space or (own_space == "resized" and item.space != "0-1")
+            at = span if is_own else span_of(item.space, image_size)
             shape = to_pixels(item.label, item.numbers, at, image_size, clip)
             placed.append((shape, item.start, item.end))
-        notes = [*notes, *_doubts(items, family, own_space, span)]
+        notes = [*notes, *_doubts(items, family, space, own_space, span)]
     except Exception as error:  # the promise for every answer: it is read, or raises this error
         placed, problems = [], [f"the reader failed ({type(error).__name__}: {error!s:.100})"]
     if problems and not placed:
@@ -95,7 +98,9 @@ def locate_grounding(
     return placed, "; ".join([*([left_out] if problems else []), *notes])
 
 
-def _doubts(items: Sequence[Found], family: str, space: Space, span: Size) -> list[str]:
+def _doubts(
+    items: Sequence[Found], family: str, said: Space | None, space: Space, span: Size
+) -> list[str]:
     """How the numbers were understood, where they may mean something else."""
     notes = []
     key = next((item.key for item in items if item.key), "")
@@ -107,11 +112,16 @@ def _doubts(items: Sequence[Found], family: str, space: Space, span: Size) -> li
             "height, the boxes are wrong"
         )
     numbers = [n for item in items for n in item.numbers]
-    if numbers and max(map(abs, numbers)) <= 1 and not all(n.is_integer() for n in numbers):
+    shares = sum(item.space == "0-1" for item in items)
+    if shares and not said:
         notes.append(
-            f"all numbers are between 0 and 1, but are read as {span[0]} by {span[1]}; if they are "
-            "fractions of the picture, multiply them"
+            f"the numbers of {counted(shares, 'item')} are read as fractions of the picture (0-1), "
+            f'not as {space}; if that is wrong, pass space="{space}"'
         )
+    elif not said and numbers and max(map(abs, numbers)) == 1:
+        notes.append(f'all numbers are 0 or 1, read as {space}; for fractions, pass space="0-1"')
+    elif not said and not all(map(float.is_integer, numbers)) and max(map(abs, numbers)) <= 100:
+        notes.append(f'the numbers are not whole, read as {space}; for percent, pass space="0-100"')
     own = own_form(family)
     for form in dict.fromkeys(item.form for item in items):
         if form not in (own, "markup", "call"):
@@ -144,11 +154,22 @@ def find_numbers(text: str, family: str, *, rewritable: bool = False) -> Reading
         return Reading([], ["the answer ends inside its <think>"], [])
     items, problems, notes = read_answer(answer, family)
     items = [f._replace(start=before + f.start, end=before + f.end) for f in items]
+    if shares := [f for f in items if _is_share(f)]:
+        every = max(max(map(abs, f.numbers)) for f in items) < 2  # also the picture's 0 and 1
+        items = [f._replace(space="0-1") if every or _is_share(f) else f for f in items]
     if rewritable:
+        own = [f for f in items if f.form == own_form(family) and f.space != "0-1"]
         others = [text[f.start : f.end][:60] for f in items if f.form != own_form(family)]
+        others += [f"{text[f.start : f.end][:60]} (fractions)" for f in shares]
         problems += [f"{part} is not in the form of {family}" for part in others]
-        items = [f for f in items if f.certain and f.form == own_form(family)]
+        items = [f for f in own if f.certain]
     return Reading(items, problems, notes)
+
+
+def _is_share(item: Found) -> bool:
+    """Whether an item is written in fractions of the picture, which may reach a little out."""
+    numbers = item.numbers[:4]
+    return max(map(abs, numbers)) < 2 and not all(map(float.is_integer, numbers))
 
 
 def format_grounding(
@@ -173,6 +194,8 @@ def format_grounding(
     """
     form = format_of(family)
     span = span_of(space or form.space, image_size, input_size)
+    if space == "0-1":
+        raise VlkitError('space="0-1" cannot be written, only read: coordinates are whole numbers')
     pairs = [(str(item.label), _from_pixels(item, span, image_size)) for item in list_items(boxes)]
     return write_answer(pairs, form)
 
@@ -187,8 +210,8 @@ def span_of(space: Space, image_size: Size, input_size: Size | None = None) -> S
     """The (width, height) that the numbers of a space run over."""
     check_size("image_size", image_size)
     check_choice("space", space, SPACES)
-    if space in ("0-1000", "0-999"):
-        return (1000, 1000) if space == "0-1000" else (999, 999)
+    if space[:2] == "0-":
+        return int(space[2:]), int(space[2:])
     if space == "original":
         return image_size
     if input_size is None:
