@@ -240,6 +240,72 @@ def test_one_writer_at_a_time_also_in_another_process(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["run.jsonl"]
 
 
+@pytest.mark.parametrize("kind", ["symlink", "link", "folder"])
+def test_a_link_to_a_file_has_no_second_writer(tmp_path, kind):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "run.jsonl"
+    write_rows(path, 1)
+    other = tmp_path / "other.jsonl"
+    if kind == "folder":
+        (tmp_path / "b").symlink_to(tmp_path / "a")
+        other = tmp_path / "b" / "run.jsonl"
+    else:
+        getattr(os, kind)(path, other)
+    code = f"from vlkit.batch.journal import Journal\nJournal({str(other)!r})"
+    with Journal(path):
+        with pytest.raises(VlkitError, match="is being written by another process"):
+            Journal(other)
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "is being written by another process" in child.stderr
+    write_rows(other, 2, first=1)
+    assert [record["key"] for record in lines(path)] == ["key 0", "key 1", "key 2"]
+    assert os.path.samefile(path, other)
+    assert not [name for name in os.listdir(tmp_path / "a") if name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "edited", "cut"])
+def test_a_file_that_is_deleted_or_changed_under_way_is_written_again_and_said(tmp_path, how):
+    path = tmp_path / "run.jsonl"
+    write_rows(path, 1)
+
+    def change():
+        if how == "deleted":
+            path.unlink()
+        elif how == "moved":
+            path.rename(tmp_path / "moved.jsonl")
+        elif how == "edited":  # as editors do: a new file under the old name
+            (tmp_path / "new.jsonl").write_bytes(path.read_bytes().split(b"\n")[0] + b"\n")
+            (tmp_path / "new.jsonl").replace(path)
+        else:
+            path.write_bytes(b"")
+
+    with pytest.warns(UserWarning, match="run.jsonl was deleted or changed during the run"):
+        with Journal(path) as journal:
+            journal.append("key 1", 1, reply("answer 1"))
+            change()
+            journal.append("key 2", 2, reply("answer 2"))
+    with Journal(path) as journal:
+        assert sorted(journal.finished) == ["key 0", "key 1", "key 2"]
+    with pytest.warns(UserWarning, match="was deleted or changed"):
+        with Journal(path) as journal:  # after the last row
+            change()
+    with Journal(path) as journal:
+        assert sorted(journal.finished) == ["key 0", "key 1", "key 2"]
+
+
+def test_a_folder_that_is_deleted_under_way_is_an_error_and_leaves_no_lock(tmp_path):
+    path = tmp_path / "a" / "run.jsonl"
+    path.parent.mkdir()
+    with pytest.warns(UserWarning, match="was deleted or changed"):
+        with pytest.raises(VlkitError, match=r"run.jsonl cannot be written \(No such file"):
+            with Journal(path) as journal:
+                shutil.rmtree(path.parent)
+                journal.append("key 0", 0, reply())
+    path.parent.mkdir()
+    write_rows(path, 1)
+    assert os.listdir(path.parent) == ["run.jsonl"]
+
+
 def test_a_killed_writer_leaves_no_lock_and_no_torn_row(tmp_path):
     path = tmp_path / "run.jsonl"
     code = f"""

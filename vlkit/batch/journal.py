@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 import time
 import uuid
 from collections import Counter
@@ -28,6 +29,9 @@ _BEGINNING = b'{"key": "'  # of every line
 class Journal:
     """Finished rows in a JSONL file that is only ever appended to, one writer at a time.
 
+    A link to the file is the file. If another program deletes, replaces or cuts it under way, its
+    rows are written again, with a warning.
+
     A line is written with a single call, so a reader sees whole rows. A kill can tear only the last
     line: it is cut off when the file is opened again, and its row is computed again. The parts that
     processes of a sharded run left are read, too; without ``part`` they are first merged into the
@@ -49,10 +53,9 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike, *, resume: bool = True, part: int | None = None):
-        self.path = Path(path).expanduser()
+        self.path = _check_place(Path(path).expanduser())
         ending = "" if part is None else f".part-{part:05d}"
         self._written = self.path.with_name(self.path.name + ending)
-        _check_place(self.path)
         self._lock = _lock(self._written)
         try:
             if not resume:
@@ -66,6 +69,7 @@ class Journal:
         except BaseException:
             _unlock(self._lock)
             raise
+        self._size = os.fstat(self._file).st_size
         self._synced = time.monotonic()
 
     @property
@@ -107,7 +111,8 @@ class Journal:
         if isinstance(written, Failure):
             result, written = written, _compose(written, index, key, sources)
         record, line = written
-        _write_line(self._file, self._written, line)
+        self._restore()
+        self._size = _write_line(self._file, self._written, line)
         if not isinstance(result, Failure):
             self.finished[key] = record
         if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -116,11 +121,33 @@ class Journal:
 
     def close(self) -> None:
         """Write everything to the disk and release the lock; a second call does nothing."""
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        try:
+            self._restore()
             self._sync()
-            os.close(self._file)
-            self._file = -1
+        finally:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+                _unlock(self._lock)
+
+    def _restore(self) -> None:
+        """Write the finished rows again where the file is gone, another one, or shorter."""
+        here = os.fstat(self._file)
+        with suppress(OSError):
+            if os.path.samestat(here, os.stat(self._written)) and here.st_size >= self._size:
+                return
+        warn_user(f"{self._written} was deleted or changed during the run; it is written again")
+        os.close(self._file)  # and unlocks it, which may be the same file
+        self._file = -1
+        try:
+            self._file = _open_to_append(self._written)
+        except VlkitError:
             _unlock(self._lock)
+            raise
+        rows = b"".join(map(json_line, self.finished.values()))
+        self._size = _write_line(self._file, self._written, rows)
 
     def _merge_parts(self) -> None:
         """The parts are deleted after the new file is complete, so a kill loses nothing."""
@@ -196,7 +223,8 @@ def _refuse(file: Path, number: int, line: bytes) -> NoReturn:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: Path) -> Path:
+    """The file itself, where the path is a link."""
     if not path.parent.is_dir():
         raise VlkitError(f"out={str(path)!r}: the folder {path.parent} does not exist; create it")
     try:
@@ -210,6 +238,10 @@ def _check_place(path: Path) -> None:
             f"out={str(path)!r} must be a .jsonl file, as rows are written as JSON lines; write "
             "the table with vlkit.write_table"
         )
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a name with \0
+        raise _unwritable(path, error) from error
 
 
 def _lock(file: Path) -> FileLock:
@@ -219,11 +251,15 @@ def _lock(file: Path) -> FileLock:
         path.touch()  # where no file can be created, filelock would wait as if it were locked
         lock.acquire()
     except Timeout as error:
-        text = f"{file} is being written by another process; wait for it, or choose another file"
-        raise VlkitError(text) from error
-    except (OSError, ValueError) as error:  # ValueError: a name with \0
+        raise _busy(file) from error
+    except OSError as error:
         raise _unwritable(file, error) from error
     return lock
+
+
+def _busy(file: Path) -> VlkitError:
+    text = "is being written by another process; wait for it, or choose another file"
+    return VlkitError(f"{file} {text}")
 
 
 def _unwritable(file: Path, error: Exception) -> VlkitError:
@@ -251,9 +287,20 @@ def _cut_torn_line(file: Path) -> None:
 def _open_to_append(file: Path) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
     try:
-        return os.open(file, flags, 0o666)
+        descriptor = os.open(file, flags, 0o666)
     except OSError as error:
         raise _unwritable(file, error) from error
+    if sys.platform != "win32":  # of this file under any name: hard links too
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise _busy(file) from error
+        except OSError:  # a file system without locks
+            pass
+    return descriptor
 
 
 def _compose(
@@ -265,11 +312,12 @@ def _compose(
     return record, json_line(record)
 
 
-def _write_line(file: int, path: Path, line: bytes) -> None:
+def _write_line(file: int, path: Path, line: bytes) -> int:
+    """The size of the file afterwards."""
     size = os.fstat(file).st_size
     try:
         if os.write(file, line) == len(line):
-            return
+            return size + len(line)
         reason = "the disk is full"
     except OSError as error:
         reason = error.strerror or str(error)
