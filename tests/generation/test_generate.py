@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import warnings
 
 import pytest
 import torch
@@ -150,6 +151,29 @@ def test_an_error_leaves_the_conversation_as_it_was(vlm):
         chat.ask("word " * 10_000)
     assert [message["role"] for message in chat.messages] == ["system"]
     assert "circle" in chat.ask("Describe this image.", picture("red_circle")).text
+
+
+def test_a_chat_says_how_much_is_left_before_the_context_is_full(vlm, monkeypatch):
+    chat = vlkit.Chat(vlm, max_new_tokens=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is said while there is room
+        used = [chat.ask(f"Say {i}.", max_new_tokens=8).usage for i in range(3)]
+    length = used[-1].prompt_tokens + used[-1].new_tokens + 150
+    monkeypatch.setattr(type(vlm), "context_length", length)
+    said = []
+    while len(said) < 2:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            usage = chat.ask("Say it again.").usage
+        left = length - usage.prompt_tokens - usage.new_tokens
+        said += [str(each.message) for each in caught]
+        if said:
+            assert f"{left:,} of {length:,} tokens of the context are left" in said[-1]
+    assert left > 8  # the next turn still fits
+    chat.ask("And again.")
+    with pytest.raises(ModelError, match="context of"):
+        for _ in range(20):
+            chat.ask("And again.")
 
 
 def test_chat_streams_and_remembers(vlm):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from vlkit import hooks
-from vlkit.errors import VlkitError, check_whole, is_number
+from vlkit.errors import VlkitError, check_whole, is_number, warn_user
 from vlkit.generation.reply import Reply, conversation_html, split_thinking
 from vlkit.inputs import check_model
 from vlkit.media.image import load_image, remember_hash
@@ -208,7 +208,8 @@ class Chat:
     They are read once, so a file that changes later makes no difference. Of clips up to half a
     gigabyte of frames is kept as long as the Chat; beyond that they are sampled again. A model on
     this machine also remembers the keys and values of the turns (in ``vlm.cache``), so a question
-    costs as much as its own words; turns that you change in ``messages`` are computed again.
+    costs as much as its own words; turns that you change in ``messages`` are computed again. A
+    warning says how much is left when the context has room for about three more turns.
 
     Args:
         vlm: from :func:`vlkit.load`.
@@ -272,6 +273,13 @@ class Chat:
         answer = _END.sub("", split_thinking(reply.raw)[1])
         self.messages += [turn, assistant(answer)]
         self.replies.append(reply)
+        used = [0, *(r.usage.prompt_tokens + r.usage.new_tokens for r in self.replies[-2:])]
+        length, last = self.vlm.context_length, used[-1] - used[-2]
+        if length - used[-1] < 3 * last + self.options.get("max_new_tokens", MAX_NEW_TOKENS):
+            warn_user(
+                f"{length - used[-1]:,} of {length:,} tokens of the context are left in this chat; "
+                f"the last turn took {last:,}; begin a new Chat, or delete turns of its messages"
+            )
 
     def _repr_html_(self) -> str:
         return conversation_html(self.messages, self.replies)
