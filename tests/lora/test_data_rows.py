@@ -114,6 +114,25 @@ REFUSED = {
         {"messages": [{"role": "user", "content": "What?", "images": ["a.png"]}, ANSWER]},
         "'images', which is not supported; put them under the row's images",
     ),
+    "loss on a question": (
+        {"messages": [ASK | {"loss": True}, ANSWER], "images": ["a.png"]},
+        "row 1: loss=True on a user turn; only answers are learnt, remove it",
+    ),
+    "weight on a system message": (
+        {"messages": [{"role": "system", "content": "Be terse.", "weight": 1}, ASK, ANSWER],
+         "images": ["a.png"]},
+        "row 1: weight=1 on a system turn; only answers are learnt",
+    ),
+    "loss on a human's turn": (
+        {"conversations": [{"from": "human", "value": "<image>What?", "loss": 1},
+                           {"from": "gpt", "value": "Red."}], "image": "a.png"},
+        "row 1: loss=1 on a user turn",
+    ),
+    "fractions as thousandths": (
+        {"messages": [ASK, ANSWER | {"content": "<|box_start|>(0.1,0.2),(0.5,0.6)<|box_end|>"}],
+         "images": ["a.png"]},
+        r"row 1: .*\(0\.1,0\.2\),\(0\.5,0\.6\).* \(fractions\) is not in the form of qwen2_vl",
+    ),
     "half a weight": (
         {"messages": [ASK, ANSWER | {"weight": 0.5}], "images": ["a.png"]},
         r"weight=0\.5 .* \(0 or 1\)",

@@ -219,12 +219,16 @@ def _turn(message: Any, name: str, media: _Media) -> Turn:
     for key, remedy in _NO_TEXT.items():
         if message.get(key):
             raise VlkitError(f"a message has {key!r}, which is not supported; {remedy}")
-    shares = {key: message.get(key, 1) for key in ("loss", "weight")}  # ms-swift's; OpenAI's
-    for key, share in shares.items():
+    role, shares = conversations.role_of(message), {}
+    for key in ("loss", "weight"):  # ms-swift's; OpenAI's
+        shares[key] = share = message.get(key)
         if share not in (None, 0, 1):
             raise VlkitError(f"{key}={share!r:.40} of a message is not supported (0 or 1)")
-    parts = list(_parts(content, name, media))
-    return Turn(conversations.role_of(message), parts, 0 not in shares.values())
+        if share and role != "assistant":
+            raise VlkitError(
+                f"{key}={share!r} on a {role} turn; only answers are learnt, remove it"
+            )
+    return Turn(role, list(_parts(content, name, media)), 0 not in shares.values())
 
 
 def _messages_of_columns(row: Mapping) -> Iterator[dict]:
@@ -989,7 +993,7 @@ def digest_rows(data: Sequence[Example]) -> str:
     for message in (message for example in data for message in example.messages):
         content = [(item["type"], item[item["type"]]) for item in message["content"]]
         said = [value if kind == "text" else _media_name(value) for kind, value in content]
-        digest.update(repr((message["role"], said)).encode())
+        digest.update(repr((message["role"], said, *[0] * ("loss" in message))).encode())
     return digest.hexdigest()[:16]
 
 
