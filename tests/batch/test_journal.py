@@ -1,5 +1,6 @@
 """The journal keeps every whole row and nothing else; the key changes with what matters."""
 
+import gc
 import json
 import os
 import shutil
@@ -291,6 +292,13 @@ def test_a_file_that_is_deleted_or_changed_under_way_is_written_again_and_said(t
             change()
     with Journal(path) as journal:
         assert sorted(journal.finished) == ["key 0", "key 1", "key 2"]
+
+
+def test_a_journal_that_nobody_closed_leaves_no_lock(tmp_path):
+    journal = Journal(tmp_path / "run.jsonl")
+    del journal
+    gc.collect()
+    write_rows(tmp_path / "run.jsonl", 1)
 
 
 def test_a_folder_that_is_deleted_under_way_is_an_error_and_leaves_no_lock(tmp_path):

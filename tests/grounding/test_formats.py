@@ -426,6 +426,42 @@ def test_numbers_that_may_be_shares_are_said():
         format_grounding([CAT], family="qwen3_vl", image_size=SIZE, space="0-1")
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"bbox_2d": [100, 200, 2900, 400]}', "2.9 times as large as 0-1000 allows"),
+        ('{"point_2d": [10, 1500]}', "1.5 times as large"),
+        ("<box>(100,200),(2900,400)</box>", "2.9 times as large"),
+        ('{"bbox_2d": [100, 200, 1003, 400]}', ""),  # models reach a little out
+    ],
+)
+def test_numbers_far_beyond_the_space_are_said(text, said):
+    family = "qwen_vl" if "<" in text else "qwen3_vl"
+    warning = read(text, family)[1]
+    assert said in warning and bool(said) == ('pass space="original"' in warning)
+    assert read(text, family, (4000, 3000), space="original")[1] == ""
+
+
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        ('{"center": {"x": 50, "y": 50}, "width": 20, "height": 20, "label": "a"}', "width"),
+        ('{"center": [50, 50], "radius": 20, "label": "a"}', "radius"),
+    ],
+)
+def test_the_extent_of_a_point_is_named(text, key):
+    items, warning = read(text)
+    assert (
+        items == [Point("a", 50, 50)] and f'"{key}" is not read; a point has no extent' in warning
+    )
+
+
+def test_text_in_bare_lists_is_named():
+    paddle = '[[[[1, 2], [30, 2], [30, 40], [1, 40]], ("text", 0.98)]]'
+    items, warning = read(paddle)
+    assert len(items) == 4 and "text in the bare lists is not read as a label" in warning
+
+
 def test_a_space_that_the_caller_names_goes_before_that_of_a_tool():
     text = '{"name": "mobile_use", "arguments": {"action": "click", "coordinate": [500, 250]}}'
     assert read(text, size=WIDE, space="0-1000")[0] == [Point("", 540, 152)]
@@ -734,6 +770,14 @@ def test_actions_that_cannot_be_read_are_named():
     assert items == [Point("", 5, 6)] and "end_box takes 2 or 4 numbers" in warning
 
 
+@pytest.mark.parametrize("key", ["coordinate", "points", "box", "corners"])
+@pytest.mark.parametrize("end", ["[", "[500", "[500, ", "[[500, 2"])
+def test_an_action_that_is_cut_off_inside_its_coordinates_is_an_error(key, end):
+    with pytest.raises(GroundingParseError, match=r"ends inside .*raise max_new_tokens"):
+        parse(f'<tool_call>{{"name": "computer_use", "arguments": {{"action": "x", "{key}": {end}')
+    assert read(f'{{"action": "x", "{key}": ["the fi') == ([], "")
+
+
 def test_a_tool_of_qwen2_5_vl_writes_resized_pixels():
     """cookbooks/mobile_agent.ipynb of Qwen2.5-VL gives the resized picture's size as the screen."""
     text = '{"name": "mobile_use", "arguments": {"action": "click", "coordinate": [935, 406]}}'
@@ -974,6 +1018,8 @@ def test_a_recorded_click_of_computer_use():
         "The cat is at pixel 100,200",
         "adb shell input tap 100 200",
         "x = 3, y = 4",
+        "{'bbox_2d': array([1., 2., 30., 40.]), 'label': 'a'}",
+        "adb shell input swipe 100 200 300 400",
         "The cat is at (63%, 44%)",
         "(63%, 44%)",
         "The point is at 120.5 340.2",

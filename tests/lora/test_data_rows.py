@@ -133,6 +133,11 @@ REFUSED = {
          "images": ["a.png"]},
         r"row 1: .*\(0\.1,0\.2\),\(0\.5,0\.6\).* \(fractions\) is not in the form of qwen2_vl",
     ),
+    "objects in fractions": (
+        {"messages": [ASK, ANSWER | {"content": "<bbox>"}], "images": ["a.png"],
+         "objects": {"ref": [], "bbox": [[0.1, 0.2, 0.5, 0.6]]}},
+        'its boxes are fractions; add "bbox_type": "norm1"',
+    ),
     "half a weight": (
         {"messages": [ASK, ANSWER | {"weight": 0.5}], "images": ["a.png"]},
         r"weight=0\.5 .* \(0 or 1\)",
@@ -168,6 +173,13 @@ def test_keys_that_are_not_read_are_named_once_a_file(folder):
     for part in ("'rejected' (2 rows)", "'messages[].rating' (2 rows)", "'images' (1 row)"):
         assert part in text
     assert "'id'" not in text
+
+
+def test_keys_of_objects_that_are_not_read_are_named(folder):
+    objects = {"ref": [], "bbox": [[10, 20, 50, 40]], "format": "xywh"}
+    answer = ANSWER | {"content": "<bbox>"}
+    with pytest.warns(UserWarning, match=r"not read: 'objects\.format' \(1 row\)"):
+        load(folder, {"messages": [ASK, answer], "images": ["a.png"], "objects": objects})
 
 
 def test_columns_of_rows_without_messages_are_not_read_beside_messages(folder):

@@ -132,6 +132,10 @@ class Journal:
                 self._file = -1
                 _unlock(self._lock)
 
+    def __del__(self):  # of a journal that nobody closed: its lock goes with the file
+        with suppress(AttributeError, OSError):
+            os.close(self._file)
+
     def _restore(self) -> None:
         """Write the finished rows again where the file is gone, another one, or shorter."""
         here = os.fstat(self._file)
@@ -250,19 +254,15 @@ def _lock(file: Path) -> FileLock:
     try:
         path.touch()  # where no file can be created, filelock would wait as if it were locked
         lock.acquire()
-    except Timeout as error:
-        raise _busy(file) from error
     except OSError as error:
         raise _unwritable(file, error) from error
     return lock
 
 
-def _busy(file: Path) -> VlkitError:
-    text = "is being written by another process; wait for it, or choose another file"
-    return VlkitError(f"{file} {text}")
-
-
 def _unwritable(file: Path, error: Exception) -> VlkitError:
+    if isinstance(error, Timeout | BlockingIOError):
+        text = "is being written by another process; wait for it, or choose another file"
+        return VlkitError(f"{file} {text}")
     why = getattr(error, "strerror", None) or error
     return VlkitError(f"{file} cannot be written ({why}); choose a place that you can write to")
 
@@ -297,7 +297,7 @@ def _open_to_append(file: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise _busy(file) from error
+            raise _unwritable(file, error) from error
         except OSError:  # a file system without locks
             pass
     return descriptor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -135,6 +135,11 @@ def list_items(boxes: Items) -> list[Item]:
 def scale_item(item: Item, scale: float) -> Item:
     """A box, point or quad on a picture that is ``scale`` times as large."""
     return type(item)(item.label, *(value * scale for value in coordinates_of(item)))
+
+
+def is_share(numbers: Sequence[float]) -> bool:
+    """Whether coordinates are fractions of the picture, out of which they may reach a little."""
+    return max(map(abs, numbers[:4])) < 2 and not all(n == int(n) for n in numbers[:4])
 
 
 def coordinates_of(item: Item) -> tuple[float, ...]:

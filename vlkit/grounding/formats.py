@@ -122,7 +122,7 @@ _STRAY = (
 
 _MAYBE_KEY = (
     r"(?i:bbox(?:_2d)?|x_?1\D{1,9}y_?1\D{1,9}x_?2\D{1,9}y_?2"
-    r"|\b(?:box|pixels?|tap|click|move|mouse\w*|coordinates?|x_?1|x_?min))|坐标"
+    r"|\b(?:box|pixels?|tap|click|swipe|drag|move|mouse\w*|coordinates?|x_?1|x_?min))|坐标"
 )
 _OTHER_LABEL = re.compile(r"<\|/?(?:ref|label|class|text)\w*\|>[^<]{0,40}")  # MinerU's
 _STYLES = re.compile(  # of a page, which are no coordinates
@@ -130,7 +130,7 @@ _STYLES = re.compile(  # of a page, which are no coordinates
 )
 _MAYBE = re.compile(  # numbers that may be coordinates or not
     rf"[\[(（［]\s?(?:[\"'][^\"'\n]{{1,60}}+[\"'],\s?)?"
-    rf"{NUMBER}(?:\s?[,，]\s?{NUMBER}){{3}}\s?[)\]）］]"
+    rf"{NUMBER}(?:\.?\s?[,，]\s?{NUMBER}){{3}}\.?\s?[)\]）］]"
     r"|(?m:^)\S*(?:\s0?\.\d{1,9}){4}"
     rf"|\w\s?=\s?[\[(]\s?{NUMBER},\s?{NUMBER}\s?[\])]"
     rf"|[\"']x[\"']\s?:\s?{NUMBER},\s?[\"']y[\"']\s?:\s?{NUMBER}"
@@ -283,6 +283,8 @@ def _read_bare(reader: KeyReader, node: Node | None, start: int, end: int) -> No
         )
         if not whole and len(reader.items) < max(1, len(lists)) and (reader.items or numbers_alone):
             reader.problems.append("not all of the bare lists are of four numbers or of two")
+        if reader.items and re.search(r"[^\W\d_]", text):
+            reader.notes.append("the text in the bare lists is not read as a label")
     elif len(lists) == len(values) and all(map(_is_boxes, lists)):
         for label, value in node.pairs:
             reader.read(value, label, BARE)
@@ -299,8 +301,10 @@ def _cut_off(text: str, root: Node, is_meant: bool) -> str:
     """What the answer ends inside, where that has coordinates or may have; else nothing."""
     cut = root
     last: Any = root
+    numbers_begin = False  # in a list
     while isinstance(last, Node) and last.end < 0:
         cut = last if last.is_object else cut
+        numbers_begin = not last.is_object and len(flat(last.values)) == len(last.pairs)
         last = last.values[-1] if last.pairs else None
     part = text[cut.start : cut.start + 60]
     if not cut.is_object:  # bare numbers
@@ -308,6 +312,7 @@ def _cut_off(text: str, root: Node, is_meant: bool) -> str:
         return part if is_alone and _LIST_BEGINS.match(part) else ""
     keys = [plain(key) for key in (*(key for key, _ in cut.pairs), cut.key or "")]
     is_certain = any(key in RULES and RULES[key].certain for key in keys)
+    is_certain |= numbers_begin and len(keys) > 1 and RULES.get(keys[-2], BARE).kind != BARE.kind
     begins = any(key.startswith(keys[-1]) for key in ("bbox2d", "point2d"))
     begins = begins and not cut.clean and not cut.pairs
     is_broken = not cut.clean or cut.key or cut.colon or cut.gap  # not only its brace lacks

@@ -224,7 +224,9 @@ class KeyReader:
         """Text that may be a label, an angle next to an upright box."""
         for name, (key, value) in fields.items():
             text = not label and isinstance(value, str) and not isinstance(value, Word)
-            if name in _ANGLES and size == 4 and any(flat([value])):
+            if size == 2 and name in _EXTENTS and any(flat([value])):
+                self.notes.append(f'"{key}" is not read; a point has no extent')
+            elif name in _ANGLES and size == 4 and any(flat([value])):
                 self.notes.append(f'"{key}" is not read; the box is upright')
             elif text and value and name not in RULES and name != "action" and self.form == "json":
                 self.notes.append(f'the text of "{key}" is not read as a label')

@@ -17,6 +17,7 @@ from vlkit.grounding.boxes import (
     Size,
     check_size,
     coordinates_of,
+    is_share,
     list_items,
 )
 from vlkit.grounding.formats import FORMATS, GroundingFormat, read_answer, write_answer
@@ -123,6 +124,13 @@ def _doubts(
     elif not said and not all(map(float.is_integer, numbers)) and max(map(abs, numbers)) <= 100:
         notes.append(f'the numbers are not whole, read as {space}; for percent, pass space="0-100"')
     own = own_form(family)
+    beyond = [item.numbers for item in items if not said and item.space != "0-1"]
+    farthest = max((n / span[i % 2] for row in beyond for i, n in enumerate(row[:4])), default=0)
+    if farthest > 1.1:
+        notes.append(
+            f"some numbers are {farthest:.1f} times as large as {space} allows; if they are pixels, "
+            'pass space="original" or space="resized"'
+        )
     for form in dict.fromkeys(item.form for item in items):
         if form not in (own, "markup", "call"):
             name = "JSON" if form == "json" else f"{form}'s tags"
@@ -154,9 +162,9 @@ def find_numbers(text: str, family: str, *, rewritable: bool = False) -> Reading
         return Reading([], ["the answer ends inside its <think>"], [])
     items, problems, notes = read_answer(answer, family)
     items = [f._replace(start=before + f.start, end=before + f.end) for f in items]
-    if shares := [f for f in items if _is_share(f)]:
+    if shares := [f for f in items if is_share(f.numbers)]:
         every = max(max(map(abs, f.numbers)) for f in items) < 2  # also the picture's 0 and 1
-        items = [f._replace(space="0-1") if every or _is_share(f) else f for f in items]
+        items = [f._replace(space="0-1") if every or is_share(f.numbers) else f for f in items]
     if rewritable:
         own = [f for f in items if f.form == own_form(family) and f.space != "0-1"]
         others = [text[f.start : f.end][:60] for f in items if f.form != own_form(family)]
@@ -164,12 +172,6 @@ def find_numbers(text: str, family: str, *, rewritable: bool = False) -> Reading
         problems += [f"{part} is not in the form of {family}" for part in others]
         items = [f for f in own if f.certain]
     return Reading(items, problems, notes)
-
-
-def _is_share(item: Found) -> bool:
-    """Whether an item is written in fractions of the picture, which may reach a little out."""
-    numbers = item.numbers[:4]
-    return max(map(abs, numbers)) < 2 and not all(map(float.is_integer, numbers))
 
 
 def format_grounding(

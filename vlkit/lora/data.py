@@ -52,6 +52,7 @@ _ROW_KEYS = {
     *(name for names in COLUMNS.values() for name in names), *_ANSWERS,
 }  # fmt: skip
 _MESSAGE_KEYS = {"role", "from", "content", "value", "loss", "weight"}
+_OBJECT_KEYS = {"ref", "bbox", "bbox_type", "image_id", "width", "height"}
 _NO_TEXT = {  # of a message, and lost where only its text is learnt
     "reasoning_content": "write it into the content, as <think>…</think>",
     "reasoning": "write it into the content, as <think>…</think>",
@@ -184,6 +185,8 @@ def unread_keys(row: Mapping) -> set[str]:
         unread |= {name for name in keys if name.lower() in names} - {read}
     if turns:  # these columns are for rows without
         unread |= {key for key in keys if key.lower() in ("history", "input", *sum(asked, ()))}
+    if isinstance(objects := row.get("objects"), Mapping):
+        unread |= {f"objects.{key}" for key in objects.keys() - _OBJECT_KEYS}
     for message in turns:
         if isinstance(message, Mapping):
             said = {key for key, value in message.items() if value not in (None, [], {}, "")}

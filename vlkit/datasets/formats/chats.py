@@ -16,7 +16,7 @@ from vlkit.datasets.conversations import SWIFT, locate_prompt, picture_names, te
 from vlkit.datasets.pictures import Scene, find_picture, finite_numbers, questions_of, upright_size
 from vlkit.errors import VlkitError, counted, warn_user
 from vlkit.files import read_rows, relative, write_rows
-from vlkit.grounding.boxes import Box, Item, Point, Quad, Size
+from vlkit.grounding.boxes import Box, Item, Point, Quad, Size, is_share
 from vlkit.grounding.formats import FORMATS
 from vlkit.grounding.parse import Segment, format_grounding, group_items, locate_grounding
 
@@ -47,6 +47,8 @@ class SwiftObjects:
             raise VlkitError(f"its objects have bbox_type={kind!r:.40}; expected 'real' or 'norm1'")
         scale = size if kind == "norm1" else (1, 1)
         self.boxes = [_numbers(box, scale) for box in objects.get("bbox") or []]
+        if kind == "real" and any(map(is_share, self.boxes)):
+            raise VlkitError('its boxes are fractions; add "bbox_type": "norm1" to its objects')
 
     def segments(self, text: str) -> Iterator[Segment]:
         """A text split at its tags, with boxes and points in place of them."""
