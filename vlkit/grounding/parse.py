@@ -128,8 +128,8 @@ def _doubts(
     farthest = max((n / span[i % 2] for row in beyond for i, n in enumerate(row[:4])), default=0)
     if farthest > 1.1:
         notes.append(
-            f"some numbers are {farthest:.1f} times as large as {space} allows; if they are pixels, "
-            'pass space="original" or space="resized"'
+            f"some numbers are {farthest:.1f} times as large as {space} allows; if in pixels, "
+            'pass space="original" or "resized"'
         )
     for form in dict.fromkeys(item.form for item in items):
         if form not in (own, "markup", "call"):
