@@ -83,8 +83,9 @@ def locate_grounding(
         items, problems, notes = find_numbers(text, family, rewritable=rewritable)
         placed = []
         for item in items:
-            is_own = space or not item.space or (own_space == "resized" and item.space != "0-1")
-            at = span if is_own else span_of(item.space, image_size)
+            at = span
+            if item.space and not space and (own_space != "resized" or item.space == "0-1"):
+                at = span_of(item.space, image_size)
             shape = to_pixels(item.label, item.numbers, at, image_size, clip)
             placed.append((shape, item.start, item.end))
         notes = [*notes, *_doubts(items, family, space, own_space, span)]
