@@ -265,6 +265,8 @@ def test_connections_that_wait_for_their_client_hold_up_no_other(vlm, sent):
         held[3].sock.settimeout(0.2)
         with pytest.raises(TimeoutError):  # a younger one is open
             held[3].sock.recv(1)
+        for connection in held:  # or the server would wait for their bodies at its end
+            connection.close()
 
 
 def test_answers_under_way_are_not_closed_for_new_connections(endless_vlm):
