@@ -17,7 +17,7 @@ import tempfile
 import threading
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -58,12 +58,14 @@ def trace(vlm: vlkit.VLM, *numbers: int) -> tuple[list[Call], dict[Call, list[st
     results: dict[Call, list[str]] = defaultdict(list)
     in_proof = 0
 
+    package = f"{PACKAGE}/"
+
     def note(frame, event, argument):
         nonlocal in_proof
         code = frame.f_code
-        if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
+        if event not in ("call", "return") or not code.co_filename.startswith(package):
             return
-        file = str(Path(code.co_filename).relative_to(PACKAGE))
+        file = code.co_filename.removeprefix(package)
         call = file, code.co_qualname.partition(".<locals>")[0]
         if code.co_qualname in PROOF:  # it labels a row of its own
             in_proof += 1 if event == "call" else -1
@@ -74,21 +76,25 @@ def trace(vlm: vlkit.VLM, *numbers: int) -> tuple[list[Call], dict[Call, list[st
         elif not in_proof:
             results[call].append(repr(argument))
 
+    threading.setprofile(note)
+    learn(vlm, numbers, lambda: sys.setprofile(note))
+    sys.setprofile(None)
+    threading.setprofile(None)
+    return calls, results
+
+
+def learn(vlm: vlkit.VLM, numbers: Sequence[int], begin: Callable[[], object] = bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = write_rows(Path(folder), numbers)
-        threading.setprofile(note)
-        sys.setprofile(note)
+        begin()
         train(vlm, rows, output_dir=Path(folder) / "run", batch_size=len(numbers))
-        sys.setprofile(None)
-        threading.setprofile(None)
-    return calls, results
 
 
 def main() -> None:
     """Print the stops of a row, and how many files and stops there are."""
     warnings.simplefilter("ignore")
     vlm = vlkit.load()
-    trace(vlm, 0)  # what is computed once in a process
+    learn(vlm, [0])  # what is computed once in a process
     (calls, results), (_, others), (both, _) = trace(vlm, 1), trace(vlm, 2), trace(vlm, 1, 2)
     more = Counter(both) - Counter(calls)
     differ = {call for call in more if set(results[call]) != set(others[call])}

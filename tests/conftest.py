@@ -9,11 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
+import jinja2
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# peft fills the same template for every checkpoint, and transformers that of a chat for every model
+jinja2.Environment.compile = lru_cache(50)(jinja2.Environment.compile)
 
 # before torch is imported here, and for every process that a test starts: one thread each, for
 # pytest-xdist runs a worker on each core and the models are tiny
@@ -41,6 +47,7 @@ def freed_memory():
     yield
     if memory := sys.modules.get("vlkit.models.memory"):
         gc.collect()
+        gc.freeze()  # what is left stays
         memory.return_freed_memory()
 
 
@@ -75,11 +82,12 @@ def tiny_vlm(tiny_folder):
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory):
+def warm(tmp_path_factory, request):
     """``warm.start(…)`` is a process that need not import torch; see ``helpers/warm.py``."""
     from warm import WarmParent
 
-    parent = WarmParent(tmp_path_factory.mktemp("warm"))
+    address = getattr(request.config, "workerinput", {}).get("warm", "")
+    parent = WarmParent(tmp_path_factory.mktemp("warm"), address)
     yield parent
     parent.stop()
 
@@ -125,6 +133,31 @@ def blocked_network(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return attempts
+
+
+# --- pytest-xdist's workers are forks of one warmed parent, and their tests start others there -----
+
+WARM = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):  # so not in a worker
+        from warm import WarmParent
+
+        config.stash[WARM] = parent = WarmParent(Path(tempfile.mkdtemp(prefix="vlkit-")))
+        config.option.tx = [f"popen//python={parent.python}" for _ in config.option.tx]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["warm"] = node.config.stash[WARM].address
+
+
+def pytest_unconfigure(config):
+    if parent := config.stash.get(WARM, None):
+        parent.stop()
+        shutil.rmtree(parent.folder)
 
 
 def pytest_collection_finish(session):

@@ -2,8 +2,8 @@
 
 To import torch, transformers and vlkit takes six seconds of CPU time, so tests that need a process
 (to kill it, to interrupt it) start it here. It is like ``subprocess.Popen`` on a Python of its own.
-Jupyter starts kernels here too, by the kernel spec that ``write_kernel_spec`` writes, and torchrun
-its processes, with ``python`` as PYTHON_EXEC.
+Jupyter starts kernels here too, by the kernel spec that ``write_kernel_spec`` writes, torchrun its
+processes, with ``python`` as PYTHON_EXEC, and pytest-xdist its workers, which share the parent.
 """
 
 from __future__ import annotations
@@ -25,15 +25,26 @@ PYTHON = Path(__file__).with_name("warm_python.py")
 
 
 class WarmParent:
-    """The parent; ``start(…)`` forks a process from it."""
+    """The parent; ``start(…)`` forks a process from it.
 
-    def __init__(self, folder: Path):
-        self.address = str(folder / "warm")
-        command = [sys.executable, str(PARENT), self.address]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    Args:
+        folder: for its own files.
+        address: of a parent that another process has started; by default this one starts it.
+    """
+
+    def __init__(self, folder: Path, address: str = ""):
+        self.folder, self.address = folder, address or str(folder / "warm")
+        self.process = None if address else self._start_parent()
         self.started: list[WarmProcess] = []
-        ready = self.process.stdout.readline()
-        assert ready == b"ready\n", f"the warmed parent ended with {self.process.wait()}"
+
+    def _start_parent(self) -> subprocess.Popen:
+        """It listens at once; who connects before it is warm waits."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen(128)
+            listens = listener.fileno()
+            command = [sys.executable, str(PARENT), str(listens)]
+            return subprocess.Popen(command, pass_fds=[listens], start_new_session=True)
 
     def start(self, *arguments, cwd=None, env=None) -> WarmProcess:
         """Run ``-m MODULE …``, ``-c CODE …`` or ``SCRIPT …``, as python would."""
@@ -51,7 +62,7 @@ class WarmParent:
     @cached_property
     def python(self) -> str:
         """A program that is called as Python is, and runs in a fork from here."""
-        program = Path(self.address).with_name("python")
+        program = self.folder / "python"
         command = shlex.join([sys.executable, "-I", "-S", str(PYTHON), self.address])
         program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o755)
@@ -68,9 +79,9 @@ class WarmParent:
     def stop(self) -> None:
         for process in self.started:
             process.close()
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
 
 
 class WarmProcess:
@@ -82,14 +93,15 @@ class WarmProcess:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(address)
         request = {"arguments": list(map(str, arguments)), "cwd": str(cwd), "env": env}
-        socket.send_fds(
-            self.connection, [dumps(request).encode()], [file.fileno() for file in self.outputs]
-        )
+        with open(os.devnull) as nothing:
+            files = [file.fileno() for file in (nothing, *self.outputs)]
+            socket.send_fds(self.connection, [dumps(request).encode()], files)
         self.pid = self._receive()
 
     def _receive(self) -> int:
         numbers = array.array("i")
         data = self.connection.recv(numbers.itemsize, socket.MSG_WAITALL)
+        assert data, "the warmed parent has ended"
         numbers.frombytes(data)
         return numbers[0]
 

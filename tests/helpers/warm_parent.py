@@ -1,6 +1,6 @@
 """A process that has imported torch, transformers and vlkit, and whose forks run commands at once.
 
-``python warm_parent.py SOCKET``; see ``warm.py`` for the other end. A fork ends as a Python of its
+``python warm_parent.py DESCRIPTOR``, of a socket that listens; see ``warm.py`` for the other end. A fork ends as a Python of its
 own does: with exit codes, tracebacks, and what Ctrl-C makes of it. A fork whose starter has gone is
 killed.
 """
@@ -8,6 +8,7 @@ killed.
 import array
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -28,12 +29,9 @@ MODULES = (
 )  # fmt: skip
 
 
-def wait_for_command(address: str) -> dict:
+def wait_for_command(descriptor: int) -> dict:
     """Serve until the parent of the tests ends; return in a fork that has a command to run."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        print("ready", flush=True)
+    with socket.socket(fileno=descriptor) as listener:
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
@@ -53,7 +51,7 @@ def reap() -> None:
 
 def watch(connection: socket.socket) -> dict:
     """Fork once more; the fork returns its command, this process tells how it ended."""
-    command, outputs, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    command, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     request = json.loads(command)
     child = os.fork()
     if child:
@@ -67,9 +65,9 @@ def watch(connection: socket.socket) -> dict:
             connection.sendall(array.array("i", [status]).tobytes())
         os._exit(0)
     connection.close()
-    for number, output in enumerate(outputs, 1):
-        os.dup2(output, number)
-        os.close(output)
+    for number, file in enumerate(files):  # stdin, stdout, stderr
+        os.dup2(file, number)
+        os.close(file)
     os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
@@ -115,12 +113,14 @@ def exit_code(arguments: list[str]) -> int:
     return 0
 
 
-def main(address: str) -> None:
+def main(descriptor: str) -> None:
     for module in MODULES:
         importlib.import_module(module)
     for module in ("tqdm.auto", "tqdm.autonotebook"):  # these depend on it too
         sys.modules.pop(module, None)
-    code = exit_code(wait_for_command(address)["arguments"])
+    gc.collect()
+    gc.freeze()  # what was imported stays, and no fork searches it for garbage
+    code = exit_code(wait_for_command(int(descriptor))["arguments"])
     # all that Python does at its end but to take every module apart, which would copy the
     # parent's memory and take a second
     threading._shutdown()

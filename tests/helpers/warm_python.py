@@ -24,7 +24,7 @@ def main(address: str, *arguments: str) -> int:
     request = {"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
+    socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
     fork = receive(connection)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os.killpg(fork, number))
