@@ -17,7 +17,10 @@ SMALLER = {  # parameters
     "03_batch_inference": "ROWS = 12; BATCH_SIZES = [6]",
     "04_grounding": "QUESTIONS = 2; WORST = 1",
 }
-ASKS = (vlkit.generate, vlkit.stream, vlkit.generate_batch, vlkit.attention_map, ask_grounding)
+ASKS = (
+    vlkit.generate, vlkit.stream, vlkit.generate_batch, vlkit.attention_map, vlkit.token_logprobs,
+    ask_grounding,
+)  # fmt: skip
 
 
 @pytest.fixture
