@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.vlkit-ready
-WORKERS ?= 2
+WORKERS ?= 3
 SERIAL = $(shell grep -rl --include='test_*.py' pytest.mark.serial tests)
 
 .PHONY: demo lab test ui check docs lock clean
@@ -17,7 +17,8 @@ demo: $(READY)
 lab: $(READY)
 	$(BIN)/vlkit lab
 
-# first what can run side by side, then what measures time; both, whatever the first says
+# first what can run side by side, one worker more than cores, for a test often waits; then what
+# measures time; both, whatever the first says
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 		-m "not gpu and not notebook and not serial" $(PYTEST_ARGS); first=$$?; \

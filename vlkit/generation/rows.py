@@ -195,7 +195,8 @@ def answer_here(
         text = AnswerText(vlm.processor.tokenizer, ending_tokens(vlm), (), skip_special=True)
         row.watch = partial(_send_text, text, pieces, stopped)
     leave_busy_cores(vlm.model)
-    engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache, state=state)
+    kept = {"cache": cache, "state": state}
+    engine = _make_engine(vlm, settings.path, 1, fixed=True, alone=True, **kept)
     while waiting or engine.rows:
         (engine.admit if waiting else engine.advance)(waiting)
     engine.keep_engine()
@@ -338,12 +339,15 @@ def answer_rows_here(
         return (index, row) if isinstance(row, Failure) else row
 
     fixed = settings.batch_size is not None
-    engine = _make_engine(vlm, settings.path, capacity, fixed=fixed)
+    # a GPU's memory is for rows, and sees a picture again at once
+    known = cache_of(vlm) if kind == "cpu" else None
+    engine = _make_engine(vlm, settings.path, capacity, fixed=fixed, cache=known)
     with closing(Feed(read, indices, ahead=2 * capacity)) as feed:
         for row in _run(engine, feed, settings, tally):
             yield row if isinstance(row, tuple) else _result(vlm, row, tally, settings.note)
     tally.notes += engine.notes
-    engine.forget()
+    if known is None:
+        engine.forget()
     engine.keep_engine()
 
 
