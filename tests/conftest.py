@@ -135,7 +135,7 @@ def blocked_network(monkeypatch):
     return attempts
 
 
-# --- pytest-xdist's workers are forks of one warmed parent, and their tests start others there -----
+# --- pytest-xdist's workers are forks of one warmed parent, which their tests share ---------------
 
 WARM = pytest.StashKey()
 

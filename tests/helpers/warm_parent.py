@@ -1,8 +1,8 @@
 """A process that has imported torch, transformers and vlkit, and whose forks run commands at once.
 
-``python warm_parent.py DESCRIPTOR``, of a socket that listens; see ``warm.py`` for the other end. A fork ends as a Python of its
-own does: with exit codes, tracebacks, and what Ctrl-C makes of it. A fork whose starter has gone is
-killed.
+``python warm_parent.py DESCRIPTOR``, of a socket that listens; see ``warm.py`` for the other end. A
+fork ends as a Python of its own does: with exit codes, tracebacks, and what Ctrl-C makes of it. A
+fork whose starter has gone is killed.
 """
 
 import array
