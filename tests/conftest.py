@@ -151,7 +151,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
-    node.workerinput["warm"] = node.config.stash[WARM].address
+    if parent := node.config.stash.get(WARM, None):
+        node.workerinput["warm"] = parent.address
 
 
 def pytest_unconfigure(config):

@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"\x00\x01 this is not HTTP\r\n\r\n")
 
     def silent(self):
-        self.server.left.wait(20)
+        self.server.left.wait(60)
 
     def drip_headers(self):
         self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")

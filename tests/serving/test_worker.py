@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from served import ask, send, text_of, user
+from served import ask, send, text_of, user, wait_until
 
 import vlkit
 from vlkit import serving
@@ -56,10 +56,15 @@ def test_pictures_reach_the_engine_as_features_and_a_second_time_cost_nothing(
 
     def watch(self, rows):
         seen.extend(medium for row in rows for medium in row.media)
-        time.sleep(0.5)  # so that the second question comes while the first is under way
+        if len(seen) == 1:  # the second question comes while the first is under way
+            assert wait_until(lambda: len(submitted) == 2)
         return admit(self, rows)
 
+    submit, submitted = worker.Worker.submit, []
     monkeypatch.setattr(Engine, "admit", watch)
+    monkeypatch.setattr(
+        worker.Worker, "submit", lambda self, job: submitted.append(job) or submit(self, job)
+    )
     monkeypatch.setattr(Encoder, "_run", lambda self, media: runs.append(media) or run(self, media))
     message = user("Describe this image.", SAMPLES["circles"])
     with ThreadPoolExecutor(2) as pool:

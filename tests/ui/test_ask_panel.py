@@ -65,7 +65,7 @@ def test_closing_the_kernel_leaves_no_process(notebook):
     processes += [c for c in processes[0].children(recursive=True) if c not in processes]
     assert all(process.is_running() for process in processes)
     notebook.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    _, left = psutil.wait_procs(processes, timeout=15)
+    _, left = psutil.wait_procs(processes, timeout=60)
     assert left == []
 
 

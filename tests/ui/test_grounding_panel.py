@@ -34,7 +34,7 @@ def held(notebook):
 def expect_drawn(notebook, box, near=0.01):
     """The panel holds this box; a message from the browser may still be under way."""
     expected = None if box is None else pytest.approx(box, abs=near)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (drawn := held(notebook)) != expected and time.monotonic() < deadline:
         notebook.page.wait_for_timeout(50)
     assert drawn == expected

@@ -187,7 +187,7 @@ def test_a_large_clip_arrives_whole_in_pieces(open_panel):
 
 def wait_for_items(notebook, name, count):
     """Until the kernel has this many boxes that are ``corrected`` or ``hidden``."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     code = f"print(sum(bool(record.get({name!r})) for record in panel.canvas.items))"
     while notebook.run_code(code).strip() != str(count):
         assert time.monotonic() < deadline, f"{count} {name}"
@@ -381,6 +381,6 @@ def test_a_cell_that_is_run_again_stops_the_old_answer(open_panel):
     notebook.run_code("panel.max_new_tokens.value = 2000; panel.ask()")
     expect(panel.locator(".vlkit-facts")).to_contain_text("tokens/s")
     notebook.run_all(120)
-    assert notebook.run_code("print(old.wait(20), old.reply.finish_reason)").split() == [
+    assert notebook.run_code("print(old.wait(60), old.reply.finish_reason)").split() == [
         "True", "cancelled",
     ]  # fmt: skip
