@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, TimeoutError
+from served import free_port
 
 LAB_FLAGS = ("--allow-root", "--ip=127.0.0.1", "--port-retries=0", "--expose-app-in-browser")
 LAB_CONFIG = {  # nobody outside is asked for news, updates or extensions
@@ -86,7 +86,7 @@ class Lab:
     ):
         self.folder = folder
         self.token = secrets.token_hex(16)
-        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         self.log = config / "lab.log"
         command = [sys.executable, "-m", *program, "--no-browser", *flags]
         command.append(f"--port={self.url.rpartition(':')[2]}")
@@ -214,12 +214,6 @@ def _jupyter_folders(config: Path) -> dict[str, str]:
 def _write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _kill_group(group: int) -> None:

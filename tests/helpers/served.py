@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import random
+import socket
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 
@@ -57,6 +60,14 @@ def text_of(answer):
 def health(server):
     """What the server says of itself."""
     return send(server, None, path="/health", method="GET")[2]
+
+
+def free_port():
+    """A port for a server that cannot choose one, beyond those that systems give to others."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition, seconds=30):

@@ -15,6 +15,7 @@ import ipywidgets as widgets
 import pytest
 from openai_server import KEY, Said, serve
 from panels import LONG, ask
+from served import free_port
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from typer.testing import CliRunner
 
@@ -148,8 +149,7 @@ def transformers_serve(vlm, tmp_path_factory):
     """The server of the transformers package, with the bundled model: (name, base_url)."""
     home = tmp_path_factory.mktemp("hub")
     (home / "hub").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(vlm.folder.path)]
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
