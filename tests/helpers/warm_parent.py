@@ -25,7 +25,7 @@ MODULES = (
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl",
     "vlkit.cli.app", "vlkit.generation.generate", "vlkit.batch.answering",
-    "IPython.core.interactiveshell", "jupyter_client", "tornado.ioloop", "zmq",
+    "IPython.core.interactiveshell", "jupyter_client", "nbformat", "tornado.ioloop", "zmq",
 )  # fmt: skip
 
 
