@@ -276,18 +276,33 @@ def assert_unharmed(server, found, expected):
     assert wait_until(lambda: health(server)["running"] == health(server)["waiting"] == 0)
 
 
-@pytest.fixture
-def expected(server):
+def alone(server):
     return [text_of(ask(server, max_tokens=60, **each)) for each in VICTIMS]
 
 
+@pytest.fixture(scope="module")
+def expected(tiny_vlm):
+    """What a server of its own answers, one after the other."""
+    vlm = tiny_vlm("qwen2_vl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlm.model.generation_config, "eos_token_id", None)
+        with serving.start(vlm, new_tokens=4000) as server:
+            return alone(server)
+
+
+@pytest.fixture(scope="module")
+def of_bundled(vlm):
+    """The same of the bundled model, and its greedy answer to the guilty question."""
+    with serving.start(vlm) as server:
+        return alone(server), text_of(ask(server, user("How are you?"), max_tokens=60))
+
+
 @pytest.mark.parametrize("temperature", TINY)
-def test_a_tiny_temperature_hurts_nobody_and_is_greedy(vlm, temperature):
+def test_a_tiny_temperature_hurts_nobody_and_is_greedy(vlm, of_bundled, temperature):
     """Of the bundled model: logits of random weights are too small to overflow."""
     guilty = {"messages": [user("How are you?")], "temperature": temperature, "seed": 1}
+    expected, greedy = of_bundled
     with serving.start(vlm) as server:
-        greedy = text_of(ask(server, user("How are you?"), max_tokens=60))
-        expected = [text_of(ask(server, max_tokens=60, **each)) for each in VICTIMS]
         (status, answer), found = answer_all(server, guilty)
         assert status == 200 and text_of(answer) == greedy
         assert_unharmed(server, found, expected)
