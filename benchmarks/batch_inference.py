@@ -149,7 +149,6 @@ def one_by_one(vlm: VLM, rows: list, arguments: argparse.Namespace) -> list:
 
 
 def batch(vlm: VLM, rows: list, arguments: argparse.Namespace) -> tuple:
-    vlm.cache.clear()  # every pass sees its pictures anew
     results = vlkit.generate_batch(vlm, rows, max_new_tokens=arguments.new_tokens, progress=False)
     return [str(each) for each in results], results.report
 

@@ -97,20 +97,10 @@ def test_pictures_of_a_batch_are_encoded_ahead_of_their_rows(vlm, monkeypatch):
         return whole(self, groups)
 
     monkeypatch.setattr(vision.Encoder, "_run_all", run_all)
-    vlm.cache.clear()
     answers = vlkit.generate_batch(vlm, rows, max_new_tokens=20, progress=False)
     assert calls[0] > 1 and sum(calls) == 5  # several at once, none twice
     alone = [vlkit.generate(vlm, row, max_new_tokens=20).text for row in rows]
     assert [answer.text for answer in answers] == alone
-
-
-def test_a_later_batch_does_not_encode_its_pictures_again(vlm, monkeypatch):
-    rows = [vlkit.user("Describe this image.", vlkit.sample(name)) for name in ("cat", "taxi")]
-    first = vlkit.generate_batch(vlm, rows, max_new_tokens=8, progress=False)
-    monkeypatch.setattr(vision.Encoder, "_run", lambda *a: pytest.fail("encoded again"))
-    again = vlkit.generate_batch(vlm, rows, max_new_tokens=8, progress=False)
-    assert [reply.raw for reply in again] == [reply.raw for reply in first]
-    assert vlkit.generate(vlm, rows[0], max_new_tokens=8).raw == first[0].raw
 
 
 def test_a_picture_that_the_tower_cannot_take_fails_its_row_alone(vlm, monkeypatch):
@@ -126,7 +116,6 @@ def test_a_picture_that_the_tower_cannot_take_fails_its_row_alone(vlm, monkeypat
 
     most = max(len(each) for each in pixels_of(vlm, rows))
     monkeypatch.setattr(vision.Encoder, "_run", run)
-    vlm.cache.clear()
     answers = vlkit.generate_batch(vlm, rows, max_new_tokens=20, progress=False)
     texts = [getattr(answer, "text", None) for answer in answers]
     failed = [index for index, text in enumerate(texts) if text is None]

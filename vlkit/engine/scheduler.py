@@ -48,8 +48,8 @@ class Scheduler:
             CPU every computing thread has a share of the cores. Without it, memory is taken for
             the whole answers of the first rows, and when it runs out, all rows start again with
             half the slots.
-        cache: of features and conversations, which outlasts the scheduler.
-        alone: one row at a time, for which memory is taken as its answer grows.
+        cache: of features and conversations, for one row at a time; it outlasts the scheduler.
+            Memory is taken as the answer grows.
         state: the model's :func:`~vlkit.models.load.weights_state` where it is known.
 
     Attributes:
@@ -66,7 +66,6 @@ class Scheduler:
         fixed: bool = False,
         context: int | None = None,
         cache: TensorCache | None = None,
-        alone: bool = False,
         state: list | None = None,
     ):
         self.model, self.sampling, self.slots = model, sampling, slots
@@ -74,7 +73,7 @@ class Scheduler:
         self.encoder = Encoder(model, cache)
         self.prompts: list[list[int]] = []
         self.notes: list[str] = []
-        self._fixed, self._alone, self._spare = fixed, alone, alone
+        self._fixed, self._alone, self._spare = fixed, cache is not None, cache is not None
         weights, adapters = state or weights_state(model)
         self._state = [address for address, _ in weights], adapters
         self._engine: Engine | None = None

@@ -156,7 +156,8 @@ _caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
 
 def cache_of(vlm: VLM) -> TensorCache:
     """The keys and values that later prompts reuse; emptied if a weight or adapter has changed."""
-    return _find_cache(base_model(vlm))[1]
+    _, cache = _find_cache(base_model(vlm))
+    return cache
 
 
 def _find_cache(network: Any) -> tuple[list, TensorCache]:
@@ -194,7 +195,7 @@ def answer_here(
         text = AnswerText(vlm.processor.tokenizer, ending_tokens(vlm), (), skip_special=True)
         row.watch = partial(_send_text, text, pieces, stopped)
     leave_busy_cores(vlm.model)
-    engine = _make_engine(vlm, settings.path, 1, fixed=True, alone=True, cache=cache, state=state)
+    engine = _make_engine(vlm, settings.path, 1, fixed=True, cache=cache, state=state)
     while waiting or engine.rows:
         (engine.admit if waiting else engine.advance)(waiting)
     engine.keep_engine()
@@ -336,16 +337,13 @@ def answer_rows_here(
         row = attempt(_read_row, vlm, index, conversations[index], settings, cache, deferred=True)
         return (index, row) if isinstance(row, Failure) else row
 
-    fixed = bool(settings.batch_size)
-    # a GPU's memory is for rows, and sees a picture again at once
-    known = cache_of(vlm) if kind == "cpu" else None
-    engine = _make_engine(vlm, settings.path, capacity, fixed=fixed, cache=known)
+    fixed = settings.batch_size is not None
+    engine = _make_engine(vlm, settings.path, capacity, fixed=fixed)
     with closing(Feed(read, indices, ahead=2 * capacity)) as feed:
         for row in _run(engine, feed, settings, tally):
             yield row if isinstance(row, tuple) else _result(vlm, row, tally, settings.note)
     tally.notes += engine.notes
-    if known is None:
-        engine.forget()
+    engine.forget()
     engine.keep_engine()
 
 
