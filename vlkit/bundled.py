@@ -12,8 +12,20 @@ from vlkit.files import read_json
 from vlkit.grounding.boxes import Box
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, kw_only=True)
+class _Bundled:
+    """What sample pictures and clips have in common."""
+
+    name: str
+    path: Path
+    about: str
+    about_zh: str
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(_Bundled):
     """A sample picture.
 
     Attributes:
@@ -25,14 +37,8 @@ class Sample:
         source, licence: where it comes from and under which terms.
     """
 
-    name: str
-    path: Path
-    about: str
-    about_zh: str
     boxes: tuple[Box, ...]
     text: str | None
-    source: str
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Mover:
     last: Box
 
 
-@dataclass(frozen=True)
-class SampleClip:
+@dataclass(frozen=True, kw_only=True)
+class SampleClip(_Bundled):
     """A sample clip.
 
     Attributes:
@@ -66,25 +72,19 @@ class SampleClip:
         source, licence: where it comes from and under which terms.
     """
 
-    name: str
-    path: Path
-    about: str
-    about_zh: str
     movers: tuple[Mover, ...]
     fps: int
     duration: float
-    source: str
-    licence: str
 
 
 def samples() -> dict[str, Sample]:
     """The sample pictures by name."""
-    return {r["name"]: _sample(r) for r in _records() if r["kind"] != "clip"}
+    return {record["name"]: _sample(record) for record in _records() if record["kind"] != "clip"}
 
 
 def clips() -> dict[str, SampleClip]:
     """The sample clips by name."""
-    return {r["name"]: _clip(r) for r in _records() if r["kind"] == "clip"}
+    return {record["name"]: _clip(record) for record in _records() if record["kind"] == "clip"}
 
 
 def sample(name: str) -> Path:
@@ -93,36 +93,38 @@ def sample(name: str) -> Path:
     Raises:
         MediaError: no sample has that name; lists the samples.
     """
-    known: dict = samples() | clips()
-    if name not in known:
-        raise MediaError(f"sample {name!r} not found; samples = {sorted(known)}")
-    return known[name].path
+    files_by_name = {record["name"]: record["file"] for record in _records()}
+    if name not in files_by_name:
+        raise MediaError(f"sample {name!r} not found; samples = {sorted(files_by_name)}")
+    return bundled_path("samples") / files_by_name[name]
 
 
 def _records() -> list[dict]:
     return read_json(bundled_path("samples") / "samples.json")
 
 
-def _clip(record: dict) -> SampleClip:
-    movers = tuple(map(_mover, record["objects"]))
-    return SampleClip(**_fields(record, "fps", "duration"), movers=movers)
-
-
-def _fields(record: dict, *more: str) -> dict[str, Any]:
-    names = ("name", "about", "about_zh", "source", "licence", *more)
+def _shared_fields(record: dict) -> dict[str, Any]:
+    names = ("name", "about", "about_zh", "source", "licence")
     path = bundled_path("samples") / record["file"]
     return {"path": path, **{name: record[name] for name in names}}
-
-
-def _mover(item: dict) -> Mover:
-    first, last = (Box(item["label"], *item[key]) for key in ("first_box", "last_box"))
-    return Mover(item["label"], item["label_zh"], tuple(item["directions"]), first, last)
 
 
 def _sample(record: dict) -> Sample:
     boxes = tuple(Box(o["label"], *o["box"]) for o in record["objects"] if o.get("box"))
     text = (record.get("text") or {}).get("text")
-    return Sample(**_fields(record), boxes=boxes, text=text)
+    return Sample(**_shared_fields(record), boxes=boxes, text=text)
+
+
+def _clip(record: dict) -> SampleClip:
+    movers = tuple(
+        Mover(
+            item["label"], item["label_zh"], tuple(item["directions"]),
+            Box(item["label"], *item["first_box"]), Box(item["label"], *item["last_box"]),
+        )
+        for item in record["objects"]
+    )  # fmt: skip
+    fps, duration = record["fps"], record["duration"]
+    return SampleClip(**_shared_fields(record), movers=movers, fps=fps, duration=duration)
 
 
 def bundled_path(name: str = "") -> Path:

@@ -34,6 +34,7 @@ from vlkit.models.families import (
 )
 from vlkit.models.load import Model, first_generation, load_processor
 from vlkit.models.memory import Cost, Memory, count_cost, estimate_memory
+from vlkit.plotting.draw import draw_patch_grid
 from vlkit.plotting.html import FAINT, byte_text, fill_template, image_html, table_html
 
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
@@ -214,8 +215,6 @@ class PictureView(_PatchGrid):
 
     def draw(self) -> PIL.Image.Image:
         """The picture as the model sees it, its tokens and patches drawn. Decodes it."""
-        from vlkit.plotting.draw import draw_patch_grid
-
         return draw_patch_grid(self.image.load().resize(self.input_size), self.patch_size)
 
 
@@ -260,8 +259,6 @@ class ClipView(_PatchGrid):
 
     def draw(self) -> PIL.Image.Image:
         """The first sampled frame as the model sees it, its patches drawn. Decodes two frames."""
-        from vlkit.plotting.draw import draw_patch_grid
-
         start = replace(self.video, frames=None, max_frames=2)
         clip = load_clip(start, lambda size, count: self.input_size)
         return draw_patch_grid(clip.pictures[0], self.patch_size)

@@ -6,11 +6,12 @@ import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Option
 
 from vlkit.cli.batch import batch
 from vlkit.cli.grounding import convert, evaluate_grounding
@@ -38,13 +39,12 @@ def doctor() -> None:
 
 
 def report(
-    run: Annotated[str, typer.Argument(help='A run\'s folder, or "last".')] = "last",
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(help="A .html, .pdf, .md or .bib; may be repeated. By default report.html."),
-    ] = None,
-    directory: Annotated[Path, typer.Option(help='Where "last" looks for runs.')] = Path("runs"),
-    most: Annotated[int, typer.Option(min=0, help="How many answers are shown.")] = 100,
+    run: str = Argument("last", help='A run\'s folder, or "last".'),
+    out: list[Path] | None = Option(
+        None, help="A .html, .pdf, .md or .bib; may be repeated. By default report.html."
+    ),
+    directory: Path = Option(Path("runs"), help='Where "last" looks for runs.'),
+    most: int = Option(100, min=0, help="How many answers are shown."),
 ) -> None:
     """Write a report of a recorded run: a self-contained HTML page, PDF, Markdown or BibTeX."""
     from vlkit import records
@@ -92,12 +92,9 @@ def _show_version(is_set: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
+    version: bool = Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
 ) -> None:
     pass
 
@@ -119,21 +116,20 @@ def main() -> None:
 @with_load_options()
 def predict(
     *,
-    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
-    locate: Annotated[
-        str | None,
-        typer.Option(metavar="OBJECT", help="Ask for its box instead, in the model's own words."),
-    ] = None,
-    language: Annotated[Literal["en", "zh"], typer.Option(help="Of --locate's words.")] = "en",
-    image: Annotated[
-        list[str] | None, typer.Option(help="Path or URL of a picture or clip; may be repeated.")
-    ] = None,
+    prompt: str | None = Option(None, help="The question."),
+    locate: str | None = Option(
+        None, metavar="OBJECT", help="Ask for its box instead, in the model's own words."
+    ),
+    language: Literal["en", "zh"] = Option("en", help="Of --locate's words."),
+    image: list[str] | None = Option(
+        None, help="Path or URL of a picture or clip; may be repeated."
+    ),
     load_options: dict[str, Any],
     answer_options: dict[str, Any],
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Write answer.json and the pictures with boxes here.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    output_dir: Path | None = Option(
+        None, help="Write answer.json and the pictures with boxes here."
+    ),
+    json_output: bool = Option(False, "--json", help="Print the answer as JSON."),
 ) -> None:
     """Ask one question, about pictures or without."""
     from vlkit.datasets.conversations import locate_prompt
@@ -167,9 +163,7 @@ def predict(
 @with_load_options(name for name in LOAD_OPTIONS if name != "max_image_tokens")
 def chat(
     *,
-    image: Annotated[
-        list[str] | None, typer.Option(help="Pictures or clips for the first turn.")
-    ] = None,
+    image: list[str] | None = Option(None, help="Pictures or clips for the first turn."),
     load_options: dict[str, Any],
     answer_options: dict[str, Any],
 ) -> None:
@@ -206,14 +200,14 @@ def chat(
 @with_load_options(("hub", "revision"))
 def download(
     *,
-    name: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.")],
-    patterns: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these files or globs.")
-    ] = None,
+    name: str = Argument(metavar="ID", help="owner/name on the hub."),
+    patterns: list[str] | None = Argument(
+        None, metavar="[FILE]...", help="Only these files or globs."
+    ),
     load_options: dict[str, Any],
-    local_dir: Annotated[
-        Path | None, typer.Option(help="The folder to download to; by default the hub's cache.")
-    ] = None,
+    local_dir: Path | None = Option(
+        None, help="The folder to download to; by default the hub's cache."
+    ),
 ) -> None:
     """Download a model, verify its shards and print the folder. Resumes where it stopped."""
     from vlkit.models.hub import download_model

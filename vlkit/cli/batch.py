@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Argument, Exit, Option
 
 from vlkit.cli.options import error_console, print_plain, with_load_options, with_process_device
 from vlkit.errors import VlkitError, counted
@@ -24,30 +24,19 @@ _SHOWN = 3  # failures that are printed; the file has all
 @with_load_options()
 def batch(
     *,
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="CSV, JSONL, JSON, Parquet or a folder of pictures.")
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="The answers: .jsonl; or .csv or .parquet, made at the end of a .jsonl next to it."
-        ),
-    ],
-    prompt: Annotated[
-        str | None, typer.Option(help='The question; "{name}" stands for the cell in column name.')
-    ] = None,
-    image_column: Annotated[
-        list[str] | None, typer.Option(help="Column with pictures; may be repeated.")
-    ] = None,
+    source: str = Argument(metavar="IN", help="CSV, JSONL, JSON, Parquet or a folder of pictures."),
+    out: Path = Option(
+        help="The answers: .jsonl; or .csv or .parquet, made at the end of a .jsonl next to it."
+    ),
+    prompt: str | None = Option(
+        None, help='The question; "{name}" stands for the cell in column name.'
+    ),
+    image_column: list[str] | None = Option(None, help="Column with pictures; may be repeated."),
     load_options: dict[str, Any],
     answer_options: dict[str, Any],
-    batch_size: Annotated[str, typer.Option(help="The most rows at a time, or auto.")] = "auto",
-    agreement: Annotated[
-        int, typer.Option(metavar="N", help="Ask N rows again one by one and compare.")
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option(help="Resume an OUT that contains rows, or refuse it.")
-    ] = True,
+    batch_size: str = Option("auto", help="The most rows at a time, or auto."),
+    agreement: int = Option(0, metavar="N", help="Ask N rows again one by one and compare."),
+    resume: bool = Option(True, help="Resume an OUT that contains rows, or refuse it."),
 ) -> None:
     """Ask many questions. After a stop or a crash, the same command resumes.
 
@@ -72,7 +61,7 @@ def batch(
         if results.report.stopped:
             place = f"; finished rows are in {journal}" if journal != out else ""
             print_plain(f"Stopped. The same command resumes {out}{place}.", error_console)
-            raise typer.Exit(130)
+            raise Exit(130)
         report, results = shares.gather(results, conversations, journal)
     if shares.number:
         return
@@ -80,7 +69,7 @@ def batch(
         write_table(to_frame(results, conversations), out)
     _print_summary(results, report, source, out)
     failures = sum(isinstance(result, Failure) for result in results)
-    raise typer.Exit(1 if results and failures == len(results) else 0)
+    raise Exit(1 if results and failures == len(results) else 0)
 
 
 @dataclass(frozen=True)

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
+from typer import Argument, Option, echo
 
 from vlkit.cli.options import TokensOption, print_plain, with_load_options
 from vlkit.settings import MAX_NEW_TOKENS
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A file or folder with boxes.")],
-    target: Annotated[Path, typer.Argument(help="The file or new folder to write.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            help="coco, yolo, voc, refcoco, label-studio, ms-swift, or a family: qwen_vl, "
-            "qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5."
-        ),
-    ],
-    source_format: Annotated[
-        str, typer.Option("--from", help="The source's format, if its content does not show it.")
-    ] = "auto",
-    images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
-    max_image_tokens: Annotated[
-        int | None, typer.Option(help="The max_image_tokens with which qwen2_5_vl is used.")
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            help='The question of conversations, with "{label}"; by default that of '
-            "evaluate-grounding."
-        ),
-    ] = None,
-    copy_pictures: Annotated[
-        bool, typer.Option("--copy-pictures", help="Copy the pictures next to the file.")
-    ] = False,
+    source: Path = Argument(help="A file or folder with boxes."),
+    target: Path = Argument(help="The file or new folder to write."),
+    to: str = Option(
+        help="coco, yolo, voc, refcoco, label-studio, ms-swift, or a family: qwen_vl, "
+        "qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5."
+    ),
+    source_format: str = Option(
+        "auto", "--from", help="The source's format, if its content does not show it."
+    ),
+    images: Path | None = Option(None, help="The folder with the pictures."),
+    max_image_tokens: int | None = Option(
+        None, help="The max_image_tokens with which qwen2_5_vl is used."
+    ),
+    prompt: str | None = Option(
+        None,
+        help='The question of conversations, with "{label}"; by default that of '
+        "evaluate-grounding.",
+    ),
+    copy_pictures: bool = Option(
+        False, "--copy-pictures", help="Copy the pictures next to the file."
+    ),
 ) -> None:
     """Convert a data set's boxes to another format or another generation's convention."""
     from vlkit.datasets.scenes import convert as convert_boxes
@@ -47,33 +42,31 @@ def convert(
         source, target, to=to, source_format=source_format, images=images,
         max_image_tokens=max_image_tokens, prompt=prompt, copy_pictures=copy_pictures,
     )  # fmt: skip
-    typer.echo(f"{report}, written to {target}")
+    echo(f"{report}, written to {target}")
 
 
 @with_load_options()
 def evaluate_grounding(
     *,
-    model: Annotated[str, typer.Argument(help='"tiny" (bundled), a folder or a hub id.')],
-    data: Annotated[
-        str, typer.Argument(help='"samples" (bundled), or any file or folder that convert reads.')
-    ],
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "--out", help="A new folder for the results.")
-    ] = Path("evaluation"),
-    data_format: Annotated[
-        str, typer.Option("--format", help="Of the data, if their content does not show it.")
-    ] = "auto",
-    images: Annotated[Path | None, typer.Option(help="The folder with the pictures.")] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help='With "{label}"; by default the usual one of the family.')
-    ] = None,
-    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the usual prompt.")] = "en",
-    iou: Annotated[list[float] | None, typer.Option(help="Thresholds; 0.5 and 0.75.")] = None,
-    worst: Annotated[int, typer.Option(min=0, help="How many answers the gallery shows.")] = 24,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
+    model: str = Argument(help='"tiny" (bundled), a folder or a hub id.'),
+    data: str = Argument(help='"samples" (bundled), or any file or folder that convert reads.'),
+    output_dir: Path = Option(
+        Path("evaluation"), "--output-dir", "--out", help="A new folder for the results."
+    ),
+    data_format: str = Option(
+        "auto", "--format", help="Of the data, if their content does not show it."
+    ),
+    images: Path | None = Option(None, help="The folder with the pictures."),
+    prompt: str | None = Option(
+        None, help='With "{label}"; by default the usual one of the family.'
+    ),
+    language: Literal["en", "zh"] = Option("en", help="Of the usual prompt."),
+    iou: list[float] | None = Option(None, help="Thresholds; 0.5 and 0.75."),
+    worst: int = Option(24, min=0, help="How many answers the gallery shows."),
+    limit: int | None = Option(None, min=1, help="Only the first questions."),
     load_options: dict[str, Any],
     max_new_tokens: TokensOption = MAX_NEW_TOKENS,
-    batch_size: Annotated[int, typer.Option(help="The most rows at a time; 0 is auto.")] = 0,
+    batch_size: int = Option(0, help="The most rows at a time; 0 is auto."),
 ) -> None:
     """Ask a model where things are and measure its boxes.
 
@@ -102,5 +95,5 @@ def evaluate_grounding(
     metrics = run.evaluation.overall.to_string(na_rep="–", float_format="{:.3f}".format)
     print_plain(f"{metrics}\n(low and high: the 95 % interval)")
     unread = run.to_dict()["unreadable"]
-    typer.echo(f"{len(run.questions):,} questions, {unread:,} answers unreadable.")
-    typer.echo(f"Written to {output_dir}: metrics.json, rows.csv, gallery.html")
+    echo(f"{len(run.questions):,} questions, {unread:,} answers unreadable.")
+    echo(f"Written to {output_dir}: metrics.json, rows.csv, gallery.html")

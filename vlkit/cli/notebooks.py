@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from unittest.mock import patch
 
 import typer
+from typer import Argument, Option
 
 from vlkit.cli.options import console, error_console, print_plain
 from vlkit.errors import VlkitError
@@ -40,9 +41,7 @@ _VOILA = (
 
 def lab(
     context: typer.Context,
-    folder: Annotated[
-        Path | None, typer.Option(help="Copy the notebooks here first, and open the copies.")
-    ] = None,
+    folder: Path | None = Option(None, help="Copy the notebooks here first, and open the copies."),
 ) -> None:
     """Open JupyterLab on the notebooks; further options are jupyter lab's, such as --port 9000."""
     from jupyterlab.labapp import main
@@ -57,9 +56,7 @@ def lab(
 
 def classroom(
     context: typer.Context,
-    panel: Annotated[
-        list[str] | None, typer.Option(help="Only this panel, such as ask; may be repeated.")
-    ] = None,
+    panel: list[str] | None = Option(None, help="Only this panel, such as ask; may be repeated."),
 ) -> None:
     """Serve each panel as a page, for a class; further options are voila's, such as --port 8866.
 
@@ -167,21 +164,16 @@ def write_pages(folder: Path, names: list[str], load: str = "vlkit.load()") -> P
 
 
 def run(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(metavar="NOTEBOOK", help="A notebook with a cell tagged parameters."),
-    ],
-    parameter: Annotated[
-        list[str] | None, typer.Option("-p", metavar="NAME VALUE", help="May be repeated.")
-    ] = None,
-    directory: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    keep_media: Annotated[
-        bool,
-        typer.Option(
-            "--keep-media",
-            help="Keep all pictures that are asked about; else those without a file.",
-        ),
-    ] = False,
+    arguments: list[str] = Argument(
+        metavar="NOTEBOOK", help="A notebook with a cell tagged parameters."
+    ),
+    parameter: list[str] | None = Option(None, "-p", metavar="NAME VALUE", help="May be repeated."),
+    directory: Path = Option(Path("runs"), help="Where the run's folder is made."),
+    keep_media: bool = Option(
+        False,
+        "--keep-media",
+        help="Keep all pictures that are asked about; else those without a file.",
+    ),
 ) -> None:
     """Run a notebook; saves the executed copy and a record of all answers in a dated folder."""
     notebook, parameters = split_arguments(arguments, parameter or [])

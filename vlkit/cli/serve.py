@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Argument, Option
 
 from vlkit.cli.options import print_plain, with_load_options
 from vlkit.errors import VlkitError
@@ -18,52 +18,41 @@ _MEBIBYTE, _MEGAPIXEL = 2**20, 1_000_000
 @with_load_options(_LOAD_OPTIONS)
 def serve(
     *,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help='"tiny" (bundled), a folder or a hub id. By default what VLKIT_MODEL or the '
-            'settings file names, else "tiny".',
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="The address; one that others can reach needs a key.")
-    ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="VLKIT_API_KEY", help="What clients must send.", show_default=False),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
+    model: str | None = Argument(
+        None,
+        metavar="MODEL",
+        help='"tiny" (bundled), a folder or a hub id. By default what VLKIT_MODEL or the '
+        'settings file names, else "tiny".',
+    ),
+    host: str = Option("127.0.0.1", help="The address; one that others can reach needs a key."),
+    port: int = Option(8000, min=0, max=65535, help="0 takes a free port."),
+    api_key: str | None = Option(
+        None, envvar="VLKIT_API_KEY", help="What clients must send.", show_default=False
+    ),
+    name: str | None = Option(None, help="What clients call the model."),
     load_options: dict[str, Any],
-    allow_local: Annotated[
-        Path | None, typer.Option(help="A folder whose files requests may name.")
-    ] = None,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Requests may name http(s) URLs; public ones.")
-    ] = False,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A host of an internal network, for such URLs.")
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A web page that may call the server (CORS).")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = (
-        Limits.new_tokens
+    allow_local: Path | None = Option(None, help="A folder whose files requests may name."),
+    allow_urls: bool = Option(
+        False, "--allow-urls", help="Requests may name http(s) URLs; public ones."
     ),
-    max_context: Annotated[
-        int | None, typer.Option(min=2, help="Most tokens of prompt and answer together.")
-    ] = None,
-    max_pictures: Annotated[int, typer.Option(min=1, help="Of one request.")] = Limits.pictures,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one request's pictures.")] = (
-        Limits.pixels // _MEGAPIXEL
+    allow_host: list[str] | None = Option(
+        None, help="A host of an internal network, for such URLs."
     ),
-    max_body: Annotated[int, typer.Option(min=1, help="Mebibytes of one request.")] = (
-        Limits.body_bytes // _MEBIBYTE
+    allow_origin: list[str] | None = Option(
+        None, help="A web page that may call the server (CORS)."
     ),
-    max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests in the queue; more get status 429.")
-    ] = Limits.waiting,
+    max_new_tokens: int = Option(Limits.new_tokens, min=1, help="The longest answer, in tokens."),
+    max_context: int | None = Option(
+        None, min=2, help="Most tokens of prompt and answer together."
+    ),
+    max_pictures: int = Option(Limits.pictures, min=1, help="Of one request."),
+    max_megapixels: int = Option(
+        Limits.pixels // _MEGAPIXEL, min=1, help="Of one request's pictures."
+    ),
+    max_body: int = Option(Limits.body_bytes // _MEBIBYTE, min=1, help="Mebibytes of one request."),
+    max_waiting: int = Option(
+        Limits.waiting, min=1, help="Requests in the queue; more get status 429."
+    ),
 ) -> None:
     """Serve a model to OpenAI's and compatible clients. Ctrl-C finishes running requests first.
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Argument, Option
 
 from vlkit.cli.options import print_plain, with_process_device
 from vlkit.errors import VlkitError
@@ -20,8 +20,8 @@ _NUMBERS = ("epochs", "learning_rate", "alpha")
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML: arguments of lora.train and of load.")],
-    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+    config: Path = Argument(help="YAML: arguments of lora.train and of load."),
+    resume: bool = Option(False, help="Continue from the last checkpoint."),
 ) -> None:
     """Train adapters as CONFIG.yaml says. Its keys are arguments of lora.train and of load.
 

@@ -40,7 +40,7 @@ def draw_comparison(
     """
     picture = load_image(image)
     draw_strokes(picture, _strokes(predicted, truth), labels=labels)
-    rows = [(TRUTH, names[1], 1), (ANSWER, names[0], 0)]
+    rows = [(TRUTH, names[1], 1, False), (ANSWER, names[0], 0, False)]
     return add_legend(picture, rows) if legend else picture
 
 
@@ -69,11 +69,10 @@ def save_boxes(
         strokes = label_strokes(boxes) if truth is None else _strokes(boxes, truth)
         _save_svg(path, load_image(image), strokes, labels)
         return path
-    drawn = (
-        draw_boxes(image, boxes, labels=labels)
-        if truth is None
-        else draw_comparison(image, boxes, truth, labels=labels)
-    )
+    if truth is None:
+        drawn = draw_boxes(image, boxes, labels=labels)
+    else:
+        drawn = draw_comparison(image, boxes, truth, labels=labels)
     try:
         drawn.save(path)
     except (ValueError, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from itertools import cycle, pairwise
 from typing import Any
 
@@ -116,7 +116,8 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
             draw_mark(draw, (item.x, item.y), radius, fill, pattern)
         return
     if isinstance(item, Box):
-        x1, y1, x2, y2 = _drawn_pixels(item)
+        x1, y1 = round(item.x1), round(item.y1)  # Pillow includes the last pixel
+        x2, y2 = max(x1, round(item.x2) - 1), max(y1, round(item.y2) - 1)
         outer = (x1 - edge, y1 - edge, x2 + edge, y2 + edge)
         draw.rectangle(outer, outline=edge_color, width=width + 2 * edge)
         if not pattern:
@@ -131,27 +132,21 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
     draw_path(draw, [*corners, corners[0]], width, color, pattern)
 
 
-def _drawn_pixels(box: Box) -> tuple[float, float, float, float]:
-    x1, y1 = round(box.x1), round(box.y1)
-    x2, y2 = round(box.x2) - 1, round(box.y2) - 1  # Pillow includes the last pixel
-    return x1, y1, max(x1, x2), max(y1, y2)
+LegendRow = tuple[str, str, int, bool]  # colour, text, number of the pattern, for points or lines
 
 
-def add_legend(
-    picture: PIL.Image.Image, rows: Sequence[tuple[str, str, int]], *, points: Container = ()
-) -> PIL.Image.Image:
+def add_legend(picture: PIL.Image.Image, rows: Sequence[LegendRow]) -> PIL.Image.Image:
     """The picture with a legend under it, at most as high as the picture, but at least a line.
 
     Args:
         picture: what the legend is for.
-        rows: (colour, text, number of the pattern) of each entry.
-        points: the texts of entries that are shown as points instead of lines.
+        rows: its entries.
     """
     font = font_for(picture.size) or load_font(12)
     top, height = text_height(font)
     line, gap = round(height * 1.5), round(height * 0.7)
     mark = 2 * height + gap  # the piece of line before the text
-    lines: list[list[tuple[float, str, tuple[str, str, int]]]] = [[]]  # (x, short text, entry)
+    lines: list[list[tuple[float, str, LegendRow]]] = [[]]  # (x, short text, entry)
     x: float = gap
     for row in rows:
         text = fit_text(row[1], font, picture.width - mark - 2 * gap)
@@ -173,9 +168,9 @@ def add_legend(
         draw_text(draw, (gap, high - line - top), more, "black", font)
     for number, entries in enumerate(shown):
         y = picture.height + gap + line * number
-        for x, short, (color, text, pattern) in entries:
+        for x, short, (color, _, pattern, is_point) in entries:
             middle = y + height / 2
-            if text in points:
+            if is_point:
                 draw_mark(draw, (x + height, middle), height / 2, color, pattern)
             else:
                 ends = [(x, middle), (x + 2 * height, middle)]
@@ -212,16 +207,16 @@ def draw_boxes(
         A new upright RGB image of the original's size, higher by the legend.
     """
     picture, items = load_image(image), list_items(boxes)
-    styles = label_styles(item.label for item in items)
     draw_strokes(picture, label_strokes(items), labels=labels, line_width=line_width)
     if not legend:
         return picture
-    counts = Counter(item.label for item in items)
-    rows = {label: f"{printable(label)} ×{counts[label]}" for label in styles if label}
-    points = {rows[label] for label in _only_points(items) if label}
-    return add_legend(
-        picture, [(styles[n][0], text, styles[n][1]) for n, text in rows.items()], points=points
-    )
+    counts, points = Counter(item.label for item in items), _only_points(items)
+    rows = [
+        (color, f"{printable(label)} ×{counts[label]}", pattern, label in points)
+        for label, (color, pattern) in label_styles(counts).items()
+        if label
+    ]
+    return add_legend(picture, rows)
 
 
 def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: bool = False):
@@ -262,27 +257,20 @@ def plot_strokes(
     families = font_families(printable(item.label) for item, _, _ in strokes)
     font = FontProperties(family=families, size=font_size)
     for item, color, pattern in strokes:
-        line: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": line_width}
-        line |= {"linestyle": _line_style(pattern)}
+        line = {"edgecolor": color, "linewidth": line_width, "linestyle": _line_style(pattern)}
         corner = bounds_of(item)[:2]
         if isinstance(item, Point):
             look = {"markersize": 3 * line_width, "markeredgecolor": text_color(color)}
             axes.plot(*corner, _MARKERS[pattern], color=color, **look)
         elif isinstance(item, Box):
             size = (item.x2 - item.x1, item.y2 - item.y1)
-            axes.add_patch(Rectangle(corner, *size, **line))
+            axes.add_patch(Rectangle(corner, *size, fill=False, **line))
         else:
-            axes.add_patch(Polygon(item.corners, **line))
+            axes.add_patch(Polygon(item.corners, fill=False, **line))
         if labels and item.label:
-            axes.text(
-                *corner,
-                printable(item.label),
-                font=font,
-                color=text_color(color),
-                bbox={"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none"},
-                verticalalignment="bottom",
-                parse_math=False,
-            )
+            frame = {"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none"}
+            look = {"color": text_color(color), "verticalalignment": "bottom", "parse_math": False}
+            axes.text(*corner, printable(item.label), font=font, bbox=frame, **look)
     return font
 
 
@@ -327,16 +315,19 @@ def draw_frames(
     Raises:
         VlkitError: lists for another number of frames than the clip has.
     """
-    columns = min(columns, len(clip.frames))
+    count = len(clip.frames)
+    are_tracks = isinstance(boxes, list | tuple) and any(isinstance(b, list | tuple) for b in boxes)
+    per_frame: Any = boxes if are_tracks else [list_items(boxes)] * count
+    if len(per_frame) != count:
+        raise VlkitError(f"{len(boxes)} lists of boxes for {count} frames; give one for each frame")
+    columns = min(columns, count)
     scale = 800 // columns / clip.info.size[0]
     size = (800 // columns, max(1, round(clip.info.size[1] * scale)))
-    tracks = [
-        [scale_item(i, scale) for i in items] for items in _per_frame(boxes, len(clip.frames))
-    ]
+    tracks = [[scale_item(item, scale) for item in list_items(items)] for items in per_frame]
     frames = []
     for index, (frame, time) in enumerate(zip(clip.pictures, clip.timestamps, strict=True)):
         drawn = draw_boxes(frame.resize(size), tracks[index])
-        if _are_tracks(boxes):
+        if are_tracks:
             _draw_trails(drawn, tracks[: index + 1])
         frames.append((drawn, f"{time:.2f} s"))
     return stack_captioned(frames, columns=columns)
@@ -382,22 +373,8 @@ def _only_points(items: Sequence[Item]) -> set[str]:
     return {i.label for i in items} - {i.label for i in items if not isinstance(i, Point)}
 
 
-# --- tracks --------------------------------------------------------------------------------------
-
-
-def _are_tracks(boxes: Any) -> bool:
-    return isinstance(boxes, list | tuple) and any(isinstance(b, list | tuple) for b in boxes)
-
-
-def _per_frame(boxes: Any, count: int) -> list[list[Item]]:
-    if not _are_tracks(boxes):
-        return [list_items(boxes)] * count
-    if len(boxes) != count:
-        raise VlkitError(f"{len(boxes)} lists of boxes for {count} frames; give one for each frame")
-    return [list_items(items) for items in boxes]
-
-
 def _draw_trails(picture: PIL.Image.Image, tracks: list[list[Item]]) -> None:
+    """The path of each label's middle, from frame to frame."""
     styles = label_styles(item.label for item in tracks[-1])
     width, draw = line_width_for(picture.size), ImageDraw.Draw(picture, "RGBA")
     for label, (color, pattern) in styles.items():

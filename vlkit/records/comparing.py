@@ -98,6 +98,7 @@ def compare(
     conversations = check_conversations(conversations)
     if truth is not None and len(truth) != len(conversations):
         raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations")
+    scoring = {"match_labels": match_labels, "bootstrap": bootstrap, "groups": groups}
     answers: dict[str, Any] = {}
     evaluations, rows = {}, {}
     for name, (vlm, own_options) in _settings(vlms).items():
@@ -110,10 +111,7 @@ def compare(
             if truth is None:
                 continue
             boxes = [_boxes(answer) for answer in answers[name]]
-            evaluations[name] = evaluate_grounding(
-                boxes, truth, match_labels=match_labels, coco=False, bootstrap=bootstrap,
-                groups=groups,
-            )  # fmt: skip
+            evaluations[name] = evaluate_grounding(boxes, truth, coco=False, **scoring)
             rows[name] |= _metrics(evaluations[name])
     questions = [_text(messages) for messages in conversations]
     texts = {name: list(map(str, replies)) for name, replies in answers.items()}
@@ -148,19 +146,19 @@ def _name(vlm: Any, options: Mapping) -> str:
 
 def _summarise(answers: Any) -> dict[str, Any]:
     usages = [answer.usage for answer in answers if isinstance(answer, Reply)]
-    row: dict[str, Any] = {"failures": len(answers) - len(usages)}
-    row["seconds"] = answers.report.seconds / max(1, len(answers))
-    for name in ("image_tokens", "new_tokens"):
-        row[name] = sum(getattr(usage, name) for usage in usages) / max(1, len(usages))
-    return row
+    return {
+        "failures": len(answers) - len(usages),
+        "seconds": answers.report.seconds / max(1, len(answers)),
+        "image_tokens": sum(usage.image_tokens for usage in usages) / max(1, len(usages)),
+        "new_tokens": sum(usage.new_tokens for usage in usages) / max(1, len(usages)),
+    }
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
     chosen = [f"accuracy@{evaluation.thresholds[0]:g}", "mean_iou"]
-    rows = evaluation.overall.loc[chosen].to_dict("index")
     return {
         f"{name} {key}".removesuffix(" value"): value
-        for name, row in rows.items()
+        for name, row in evaluation.overall.loc[chosen].iterrows()
         for key, value in row.items()
     }
 
@@ -219,15 +217,14 @@ class RunDiff:
         )
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(str(self))}</p>"]
-        parts += [frame_html(self.settings, "settings"), frame_html(self.metrics, "metrics")]
+        tables = frame_html(self.settings, "settings") + frame_html(self.metrics, "metrics")
         both = zip(self.pairs, self.rows["same"], strict=True)
         different = [pair for pair, same in both if not same]
         if different:
             heads = ("", "question", self.a.name, self.b.name, "IoU")
             rows = (self._cells(*pair) for pair in different[:MOST_SHOWN])
-            parts.append(f"<h4>answers that differ</h4>{table_html(heads, rows)}")
-        return "".join(parts)
+            tables += f"<h4>answers that differ</h4>{table_html(heads, rows)}"
+        return f"<p>{html.escape(str(self))}</p>{tables}"
 
     def _cells(self, a: dict, b: dict) -> list[str]:
         first, second = items_of(a), items_of(b)

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlkit.media.sources import LEFT_OUT, SECRET_NAME, file_hash, hide_secrets
 
-SHORTEST = 8  # characters; a shorter value is part of too many harmless words
+_SHORTEST = 8  # characters; a shorter value is part of too many harmless words
 
 
 _NOT_SECRET = ("PWD", "OLDPWD")  # folders
@@ -51,20 +51,14 @@ _SHAPES = re.compile(
 def without_secrets(value: Any, known: Collection[str] = ()) -> Any:
     """A copy of plain data with ``[left out]`` in place of secrets.
 
-    Secrets are the values of environment variables that are named like keys, tokens or passwords;
-    the ``known`` ones; text in the format of a well-known service's keys; values under a name such
-    as ``password``, ``api-key``, ``secret`` or ``authorization``, in nested data or in a text; and,
-    in URLs, passwords and the values of parameters with such names.
+    Secrets are the values of environment variables that are named like keys, tokens or passwords,
+    and the ``known`` ones, both from 8 characters on; text in the format of a well-known service's
+    keys; values under a name such as ``password``, ``api-key``, ``secret`` or ``authorization``, in
+    nested data or in a text; and, in URLs, passwords and the values of parameters with such names.
     """
-    return _clean(value, sorted({*_environment(), *known}, key=len, reverse=True))
-
-
-def _environment() -> set[str]:
-    return {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= SHORTEST and name not in _NOT_SECRET and SECRET_NAME.search(name)
-    }
+    named = (v for k, v in os.environ.items() if k not in _NOT_SECRET and SECRET_NAME.search(k))
+    secrets = {text for text in (*named, *known) if len(text) >= _SHORTEST}
+    return _clean(value, sorted(secrets, key=len, reverse=True))
 
 
 def _clean(value: Any, secrets: list[str], named: bool = False) -> Any:
@@ -179,8 +173,8 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
 def model_facts(vlm: Any) -> dict[str, Any]:
     """The facts to load the same model again, and to check that it is the same."""
-    facts = {"name": vlm.name, "family": vlm.family}
-    facts["max_image_tokens"] = getattr(vlm, "max_image_tokens", None)
+    limit = getattr(vlm, "max_image_tokens", None)
+    facts = {"name": vlm.name, "family": vlm.family, "max_image_tokens": limit}
     folder = getattr(vlm, "folder", None)
     if folder is None:
         return facts | {"hosted": dict(getattr(vlm, "identity", {}))}
@@ -188,9 +182,8 @@ def model_facts(vlm: Any) -> dict[str, Any]:
     is_cached = folder.path.parent.name == "snapshots"  # of a hub; its name is the commit
     commit = folder.path.name if is_cached else None
     place = {"hub": folder.hub, "revision": folder.revision, "commit": commit}
-    return facts | place | {
-        "weights": weights_hash(folder.path), "adapter": adapter, **_network_facts(vlm.model)
-    }  # fmt: skip
+    loaded = {"weights": weights_hash(folder.path), "adapter": adapter}
+    return facts | place | loaded | _network_facts(vlm.model)
 
 
 def adapter_facts(name: str) -> dict[str, Any]:

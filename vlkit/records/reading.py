@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastjsonschema
 import PIL.Image
 
 from vlkit.errors import VlkitError, counted, is_number, warn_user
@@ -33,80 +34,25 @@ VERSION = 1
 MANIFEST, LINES = "manifest.json", "records.jsonl"
 
 
-# What the rest of the room relies on, of files that a hand or a kill may have changed: fields and
-# their types. "name?" may be missing or None; "*" stands for all fields of a dict.
-_NUMBER = (int, float)
-_COUNTS = ("image_tokens", "video_tokens", "prompt_tokens", "new_tokens")
-_SHAPES: dict[str, Any] = {
-    "manifest": {
-        "vlkit_run": int, "name": str, "started": str, "ended?": str, "seconds?": _NUMBER,
-        "notes?": str, "error?": str, "git?": {"commit": str, "dirty": bool},
-        "environment": {"packages": {"*": str}},
-    },
-    "line": {"record": str, "seconds_in": _NUMBER},
-    "model": {"id": str, "name": str, "family": str, "gpu?": str, "adapter?": {"name": str}},
-    "values": {"values": {}},
-    "evaluation": {
-        "title": str,
-        "evaluation": {"overall": {"*": {"value?": _NUMBER}}, "by_label?": {"*": {}}},
-    },
-    "training": {"state": str, "arguments": {}, "losses?": [list], "adapter?": {"name": str}},
-    "text": {"text": str, "caption": str},
-    "figure": {"file": str, "caption": str},
-    "table": {"columns": list, "rows": [list], "caption": str},
-    "answer": {
-        "kind": str, "model": str, "key": str, "setting?": str, "tokens?": [int],
-        "messages": [{"role?": str, "malformed?": str, "content?": [{"type": str, "text?": str}]}],
-        "media": [{"kind": str, "name": str, "of": str, "sha256": str, "path?": str,
-                   "kept?": str, "thumbnail?": str, "options?": {}}],
-        "options": {"*": (int, float, str, type(None))}, "memory?": {"process": _NUMBER},
-    },
-    "reply": {
-        "text": str, "raw": str, "finish_reason": str, "seconds": _NUMBER, "input_sizes": [list],
-        "usage": dict.fromkeys(_COUNTS, int),
-    },
-    "failure": {"error": str, "error_kind": str},
-}  # fmt: skip
-
-
-def _fits(value: Any, shape: Any) -> bool:
-    """Whether a value has the fields and types of a shape."""
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
-    if not isinstance(shape, dict):
-        return isinstance(value, shape)
-    if not isinstance(value, dict):
-        return False
-    if "*" in shape:
-        return all(_fits(item, shape["*"]) for item in value.values())
-    return all(
-        (name.endswith("?") and value.get(name[:-1]) is None)
-        or _fits(value.get(name.removesuffix("?")), part)
-        for name, part in shape.items()
-    )
+@cache
+def _schema(part: str) -> Callable[[Any], Any]:
+    """Checks a manifest or a line for what the rest of the room relies on: they may be edited."""
+    definitions = read_json(Path(__file__).with_name("schema.json"))
+    return fastjsonschema.compile({"$ref": f"#/definitions/{part}", **definitions})
 
 
 def _is_whole(line: Any) -> bool:
     """Whether a line has what its kind needs."""
-    if not _fits(line, _SHAPES["line"]):
-        return False
-    kind = line["record"] if line["record"] != "exhibit" else line.get("exhibit")
-    if kind != "answer":
-        return isinstance(kind, str) and _fits(line, _SHAPES.get(kind, {}))
-    result = _SHAPES["reply" if "raw" in line else "failure"]
-    if not _fits(line, _SHAPES["answer"] | result):
-        return False
     try:
+        _schema("line")(line)
+        if line["record"] != "answer":
+            return True
         items_of(line)
-    except (TypeError, VlkitError):
+    except (fastjsonschema.JsonSchemaException, TypeError, VlkitError):
         return False
     count = len(line["media"])
     content = [item for message in line["messages"] for item in message.get("content") or ()]
-    return (
-        bool(line["messages"])
-        and all({"role", "content"} <= m.keys() or "malformed" in m for m in line["messages"])
-        and all("text" in i or i.get("media") in range(count) for i in content)
-    )
+    return all("text" in item or item["media"] in range(count) for item in content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,11 +213,10 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
-    with suppress(VlkitError, ValueError, KeyError, TypeError):
-        manifest = read_json(file)
+    with suppress(VlkitError, ValueError):  # a JsonSchemaException is a ValueError
+        manifest = _schema("manifest")(read_json(file))
         datetime.fromisoformat(manifest["started"])
-        if _fits(manifest, _SHAPES["manifest"]):
-            return manifest
+        return manifest
     raise VlkitError(f"{file} is damaged, or not of vlkit; restore it from a copy")
 
 

@@ -25,7 +25,6 @@ from vlkit.messages import as_messages
 from vlkit.records.facts import (
     LEFT_OUT,
     SECRET_FIELD,
-    SHORTEST,
     adapter_facts,
     environment,
     git_state,
@@ -219,15 +218,10 @@ class Run:
             raise VlkitError(f"the run {self.name!r} was opened before; make a new Run")
         self._started = time.time()
         self._manifest = {
-            "vlkit_run": VERSION,
-            "name": self.name,
-            "notes": self.notes,
-            "started": _now(),
-            "ended": None,
-            "keep_media": self.keep_media,
-            "environment": environment(),
+            "vlkit_run": VERSION, "name": self.name, "notes": self.notes, "started": _now(),
+            "ended": None, "keep_media": self.keep_media, "environment": environment(),
             "git": git_state(),
-        }
+        }  # fmt: skip
         self.path = _free_place(self.path)
         with whole_folder(self.path) as made:
             (made / MANIFEST).write_text(self._manifest_text(), encoding="utf-8")
@@ -313,7 +307,7 @@ class Run:
 
     def _model(self, vlm: Any) -> str:
         if vlm not in self._models:
-            self._secrets.update(text for text in vlm.secrets if len(text) >= SHORTEST)
+            self._secrets.update(vlm.secrets)
             self._count += 1
             name = f"model {self._count}"
             self._write("model", id=name, **model_facts(vlm))
