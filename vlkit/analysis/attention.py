@@ -125,17 +125,23 @@ def attention_map(
     of_heads = _choose("heads", heads, config.num_attention_heads)
     answered = answer_tokens(vlm, messages, answer, max_new_tokens, image, clip)
     steps = answered.find(token)
-    view = _find_view(vlm, answered, image, clip, frame)
+    kind, number, pictures = _find_medium(answered, image, clip)
+    if frame is not None and kind == "video":
+        frame = _check("frame", frame, len(pictures))
+    places, shape = _tokens(vlm, answered, kind, number)
     start = answered.inputs.tensors["input_ids"].shape[1]
-    watch = _Watch(chosen, of_heads, [start + step - 1 for step in steps], view.places)
+    watch = _Watch(chosen, of_heads, [start + step - 1 for step in steps], places)
     with _watching(vlm, watch):
         replay(vlm, answered, max(steps))
     kept = np.stack([watch.kept[layer] for layer in chosen])  # (layers, heads, tokens)
-    values = (kept.mean((0, 1)) if reduce == "mean" else kept.max((0, 1))).reshape(view.shape)
+    values = (kept.mean((0, 1)) if reduce == "mean" else kept.max((0, 1))).reshape(shape)
     if mask_border:
         values[:, [0, -1], :] = values[:, :, [0, -1]] = 0.0
+    if frame is None or kind == "image":  # frames come in pairs: the first of the most attended
+        frame = 2 * int(np.argmax(values.sum((1, 2))))
     text = "".join(answered.text[slice(*answered.spans[step])] for step in steps)
-    return AttentionMap(*view.pick(values), text, chosen, of_heads, view.frame_of(values))
+    shown = frame if kind == "video" else None
+    return AttentionMap(values[frame // 2], pictures[frame], text, chosen, of_heads, shown)
 
 
 # --- which layers, heads and tokens -------------------------------------------------------------
@@ -159,38 +165,16 @@ def _choose(name: str, numbers: Numbers, count: int) -> tuple[int, ...]:
     return tuple(sorted({int(n) % count for n in chosen}))
 
 
-@dataclass(frozen=True, eq=False)
-class _View:
-    """The tokens of a picture or clip: their places in the prompt and (steps, rows, columns)."""
-
-    places: list[int]
-    shape: tuple[int, int, int]
-    pictures: Sequence[PIL.Image.Image]
-    is_clip: bool
-    frame: int | None = None  # the caller's choice
-
-    def frame_of(self, values: np.ndarray) -> int | None:
-        """Frames come in pairs; returns the first frame of the most attended pair."""
-        if not self.is_clip:
-            return None
-        return self.frame if self.frame is not None else 2 * int(np.argmax(values.sum((1, 2))))
-
-    def pick(self, values: np.ndarray) -> tuple[np.ndarray, PIL.Image.Image]:
-        frame = self.frame_of(values) or 0
-        return values[frame // 2], self.pictures[frame]
-
-
-def _find_view(vlm: VLM, answered: AnswerTokens, image: int, clip, frame) -> _View:
+def _find_medium(answered: AnswerTokens, image: int, clip: int | None) -> tuple[str, int, Sequence]:
+    """Kind and number of the chosen picture or clip, and its one picture or its frames."""
     pictures, clips = answered.inputs.images[0], answered.inputs.clips[0]
     if clip is None and pictures:
         number = _check("image", image, len(pictures))
-        return _View(*_tokens(vlm, answered, "image", number), [pictures[number]], False)
+        return "image", number, [pictures[number]]
     if not clips:
         raise VlkitError("these messages contain no picture; pass one to vlkit.user")
     number = _check("clip", -1 if clip is None else clip, len(clips))
-    frames = clips[number].pictures
-    frame = frame and _check("frame", frame, len(frames))
-    return _View(*_tokens(vlm, answered, "video", number), frames, True, frame)
+    return "video", number, clips[number].pictures
 
 
 def _check(name: str, number: int, count: int) -> int:

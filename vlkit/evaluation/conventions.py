@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import PIL.Image
 
 from vlkit.errors import VlkitError, check_choice
@@ -16,13 +17,11 @@ from vlkit.evaluation.metrics import align_pictures, iou, label_key, pair_best
 from vlkit.grounding.boxes import Box, Size, check_size
 from vlkit.grounding.keys import SPACES, Space
 from vlkit.grounding.parse import span_of
+from vlkit.models.families import published_rules
 from vlkit.plotting.html import frame_html
 
 if TYPE_CHECKING:
     import pandas
-
-
-Corners = tuple[float, float, float, float]
 
 
 SWAPPED = "swapped axes"
@@ -34,59 +33,48 @@ _TURNS: dict[str | int, Callable[[float, float, Size], tuple[float, float]]] = {
     6: lambda x, y, size: (size[0] - y, x),
     8: lambda x, y, size: (y, size[1] - x),
 }
+_SIDEWAYS = (6, 8)
 
 
-def readings_of(sizes: list[Size], seen: list[Size] | None) -> dict[str, Callable]:
-    """By name, functions from (a box's numbers, the picture's index) to upright original pixels."""
-    readings = {}
+def _read_all(numbers: list[list[Box]], sizes: list[Size], seen: list[Size] | None) -> dict:
+    """By a reading's name, the boxes of each picture in pixels of the upright original."""
+    upright, stored = _spaces(sizes, seen), _spaces([size[::-1] for size in sizes], seen)
     variants: tuple[str | int, ...] = ("", SWAPPED, *_TURNS)
-    for (space, span), variant in product(_spaces(seen).items(), variants):
+    readings = {}
+    for space, variant in product(upright, variants):
         name = f"unrotated EXIF ({variant})" if isinstance(variant, int) else variant
-        readings[f"{space}, {name}" if name else space] = _reading(sizes, span, variant)
+        spans = (stored if variant in _SIDEWAYS else upright)[space]
+        readings[f"{space}, {name}" if name else space] = [
+            [_read(box, size, span, variant) for box in boxes]
+            for boxes, size, span in zip(numbers, sizes, spans, strict=True)
+        ]
     return readings
 
 
-def _spaces(seen: list[Size] | None) -> dict[str, Callable[[Size, int], Size]]:
-    """By name, functions from (a picture's stored size, its index) to the range of coordinates."""
-    from vlkit.models.families import published_rules
-
-    spaces: dict[str, Callable[[Size, int], Size]] = {
-        "0-1000": lambda size, i: (1000, 1000),
-        "0-999": lambda size, i: (999, 999),
-        "original pixels": lambda size, i: size,
-    }
+def _spaces(sizes: list[Size], seen: list[Size] | None) -> dict[str, list[Size]]:
+    """By a space's name, the range of coordinates in each picture of a stored size."""
+    count = len(sizes)
+    spaces = {"0-1000": [(1000, 1000)] * count, "0-999": [(999, 999)] * count}
+    spaces["original pixels"] = sizes
     if seen:
-        return spaces | {"resized pixels": lambda size, i: seen[i]}
+        return spaces | {"resized pixels": seen}
     for rules in map(published_rules, ("qwen2_5_vl", "qwen3_vl")):
-        name = f"resized pixels ({rules.side})"
-        spaces[name] = lambda size, i, rules=rules: rules.image_size(size)  # type: ignore[misc]
+        spaces[f"resized pixels ({rules.side})"] = [rules.image_size(size) for size in sizes]
     return spaces
 
 
-def _reading(sizes: list[Size], span: Callable, variant: str | int) -> Callable:
-    turn = _TURNS.get(variant, lambda x, y, size: (x, y))
-
-    def read(numbers: Corners, picture: int) -> Corners:
-        x1, y1, x2, y2 = numbers
-        numbers = (y1, x1, y2, x2) if variant == SWAPPED else numbers
-        size = sizes[picture]
-        stored = size[::-1] if variant in (6, 8) else size
-        x1, y1, x2, y2 = scale_corners(numbers, span(stored, picture), stored)
-        return *turn(x1, y1, size), *turn(x2, y2, size)
-
-    return read
+def _read(box: Box, size: Size, span: Size, variant: str | int) -> Box:
+    x1, y1, x2, y2 = box.xyxy
+    corners = (y1, x1, y2, x2) if variant == SWAPPED else box.xyxy
+    x1, y1, x2, y2 = _scale(corners, span, size[::-1] if variant in _SIDEWAYS else size)
+    if turn := _TURNS.get(variant):
+        (x1, y1), (x2, y2) = turn(x1, y1, size), turn(x2, y2, size)
+    return Box(box.label, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
 
 
-def scale_corners(numbers: Corners, span: Size, size: Size) -> Corners:
+def _scale(corners: Sequence[float], span: Size, size: Size) -> list[float]:
     """Corners in coordinates from 0 to ``span``, scaled to a picture of ``size``."""
-    x1, y1, x2, y2 = (n * size[i % 2] / span[i % 2] for i, n in enumerate(numbers))
-    return x1, y1, x2, y2
-
-
-def box_of(label: str, corners: Corners) -> Box:
-    """A box with its corners in order."""
-    x1, y1, x2, y2 = corners
-    return Box(label, min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+    return [n * size[i % 2] / span[i % 2] for i, n in enumerate(corners)]
 
 
 OFFSET = "constant offset"
@@ -178,10 +166,10 @@ def diagnose_boxes(
     sizes = _check_sizes("image_sizes", image_sizes, len(truths))
     seen = _check_sizes("input_sizes", input_sizes, len(truths)) if input_sizes else None
     numbers = _numbers(answers, sizes, seen, read_as)
-    candidates = {}
-    for name, read in readings_of(sizes, seen).items():
-        boxes = [[box_of(b.label, read(b.xyxy, i)) for b in row] for i, row in enumerate(numbers)]
-        candidates[name] = (boxes, _pair_nearest(boxes, truths, match_labels))
+    candidates = {
+        name: (boxes, _pair_nearest(boxes, truths, match_labels))
+        for name, boxes in _read_all(numbers, sizes, seen).items()
+    }
     if not any(len(pairs) for _, pairs in candidates.values()):
         raise VlkitError("no predicted box has a true box of its label; pass match_labels=False")
     for name in [name for name in candidates if "," not in name]:
@@ -218,7 +206,7 @@ def _numbers(answers: list[list[Box]], sizes: list[Size], seen: Any, space: Spac
         raise VlkitError('read_as="resized" needs input_sizes')
     spans = map(partial(span_of, space), sizes, seen or sizes)
     return [
-        [Box(b.label, *scale_corners(b.xyxy, size, span)) for b in boxes]
+        [Box(b.label, *_scale(b.xyxy, size, span)) for b in boxes]
         for boxes, size, span in zip(answers, sizes, spans, strict=True)
     ]
 
@@ -257,8 +245,6 @@ def _nearness(a: Box, b: Box) -> float:
 
 def _remove_offset(boxes: list[list[Box]], pairs: list[Pair], truths: list[list[Box]], match: bool):
     """The boxes without a constant offset, and their pairs; None where there is no clear offset."""
-    import numpy as np
-
     if len(pairs) < 4:
         return None
     corners = [(truths[n][k].xyxy, boxes[n][i].xyxy) for n, i, k in pairs]
@@ -279,8 +265,7 @@ def _remove_offset(boxes: list[list[Box]], pairs: list[Pair], truths: list[list[
 
 def _rank_readings(candidates: dict, truths: list[list[Box]]) -> pandas.DataFrame:
     """A row for each reading with its mean IoU and probability, the likeliest first."""
-    import numpy as np
-    import pandas as pd
+    import pandas
 
     count = sum(map(len, truths))
     rows = {}
@@ -295,7 +280,7 @@ def _rank_readings(candidates: dict, truths: list[list[Box]]) -> pandas.DataFram
             # a box counts as two independent numbers, not four: its errors are correlated
             "log_posterior": -2 * len(pairs) * np.log(width) + np.log(prior),
         }
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = pandas.DataFrame.from_dict(rows, orient="index")
     posterior = np.exp(table["log_posterior"] - table["log_posterior"].max())
     table["probability"] = posterior / posterior.sum()
     return table.drop(columns="log_posterior").sort_values(

@@ -124,8 +124,8 @@ def _draw_outline(draw: ImageDraw.ImageDraw, item: Item, width: int, color: str,
             draw.rectangle((x1, y1, x2, y2), outline=color, width=width)
             return
         low, high = width / 2 - 0.5, width // 2  # to the line's middle: it is drawn inwards
-        x1, y1, x2, y2 = x1 + low, y1 + low, x2 - high, y2 - high
-        corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+        left, top, right, bottom = x1 + low, y1 + low, x2 - high, y2 - high
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     else:
         corners = item.corners
         draw_path(draw, [*corners, corners[0]], width + 2 * edge, edge_color, 0)
@@ -315,11 +315,14 @@ def draw_frames(
     Raises:
         VlkitError: lists for another number of frames than the clip has.
     """
+    per_frame: Any = boxes
     count = len(clip.frames)
     are_tracks = isinstance(boxes, list | tuple) and any(isinstance(b, list | tuple) for b in boxes)
-    per_frame: Any = boxes if are_tracks else [list_items(boxes)] * count
-    if len(per_frame) != count:
-        raise VlkitError(f"{len(boxes)} lists of boxes for {count} frames; give one for each frame")
+    if not are_tracks:
+        per_frame = [list_items(per_frame)] * count
+    elif len(per_frame) != count:
+        text = f"{len(per_frame)} lists of boxes for {count} frames; give one for each frame"
+        raise VlkitError(text)
     columns = min(columns, count)
     scale = 800 // columns / clip.info.size[0]
     size = (800 // columns, max(1, round(clip.info.size[1] * scale)))

@@ -98,7 +98,6 @@ def compare(
     conversations = check_conversations(conversations)
     if truth is not None and len(truth) != len(conversations):
         raise VlkitError(f"{len(truth)} lists of true boxes for {len(conversations)} conversations")
-    scoring = {"match_labels": match_labels, "bootstrap": bootstrap, "groups": groups}
     answers: dict[str, Any] = {}
     evaluations, rows = {}, {}
     for name, (vlm, own_options) in _settings(vlms).items():
@@ -111,7 +110,10 @@ def compare(
             if truth is None:
                 continue
             boxes = [_boxes(answer) for answer in answers[name]]
-            evaluations[name] = evaluate_grounding(boxes, truth, coco=False, **scoring)
+            evaluations[name] = evaluate_grounding(
+                boxes, truth, match_labels=match_labels, coco=False, bootstrap=bootstrap,
+                groups=groups,
+            )  # fmt: skip
             rows[name] |= _metrics(evaluations[name])
     questions = [_text(messages) for messages in conversations]
     texts = {name: list(map(str, replies)) for name, replies in answers.items()}

@@ -115,12 +115,8 @@ class RequestGuard:
                     if not message.get("more_body"):
                         return True
         except TimeoutError:
-            seconds = self._limits.body_seconds
-            raise RequestError(
-                f"the body did not arrive within {seconds:g} s",
-                status=408,
-                headers={"Connection": "close"},
-            ) from None
+            text = f"the body did not arrive within {self._limits.body_seconds:g} s"
+            raise RequestError(text, status=408, headers={"Connection": "close"}) from None
         return False
 
 
@@ -140,11 +136,8 @@ def _check_host(headers: Headers) -> None:
     """
     host = headers.get("host", "")
     if re.sub(r":\d+$", "", host) not in _LOCAL_NAMES:
-        raise RequestError(
-            f"host {host!r:.80} is not this machine; a server without a key answers only to "
-            f"{', '.join(_LOCAL_NAMES)}",
-            status=403,
-        )
+        text = "is not this machine; a server without a key answers only to"
+        raise RequestError(f"host {host!r:.80} {text} {', '.join(_LOCAL_NAMES)}", status=403)
 
 
 def _with_request_id(send: Callable) -> Callable:
@@ -458,19 +451,17 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
 
 async def _explain(request: Request, error: Exception) -> Response:
     """The response for any error, in OpenAI's form."""
-    if isinstance(error, RequestError):
-        return refuse(error)
     if isinstance(error, RequestValidationError):
         text, where = describe_errors(error.errors())
-        return refuse(RequestError(text, param=where or None))
-    if isinstance(error, HTTPException):
+        error = RequestError(text, param=where or None)
+    elif isinstance(error, HTTPException):
         text = f"{request.method} {request.url.path[:80]}: {error.detail}"
         if error.status_code in (404, 405):
             text += "; available: POST /v1/chat/completions, GET /v1/models and GET /health"
-        headers = dict(error.headers or {})
-        return refuse(RequestError(text, status=error.status_code, headers=headers))
-    text = f"the server failed: {type(error).__name__}; see its log"
-    return refuse(RequestError(text, status=500))
+        error = RequestError(text, status=error.status_code, headers=dict(error.headers or {}))
+    elif not isinstance(error, RequestError):
+        error = RequestError(f"the server failed: {type(error).__name__}; see its log", status=500)
+    return refuse(error)
 
 
 async def _wait_for_disconnect(request: Request) -> None:

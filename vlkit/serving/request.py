@@ -105,12 +105,11 @@ _NOTED = {  # hints of other services; the response says that they had no effect
 }  # fmt: skip
 
 
-_NEUTRAL: dict[str, tuple] = {  # unsupported fields, and the values that ask for nothing
-    "best_of": (1,), "echo": (False,), "logit_bias": ({},), "functions": ([],),
-    "modalities": (["text"],), "min_tokens": (0,),
-    "ignore_eos": (False,), "use_beam_search": (False,), "length_penalty": (1,),
-    "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,), "tool_calls": ([],), "annotations": ([],),
+_NEUTRAL: dict[str, Any] = {  # unsupported fields, and the value that asks for nothing
+    "best_of": 1, "echo": False, "logit_bias": {}, "functions": [], "modalities": ["text"],
+    "min_tokens": 0, "ignore_eos": False, "use_beam_search": False, "length_penalty": 1,
+    "spaces_between_special_tokens": True, "include_stop_str_in_output": False, "tool_calls": [],
+    "annotations": [],
 }  # fmt: skip
 
 
@@ -131,15 +130,14 @@ class Strict(BaseModel):
             known = name in cls.model_fields
             if value is None or (not known and name in _IGNORED):
                 continue
-            if not known and name in _NOTED:
-                noted.add(name)
-            elif not known and name in _NEUTRAL:
-                same = [v for v in _NEUTRAL[name] if isinstance(v, bool) == isinstance(value, bool)]
-                if value not in same:  # True == 1, but min_tokens=False is not min_tokens=0
-                    only = " or ".join(map(repr, _NEUTRAL[name]))
-                    raise _refused(name, f"{name}={value!r:.60} is not supported (only {only})")
-            else:
+            if known or name not in (*_NOTED, *_NEUTRAL):
                 kept[name] = value
+            elif name in _NOTED:
+                noted.add(name)
+            else:
+                only = _NEUTRAL[name]  # True == 1, but min_tokens=False is not min_tokens=0
+                if value != only or isinstance(value, bool) != isinstance(only, bool):
+                    raise _refused(name, f"{name}={value!r:.60} is not supported (only {only!r})")
         checked = handler(kept)
         checked._noted = noted
         return checked
@@ -275,13 +273,6 @@ class ResponseFormat(Strict):
             raise ValueError("type json_schema needs json_schema.schema")
         return self
 
-    @property
-    def schema_of_answer(self) -> Any:
-        """The JSON schema, or None for free text."""
-        if self.type == "text":
-            return None
-        return self.json_schema.get("schema", {"type": "object"})
-
 
 class TemplateOptions(Strict):
     """vLLM's ``chat_template_kwargs``: the switch for thinking."""
@@ -384,7 +375,9 @@ class ChatRequest(Strict):
         """The JSON schema of the answer."""
         if self.function:
             return self.function.parameters or {"type": "object"}
-        return self.response_format.schema_of_answer if self.response_format else None
+        if self.response_format is None or self.response_format.type == "text":
+            return None
+        return self.response_format.json_schema.get("schema", {"type": "object"})
 
     @property
     def function(self) -> Function | None:
@@ -394,12 +387,6 @@ class ChatRequest(Strict):
             return functions.get(self.tool_choice.function.name)
         is_clear = self.tool_choice == "required" and len(functions) == 1
         return functions.popitem()[1] if is_clear else None
-
-    @property
-    def clip_times(self) -> ClipOptions | None:
-        """The times of the frames of the request's one clip."""
-        video = self.media_io_kwargs.video
-        return video if video.frames_indices else None
 
     @property
     def new_tokens(self) -> int | None:

@@ -60,11 +60,11 @@ def _processors(vlm: VLM, chat: ChatRequest, prompt: str) -> list[Any]:
     return processors
 
 
-def _with_times(loaded: LoadedMessages, times: ClipOptions | None) -> LoadedMessages:
+def _with_times(loaded: LoadedMessages, times: ClipOptions) -> LoadedMessages:
     """Give the request's one clip the frame times that the client sent, as vLLM's clients do."""
-    if times is None:
+    if not times.frames_indices:
         return loaded
-    indices = tuple(times.frames_indices or ())
+    indices = tuple(times.frames_indices)
     counts = [len(clip.indices) for clip in loaded.clips]
     if counts != [len(indices)] or times.fps is None:
         raise VlkitError(
@@ -274,7 +274,7 @@ class ChatService:
             VlkitError: for what is wrong with it.
         """
         with self.engine.sharing():
-            loaded = _with_times(load_messages(vlm, messages), chat.clip_times)
+            loaded = _with_times(load_messages(vlm, messages), chat.media_io_kwargs.video)
             sampling = (sampling_temperature(chat.temperature), chat.top_p)
             row, inputs = make_row(vlm, loaded, 1, sampling)
             room, most = self.context - row.length, self.limits.new_tokens
