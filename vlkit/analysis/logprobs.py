@@ -70,11 +70,9 @@ class AnswerTokens:
         else:
             raise VlkitError(f"token={token!r} must be a number, a text or a box of the answer")
         if not numbers:
-            raise VlkitError(f"token={token!r} is not {where}: {self._quote()}")
+            text = self.text if len(self.text) <= _QUOTE else self.text[: _QUOTE - 1] + "…"
+            raise VlkitError(f"token={token!r} is not {where}: {text!r}")
         return numbers
-
-    def _quote(self) -> str:
-        return repr(self.text if len(self.text) <= _QUOTE else self.text[: _QUOTE - 1] + "…")
 
 
 def _overlapping(spans: list[tuple[int, int]], areas: list[tuple[int, int]]) -> list[int]:

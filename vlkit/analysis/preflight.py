@@ -23,15 +23,8 @@ from vlkit.inputs import estimate_text, render_prompt
 from vlkit.media.image import Image, describe_source, picture_size
 from vlkit.media.video import ClipInfo, Video, clip_name, load_clip, probe_clip, sample_indices
 from vlkit.messages import as_messages, iterate_media, read_media_item
-from vlkit.models import hub, memory
-from vlkit.models.families import (
-    FAMILIES,
-    SizeRules,
-    family_of,
-    family_of_name,
-    published_rules,
-    rules_of_processor,
-)
+from vlkit.models import families, hub, memory
+from vlkit.models.families import FAMILIES, SizeRules, published_rules
 from vlkit.models.load import Model, first_generation, load_processor
 from vlkit.models.memory import Cost, Memory, count_cost, estimate_memory
 from vlkit.plotting.draw import draw_patch_grid
@@ -122,7 +115,7 @@ def find_target(model: Model | str | os.PathLike) -> Target:
             return _folder_target(name, place)
     if folder.is_dir():
         hub.read_config(folder)  # raises: it names what is missing
-    family = family_of_name(name)
+    family = families.family_of_name(name)
     return Target(name, family, published_rules(family), FAMILIES[family].context_length)
 
 
@@ -136,13 +129,13 @@ def _folders(name: str) -> list[Path]:
 
 def _folder_target(name: str, folder: Path) -> Target:
     config = hub.read_config(folder)
-    family = family_of(config, name)
+    family = families.family_of(config, name)
     text = config.get("text_config") or config
     context = text.get("max_position_embeddings") or FAMILIES[family].context_length
     processor = _processor_in(name, folder, config)
     file = folder / "preprocessor_config.json"
     if processor is not None:
-        rules = rules_of_processor(processor, family, None)
+        rules = families.rules_of_processor(processor, family, None)
     else:
         rules = published_rules(family, hub.read_model_file(file) if file.is_file() else None)
     return Target(name, family, rules, context, processor, folder=folder)

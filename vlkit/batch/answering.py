@@ -218,18 +218,11 @@ def generate_batch(
     missing = Failure("stopped before its turn; call again to resume", "Stopped")
     results = Results(done.results.get(index, missing) for index in indices)
     report = BatchReport(
-        rows=len(indices),
-        resumed=len(indices) - len(todo),
-        failures=done.failures,
-        seconds=time.perf_counter() - start,
-        new_tokens=tally.new_tokens,
-        padding=tally.padding,
-        batch_size=tally.batch_size,
-        path=settings.path,
+        rows=len(indices), resumed=len(indices) - len(todo), failures=done.failures,
+        seconds=time.perf_counter() - start, new_tokens=tally.new_tokens, padding=tally.padding,
+        batch_size=tally.batch_size, path=settings.path, stopped=cut, cost=tally.cost,
         note="; ".join([*filter(None, [settings.note]), *tally.notes]),
-        stopped=cut,
-        cost=tally.cost,
-    )
+    )  # fmt: skip
     if agreement and not cut:
         report = replace(report, **_agree(vlm, conversations, done.results, agreement, settings))
     results.report = report

@@ -66,7 +66,7 @@ def classroom(
     """
     pages = Path(tempfile.mkdtemp(prefix="vlkit-"))
     names = panel or [name for name in _panels() if name != "lora"]
-    write_pages(pages, names)  # refuses a wrong name before a large model is loaded
+    home = write_pages(pages, names)  # refuses a wrong name before a large model is loaded
     try:
         from voila.app import Voila
     except ImportError as error:
@@ -95,7 +95,6 @@ def classroom(
             write_pages(pages, names, served)
         for picture in _TEMPLATES.glob("*.jpg"):
             shutil.copy(picture, pages)
-        home = pages / f"{names[0]}.ipynb" if len(names) == 1 else pages
         sys.argv = ["voila"]  # voila reads options from there, too
         Classroom.launch_instance([str(home), *_VOILA, *context.args])
 

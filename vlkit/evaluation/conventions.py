@@ -176,14 +176,9 @@ def diagnose_boxes(
         if shifted := _remove_offset(*candidates[name], truths, match_labels):
             candidates[f"{name}, {OFFSET}"] = shifted
     table = _rank_readings(candidates, truths)
-    return BoxDiagnosis(
-        best=str(table.index[0]),
-        probability=float(table["probability"].iloc[0]),
-        table=table,
-        boxes={name: boxes for name, (boxes, _) in candidates.items()},
-        truth=truths,
-        verdict=_verdict(table),
-    )
+    best, probability = str(table.index[0]), float(table["probability"].iloc[0])
+    boxes = {name: boxes for name, (boxes, _) in candidates.items()}
+    return BoxDiagnosis(best, probability, table, boxes, truths, _verdict(table))
 
 
 def _check_sizes(name: str, sizes: Any, count: int) -> list[Size]:

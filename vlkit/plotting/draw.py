@@ -14,14 +14,7 @@ from vlkit.errors import VlkitError, check_whole
 from vlkit.grounding.boxes import Box, Item, Items, Point, list_items, scale_item
 from vlkit.media.image import load_image
 from vlkit.media.video import Clip
-from vlkit.plotting.fonts import (
-    draw_text,
-    fit_text,
-    font_families,
-    load_font,
-    text_height,
-    text_width,
-)
+from vlkit.plotting import fonts
 from vlkit.plotting.labels import (
     PATTERNS,
     SHAPES,
@@ -54,10 +47,10 @@ def draw_strokes(
         _draw_outline(draw, item, width, color, pattern)  # the small ones on top
     font, pad = font_for(picture.size), max(2, width)
     if labels and font:
-        top, _ = text_height(font)
+        top, _ = fonts.text_height(font)
         for color, text, (x1, y1, x2, y2) in place_labels(strokes, picture.size, font, pad):
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
-            draw_text(draw, (x1 + pad, y1 + pad // 2 - top), text, text_color(color), font)
+            fonts.draw_text(draw, (x1 + pad, y1 + pad // 2 - top), text, text_color(color), font)
 
 
 def label_strokes(boxes: Items) -> list[Stroke]:
@@ -142,15 +135,15 @@ def add_legend(picture: PIL.Image.Image, rows: Sequence[LegendRow]) -> PIL.Image
         picture: what the legend is for.
         rows: its entries.
     """
-    font = font_for(picture.size) or load_font(12)
-    top, height = text_height(font)
+    font = font_for(picture.size) or fonts.load_font(12)
+    top, height = fonts.text_height(font)
     line, gap = round(height * 1.5), round(height * 0.7)
     mark = 2 * height + gap  # the piece of line before the text
     lines: list[list[tuple[float, str, LegendRow]]] = [[]]  # (x, short text, entry)
     x: float = gap
     for row in rows:
-        text = fit_text(row[1], font, picture.width - mark - 2 * gap)
-        width = mark + text_width(text, font)
+        text = fonts.fit_text(row[1], font, picture.width - mark - 2 * gap)
+        width = mark + fonts.text_width(text, font)
         if lines[-1] and x + width > picture.width:
             lines.append([])
             x = gap
@@ -164,8 +157,8 @@ def add_legend(picture: PIL.Image.Image, rows: Sequence[LegendRow]) -> PIL.Image
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     if left:
-        more = fit_text(f"and {left} more", font, picture.width - 2 * gap)
-        draw_text(draw, (gap, high - line - top), more, "black", font)
+        more = fonts.fit_text(f"and {left} more", font, picture.width - 2 * gap)
+        fonts.draw_text(draw, (gap, high - line - top), more, "black", font)
     for number, entries in enumerate(shown):
         y = picture.height + gap + line * number
         for x, short, (color, _, pattern, is_point) in entries:
@@ -175,7 +168,7 @@ def add_legend(picture: PIL.Image.Image, rows: Sequence[LegendRow]) -> PIL.Image
             else:
                 ends = [(x, middle), (x + 2 * height, middle)]
                 draw_path(draw, ends, max(3, round(height / 4)), color, pattern)
-            draw_text(draw, (x + mark - gap / 2, y - top), short, "black", font)
+            fonts.draw_text(draw, (x + mark - gap / 2, y - top), short, "black", font)
     return sheet
 
 
@@ -254,7 +247,7 @@ def plot_strokes(
     axes.imshow(picture, extent=(0, picture.width, picture.height, 0))
     axes.autoscale(False)
     axes.set_axis_off()
-    families = font_families(printable(item.label) for item, _, _ in strokes)
+    families = fonts.font_families(printable(item.label) for item, _, _ in strokes)
     font = FontProperties(family=families, size=font_size)
     for item, color, pattern in strokes:
         line = {"edgecolor": color, "linewidth": line_width, "linestyle": _line_style(pattern)}
@@ -340,8 +333,8 @@ def stack_captioned(
     pictures: list[tuple[PIL.Image.Image, str]], *, columns: int = 2
 ) -> PIL.Image.Image:
     """Pictures on one sheet, each under its caption."""
-    font, gap = load_font(16), 8
-    top, high = text_height(font)
+    font, gap = fonts.load_font(16), 8
+    top, high = fonts.text_height(font)
     width = max(picture.width for picture, _ in pictures)
     height = max(picture.height for picture, _ in pictures) + round(high) + 2 * gap
     columns = min(columns, len(pictures))
@@ -349,8 +342,8 @@ def stack_captioned(
     sheet = PIL.Image.new("RGB", (columns * (width + gap), rows * (height + gap)), "white")
     for index, (picture, caption) in enumerate(pictures):
         x, y = index % columns * (width + gap), index // columns * (height + gap)
-        text = fit_text(caption, font, width)
-        draw_text(ImageDraw.Draw(sheet), (x + 2, y + gap - top), text, "black", font)
+        text = fonts.fit_text(caption, font, width)
+        fonts.draw_text(ImageDraw.Draw(sheet), (x + 2, y + gap - top), text, "black", font)
         sheet.paste(picture, (x, y + round(high) + 2 * gap))
     return sheet
 

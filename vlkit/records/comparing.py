@@ -18,18 +18,8 @@ from vlkit.inputs import check_model
 from vlkit.messages import as_messages, text_of
 from vlkit.plotting.comparing import draw_comparison
 from vlkit.plotting.html import frame_html, image_html, table_html
-from vlkit.records.reading import (
-    WIDTH,
-    Record,
-    answer_of,
-    differences,
-    draw_answer,
-    first_difference,
-    flat,
-    items_of,
-    question_of,
-    read_run,
-)
+from vlkit.records import reading
+from vlkit.records.reading import Record, answer_of, items_of, question_of, read_run
 
 if TYPE_CHECKING:
     import pandas
@@ -231,8 +221,8 @@ class RunDiff:
     def _cells(self, a: dict, b: dict) -> list[str]:
         first, second = items_of(a), items_of(b)
         any_boxes = first or second
-        picture = draw_answer(self.a, a, second, first, ("b", "a")) if any_boxes else None
-        drawn = image_html(picture, width=WIDTH, alt=question_of(a)) if picture else ""
+        picture = reading.draw_answer(self.a, a, second, first, ("b", "a")) if any_boxes else None
+        drawn = image_html(picture, width=reading.WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"
         texts = (question_of(a), answer_of(a), answer_of(b), shown)
@@ -258,7 +248,7 @@ def diff(a: Any, b: Any) -> RunDiff:
     rows = pandas.DataFrame([_facts(*pair) for pair in pairs], columns=list(_COLUMNS))
     metrics = pandas.DataFrame({"a": first.metrics, "b": second.metrics}, dtype="float64")
     metrics["difference"] = metrics["b"] - metrics["a"]
-    changed = differences(dict(_settings_of(first)), dict(_settings_of(second)))
+    changed = reading.differences(dict(_settings_of(first)), dict(_settings_of(second)))
     settings = pandas.DataFrame(changed, columns=["setting", "a", "b"])
     return RunDiff(
         rows.astype({"at": "Int64", "iou": "float64", "same": bool}),
@@ -274,7 +264,7 @@ _COLUMNS = (
 
 def _facts(a: dict, b: dict) -> dict[str, Any]:
     both = "raw" in a and "raw" in b
-    at = first_difference(a, b) if both else None
+    at = reading.first_difference(a, b) if both else None
     same = at is None if both else answer_of(a) == answer_of(b)
     row = {
         "question": question_of(a),
@@ -322,7 +312,7 @@ def _content_key(answer: dict) -> tuple:
 
 def _settings_of(record: Record) -> Iterator[tuple[str, Any]]:
     for number, model in enumerate(record.models.values(), 1):
-        for name, value in flat(model):
+        for name, value in reading.flat(model):
             if name not in ("id", "record", "time", "seconds_in"):
                 yield f"model {number}: {name}", value
     names = dict.fromkeys(name for answer in record.answers for name in answer["options"])
@@ -333,8 +323,8 @@ def _settings_of(record: Record) -> Iterator[tuple[str, Any]]:
     limits = [str(m.get("options", {})) for answer in record.answers for m in answer["media"]]
     if any(limit != "{}" for limit in limits):
         yield "limits of media", _one_or_all(dict.fromkeys(limits))
-    yield from flat(record.manifest["environment"])
-    yield from flat({"git": record.manifest.get("git")})
+    yield from reading.flat(record.manifest["environment"])
+    yield from reading.flat({"git": record.manifest.get("git")})
 
 
 def _one_or_all(values: dict) -> Any:

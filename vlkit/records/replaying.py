@@ -14,16 +14,9 @@ from vlkit.generation.reply import Reply
 from vlkit.inputs import check_model
 from vlkit.models.load import load
 from vlkit.plotting.html import frame_html
+from vlkit.records import reading
 from vlkit.records.facts import environment, git_state, model_facts
-from vlkit.records.reading import (
-    Record,
-    answer_of,
-    differences,
-    first_difference,
-    messages_of,
-    question_of,
-    read_run,
-)
+from vlkit.records.reading import Record, answer_of, question_of, read_run
 
 if TYPE_CHECKING:
     import pandas
@@ -60,9 +53,8 @@ class Replay:
     def __str__(self) -> str:
         counts = self.rows["status"].value_counts()
         parts = [f"{counts[s]} {s}" for s in ("same", "differs", "cannot") if s in counts]
-        count, trainings = len(self.rows), self.record.trainings
-        sentences = [", ".join([counted(count, "answer"), *parts])]
-        if trainings:
+        sentences = [", ".join([counted(len(self.rows), "answer"), *parts])]
+        if trainings := self.record.trainings:
             sentences.append(f"{counted(trainings, 'training')} not repeated")
         if self.record.gap:
             sentences.append(self.record.gap)
@@ -117,28 +109,24 @@ class _Models:
         self._unreachable: dict[str, RemoteError] = {}
 
     def get(self, name: str) -> Any:
-        if error := self._unreachable.get(self._key(name)):
+        if error := self._unreachable.get(name if self._vlm is None else ""):
             raise error
         if name not in self._record.models:
             raise VlkitError(f"the line that describes {name} is missing from the run's records")
-        if self._vlm is not None:
-            self._loaded[name] = self._vlm
         if name not in self._loaded:
-            self._loaded[name] = _load(self._record.models[name])
+            vlm = self._vlm
+            self._loaded[name] = _load(self._record.models[name]) if vlm is None else vlm
         return self._loaded[name]
 
     def give_up(self, name: str, error: Exception) -> None:
         """Stop asking a model after an error that every further question would raise again."""
         if isinstance(error, RemoteError) and error.fatal:
-            self._unreachable[self._key(name)] = error
-
-    def _key(self, name: str) -> str:
-        return name if self._vlm is None else ""
+            self._unreachable[name if self._vlm is None else ""] = error
 
     def changes(self) -> Iterator[tuple[str, Any, Any]]:
         for name, vlm in self._loaded.items():
             then, now = self._record.models[name], model_facts(vlm)
-            for key, old, new in differences(then, now):
+            for key, old, new in reading.differences(then, now):
                 if key in _LOADED:
                     yield f"{then['name']}: {key}", _short(old), _short(new)
 
@@ -158,9 +146,8 @@ def _load(facts: dict) -> Any:
     if attention not in ("sdpa", "eager") and device == "cpu":
         attention = "auto"
     return load(
-        facts["name"], hub=hub, revision=revision, adapter=adapter, device=device,
-        dtype=facts["dtype"], attn=attention,
-        quantize=facts["quantize"], max_image_tokens=facts["max_image_tokens"],
+        facts["name"], hub=hub, revision=revision, adapter=adapter, device=device, attn=attention,
+        **{name: facts[name] for name in ("dtype", "quantize", "max_image_tokens")},
     )  # fmt: skip
 
 
@@ -200,7 +187,7 @@ def _question(record: Record, answer: dict) -> tuple[list[dict] | None, str]:
         return None, _NO_ANSWER
     if answer["options"].get("temperature") and answer["options"].get("seed") is None:
         return None, "sampled without a seed"
-    return messages_of(record, answer)
+    return reading.messages_of(record, answer)
 
 
 def _answer(vlm: Any, record: Record, questions: dict[int, list[dict]]) -> dict[int, Any]:
@@ -237,7 +224,7 @@ def _compare(then: dict, reply: Any) -> dict:
     if then["finish_reason"] == "cancelled":
         count = then["usage"]["new_tokens"]
         now = {"raw": reply.raw[: len(then["raw"])], "tokens": tokens and tokens[:count]}
-    at = first_difference(then, now)
+    at = reading.first_difference(then, now)
     return _row(then, "same" if at is None else "differs", at=at, now=reply.text)
 
 
@@ -249,8 +236,8 @@ def _row(answer: dict, status: str, **facts: Any) -> dict:
 def _changes(record: Record) -> Iterator[tuple[str, Any, Any]]:
     then, now = dict(record.manifest["environment"]), environment()
     packages = then.pop("packages"), now.pop("packages")
-    yield from differences(then, now)
-    yield from differences(*packages)
+    yield from reading.differences(then, now)
+    yield from reading.differences(*packages)
     git, state = record.manifest.get("git") or {}, git_state() or {}
     if git.get("commit") != state.get("commit"):
         yield "git commit", (git.get("commit") or "")[:10], (state.get("commit") or "")[:10]

@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import PIL.Image
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from vlkit.errors import MediaError, ModelError, VlkitError
@@ -113,11 +106,10 @@ _NEUTRAL: dict[str, Any] = {  # unsupported fields, and the value that asks for 
 }  # fmt: skip
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     """Converts no types, refuses unknown fields, and drops nulls."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    _noted: set[str] = PrivateAttr(default_factory=set)
+    _noted: set[str] = pydantic.PrivateAttr(default_factory=set)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -143,11 +135,11 @@ class Strict(BaseModel):
         return checked
 
 
-def _refused(name: str, text: str) -> ValidationError:
+def _refused(name: str, text: str) -> pydantic.ValidationError:
     """An error with a field's name, which a ValueError of a whole object does not have."""
     error = PydanticCustomError("refused", "{text}", {"text": text})
     place: Any = {"type": error, "loc": (name,)}
-    return ValidationError.from_exception_data("request", [place])
+    return pydantic.ValidationError.from_exception_data("request", [place])
 
 
 class PixelLimits(Strict):

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlkit.errors import ModelError, VlkitError
 from vlkit.generation.generate import sampling_temperature, with_thinking
-from vlkit.generation.reply import Thinking, count_usage
+from vlkit.generation.reply import AnswerText, Thinking, count_usage
 from vlkit.generation.rows import make_row, make_schema
 from vlkit.inputs import LoadedMessages, ending_tokens, load_messages
 from vlkit.media.sources import is_remote
@@ -23,17 +23,7 @@ from vlkit.models.load import VLM
 from vlkit.models.memory import available_memory
 from vlkit.serving.limits import Limits
 from vlkit.serving.request import ChatRequest, ClipOptions, MediaReader, RequestError, too_long
-from vlkit.serving.worker import (
-    AnswerPiece,
-    AnswerText,
-    Ended,
-    Event,
-    Job,
-    Logprobs,
-    OutputPenalties,
-    Worker,
-    make_engine,
-)
+from vlkit.serving.worker import AnswerPiece, Job, Logprobs, OutputPenalties, Worker, make_engine
 
 MOST_CONTEXT = 32_768  # unless the server is started with another context
 PIXEL_BYTES = 30  # of a pixel while it waits for the model: uint8, then float32 twice
@@ -124,16 +114,16 @@ class ServedAnswer:
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self.decode = decode
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, AnswerPiece | RequestError]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.jobs: list[Job] = []
         self.notes: list[str] = []
 
-    def send(self, index: int, event: Event) -> None:
+    def send(self, index: int, event: AnswerPiece | RequestError) -> None:
         """Add an event of one answer. From any thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-    async def next(self) -> tuple[int, AnswerPiece | Ended]:
+    async def next(self) -> tuple[int, AnswerPiece]:
         """The number of an answer, and its next event; the last one is Ended.
 
         Raises:

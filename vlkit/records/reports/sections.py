@@ -188,7 +188,9 @@ def evaluations(record: Record) -> list[dict[str, Any]]:
     tables = [{"title": "Metrics", "head": ["metric", *titles], "rows": rows}]
     labels = lines[0]["evaluation"].get("by_label", {})
     if len(lines) == 1 and 1 < len(labels) <= MOST_LABELS:
-        tables.append(_by_label(labels))
+        columns = [name for name in next(iter(labels.values())) if name in _BY_LABEL]
+        rows = [(label, *map(row.get, columns)) for label, row in labels.items()]
+        tables.append({"title": "By label", "head": ["label", *columns], "rows": rows})
     return tables
 
 
@@ -200,22 +202,14 @@ def _value(row: dict | None) -> str | None:
     return f"{row['value']:.3f}{interval}"
 
 
-def _by_label(labels: dict) -> dict[str, Any]:
-    columns = [name for name in next(iter(labels.values())) if name in _BY_LABEL]
-    rows = [(label, *map(row.get, columns)) for label, row in labels.items()]
-    return {"title": "By label", "head": ["label", *columns], "rows": rows}
-
-
 def model_rows(record: Record) -> list[dict[str, Any]]:
     """Each model with the facts to load it again."""
     hidden = ("id", "record", "time", "seconds_in", "name")
-    return [
-        {
-            "name": model["name"],
-            "facts": [(n, v) for n, v in flat(model) if n not in hidden and v is not None],
-        }
-        for model in record.models.values()
-    ]
+    rows = []
+    for model in record.models.values():
+        facts = [(n, value) for n, value in flat(model) if n not in hidden and value is not None]
+        rows.append({"name": model["name"], "facts": facts})
+    return rows
 
 
 def option_rows(record: Record) -> list[tuple[str, Any]]:
