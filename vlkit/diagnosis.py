@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +102,14 @@ def _note(topic: str, value: str, remedy: str) -> Finding:
 
 
 def _check_python() -> Iterator[Finding]:
-    where = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield Finding("python", where)
+    system = f"{platform.system()} {platform.machine()}"
+    yield Finding("python", f"{platform.python_version()} on {system}")
 
 
 def _check_packages() -> Iterator[Finding]:
     versions = {package: package_version(package) for package in _CORE}
     missing = [package for package, number in versions.items() if number is None]
-    yield Finding(
-        "packages", ", ".join(f"{p} {number}" for p, number in versions.items() if number)
-    )
+    yield Finding("packages", ", ".join(f"{p} {n}" for p, n in versions.items() if n))
     if missing:
         remedy = "pip install " + " ".join(missing)
         yield Finding("packages", f"missing: {', '.join(missing)}", "problem", remedy)
@@ -123,8 +122,7 @@ def _check_packages() -> Iterator[Finding]:
 def _check_extras() -> Iterator[Finding]:
     versions = {package: package_version(package) for package in _EXTRAS}
     if missing := [f"vlkit[{_EXTRAS[p]}]" for p, number in versions.items() if number is None]:
-        value = f"not installed: {', '.join(missing)}"
-        yield _note("extras", value, f'pip install "{missing[0]}"')
+        yield _note("extras", f"not installed: {', '.join(missing)}", f'pip install "{missing[0]}"')
     else:
         yield Finding("extras", ", ".join(f"{p} {number}" for p, number in versions.items()))
 
@@ -155,10 +153,9 @@ def _check_torch() -> Iterator[Finding]:
 
 
 def _driver_answers() -> bool:
-    try:
+    with suppress(OSError, subprocess.TimeoutExpired):
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=10).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    return False
 
 
 def _describe_gpu(index: int) -> Finding:

@@ -64,8 +64,7 @@ class AnswerTokens:
             where = "one of the answer's boxes"
         elif isinstance(token, str) and token:
             start = self.text.find(token)
-            area = (start, start + len(token))
-            numbers = _overlapping(self.spans, [area]) if start >= 0 else []
+            numbers = _overlapping(self.spans, [(start, start + len(token))]) if start >= 0 else []
             where = "in the generated text"
         else:
             raise VlkitError(f"token={token!r} must be a number, a text or a box of the answer")

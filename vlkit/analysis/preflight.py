@@ -510,8 +510,7 @@ def _cap_view(base: Preflight, view: View, cap: int) -> View:
     if view.frame_tokens <= cap:
         return view
     if isinstance(view, ClipView):
-        video = replace(view.video, max_frame_tokens=cap)
-        return view_clip(base.target.rules, video, view.info)
+        return view_clip(base.target.rules, replace(view.video, max_frame_tokens=cap), view.info)
     image = replace(view.image, max_tokens=max(cap, view.image.min_tokens or 1))
     return replace(view, image=image, input_size=base.target.rules.image_size(view.size, image))
 

@@ -303,8 +303,7 @@ def _restore(record: dict, index: int, messages: Any) -> Result | None:
 
 
 def _names(messages: Any) -> list[str]:
-    items = iterate_media(as_messages(messages))
-    return [describe_source(item[item["type"]]) for item in items]
+    return [describe_source(item[item["type"]]) for item in iterate_media(as_messages(messages))]
 
 
 def _agree(vlm, conversations, results: dict[int, Result], count: int, settings: Settings) -> dict:

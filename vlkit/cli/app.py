@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
+import vlkit
 from vlkit.cli.batch import batch
 from vlkit.cli.grounding import convert, evaluate_grounding
 from vlkit.cli.notebooks import PASS_ON, classroom, lab, run
@@ -20,13 +20,12 @@ from vlkit.cli.options import LOAD_OPTIONS, console, error_console, print_plain,
 from vlkit.cli.serve import serve
 from vlkit.cli.training import train
 from vlkit.errors import VlkitError, counted
+from vlkit.files import check_writable
 
 
 def doctor() -> None:
     """Show what is installed, what is wrong, and how to fix it."""
-    from vlkit.diagnosis import doctor as diagnose
-
-    diagnosis = diagnose()
+    diagnosis = vlkit.doctor()
     table = Table("", "what", "found", "to do", box=None)
     color = {"ok": "green", "note": "yellow", "problem": "bold red"}
     for finding in diagnosis.findings:
@@ -47,11 +46,9 @@ def report(
     most: int = Option(100, min=0, help="How many answers are shown."),
 ) -> None:
     """Write a report of a recorded run: a self-contained HTML page, PDF, Markdown or BibTeX."""
-    from vlkit import records
-
-    record = records.read_run(_last(directory) if run == "last" else run)
+    record = vlkit.records.read_run(_last(directory) if run == "last" else run)
     for path in out or [Path("report.html")]:
-        records.report(record, path, most=most)
+        vlkit.records.report(record, path, most=most)
         print_plain(f"written to {path}")
 
 
@@ -59,9 +56,7 @@ def _last(directory: Path) -> str:
     """The path of the run that ended last, or was written to last."""
     import pandas
 
-    from vlkit import records
-
-    runs = records.runs(directory)
+    runs = vlkit.records.runs(directory)
     if not len(runs):
         raise VlkitError(f"{directory} contains no run; record one with vlkit.records.Run")
     started = pandas.to_datetime(runs["started"], utc=True, format="ISO8601")
@@ -86,7 +81,7 @@ app.command(context_settings={"ignore_unknown_options": True})(run)  # a value m
 
 def _show_version(is_set: bool) -> None:
     if is_set:
-        typer.echo(f"vlkit {version('vlkit')}")
+        typer.echo(f"vlkit {vlkit.__version__}")
         raise typer.Exit
 
 
@@ -132,22 +127,17 @@ def predict(
     json_output: bool = Option(False, "--json", help="Print the answer as JSON."),
 ) -> None:
     """Ask one question, about pictures or without."""
-    from vlkit.datasets.conversations import locate_prompt
-    from vlkit.files import check_writable
-    from vlkit.generation.generate import generate
     from vlkit.generation.reply import record_of
-    from vlkit.messages import user
-    from vlkit.models.load import load
 
     if output_dir is not None:
         check_writable(output_dir)  # before a large model answers
     if bool((prompt or "").strip()) == (locate is not None):
         raise VlkitError("pass either --prompt, a question, or --locate, an object to find")
     media = [_read_media(source) for source in image or []]  # before a large model is loaded
-    vlm = load(**load_options)
+    vlm = vlkit.load(**load_options)
     if locate is not None or prompt is None:
-        prompt = locate_prompt(str(locate), family=vlm.family, language=language)
-    reply = generate(vlm, user(prompt, *media), **answer_options)
+        prompt = vlkit.locate_prompt(str(locate), family=vlm.family, language=language)
+    reply = vlkit.generate(vlm, vlkit.user(prompt, *media), **answer_options)
     record: dict[str, Any] = {"model": vlm.name, "revision": vlm.revision}
     record |= {"prompt": prompt, "images": image or [], **answer_options}
     record |= record_of(reply)
@@ -168,12 +158,9 @@ def chat(
     answer_options: dict[str, Any],
 ) -> None:
     """Chat with a model. `/image PATH` adds a picture to the next turn, `/new` starts again."""
-    from vlkit.generation.generate import Chat
-    from vlkit.models.load import load
-
     next_media = [_read_media(source) for source in image or []]
-    vlm = load(**load_options)
-    conversation = Chat(vlm, **answer_options)
+    vlm = vlkit.load(**load_options)
+    conversation = vlkit.Chat(vlm, **answer_options)
     console.print(f"{escape(vlm.name)} is ready. /image PATH, /new, /quit; Ctrl-C stops an answer.")
     while (line := _read_line()) is not None:
         command, _, rest = line.strip().partition(" ")
@@ -183,7 +170,7 @@ def chat(
                 size = getattr(next_media[-1], "size", None)  # a clip has none
                 console.print(f"{size[0]}×{size[1]} picture added" if size else "clip added")
             elif command == "/new":
-                conversation, next_media = Chat(vlm, **answer_options), []
+                conversation, next_media = vlkit.Chat(vlm, **answer_options), []
                 console.print("a new conversation")
             elif command == "/quit":
                 return
@@ -217,15 +204,14 @@ def download(
 
 def _read_media(source: str):
     """A picture, or a clip (by its file ending) whose header was read."""
-    from vlkit.media.image import load_image
-    from vlkit.media.video import Video, probe_clip
+    from vlkit.media.video import probe_clip
     from vlkit.messages import looks_like_clip
 
     if not source:
         raise VlkitError("name a picture or clip: /image PATH")
     if not looks_like_clip(source):
-        return load_image(source)
-    video = Video(source)
+        return vlkit.load_image(source)
+    video = vlkit.Video(source)
     probe_clip(video)
     return video
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from typer import Argument, Exit, Option
 
+import vlkit
 from vlkit.cli.options import error_console, print_plain, with_load_options, with_process_device
 from vlkit.errors import VlkitError, counted
 
@@ -42,20 +43,14 @@ def batch(
 
     `accelerate launch --num_processes N -m vlkit batch …` splits the rows among processes.
     """
-    from vlkit.batch.answering import generate_batch
-    from vlkit.datasets.questions import read_conversations, to_frame
-    from vlkit.datasets.tables import write_table
-    from vlkit.generation.reply import Failure
-    from vlkit.models.load import load
-
     journal = _check_paths(source, out, resume)
     size = int(batch_size) if batch_size.isdigit() else batch_size
     options = answer_options | {"batch_size": size, "out": journal, "resume": resume}
-    conversations = read_conversations(source, prompt, image=image_column)
+    conversations = vlkit.read_conversations(source, prompt, image=image_column)
     with _processes() as shares:
-        vlm = load(**with_process_device(load_options))
+        vlm = vlkit.load(**with_process_device(load_options))
         options |= {"agreement": 0 if shares.number else agreement, "progress": not shares.number}
-        results: Any = generate_batch(
+        results: Any = vlkit.generate_batch(
             vlm, conversations, **options, **shares.row_options(len(conversations))
         )
         if results.report.stopped:
@@ -66,9 +61,9 @@ def batch(
     if shares.number:
         return
     if out != journal:
-        write_table(to_frame(results, conversations), out)
+        vlkit.write_table(vlkit.to_frame(results, conversations), out)
     _print_summary(results, report, source, out)
-    failures = sum(isinstance(result, Failure) for result in results)
+    failures = sum(isinstance(result, vlkit.Failure) for result in results)
     raise Exit(1 if results and failures == len(results) else 0)
 
 
@@ -97,19 +92,12 @@ class Shares:
         rows = self.row_options(len(conversations))["rows"]
         records = [(row, record_of(each)) for row, each in zip(rows, results, strict=True)]
         records = sorted(gather_object(records), key=lambda record: record[0])
-        report = _sum_reports(gather_object([results.report]))
+        reports = gather_object([results.report])
+        sums = {n: sum(getattr(r, n) for r in reports) for n in ("resumed", "new_tokens")}
+        report = replace(reports[0], seconds=max(r.seconds for r in reports), **sums)
         if self.number == 0:
             Journal(journal).close()
         return report, [result_of(record, conversations[row]) for row, record in records]
-
-
-def _sum_reports(reports: list) -> Any:
-    return replace(
-        reports[0],
-        seconds=max(report.seconds for report in reports),
-        resumed=sum(report.resumed for report in reports),
-        new_tokens=sum(report.new_tokens for report in reports),
-    )
 
 
 @contextmanager
@@ -150,8 +138,7 @@ def _check_paths(source: str, out: Path, resume: bool) -> Path:
 
 
 def _print_summary(results: list, report: Any, source: str, out: Path) -> None:
-    numbered = enumerate(results, 1)
-    failed = [(row, result) for row, result in numbered if hasattr(result, "error")]
+    failed = [(row, result) for row, result in enumerate(results, 1) if hasattr(result, "error")]
     for row, failure in failed[:_SHOWN]:
         print_plain(f"row {row:,} of {source}: {failure}", error_console)
     if len(failed) > _SHOWN:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from typer import Argument, Option, echo
 
+import vlkit
 from vlkit.cli.options import TokensOption, print_plain, with_load_options
+from vlkit.files import check_free, check_writable
 from vlkit.settings import MAX_NEW_TOKENS
 
 
@@ -36,9 +38,7 @@ def convert(
     ),
 ) -> None:
     """Convert a data set's boxes to another format or another generation's convention."""
-    from vlkit.datasets.scenes import convert as convert_boxes
-
-    report = convert_boxes(
+    report = vlkit.convert(
         source, target, to=to, source_format=source_format, images=images,
         max_image_tokens=max_image_tokens, prompt=prompt, copy_pictures=copy_pictures,
     )  # fmt: skip
@@ -73,19 +73,16 @@ def evaluate_grounding(
     Writes metrics.json, rows.csv and gallery.html (the worst answers against the truth), all of
     them or none.
     """
-    from vlkit.datasets.conversations import locate_prompt
     from vlkit.evaluation.asking import ask_grounding, read_questions
     from vlkit.evaluation.metrics import check_thresholds
-    from vlkit.files import check_free, check_writable
-    from vlkit.models.load import load
 
     check_free(output_dir)
     check_writable(output_dir)
     iou = list(check_thresholds(iou or (0.5, 0.75)))
     ask = partial(read_questions, data, format=data_format, images=images)
     ask(prompt=prompt or "{label}")  # before a large model is loaded
-    vlm: Any = load(**load_options)
-    usual = locate_prompt("{label}", family=vlm.family, language=language)
+    vlm = vlkit.load(**load_options)
+    usual = vlkit.locate_prompt("{label}", family=vlm.family, language=language)
     questions = ask(prompt=prompt or usual)
     run = ask_grounding(
         vlm, questions[:limit], data=Path(data).name, iou=iou,

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import typer
 from typer import Argument, Option
 
+import vlkit
 from vlkit.cli.options import console, error_console, print_plain
 from vlkit.errors import VlkitError
 from vlkit.files import parse_yaml
@@ -71,10 +72,9 @@ def classroom(
         from voila.app import Voila
     except ImportError as error:
         raise VlkitError('vlkit classroom needs voila: pip install "vlkit[class]"') from error
-    from vlkit import load, serving
     from vlkit.widgets.panel import call_code
 
-    vlm: Any = load()
+    vlm = vlkit.load()
 
     class Classroom(Voila):
         def setup_template_dirs(self) -> None:
@@ -89,7 +89,7 @@ def classroom(
     with ExitStack() as stack:
         if vlm.scores_tokens:  # its weights are on this machine
             key = os.environ["OPENAI_API_KEY"] = secrets.token_hex(16)
-            server = stack.enter_context(serving.start(vlm, api_key=key, new_tokens=2048))
+            server = stack.enter_context(vlkit.serving.start(vlm, api_key=key, new_tokens=2048))
             options = {"base_url": server.url, "family": vlm.family}
             served = call_code("vlkit.load", repr(f"openai:{server.name}"), **options)
             write_pages(pages, names, served)
@@ -101,9 +101,7 @@ def classroom(
 
 def _panels() -> dict[str, str]:
     """The panels' class names by the names of their pages."""
-    from vlkit import widgets
-
-    panels = [name for name in widgets.__all__ if name.endswith("Panel") and name != "Panel"]
+    panels = [name for name in vlkit.widgets.__all__ if name.endswith("Panel") and name != "Panel"]
     return {name.removesuffix("Panel").lower(): name for name in panels}
 
 
@@ -201,10 +199,8 @@ def run_notebook(
     except ImportError:
         raise VlkitError('vlkit run needs papermill: pip install "vlkit[notebooks]"') from None
     _check_parameters(notebook, parameters)
-    from vlkit.records import Run
-
     options = {"keep_media": True} if keep_media else {}
-    with Run(notebook.stem, directory=directory, **options) as record:
+    with vlkit.records.Run(notebook.stem, directory=directory, **options) as record:
         copy = record.path / notebook.name
         record.log(**parameters)
         try:

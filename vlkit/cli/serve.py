@@ -7,6 +7,7 @@ from typing import Any
 
 from typer import Argument, Option
 
+import vlkit
 from vlkit.cli.options import print_plain, with_load_options
 from vlkit.errors import VlkitError
 from vlkit.serving.limits import Limits
@@ -61,14 +62,12 @@ def serve(
     """
     from vlkit.remote.services import is_remote_name
     from vlkit.serving import check_installed
-    from vlkit.settings import chosen_model
 
     check_installed()
-    model = model or getattr(chosen_model(), "model", None)
+    model = model or getattr(vlkit.settings.chosen_model(), "model", None)
     if is_remote_name(model):
         raise VlkitError(f"{model} is a hosted model; vlkit serve is for models on this machine")
     from vlkit.inputs import check_loaded
-    from vlkit.models.load import load
     from vlkit.serving.app import Server, log_requests, open_socket
 
     limits = Limits(
@@ -78,7 +77,7 @@ def serve(
         origins=tuple(allow_origin or ()),
     )  # fmt: skip
     listener = open_socket(host, port, api_key)  # before a large model is loaded
-    vlm: Any = load(**load_options)
+    vlm = vlkit.load(**load_options)
     check_loaded(vlm)
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
     log_requests()

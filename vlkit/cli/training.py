@@ -6,11 +6,13 @@ import inspect
 import os
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from typer import Argument, Option
 
+import vlkit
 from vlkit.cli.options import print_plain, with_process_device
 from vlkit.errors import VlkitError
 from vlkit.files import parse_yaml, read_text
@@ -29,18 +31,14 @@ def train(
     among processes, on GPUs or CPUs; each takes batch_size of them at a time.
     """
     keys = read_config(config)
-    import vlkit
-    from vlkit.lora import train as run_training
-
-    load_names, train_names = _names(vlkit.load), _names(run_training)
+    load_names, train_names = _names(vlkit.load), _names(vlkit.lora.train)
     data_options = {name: keys.pop(name) for name in _DATA if name in keys}
     load_options = {name: keys.pop(name) for name in load_names & keys.keys()}
     _check_keys(config, keys, train_names, {*load_names, *train_names, *_DATA})
     data, held_out = _read_data(keys, data_options)
     vlm = vlkit.load(**with_process_device(load_options))
-    result = run_training(
-        vlm, data, eval_data=held_out, **keys | ({"resume": True} if resume else {})
-    )
+    keys |= {"resume": True} if resume else {}
+    result = vlkit.lora.train(vlm, data, eval_data=held_out, **keys)
     if int(os.environ.get("RANK", "0")) == 0:
         print_plain(str(result))
 
@@ -74,9 +72,8 @@ def _check_keys(path: Path, keys: dict, allowed: set[str], known: set[str]) -> N
 
 def _read_data(keys: dict, options: dict) -> tuple[Any, Any]:
     """The rows to train on, and the held-out ones: of a file, or a share of the first."""
-    from vlkit.lora import load_conversations
-
-    data, held_out = load_conversations(keys.pop("data"), **options), keys.pop("eval_data", None)
+    load = partial(vlkit.lora.load_conversations, **options)
+    data, held_out = load(keys.pop("data")), keys.pop("eval_data", None)
     if isinstance(held_out, float | int) and not isinstance(held_out, bool):
         return data.split(held_out, seed=keys.get("seed", 0))
-    return data, None if held_out is None else load_conversations(held_out, **options)
+    return data, None if held_out is None else load(held_out)

@@ -209,7 +209,6 @@ def _parse(answer: Any, question: Question) -> tuple[list[Box] | None, str]:
         return None, f"{answer} ({read.error})"
     items, left_out = read
     boxes = _boxes(items)
-    labels = {box.label for box in question.truth}
-    if len(labels) == 1:
+    if len({box.label for box in question.truth}) == 1:
         boxes = [replace(box, label=question.truth[0].label) for box in boxes]
     return boxes, f"{answer} ({left_out})" if left_out else ""

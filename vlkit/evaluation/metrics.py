@@ -90,8 +90,7 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         """All tables but ``rows``, for JSON; None where a metric is undefined."""
-        names = ("overall", "by_label", "by_size")
-        return {name: _records(getattr(self, name)) for name in names}
+        return {name: _records(getattr(self, name)) for name in ("overall", "by_label", "by_size")}
 
     def _repr_html_(self) -> str:
         tables = {"overall": self.overall, "by label": self.by_label, "by size": self.by_size}
@@ -289,8 +288,7 @@ class AveragePrecision:
     ):  # fmt: skip
         keys = {label_key(box.label, match_labels) for boxes in truths for box in boxes}
         numbers = {key: number for number, key in enumerate(sorted(keys), start=1)}
-        true_scores = [[1.0] * len(boxes) for boxes in truths]
-        truth = _dataset(truths, true_scores, numbers, match_labels)
+        truth = _dataset(truths, [[1.0] * len(boxes) for boxes in truths], numbers, match_labels)
         answer = _dataset(answers, scores, numbers, match_labels)
         self._evaluator = _evaluate(truth, answer, [(0, 1e10)])
         precision = self._accumulate(self._evaluator)[:, :, :, 0]
@@ -385,8 +383,7 @@ def tabulate(
     table = pandas.DataFrame(rows)
     table["kind"] = np.where(table["iou"] >= thresholds[0], "found", "missed")
     table.loc[~table["truth"], "kind"] = "extra"
-    place = dict(zip(names, range(len(names)), strict=True))
-    pictures = table["picture"].map(place).to_numpy()
+    pictures = table["picture"].map({name: i for i, name in enumerate(names)}).to_numpy()
     draws = _draw(pandas.factorize(pandas.Series(list(groups), dtype=object))[0], bootstrap, seed)
     counts = _counts(table, thresholds)
     sums = _sums(counts, pictures, len(names))

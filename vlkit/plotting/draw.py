@@ -226,8 +226,7 @@ def plot_boxes(axes, image: Any, boxes: Items, *, labels: bool = True, legend: b
     items = list_items(boxes)
     font = plot_strokes(axes, load_image(image), label_strokes(items), labels=labels)
     if legend:
-        styles = label_styles(item.label for item in items)
-        _plot_legend(axes, styles, _only_points(items), font)
+        _plot_legend(axes, label_styles(item.label for item in items), _only_points(items), font)
     return axes
 
 

@@ -132,5 +132,4 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The common areas of n and m boxes, (n, m), in square pixels; 1 at least where they touch."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - low
-    touch = (sides >= 0).all(axis=2)
-    return np.where(touch, np.maximum(1.0, sides.prod(axis=2)), 0.0)
+    return np.where((sides >= 0).all(axis=2), np.maximum(1.0, sides.prod(axis=2)), 0.0)

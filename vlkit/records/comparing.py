@@ -225,8 +225,7 @@ class RunDiff:
         drawn = image_html(picture, width=reading.WIDTH, alt=question_of(a)) if picture else ""
         overlap = _mean_iou(a, b)
         shown = "–" if overlap is None else f"{overlap:.2f}"
-        texts = (question_of(a), answer_of(a), answer_of(b), shown)
-        return [drawn, *map(html.escape, texts)]
+        return [drawn, *map(html.escape, (question_of(a), answer_of(a), answer_of(b), shown))]
 
 
 def diff(a: Any, b: Any) -> RunDiff:
@@ -283,8 +282,7 @@ def _mean_iou(a: dict, b: dict) -> float | None:
     boxes_a, boxes_b = ([i for i in items_of(line) if isinstance(i, Box)] for line in (a, b))
     if not boxes_a and not boxes_b:
         return None
-    pairs = pair_boxes(boxes_b, boxes_a)
-    total = sum(iou(boxes_a[i], boxes_b[j]) for i, j in pairs.items())
+    total = sum(iou(boxes_a[i], boxes_b[j]) for i, j in pair_boxes(boxes_b, boxes_a).items())
     return total / max(len(boxes_a), len(boxes_b))
 
 
@@ -315,8 +313,7 @@ def _settings_of(record: Record) -> Iterator[tuple[str, Any]]:
         for name, value in reading.flat(model):
             if name not in ("id", "record", "time", "seconds_in"):
                 yield f"model {number}: {name}", value
-    names = dict.fromkeys(name for answer in record.answers for name in answer["options"])
-    for name in names:
+    for name in dict.fromkeys(name for answer in record.answers for name in answer["options"]):
         values = dict.fromkeys(answer["options"].get(name) for answer in record.answers)
         if name != "seed" or len(values) == 1:
             yield name, _one_or_all(values)

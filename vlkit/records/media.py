@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,7 @@ class MediaStore:
 
     def __init__(self, path: Path, keep: bool | int):
         self.path, self.keep = path, keep
-        self._left = 0 if keep is True else keep * 2**20 - _size(path / KEPT)  # bytes
+        self._left = math.inf if keep is True else keep * 2**20 - _size(path / KEPT)  # bytes
 
     def describe(self, item: dict, media: Sequence[Any], index: int) -> dict[str, Any]:
         """The facts that a run records of a picture or clip in a message.
@@ -172,11 +173,11 @@ class MediaStore:
         path = self.path / name
         if path.exists():
             return name
-        if self.keep is not True and self._left < 0:
+        if self._left < 0:
             return None
         write(path)
         self._left -= _size(path)
-        if self.keep is True or self._left >= 0:
+        if self._left >= 0:
             return name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         warn_user(
@@ -189,8 +190,7 @@ class MediaStore:
 
 def _write_frames(frames: Any, folder: Path) -> None:
     for index, frame in enumerate(frames):
-        file = folder / f"{index:05d}.png"
-        write_whole(file, partial(load_image(frame).save, format="PNG"))
+        write_whole(folder / f"{index:05d}.png", partial(load_image(frame).save, format="PNG"))
 
 
 def _size(path: Path) -> int:

@@ -96,8 +96,7 @@ def replay(path: Any, vlm: Any = None) -> Replay:
     rows = [rows_by_number[number] for number in range(len(record.answers))]
     frame = pandas.DataFrame(rows, columns=list(_COLUMNS)).astype({"at": "Int64"})
     changes = [*_changes(record), *models.changes()]
-    environment = pandas.DataFrame(changes, columns=["what", "then", "now"])
-    return Replay(frame, environment, record)
+    return Replay(frame, pandas.DataFrame(changes, columns=["what", "then", "now"]), record)
 
 
 class _Models:

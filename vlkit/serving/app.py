@@ -57,8 +57,7 @@ class RequestGuard:
 
     async def __call__(self, scope: Any, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return await self._app(scope, receive, send)
         send = _with_request_id(send)
         try:
             headers = Headers(scope=scope)
@@ -68,11 +67,10 @@ class RequestGuard:
                 _check_authorization(headers, self._key)
             if scope["method"] == "POST":
                 await self._run(scope, headers, receive, send)
-                return
+            else:
+                await self._app(scope, receive, send)
         except RequestError as error:
             await refuse(error)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
     async def _run(self, scope: Any, headers: Headers, receive: Callable, send: Callable) -> None:
         """Count the request for as long as the application works on it, and its body from before.
@@ -426,8 +424,7 @@ def make_app(vlm: VLM, limits: Limits, name: str, api_key: str | None = None) ->
             if not chat.stream:
                 content = await _unless(disconnect, _complete(answer, chat))
                 return JSONResponse(content, headers=headers)
-            first = await _unless(disconnect, answer.next())
-            return Chunks(answer, first, chat, headers)
+            return Chunks(answer, await _unless(disconnect, answer.next()), chat, headers)
         except Exception as error:
             if answer is not None:
                 answer.cancel()
@@ -575,8 +572,7 @@ async def _write_events(answer: ServedAnswer, first: tuple[int, AnswerPiece], ch
         return _event({**head, "choices": [choice]} | ({"usage": None} if with_usage else {}))
 
     for index in range(chat.n):
-        parts = _parts(chat, AnswerPiece("", "", []))
-        yield chunk(index, {"role": "assistant", **parts})
+        yield chunk(index, {"role": "assistant", **_parts(chat, AnswerPiece("", "", []))})
     usages: list[Usage] = []
     index, piece = first
     try:

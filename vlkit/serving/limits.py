@@ -47,8 +47,7 @@ class Limits:
     origins: tuple[str, ...] = ()
 
     def __post_init__(self):
-        counts = "body_bytes pictures pixels frames new_tokens waiting connections"
-        for name in counts.split():
+        for name in "body_bytes pictures pixels frames new_tokens waiting connections".split():
             check_whole(name, getattr(self, name), 1)
         check_whole("context", self.context, 2, optional=True)
         if self.local is not None and not self.local.is_dir():

@@ -585,8 +585,7 @@ class MediaReader:
                 raise MediaError(
                     "this server does not fetch URLs (see --allow-urls); send a data URL"
                 )
-            urlopen = public_opener(limits.hosts).open
-            return read_bytes(url, describe_source(url), urlopen=urlopen)
+            return read_bytes(url, describe_source(url), urlopen=public_opener(limits.hosts).open)
         if limits.local is None:
             raise MediaError("this server does not read files (see --allow-local); send a data URL")
         return _read_file(url, limits.local, limits.body_bytes)

@@ -211,8 +211,7 @@ class ChatService:
         if chat.answer_schema is not None:  # refused before anything else is done
             await self._run(self._texts, self._check_schema, chat)
         try:
-            thinking = chat.chat_template_kwargs.enable_thinking
-            vlm = with_thinking(vlm, thinking, chat.answer_schema)
+            vlm = with_thinking(vlm, chat.chat_template_kwargs.enable_thinking, chat.answer_schema)
         except ModelError as error:
             answer.notes.append(f"chat_template_kwargs has no effect ({error})")
         if chat.function:
@@ -233,8 +232,7 @@ class ChatService:
         if chat.new_tokens and chat.new_tokens > rows[0].limit:
             answer.notes.append(f"max_tokens={chat.new_tokens} lowered to {rows[0].limit}")
         for index, row in enumerate(rows):
-            special = chat.skip_special_tokens
-            text = AnswerText(self._tokenizer, self._endings, chat.stops, special)
+            text = AnswerText(self._tokenizer, self._endings, chat.stops, chat.skip_special_tokens)
             job = Job(
                 row, usage, text, Thinking(begun),
                 streams=chat.stream, send=partial(answer.send, index), release=release,

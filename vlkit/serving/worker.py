@@ -279,8 +279,7 @@ class Worker:
                 if self._closing:
                     return False
                 self._engine.forget()  # pictures are kept no longer than their requests
-                woken = self._wake.wait(TIDY_SECONDS if self.finished > self._tidied else None)
-                if not woken:
+                if not self._wake.wait(TIDY_SECONDS if self.finished > self._tidied else None):
                     self._tidy()
             until = time.monotonic() + GATHER_SECONDS
             if self.running:
