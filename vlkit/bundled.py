@@ -1,7 +1,5 @@
 """The bundled model, pictures and clips: ``sample``, ``samples``, ``clips``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path

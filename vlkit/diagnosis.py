@@ -1,7 +1,5 @@
 """``vlkit.doctor()``: what this machine has, what is wrong, how to fix it."""
 
-from __future__ import annotations
-
 import html
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """``attention_map``: where the model looked as it wrote a token."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

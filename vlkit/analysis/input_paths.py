@@ -1,7 +1,5 @@
 """``compare_paths``: three ways to prepare the same messages."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import io
@@ -157,12 +155,12 @@ class PathComparison:
         tensors: the processor's output of the other paths.
     """
 
-    table: pandas.DataFrame
+    table: "pandas.DataFrame"
     errors: dict[str, str]
     tensors: dict[str, Any] = field(repr=False)
 
     @property
-    def differences(self) -> pandas.DataFrame:
+    def differences(self) -> "pandas.DataFrame":
         """The rows that differ."""
         return self.table[self.table["differs"]]
 

@@ -1,7 +1,5 @@
 """``token_logprobs``: how probable each token, how sure each box is."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

@@ -537,11 +537,11 @@ def _too_small(base: Preflight) -> str:
 def _finish(plan: Preflight) -> Fitted:
     media = tuple(view.video if isinstance(view, ClipView) else view.image for view in plan.views)
     limits = map(_item_limits, media)
-    messages = [
-        message
-        | {"content": [i if i["type"] == "text" else i | next(limits) for i in message["content"]]}
-        for message in plan.messages
-    ]
+
+    def limited(item: dict) -> dict:
+        return item if item["type"] == "text" else item | next(limits)
+
+    messages = [m | {"content": list(map(limited, m["content"]))} for m in plan.messages]
     return Fitted(messages, media, replace(plan, messages=messages))
 
 

@@ -1,7 +1,5 @@
 """``generate_batch`` and its report: rows answered, written, resumed."""
 
-from __future__ import annotations
-
 import html
 import random
 import time
@@ -96,9 +94,8 @@ class Results(list):
     def _repr_html_(self) -> str:
         pages = []
         for first in range(0, min(len(self), MOST_SHOWN), PAGE):
-            rows = [
-                (str(i), *_row_html(self[i])) for i in range(first, min(first + PAGE, len(self)))
-            ]
+            page = self[first : first + PAGE]
+            rows = [(str(i), *_row_html(result)) for i, result in enumerate(page, first)]
             table = table_html(("", "", "Answer"), rows, cell="max-width:520px;text-align:left")
             title = f"rows {first} to {first + len(rows) - 1} of {len(self):,}"
             opened = " open" if first == 0 else ""
@@ -165,6 +162,8 @@ def generate_batch(
     Raises:
         VlkitError: wrong options, or an ``out`` that cannot be written.
     """
+    from tqdm.auto import tqdm
+
     start = time.perf_counter()
     vlm = with_thinking(vlm, thinking, schema)
     conversations = check_conversations(conversations)
@@ -188,7 +187,9 @@ def generate_batch(
             journal = stack.enter_context(Journal(out, resume=resume, part=part))
             drawn_with = seed if options["do_sample"] else None  # greedy answers need no seed
             keys = row_keys(vlm, conversations, options, seed=drawn_with)
-        done = stack.enter_context(closing(_Done(len(indices), progress, tally, callbacks)))
+        shown = progress and len(indices) > 0
+        bar = stack.enter_context(tqdm(total=len(indices), unit="row", disable=not shown))
+        done = _Done(bar, tally, callbacks)
 
         def write(index: int, result: Result) -> Result:
             if not journal:
@@ -252,29 +253,21 @@ class _Noted(list):
 class _Done:
     """Finished rows and the progress bar."""
 
-    def __init__(self, total: int, progress: bool, tally: Tally, callbacks: list):
-        from tqdm.auto import tqdm
-
+    def __init__(self, bar: Any, tally: Tally, callbacks: list):
         self.results: dict[int, Result] = {}
-        self.failures, self._tally, self._callbacks = 0, tally, callbacks
-        self._bar = tqdm(total=total, unit="row", disable=not (progress and total))
+        self.failures, self._bar, self._tally, self._callbacks = 0, bar, tally, callbacks
 
     def take(self, index: int, result: Result) -> None:
         self.results[index] = result
         self.failures += isinstance(result, Failure)
         self._bar.update()
         if not self._bar.disable and (seconds := self._bar.format_dict["elapsed"]):
-            speed = self._tally.new_tokens / seconds
-            self._bar.set_postfix_str(
-                f"{speed:,.0f} tokens/s, {self.failures} failed", refresh=False
-            )
+            speed = f"{self._tally.new_tokens / seconds:,.0f} tokens/s"
+            self._bar.set_postfix_str(f"{speed}, {self.failures} failed", refresh=False)
         for callback in self._callbacks:
             outcome = attempt(callback, index, result)
             if isinstance(outcome, Failure):
                 warn_user(f"row {index}: on_result failed ({outcome}); the batch continues")
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def check_conversations(conversations: Any) -> list:

@@ -1,7 +1,5 @@
 """The list of commands; ``predict``, ``chat``, ``download``, ``doctor``, ``report``."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``vlkit batch``: a table or folder of pictures to a file of answers."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

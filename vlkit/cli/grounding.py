@@ -1,7 +1,5 @@
 """``vlkit convert`` and ``vlkit evaluate-grounding``: data sets with boxes."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """``vlkit lab``, ``classroom``, ``run``: notebooks opened, served, run."""
 
-from __future__ import annotations
-
 import ast
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Options that several commands share, and where commands print."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from functools import wraps

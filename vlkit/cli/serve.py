@@ -1,7 +1,5 @@
 """``vlkit serve``: an OpenAI-compatible server for a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``vlkit train``: fine-tuning from a YAML file, in many processes."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Callable

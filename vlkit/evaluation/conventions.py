@@ -1,7 +1,5 @@
 """``diagnose_boxes``: which coordinate convention fits the truth."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +96,7 @@ class BoxDiagnosis:
 
     best: str
     probability: float
-    table: pandas.DataFrame
+    table: "pandas.DataFrame"
     boxes: dict[str, list[list[Box]]] = field(repr=False)
     truth: list[list[Box]] = field(repr=False)
     verdict: str
@@ -219,8 +217,7 @@ def _pair_nearest(
     for picture, (predicted, true) in enumerate(zip(boxes, truths, strict=True)):
         candidates = (
             (_nearness(a, b), i, k)
-            for i, a in enumerate(predicted)
-            for k, b in enumerate(true)
+            for (i, a), (k, b) in product(enumerate(predicted), enumerate(true))
             if label_key(a.label, match_labels) == label_key(b.label, match_labels)
         )
         pairs += [(picture, i, k) for i, k in pair_best(candidates).items()]
@@ -258,7 +255,7 @@ def _remove_offset(boxes: list[list[Box]], pairs: list[Pair], truths: list[list[
     return moved, _pair_nearest(moved, truths, match)
 
 
-def _rank_readings(candidates: dict, truths: list[list[Box]]) -> pandas.DataFrame:
+def _rank_readings(candidates: dict, truths: list[list[Box]]) -> "pandas.DataFrame":
     """A row for each reading with its mean IoU and probability, the likeliest first."""
     import pandas
 

@@ -1,7 +1,5 @@
 """``failure_gallery``: a page of the worst answers against the truth."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -8,6 +8,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,11 +238,8 @@ def _match(predicted: list[Box], truth: list[Box], match_labels: bool) -> Iterab
 
 def pair_boxes(answers: Sequence[Box], truths: Sequence[Box]) -> dict[int, int]:
     """The index of the answer's box for each paired true box: by IoU, each box once."""
-    overlaps = (
-        (iou(answer, true), t, a)
-        for t, true in enumerate(truths)
-        for a, answer in enumerate(answers)
-    )
+    couples = product(enumerate(truths), enumerate(answers))
+    overlaps = ((iou(answer, true), t, a) for (t, true), (a, answer) in couples)
     return pair_best(overlap for overlap in overlaps if overlap[0] > 0)
 
 

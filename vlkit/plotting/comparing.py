@@ -1,7 +1,5 @@
 """``draw_comparison``, ``save_boxes``: truth against answer, PNG or SVG."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``draw_boxes``, ``plot_boxes``, ``draw_frames``: boxes, tracks, legends."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle, pairwise

@@ -1,7 +1,5 @@
 """The bundled font, system fonts for what it lacks, widths of texts."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable

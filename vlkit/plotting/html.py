@@ -1,7 +1,5 @@
 """HTML of notebooks and reports: pictures, tables, sizes and times."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -59,7 +57,7 @@ def table_html(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cell: str
     return f'<table style="border-collapse:collapse">{head}{body}</table>' if body else ""
 
 
-def frame_html(frame: pandas.DataFrame, title: str = "", *, index: bool = True) -> str:
+def frame_html(frame: "pandas.DataFrame", title: str = "", *, index: bool = True) -> str:
     """A pandas table, below a title; empty where it has no row. Texts are escaped.
 
     Args:

@@ -1,7 +1,5 @@
 """How boxes and labels look: colours, sizes, and where a label goes."""
 
-from __future__ import annotations
-
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Facts of machine, code and model for a run; secrets left out."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """A run's pictures and clips: content hashes, thumbnails, copies."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """``Record``: a run read back; its answers; the table of ``runs``."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -164,7 +162,7 @@ def read_run(run: Any) -> Record:
     return Record(path, manifest, whole, torn=len(every) - len(whole))
 
 
-def runs(directory: str | os.PathLike = "runs") -> pandas.DataFrame:
+def runs(directory: str | os.PathLike = "runs") -> "pandas.DataFrame":
     """The runs of a folder, oldest first; logged values have their own columns.
 
     Raises:

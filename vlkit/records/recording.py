@@ -1,7 +1,5 @@
 """``Run``: writes every answer, training and evaluation to a folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -12,7 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import PIL.Image
@@ -85,7 +83,8 @@ def _table_facts(frame: Any) -> dict[str, Any]:
     return {"columns": columns, "rows": rows.values.tolist(), "of_rows": len(frame)}
 
 
-_CURVES = ("losses", "evaluations", "metrics", "samples")
+# of a LoraRun
+_TRAINED = "steps finished effect seconds losses evaluations metrics samples".split()
 
 
 def answer_facts(result: Any) -> dict[str, Any]:
@@ -96,13 +95,6 @@ def answer_facts(result: Any) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"error": result.error, "error_kind": result.kind}
     return record_of(result) | {"tokens": list(result.tokens) or None}
-
-
-def training_facts(run: Any) -> dict[str, Any]:
-    """The result of a training: its curves, and the adapter with the hash of its weights."""
-    facts = {name: getattr(run, name, None) for name in ("steps", "finished", "effect", "seconds")}
-    curves = {name: getattr(run, name, ()) for name in _CURVES}
-    return facts | curves | {"adapter": adapter_facts(str(run.output_dir))}
 
 
 def plain_value(value: Any) -> Any:
@@ -200,7 +192,7 @@ class Run:
         self._manifest: dict[str, Any] = {}
 
     @classmethod
-    def attach(cls, path: str | os.PathLike) -> Run:
+    def attach(cls, path: str | os.PathLike) -> Self:
         """Continue to record into an existing run, such as that of another process."""
         record = read_run(path)
         facts = record.manifest
@@ -212,7 +204,7 @@ class Run:
         _end_torn_line(run.path / LINES)
         return run
 
-    def open(self) -> Run:
+    def open(self) -> Self:
         """Begin to record."""
         if self._manifest:
             raise VlkitError(f"the run {self.name!r} was opened before; make a new Run")
@@ -241,7 +233,7 @@ class Run:
             self._manifest["error"] = failure_line(error)
         write_whole(self.path / MANIFEST, self._manifest_text())
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self.open()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -297,7 +289,8 @@ class Run:
         if isinstance(result, BaseException):
             facts |= {"error": failure_line(result)}
         elif result is not None:
-            facts |= training_facts(result)
+            facts |= {name: getattr(result, name) for name in _TRAINED}
+            facts["adapter"] = adapter_facts(str(result.output_dir))
         with self._lock:
             self._write("training", model=self._model(arguments["vlm"]), arguments=values, **facts)
 

@@ -1,7 +1,5 @@
 """``replay``: a run's questions asked again, and the answers compared."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,8 +38,8 @@ class Replay:
         record: the run that was replayed.
     """
 
-    rows: pandas.DataFrame
-    environment: pandas.DataFrame
+    rows: "pandas.DataFrame"
+    environment: "pandas.DataFrame"
     record: Record
 
     @property

@@ -1,7 +1,5 @@
 """HTTP: host and key checked, routes, responses in OpenAI's form."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import ipaddress
@@ -16,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -261,7 +259,7 @@ class Server:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def start(self) -> Server:
+    def start(self) -> Self:
         """Serve in a thread; returns when the server answers requests."""
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
@@ -280,7 +278,7 @@ class Server:
         if self._thread is not None:
             self._thread.join()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

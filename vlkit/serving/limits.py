@@ -1,7 +1,5 @@
 """``Limits``: the most that a request may cost, and what it may read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The fields of a request and the media in it, checked and decoded."""
 
-from __future__ import annotations
-
 import http.client
 import io
 import ipaddress
@@ -13,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import PIL.Image
 import pydantic
@@ -52,7 +50,7 @@ class RequestError(VlkitError):
         super().__init__(self.message)
 
     @classmethod
-    def of(cls, error: Exception) -> RequestError:
+    def of(cls, error: Exception) -> Self:
         """What the client learns when the model fails."""
         import torch
 
@@ -259,7 +257,7 @@ class ResponseFormat(Strict):
     json_schema: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def check_schema(self) -> ResponseFormat:
+    def check_schema(self) -> Self:
         """Raises ValueError for a schema that is missing."""
         if self.type == "json_schema" and self.json_schema.get("schema") is None:
             raise ValueError("type json_schema needs json_schema.schema")
@@ -317,7 +315,7 @@ class ChatRequest(Strict):
     mm_processor_kwargs: ProcessorOptions = ProcessorOptions.model_validate({})
 
     @model_validator(mode="after")
-    def check_together(self) -> ChatRequest:
+    def check_together(self) -> Self:
         """Raises ValueError for fields that contradict each other."""
         prefilled = self.messages[-1].role == "assistant"
         continues, asks = self.continue_final_message, self.add_generation_prompt

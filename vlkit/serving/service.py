@@ -1,7 +1,5 @@
 """A request to a row for the worker: prompt, limits, memory budget."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import os

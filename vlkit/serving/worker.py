@@ -1,7 +1,5 @@
 """The thread that runs the model: rows in, tokens out as events."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """``report``, ``bibtex``: the page, PDF, Markdown, citations."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The content of each section of a report, as plain values."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
