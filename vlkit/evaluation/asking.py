@@ -1,7 +1,5 @@
 """``ask_grounding``: a question for each label of a data set, scored."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence
@@ -63,7 +61,7 @@ class GroundingRun:
     about: dict
 
     @cached_property
-    def rows(self) -> pandas.DataFrame:
+    def rows(self) -> "pandas.DataFrame":
         """The evaluation's rows with ``image``, ``question`` and ``answer``."""
         rows = self.evaluation.rows.copy()
         numbers = rows["picture"].astype(int)
@@ -72,7 +70,7 @@ class GroundingRun:
         rows["answer"] = [self.errors[i] or str(self.answers[i]) for i in numbers]
         return rows.rename(columns={"picture": "number"})
 
-    def gallery(self, worst: int = 24) -> Gallery:
+    def gallery(self, worst: int = 24) -> "Gallery":
         """The questions that went worst."""
         from vlkit.evaluation.gallery import failure_gallery
 
@@ -146,7 +144,7 @@ def read_questions(
 
 
 def ask_grounding(
-    vlm: VLM,
+    vlm: "VLM",
     questions: Sequence[Question],
     *,
     data: str = "",

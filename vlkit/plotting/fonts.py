@@ -19,18 +19,16 @@ Font = ImageFont.FreeTypeFont
 _NO_CHARACTER = "\U0010ffff"  # every font draws its missing-glyph sign for it
 _SPECIAL = re.compile("bold|black|heavy|light|thin|ital|obli|cond|narrow|mono|serif|math|emoji")
 
+# the font that comes with vlkit: Latin, kana and the Chinese characters of GB 2312
+FONT_PATH = str(files("vlkit") / "fonts" / "NotoSansSC-subset.otf")
+
 _warned_scripts: set[str] = set()
-
-
-def font_path() -> str:
-    """The font that comes with vlkit: Latin, kana and the Chinese characters of GB 2312."""
-    return str(files("vlkit") / "fonts" / "NotoSansSC-subset.otf")
 
 
 @lru_cache(maxsize=64)
 def load_font(size: float, path: str | None = None) -> Font:
     """A font, by default vlkit's own, in a size in pixels."""
-    return ImageFont.truetype(path or font_path(), size)
+    return ImageFont.truetype(path or FONT_PATH, size)
 
 
 def text_height(font: Font) -> tuple[float, float]:
@@ -77,7 +75,7 @@ def font_families(texts: Iterable[str]) -> list[str]:
     paths = dict.fromkeys(path for text in texts for path in _font_paths(text) if path)
     # draws an empty box for any character; _warn_missing_font has warned of those
     last_resort = {font.name for font in fontManager.ttflist if "Last Resort" in font.name}
-    return [*map(_register, (font_path(), *paths)), *last_resort, "sans-serif"]
+    return [*map(_register, (FONT_PATH, *paths)), *last_resort, "sans-serif"]
 
 
 @cache
@@ -118,7 +116,7 @@ def _font_paths(text: str) -> list[str | None]:
 
 @lru_cache(maxsize=1 << 14)
 def _font_path(letter: str) -> str | None:
-    if letter.isascii() or _has_glyph(letter, font_path()):
+    if letter.isascii() or _has_glyph(letter, FONT_PATH):
         return None
     for path in _system_fonts():
         if ord(letter) in _code_points(path) and _has_glyph(letter, path):

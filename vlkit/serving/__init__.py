@@ -1,7 +1,5 @@
 """An OpenAI-compatible server: ``vlkit serve``, ``serving.start``."""
 
-from __future__ import annotations
-
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def start(
-    vlm: VLM,
+    vlm: "VLM",
     *,
     host: str = "127.0.0.1",
     port: int = 0,
     api_key: str | None = None,
     name: str | None = None,
     **limits: Any,
-) -> Server:
+) -> "Server":
     """Serve a model in a thread, until ``stop()`` or the end of a ``with`` block.
 
     Args:
