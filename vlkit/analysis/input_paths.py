@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,10 +79,9 @@ def _rows(vlm: VLM, seen: list[Seen]) -> Iterator[Row]:
     yield "prompt tokens", "ids", [row and len(row[0]) for row in ids]
     yield "token ids as vlkit's", "ids", [row == ids[2] if row and ids[2] else None for row in ids]
     for kind, name in (("picture", "image_grid_thw"), ("clip", "video_grid_thw")):
-        grids = [_grids(path, name) for path in seen]
-        for i in range(max(map(len, grids))):
-            grid_of_each = [grid[i] if i < len(grid) else None for grid in grids]
-            yield from _media_rows(vlm, seen, kind, i, grid_of_each)
+        grids = zip_longest(*(_grids(path, name) for path in seen))  # None where a path lacks one
+        for i, grid_of_each in enumerate(grids):
+            yield from _media_rows(vlm, seen, kind, i, list(grid_of_each))
 
 
 def _media_rows(vlm: VLM, seen: list[Seen], kind: str, i: int, grids: list) -> Iterator[Row]:

@@ -92,9 +92,10 @@ class MediaStore:
         picture = load() if load and kind == "image" and not _is_file(source) else None
         of, digest = content_of(source, picture)
         options = {key: item[key] for key in item if key not in ("type", kind)}
-        facts = {"kind": kind, "name": _name(source), "of": of, "sha256": digest}
+        place = getattr(source, "filename", "") or source  # of a picture that was read from one
+        facts = {"kind": kind, "name": _name(place), "of": of, "sha256": digest}
         facts |= {"options": options} if options else {}
-        if path := self._relative_path(source):
+        if path := self._relative_path(place):
             facts["path"] = path
         if digest and load:
             view = _view if kind == "image" else _strip
@@ -134,7 +135,6 @@ class MediaStore:
 
     def _relative_path(self, source: Any) -> str:
         """A file's path relative to the run's folder, so that both can be moved together; or ""."""
-        source = getattr(source, "filename", source)  # of a picture that was read from one
         if not isinstance(source, str | os.PathLike) or not source or is_url(source):
             return ""
         path = Path(local_path(source)).absolute()
@@ -217,8 +217,6 @@ def _name(source: Any) -> str:
         return f"{len(source)} frames"
     if isinstance(source, str) and is_url(source):
         return describe_source(source) if source[:5].lower() == "data:" else clean_url(source)
-    if file := getattr(source, "filename", ""):  # of a picture that was read from one
-        source = file
     name = describe_source(source)
     return Path(name).name if isinstance(source, str | os.PathLike) else name
 

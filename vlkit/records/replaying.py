@@ -88,10 +88,8 @@ def replay(path: Any, vlm: Any = None) -> Replay:
     if vlm is not None:
         check_model(vlm)
     models = _Models(record, vlm)
-    rows_by_number: dict[int, dict] = {}
-    for numbers in _groups(record.answers):
-        rows_by_number |= dict(_ask(record, models, numbers))
-    rows = [rows_by_number[number] for number in range(len(record.answers))]
+    asked = [pair for numbers in _groups(record.answers) for pair in _ask(record, models, numbers)]
+    rows = [row for _, row in sorted(asked, key=lambda pair: pair[0])]
     frame = pandas.DataFrame(rows, columns=list(_COLUMNS)).astype({"at": "Int64"})
     changes = [*_changes(record), *models.changes()]
     return Replay(frame, pandas.DataFrame(changes, columns=["what", "then", "now"]), record)

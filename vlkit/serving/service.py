@@ -177,11 +177,8 @@ class ChatService:
 
     def describe_state(self) -> dict[str, Any]:
         """The answer of ``/health``."""
-        worker = self.worker
-        return {
-            "status": "ok", "running": worker.running, "waiting": worker.waiting,
-            "finished": worker.finished, "most_at_once": worker.most_at_once,
-        }  # fmt: skip
+        counts = ("running", "waiting", "finished", "most_at_once")
+        return {"status": "ok", **{name: getattr(self.worker, name) for name in counts}}
 
     async def ask(self, chat: ChatRequest) -> ServedAnswer:
         """Read a request's media and hand it to the model.
