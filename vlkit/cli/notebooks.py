@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,6 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[Pat
 
 
 def _read_value(text: str) -> Any:
-    try:
+    with suppress(VlkitError):
         return parse_yaml(text, "-p")
-    except VlkitError:
-        return text
+    return text

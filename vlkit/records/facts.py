@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Collection
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -224,27 +225,22 @@ def _network_facts(network: Any) -> dict[str, Any]:
 
 def package_version(package: str) -> str | None:
     """The version of an installed package; None where it is not installed."""
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = (line.partition(":")[2] for line in file if line.startswith("model name"))
-            return next(names, "").strip() or platform.processor()
-    except OSError:
-        return platform.processor()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = (line.partition(":")[2] for line in file if line.startswith("model name"))
+        return next(names, "").strip() or platform.processor()
+    return platform.processor()
 
 
 def _git(folder: Path | None, *arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            cwd=folder, capture_output=True, text=True, timeout=20, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+    command = ["git", "--no-optional-locks", *arguments]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
+            command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=20
+        ).strip()
+    return None

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -321,12 +321,9 @@ def check_key(host: str, api_key: str | None) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a host name, which may mean any address
-        return False
+    with suppress(ValueError):  # a host name, which may mean any address
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def model_name(name: str) -> str:
