@@ -544,12 +544,12 @@ def _logprobs(
 class Chunks(StreamingResponse):
     """Answers as server-sent events; frees their slots when the client disconnects."""
 
+    media_type = "text/event-stream"
+
     def __init__(self, answer: ServedAnswer, first: Any, chat: ChatRequest, headers: dict):
         self._answer = answer
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        super().__init__(
-            _write_events(answer, first, chat), media_type="text/event-stream", headers=headers
-        )
+        super().__init__(_write_events(answer, first, chat), headers=headers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
