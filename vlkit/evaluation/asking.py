@@ -14,19 +14,18 @@ from vlkit.bundled import bundled_path
 from vlkit.datasets.pictures import questions_of
 from vlkit.datasets.scenes import read_scenes
 from vlkit.errors import VlkitError
+from vlkit.evaluation.gallery import Gallery, failure_gallery
 from vlkit.evaluation.metrics import Evaluation, check_thresholds, evaluate_grounding
 from vlkit.files import whole_folder
 from vlkit.generation.reply import Failure, Reply, attempt
 from vlkit.grounding.boxes import Box
 from vlkit.messages import user
+from vlkit.models.load import Model
 from vlkit.plotting.html import frame_html
 from vlkit.settings import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     import pandas
-
-    from vlkit.evaluation.gallery import Gallery
-    from vlkit.models.load import VLM
 
 
 MOST_LABELS = 200
@@ -70,10 +69,8 @@ class GroundingRun:
         rows["answer"] = [self.errors[i] or str(self.answers[i]) for i in numbers]
         return rows.rename(columns={"picture": "number"})
 
-    def gallery(self, worst: int = 24) -> "Gallery":
+    def gallery(self, worst: int = 24) -> Gallery:
         """The questions that went worst."""
-        from vlkit.evaluation.gallery import failure_gallery
-
         captions = [
             f"{q.image.name}\n{q.prompt}\n{error or reply}"
             for q, reply, error in zip(self.questions, self.answers, self.errors, strict=True)
@@ -144,7 +141,7 @@ def read_questions(
 
 
 def ask_grounding(
-    vlm: "VLM",
+    vlm: Model,
     questions: Sequence[Question],
     *,
     data: str = "",
