@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 from fake_runs import answer, ask, boxed, model, picture, saved
+from jsonschema import Draft7Validator
 from linear import grows_linearly
 
 import vlkit
@@ -329,6 +331,20 @@ def test_an_odd_line_costs_itself_and_is_counted(tmp_path, change):
         records.report(path, tmp_path / f"r.{ending}")
     assert len(records.runs(tmp_path / "runs")) == 1
     assert str(records.diff(path, path)) and str(records.replay(path))
+
+
+def test_other_tools_can_check_a_run_by_its_published_schema(tmp_path):
+    schema = json.loads((files("vlkit.records") / "schema.json").read_text(encoding="utf-8"))
+    Draft7Validator.check_schema(schema)
+    path = edited(tmp_path, lambda lines: None)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (path / "records.jsonl").open(encoding="utf-8")]
+    fits = Draft7Validator({"$ref": "#/definitions/line", **schema}).is_valid
+    assert {line["record"] for line in lines} > {"answer", "model"} and all(map(fits, lines))
+    assert Draft7Validator({"$ref": "#/definitions/manifest", **schema}).is_valid(manifest)
+    (answer_line,) = (line for line in lines if line["record"] == "answer")
+    for name in ("kind", "model", "messages", "media", "usage", "text"):
+        assert not fits({key: value for key, value in answer_line.items() if key != name}), name
 
 
 def metrics_of(lines):
