@@ -66,6 +66,7 @@ def serve(
     if is_remote_name(model):
         raise VlkitError(f"{model} is a hosted model; vlkit serve is for models on this machine")
     from vlkit.inputs import check_loaded
+    from vlkit.models.load import load
     from vlkit.serving.app import Server, log_requests, open_socket
 
     limits = Limits(
@@ -75,7 +76,7 @@ def serve(
         origins=tuple(allow_origin or ()),
     )  # fmt: skip
     listener = open_socket(host, port, api_key)  # before a large model is loaded
-    vlm = vlkit.load(**load_options)
+    vlm: Any = load(**load_options)
     check_loaded(vlm)
     server = Server(vlm, listener, limits=limits, name=name, api_key=api_key)
     log_requests()
