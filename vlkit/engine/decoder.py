@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 
 from vlkit.engine.kernels import (
     add_rms_norm,
@@ -105,8 +106,6 @@ class Decoder:
         return sum(part.nbytes for part in [*self.cache.values(), *self.states])
 
     def _allocate(self, slots: int, length: int):
-        import torch
-
         shape = (slots, length, 2 * self.kv_heads, self.head_size)
         if self.device.type != "cpu":
             return torch.zeros(shape, device=self.device, dtype=self.dtype)
@@ -115,8 +114,6 @@ class Decoder:
 
     def grow(self, length: int, used: int) -> None:
         """Make room for longer rows; the first ``used`` slots stay, also where memory runs out."""
-        import torch
-
         if self.narrowed:
             raise torch.cuda.OutOfMemoryError("no memory for the cache of a longer answer")
         before = self.length
@@ -174,8 +171,6 @@ class Decoder:
         Returns:
             (rows, vocabulary) logits of the last tokens.
         """
-        import torch
-
         rows, length, width = hidden.shape
         attend_to = torch.nn.functional.scaled_dot_product_attention
         group = self.heads // self.kv_heads
@@ -224,8 +219,6 @@ class Decoder:
         Returns:
             (rows, vocabulary) logits.
         """
-        import torch
-
         count = len(tokens)
         hidden = self.embed(tokens)
         positions = (lengths + deltas)[None, :, None].expand(3, -1, 1)
@@ -279,8 +272,6 @@ class Decoder:
 
         Also Qwen3.5's gate of the output, (tokens, heads × head size); otherwise None.
         """
-        import torch
-
         if joined is not None:
             states = torch.nn.functional.linear(hidden, *joined)
         else:
@@ -356,8 +347,6 @@ def _join(attention: Any, weight=None, bias=None):
 
     None where one product does not pay: on a CPU, or where layers are not plain linear ones.
     """
-    import torch
-
     parts = [attention.q_proj, attention.k_proj, attention.v_proj]
     if not all(type(part) is torch.nn.Linear and part.weight.is_cuda for part in parts):
         return None
@@ -385,8 +374,6 @@ class LinearAttention:
     """
 
     def __init__(self, module: Any, slots: int):
-        import torch
-
         self.module, weight = module, module.conv1d.weight
         channels, _, kernel = weight.shape
         self.key_size, self.value_size = module.head_k_dim, module.head_v_dim
@@ -422,8 +409,6 @@ class LinearAttention:
         Returns:
             (rows × length, value heads × value size), before the output projection.
         """
-        import torch
-
         rows, length, _ = hidden.shape
         inputs, state = (part[first : first + rows] for part in self.states)
         inputs.masked_fill_(fresh[:, None, None], 0)
@@ -447,8 +432,6 @@ class LinearAttention:
 
         Everything is written in place, so that a CUDA graph can hold it.
         """
-        import torch
-
         rows = len(hidden)
         inputs, state = (part[:rows] for part in self.states)
         window = torch.cat([inputs, self.module.in_proj_qkv(hidden)[..., None]], 2)
@@ -468,8 +451,6 @@ class LinearAttention:
 
     def _heads(self, mixed: Any) -> list[Any]:
         """Queries, keys and values, (..., value heads, size), from the convolution's output."""
-        import torch
-
         parts = torch.nn.functional.silu(mixed).split(self.widths, -1)
         sizes = self.key_size, self.key_size, self.value_size
         parts = [part.unflatten(-1, (-1, size)) for part, size in zip(parts, sizes, strict=True)]
@@ -477,8 +458,6 @@ class LinearAttention:
 
     def _gates(self, hidden: Any) -> tuple[Any, Any]:
         """Logarithm of the decay in float32, and how much of a token is written: per value head."""
-        import torch
-
         module = self.module
         width = torch.nn.functional.softplus(module.in_proj_a(hidden).float() + module.dt_bias)
         return -module.A_log.float().exp() * width, module.in_proj_b(hidden).sigmoid()

@@ -11,6 +11,8 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 BLOCK = 1024
 ONE_ROW, ONE_ROW_BLOCK = 2, 2048  # values of a one-row product at a time, and of their sums
 
@@ -26,8 +28,6 @@ def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
     Returns:
         The sum and the normed sum, (rows, width).
     """
-    import torch
-
     if not use_kernels(hidden):
         hidden = hidden if update is None else hidden + update
         return hidden, rms_norm(hidden, norm)
@@ -43,8 +43,6 @@ def add_rms_norm(hidden: Any, update: Any, norm: Any) -> tuple[Any, Any]:
 
 def rms_norm(hidden: Any, norm: Any) -> Any:
     """The RMS norm over the last dimension; ``norm`` is transformers' module."""
-    import torch
-
     weight, epsilon = _weight_and_epsilon(norm)
     if weight.dtype != hidden.dtype:
         values = torch.nn.functional.rms_norm(hidden.float(), weight.shape, weight, epsilon)
@@ -67,8 +65,6 @@ def rotate(states: Any, heads: int, cos: Any, sin: Any) -> None:
         cos, sin: (rows, rotated size), contiguous, their two halves equal; Qwen3.5 rotates the
             first quarter of a head.
     """
-    import torch
-
     size = cos.shape[-1]
     if size == states.shape[-1] and use_kernels(states):
         _kernels().rotate[(len(states), -(-heads // 16))](
@@ -90,8 +86,6 @@ def rotate_and_store(states: Any, heads: int, kv_heads: int, angles: Any, cache:
         cache: (at least ``rows``, length, 2 × kv_heads, head size).
         lengths: (rows,) where in each row of the cache.
     """
-    import torch
-
     turned, size = heads + kv_heads, states.shape[-1]
     if angles[0].shape[-1] != size or not use_kernels(states):
         rotate(states, turned, *angles)
@@ -122,8 +116,6 @@ def attend(states: Any, heads: int, kv_heads: int, cache: Any, lengths: Any, spa
     Returns:
         (rows, heads × head size).
     """
-    import torch
-
     rows, size = len(states), states.shape[-1]
     splits = max(1, min(span // 64, 128 // (rows * kv_heads)))
     chunk = -(-span // (64 * splits)) * 64
@@ -144,8 +136,6 @@ def attend(states: Any, heads: int, kv_heads: int, cache: Any, lengths: Any, spa
 
 def gated(rows: Any, gate: Any, up: Any) -> Any:
     """``silu(gate(rows)) * up(rows)``."""
-    import torch
-
     if _find_packed(rows, gate) is not None:
         return silu_multiply(*linear(rows, gate, up).chunk(2, -1))
     plain = type(gate) is type(up) is torch.nn.Linear and gate.bias is up.bias is None
@@ -160,8 +150,6 @@ def gated(rows: Any, gate: Any, up: Any) -> Any:
 
 def linear(rows: Any, *modules: Any) -> Any:
     """What modules make of rows, one after the other; on a GPU faster than torch for one row."""
-    import torch
-
     module = modules[0]
     if (packed := _find_packed(rows, module)) is not None:
         return torch.ops.quantized.linear_dynamic_fp16.default._op(rows, packed)
@@ -197,8 +185,6 @@ def pack(*layers: Any, fits: bool = True) -> bool:
         Whether they do; not where 16 bits do not hold the weights, nor for other layers, types and
         machines.
     """
-    import torch
-
     plain = all(type(layer) is torch.nn.Linear for layer in layers)
     if not plain or torch.backends.quantized.engine not in ("x86", "fbgemm"):
         return False
@@ -222,8 +208,6 @@ def pack(*layers: Any, fits: bool = True) -> bool:
 
 def _digest(weight: Any) -> tuple:
     """Changes with any value, however it is written: the sum of the bits, and some values."""
-    import torch
-
     flat = weight.flatten()
     paired = flat[: len(flat) // 2 * 2]
     bits = paired.view(torch.int64) if paired.storage_offset() % 2 == 0 else paired
@@ -238,8 +222,6 @@ def _find_packed(rows: Any, module: Any) -> Any:
 
 def silu_multiply(gate: Any, up: Any) -> Any:
     """``silu(gate) * up``; on a GPU for contiguous tensors."""
-    import torch
-
     if not use_kernels(gate):
         return torch.nn.functional.silu(gate) * up
     output, count = torch.empty_like(gate), gate.numel()
@@ -258,8 +240,6 @@ def silu_multiply_backward(gradient: Any, gate: Any, up: Any, d_gate: Any) -> An
     Returns:
         ``d_gate``.
     """
-    import torch
-
     if use_kernels(gate):
         count = gate.numel()
         _kernels().silu_multiply_backward[(-(-count // BLOCK),)](

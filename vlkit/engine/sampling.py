@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from vlkit.errors import ModelError, VlkitError
 from vlkit.messages import opened_thought
 
@@ -37,8 +39,6 @@ def has_own_choice(rows: Sequence[Any]) -> bool:
 
 def process_logits(logits: Any, rows: Sequence[Any]) -> Any:
     """Apply each row's processors; whatever one raises becomes this row's error."""
-    import torch
-
     if not any(row.processors for row in rows):
         return logits
     logits = logits.clone()
@@ -83,8 +83,6 @@ def _share(temperature: float, top_p: float, logits: Any) -> Any:
 
 def _draw(share: Any, row: Any, otherwise: Any) -> Any:
     """A token of one row; whatever is raised becomes this row's error."""
-    import torch
-
     try:
         if row.generator is None and row.seed is not None:
             row.generator = torch.Generator(share.device).manual_seed(row.seed)
@@ -161,7 +159,6 @@ class SchemaProcessor:
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Logits (1, vocabulary), -inf where the schema does not allow the token."""
         import numpy as np
-        import torch
 
         if self._prompt_length is None:
             self._prompt_length = input_ids.shape[1]

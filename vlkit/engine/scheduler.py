@@ -15,6 +15,8 @@ from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from vlkit.engine.sampling import Sampling
 from vlkit.engine.slots import ROOM, STEPS, Engine, Row
 from vlkit.engine.vision import Encoder
@@ -125,8 +127,6 @@ class Scheduler:
         Returns:
             The rows that ended; those that failed have an ``error``.
         """
-        import torch
-
         assert self._engine is not None
         with self._computing():
             try:
@@ -153,8 +153,6 @@ class Scheduler:
         return self._cores.share() if self._cores else nullcontext()
 
     def _prefill(self, rows: list[Row], waiting: list[Row], following: Sequence[Row] = ()):
-        import torch
-
         try:
             with self._computing():
                 engine = self._ready_engine(rows)
@@ -172,8 +170,6 @@ class Scheduler:
 
     def _begin_again(self, waiting: list[Row], rows: list[Row]) -> list[Row]:
         """Out of memory: all running rows wait again, for half as many slots."""
-        import torch
-
         rows = list(rows)
         self._engine = None
         _idle_engines.pop(self.model, None)
@@ -223,8 +219,6 @@ class Scheduler:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        import torch
-
         # Triton launches on the current GPU, whichever its tensors are on
         place = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with torch.inference_mode(), place, self.sharing():

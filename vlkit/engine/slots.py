@@ -10,6 +10,8 @@ from itertools import accumulate
 from threading import Lock
 from typing import Any
 
+import torch
+
 from vlkit.engine.decoder import SPAN, Decoder
 from vlkit.engine.sampling import (
     Sampling,
@@ -114,8 +116,6 @@ class Row:
     @cached_property
     def marks(self) -> Any:
         """(length, 5): of each prompt token the id, the position and a hash of its whole medium."""
-        import torch
-
         whole = torch.cat([self.tensors["input_ids"], self.positions, self.positions[:1] * 0])
         for medium, (start, end) in zip(self.media, self.spans, strict=True):
             content = medium.key, *whole[:, start:end].flatten().tolist()
@@ -155,8 +155,6 @@ def share_beginnings(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
 
 def rope_index(model: Any, tensors: dict) -> Any:
     """transformers' rotary positions of a row's prompt, (3, length), on the CPU."""
-    import torch
-
     ids, kinds = tensors["input_ids"], tensors["mm_token_type_ids"]
     if not kinds.any():
         return torch.arange(ids.shape[1]).expand(3, -1)
@@ -172,7 +170,6 @@ def pad_left(rows: Sequence[Row], padding: int) -> Any:
         rows: with the pixels of their media.
         padding: the tokenizer's padding token.
     """
-    import torch
     from transformers import BatchFeature
 
     longest = max(row.length for row in rows)
@@ -216,8 +213,6 @@ class Engine:
         self, model: Any, encoder: Encoder, sampling: Sampling, slots: int, length: int,
         *, most: int | None = None,
     ):  # fmt: skip
-        import torch
-
         self.most = most
         # not the model itself: an engine that is kept for the next question must not hold it
         self.body, self.config = model.model, model.config
@@ -243,8 +238,6 @@ class Engine:
 
     def is_cheap(self) -> bool:
         """Whether it is on a GPU, idle, and takes under a thirtieth of its memory."""
-        import torch
-
         if self.device.type != "cuda" or self.rows:
             return False
         return self.decoder.nbytes < torch.cuda.get_device_properties(self.device).total_memory / 30
@@ -265,8 +258,6 @@ class Engine:
         return self.leave()
 
     def _admit(self, rows: Sequence[Row], first: int) -> None:
-        import torch
-
         if self.most is None:
             need = max(row.length + row.limit for row in rows)
         else:
@@ -382,8 +373,6 @@ class Engine:
             leaders: for each following row, the leading row that begins as it does.
             first: the slot of the first.
         """
-        import torch
-
         for row in rows:
             row.positions = rope_index(self.body, row.tensors)
         count = len(rows) - len(leaders)
@@ -447,8 +436,6 @@ class Engine:
 
     def _remember(self, row: Row, slot: int) -> None:
         """Keep the keys and values of a conversation; after an error those of before stay."""
-        import torch
-
         if row.chat is None or row.error is not None or self.decoder.linear:
             return
         read = torch.tensor(row.tokens[:-1], dtype=torch.long)  # the last token was not
@@ -470,8 +457,6 @@ class Engine:
         Returns:
             (rows, vocabulary) logits of the last tokens.
         """
-        import torch
-
         ends = ends or [row.length for row in rows]
         rests = [end - start for start, end in zip(starts, ends, strict=True)]
         self.computed.append(rests)
@@ -499,8 +484,6 @@ class Engine:
         Each token is a row of that step, over the same slot: what it stores is there before it
         looks at the tokens up to its own. None where that cannot be done.
         """
-        import torch
-
         rest = row.length - start
         count = max(STEPS, 1 << (rest - 1).bit_length())
         fits = count <= CHUNK and start + count <= self.decoder.length and start >= row.shared
@@ -522,8 +505,6 @@ class Engine:
 
     def _read_answer(self, row: Row, slot: int) -> None:
         """Read the tokens that a row has written, but for the last one."""
-        import torch
-
         ids = torch.tensor([row.tokens[:-1]], device=self.device)
         places = torch.arange(ids.shape[1], device=self.device) + row.length + row.delta
         hidden = self.decoder.embed(ids)
@@ -537,8 +518,6 @@ class Engine:
 
         The latter are the features that it adds after its first layers, by layer.
         """
-        import torch
-
         hidden = self.decoder.embed(ids)
         if not media:
             return hidden, {}
@@ -588,8 +567,6 @@ class Engine:
         return self.decoder.step(tokens, lengths, deltas, span)
 
     def _replay(self, rows: int, span: int):
-        import torch
-
         assert self.graphs is not None
         key = rows, span
         if key not in self.graphs:
@@ -616,8 +593,6 @@ class Engine:
 
     def _capture(self, rows: int, span: int):
         """A CUDA graph of :meth:`_predict`, and the logits that it writes."""
-        import torch
-
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

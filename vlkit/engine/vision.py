@@ -11,6 +11,8 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
+import torch
+
 from vlkit.engine.kernels import quick_gelu, rotate
 from vlkit.inputs import TensorCache
 from vlkit.threads import compute_each
@@ -82,8 +84,6 @@ class Encoder:
 
     def encode_ahead(self, rows: Sequence[Any]) -> None:
         """Encode the media of rows before their prefill; features replace their pixels."""
-        import torch
-
         with torch.inference_mode():
             features = iter(self.encode([medium for row in rows for medium in row.media]))
         for row in rows:
@@ -99,8 +99,6 @@ class Encoder:
         return compute_each(self._run, groups)
 
     def _run(self, media: Sequence[Medium]) -> list[tuple]:
-        import torch
-
         device, dtype = self.visual.device, self.visual.dtype
         moved = [medium.pixels.to(device, dtype, non_blocking=True) for medium in media]
         pixels = torch.cat(moved)
@@ -129,7 +127,6 @@ def _groups(media: list[Medium], most: int) -> Iterator[list[Medium]]:
 @contextmanager
 def fast_tower(visual: Any) -> Iterator[None]:
     """Let a vision encoder's layers do the same in fewer steps; restored on exit."""
-    import torch
     from transformers.activations import QuickGELUActivation
 
     if not hasattr(visual, "patch_embed"):  # Qwen-VL's
@@ -180,8 +177,6 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
         cu_seqlens: the segments' borders.
         position_embeddings: cosines and sines, (patches, head size).
     """
-    import torch
-
     heads = attention.num_heads
     states = attention.qkv(hidden).view(len(hidden), 3 * heads, -1)
     rotate(states, 2 * heads, *(angle.contiguous() for angle in position_embeddings))
@@ -203,8 +198,6 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
 
 def _same_length_segments(borders) -> list:
     """The places of the segments' patches, (segments, length) for each length; kept with them."""
-    import torch
-
     if not hasattr(borders, "vlkit_segments"):  # the same tensor goes through every block
         starts = defaultdict(list)
         for start, end in itertools.pairwise(borders.tolist()):

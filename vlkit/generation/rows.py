@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
 from typing import Any
 from weakref import WeakKeyDictionary, ref
+
+import torch
 
 from vlkit.engine.decoder import can_decode
 from vlkit.engine.sampling import Sampling, SchemaProcessor, has_own_choice
@@ -26,7 +28,7 @@ from vlkit.engine.scheduler import (
 from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
-from vlkit.generation.generate import generation_options
+from vlkit.generation.generate import Result, Settings, Tally, generation_options
 from vlkit.generation.reply import AnswerText, Failure, Reply, TextPieces, attempt, make_reply
 from vlkit.inputs import (
     LoadedMessages,
@@ -44,77 +46,12 @@ from vlkit.models.load import VLM, base_model, weights_state
 from vlkit.models.memory import available_memory
 from vlkit.threads import leave_busy_cores
 
-Result = Reply | Failure
-
 _HANDLED = {  # generation settings that the engine knows, or that change no answer
     "bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k",
     "repetition_penalty", "max_new_tokens", "max_length", "transformers_version", "use_cache",
     "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
     "_from_model_config", "_commit_hash", "_original_object_hash",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for all rows of a batch.
-
-    Attributes:
-        options: for transformers' generate.
-        seed: of row 0, or None; row ``i`` has ``seed + i``.
-        batch_size: the most rows at a time, or None.
-        path: ``"fast"``, ``"library"`` or ``"remote"``.
-        note: why it is not the fast one.
-        stopped: is set to end the batch.
-    """
-
-    options: dict[str, Any]
-    seed: int | None
-    batch_size: int | None
-    path: str
-    note: str
-    stopped: Event | None = None
-
-    @property
-    def limit(self) -> int:
-        """The most new tokens."""
-        return self.options["max_new_tokens"]
-
-    @property
-    def sampling(self) -> tuple[float, float]:
-        """Temperature and top_p of a row."""
-        return self.options["temperature"] or 0.0, self.options["top_p"] or 1.0
-
-    def seed_of(self, index: int) -> int | None:
-        """The seed of one row."""
-        return None if self.seed is None else self.seed + index
-
-    def check_stopped(self) -> None:
-        """Raises KeyboardInterrupt, as Ctrl-C does, once ``stopped`` is set."""
-        if self.stopped is not None and self.stopped.is_set():
-            raise KeyboardInterrupt
-
-
-@dataclass
-class Tally:
-    """Counted while the rows are answered."""
-
-    new_tokens: int = 0
-    computed: int = 0  # prompt tokens, padding included
-    padded: int = 0
-    batch_size: int = 0
-    cost: float | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def padding(self) -> float:
-        """Padding's share of the computed prompt tokens."""
-        return self.padded / self.computed if self.computed else 0.0
-
-    def count_group(self, lengths: Sequence[int]) -> None:
-        """Count a group of prompts that are computed together."""
-        computed = max(lengths) * len(lengths)
-        self.computed += computed
-        self.padded += computed - sum(lengths)
 
 
 def choose_path(vlm: VLM) -> tuple[str, str]:
@@ -256,7 +193,6 @@ class Library:
         return rows
 
     def _write(self, rows: list[Row]) -> None:
-        import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         vlm, row, length = self._vlm, rows[0], max(row.length for row in rows)
@@ -307,8 +243,6 @@ _random_state = threading.Lock()  # torch's is one for the process
 @contextmanager
 def _seeded(seed: int | None, sampling: bool) -> Iterator[None]:
     """Makes sampling in this block repeatable; the global random state is restored on exit."""
-    import torch
-
     if seed is None or not sampling:
         yield
         return
@@ -393,8 +327,6 @@ def make_row(
         seed: of its sampling.
         cache: of pictures that other rows ask about as well.
     """
-    import torch
-
     # on a GPU in half precision also the pictures are prepared there
     half = vlm.model.dtype.itemsize == 2 and vlm.model.device.type == "cuda"
     media = zip(loaded.pictures, loaded.images, strict=True)

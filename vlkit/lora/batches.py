@@ -15,6 +15,8 @@ from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import torch
+
 from vlkit.analysis.preflight import ClipView, clip_text, view_clip
 from vlkit.engine.vision import PIXELS, Encoder, Medium, split_media
 from vlkit.errors import VlkitError
@@ -182,8 +184,6 @@ def label_pieces(
         tensors: the processor's output for the media, with their grids.
         clips: how the model sees the clips.
     """
-    import torch
-
     config, merged = vlm.model.config, vlm.processor.image_processor.merge_size**2
     grids = tensors.get("image_grid_thw", torch.empty(0, 3))
     counts = (grids.prod(-1) // merged).int().tolist()
@@ -392,8 +392,6 @@ class FrozenTower:
         Args:
             media: with pixels where no features are kept.
         """
-        import torch
-
         new = {medium.key: medium for medium in media if medium.key not in self._kept}
         with torch.no_grad():
             layers = self.encoder.encode(list(new.values()))
@@ -406,8 +404,6 @@ class FrozenTower:
         return [features[medium.key] for medium in media]
 
     def _keep(self, key: Hashable, features: Any) -> None:
-        import torch
-
         if features.nbytes > self.left:
             return
         self.left -= features.nbytes
@@ -514,8 +510,6 @@ class Examples(Sequence[Labelled]):
 
     def _from_known(self, example: Example, keys: Sequence[Hashable | None]) -> Labelled | None:
         """A row without reading its pictures, where the features of all of them are kept."""
-        import torch
-
         media = [self._known[key] for key in keys if key in self._known]
         if len(media) < len(keys) or not all(map(self._holds, media)):
             return None
@@ -527,8 +521,6 @@ class Examples(Sequence[Labelled]):
 
 def _pinned(tensor: Any) -> Any:
     """A copy in page-locked memory; the GPU's copies from there wait for nothing."""
-    import torch
-
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
@@ -622,8 +614,6 @@ class Collator:
         self.pad_token_id, self.tower, self.rope = pad_token_id, tower, rope
 
     def __call__(self, rows: Sequence[Labelled]) -> dict[str, Any]:
-        import torch
-
         batch: dict[str, Any] = {}
         for name in PER_TOKEN:
             filler = self.pad_token_id if name == "input_ids" else 0
@@ -645,8 +635,6 @@ class Collator:
         return {"position_ids": self.rope(**{n: v for n, v in batch.items() if n in known})[0]}
 
     def _features(self, media: Sequence[Medium]) -> dict[str, Any]:
-        import torch
-
         parts: dict[str, list] = {}
         features = self.tower.encode(media) if self.tower else ()
         for medium, values in zip(media, features, strict=True):

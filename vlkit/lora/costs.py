@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from vlkit.lora.batches import Labelled
 from vlkit.lora.networks import LOGITS, Part, linear_layers
 from vlkit.models.families import FAMILIES
@@ -154,7 +156,6 @@ def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
 
     The second of two passes is measured; the first is a warm-up.
     """
-    import torch
     from transformers import BatchFeature
 
     model = base_model(vlm)
@@ -175,8 +176,6 @@ def time_forward(vlm: VLM, labelled: Labelled) -> tuple[float, float]:
 
 
 def _now(model: Any) -> float:
-    import torch
-
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from vlkit.errors import VlkitError, counted
@@ -80,7 +81,6 @@ class Prover:
             before, after: from the run's :class:`vlkit.lora.evaluating.Examiner`.
         """
         import pandas
-        import torch
 
         trained = self._answer_logits()
         merged_difference = None
@@ -101,8 +101,6 @@ class Prover:
 
     def _answer_logits(self) -> Any:
         """(trained tokens, vocabulary), in float32 on the CPU."""
-        import torch
-
         model = base_model(self.vlm)
         training = model.training
         batch = Collator(0)([self.row])
@@ -126,8 +124,6 @@ def _merged_layers(model: Any) -> dict[Any, Any]:
 
 
 def _merged_layer(layer: Any, inner: Any, *_: Any, **__: Any) -> Any:
-    import torch
-
     base, name = layer.base_layer, layer.active_adapters[0]
     weight = base.weight + layer.get_delta_weight(name).to(base.weight.dtype)
     return torch.nn.functional.linear(inner, weight, base.bias)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
+from vlkit.generation.generate import Settings, Tally
 from vlkit.generation.reply import SPECIAL, Failure, Reply, TextPieces, Usage, split_thinking
-from vlkit.generation.rows import Settings, Tally
 from vlkit.inputs import defer_media, estimate_text
 from vlkit.remote import client, services
 from vlkit.remote.client import RawAnswer
