@@ -20,6 +20,7 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "analysis/preflight.html.jinja": "The result of preflight, as a notebook shows it.",
     "cli/classroom/": "The classroom's home page, the bar above its panels, their pictures.",
     "evaluation/gallery.html.jinja": "The gallery as a page and in a notebook.",
+    "generation/reply.html.jinja": "An answer, as a notebook shows it.",
     "lora/curves.html.jinja": "Loss and metric curves, and the last answers.",
     "models/qwen_vl_base.jinja": "How Qwen-VL is asked: plain text after the picture.",
     "models/qwen_vl_chat.jinja": "How Qwen-VL-Chat is asked: ChatML, pictures with numbers.",

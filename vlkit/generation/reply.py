@@ -22,7 +22,7 @@ from vlkit.media.video import Clip, DeferredClips
 from vlkit.messages import as_messages, media_of, opened_thought, prefill_of, text_of
 from vlkit.models.load import VLM
 from vlkit.plotting.draw import draw_boxes, draw_frames
-from vlkit.plotting.html import FAINT, image_html
+from vlkit.plotting.html import FAINT, fill_template, image_html
 from vlkit.plotting.labels import label_colors
 
 P = ParamSpec("P")
@@ -189,33 +189,15 @@ class Reply:
         return self.text
 
     def _repr_html_(self, plain_picture: bool = True) -> str:
-        text, usage = self.text_html, self.usage
-        kinds = (("image", usage.image_tokens), ("video", usage.video_tokens))
-        media = ", ".join(f"{count:,} of them {kind}" for kind, count in kinds if count)
-        line = (
-            f"{usage.prompt_tokens:,} prompt tokens ({media or 'text alone'}), "
-            f"{usage.new_tokens:,} new, {self.seconds:.2f} s"
-        )
-        line += ", counts estimated" * usage.estimated
-        if self.finish_reason != "stop":
-            line += f", ended by {html.escape(self.finish_reason)}"  # of a file that was edited
-        if self.cost is not None:
-            line += f", cost {self.cost:.2g}"
-        if self.note:
-            line += f"; {html.escape(self.note)}"
-        shown = plain_picture or self.try_grounding() != ([], "")
-        pictures, thinking = self._repr_pictures() if shown else "", html.escape(self.thinking)
-        if thinking:
-            thinking = f"<details><summary>thinking</summary><pre>{thinking}</pre></details>"
-        raw = ""
-        if self.raw not in (self.text, ""):  # what the model wrote, in a fold
-            raw = f'<pre style="white-space:pre-wrap">{html.escape(self.raw)}</pre>'
-            raw = f'<details><summary style="{FAINT}">raw text</summary>{raw}</details>'
-        return (
-            f'<div style="max-width:640px">{thinking}'
-            f'<p style="font-size:1.05em;margin:4px 0">{text}</p>{pictures}{raw}'
-            f'<p style="{FAINT};margin:4px 0">{line}</p></div>'
-        )
+        picture, (items, note) = "", self.try_grounding()
+        if plain_picture or items or note:
+            picture = attempt(self.picture_html, items)
+            if isinstance(picture, Failure):  # its file was deleted, for example
+                note, picture = "; ".join(filter(None, [note, picture.error])), ""
+        return fill_template(
+            "vlkit.generation", "reply.html.jinja", autoescape=False, filters={"text": html.escape},
+            reply=self, picture=picture, note=note, faint=FAINT, warning=_WARNING,
+        )  # fmt: skip
 
     @property
     def text_html(self) -> str:
@@ -230,17 +212,6 @@ class Reply:
                 text = f'<span style="{look};padding:0 2px">{text}</span>'
             marked.append(text)
         return "".join(marked)
-
-    def _repr_pictures(self) -> str:
-        if not self.images and not self.clips:
-            return ""
-        items, note = self.try_grounding()
-        shown = attempt(self.picture_html, items)
-        if isinstance(shown, Failure):  # its file was deleted, for example
-            note, shown = "; ".join(filter(None, [note, shown.error])), ""
-        if note:
-            note = f'<p style="{_WARNING};font-size:.85em">{html.escape(note)}</p>'
-        return shown + note
 
     def picture_html(self, items: Sequence[Item] = (), width: int = 640) -> str:
         """The last picture, or the last clip's frames, with items; ``""`` where there is none."""
