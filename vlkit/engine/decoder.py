@@ -16,17 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkit.engine.kernels import (
-    add_rms_norm,
-    can_attend,
-    gated,
-    linear,
-    pack,
-    rms_norm,
-    rotate,
-    rotate_and_store,
-)
-from vlkit.engine.kernels import attend as attend_on_gpu
+from vlkit.engine import kernels
 from vlkit.models.load import list_modules
 from vlkit.models.memory import available_memory, mlp_width
 from vlkit.threads import on_one_core
@@ -184,7 +174,7 @@ class Decoder:
             places = places.clamp(max=self.length - 1)  # of padding; never read
 
         def attend(states, cache):
-            rotate(states, self.heads + self.kv_heads, *angles)
+            kernels.rotate(states, self.heads + self.kv_heads, *angles)
             states = states.view(rows, length, -1, self.head_size)
             if starts is None:  # causal attention never looks at padding after a token: no mask
                 cache[first : first + rows, :length] = states[:, :, self.heads :]
@@ -234,9 +224,9 @@ class Decoder:
 
         def attend(states, cache):
             """The heads of a group attend as if they were tokens, so no key is repeated."""
-            rotate_and_store(states, self.heads, self.kv_heads, angles, cache, lengths)
-            if can_attend(states):
-                return attend_on_gpu(states, self.heads, self.kv_heads, cache, lengths, span)
+            kernels.rotate_and_store(states, self.heads, self.kv_heads, angles, cache, lengths)
+            if kernels.can_attend(states):
+                return kernels.attend(states, self.heads, self.kv_heads, cache, lengths, span)
             query = states[:, : self.heads].view(count, self.kv_heads, group, self.head_size)
             keys, values = cache[:count, :span].transpose(1, 2).split(self.kv_heads, 1)
             output = torch.nn.functional.scaled_dot_product_attention(
@@ -251,7 +241,7 @@ class Decoder:
         """All layers over (tokens, width); of the last layer's output only ``kept`` tokens."""
         update, last = None, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            hidden, normed = add_rms_norm(hidden, update, layer.input_layernorm)
+            hidden, normed = kernels.add_rms_norm(hidden, update, layer.input_layernorm)
             if index in self.linear:
                 mixed, close = recur(self.linear[index], normed), layer.linear_attn.out_proj
             else:
@@ -260,12 +250,12 @@ class Decoder:
                 mixed = mixed if gate is None else mixed * gate.sigmoid()
             if kept is not None and index == last:
                 hidden, mixed = hidden[kept], mixed[kept]
-            mixed = linear(mixed, close)
-            hidden, normed = add_rms_norm(hidden, mixed, layer.post_attention_layernorm)
+            mixed = kernels.linear(mixed, close)
+            hidden, normed = kernels.add_rms_norm(hidden, mixed, layer.post_attention_layernorm)
             update = _feed_forward(layer.mlp, normed)
             if deep and index in deep:
                 update = update + deep[index]
-        return linear(add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
+        return kernels.linear(kernels.add_rms_norm(hidden, update, self.norm)[1], self.lm_head)
 
     def _project(self, attention, joined, hidden):
         """Queries, keys and values, (tokens, heads + 2 × key-value heads, head size).
@@ -275,7 +265,7 @@ class Decoder:
         if joined is not None:
             states = torch.nn.functional.linear(hidden, *joined)
         else:
-            states = linear(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
+            states = kernels.linear(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
         states, gate = states.view(len(hidden), -1, self.head_size), None
         if states.shape[1] > self.heads + 2 * self.kv_heads:  # a gate after each query
             query, gate = states[:, : 2 * self.heads].unflatten(1, (-1, 2)).unbind(2)
@@ -283,7 +273,8 @@ class Decoder:
             gate = gate.reshape(len(hidden), -1)
         if hasattr(attention, "q_norm"):
             query, key, value = states.split([self.heads, self.kv_heads, self.kv_heads], 1)
-            query, key = rms_norm(query, attention.q_norm), rms_norm(key, attention.k_norm)
+            query = kernels.rms_norm(query, attention.q_norm)
+            key = kernels.rms_norm(key, attention.k_norm)
             states = torch.cat([query, key, value], 1)
         return states, gate
 
@@ -292,7 +283,7 @@ def _feed_forward(mlp: Any, hidden: Any) -> Any:
     """A layer's MLP over (tokens, width), or its mixture of experts."""
     if hasattr(mlp, "experts"):
         return mlp(hidden[None])[0]
-    return linear(gated(hidden, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
+    return kernels.linear(kernels.gated(hidden, mlp.gate_proj, mlp.up_proj), mlp.down_proj)
 
 
 def can_decode(model: Any) -> str:
@@ -333,12 +324,12 @@ def _pack(text: Any, head: Any) -> bool:
     modules = list_modules(text)
     parts = [p for module in modules for p in module._parameters.values() if p is not None]
     fits = sum(part.numel() * 2 for part in parts) <= available_memory()[0] // 8
-    packed = [pack(head, fits=fits)]
+    packed = [kernels.pack(head, fits=fits)]
     for module in modules:
         for names in _PACKED:
             layers = [module._modules.get(name) for name in names.split()]
             if None not in layers:
-                packed.append(pack(*layers, fits=fits))
+                packed.append(kernels.pack(*layers, fits=fits))
     return all(packed)
 
 

@@ -189,7 +189,8 @@ class Reply:
         return self.text
 
     def _repr_html_(self, plain_picture: bool = True) -> str:
-        picture, (items, note) = "", self.try_grounding()
+        picture: str | Failure = ""
+        items, note = self.try_grounding()
         if plain_picture or items or note:
             picture = attempt(self.picture_html, items)
             if isinstance(picture, Failure):  # its file was deleted, for example

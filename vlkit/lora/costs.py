@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -228,21 +229,24 @@ class BatchSize:
 
 
 def choose_batch(
-    vlm: VLM, parts: Sequence[Part], lengths: Sequence[float], *, rank: int | None,
-    batch_size: int | str, accumulation: int, gradient_checkpointing: bool,
-    quantize: str | None = None,
+    vlm: VLM, parts: Sequence[Part], lengths: Sequence[float], batch_size: int | str,
+    accumulation: int, **setting: Any,
 ) -> BatchSize:  # fmt: skip
-    """Rows of a batch; ``auto`` takes eight an update, in batches that fit a GPU's memory."""
+    """Rows of a batch; ``auto`` takes eight an update, in batches that fit a GPU's memory.
+
+    Args:
+        vlm, parts, **setting: as for :func:`estimate_training`.
+        lengths: of the rows.
+        batch_size, accumulation: as for :func:`vlkit.lora.train`.
+    """
     if batch_size != "auto":
         return BatchSize(int(batch_size), accumulation)
     size = BatchSize(AUTO, accumulation, auto=True)
     longest = sorted(lengths)[-AUTO:]
     while vlm.model.device.type == "cuda" and (smaller := size.smaller()):
         tokens = int(longest[-1] * size.batch)
-        memory = estimate_training(
-            vlm, parts, rank=rank, tokens=tokens, learnt=tokens // 4, patches=4 * tokens,
-            gradient_checkpointing=gradient_checkpointing, quantize=quantize,
-        )  # fmt: skip
+        row: dict[str, Any] = {"tokens": tokens, "learnt": tokens // 4, "patches": 4 * tokens}
+        memory = estimate_training(vlm, parts, **row, **setting)
         if memory.total <= _USED * memory.available:
             break
         size = smaller
@@ -273,18 +277,19 @@ def estimate_batch(
         return memory
     remedy = "no setting fits it; take a smaller model, or load(…, max_image_tokens=…)"
     packs = rank and quantize is None and not getattr(vlm.model, "is_quantized", False)
-    for packed in (quantize, "4bit") if packs and memory.place == "GPU" else (quantize,):
-        for rows in dict.fromkeys((size.batch, 1)):
-            other = estimate(rows, True, packed)
-            if remedy.startswith("no") and other.total <= memory.available:
-                fewer = {"batch_size": rows, "gradient_accumulation": size.rows}
-                settings: dict[str, Any] = fewer if rows < size.batch else {}
-                settings |= {} if gradient_checkpointing else {"gradient_checkpointing": True}
-                shown = [f"{name}={value!r}" for name, value in settings.items()]
-                shown += (
-                    [] if packed == quantize else [f"a model from load(…, quantize={packed!r})"]
-                )
-                remedy = f"about {byte_text(other.total)} with {', '.join(shown)}"
+    quantizations = (quantize, "4bit") if packs and memory.place == "GPU" else (quantize,)
+    for packed, rows in product(quantizations, dict.fromkeys((size.batch, 1))):
+        other = estimate(rows, True, packed)
+        if other.total <= memory.available:
+            shown = []
+            if rows < size.batch:
+                shown = [f"batch_size={rows}", f"gradient_accumulation={size.rows}"]
+            if not gradient_checkpointing:
+                shown.append("gradient_checkpointing=True")
+            if packed != quantize:
+                shown.append(f"a model from load(…, quantize={packed!r})")
+            remedy = f"about {byte_text(other.total)} with {', '.join(shown)}"
+            break
     warnings.warn(
         f"training {vlm.name} needs about {byte_text(memory.total)} of {memory.place} memory, and "
         f"{byte_text(memory.available)} are free: {remedy}",

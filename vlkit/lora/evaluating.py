@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,16 +156,16 @@ def use_adapter(vlm: VLM, adapter: str | os.PathLike | None) -> Iterator[VLM]:
     Raises:
         ModelError: the adapter was made for another model.
     """
-    if adapter is None:
-        path = name = None
-    else:
-        path, name = find_adapter(adapter, vlm.folder, vlm.family), os.fspath(adapter)
-    if not hasattr(vlm.model, "peft_config"):
-        with _attached(vlm.model, path, vlm.folder) as network:
-            yield replace(vlm, model=network, adapter=name)
-        return
-    with vlm.model.disable_adapter() if path is None else _replaced(vlm.model, path, vlm.folder):
-        yield replace(vlm, adapter=name)
+    has_adapter = hasattr(vlm.model, "peft_config")
+    change: AbstractContextManager[Any] = nullcontext()
+    if adapter is not None:
+        path = find_adapter(adapter, vlm.folder, vlm.family)
+        change = (_replaced if has_adapter else _attached)(vlm.model, path, vlm.folder)
+    elif has_adapter:
+        change = vlm.model.disable_adapter()
+    with change as network:
+        name = None if adapter is None else os.fspath(adapter)
+        yield replace(vlm, model=network or vlm.model, adapter=name)
 
 
 def compare(
@@ -221,10 +221,7 @@ def _name_adapters(adapters: Any) -> dict[str, str | os.PathLike]:
 
 
 @contextmanager
-def _attached(network: Any, path: Path | None, folder: Any) -> Iterator[Any]:
-    if path is None:
-        yield network
-        return
+def _attached(network: Any, path: Path, folder: Any) -> Iterator[Any]:
     needed = {name: p.requires_grad for name, p in network.named_parameters()}
     try:
         yield attach_adapter(network, path, folder).eval()
@@ -249,12 +246,12 @@ def _remove_adapters(network: Any) -> None:
 
 
 @contextmanager
-def _replaced(network: Any, path: Path, folder: Any) -> Iterator[None]:
+def _replaced(network: Any, path: Path, folder: Any) -> Iterator[Any]:
     before = network.active_adapter
     try:
         attach_adapter(network, path, folder, name="other").eval()
         network.set_adapter("other")
-        yield
+        yield network
     finally:
         network.set_adapter(before)
         network.delete_adapter("other")

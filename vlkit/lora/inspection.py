@@ -161,17 +161,13 @@ def inspect(
     labelled = batches.label_example(vlm, data[example], max_length=max_length)
     longest = max(length.total for length in lengths)
     cut = min(longest, max_length or longest)
-    size = costs.choose_batch(
-        vlm, parts, [cut], rank=rank, batch_size=batch_size,
-        accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
-        quantize=quantize,
-    )  # fmt: skip
+    cost: dict[str, Any] = {
+        "rank": rank, "gradient_checkpointing": gradient_checkpointing, "quantize": quantize,
+    }  # fmt: skip
+    size = costs.choose_batch(vlm, parts, [cut], batch_size, gradient_accumulation, **cost)
     whole_batch, size = size.batch, replace(size, batch=min(size.batch, len(data)))
     row = cut, max(n.trained for n in lengths), 4 * max(n.media for n in lengths)
-    memory = costs.estimate_batch(
-        vlm, parts, size, row, rank=rank, gradient_checkpointing=gradient_checkpointing,
-        quantize=quantize,
-    )  # fmt: skip
+    memory = costs.estimate_batch(vlm, parts, size, row, **cost)
     mean = statistics.fmean(min(n.total, max_length or n.total) for n in lengths)
     share = mean / labelled.length
     whole, encoder = costs.time_forward(vlm, labelled)

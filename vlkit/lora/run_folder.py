@@ -86,7 +86,10 @@ class Prover:
         merged_difference = None
         adapted = (folder / "adapter_config.json").is_file()
         if adapted and not getattr(self.vlm.model, "is_quantized", False):
-            with temporary_forwards(_merged_layers(base_model(self.vlm))):
+            from peft.tuners.lora.layer import Linear
+
+            layers = [part for part in base_model(self.vlm).modules() if type(part) is Linear]
+            with temporary_forwards({layer: partial(_merged_layer, layer) for layer in layers}):
                 merged_difference = _distance(self._answer_logits(), trained)
         samples = zip(before.get("samples", []), after.get("samples", []), strict=False)
         rows = [(*row, answer) for row, (*_, answer) in samples]
@@ -115,15 +118,8 @@ def _distance(one: Any, other: Any) -> float:
     return (one - other).abs().mean().item()
 
 
-def _merged_layers(model: Any) -> dict[Any, Any]:
-    """Layers, and how they compute with their adapter merged into the weights."""
-    from peft.tuners.lora.layer import Linear
-
-    layers = [module for module in model.modules() if type(module) is Linear]
-    return {layer: partial(_merged_layer, layer) for layer in layers}
-
-
 def _merged_layer(layer: Any, inner: Any, *_: Any, **__: Any) -> Any:
+    """What a layer computes with its adapter merged into the weights."""
     base, name = layer.base_layer, layer.active_adapters[0]
     weight = base.weight + layer.get_delta_weight(name).to(base.weight.dtype)
     return torch.nn.functional.linear(inner, weight, base.bias)

@@ -24,27 +24,11 @@ from vlkit import hooks
 from vlkit.errors import ModelError, VlkitError, one_line
 from vlkit.files import write_whole
 from vlkit.inputs import check_loaded
-from vlkit.lora import batches, run_folder
+from vlkit.lora import batches, costs, networks, run_folder
 from vlkit.lora.arguments import as_folder, check_arguments, check_trackers
 from vlkit.lora.callbacks import show_progress
-from vlkit.lora.costs import (
-    BatchSize,
-    checkpoint_every,
-    choose_batch,
-    count_steps,
-    estimate_batch,
-)  # fmt: skip
 from vlkit.lora.data import TrainingData, as_data, digest_rows
 from vlkit.lora.evaluating import Examiner
-from vlkit.lora.networks import (
-    Part,
-    lean_layers,
-    lean_loss,
-    plan_parts,
-    quantized,
-    short_walks,
-    trainable,
-)  # fmt: skip
 from vlkit.lora.run_folder import ARGUMENTS, LoraRun
 from vlkit.models.adapters import check_base, write_marks
 from vlkit.models.load import VLM, base_model
@@ -226,10 +210,10 @@ class Task:
     data: TrainingData
     held_out: TrainingData | None
     folder: Path
-    parts: tuple[Part, ...]
+    parts: tuple[networks.Part, ...]
     lengths: Sequence[float]
     recipe: dict[str, Any]
-    size: BatchSize
+    size: costs.BatchSize
     options: dict[str, Any]
 
     @property
@@ -273,11 +257,11 @@ def _run_once(task: Task, checkpoint: Path | None) -> LoraRun:
     set_seed(recipe["seed"])
     with ExitStack() as stack:
         names = [name for part in task.parts for name in part.modules]
-        layers = trainable(task.vlm, names, recipe["rank"], recipe["alpha"])
+        layers = networks.trainable(task.vlm, names, recipe["rank"], recipe["alpha"])
         network, measure = stack.enter_context(layers)
         if not spread:
-            stack.enter_context(lean_layers(base_model(task.vlm)))
-            stack.enter_context(short_walks(network, base_model(task.vlm)))
+            stack.enter_context(networks.lean_layers(base_model(task.vlm)))
+            stack.enter_context(networks.short_walks(network, base_model(task.vlm)))
         trainer = _make_trainer(task, arguments, network, measure, spread)
         stack.callback(trainer.train_dataset.close)
         prover = None
@@ -313,7 +297,7 @@ def _make_trainer(
     examples = prepare(task.data, workers=_WORKERS if vlm.model.device.type == "cuda" else 0)
     asked = task.held_out if arguments.process_index == 0 and not spread else None
     pad = vlm.processor.tokenizer.pad_token_id
-    lean: list[Any] = [] if spread else [partial(lean_loss, base)]
+    lean: list[Any] = [] if spread else [partial(networks.lean_loss, base)]
     lean += [tower.replaced] if tower else []
     return VisionTrainer(
         network,
@@ -334,9 +318,9 @@ def _make_trainer(
 
 def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
     recipe, size, evaluates = task.recipe, task.size, task.held_out is not None
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = count_steps(len(task.data), size.batch * world, size.accumulation, recipe["epochs"])
-    every = checkpoint_every(steps, recipe["epochs"])
+    rows = size.batch * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = costs.count_steps(len(task.data), rows, size.accumulation, recipe["epochs"])
+    every = costs.checkpoint_every(steps, recipe["epochs"])
     names = ("activation_checkpointing", "gradient_checkpointing")  # of newer and older versions
     checkpointing = next(name for name in names if hasattr(TrainingArguments, name))
     arguments = TrainingArguments(
@@ -349,7 +333,6 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
         learning_rate=recipe["learning_rate"],
         lr_scheduler_type="cosine",
         logging_steps=max(1, steps // _LOGGED),
-        save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
         eval_strategy="steps" if evaluates else "no",
@@ -357,7 +340,6 @@ def _training_arguments(task: Task, *, is_resumed: bool) -> TrainingArguments:
         eval_on_start=evaluates and not is_resumed,
         load_best_model_at_end=evaluates,
         logging_nan_inf_filter=False,  # training_step raises
-        metric_for_best_model="loss",
         seed=recipe["seed"],
         remove_unused_columns=False,
         label_names=["labels"],
@@ -446,23 +428,19 @@ def train(
             "alpha": 2 * rank if rank and alpha is None else alpha,
             "data": digest_rows(data), "eval_data": held_out and digest_rows(held_out),
         }  # fmt: skip
-        parts = plan_parts(vlm, target, rank)
+        parts = networks.plan_parts(vlm, target, rank)
         checkpoint = run_folder.last_checkpoint(folder, resume)
         if checkpoint is not None:
             run_folder.check_same(folder / ARGUMENTS, recipe)
-        vlm = quantized(vlm, quantize, rank)
+        vlm = networks.quantized(vlm, quantize, rank)
         for rows in filter(None, (data, held_out) if max_length else ()):
             batches.measure_lengths(vlm, rows, max_length)
         lengths = batches.guess_lengths(vlm, data)
-        size = choose_batch(
-            vlm, parts, lengths, rank=rank, batch_size=batch_size,
-            accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
-        )  # fmt: skip
+        cost: dict[str, Any] = {"rank": rank, "gradient_checkpointing": gradient_checkpointing}
+        size = costs.choose_batch(vlm, parts, lengths, batch_size, gradient_accumulation, **cost)
         longest = int(max(lengths))
-        estimate_batch(
-            vlm, parts, size, (longest, longest // 4, 4 * longest), rank=rank,
-            gradient_checkpointing=gradient_checkpointing, quantize=None,
-        )  # fmt: skip
+        row = longest, longest // 4, 4 * longest
+        costs.estimate_batch(vlm, parts, size, row, **cost, quantize=None)
         task = Task(vlm, data, held_out, folder, parts, lengths, recipe, size, options)
         result = _run(task, checkpoint)
         record(result)

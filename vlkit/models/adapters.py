@@ -14,17 +14,8 @@ from typing import Any
 
 from vlkit.errors import ModelError, one_line, warn_user
 from vlkit.files import write_whole
+from vlkit.models import hub
 from vlkit.models.families import family_named, family_of
-from vlkit.models.hub import (
-    HUB_ID,
-    HUBS,
-    ModelFolder,
-    cached_folder,
-    check_shard,
-    download_model,
-    read_config,
-    read_model_file,
-)
 
 MARKS = "adapter_base.json"  # downloads of an adapter fetch adapter_*
 WEIGHTS = "adapter_model.safetensors"
@@ -81,7 +72,7 @@ def find_marks(path: Path) -> Path | None:
     return next((folder / MARKS for folder in folders if (folder / MARKS).is_file()), None)
 
 
-def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
+def check_base(path: Path, network: Any, folder: hub.ModelFolder) -> None:
     """Refuse an adapter made for other weights; one without marks passes.
 
     Values may differ as much as by rounding to bfloat16 or float16.
@@ -97,7 +88,7 @@ def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
     file = find_marks(path)
     if file is None:
         return
-    marks, values = read_model_file(file), base_values(network)
+    marks, values = hub.read_model_file(file), base_values(network)
     try:
         changed = [
             f"{name}: {then:.4g}, here {now:.4g}"
@@ -108,7 +99,7 @@ def check_base(path: Path, network: Any, folder: ModelFolder) -> None:
     except (TypeError, ValueError) as error:
         raise ModelError(f"{file} is broken ({error}); copy it again, or delete it") from error
     if changed:
-        base = read_model_file(path / "adapter_config.json").get("base_model_name_or_path")
+        base = hub.read_model_file(path / "adapter_config.json").get("base_model_name_or_path")
         raise ModelError(
             f"adapter {path} was made for {base!r}, whose weights were not those of {folder.name} "
             f"({min(changed)}); load the model that it was made for"
@@ -143,7 +134,7 @@ def check_name(name: Any, argument: str) -> None:
         raise ModelError(f"{argument}={name!r} must name a folder or a model, as text or Path")
 
 
-def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -> Path:
+def find_adapter(adapter: str | os.PathLike, folder: hub.ModelFolder, family: str) -> Path:
     """The adapter's folder, checked as far as possible to be made for this model.
 
     Raises:
@@ -156,20 +147,20 @@ def find_adapter(adapter: str | os.PathLike, folder: ModelFolder, family: str) -
     check_name(adapter, "adapter")
     path = Path(adapter).expanduser()
     if not path.is_dir():
-        if isinstance(adapter, os.PathLike) or not HUB_ID.fullmatch(adapter):
+        if isinstance(adapter, os.PathLike) or not hub.HUB_ID.fullmatch(adapter):
             raise ModelError(f"adapter {os.fspath(adapter)!r} is neither a folder nor a hub id")
-        cached = filter(None, (cached_folder(adapter, hub) for hub in HUBS))
+        cached = filter(None, (hub.cached_folder(adapter, name) for name in hub.HUBS))
         complete = next((folder for folder in cached if (folder / WEIGHTS).is_file()), None)
-        path = complete or download_model(adapter, ["adapter_*"])
-    config = read_model_file(path / "adapter_config.json")
+        path = complete or hub.download_model(adapter, ["adapter_*"])
+    config = hub.read_model_file(path / "adapter_config.json")
     if not (path / WEIGHTS).is_file():
         raise ModelError(f"adapter {path} has no {WEIGHTS}; save or download it again")
-    check_shard(path / WEIGHTS)
+    hub.check_shard(path / WEIGHTS)
     _refuse_other_base(config, path, folder, family)
     return path
 
 
-def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "default"):
+def attach_adapter(network, path: Path, folder: hub.ModelFolder, *, name: str = "default"):
     """The network with the adapter's weights in place.
 
     Args:
@@ -207,7 +198,7 @@ def attach_adapter(network, path: Path, folder: ModelFolder, *, name: str = "def
     return attached
 
 
-def load_weights_beside(network: Any, path: Path, folder: ModelFolder) -> None:
+def load_weights_beside(network: Any, path: Path, folder: hub.ModelFolder) -> None:
     """Load the base's own weights that were trained with an adapter and saved next to it.
 
     ms-swift writes such a ``vit.safetensors``. Files that are not safetensors, such as the
@@ -235,7 +226,7 @@ def load_weights_beside(network: Any, path: Path, folder: ModelFolder) -> None:
         )
     weights = {_plain(name): weight for name, weight in network.named_parameters()}
     for file in (file for file in others if file.suffix == ".safetensors"):
-        check_shard(file)
+        hub.check_shard(file)
         for name, value in load_file(file).items():
             weight = weights.get(_plain(name))
             if weight is None or weight.shape != value.shape:
@@ -247,7 +238,7 @@ def load_weights_beside(network: Any, path: Path, folder: ModelFolder) -> None:
                 weight.copy_(value)
 
 
-def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: str) -> None:
+def _refuse_other_base(config: dict, path: Path, folder: hub.ModelFolder, family: str) -> None:
     """An adapter of another generation often loads without an error; its config names its base.
 
     The name of a folder alone proves nothing: it is warned of, and weights and shapes decide.
@@ -257,7 +248,7 @@ def _refuse_other_base(config: dict, path: Path, folder: ModelFolder, family: st
         return
     base = str(config.get("base_model_name_or_path") or made_for)
     text = f"adapter {path} was made for {base!r} ({made_for}), not for {folder.name} ({family})"
-    is_known = config.get("auto_mapping") or HUB_ID.fullmatch(base) or os.path.isdir(base)
+    is_known = config.get("auto_mapping") or hub.HUB_ID.fullmatch(base) or os.path.isdir(base)
     if is_known:
         raise ModelError(f"{text}; load the model that it was made for")
     warn_user(f"{text}, by its folder's name; its weights fit if no error follows")
@@ -269,5 +260,5 @@ def family_of_adapter(config: dict) -> str | None:
     mapping = config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     with suppress(ModelError):
-        return family_of(read_config(Path(base)), base)
+        return family_of(hub.read_config(Path(base)), base)
     return family_named(str(trained)) or family_named(PurePath(base.replace("\\", "/")).name)
