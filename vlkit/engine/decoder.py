@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import conv1d, silu, softplus
+from torch.nn.functional import scaled_dot_product_attention as attend_to
 
 from vlkit.engine import kernels
 from vlkit.models.load import list_modules
@@ -47,16 +49,13 @@ class Decoder:
         config = text.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.device, self.dtype = self.norm.weight.device, self.norm.weight.dtype
-        self.linear = {
-            index: LinearAttention(layer.linear_attn, slots)
-            for index, layer in enumerate(self.layers)
-            if hasattr(layer, "linear_attn")
-        }
-        self.attentions = {  # what each of the other layers attends with
-            index: layer.self_attn
-            for index, layer in enumerate(self.layers)
-            if index not in self.linear
-        }
+        self.linear: dict[int, LinearAttention] = {}
+        self.attentions: dict[int, Any] = {}  # what each of the other layers attends with
+        for index, layer in enumerate(self.layers):
+            if hasattr(layer, "linear_attn"):
+                self.linear[index] = LinearAttention(layer.linear_attn, slots)
+            else:
+                self.attentions[index] = layer.self_attn
         self.head_size = next(iter(self.attentions.values())).head_dim
         self.joined = {index: _join(part) for index, part in self.attentions.items()}
         packed = self.device.type == "cpu" and _pack(text, self.lm_head)
@@ -162,7 +161,6 @@ class Decoder:
             (rows, vocabulary) logits of the last tokens.
         """
         rows, length, width = hidden.shape
-        attend_to = torch.nn.functional.scaled_dot_product_attention
         group = self.heads // self.kv_heads
         kept = torch.arange(rows, device=self.device) * length + last
         deep = {layer: values.view(-1, width) for layer, values in (deep or {}).items()}
@@ -229,10 +227,7 @@ class Decoder:
                 return kernels.attend(states, self.heads, self.kv_heads, cache, lengths, span)
             query = states[:, : self.heads].view(count, self.kv_heads, group, self.head_size)
             keys, values = cache[:count, :span].transpose(1, 2).split(self.kv_heads, 1)
-            output = torch.nn.functional.scaled_dot_product_attention(
-                query, keys, values, attn_mask=mask
-            )
-            return output.reshape(count, -1)
+            return attend_to(query, keys, values, attn_mask=mask).reshape(count, -1)
 
         with on_one_core() if count <= self.few else nullcontext():
             return self._run(hidden, attend, LinearAttention.step)
@@ -408,7 +403,7 @@ class LinearAttention:
         ends = lengths[:, None] + torch.arange(inputs.shape[2], device=hidden.device)
         inputs.copy_(window.gather(2, ends[:, None].expand_as(inputs)))
         weight = self.module.conv1d.weight
-        mixed = torch.nn.functional.conv1d(window, weight, groups=len(weight)).transpose(1, 2)
+        mixed = conv1d(window, weight, groups=len(weight)).transpose(1, 2)
         padding = (torch.arange(length, device=hidden.device) >= lengths[:, None])[..., None]
         decay, beta = (gate.masked_fill(padding, 0) for gate in self._gates(hidden))
         output, after = self.read_chunks(
@@ -442,7 +437,7 @@ class LinearAttention:
 
     def _heads(self, mixed: Any) -> list[Any]:
         """Queries, keys and values, (..., value heads, size), from the convolution's output."""
-        parts = torch.nn.functional.silu(mixed).split(self.widths, -1)
+        parts = silu(mixed).split(self.widths, -1)
         sizes = self.key_size, self.key_size, self.value_size
         parts = [part.unflatten(-1, (-1, size)) for part, size in zip(parts, sizes, strict=True)]
         return [*(part.repeat_interleave(self.group, -2) for part in parts[:2]), parts[2]]
@@ -450,7 +445,7 @@ class LinearAttention:
     def _gates(self, hidden: Any) -> tuple[Any, Any]:
         """Logarithm of the decay in float32, and how much of a token is written: per value head."""
         module = self.module
-        width = torch.nn.functional.softplus(module.in_proj_a(hidden).float() + module.dt_bias)
+        width = softplus(module.in_proj_a(hidden).float() + module.dt_bias)
         return -module.A_log.float().exp() * width, module.in_proj_b(hidden).sigmoid()
 
     def _gated_norm(self, output: Any, hidden: Any) -> Any:

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from vlkit.engine.kernels import quick_gelu, rotate
 from vlkit.inputs import TensorCache
@@ -100,8 +101,7 @@ class Encoder:
 
     def _run(self, media: Sequence[Medium]) -> list[tuple]:
         device, dtype = self.visual.device, self.visual.dtype
-        moved = [medium.pixels.to(device, dtype, non_blocking=True) for medium in media]
-        pixels = torch.cat(moved)
+        pixels = torch.cat([medium.pixels.to(device, dtype, non_blocking=True) for medium in media])
         grid = torch.cat([medium.grid for medium in media])
         with fast_tower(self.visual):
             output = self.visual(pixels, grid_thw=grid.to(device), return_dict=True)
@@ -134,7 +134,7 @@ def fast_tower(visual: Any) -> Iterator[None]:
         return
     projection = visual.patch_embed.proj  # a convolution whose stride is its size
     weight, bias = projection.weight.flatten(1), projection.bias
-    changed = {visual.patch_embed: partial(torch.nn.functional.linear, weight=weight, bias=bias)}
+    changed = {visual.patch_embed: partial(linear, weight=weight, bias=bias)}
     if visual.config._attn_implementation == "sdpa":  # otherwise the user chose another
         changed |= {block.attn: partial(_attend, block.attn) for block in visual.blocks}
     changed |= {
@@ -189,10 +189,9 @@ def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):
         output = kernel(query, key, value, borders, borders, longest, longest)
     else:
         output = query.new_empty(query.shape)
-        attend = torch.nn.functional.scaled_dot_product_attention
         for places in segments:  # (segments of one length, length): their patches
             parts = [part[places].transpose(1, 2) for part in (query, key, value)]
-            output[places] = attend(*parts).transpose(1, 2)
+            output[places] = scaled_dot_product_attention(*parts).transpose(1, 2)
     return attention.proj(output.reshape(len(hidden), -1))
 
 
