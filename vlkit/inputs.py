@@ -251,7 +251,8 @@ def make_inputs(
             text=prompts, images=pictures or None, padding=True, return_tensors="pt",
             verbose=False, **options,  # vlkit itself checks the length
         )  # fmt: skip
-    sizes = iter(_input_sizes(vlm, tensors))
+    patch, grid = vlm.processor.image_processor.patch_size, tensors.get("image_grid_thw")
+    sizes = iter([] if grid is None else [(w * patch, h * patch) for _, h, w in grid.tolist()])
     input_sizes = [[next(sizes) for _ in row] for row in images]
     return ModelInputs(tensors, images, input_sizes, [row.clips for row in loaded], prompts)
 
@@ -396,12 +397,6 @@ def _resize_and_move(pictures: list, device: Any) -> list:
         return [ready(*picture) for picture in pictures]
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(ready, *zip(*pictures, strict=True)))
-
-
-def _input_sizes(vlm: VLM, tensors) -> list[Size]:
-    patch = vlm.processor.image_processor.patch_size
-    grid = tensors.get("image_grid_thw")
-    return [] if grid is None else [(w * patch, h * patch) for _, h, w in grid.tolist()]
 
 
 _EAST_ASIAN = re.compile(r"[぀-ヿ㐀-鿿가-힯＀-￯]")

@@ -92,10 +92,12 @@ def leave_busy_cores(model: Any) -> None:
     global _all, _chosen, _looked
     if not spinning or model.device.type != "cpu" or _COUNTS & os.environ.keys():
         return
+    import psutil
     import torch
 
     present = torch.get_num_threads()
-    if present not in {_chosen, *_default_counts()}:
+    # torch's builds start with a thread for each core, or for each physical one
+    if present not in {_chosen, len(_cores()), psutil.cpu_count(logical=False) or 1}:
         return
     _all = _all or present
     if time.monotonic() - _looked > LOOK_AGAIN:
@@ -125,13 +127,6 @@ def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def _default_counts() -> set[int]:
-    """The numbers of threads that torch's builds start with: all cores, or the physical ones."""
-    import psutil
-
-    return {len(_cores()), psutil.cpu_count(logical=False) or 1}
 
 
 class Cores:

@@ -214,8 +214,7 @@ class Scheduler:
     def keep_engine(self) -> None:
         """Keep captured graphs for the next batch where they take little of the GPU's memory."""
         if self._engine is not None and self._engine.is_cheap():
-            engines = _idle_engines.setdefault(self.model, {})
-            engines[self.slots] = self._engine, self._state
+            _idle_engines.setdefault(self.model, {})[self.slots] = self._engine, self._state
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

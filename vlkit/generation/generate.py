@@ -211,8 +211,7 @@ def stream(
     another thread, ends the model's work within a token. Errors are raised where it is read.
     Afterwards ``.reply`` is the whole Reply, also after a stop.
     """
-    schemas = schema_option(schema)
-    options = generation_options(max_new_tokens, temperature, top_p, seed, **schemas)
+    options = generation_options(max_new_tokens, temperature, top_p, seed, **schema_option(schema))
     return Stream(with_thinking(vlm, thinking, schema), as_messages(messages), options, seed)
 
 
@@ -335,8 +334,7 @@ class Chat:
         return messages
 
     def _remember(self, turn: dict, reply: Reply) -> None:
-        answer = _END.sub("", split_thinking(reply.raw)[1])
-        self.messages += [turn, assistant(answer)]
+        self.messages += [turn, assistant(_END.sub("", split_thinking(reply.raw)[1]))]
         self.replies.append(reply)
         used = [0, *(r.usage.prompt_tokens + r.usage.new_tokens for r in self.replies[-2:])]
         length, last = self.vlm.context_length, used[-1] - used[-2]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import Any
@@ -123,12 +123,12 @@ def answer_here(
     settings = Settings(options, seed, 1, *choose_path(vlm))
     state, cache = _find_cache(base_model(vlm))
     row = _read_row(vlm, 0, messages, settings, cache)
-    question, waiting = row.payload, [row]
-    if question.messages.clips is not None:  # a Chat's: its turns are forgotten with it
-        row.chat = ref(question.messages.clips, cache.drop)
+    (_, checked, inputs), waiting = row.payload, [row]
+    if checked.clips is not None:  # a Chat's: its turns are forgotten with it
+        row.chat = ref(checked.clips, cache.drop)
     pieces = None
     if put is not None:
-        pieces = TextPieces(put, opened_thought(question.inputs.prompts[0]), special=False)
+        pieces = TextPieces(put, opened_thought(inputs.prompts[0]), special=False)
         text = AnswerText(vlm.processor.tokenizer, ending_tokens(vlm), (), skip_special=True)
         row.watch = partial(_send_text, text, pieces, stopped)
     leave_busy_cores(vlm.model)
@@ -140,8 +140,7 @@ def answer_here(
         raise row.error
     if pieces is not None:
         pieces(text.finish(), last=True)
-    facts = question.messages, question.inputs, row.tokens, settings.limit, start, settings.note
-    return make_reply(vlm, *facts)
+    return make_reply(vlm, checked, inputs, row.tokens, settings.limit, start, settings.note)
 
 
 def _send_text(text: AnswerText, put: TextPieces, stopped: Event | None, row: Row) -> bool:
@@ -271,8 +270,7 @@ def answer_rows_here(
         row = attempt(_read_row, vlm, index, conversations[index], settings, cache, deferred=True)
         return (index, row) if isinstance(row, Failure) else row
 
-    fixed = settings.batch_size is not None
-    engine = _make_engine(vlm, settings.path, capacity, fixed=fixed)
+    engine = _make_engine(vlm, settings.path, capacity, fixed=settings.batch_size is not None)
     with closing(Feed(read, indices, ahead=2 * capacity)) as feed:
         for row in _run(engine, feed, settings, tally):
             yield row if isinstance(row, tuple) else _result(vlm, row, tally, settings.note)
@@ -281,19 +279,11 @@ def answer_rows_here(
     engine.keep_engine()
 
 
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """What a row's Reply needs besides the tokens."""
-
-    index: int
-    messages: Any
-    inputs: ModelInputs
-
-
 def _read_row(
     vlm: VLM, index: int, messages: Any, settings: Settings, cache: TensorCache,
     *, deferred: bool = False,
 ) -> Row:  # fmt: skip
+    """A row whose payload is what its Reply needs: its index, checked messages, inputs."""
     messages = as_messages(messages)
     loaded = load_messages(vlm, messages)
     seed = settings.seed_of(index)
@@ -304,7 +294,7 @@ def _read_row(
     if deferred:
         images, clips = defer_media(loaded)
         inputs = replace(inputs, images=[images], clips=[clips])
-    row.payload = _Question(index, messages, inputs)
+    row.payload = index, messages, inputs
     return row
 
 
@@ -345,12 +335,11 @@ def make_row(
 
 
 def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Result]:
-    question = row.payload
+    index, *question = row.payload
     if row.error is not None:
-        return question.index, Failure.of(row.error)
+        return index, Failure.of(row.error)
     tally.new_tokens += len(row.tokens)
-    facts = question.messages, question.inputs, row.tokens, row.limit, row.started, note
-    return question.index, attempt(make_reply, vlm, *facts)
+    return index, attempt(make_reply, vlm, *question, row.tokens, row.limit, row.started, note)
 
 
 def _run(engine: Scheduler | Library, feed: Feed, settings: Settings, tally: Tally) -> Iterator:

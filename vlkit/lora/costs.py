@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlkit.lora.batches import Labelled
-from vlkit.lora.networks import LOGITS, Part, linear_layers
+from vlkit.lora.networks import LEAN, LOGITS, Part, linear_layers
 from vlkit.models.families import FAMILIES
 from vlkit.models.load import VLM, base_model
 from vlkit.models.memory import available_memory, mlp_width
@@ -25,7 +25,6 @@ PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # bytes of a weight, including its
 AUTO = 8  # rows of an update
 CHECKPOINTS = 10  # of a run, or as many as it has epochs
 _USED = 0.9  # of the free memory
-_LEAN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # families of networks.LeanLayer
 _GELUS = {"qwen2_vl": 2, "qwen2_5_vl": 3}  # values of the vision MLP kept for the backward pass
 
 
@@ -93,7 +92,7 @@ def estimate_training(
         layer += 4 * (5 * width + 2 * inner)
     block = _vision_block(vlm.family, vision, value, rank or 0) if tower else 0
     held = _layers(text.num_hidden_layers, layer, width * value, gradient_checkpointing)
-    lean = vlm.family in _LEAN and not packed_base and bool(rank) and language
+    lean = vlm.family in LEAN and not packed_base and bool(rank) and language
     if lean and gradient_checkpointing and place == "GPU":  # the layers' inputs are in main memory
         held = layer + 3 * width * value
     seen = _layers(vision.depth, block, _width(vision) * value, gradient_checkpointing)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -374,11 +375,9 @@ def _text(cell: Any) -> str:
 def _tidy(parts: list[Part]) -> list[Part]:
     """Adjacent texts as one, without the newlines between a picture's tag and the text."""
     joined: list[Part] = []
-    for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
+    for is_text, neighbours in groupby(parts, lambda part: isinstance(part, str)):
+        same = list(neighbours)
+        joined += ["".join(map(str, same))] if is_text else same
     for i, part in enumerate(joined):
         if isinstance(part, str):
             part = part.lstrip("\n") if i else part
@@ -704,18 +703,15 @@ class RowReader:
             try:
                 examples.append(self._read(number, row))
             except VlkitError as error:
-                self._note(number, str(error))
+                self.problems.append(Problem(number, str(error)))
         damage = find_damaged(item for _, item in self._media)
         for (number, _), problem in zip(self._media, damage, strict=True):
             if problem:
-                self._note(number, problem)
+                self.problems.append(Problem(number, problem))
         self._note_mixed_up()
         self.problems.sort(key=lambda problem: problem.row)
         unsound = {problem.row for problem in self.problems}
         return [example for example in examples if example and example.row not in unsound]
-
-    def _note(self, number: int, text: str) -> None:
-        self.problems.append(Problem(number, text))
 
     def _read(self, number: int, row: Any) -> Example | None:
         if isinstance(row, VlkitError):
@@ -728,7 +724,7 @@ class RowReader:
         self.unread.update(unread_keys(row))
         out_of_order = list(_order_problems(turns))
         for problem in out_of_order:
-            self._note(number, problem)
+            self.problems.append(Problem(number, problem))
         before = len(self.problems)
         sizes = set(self._measure_media(number, _media_in(turns)))
         if len(self.problems) > before:  # without its pictures its boxes cannot be placed
@@ -760,7 +756,7 @@ class RowReader:
                 if isinstance(medium, Video) or isinstance(medium.source, _ENCODED):
                     self._media.append((number, item))
             except (VlkitError, TypeError) as error:
-                self._note(number, str(error))
+                self.problems.append(Problem(number, str(error)))
 
     def _find(self, number: int, source: Any, kind: str) -> Any:
         if not isinstance(source, str) or is_url(source):
@@ -789,7 +785,7 @@ class RowReader:
                 shown, others, file = map(describe_source, (name, other, path))
                 text = f"{shown} and {others} would both be read from {file}; give whole paths"
                 for number in dict.fromkeys(numbers):
-                    self._note(number, text)
+                    self.problems.append(Problem(number, text))
 
 
 # --- training data -------------------------------------------------------------------------------

@@ -23,7 +23,11 @@ from vlkit.models.load import VLM, load_here
 
 LOGITS = 2**25  # at once, while the loss is computed
 _NORMS = ("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm")
-_ATTENTION = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen3VLTextAttention")
+LEAN = {  # families with layers that LeanLayer knows: the class of their attention
+    "qwen2_vl": "Qwen2VLAttention",
+    "qwen2_5_vl": "Qwen2_5_VLAttention",
+    "qwen3_vl": "Qwen3VLTextAttention",
+}
 _LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 PROJECTIONS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
     f"mlp.{name}_proj" for name in ("gate", "up", "down")
@@ -322,7 +326,7 @@ def _projections(layer: Any) -> list[Projection] | None:
     norms = [getattr(layer, name, None) for name in _LAYER_NORMS]
     attention: Any = getattr(layer, "self_attn", None)
     act = type(getattr(layer.mlp, "act_fn", None)).__name__
-    known = type(attention).__name__ in _ATTENTION and act in ("SiLU", "SiLUActivation")
+    known = type(attention).__name__ in LEAN.values() and act in ("SiLU", "SiLUActivation")
     known = known and all(type(norm).__name__ in _NORMS for norm in norms)
     if not known or attention.attention_dropout or "forward" in vars(layer):
         return None

@@ -248,8 +248,7 @@ def _refuse_other_base(config: dict, path: Path, folder: hub.ModelFolder, family
         return
     base = str(config.get("base_model_name_or_path") or made_for)
     text = f"adapter {path} was made for {base!r} ({made_for}), not for {folder.name} ({family})"
-    is_known = config.get("auto_mapping") or hub.HUB_ID.fullmatch(base) or os.path.isdir(base)
-    if is_known:
+    if config.get("auto_mapping") or hub.HUB_ID.fullmatch(base) or os.path.isdir(base):
         raise ModelError(f"{text}; load the model that it was made for")
     warn_user(f"{text}, by its folder's name; its weights fit if no error follows")
 

@@ -443,7 +443,7 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
     first = first_generation(folder.config)
     try:
         with _quiet_loading(folder.path):
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            network, info = AutoModelForImageTextToText.from_pretrained(
                 folder.path,
                 use_safetensors=weight_files(folder.path)[0].suffix == ".safetensors",
                 weights_only=True,
@@ -460,7 +460,6 @@ def _load_network(folder: ModelFolder, options: dict[str, Any]):
         ) from error
     except Exception as error:  # transformers has no family of errors
         raise ModelError(f"{folder.name} could not be loaded: {one_line(error)}") from error
-    network, info = loaded
     if first:
         first.set_endings(network)
     for layer in network.modules():  # on a CPU bitsandbytes repacks layers, of these sizes alone

@@ -329,7 +329,9 @@ def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
         raise RemoteError(f"timeout={timeout!r} must be a number from 0.1 to 10,000")
     for key, least in (("retries", 0), ("concurrency", 1)):
         check_whole(key, settings[key], least, 10_000, kind=RemoteError)
-    if prices is not None and not _are_prices(prices):
+    has_both = isinstance(prices, Mapping) and prices.keys() == {"input", "output"}
+    valid = has_both and all(isinstance(n, int | float) and n >= 0 for n in prices.values())
+    if prices is not None and not valid:
         raise RemoteError(
             f'prices={prices!r:.80} must be {{"input": …, "output": …}} for a million tokens each'
         )
@@ -338,9 +340,3 @@ def _check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(settings["thinking"], bool):
         check_whole("thinking", settings["thinking"], 1, optional=True, kind=RemoteError)
     return settings
-
-
-def _are_prices(prices: Any) -> bool:
-    if not isinstance(prices, Mapping) or prices.keys() != {"input", "output"}:
-        return False
-    return all(isinstance(value, int | float) and value >= 0 for value in prices.values())

@@ -18,7 +18,7 @@ from vlkit.grounding.boxes import Size
 from vlkit.inputs import plain_content
 from vlkit.media.image import Image
 from vlkit.media.video import Clip, ClipStore, Video, load_clip
-from vlkit.messages import as_messages, iterate_media, prefill_of, read_media_item
+from vlkit.messages import as_messages, media_of, prefill_of
 from vlkit.models.families import fit_size, smart_resize
 from vlkit.remote.services import Endpoint, picture_bounds
 
@@ -105,16 +105,15 @@ def make_request(remote: Endpoint, conversation: Any, options: dict, seed: int |
         RemoteError: something that this service does not accept.
     """
     messages = as_messages(conversation)
-    media = [read_media_item(item) for item in iterate_media(messages)]
-    pictures = [medium for medium in media if isinstance(medium, Image)]
-    videos = [medium for medium in media if isinstance(medium, Video)]
+    pictures, videos = media_of(messages)
     images = [picture.load() for picture in pictures]
     pairs = zip(images, pictures, strict=True)
     sizes = tuple(seen_size(remote, image.size, picture) for image, picture in pairs)
     clips = [_sample(remote, video, messages.clips) for video in videos]
-    picture_parts = map(partial(_picture_part, remote), images, pictures, sizes)
-    clip_parts = map(partial(_clip_part, remote), clips)
-    parts = (next(picture_parts if isinstance(m, Image) else clip_parts) for m in media)
+    parts = {
+        "image": map(partial(_picture_part, remote), images, pictures, sizes),
+        "video": map(partial(_clip_part, remote), clips),
+    }
     body: dict[str, Any] = {
         "model": remote.model,
         "messages": [_write_message(message, parts) for message in messages],
@@ -211,12 +210,12 @@ def _clip_fields(remote: Endpoint, clips: list[Clip]) -> dict[str, Any]:
 # --- messages and options ------------------------------------------------------------------------
 
 
-def _write_message(message: dict, parts) -> dict:
+def _write_message(message: dict, parts: dict[str, Iterator[dict]]) -> dict:
     """A message of the protocol; control tokens in its text are escaped."""
     items = plain_content(message["content"])
-    content = [item if item["type"] == "text" else next(parts) for item in items]
+    content: Any = [item if item["type"] == "text" else next(parts[item["type"]]) for item in items]
     if all(item["type"] == "text" for item in items):
-        return {"role": message["role"], "content": "".join(item["text"] for item in items)}
+        content = "".join(item["text"] for item in items)
     return {"role": message["role"], "content": content}
 
 
@@ -240,14 +239,11 @@ def _fields(
 
 
 def _sampling(remote: Endpoint, options: dict, seed: int | None) -> dict[str, Any]:
-    service, temperature = remote.service, options["temperature"]
-    for name, value, most in (
-        ("temperature", temperature, service.most_temperature),
-        ("seed", seed or 0, service.most_seed),
-    ):
-        if value > most:
+    service = remote.service
+    fields = {"temperature": options["temperature"], "top_p": options["top_p"], "seed": seed}
+    for name, most in (("temperature", service.most_temperature), ("seed", service.most_seed)):
+        if (value := fields[name] or 0) > most:
             raise RemoteError(f"{name}={value} is more than {most}, the most at {remote.base_url}")
-    fields = {"temperature": temperature, "top_p": options["top_p"], "seed": seed}
     return {**fields, "top_k": service.any_token}
 
 

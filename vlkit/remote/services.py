@@ -254,8 +254,7 @@ def _service_rules(service: Service, family: str, patch_size: int) -> SizeRules:
 
 def picture_bounds(rules: SizeRules) -> dict[str, int]:
     """DashScope's fields of a picture that keep it from resizing the picture again."""
-    token = rules.side**2
-    return {"min_pixels": rules.image_pixels[0], "max_pixels": _MOST_TOKENS * token}
+    return {"min_pixels": rules.image_pixels[0], "max_pixels": _MOST_TOKENS * rules.side**2}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
