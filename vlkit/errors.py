@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
@@ -119,6 +120,21 @@ def check_whole(
 def is_number(value: Any) -> bool:
     """Whether it is an int or a finite float; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+@contextmanager
+def needs_package(why: str, extra: str, *, kind: type[VlkitError] = VlkitError) -> Iterator[None]:
+    """Raises ``kind`` with the pip command where an import in the block fails.
+
+    Args:
+        why: such as ``"training needs peft"``.
+        extra: of vlkit, which brings the package.
+        kind: what is raised.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise kind(f'{why}: pip install "vlkit[{extra}]"') from error
 
 
 def failure_line(error: BaseException) -> str:

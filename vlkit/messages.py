@@ -92,9 +92,8 @@ def as_messages(messages: str | Mapping | list) -> CheckedMessages:
     elif isinstance(messages, Mapping):
         messages = [dict(messages)]
     if not isinstance(messages, list | tuple) or not messages:
-        raise VlkitError(
-            f"expected text, a message or a non-empty list of messages, not {messages!r:.60}"
-        )
+        text = f"expected text, a message or a non-empty list of messages, not {messages!r:.60}"
+        raise VlkitError(text)
     return CheckedMessages(_check_message(i, message) for i, message in enumerate(messages))
 
 
@@ -154,9 +153,8 @@ def _text_item(text: str) -> dict:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise VlkitError(
-            f"the text contains a lone surrogate ({error}); decode it again"
-        ) from error
+        why = f"the text contains a lone surrogate ({error}); decode it again"
+        raise VlkitError(why) from error
     return {"type": "text", "text": text}
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from vlkit.errors import ModelError, VlkitError
+from vlkit.errors import ModelError, VlkitError, needs_package
 from vlkit.messages import opened_thought
 
 
@@ -130,12 +130,9 @@ class SchemaProcessor:
     def __init__(
         self, tokenizer: Any, endings: Iterable[int], schema: Mapping | str, prompt: str = ""
     ):
-        try:
+        with needs_package("a JSON schema needs llguidance", "schema"):
             import llguidance
             import llguidance.hf
-        except ImportError as error:
-            text = 'a JSON schema needs llguidance: pip install "vlkit[schema]"'
-            raise VlkitError(text) from error
         if tokenizer not in _tokenizers:
             _tokenizers[tokenizer] = llguidance.hf.from_tokenizer(
                 tokenizer, eos_token=sorted(endings) or None

@@ -464,9 +464,8 @@ def place_coordinates(
         raise VlkitError(f"cannot tell which family wrote its JSON boxes; pass boxes=, {choices}")
     if convention != SWIFT and any(tag in text for text in texts for tag in SWIFT_TAGS):
         remedy = f'pass boxes="{SWIFT}" or "auto"'
-        raise VlkitError(
-            f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; {remedy}"
-        )
+        text = f"its <bbox> and <ref-object> are ms-swift's, not {convention}'s; {remedy}"
+        raise VlkitError(text)
     known_size = next(iter(sizes)) if len(sizes) == 1 else None
     if known_size is None and _needs_size(row, convention):
         which = "pictures of several sizes" if sizes else "no picture of known size"

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear, rms_norm
 
 from vlkit.engine.kernels import rotate, silu_multiply, silu_multiply_backward
 from vlkit.engine.vision import replaced_forwards
-from vlkit.errors import ModelError, VlkitError, check_whole
+from vlkit.errors import ModelError, VlkitError, check_whole, needs_package
 from vlkit.inputs import check_loaded
 from vlkit.models.load import VLM, load_here
 
@@ -608,10 +608,8 @@ def trainable(
 
 @contextmanager
 def _adapted(vlm: VLM, names: Sequence[str], rank: int, alpha: float | None) -> Iterator[tuple]:
-    try:
+    with needs_package("training needs peft", "lora", kind=ModelError):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ModelError('training needs peft: pip install "vlkit[lora]"') from error
     scale = 2 * rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(names))
     with warnings.catch_warnings():  # peft uses deprecated names

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-from vlkit.errors import ModelError, one_line, warn_user
+from vlkit.errors import ModelError, needs_package, one_line, warn_user
 from vlkit.files import write_whole
 from vlkit.models import hub
 from vlkit.models.families import family_named, family_of
@@ -140,10 +140,8 @@ def find_adapter(adapter: str | os.PathLike, folder: hub.ModelFolder, family: st
     Raises:
         ModelError: peft or the adapter is missing, or it was made for another generation.
     """
-    try:
+    with needs_package("adapter= needs peft", "lora", kind=ModelError):
         import peft  # noqa: F401
-    except ImportError as error:
-        raise ModelError('adapter= needs peft: pip install "vlkit[lora]"') from error
     check_name(adapter, "adapter")
     path = Path(adapter).expanduser()
     if not path.is_dir():

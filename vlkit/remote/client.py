@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from vlkit.errors import RemoteError, one_line, warn_user
+from vlkit.errors import RemoteError, needs_package, one_line, warn_user
 from vlkit.remote.services import Address, Endpoint
 
 NO_KEY = "none"  # the openai package needs a key, also for a server that needs none
@@ -82,11 +82,8 @@ def describe_problem(error: Exception, source: Address) -> ServiceProblem:
         code = str(error.code)
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
         return _describe_refusal(error, status, source)
-    return _problem(
-        source,
-        f"the response is not a chat completion ({one_line(error)}); check that base_url is an "
-        "OpenAI-compatible endpoint; most end in /v1",
-    )
+    text = f"the response is not a chat completion ({one_line(error)}); check that base_url is an "
+    return _problem(source, text + "OpenAI-compatible endpoint; most end in /v1")
 
 
 def _describe_no_connection(error: Exception, source: Address) -> ServiceProblem:
@@ -108,9 +105,8 @@ def _describe_refusal(error: Any, status: int, source: Address) -> ServiceProble
         text = f"the account's quota or balance is used up ({reason}); see the service's console"
         return _problem(source, text, fatal=True)
     if _CONTENT.search(words):
-        return _problem(
-            source, f"the content was refused ({reason}); change the question or picture"
-        )
+        text = f"the content was refused ({reason}); change the question or picture"
+        return _problem(source, text)
     if status == 401 or "api_key" in words.lower() or "apikey" in words.lower():
         return _problem(source, _describe_wrong_key(source, reason), fatal=True, wrong_key=True)
     if status == 404 or _MODEL.search(words):
@@ -315,12 +311,8 @@ def open_client(base_url: str, key: str, timeout: float) -> Any:
     Raises:
         RemoteError: the package is not installed.
     """
-    try:
+    with needs_package("hosted models need the openai package", "remote", kind=RemoteError):
         import openai
-    except ImportError as error:
-        raise RemoteError(
-            'hosted models need the openai package: pip install "vlkit[remote]"'
-        ) from error
     limits = openai.Timeout(timeout, connect=CONNECT_SECONDS)
     here = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
     http_client = openai.DefaultAsyncHttpxClient(trust_env=not here)  # no proxy for this machine

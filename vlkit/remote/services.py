@@ -183,9 +183,8 @@ def find_key(service: Service, given: str | None) -> str:
         raise RemoteError("the API key contains non-ASCII characters or line breaks; copy it again")
     key = key.strip()
     if not key and service.needs_key:
-        raise RemoteError(
-            f"no key: set the environment variable {service.key_name}, or pass api_key="
-        )
+        text = f"no key: set the environment variable {service.key_name}, or pass api_key="
+        raise RemoteError(text)
     return key
 
 
