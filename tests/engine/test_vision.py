@@ -128,3 +128,18 @@ def pixels_of(vlm, rows):
 
     tensors = [prepare_inputs(vlm, [row]).tensors for row in rows]
     return [each["pixel_values"] for each in tensors]
+
+
+@pytest.mark.parametrize("own", [None, lambda values: 7 * values])
+def test_replaced_forwards_return_after_the_last_of_those_who_replace_them(own):
+    layer, values = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    if own is not None:  # as accelerate's hooks have it
+        layer.forward = own
+    before, changed = layer(values), {layer: torch.zeros_like}
+    with pytest.raises(ValueError), vision.replaced_forwards(changed):
+        with vision.replaced_forwards(changed):
+            assert not layer(values).any()
+        assert not layer(values).any()
+        raise ValueError
+    assert torch.equal(layer(values), before)
+    assert vars(layer).get("forward") is own

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,27 +145,31 @@ def fast_tower(visual: Any) -> Iterator[None]:
 
 
 _changing = Lock()
-_users: Counter[Any] = Counter()  # threads in which a module's forward is replaced
+_users: dict[Any, tuple[int, Any]] = {}  # threads that replace a module's forward; its own one
 
 
 @contextmanager
-def replaced_forwards(changed: Mapping[Any, Any]) -> Iterator[None]:
-    """Replace the ``forward`` of modules; restored on exit.
+def replaced_forwards(changed: Mapping[Any, Callable]) -> Iterator[None]:
+    """Replace the ``forward`` of modules; one of their own (accelerate's) returns on exit.
 
     Several threads may replace the same ones, in the same way.
     """
     with _changing:
-        _users.update(list(changed))
         for module, forward in changed.items():
-            module.forward = forward
+            users, own = _users.get(module) or (0, vars(module).get("forward"))
+            _users[module], module.forward = (users + 1, own), forward
     try:
         yield
     finally:
         with _changing:
-            _users.subtract(list(changed))
             for module in changed:
-                if not _users[module]:
-                    del module.forward, _users[module]
+                users, own = _users.pop(module)
+                if users > 1:
+                    _users[module] = users - 1, own
+                elif own is None:
+                    del module.forward
+                else:
+                    module.forward = own
 
 
 def _attend(attention: Any, hidden, cu_seqlens, position_embeddings, **_):

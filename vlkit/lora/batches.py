@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import torch
 
 from vlkit.analysis.preflight import ClipView, clip_text, view_clip
-from vlkit.engine.vision import PIXELS, Encoder, Medium, split_media
+from vlkit.engine.vision import PIXELS, Encoder, Medium, replaced_forwards, split_media
 from vlkit.errors import VlkitError
 from vlkit.inputs import LoadedMessages, make_inputs, make_pixels, render_prompt, tokenizing
 from vlkit.lora.data import Example, Problem, list_problems, naming_row
-from vlkit.lora.networks import temporary_forwards
 from vlkit.media.image import Image, picture_size, pixel_hash
 from vlkit.media.sources import file_hash, is_url
 from vlkit.media.video import load_clip, probe_clip
@@ -413,7 +412,7 @@ class FrozenTower:
 
     def replaced(self) -> AbstractContextManager[None]:
         """The model takes features in place of ``pixel_values``; restored on exit."""
-        return temporary_forwards({self.visual: partial(_split_layers, self.width)})
+        return replaced_forwards({self.visual: partial(_split_layers, self.width)})
 
 
 def _split_layers(width: int, features: Any, grid_thw: Any, **_) -> Any:

@@ -406,7 +406,7 @@ def lean_loss(model: Any) -> Iterator[None]:
     before = vars(model).get("_loss_function")
     model.loss_function = partial(_token_loss, head.weight)
     try:
-        with temporary_forwards({head: lambda hidden: hidden}):
+        with replaced_forwards({head: lambda hidden: hidden}):
             yield
     finally:
         if before is None:
@@ -420,21 +420,6 @@ def _token_loss(weight, logits, *_, shift_labels, num_items_in_batch=None, **__)
     chosen = shift_labels != -100
     count = chosen.sum() if num_items_in_batch is None else num_items_in_batch
     return _Loss.apply(logits[chosen], weight, shift_labels[chosen]) / count
-
-
-@contextmanager
-def temporary_forwards(forwards: Mapping[Any, Callable]) -> Iterator[None]:
-    """Modules compute in another way; a forward of their own (accelerate's) returns on exit."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, forward in before.items():
-            del module.forward
-            if forward is not None:
-                module.forward = forward
 
 
 PARTS = ("language model", "vision tower", "merger")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
+from vlkit.engine.vision import replaced_forwards
 from vlkit.errors import VlkitError, counted
 from vlkit.files import read_json
 from vlkit.lora.batches import Collator, label_example
 from vlkit.lora.curves import Curves, curves_html, read_series
 from vlkit.lora.data import Example
-from vlkit.lora.networks import temporary_forwards
 from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 from vlkit.models.load import VLM, base_model
@@ -89,7 +89,7 @@ class Prover:
             from peft.tuners.lora.layer import Linear
 
             layers = [part for part in base_model(self.vlm).modules() if type(part) is Linear]
-            with temporary_forwards({layer: partial(_merged_layer, layer) for layer in layers}):
+            with replaced_forwards({layer: partial(_merged_layer, layer) for layer in layers}):
                 merged_difference = _distance(self._answer_logits(), trained)
         samples = zip(before.get("samples", []), after.get("samples", []), strict=False)
         rows = [(*row, answer) for row, (*_, answer) in samples]

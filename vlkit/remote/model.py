@@ -274,12 +274,10 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
     base_url = services.find_url(prefix.lower(), settings["base_url"], settings["region"])
     service = services.service_at(base_url)
     key = services.find_key(service, settings["api_key"])
-    openai_client = client.open_client(base_url, key, settings["timeout"])
     is_own = service is services.COMPATIBLE
-    address = services.Address(
-        model=model, base_url=base_url, service=service, timeout=client.LIST_SECONDS,
-        client=openai_client,
-    )  # fmt: skip
+    openai_client = client.open_client(base_url, key, settings["timeout"])
+    where: dict[str, Any] = {"model": model, "base_url": base_url, "client": openai_client}
+    address = services.Address(**where, service=service, timeout=client.LIST_SECONDS)
     models = client.list_models(address) if is_own else {}
     entry = models.get(model, {})
     service = services.OWNERS.get(str(entry.get("owned_by")), service)
@@ -295,9 +293,8 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         rules = replace(rules, max_image_tokens=max_image_tokens)
     length = entry.get("max_model_len")
     return RemoteVLM(
+        **where,
         name=name,
-        model=model,
-        base_url=base_url,
         family=family,
         rules=rules,
         context_length=length if isinstance(length, int) else services.CONTEXTS[family],
@@ -307,7 +304,6 @@ def load_remote(name: str, *, max_image_tokens: int | None = None, **options: An
         extra_body=extra_body,
         load_options={k: v for k, v in settings.items() if k in options and k != "api_key"},
         served=tuple(models),
-        client=openai_client,
     )
 
 
