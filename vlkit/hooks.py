@@ -82,10 +82,9 @@ def answer_recorder(
     runs, kind = open_runs(), _kind.get() or kind
     if not runs:
         return _ignore
-    recorded = {name: options[name] for name in OPTIONS if name in options}
-    for name, default in (("temperature", 0.0), ("top_p", 1.0)):
-        if name in recorded and recorded[name] is None:
-            recorded[name] = default
+    given = {name: options[name] for name in OPTIONS if name in options}
+    greedy = {"temperature": 0.0, "top_p": 1.0}  # which transformers' options have as None
+    recorded = {n: greedy.get(n) if value is None else value for n, value in given.items()}
     return lambda result: notify(runs, "add_answer", kind, vlm, messages, recorded, result)
 
 

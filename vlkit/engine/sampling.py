@@ -27,17 +27,12 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
-def is_random(rows: Sequence[Any]) -> bool:
-    """Whether any row's tokens are drawn at random; see :class:`vlkit.engine.slots.Row`."""
-    return any(row.sampling[0] > 0 for row in rows)
-
-
 def has_own_choice(rows: Sequence[Any]) -> bool:
     """Whether any row's tokens are drawn, or its logits processed: one step at a time."""
-    return is_random(rows) or any(row.processors for row in rows)
+    return any(row.sampling[0] > 0 or row.processors for row in rows)
 
 
-def process_logits(logits: Any, rows: Sequence[Any]) -> Any:
+def _process(logits: Any, rows: Sequence[Any]) -> Any:
     """Apply each row's processors; whatever one raises becomes this row's error."""
     if not any(row.processors for row in rows):
         return logits
@@ -54,8 +49,17 @@ def process_logits(logits: Any, rows: Sequence[Any]) -> Any:
     return logits
 
 
-def draw_tokens(logits: Any, rows: Sequence[Any]) -> Any:
-    """Sample as transformers does, each row with its own random numbers; shape (rows,)."""
+def choose_tokens(logits: Any, rows: Sequence[Any]) -> Any:
+    """The likeliest tokens, or, as transformers samples, with each row's own random numbers.
+
+    Args:
+        logits: (at least ``rows``, vocabulary), to which the rows' processors are applied first.
+        rows: see :class:`vlkit.engine.slots.Row`; one for which none can be drawn gets an error.
+
+    Returns:
+        A token for each row of the logits.
+    """
+    logits = _process(logits, rows)
     tokens = logits.argmax(-1)
     settings = [row.sampling for row in rows]
     for temperature, top_p in set(settings):

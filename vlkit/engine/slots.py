@@ -14,14 +14,7 @@ import torch
 from torch.nn.functional import pad
 
 from vlkit.engine.decoder import SPAN, Decoder
-from vlkit.engine.sampling import (
-    Sampling,
-    draw_tokens,
-    has_own_choice,
-    is_random,
-    not_a_number,
-    process_logits,
-)
+from vlkit.engine.sampling import Sampling, choose_tokens, has_own_choice, not_a_number
 from vlkit.engine.vision import PIXELS, Encoder, Medium
 from vlkit.errors import one_line, warn_user
 
@@ -608,8 +601,7 @@ class Engine:
             penalty = self.sampling.repetition_penalty
             scaled = logits.where(logits < 0, logits / penalty).where(logits > 0, logits * penalty)
             logits = scaled.where(seen, logits)
-        logits = process_logits(logits, rows)
-        tokens = draw_tokens(logits, rows) if is_random(rows) else logits.argmax(-1)
+        tokens = choose_tokens(logits, rows)
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         return tokens

@@ -15,16 +15,9 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
+from vlkit.engine import scheduler
 from vlkit.engine.decoder import can_decode
 from vlkit.engine.sampling import Sampling, SchemaProcessor, has_own_choice
-from vlkit.engine.scheduler import (
-    MOST_ROWS,
-    PREFILL_TOKENS,
-    Feed,
-    Scheduler,
-    choose_group,
-    try_halves,
-)
 from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
@@ -151,10 +144,10 @@ def _send_text(text: AnswerText, put: TextPieces, stopped: Event | None, row: Ro
 # --- the engine, and transformers' generate behind the same methods ------------------------------
 
 
-def _make_engine(vlm: VLM, path: str, slots: int, **options: Any) -> Scheduler | Library:
+def _make_engine(vlm: VLM, path: str, slots: int, **options: Any) -> scheduler.Scheduler | Library:
     if path != "fast":
         return Library(vlm, slots)
-    return Scheduler(base_model(vlm), sampling_of(vlm), slots, **options)
+    return scheduler.Scheduler(base_model(vlm), sampling_of(vlm), slots, **options)
 
 
 class Library:
@@ -178,14 +171,14 @@ class Library:
     def admit(self, waiting: list[Row]) -> list[Row]:
         """Write the whole answers of some rows; arguments and result as of Scheduler."""
         most = 1 if has_own_choice(waiting) else self.slots
-        return self._answer(choose_group(waiting, most, PREFILL_TOKENS["cuda"]))
+        return self._answer(scheduler.choose_group(waiting, most, scheduler.PREFILL_TOKENS["cuda"]))
 
     def _answer(self, rows: list[Row]) -> list[Row]:
         start = time.perf_counter()
         try:
             self._write(rows)
         except Exception as error:  # models raise what they like
-            return try_halves(rows, error, self._answer)
+            return scheduler.try_halves(rows, error, self._answer)
         self.prompts.append([row.length for row in rows])
         for row in rows:
             row.started = start
@@ -262,7 +255,7 @@ def answer_rows_here(
     if "schema" in settings.options:
         make_schema(vlm, settings.options["schema"])  # one that is not supported ends the batch
     kind = "cuda" if vlm.model.device.type == "cuda" else "cpu"
-    capacity = min(settings.batch_size or MOST_ROWS[kind], len(indices))
+    capacity = min(settings.batch_size or scheduler.MOST_ROWS[kind], len(indices))
     cache = TensorCache()
     leave_busy_cores(vlm.model)
 
@@ -271,7 +264,7 @@ def answer_rows_here(
         return (index, row) if isinstance(row, Failure) else row
 
     engine = _make_engine(vlm, settings.path, capacity, fixed=settings.batch_size is not None)
-    with closing(Feed(read, indices, ahead=2 * capacity)) as feed:
+    with closing(scheduler.Feed(read, indices, ahead=2 * capacity)) as feed:
         for row in _run(engine, feed, settings, tally):
             yield row if isinstance(row, tuple) else _result(vlm, row, tally, settings.note)
     tally.notes += engine.notes
@@ -342,7 +335,9 @@ def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Result]:
     return index, attempt(make_reply, vlm, *question, row.tokens, row.limit, row.started, note)
 
 
-def _run(engine: Scheduler | Library, feed: Feed, settings: Settings, tally: Tally) -> Iterator:
+def _run(
+    engine: scheduler.Scheduler | Library, feed: scheduler.Feed, settings: Settings, tally: Tally
+) -> Iterator:
     """Rows as they end, and (index, Failure) of those that cannot be read.
 
     A prefill delays the rows that are being answered, so rows are admitted many at a time: once a
