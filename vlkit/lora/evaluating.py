@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from vlkit.batch.answering import answer_all
 from vlkit.errors import VlkitError
@@ -20,9 +22,6 @@ from vlkit.lora.data import Example, TrainingData, as_data
 from vlkit.messages import text_of
 from vlkit.models.adapters import attach_adapter, check_base, check_name, find_adapter
 from vlkit.models.load import VLM
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +62,6 @@ def evaluate(
     Raises:
         VlkitError: data that cannot be used; a row that cannot be answered counts as wrong.
     """
-    import pandas
-
     data = as_data(data)
     conversations = [example.messages_for(vlm) for example in data]
     questions = [messages[:-1] for messages in conversations]
@@ -120,8 +117,6 @@ class Comparison:
     @property
     def summary(self) -> pandas.DataFrame:
         """A row for each column of answers: ``accuracy``, and of boxes ``accuracy at IoU 0.5``."""
-        import pandas
-
         rows = {}
         for name, scores in self.scores.items():
             found = scores.grounding and scores.grounding.accuracy

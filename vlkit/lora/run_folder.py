@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas
 import torch
 from filelock import FileLock, Timeout
 
@@ -23,10 +24,6 @@ from vlkit.models.adapters import MARKS
 from vlkit.models.hub import check_shard
 from vlkit.models.load import VLM, base_model
 from vlkit.plotting.html import FAINT, duration_text, fill_template
-
-if TYPE_CHECKING:
-    import pandas
-
 
 _ROUNDED = 8  # epsilons of the dtype by which rounding in many layers moves a value
 
@@ -80,8 +77,6 @@ class Prover:
             folder: where an adapter or model was written.
             before, after: from the run's :class:`vlkit.lora.evaluating.Examiner`.
         """
-        import pandas
-
         trained = self._answer_logits()
         merged_difference = None
         adapted = (folder / "adapter_config.json").is_file()
