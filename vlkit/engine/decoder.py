@@ -176,14 +176,16 @@ class Decoder:
             states = states.view(rows, length, -1, self.head_size)
             if starts is None:  # causal attention never looks at padding after a token: no mask
                 cache[first : first + rows, :length] = states[:, :, self.heads :]
-                parts = states.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], 1)
-                output = attend_to(*parts, is_causal=True, enable_gqa=group > 1)
+                sizes = [self.heads, self.kv_heads, self.kv_heads]
+                query, keys, values = states.transpose(1, 2).split(sizes, 1)
+                output = attend_to(query, keys, values, is_causal=True, enable_gqa=group > 1)
             else:
                 cache[slots, places] = states[:, :, self.heads :]
                 query = states[:, :, : self.heads].transpose(1, 2)
                 query = query.reshape(rows, self.kv_heads, group * length, self.head_size)
                 held = cache[first : first + rows, :span].transpose(1, 2)
-                output = attend_to(query, *held.split(self.kv_heads, 1), attn_mask=mask)
+                keys, values = held.split(self.kv_heads, 1)
+                output = attend_to(query, keys, values, attn_mask=mask)
                 output = output.view(rows, self.heads, length, self.head_size)
             return output.transpose(1, 2).reshape(rows * length, -1)
 

@@ -328,11 +328,12 @@ def make_row(
 
 
 def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Result]:
-    index, *question = row.payload
+    index, messages, inputs = row.payload
     if row.error is not None:
         return index, Failure.of(row.error)
     tally.new_tokens += len(row.tokens)
-    return index, attempt(make_reply, vlm, *question, row.tokens, row.limit, row.started, note)
+    facts = messages, inputs, row.tokens, row.limit, row.started, note
+    return index, attempt(make_reply, vlm, *facts)
 
 
 def _run(

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -210,7 +210,7 @@ def _clip_fields(remote: Endpoint, clips: list[Clip]) -> dict[str, Any]:
 # --- messages and options ------------------------------------------------------------------------
 
 
-def _write_message(message: dict, parts: dict[str, Iterator[dict]]) -> dict:
+def _write_message(message: dict, parts: Mapping[str, Iterator[dict]]) -> dict:
     """A message of the protocol; control tokens in its text are escaped."""
     items = plain_content(message["content"])
     content: Any = [item if item["type"] == "text" else next(parts[item["type"]]) for item in items]
