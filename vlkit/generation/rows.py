@@ -86,8 +86,7 @@ _caches: WeakKeyDictionary[Any, tuple[Any, TensorCache]] = WeakKeyDictionary()
 
 def cache_of(vlm: VLM) -> TensorCache:
     """The keys and values that later prompts reuse; emptied if a weight or adapter has changed."""
-    _, cache = _find_cache(base_model(vlm))
-    return cache
+    return _find_cache(base_model(vlm))[1]
 
 
 def _find_cache(network: Any) -> tuple[list, TensorCache]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
-from vlkit.generation.generate import Settings, Tally
+from vlkit.generation.generate import Result, Settings, Tally
 from vlkit.generation.reply import SPECIAL, Failure, Reply, TextPieces, Usage, split_thinking
 from vlkit.inputs import defer_media, estimate_text
 from vlkit.remote import client, services
@@ -22,8 +22,6 @@ from vlkit.remote.services import Endpoint
 
 LATER_PATIENCE = 120.0  # seconds for which a connection that has worked before is tried again
 _TICK = 0.1  # seconds between two checks of whether to stop
-
-Row = tuple[int, Reply | Failure]
 
 
 async def _answer(
@@ -204,14 +202,14 @@ class RemoteVLM(Endpoint):
 
     def answer_rows(
         self, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
-    ) -> Generator[Row, None, None]:
+    ) -> Generator[tuple[int, Result], None, None]:
         """(index, result) of each row as it finishes; closing it closes all connections.
 
         Once the key, the model's name or the network has failed, the remaining rows fail with the
         same error and are not sent.
         """
         tally.batch_size = min(settings.batch_size or self.concurrency, len(indices))
-        waiting, finished = iter(indices), queue.SimpleQueue[Row]()
+        waiting, finished = iter(indices), queue.SimpleQueue[tuple[int, Result]]()
         patience, fatal = client.PATIENCE, None
 
         async def work() -> None:
