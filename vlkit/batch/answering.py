@@ -13,19 +13,11 @@ from typing import Any
 from vlkit import hooks
 from vlkit.batch.journal import Journal, row_keys
 from vlkit.errors import VlkitError, check_whole, counted, warn_user
-from vlkit.generation.generate import (
-    Result,
-    Settings,
-    Tally,
-    generate,
-    generation_options,
-    schema_option,
-    with_thinking,
-)
-from vlkit.generation.reply import Failure, Reply, attempt, result_of
+from vlkit.generation.generate import generate, generation_options, schema_option, with_thinking
+from vlkit.generation.reply import Failure, Reply, Result, attempt, result_of
 from vlkit.media.image import describe_source
 from vlkit.messages import as_messages, iterate_media
-from vlkit.models.load import Model
+from vlkit.models.load import Model, Settings, Tally
 from vlkit.plotting.html import table_html
 from vlkit.settings import MAX_NEW_TOKENS
 

@@ -6,15 +6,14 @@ import json
 import queue
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from vlkit import hooks
 from vlkit.errors import VlkitError, check_whole, is_number, warn_user
-from vlkit.generation.reply import Failure, Reply, conversation_html, split_thinking
+from vlkit.generation.reply import Reply, conversation_html, split_thinking
 from vlkit.inputs import check_model
 from vlkit.media.image import load_image, remember_hash
 from vlkit.media.video import ClipStore
@@ -24,7 +23,6 @@ from vlkit.models.load import Model
 from vlkit.settings import MAX_NEW_TOKENS
 
 _END = re.compile(r"<\|(im_end|endoftext)\|>$")
-Result = Reply | Failure
 GREEDY_BELOW = 1e-5  # as in vLLM; logits over a temperature near 0 overflow float32
 
 
@@ -66,69 +64,6 @@ def schema_option(schema: Mapping | str | None) -> dict[str, Any]:
         return {"schema": json.dumps(schema, ensure_ascii=False)}
     except (TypeError, ValueError) as error:
         raise VlkitError(f"schema={schema!r:.60} is not JSON: {error}; pass a dict") from error
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for all rows of a batch.
-
-    Attributes:
-        options: for transformers' generate.
-        seed: of row 0, or None; row ``i`` has ``seed + i``.
-        batch_size: the most rows at a time, or None.
-        path: ``"fast"``, ``"library"`` or ``"remote"``.
-        note: why it is not the fast one.
-        stopped: is set to end the batch.
-    """
-
-    options: dict[str, Any]
-    seed: int | None
-    batch_size: int | None
-    path: str
-    note: str
-    stopped: threading.Event | None = None
-
-    @property
-    def limit(self) -> int:
-        """The most new tokens."""
-        return self.options["max_new_tokens"]
-
-    @property
-    def sampling(self) -> tuple[float, float]:
-        """Temperature and top_p of a row."""
-        return self.options["temperature"] or 0.0, self.options["top_p"] or 1.0
-
-    def seed_of(self, index: int) -> int | None:
-        """The seed of one row."""
-        return None if self.seed is None else self.seed + index
-
-    def check_stopped(self) -> None:
-        """Raises KeyboardInterrupt, as Ctrl-C does, once ``stopped`` is set."""
-        if self.stopped is not None and self.stopped.is_set():
-            raise KeyboardInterrupt
-
-
-@dataclass
-class Tally:
-    """Counted while the rows are answered."""
-
-    new_tokens: int = 0
-    computed: int = 0  # prompt tokens, padding included
-    padded: int = 0
-    batch_size: int = 0
-    cost: float | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def padding(self) -> float:
-        """Padding's share of the computed prompt tokens."""
-        return self.padded / self.computed if self.computed else 0.0
-
-    def count_group(self, lengths: Sequence[int]) -> None:
-        """Count a group of prompts that are computed together."""
-        computed = max(lengths) * len(lengths)
-        self.computed += computed
-        self.padded += computed - sum(lengths)
 
 
 def generate(

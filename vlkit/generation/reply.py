@@ -456,6 +456,9 @@ class Failure:
         return f'<p style="{_WARNING}">{html.escape(str(self))}</p>'
 
 
+Result = Reply | Failure
+
+
 def attempt(function: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | Failure:
     """The function's result for one row, or a Failure for whatever it raises.
 

@@ -21,7 +21,7 @@ from vlkit.engine.sampling import Sampling, SchemaProcessor, has_own_choice
 from vlkit.engine.slots import Row, pad_left
 from vlkit.engine.vision import split_media
 from vlkit.errors import ModelError
-from vlkit.generation.generate import Result, Settings, Tally, generation_options
+from vlkit.generation.generate import generation_options
 from vlkit.generation.reply import AnswerText, Failure, Reply, TextPieces, attempt, make_reply
 from vlkit.inputs import (
     LoadedMessages,
@@ -35,7 +35,7 @@ from vlkit.inputs import (
 )
 from vlkit.media.image import known_hash, pixel_hash
 from vlkit.messages import as_messages, opened_thought
-from vlkit.models.load import VLM, base_model, weights_state
+from vlkit.models.load import VLM, Settings, Tally, base_model, weights_state
 from vlkit.models.memory import available_memory
 from vlkit.threads import leave_busy_cores
 
@@ -247,7 +247,7 @@ def _seeded(seed: int | None, sampling: bool) -> Iterator[None]:
 
 def answer_rows_here(
     vlm: VLM, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
-) -> Generator[tuple[int, Result], None, None]:
+) -> Generator[tuple[int, Reply | Failure], None, None]:
     """(index, result) of each row as it finishes."""
     if not indices:
         return
@@ -326,7 +326,7 @@ def make_row(
     return row, replace(inputs, tensors={"input_ids": row.tensors["input_ids"]})
 
 
-def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Result]:
+def _result(vlm: VLM, row: Row, tally: Tally, note: str) -> tuple[int, Reply | Failure]:
     index, messages, inputs = row.payload
     if row.error is not None:
         return index, Failure.of(row.error)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,6 +175,69 @@ def _quantization(quantize: str, dtype: Any):
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all rows of a batch.
+
+    Attributes:
+        options: for transformers' generate.
+        seed: of row 0, or None; row ``i`` has ``seed + i``.
+        batch_size: the most rows at a time, or None.
+        path: ``"fast"``, ``"library"`` or ``"remote"``.
+        note: why it is not the fast one.
+        stopped: is set to end the batch.
+    """
+
+    options: dict[str, Any]
+    seed: int | None
+    batch_size: int | None
+    path: str
+    note: str
+    stopped: Event | None = None
+
+    @property
+    def limit(self) -> int:
+        """The most new tokens."""
+        return self.options["max_new_tokens"]
+
+    @property
+    def sampling(self) -> tuple[float, float]:
+        """Temperature and top_p of a row."""
+        return self.options["temperature"] or 0.0, self.options["top_p"] or 1.0
+
+    def seed_of(self, index: int) -> int | None:
+        """The seed of one row."""
+        return None if self.seed is None else self.seed + index
+
+    def check_stopped(self) -> None:
+        """Raises KeyboardInterrupt, as Ctrl-C does, once ``stopped`` is set."""
+        if self.stopped is not None and self.stopped.is_set():
+            raise KeyboardInterrupt
+
+
+@dataclass
+class Tally:
+    """Counted while the rows are answered."""
+
+    new_tokens: int = 0
+    computed: int = 0  # prompt tokens, padding included
+    padded: int = 0
+    batch_size: int = 0
+    cost: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def padding(self) -> float:
+        """Padding's share of the computed prompt tokens."""
+        return self.padded / self.computed if self.computed else 0.0
+
+    def count_group(self, lengths: Sequence[int]) -> None:
+        """Count a group of prompts that are computed together."""
+        computed = max(lengths) * len(lengths)
+        self.computed += computed
+        self.padded += computed - sum(lengths)
+
+
 @dataclass(frozen=True, eq=False)
 class VLM:
     """A loaded model with its processor.
@@ -314,7 +377,9 @@ class VLM:
 
         return choose_path(self)
 
-    def answer_rows(self, conversations: Sequence[Any], indices: Sequence[int], settings, tally):
+    def answer_rows(
+        self, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
+    ) -> Generator[tuple[int, Any], None, None]:
         """(index, Reply or Failure) of many conversations, each as it finishes."""
         from vlkit.generation.rows import answer_rows_here
 

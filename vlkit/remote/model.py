@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from vlkit.errors import RemoteError, VlkitError, check_whole, is_number
-from vlkit.generation.generate import Result, Settings, Tally
 from vlkit.generation.reply import SPECIAL, Failure, Reply, TextPieces, Usage, split_thinking
 from vlkit.inputs import defer_media, estimate_text
+from vlkit.models.load import Settings, Tally
 from vlkit.remote import client, services
 from vlkit.remote.client import RawAnswer
 from vlkit.remote.request import Request, make_request
@@ -202,14 +202,14 @@ class RemoteVLM(Endpoint):
 
     def answer_rows(
         self, conversations: Sequence[Any], indices: Sequence[int], settings: Settings, tally: Tally
-    ) -> Generator[tuple[int, Result], None, None]:
+    ) -> Generator[tuple[int, Reply | Failure], None, None]:
         """(index, result) of each row as it finishes; closing it closes all connections.
 
         Once the key, the model's name or the network has failed, the remaining rows fail with the
         same error and are not sent.
         """
         tally.batch_size = min(settings.batch_size or self.concurrency, len(indices))
-        waiting, finished = iter(indices), queue.SimpleQueue[tuple[int, Result]]()
+        waiting, finished = iter(indices), queue.SimpleQueue[tuple[int, Reply | Failure]]()
         patience, fatal = client.PATIENCE, None
 
         async def work() -> None:
