@@ -15,8 +15,7 @@ import torch
 import torchvision.transforms.v2.functional
 
 import vlkit
-from vlkit.engine import decoder, scheduler
-from vlkit.engine.kernels import rotate
+from vlkit.engine import kernels, scheduler
 from vlkit.engine.slots import Engine
 from vlkit.engine.vision import Encoder
 from vlkit.errors import MediaError, ModelError
@@ -237,7 +236,7 @@ def test_a_later_turn_prepares_no_picture_again_unless_it_was_painted_on(tiny_vl
 @pytest.mark.parametrize("kind", FAST)
 def test_a_short_turn_is_read_by_one_step_as_on_a_gpu(tiny_vlm, monkeypatch, prompts, kind):
     def store_one_by_one(states, heads, kv_heads, angles, cache, lengths):
-        rotate(states, heads + kv_heads, *angles)
+        kernels.rotate(states, heads + kv_heads, *angles)
         for row, (state, place) in enumerate(zip(states, lengths.tolist(), strict=True)):
             cache[row, place] = state[heads:]
 
@@ -247,7 +246,7 @@ def test_a_short_turn_is_read_by_one_step_as_on_a_gpu(tiny_vlm, monkeypatch, pro
         steps.append(rows)
         return engine._predict(rows, span)
 
-    monkeypatch.setattr(decoder, "rotate_and_store", store_one_by_one)
+    monkeypatch.setattr(kernels, "rotate_and_store", store_one_by_one)
     monkeypatch.setattr(Engine, "_captures", True)
     monkeypatch.setattr(Engine, "_replay", predict)
     chat = vlkit.Chat(tiny_vlm(kind), system="Be brief.", max_new_tokens=6)
