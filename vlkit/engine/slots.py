@@ -297,15 +297,9 @@ class Engine:
             return stopped
         if self.most is not None:
             self._make_room(max(row.length + len(row.tokens) for row in self.rows) + STEPS)
-        steps, rows = self._count_steps(), len(self.rows)
-        longest = max(row.length + len(row.tokens) for row in self.rows) + steps
-        span = min(_round_up(longest, SPAN), self.decoder.length)
-        if self._captures:  # few graphs: of a power of two of slots that holds all rows
-            rows = min(self.slots, 1 << (rows - 1).bit_length())
-            span = _span_of_graph(span, self.decoder.length)
+        steps = self._count_steps()
         for index in range(steps):
-            self._run(rows, span)
-            self.history[index] = self.tokens
+            self._step(index, steps)
         for tokens in self.history[:steps, : len(self.rows)].tolist():
             for row, token in zip(self.rows, tokens, strict=True):
                 if not self._is_done(row):  # otherwise its answer ended some steps ago
@@ -535,9 +529,20 @@ class Engine:
 
     # --- decoding --------------------------------------------------------------------------------
 
+    def _step(self, index: int, steps: int) -> None:
+        rows = self._graph_rows() if self._captures else len(self.rows)
+        longest = max(row.length + len(row.tokens) for row in self.rows) + steps
+        span = min(_round_up(longest, SPAN), self.decoder.length)
+        self._run(rows, _span_of_graph(span, self.decoder.length) if self._captures else span)
+        self.history[index] = self.tokens
+
     @property
     def _captures(self) -> bool:
         return self.device.type == "cuda" and self.graphs is not None
+
+    def _graph_rows(self) -> int:
+        """The slots of a captured graph: a power of two that holds all rows."""
+        return min(self.slots, 1 << (len(self.rows) - 1).bit_length())
 
     def _run(self, rows: int, span: int) -> None:
         """One step of the first slots, in place."""
@@ -570,17 +575,19 @@ class Engine:
         graph.replay()
         return logits
 
+    def _rehearse(self, rows: int, span: int) -> None:
+        """A step that leaves no trace: what it writes into the cache is written again."""
+        before = [state[:rows].clone() for state in self.decoder.states]
+        self._predict(rows, span)
+        for state, kept in zip(self.decoder.states, before, strict=True):
+            state[:rows] = kept
+
     def _capture(self, rows: int, span: int):
         """A CUDA graph of :meth:`_predict`, and the logits that it writes."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            # libraries initialize outside of the capture, by a step that leaves no trace: what it
-            # writes into the cache is written again
-            before = [state[:rows].clone() for state in self.decoder.states]
-            self._predict(rows, span)
-            for state, kept in zip(self.decoder.states, before, strict=True):
-                state[:rows] = kept
+            self._rehearse(rows, span)  # libraries initialize outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # other threads may put pictures on the GPU meanwhile
