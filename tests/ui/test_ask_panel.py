@@ -47,7 +47,7 @@ def test_one_panel_does_not_freeze_another_and_nothing_is_printed(notebook):
     expect(panel.locator(".vlkit-tray")).to_contain_text("red_circle")
     choose_sample(endless, "cat")  # of the next question
     expect(endless.locator(".vlkit-tray")).to_contain_text("cat")
-    expect(endless.locator(".vlkit-question")).not_to_contain_text("cat")
+    expect(endless.locator(".vlkit-asked")).not_to_contain_text("cat")
     expect(endless.locator(".vlkit-busy")).to_be_visible()  # all the while it went on
     expect(endless.locator(".vlkit-stop-button")).to_be_enabled()
     endless.locator(".vlkit-stop-button").click()
@@ -84,7 +84,7 @@ def _ask_with_the_mouse(panel):
     panel.locator(".vlkit-ask-button").click()
     expect(panel.locator(".vlkit-status")).to_have_text("Done.")
     expect(panel.locator(".vlkit-answer")).to_contain_text("red circle")
-    expect(panel.locator(".vlkit-question")).to_contain_text("about three_shapes")
+    expect(panel.locator(".vlkit-asked")).to_contain_text("about three_shapes")
     picture = panel.locator(".vlkit-answer img")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") == 400  # the sample's own width

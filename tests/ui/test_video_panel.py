@@ -38,7 +38,7 @@ def test_play_sample_and_ask(notebook):
     panel.locator(".vlkit-ask-button").click()
     expect(panel.locator(".vlkit-status")).to_have_text("Done.")
     expect(panel.locator(".vlkit-answer")).to_contain_text("right")
-    expect(panel.locator(".vlkit-question img")).to_be_visible()
+    expect(panel.locator(".vlkit-asked img")).to_be_visible()
     expect(panel.locator(".vlkit-strip img")).to_have_count(8)  # one strip, not two
     REPORTS.mkdir(parents=True, exist_ok=True)
     for theme, name in (("Dark", "video_panel_dark.png"), ("Light", "video_panel.png")):

@@ -142,7 +142,7 @@ class Panel(DrawnPanel):
         picker: the media of the next question.
     """
 
-    scripts, styles = ("canvas.js", "panel.js"), ("canvas.css", "conversation.css")
+    scripts = ("canvas.js", "panel.js")
     kind, title, continues = "ask", "Ask", True
     needs = ""  # the error of a question without media
     picker_type: type[Picker] = PicturePicker
@@ -243,6 +243,7 @@ class Panel(DrawnPanel):
         """Ask, in place of the turn ``place`` and those after it."""
         if self.needs and not asked.media:
             raise MediaError(self.needs)
+        self.reply = None
         turns = self.turns if place < 0 else self.turns[:place]
         earlier = self._earlier(asked, turns)
         chat = earlier.chat if earlier else Chat(self.vlm)
@@ -337,10 +338,12 @@ class Panel(DrawnPanel):
         self.picker.choose(media)
 
     def _do_edit(self, turn: int) -> None:
-        if turn >= 0:
-            self.picker.choose(self.turns[turn].asked.media)
-            self.prompt.value = self.turns[turn].question
-        self.editing = turn
+        if self.editing < 0:
+            self._draft = self.picker.media, self.prompt.value
+        asked = self.turns[turn].asked if turn >= 0 else None
+        media, question = (asked.media, asked.question) if asked else self._draft
+        self.picker.choose(media)
+        self.prompt.value, self.editing = question, turn
 
     def _do_again(self) -> None:
         """Ask the last question again; where answers are drawn at random, with the next seed."""

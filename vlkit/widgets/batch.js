@@ -41,6 +41,7 @@ export const batch = {
     const saved = h("div", { class: "vlkit-saved", role: "status", "aria-live": "polite" });
     const columns = h("div", { class: "vlkit-columns-line vlkit-faint" });
     const note = h("div", { class: "vlkit-note vlkit-faint" });
+    const earlier = h("div", { class: "vlkit-unanswered", role: "status" });
     const large = h("dialog", { class: "vlkit-large", tabindex: "-1", "aria-label": t("Enlarged row") });
     let opened = null; // the index of the row that is enlarged
     let shown = new Map(); // index of a row to what of it is drawn
@@ -104,7 +105,7 @@ export const batch = {
       const elements = [...shown.values()].map((each) => each.element);
       if (elements.length !== rows.children.length || elements.some((each, i) => rows.children[i] !== each))
         rows.replaceChildren(...elements);
-      if (!elements.length) rows.replaceChildren(h("li", { class: "vlkit-empty" }, t(view.total ? "No row matches." : "Choose a folder of pictures or a table.")));
+      if (!elements.length) rows.replaceChildren(h("li", { class: "vlkit-no-rows" }, t(view.total ? "No row matches." : "Choose a folder of pictures or a table.")));
       const done = view.counts.done + view.counts.failed;
       Object.assign(bar, { max: Math.max(1, view.total), value: done });
       bar.hidden = !view.total;
@@ -118,7 +119,8 @@ export const batch = {
       next.disabled = page.value >= page.max;
       columns.textContent = view.columns ? t("{n} rows; columns {names}", { n: grouped(view.total), names: view.columns }) : "";
       note.textContent = t(view.note);
-      saved.textContent = t(view.saved);
+      earlier.textContent = t(view.earlier);
+      saved.textContent = [t(view.saved), !view.saved_failed && view.since && t("{n} more since; save again", { n: view.since })].filter(Boolean).join("; ");
       saved.classList.toggle("vlkit-error", view.saved_failed);
       if (large.open) drawLarge();
     };
@@ -141,7 +143,7 @@ export const batch = {
         h("div", { class: "vlkit-progress" }, bar, counts),
         h("div", { class: "vlkit-toolbar" }, field("shown"), field("order"), field("search"),
           h("span", { class: "vlkit-pager" }, back, pageText, next)),
-        rows, large,
+        earlier, rows, large,
       ],
     };
   }),

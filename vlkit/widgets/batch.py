@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import traitlets
 
-from vlkit import bundled
+from vlkit import bundled, errors
 from vlkit.batch import answering
 from vlkit.datasets import questions, tables
 from vlkit.errors import VlkitError
@@ -89,7 +89,9 @@ class BatchPanel(WorkPanel):
         self._stopped, self._begun = threading.Event(), set[int]()
         self._began, self._drawing = 0.0, threading.Lock()
         self._decoded: dict[int, dict | None] = {}  # thumbnails by the row's number
-        self._saved, self._saved_failed, self._texts = "", False, list[str]()
+        self._saved, self._saved_failed, self._saved_rows = "", False, 0
+        self._texts = list[str]()
+        self._answered: tuple[str, str, Any, list[Row]] = ("", "", None, [])
         super().__init__(language, {"source": {"value": str(source)}, "prompt": {"value": prompt}})
         self._later = Debounce(self._draw, _QUIET)
         self._locked = [self.start_button, self.source, self.prompt, self.max_new_tokens, self.out]
@@ -102,9 +104,14 @@ class BatchPanel(WorkPanel):
     def start(self) -> None:
         """Begin with the present controls and return at once; does nothing during a run."""
         self._saved = ""
-        if self._running or not self._read():
+        if self._running:
+            return
+        if not self._read():
+            self._take_source()
             return
         self.results = [None] * len(self.conversations or ())
+        question = self.prompt.value.strip()
+        self._answered = (self.source.value, question, self.conversations, self.results)
         self._stopped.clear()
         self._begun.clear()
         self._began = time.monotonic()
@@ -164,10 +171,18 @@ class BatchPanel(WorkPanel):
         more = f", {failed:,} failed" if failed else ""
         answered = f"{done:,} of {len(self.results):,} answered{more}, saved to {path}"
         self._saved = str(path) if self._saved_failed else answered
+        self._saved_rows = done + failed
         self._draw()
 
     def _take_source(self) -> None:
-        if not self._running:
+        """Read another source; the answers to another question stay until the next start."""
+        source, _, conversations, results = self._answered
+        if self._running:
+            return
+        if results and self.source.value == source:
+            self.conversations, self.results, self._texts = conversations, results, []
+            self._later.call()
+        else:
             self.results = []
             self._read()
 
@@ -234,7 +249,18 @@ class BatchPanel(WorkPanel):
                     "rows": [self._record(index, states[index]) for index in indices],
                     "columns": " ".join(f"{{{name}}}" for name in columns), "note": self._note,
                     "saved": self._saved, "saved_failed": self._saved_failed,
+                    "earlier": self._earlier(),
+                    "since": done - self._saved_rows if self._saved else 0,
                 }  # fmt: skip
+
+    def _earlier(self) -> str:
+        """What the answers are about, where the controls have changed since."""
+        source, question, _, results = self._answered
+        if results and self.source.value != source:
+            return f"The answers about {source} are kept: choose it again to see them."
+        if results and self.prompt.value.strip() != question:
+            return f"These answers are to {question!r}; Start asks the new question instead."
+        return ""
 
     def _state(self, index: int) -> str:
         result = self.results[index] if self.results else None
@@ -282,7 +308,7 @@ class BatchPanel(WorkPanel):
         }  # fmt: skip
         result = self.results[index] if self.results else None
         if isinstance(result, Failure):
-            record["problem"] = str(result)
+            record["problem"] = result.error if result.kind in vars(errors) else str(result)
         elif result is not None:
             pictured = bool(media) and isinstance(media[-1], Image)
             record |= {

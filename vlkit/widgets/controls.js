@@ -131,6 +131,24 @@ export function copyText(text, button, t) {
   else byHand();
 }
 
+/** Files or links dropped anywhere on an element: take(event). */
+export function acceptDrops(root, take) {
+  let depth = 0;
+  const has = (event) => [...(event.dataTransfer?.types ?? [])].some((type) => type === "Files" || type === "text/uri-list");
+  const glow = (on) => root.classList.toggle("vlkit-dropping", on);
+  root.addEventListener("dragenter", (event) => has(event) && ((depth += 1), glow(true)));
+  root.addEventListener("dragleave", () => glow((depth = Math.max(0, depth - 1)) > 0));
+  root.addEventListener("dragover", (event) => has(event) && event.preventDefault());
+  root.addEventListener("drop", (event) => {
+    depth = 0;
+    glow(false);
+    if (!has(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    take(event);
+  });
+}
+
 /** Files that the kernel sends are saved among the browser's downloads. */
 export function saveFiles(model) {
   model.on("msg:custom", (message, buffers) => {
@@ -141,6 +159,8 @@ export function saveFiles(model) {
   });
 }
 
+export const MOST = 512 * 1024 * 1024; // bytes of a file
+export const mega = (bytes) => (bytes / 1e6).toFixed(1);
 const PIECE = 2 * 1024 * 1024; // bytes of a message: Jupyter refuses more than 10 MiB
 
 /** send(name, content, place, progress): a file to the kernel, which answers each piece. */
@@ -158,6 +178,27 @@ export function uploader(model) {
     }
     delete waiting[id];
   };
+}
+
+const PATIENCE = 3000; // milliseconds in which a kernel that is free has taken a message
+
+/** A line that appears when the kernel does not take what a hand does: busy, or gone. */
+export function unansweredLine(model, t) {
+  const element = h("div", { class: "vlkit-unanswered", role: "status" });
+  const send = model.send;
+  let timer = 0;
+  const say = () => (element.textContent = t("Python has not answered yet: it is busy with another cell, or was restarted; then run this cell again, or reload the page."));
+  model.send = (...message) => {
+    timer ||= setTimeout(say, PATIENCE);
+    return send(...message);
+  };
+  model.on("msg:custom", (message) => {
+    if (message?.do !== "taken") return;
+    clearTimeout(timer);
+    timer = 0;
+    element.textContent = "";
+  });
+  return element;
 }
 
 /** Plain Python with a button that copies it. */

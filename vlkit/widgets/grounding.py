@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import anywidget
@@ -21,7 +21,7 @@ from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
 from vlkit.widgets.ask import Asked, ChatTurn, Panel
 from vlkit.widgets.media import PicturePicker, item_record, item_records, thumbnail
-from vlkit.widgets.panel import front, read_text
+from vlkit.widgets.panel import STYLE, front
 
 
 class BoxCanvas(anywidget.AnyWidget):
@@ -39,7 +39,7 @@ class BoxCanvas(anywidget.AnyWidget):
     """
 
     _esm = front("controls.js", "canvas.js", default="boxCanvas")
-    _css = read_text("panel.css") + read_text("canvas.css")
+    _css = STYLE
     picture = traitlets.Unicode("").tag(sync=True)
     picture_size = traitlets.List(traitlets.Int(), [1, 1]).tag(sync=True)
     about = traitlets.Unicode("").tag(sync=True)
@@ -141,8 +141,7 @@ class GroundingPanel(Panel):
         if self._running:
             return
         with self.status.catching():
-            self.prompt.value = BOX_QUESTION.format(self._written_box())
-            self.ask()
+            self._ask(replace(self._asked(), question=BOX_QUESTION.format(self._written_box())))
 
     def export(self) -> dict:
         """Question, answer and the visible boxes with their corrections, as values for JSON."""

@@ -1,12 +1,11 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
 // Python holds all state (Panel and ChatTurn in ask.py); this file only shows it.
 
-import { codeView, controlsOf, copyText, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader } from "./controls.js";
+import { MOST, acceptDrops, codeView, controlsOf, copyText, fold, h, icon, iconButton, mega, saveFiles, statusLine, translator, unansweredLine, uploader } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
 
 const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
 const SHRINK_TO = 4096; // pixels of its longer side
-const MOST = 512 * 1024 * 1024; // bytes of a file
 // coordinates in a text that is still being written
 const COORDINATES = /\s*\(\d+,\s*\d+\)(,\s*\(\d+,\s*\d+\))*|\s*\(\d[\d,\s()]*$/g;
 const TIME = /(\d+):(\d\d(?:\.\d+)?)|(\d+(?:\.\d+)?)(?:\s*(?:-|–|to|and|到|至)\s*(\d+(?:\.\d+)?))?\s*(?:s|secs?|seconds?|秒)(?![a-z])/g;
@@ -27,13 +26,13 @@ function turnView(turn, host) {
   const small = (card, i) => h("button", { type: "button", class: "vlkit-enlarge", title: `${card.name}, ${card.about}`, "aria-label": t("Enlarge {name}", { name: card.name }), onclick: () => send("enlarge", { index: known + i }) }, h("img", { src: card.thumb, alt: "" }));
   const names = cards.map((card) => card.name).join(", ");
   const about = cards.length > 4 ? t("{n} pictures", { n: cards.length }) : names;
-  // a drawn box in the family's own tags is for the model, not for readers
-  const asked = turn.get("question").replace(/<\|?box(?:_start\|)?>(.*?)<(?:\/box|\|box_end\|)>/g, "▢ $1");
+  // the box of the box button, in the family's own tags, is for the model; what was typed is shown as it is
+  const asked = turn.get("question").replace(/^(What is in this box\? )<\|?box(?:_start\|)?>([^<]*)<(?:\/box|\|box_end\|)>$/, "$1▢ $2");
   const edit = iconButton({ icon: "edit", label: t("Edit this question and ask again"), class: "vlkit-edit", onclick: () => send("edit") });
   const question = h(
-    "div", { class: "vlkit-question" },
+    "div", { class: "vlkit-asked" },
     cards.length > known ? h("div", { class: "vlkit-media" }, ...cards.slice(known).map(small)) : null,
-    h("div", { class: "vlkit-question-text" }, asked),
+    h("div", { class: "vlkit-asked-text" }, asked),
     h("div", { class: "vlkit-about", title: names }, names ? t("about {names}", { names: about }) : t("without a picture")),
   );
   const text = h("div", { class: "vlkit-answer-text", lang: "" });
@@ -245,9 +244,15 @@ function mediaView(model, t, accepts) {
   // --- files ---
   const upload = uploader(model);
 
-  async function take(files) {
+  let arriving = Promise.resolve(); // done when no file is under way
+  const take = (files) => (arriving = arriving.then(() => sendFiles(files)));
+
+  async function sendFiles(files) {
     const problems = [];
-    for (const file of model.get("head").several ? files : files.slice(-1)) {
+    const several = model.get("head").several;
+    if (!several && files.length > 1)
+      problems.push(t("one file at a time: only {name} was taken", { name: files.at(-1).name }));
+    for (const file of several ? files : files.slice(-1)) {
       const problem = await sendFile(file).catch((error) => `${file.name}: ${error.message}`);
       if (problem) problems.push(problem);
     }
@@ -270,8 +275,6 @@ function mediaView(model, t, accepts) {
     return said;
   }
 
-  const mega = (bytes) => (bytes / 1e6).toFixed(1);
-
   async function shrink(file) {
     const picture = await createImageBitmap(file);
     const by = Math.min(1, SHRINK_TO / Math.max(picture.width, picture.height));
@@ -284,21 +287,9 @@ function mediaView(model, t, accepts) {
 
   /** Files dropped on an element, or pasted in it, are chosen. */
   function accept(root) {
-    let depth = 0;
-    const files = (event) => [...(event.dataTransfer?.files ?? [])];
-    const has = (event) => [...(event.dataTransfer?.types ?? [])].some((type) => type === "Files" || type === "text/uri-list");
-    const glow = (on) => root.classList.toggle("vlkit-dropping", on);
-    root.addEventListener("dragenter", (event) => has(event) && ((depth += 1), glow(true)));
-    root.addEventListener("dragleave", () => glow((depth = Math.max(0, depth - 1)) > 0));
-    root.addEventListener("dragover", (event) => has(event) && event.preventDefault());
-    root.addEventListener("drop", (event) => {
-      depth = 0;
-      glow(false);
-      if (!has(event)) return;
-      event.preventDefault();
-      event.stopPropagation();
-      const link = event.dataTransfer.getData("text/uri-list");
-      if (files(event).length) take(files(event));
+    acceptDrops(root, ({ dataTransfer }) => {
+      const link = dataTransfer.getData("text/uri-list");
+      if (dataTransfer.files.length) take([...dataTransfer.files]);
       else if (link) model.send({ do: "address", text: link.split("\n")[0] });
     });
     root.addEventListener("paste", (event) => {
@@ -313,8 +304,10 @@ function mediaView(model, t, accepts) {
   // where the picture or clip will be, while there is none
   const words = t(clip ? "Drop a clip here, or choose one" : "Drop a picture here, or choose one");
   const drop = h("button", { type: "button", class: "vlkit-drop", onclick: () => input.click() }, icon(clip ? "play" : "image"), words);
-  follow(model, "media", () => (drop.hidden = model.get("media").length > 0));
-  return { accept, samples, row, note, drop };
+  follow(model, "media", () => (drop.hidden = model.get("media").some((card) => !card.problem)));
+  /** When all that was chosen has arrived, an address that was only typed, too. */
+  const settled = () => (sendAddress(), arriving);
+  return { accept, samples, row, note, drop, settled };
 }
 
 // --- a clip: its player and the frames that the model sees ----------------------------------------
@@ -373,6 +366,7 @@ export const panel = {
     const variant = model.get("variant");
     const manager = model.widget_manager;
     const child = (address) => manager.get_model(address.replace("IPY_MODEL_", ""));
+    const unanswered = unansweredLine(model, t);
     const controls = controlsOf(model, t);
     const root = h("section", { class: `vlkit vlkit-framed vlkit-${variant} vlkit-talk`, "aria-label": t(model.get("head").title), "data-lm-suppress-shortcuts": "true" });
     el.append(root);
@@ -390,10 +384,11 @@ export const panel = {
     const prompt = controls.element("prompt");
     const ask = iconButton({ icon: "send", label: t("Ask (Ctrl+Enter)"), text: t("Ask"), class: "vlkit-primary vlkit-ask-button" });
     const stop = iconButton({ icon: "stop", label: t("Stop (Esc)"), text: t("Stop"), class: "vlkit-stop-button" });
-    const doAsk = () => {
+    const doAsk = async () => {
       prompt.input.flush();
-      controls.click("ask_button");
       prompt.input.select(); // the next question is typed in its place
+      await media.settled();
+      controls.click("ask_button");
     };
     ask.addEventListener("click", doAsk);
     stop.addEventListener("click", () => controls.click("stop_button"));
@@ -412,6 +407,9 @@ export const panel = {
         ...now.options.toSorted((a, b) => chinese && isChinese(b) - isChinese(a)).map((text) => h("button", { type: "button", class: "vlkit-example", lang: isChinese(text) ? "zh" : "en", "aria-pressed": String(now.value === text), onclick: () => controls.set("examples", text) }, text)),
       ),
     );
+    const first = controls.spec("examples").options;
+    const firstChinese = first.find(isChinese);
+    if (chinese && firstChinese && !model.get("turns").length && prompt.input.value === first[0]) controls.set("examples", firstChinese);
     const editing = h("div", { class: "vlkit-editing", role: "status" });
     follow(model, "editing", () => {
       const index = model.get("editing");
@@ -433,7 +431,7 @@ export const panel = {
       "div", { class: "vlkit-composer" },
       media.samples, editing,
       h("div", { class: "vlkit-box" }, media.row, h("div", { class: "vlkit-ask-row" }, prompt.element, ask, stop)),
-      media.note, examples, h("div", { class: "vlkit-below" }, status, hint), h("div", { class: "vlkit-below" }, optionsFold, fold(t("The same in plain Python"), code.element)),
+      media.note, examples, unanswered, h("div", { class: "vlkit-below" }, status, hint), h("div", { class: "vlkit-below" }, optionsFold, fold(t("The same in plain Python"), code.element)),
     );
 
     // the conversation

@@ -34,6 +34,8 @@ def read_text(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
+# whole in every panel: which of them is shown last must not change the look of the others
+STYLE = "".join(map(read_text, ["panel.css", "canvas.css", "conversation.css", "work.css"]))
 CONTROLS = json.loads(read_text("controls.json"))  # by group and name: arguments of Control
 
 
@@ -225,13 +227,12 @@ class DrawnPanel(anywidget.AnyWidget):
     _take_file: Callable[..., None]  # an uploaded file: its name, its content, where it belongs
     groups: tuple[str, ...] = ()
     scripts: tuple[str, ...] = ()  # files of this folder; the last one exports what draws the panel
-    styles: tuple[str, ...] = ()
+    _css = STYLE
     _later = Debounce(lambda: None, 0.0)  # of panels that redraw once the controls rest
 
     def __init_subclass__(cls, **options: Any):
         if scripts := vars(cls).get("scripts"):
             cls._esm = front("controls.js", *scripts, default=Path(scripts[-1]).stem)
-            cls._css = "".join(map(read_text, ["panel.css", *cls.styles]))
         super().__init_subclass__(**options)
 
     def __init__(
@@ -324,6 +325,7 @@ class DrawnPanel(anywidget.AnyWidget):
     def _receive(self, content: Any, buffers: Sequence[Any]) -> None:
         """A message of the browser: ``{"do": "set", …}`` calls ``_do_set``."""
         content = dict(content)
+        self.send({"do": "taken"})
         with self.status.catching():
             getattr(self, f"_do_{content.pop('do')}")(*buffers, **content)
 
@@ -348,7 +350,6 @@ class DrawnPanel(anywidget.AnyWidget):
 class WorkPanel(DrawnPanel):
     """The base of BatchPanel, LoraPanel and ModelChooser: a view of plain values, files chosen."""
 
-    styles = ("work.css",)
     view = traitlets.Dict().tag(sync=True)
     listing = traitlets.Dict().tag(sync=True)
 

@@ -1,6 +1,6 @@
 // What BatchPanel, LoraPanel and ModelChooser share: the frame, files chosen, times in words.
 
-import { codeView, controlsOf, fold, h, icon, iconButton, saveFiles, statusLine, translator, uploader } from "./controls.js";
+import { acceptDrops, codeView, controlsOf, fold, h, icon, iconButton, MOST, mega, saveFiles, statusLine, translator, unansweredLine, uploader } from "./controls.js";
 
 /** "54 s", "12 min", "3 h 5 min". */
 export function duration(seconds, t) {
@@ -28,6 +28,7 @@ export function actionButton(controls, name, t, style = "") {
 /** The frame of a panel: `side` left of `main`, above each other where it is narrow; code below. */
 export async function panelFrame({ model, el }, name, build) {
   const t = translator(model.get("language"));
+  const unanswered = unansweredLine(model, t);
   const controls = controlsOf(model, t);
   const address = model.get("status").replace("IPY_MODEL_", "");
   const status = statusLine(await model.widget_manager.get_model(address), t);
@@ -46,8 +47,9 @@ export async function panelFrame({ model, el }, name, build) {
     h("header", { class: "vlkit-head" }, h("h3", {}, t(title)), named),
     h("div", { class: "vlkit-work-columns" },
       h("div", { class: "vlkit-work-side" }, ...side), h("div", { class: "vlkit-work-main" }, ...main)),
-    fold(t("The same in plain Python"), code.element),
+    unanswered, fold(t("The same in plain Python"), code.element),
   );
+  side.find((part) => part.acceptDrops)?.acceptDrops(root);
   saveFiles(model);
   el.append(root);
 }
@@ -61,21 +63,29 @@ export function filePicker(model, t, controls, { accept, title, folders }) {
   const note = h("div", { class: "vlkit-faint", "aria-live": "polite" });
   const place = h("div", { class: "vlkit-files" }, h("div", { class: "vlkit-row-of-buttons" }, upload, browse, input), note, list);
   const sendPieces = uploader(model);
+  const endings = accept.split(",").filter((kind) => kind[0] === ".");
+  const refused = ({ name, type, size }) => {
+    if (!/^image\//.test(type) && !endings.some((ending) => name.toLowerCase().endsWith(ending)))
+      return t("{name} is neither a table nor a picture, so it was not sent", { name });
+    return size > MOST ? t("{name} has {size} MB; at most 512 MB can be sent. Give its path or address instead", { name, size: mega(size) }) : "";
+  };
   const send = async (files) => {
     const group = `${Date.now()}`;
-    const all = [...files];
+    const problems = files.map(refused).filter(Boolean);
+    const all = files.filter((file) => !refused(file));
     for (const [number, file] of all.entries()) {
-      note.textContent = t("Sending {name} ({n} of {m})", { name: file.name, n: number + 1, m: all.length });
-      await sendPieces(file.name, file, { group, final: number === all.length - 1 });
+      const counted = { name: file.name, n: number + 1, m: all.length };
+      note.textContent = t("Sending {name} ({n} of {m})", counted);
+      const tell = (percent) => (note.textContent = t("Sending {name} ({n} of {m}): {percent} %", { ...counted, percent }));
+      await sendPieces(file.name, file, { group, final: number === all.length - 1 }, tell);
     }
-    note.textContent = "";
+    note.textContent = problems.slice(0, 3).join(" · ") + (problems.length > 3 ? ` · ${t("and {more} more", { more: problems.length - 3 })}` : "");
   };
   upload.addEventListener("click", () => input.click());
-  input.addEventListener("change", () => send(input.files).then(() => (input.value = "")));
-  place.addEventListener("dragover", (event) => event.preventDefault());
-  place.addEventListener("drop", (event) => {
-    event.preventDefault();
-    send(event.dataTransfer.files);
+  input.addEventListener("change", () => send([...input.files]).then(() => (input.value = "")));
+  place.acceptDrops = (root) => acceptDrops(root, (event) => {
+    const files = [...event.dataTransfer.files];
+    if (files.length && !controls.spec("source").disabled) send(files);
   });
   browse.setAttribute("aria-expanded", "false");
   browse.addEventListener("click", () => {
