@@ -45,9 +45,9 @@ def test_ask_what_is_in_a_drawn_box(panel, vlm, number):
     assert panel.wait(LONG)
     assert truth.label in panel.reply.text
     written = vlkit.format_grounding(panel.drawn, family=vlm.family, image_size=(400, 300))
-    assert panel.prompt.value == f"What is in this box? {written}"
+    assert panel.turns[-1].question == f"What is in this box? {written}"
     namespace = {}
-    exec(panel.code, namespace)
+    exec(panel.turns[-1].code, namespace)
     assert namespace["reply"].raw == panel.reply.raw
 
 
@@ -62,7 +62,7 @@ def test_the_box_is_written_in_the_familys_own_convention(tiny_vlm, kind):
     panel.ask_box()
     assert panel.wait(LONG)
     (box,) = vlkit.parse_grounding(
-        panel.prompt.value.partition("? ")[2],
+        panel.turns[-1].question.partition("? ")[2],
         family=kind,
         image_size=(1600, 1200),
         input_size=panel.reply.input_sizes[0],

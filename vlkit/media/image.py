@@ -177,7 +177,7 @@ def _open(data: bytes, name: str, strict: bool) -> PIL.Image.Image:
         text = f"is truncated or damaged (it has {size}); save or download it again"
         if not is_heif and not data.startswith(_SIGNATURES):
             text = (
-                f"is not a picture: its {size} begin with {data[:12]!r}; "
+                f"is not a picture: its {size} begin with {repr(data[:12])[1:]}; "
                 "expected PNG, JPEG, WebP, GIF, BMP, TIFF …"
             )
         raise MediaError(f"{name} {text}") from error

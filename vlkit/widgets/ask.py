@@ -237,12 +237,14 @@ class Panel(DrawnPanel):
     def _earlier(self, asked: Asked, turns: Sequence[ChatTurn]) -> ChatTurn | None:
         """The turn that the question continues."""
         last = turns[-1] if turns and self.continues else None
-        return last if last and asked.keys[: len(last.held)] == last.held else None
+        same = last and last.chat.vlm is self.vlm and asked.keys[: len(last.held)] == last.held
+        return last if same else None
 
     def _ask(self, asked: Asked, place: int = -1) -> None:
         """Ask, in place of the turn ``place`` and those after it."""
         if self.needs and not asked.media:
             raise MediaError(self.needs)
+        self._check_model()
         self.reply = None
         turns = self.turns if place < 0 else self.turns[:place]
         earlier = self._earlier(asked, turns)
@@ -261,14 +263,11 @@ class Panel(DrawnPanel):
             reply = self.reply = turn.chat.replies[-1]
             turn.finish(reply)
             self._finish_turn(turn)  # "Done." is said when nothing changes any more
-            self.status.say(self._outcome(turn))
+            self.status.say(turn.problem or _OUTCOMES[reply.finish_reason])
         except Exception as error:
             if turn.reply is None:
                 turn.state, turn.problem = "failed", plain_line(error)
             raise
-
-    def _outcome(self, turn: ChatTurn) -> str:
-        return _OUTCOMES[turn.chat.replies[-1].finish_reason]
 
     def _follow(self, turn: ChatTurn, pieces: Any) -> None:
         text, due, began = "", 0.0, 0.0
@@ -339,11 +338,10 @@ class Panel(DrawnPanel):
 
     def _do_edit(self, turn: int) -> None:
         if self.editing < 0:
-            self._draft = self.picker.media, self.prompt.value
-        asked = self.turns[turn].asked if turn >= 0 else None
-        media, question = (asked.media, asked.question) if asked else self._draft
-        self.picker.choose(media)
-        self.prompt.value, self.editing = question, turn
+            self._draft = self._asked(check=False)
+        asked = self.turns[turn].asked if turn >= 0 else self._draft
+        self.picker.choose(asked.media)
+        self.prompt.value, self.editing = asked.question, turn
 
     def _do_again(self) -> None:
         """Ask the last question again; where answers are drawn at random, with the next seed."""

@@ -43,6 +43,7 @@ export const batch = {
     const note = h("div", { class: "vlkit-note vlkit-faint" });
     const earlier = h("div", { class: "vlkit-unanswered", role: "status" });
     const large = h("dialog", { class: "vlkit-large", tabindex: "-1", "aria-label": t("Enlarged row") });
+    let [savedText, savedRows] = ["", 0];
     let opened = null; // the index of the row that is enlarged
     let shown = new Map(); // index of a row to what of it is drawn
 
@@ -119,14 +120,19 @@ export const batch = {
       next.disabled = page.value >= page.max;
       columns.textContent = view.columns ? t("{n} rows; columns {names}", { n: grouped(view.total), names: view.columns }) : "";
       note.textContent = t(view.note);
-      earlier.textContent = t(view.earlier);
-      saved.textContent = [t(view.saved), !view.saved_failed && view.since && t("{n} more since; save again", { n: view.since })].filter(Boolean).join("; ");
+      const [source, question] = ["source", "prompt"].map((name) => controls.spec(name).value);
+      const [oldSource, oldQuestion] = view.answered ?? [source, question];
+      earlier.textContent = oldSource !== source ? t("The answers about {source} are kept: choose it again to see them.", { source: oldSource })
+        : oldQuestion !== question ? t("These answers are to “{question}”; Start asks the new question instead.", { question: oldQuestion }) : "";
+      if (view.saved !== savedText) [savedText, savedRows] = [view.saved, done];
+      const since = view.saved && !view.saved_failed && done > savedRows && t("{n} more since; save again", { n: grouped(done - savedRows) });
+      saved.textContent = [t(view.saved), since].filter(Boolean).join("; ");
       saved.classList.toggle("vlkit-error", view.saved_failed);
       if (large.open) drawLarge();
     };
     model.on("change:view change:pictures", draw);
     model.on("change:large", () => large.open && drawLarge());
-    controls.connect("page", draw);
+    for (const name of ["page", "source", "prompt"]) controls.connect(name, draw);
     draw();
     const files = filePicker(model, t, controls, { accept: ACCEPTED, folders: true,
       title: "A table, pictures, or a table with its pictures; they can also be dropped here" });

@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import traitlets
@@ -89,8 +88,7 @@ class BatchPanel(WorkPanel):
         self._stopped, self._begun = threading.Event(), set[int]()
         self._began, self._drawing = 0.0, threading.Lock()
         self._decoded: dict[int, dict | None] = {}  # thumbnails by the row's number
-        self._saved, self._saved_failed, self._saved_rows = "", False, 0
-        self._texts = list[str]()
+        self._saved, self._saved_failed, self._texts = "", False, list[str]()
         self._answered: tuple[str, str, Any, list[Row]] = ("", "", None, [])
         super().__init__(language, {"source": {"value": str(source)}, "prompt": {"value": prompt}})
         self._later = Debounce(self._draw, _QUIET)
@@ -103,19 +101,20 @@ class BatchPanel(WorkPanel):
 
     def start(self) -> None:
         """Begin with the present controls and return at once; does nothing during a run."""
-        self._saved = ""
         if self._running:
             return
-        if not self._read():
-            self._take_source()
-            return
-        self.results = [None] * len(self.conversations or ())
-        question = self.prompt.value.strip()
-        self._answered = (self.source.value, question, self.conversations, self.results)
-        self._stopped.clear()
-        self._begun.clear()
-        self._began = time.monotonic()
-        self._start_work(self._run, "Answering …")
+        self._saved = ""
+        with self.status.catching():
+            self._check_model()
+            if not self._read():
+                return self._take_source()
+            self.results = [None] * len(self.conversations)
+            asked = self.source.value, self.prompt.value
+            self._answered = (*asked, self.conversations, self.results)
+            self._stopped.clear()
+            self._begun.clear()
+            self._began = time.monotonic()
+            self._start_work(self._run, "Answering …")
 
     def stop(self) -> None:
         """End the run with the rows answered so far, and return at once."""
@@ -131,10 +130,9 @@ class BatchPanel(WorkPanel):
         """Let the browser save the same file."""
 
         def send() -> str:
-            with TemporaryDirectory() as folder:
-                name = PurePath(self.save_as.value.strip()).name
-                written = tables.write_table(self.frame, Path(folder, name))
-                self.save_file(name, written.read_bytes())
+            name = PurePath(self.save_as.value.strip()).name
+            written = tables.write_table(self.frame, Path(self._uploads.name, name))
+            self.save_file(name, written.read_bytes())
             return name
 
         self._say_saved(send)
@@ -171,7 +169,6 @@ class BatchPanel(WorkPanel):
         more = f", {failed:,} failed" if failed else ""
         answered = f"{done:,} of {len(self.results):,} answered{more}, saved to {path}"
         self._saved = str(path) if self._saved_failed else answered
-        self._saved_rows = done + failed
         self._draw()
 
     def _take_source(self) -> None:
@@ -249,18 +246,8 @@ class BatchPanel(WorkPanel):
                     "rows": [self._record(index, states[index]) for index in indices],
                     "columns": " ".join(f"{{{name}}}" for name in columns), "note": self._note,
                     "saved": self._saved, "saved_failed": self._saved_failed,
-                    "earlier": self._earlier(),
-                    "since": done - self._saved_rows if self._saved else 0,
+                    "answered": self._answered[:2] if self._answered[3] else None,
                 }  # fmt: skip
-
-    def _earlier(self) -> str:
-        """What the answers are about, where the controls have changed since."""
-        source, question, _, results = self._answered
-        if results and self.source.value != source:
-            return f"The answers about {source} are kept: choose it again to see them."
-        if results and self.prompt.value.strip() != question:
-            return f"These answers are to {question!r}; Start asks the new question instead."
-        return ""
 
     def _state(self, index: int) -> str:
         result = self.results[index] if self.results else None

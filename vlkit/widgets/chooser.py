@@ -18,7 +18,7 @@ from vlkit.messages import user
 from vlkit.models.hub import HUB_ID, available_models, find_model
 from vlkit.models.load import hosted_prefix
 from vlkit.models.memory import SHAPES, available_memory, count_memory
-from vlkit.widgets.panel import CONTROLS, Debounce, WorkPanel, call_code
+from vlkit.widgets.panel import CONTROLS, Debounce, WorkPanel, call_code, on_change
 
 SAMPLE, OBJECT = "three_shapes", "blue square"
 ROOM = 1.5e9  # bytes for pictures and the cache, next to the weights
@@ -62,6 +62,7 @@ class ModelChooser(WorkPanel):
                 for name in self._options.keys() & choice.options.keys():
                     self._options[name].value = choice.options[name]
         self._show_code()
+        on_change(self._leave_trial, self.model)
         self._later = Debounce(self._list_models, 0.0)  # torch is imported
         self._later.call()
 
@@ -132,6 +133,12 @@ class ModelChooser(WorkPanel):
             settings.forget_model()
             self.status.say("Forgotten.")
             self._show_chosen()
+
+    def _leave_trial(self) -> None:
+        """Another model is written: what was said about the last one goes."""
+        if not self._running:
+            self.status.say("")
+            self._update(tried="", question=None)
 
     def _is_elsewhere(self, name: str) -> bool:
         """Whether trying it would download it."""

@@ -90,6 +90,18 @@ export function iconButton({ icon: picture, label, text = "", ...properties }) {
   return button;
 }
 
+/** Draws the children anew; the button that had the focus, or the one now in its place, has it. */
+export function redrawn(parent, children, fallback = null) {
+  const all = () => [...parent.querySelectorAll("button, input")];
+  const nameOf = (one) => one.getAttribute("aria-label") || one.textContent || one.parentElement.textContent;
+  const place = all().indexOf(document.activeElement);
+  const name = place < 0 ? "" : nameOf(document.activeElement);
+  parent.replaceChildren(...children);
+  if (place < 0) return;
+  const now = all();
+  (now.find((one) => nameOf(one) === name) ?? now[Math.min(place, now.length - 1)] ?? fallback)?.focus();
+}
+
 /** A fold that the keyboard reaches. */
 export function fold(title, ...children) {
   return h("details", { class: "vlkit-fold" }, h("summary", {}, title), ...children);
@@ -193,7 +205,7 @@ export function unansweredLine(model, t) {
     return send(...message);
   };
   model.on("msg:custom", (message) => {
-    if (message?.do !== "taken") return;
+    if (message?.do !== "got") return;
     clearTimeout(timer);
     timer = 0;
     element.textContent = "";

@@ -220,9 +220,6 @@ class GroundingPanel(Panel):
                 self.canvas.show_items(self.items, dict(scores.confidences))
             turn.items = item_records(reply.try_grounding()[0], dict(scores.confidences))
 
-    def _outcome(self, turn: ChatTurn) -> str:
-        return turn.problem or super()._outcome(turn)
-
     def _show_on_canvas(self, number: int) -> None:
         """Show the answer of a turn on the canvas; of none for -1."""
         reply = self.turns[number].reply if number >= 0 else None

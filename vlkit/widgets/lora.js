@@ -1,6 +1,6 @@
 // LoraPanel: the data before, the curves during, and what can be done after a training run.
 
-import { fold, h } from "./controls.js";
+import { fold, h, redrawn } from "./controls.js";
 import { actionButton, boxedPicture, duration, filePicker, grouped, panelFrame, svgElement } from "./work.js";
 
 const RUN_COLOURS = ["var(--vk-blue)", "var(--vk-orange)", "var(--vk-green)", "var(--vk-pink)", "var(--vk-yellow)", "var(--vk-grey)"];
@@ -177,7 +177,7 @@ export const lora = {
     const drawSaved = () => {
       const spec = controls.spec("saved");
       savedFold.hidden = !spec.options.length;
-      savedList.replaceChildren(...spec.options.map((path) => {
+      redrawn(savedList, spec.options.map((path) => {
         const box = h("input", { type: "checkbox", checked: spec.value.includes(path) });
         box.addEventListener("change", () => controls.set("saved", spec.options.filter((other) => other === path ? box.checked : spec.value.includes(other))));
         return h("label", { class: "vlkit-inline" }, box, path.split(/[\\/]/).at(-1));
@@ -204,7 +204,7 @@ export const lora = {
             table([t("question"), t("truth"), t("before"), t("after")], both.rows.map((row) => row.slice(1)))) : "");
     };
     const draw = () => {
-      invitation.hidden = !view().invited;
+      invitation.hidden = (view().rows ?? []).length > 0;
       drawCost();
       drawPreview();
       drawPicked();

@@ -128,7 +128,7 @@ class LoraPanel(WorkPanel):
         comparison: the last :class:`vlkit.lora.Comparison` of before and after; None before.
     """
 
-    groups = ("lora", "train")
+    groups, changes = ("lora", "train"), True
     scripts = ("work.js", "lora.js")
     curves = traitlets.Dict().tag(sync=True)
     progress = traitlets.Dict().tag(sync=True)

@@ -1,7 +1,7 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
 // Python holds all state (Panel and ChatTurn in ask.py); this file only shows it.
 
-import { MOST, acceptDrops, codeView, controlsOf, copyText, fold, h, icon, iconButton, mega, saveFiles, statusLine, translator, unansweredLine, uploader } from "./controls.js";
+import { MOST, acceptDrops, codeView, controlsOf, copyText, fold, h, icon, iconButton, mega, redrawn, saveFiles, statusLine, translator, unansweredLine, uploader } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
 
 const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
@@ -202,15 +202,15 @@ function mediaView(model, t, accepts) {
     const next = all[all.indexOf(document.activeElement) + step];
     if (!step || !all.includes(document.activeElement) || !next) return;
     event.preventDefault();
-    for (const one of all) one.tabIndex = one === next ? 0 : -1;
+    for (const one of all) // its plus button, too
+      for (const button of one.parentElement.children) button.tabIndex = one === next ? 0 : -1;
     next.focus();
   });
 
   follow(model, "media", () => {
     const media = model.get("media");
     tray.hidden = media.length === 0;
-    tray.replaceChildren(
-      ...media.map((card, index) => {
+    redrawn(tray, media.map((card, index) => {
         const act = (name, label, message) => iconButton({ icon: name, label: t(label, { name: card.name }), onclick: () => model.send(message) });
         return h(
           "li", { class: card.problem ? "vlkit-bad" : "", title: t(card.problem) || null },
@@ -220,8 +220,7 @@ function mediaView(model, t, accepts) {
           index < media.length - 1 ? act("right", "Move {name} back", { do: "move", index, to: index + 1 }) : null,
           act("close", "Remove {name}", { do: "remove", index }),
         );
-      }),
-    );
+      }), browse);
     const chosen = new Set(media.map((card) => card.name));
     for (const button of samples.querySelectorAll(".vlkit-sample"))
       button.setAttribute("aria-pressed", String(chosen.has(button.dataset.name)));
@@ -235,7 +234,7 @@ function mediaView(model, t, accepts) {
         const use = h("button", { type: "button", class: "vlkit-sample", title: `${card.name}: ${t("about") === "关于" ? card.about_zh : card.about}`, "aria-pressed": String(chosen.has(card.name)), onclick: (event) => model.send({ do: "sample", name: card.name, more: event.ctrlKey || event.metaKey || event.shiftKey }) }, h("img", { src: card.thumb, alt: "" }), h("span", {}, card.name.replaceAll("_", "_\u200b")));
         use.dataset.name = card.name;
         use.tabIndex = card === cards[0] ? 0 : -1; // one stop of Tab; arrows go on
-        const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", tabindex: "-1", onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
+        const more = model.get("head").several ? iconButton({ icon: "plus", label: t("Add {name} to the pictures", { name: card.name }), class: "vlkit-more", tabindex: use.tabIndex, onclick: () => model.send({ do: "sample", name: card.name, more: true }) }) : null;
         return h("li", {}, use, more);
       }),
     );
@@ -373,7 +372,7 @@ export const panel = {
 
     // the head
     const head = h("header", { class: "vlkit-head" });
-    const clear = iconButton({ icon: "clear", label: t("Clear the conversation"), text: t("Clear"), class: "vlkit-clear", onclick: () => controls.click("clear_button") });
+    const clear = iconButton({ icon: "clear", label: t("Clear the conversation"), text: t("Clear"), class: "vlkit-clear", onclick: () => (controls.click("clear_button"), prompt.input.focus()) });
     follow(model, "head", () => {
       const { title, model: name, device, memory, about } = model.get("head");
       const facts = [name, device, memory && t("{memory} free", { memory })].filter(Boolean);
@@ -403,9 +402,7 @@ export const panel = {
     const chinese = isChinese(t("Ask"));
     const examples = h("div", { class: "vlkit-examples", role: "group", "aria-label": t("Examples") });
     controls.connect("examples", (now) =>
-      examples.replaceChildren(
-        ...now.options.toSorted((a, b) => chinese && isChinese(b) - isChinese(a)).map((text) => h("button", { type: "button", class: "vlkit-example", lang: isChinese(text) ? "zh" : "en", "aria-pressed": String(now.value === text), onclick: () => controls.set("examples", text) }, text)),
-      ),
+      redrawn(examples, now.options.toSorted((a, b) => chinese && isChinese(b) - isChinese(a)).map((text) => h("button", { type: "button", class: "vlkit-example", lang: isChinese(text) ? "zh" : "en", "aria-pressed": String(now.value === text), onclick: () => controls.set("examples", text) }, text))),
     );
     const first = controls.spec("examples").options;
     const firstChinese = first.find(isChinese);
@@ -413,7 +410,7 @@ export const panel = {
     const editing = h("div", { class: "vlkit-editing", role: "status" });
     follow(model, "editing", () => {
       const index = model.get("editing");
-      const cancel = h("button", { type: "button", class: "vlkit-button", onclick: () => model.send({ do: "edit", turn: -1 }) }, t("Cancel"));
+      const cancel = h("button", { type: "button", class: "vlkit-button", onclick: () => (model.send({ do: "edit", turn: -1 }), prompt.input.focus()) }, t("Cancel"));
       editing.replaceChildren(...(index < 0 ? [] : [t("Question {number} is edited; the answers from there on are replaced.", { number: index + 1 }), cancel]));
       if (index >= 0) prompt.input.focus();
     });

@@ -185,6 +185,7 @@ class Debounce:
             self._function()
 
 
+_alive: weakref.WeakSet = weakref.WeakSet()
 _by_cell: defaultdict[str, weakref.WeakSet] = defaultdict(weakref.WeakSet)
 
 
@@ -225,6 +226,8 @@ class DrawnPanel(anywidget.AnyWidget):
     shown_code = traitlets.Unicode().tag(sync=True)
     status: Any = traitlets.Instance(StatusLine, ()).tag(sync=True, **widgets.widget_serialization)
     _take_file: Callable[..., None]  # an uploaded file: its name, its content, where it belongs
+    vlm: Any = None
+    changes = False  # whether its work changes the model's weights
     groups: tuple[str, ...] = ()
     scripts: tuple[str, ...] = ()  # files of this folder; the last one exports what draws the panel
     _css = STYLE
@@ -250,6 +253,7 @@ class DrawnPanel(anywidget.AnyWidget):
         self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
         on_change(self._show_code, *self._controls.values())
         _note_cell(self)
+        _alive.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: run this cell in Jupyter to use it"
@@ -271,6 +275,13 @@ class DrawnPanel(anywidget.AnyWidget):
             self._thread.join(timeout)
         return self._later.wait(timeout) and (self._thread is None or not self._thread.is_alive())
 
+    def _check_model(self) -> None:
+        """Raises VlkitError where one panel would ask a model that another changes meanwhile."""
+        for other in list(_alive - {self}):
+            same = getattr(other.vlm, "model", 0) is getattr(self.vlm, "model", None)  # not served
+            if same and other._running and (self.changes or other.changes):
+                raise VlkitError("another panel is using this model; wait, or press Stop there")
+
     @property
     def _running(self) -> bool:
         return not self.stop_button.disabled
@@ -281,6 +292,7 @@ class DrawnPanel(anywidget.AnyWidget):
         def run() -> None:
             try:
                 with self.status.catching():
+                    self._check_model()
                     work()
                     if done:
                         self.status.say(done)
@@ -325,7 +337,7 @@ class DrawnPanel(anywidget.AnyWidget):
     def _receive(self, content: Any, buffers: Sequence[Any]) -> None:
         """A message of the browser: ``{"do": "set", …}`` calls ``_do_set``."""
         content = dict(content)
-        self.send({"do": "taken"})
+        self.send({"do": "got", "id": content.get("id")})
         with self.status.catching():
             getattr(self, f"_do_{content.pop('do')}")(*buffers, **content)
 
@@ -339,10 +351,9 @@ class DrawnPanel(anywidget.AnyWidget):
         self._controls[name].click()
 
     def _do_chunk(self, part: Any, id: str, name: str, last: bool, **place: Any) -> None:
-        """A piece of a file; the browser sends the next one after the answer."""
+        """A piece of a file; the browser sends the next one once it is told that it has arrived."""
         content = self._incoming.setdefault(id, bytearray())
         content += part
-        self.send({"do": "got", "id": id})
         if last:
             self._take_file(name, bytes(self._incoming.pop(id)), **place)
 

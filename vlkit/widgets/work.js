@@ -19,6 +19,8 @@ export function actionButton(controls, name, t, style = "") {
   button.classList.add(`vlkit-${name.replaceAll("_", "-")}`);
   button.addEventListener("click", () => controls.click(name));
   controls.connect(name, (now) => {
+    if (now.disabled && document.activeElement === button) // the focus goes to Stop, and back
+      setTimeout(() => button.parentElement.querySelector(".vlkit-button:not(:disabled)")?.focus());
     button.disabled = now.disabled;
     button.lastChild.textContent = t(now.label);
   });
