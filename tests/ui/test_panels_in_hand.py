@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from panels import choose_sample
+from panels import choose_sample, give, give_all
 from playwright.sync_api import expect
 
 import vlkit
@@ -45,16 +45,6 @@ panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"
 panel.try_out()
 panel.wait(60)""",
 }
-# drops a file, or pastes it, as a browser does
-GIVE = """([root, kind, name, type, content]) => {
-    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-    const data = new DataTransfer();
-    data.items.add(new File([bytes], name, { type }));
-    const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
-    const Kind = kind === 'paste' ? ClipboardEvent : DragEvent;
-    const event = new Kind(kind, options);
-    root.dispatchEvent(event);
-}"""
 # each text of the panel with its contrast to what is behind it (WCAG 2.2), and its size
 CONTRASTS = """(root) => {
     const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
@@ -114,13 +104,6 @@ def open_panel(run_cells):
     return open_one
 
 
-def give(panel, kind, name, content, type_="image/png"):
-    import base64
-
-    content = base64.b64encode(content).decode()
-    panel.page.evaluate(GIVE, [panel.element_handle(), kind, name, type_, content])
-
-
 def enlarge_fonts(page):
     """JupyterLab's own fonts at 150 %."""
     for name, size in (("ui", "20px"), ("content", "21px")):
@@ -156,6 +139,104 @@ def test_pictures_are_dropped_pasted_moved_and_removed(open_panel):
     expect(panel.locator(".vlkit-tray li").nth(1)).to_contain_text("451 × 300")
     sizes = notebook.run_code("print([m.content.size for m in panel.picker.media])")
     assert sizes.strip() == "[(400, 300), (451, 300)]" and notebook.page_errors == []
+
+
+def test_three_pictures_are_put_in_order_and_removed_by_keys_alone(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    keyboard, names = notebook.page.keyboard, panel.locator(".vlkit-tray-name b")
+    files = [(f"{n}.png", "image/png", png(30 + i, 20)) for i, n in enumerate("abc")]
+    give_all(panel, "drop", files)
+    expect(names).to_have_text(["a.png", "b.png", "c.png"])
+    panel.get_by_role("button", name="Move c.png forward").focus()
+    keyboard.press("Enter")
+    expect(names).to_have_text(["a.png", "c.png", "b.png"])
+    expect(panel.get_by_role("button", name="Move c.png forward")).to_be_focused()
+    keyboard.press("Enter")
+    expect(names).to_have_text(["c.png", "a.png", "b.png"])
+    expect(panel.get_by_role("button", name="Move c.png back")).to_be_focused()
+    panel.get_by_role("button", name="Remove c.png").focus()
+    for left in (["a.png", "b.png"], ["b.png"], []):
+        keyboard.press("Enter")
+        expect(names).to_have_text(left)
+    expect(panel.locator(".vlkit-browse")).to_be_focused()
+    panel.locator(".vlkit-example").nth(1).focus()
+    keyboard.press("Enter")
+    expect(panel.locator(".vlkit-prompt textarea")).to_have_value("Locate the red circle.")
+    expect(panel.locator(".vlkit-example").nth(1)).to_be_focused()
+
+
+def test_a_question_waits_for_its_files_and_for_a_typed_address(open_panel):
+    _, panel = open_panel("AskPanel")
+    prompt, about = panel.locator(".vlkit-prompt textarea"), panel.locator(".vlkit-about")
+    give(panel, "drop", "late.png", png(1100, 1000, noise=True))  # 3 MB: it comes in two pieces
+    prompt.press("Control+Enter")
+    expect(about).to_have_text(["about late.png"])
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.")
+    panel.get_by_role("button", name="Remove late.png").click()
+    panel.locator(".vlkit-address").fill(f" {vlkit.sample('cat')} ")
+    prompt.press("Control+Enter")
+    expect(about).to_have_count(2)
+    expect(about.nth(1)).to_have_text(f"about {vlkit.sample('cat')}")
+    expect(panel.locator(".vlkit-address")).to_have_value("")
+
+
+def test_what_is_typed_stands_over_the_answer_and_a_draft_outlives_an_edit(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    prompt = panel.locator(".vlkit-prompt textarea")
+    typed = "Is <|box_start|>(1,2),(3,4)<|box_end|> <b>red</b>? <|im_end|>"
+    prompt.fill(typed)
+    prompt.press("Control+Enter")
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.")
+    expect(panel.locator(".vlkit-asked-text")).to_have_text(typed)
+    expect(prompt).to_have_value(typed)
+    prompt.fill("half a quest")
+    panel.locator(".vlkit-edit").click()
+    expect(prompt).to_have_value(typed)
+    panel.get_by_role("button", name="Cancel").click()
+    expect(prompt).to_have_value("half a quest")
+    expect(prompt).to_be_focused()
+    assert notebook.run_code("print(panel.prompt.value)").strip() == "half a quest"
+
+
+def test_one_of_two_dropped_pictures_is_taken_with_a_word_and_a_torn_one_leaves_room(open_panel):
+    _, panel = open_panel("GroundingPanel")
+    files = [(name, "image/png", png(30, 20)) for name in ("first.png", "second.png")]
+    give_all(panel, "drop", files)
+    expect(panel.locator(".vlkit-tray")).to_contain_text("second.png")
+    note = panel.locator(".vlkit-upload-note")
+    expect(note).to_have_text("one file at a time: only second.png was taken")
+    give(panel, "drop", "torn.png", b"these are notes")
+    wrong = "torn.png is not a picture: its 15 bytes begin with 'these are no'"
+    expect(panel.locator(".vlkit-status")).to_contain_text(wrong)
+    expect(panel.locator(".vlkit-drop")).to_be_visible()
+
+
+def test_a_kernel_that_was_restarted_is_noticed(open_panel):
+    notebook, panel = open_panel("AskPanel")
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-status")).to_have_text("Done.")
+    expect(panel.locator(".vlkit-unanswered")).to_be_hidden()
+    restart = "() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()"
+    notebook.page.evaluate(restart)
+    panel.locator(".vlkit-ask-button").click()
+    expect(panel.locator(".vlkit-unanswered")).to_contain_text("Python has not answered yet")
+
+
+def test_panels_on_one_page_keep_their_look(run_cells):
+    """Each brings its style sheet; the order in which they are shown must not matter."""
+    notebook = run_cells(
+        "import vlkit\nvlm = vlkit.load()\nvlkit.widgets.AskPanel(vlm)",
+        "vlkit.widgets.LoraPanel(vlm)", "vlkit.widgets.BatchPanel(vlm)",
+    )  # fmt: skip
+    looks = {
+        ".vlkit-prompt textarea >> nth=0": ("border-top-width", "0px"),
+        ".vlkit-address": ("min-width", "154px"),  # 11 em
+        ".vlkit-lora .vlkit-question": ("background-color", "rgba(0, 0, 0, 0)"),
+    }
+    for place, (name, value) in looks.items():
+        element = notebook.page.locator(place)
+        read = "(element, name) => getComputedStyle(element)[name]"
+        assert element.evaluate(read, name) == value, place
 
 
 def test_a_picture_above_the_servers_limit_arrives_smaller_and_says_so(open_panel):

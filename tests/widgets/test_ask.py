@@ -2,6 +2,7 @@
 
 import datetime
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import vlkit
 from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box
-from vlkit.widgets import EXAMPLES, AskPanel
+from vlkit.widgets import EXAMPLES, AskPanel, LoraPanel
 
 LONG = 60  # seconds that no test should need
 
@@ -326,6 +327,40 @@ def test_a_file_in_pieces_is_one_upload_and_each_piece_is_acknowledged(panel, mo
     assert sent == [{"do": "got", "id": "1"}] * 3
     assert panel.picker.upload.value == ({"name": "cat.jpg", "content": content},)
     assert panel.media[0]["about"] == "451 × 300"
+
+
+def test_a_model_is_not_changed_while_it_is_asked_nor_asked_while_it_changes(endless):
+    other = LoraPanel(endless.vlm)
+    endless.ask()
+    wait_for_text(endless)
+    other.start()
+    assert other.wait(LONG) and "another panel is using this model" in other.status.value
+    assert not endless.stop_button.disabled and endless.turns[0].state == "running"
+    endless.stop()
+    assert endless.wait(LONG) and endless.reply.text
+    other.stop_button.disabled = False  # as during a run
+    endless.ask()
+    assert "another panel is using this model" in endless.status.value
+    assert len(endless.turns) == 1 and endless.reply is None
+    other.stop_button.disabled = True
+
+
+def test_another_model_begins_another_conversation(panel):
+    ask(panel, "What is this?")
+    panel.vlm = replace(panel.vlm)
+    ask(panel, "And this?")
+    assert [len(turn.messages) for turn in panel.turns] == [2, 2] and panel.turns[1].known == 0
+    ask(panel, "And this?")
+    assert len(panel.turns[2].messages) == 4
+
+
+def test_a_draft_outlives_an_edit_that_is_cancelled(panel):
+    ask(panel, "What is this?", "hello")
+    panel.picker.sample.value, panel.prompt.value = "cat", "half a quest"
+    for turn in (0, 0, -1):
+        panel._receive({"do": "edit", "turn": turn}, [])
+    assert (panel.prompt.value, panel.media[0]["name"]) == ("half a quest", "cat")
+    assert panel.editing == -1
 
 
 def test_a_changed_picture_belongs_to_the_next_question(endless):

@@ -83,6 +83,24 @@ def test_a_folder_is_answered_row_by_row(make, folder):
     assert not panel.start_button.disabled and panel.stop_button.disabled
 
 
+def test_answers_stay_until_the_next_start(make, folder):
+    panel = make(folder, "Locate the red circle.")
+    answers = list(run(panel))
+    asked = panel.conversations
+    panel.prompt.value = "Locate the {nothing}."
+    panel.start_button.click()  # it cannot: there is no such column
+    assert "is not a column" in panel.status.value
+    assert panel.results == answers and panel.conversations is asked
+    panel.prompt.value, panel.source.value = "What is this?", "samples"
+    assert panel.results == [] and len(panel.conversations) > 4
+    panel.source.value = str(folder)
+    assert panel.results == answers and answer(rows(panel)[1]) == "the red circle"
+    assert list(panel.frame["prompt"]) == ["Locate the red circle."] * 4
+    assert panel.view["answered"] == [str(folder), "Locate the red circle."]
+    assert run(panel)[1].text != answers[1].text
+    assert panel.view["answered"] == [str(folder), "What is this?"]
+
+
 def test_only_failures_and_pages(make, folder):
     panel = make(folder, "What is this?")
     run(panel)

@@ -124,6 +124,19 @@ def test_a_typo_is_not_remembered(file):
     assert json.loads(file.read_text()) == {"model": "Qwen/Qwen2-VL-2B-Instruct"}
 
 
+def test_an_error_goes_with_the_model_that_it_is_about(file):
+    panel = ModelChooser()
+    panel.model.value = "/no/such/folder"
+    panel.remember()
+    assert "neither a folder" in panel.status.value
+    panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"
+    assert panel.status.text == ""
+    panel.try_out()
+    assert panel.view["question"]
+    panel.model.value = "tiny"
+    assert panel.view["question"] is None and panel.view["tried"] == ""
+
+
 def test_a_download_begins_only_after_a_question_that_says_how_large_it_is(file):
     panel = ModelChooser()
     panel.model.value = "Qwen/Qwen2-VL-2B-Instruct"

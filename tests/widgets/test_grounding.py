@@ -46,6 +46,7 @@ def test_ask_what_is_in_a_drawn_box(panel, vlm, number):
     assert truth.label in panel.reply.text
     written = vlkit.format_grounding(panel.drawn, family=vlm.family, image_size=(400, 300))
     assert panel.turns[-1].question == f"What is in this box? {written}"
+    assert panel.prompt.value == panel.examples.value  # what is in the field stays
     namespace = {}
     exec(panel.turns[-1].code, namespace)
     assert namespace["reply"].raw == panel.reply.raw

@@ -325,8 +325,7 @@ class Panel(DrawnPanel):
         self.picker.add(name, bundled.sample(name), "sample", more=more)
 
     def _do_address(self, text: str) -> None:
-        if text.strip():
-            self.picker.add(text.strip(), text.strip(), "address")
+        self.picker.add(text, text, "address")
 
     def _do_remove(self, index: int) -> None:
         self.picker.choose([m for i, m in enumerate(self.picker.media) if i != index])

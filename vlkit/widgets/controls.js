@@ -95,11 +95,13 @@ export function redrawn(parent, children, fallback = null) {
   const all = () => [...parent.querySelectorAll("button, input")];
   const nameOf = (one) => one.getAttribute("aria-label") || one.textContent || one.parentElement.textContent;
   const place = all().indexOf(document.activeElement);
-  const name = place < 0 ? "" : nameOf(document.activeElement);
+  const rowOf = (one) => one.closest("li")?.textContent;
+  const [name, row] = place < 0 ? [] : [nameOf, rowOf].map((read) => read(document.activeElement));
   parent.replaceChildren(...children);
   if (place < 0) return;
   const now = all();
-  (now.find((one) => nameOf(one) === name) ?? now[Math.min(place, now.length - 1)] ?? fallback)?.focus();
+  const near = now.find((one) => nameOf(one) === name) ?? now.find((one) => row && rowOf(one) === row);
+  (near ?? now[Math.min(place, now.length - 1)] ?? fallback)?.focus();
 }
 
 /** A fold that the keyboard reaches. */

@@ -19,7 +19,7 @@ from vlkit.errors import VlkitError
 from vlkit.grounding.boxes import Box, Item
 from vlkit.grounding.parse import format_grounding
 from vlkit.plotting.comparing import TRUTH
-from vlkit.widgets.ask import Asked, ChatTurn, Panel
+from vlkit.widgets.ask import ChatTurn, Panel
 from vlkit.widgets.media import PicturePicker, item_record, item_records, thumbnail
 from vlkit.widgets.panel import STYLE, front
 
@@ -117,6 +117,7 @@ class GroundingPanel(Panel):
         traitlets.dlink((self.ask_button, "disabled"), (self.canvas, "busy"))
         self.ask_button.observe(self._allow, names="disabled")
         self.canvas.observe(self._allow, names="drawn")
+        self.observe(lambda _: self._show_on_canvas(-1), "turns")  # until its answer is there
         self.canvas.on_msg(self._take_key)
         self._allow()
 
@@ -167,12 +168,6 @@ class GroundingPanel(Panel):
             "truth": [asdict(box) for box in self._truth()],
         }
 
-    def clear(self) -> None:
-        """Forget questions, answers and boxes; does nothing during an answer."""
-        super().clear()
-        if not self._running:
-            self._show_on_canvas(-1)
-
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         # Colab loads the canvas only where the output's metadata names a manager
         _, metadata = self.canvas._repr_mimebundle_() or ({}, {})
@@ -200,10 +195,6 @@ class GroundingPanel(Panel):
         size = self._picture.size
         sizes = {"image_size": size, "input_size": self.vlm.rules.image_size(size)}
         return format_grounding(self.drawn, family=self.vlm.family, **sizes)
-
-    def _ask(self, asked: Asked, place: int = -1) -> None:
-        self._show_on_canvas(-1)
-        super()._ask(asked, place)
 
     def _finish_turn(self, turn: ChatTurn) -> None:
         """Show the answer's boxes, and how probable they are where the model can tell."""

@@ -168,6 +168,7 @@ class LoraPanel(WorkPanel):
             return
         from vlkit.lora.callbacks import LiveCurve, Steering
 
+        self._finished = False
         self._steering, self._curve = Steering(self._take_step), LiveCurve(self._take)
         self._start_work(self._train, "Training …")
 
@@ -317,7 +318,6 @@ class LoraPanel(WorkPanel):
     # --- the run ---------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        self._finished = False
         with self._model_in_use:
             self._take(Curves())
             self.progress = {}
@@ -340,7 +340,7 @@ class LoraPanel(WorkPanel):
             self.knobs["output_dir"].value = next_name(self.knobs["output_dir"].value)
         self._list_saved()
         self._later.wait()
-        self.status.show(outcome, kind)
+        self.status.say(outcome, kind)
 
     def _take(self, curves: Curves) -> None:
         self.curves = _curve_record(curves)

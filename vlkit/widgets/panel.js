@@ -185,7 +185,7 @@ function mediaView(model, t, accepts) {
   const browse = iconButton({ icon: clip ? "play" : "image", label: t(clip ? "Choose a clip" : "Choose pictures"), text: t(clip ? "Choose a clip" : "Choose pictures"), class: "vlkit-browse", onclick: () => input.click() });
   const address = h("input", { type: "text", class: "vlkit-address", placeholder: t("or drop, paste, type a path or URL"), "aria-label": t("An address or path") });
   const sendAddress = () => {
-    if (address.value.trim()) model.send({ do: "address", text: address.value });
+    if (address.value.trim()) model.send({ do: "address", text: address.value.trim() });
     address.value = "";
   };
   address.addEventListener("keydown", (event) => {
@@ -289,7 +289,7 @@ function mediaView(model, t, accepts) {
     acceptDrops(root, ({ dataTransfer }) => {
       const link = dataTransfer.getData("text/uri-list");
       if (dataTransfer.files.length) take([...dataTransfer.files]);
-      else if (link) model.send({ do: "address", text: link.split("\n")[0] });
+      else if (link) model.send({ do: "address", text: link.split("\n")[0].trim() });
     });
     root.addEventListener("paste", (event) => {
       const pasted = [...(event.clipboardData?.files ?? [])];

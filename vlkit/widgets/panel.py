@@ -135,20 +135,17 @@ class StatusLine(widgets.HTML):
     text = traitlets.Unicode("").tag(sync=True)
     kind = traitlets.Unicode("").tag(sync=True)
 
-    def say(self, text: str) -> None:
-        """Show what is going on; a text that ends in an ellipsis is marked as busy."""
-        self.show(text, "busy" if text.endswith("…") else "")
-
     @contextmanager
     def catching(self) -> Iterator[None]:
         """Show an error inside as one line; Jupyter loses errors of callbacks and threads."""
         try:
             yield
         except Exception as error:
-            self.show(plain_line(error), "error")
+            self.say(plain_line(error), "error")
 
-    def show(self, text: str, kind: str) -> None:
-        """Show a line of a kind."""
+    def say(self, text: str, kind: str | None = None) -> None:
+        """Show what is going on; a text that ends in an ellipsis is marked as busy."""
+        kind = ("busy" if text.endswith("…") else "") if kind is None else kind
         role = "alert" if kind == "error" else "status"
         look = f' class="vlkit-{kind}"' if kind else ""
         self.text, self.kind = text, kind
