@@ -328,6 +328,18 @@ def test_zoom_pan_pin_hide_and_correct(open_panel):
     expect(main.locator(".vlkit-canvas-off")).to_have_count(2)
     wait_for_items(notebook, "hidden", 2)
     assert notebook.run_code(labels).strip() == "['a red circle']"
+    undo = main.get_by_role("button", name="Undo the last correction")
+    notebook.page.keyboard.press("Control+z")
+    wait_for_items(notebook, "hidden", 1)
+    undo.click()
+    wait_for_items(notebook, "corrected", 1)
+    undo.click()
+    undo.click()
+    wait_for_items(notebook, "corrected", 0)
+    expect(undo).to_be_hidden()
+    same = "b['x1'], b['y1'], b['x2'], b['y2']"
+    same = f"[({same}) for b in panel.export()['boxes']] == [b.xyxy for b in panel.reply.boxes]"
+    assert notebook.run_code(f"print({same})").strip() == "True"
     assert notebook.page_errors == []
 
 

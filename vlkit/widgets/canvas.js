@@ -33,7 +33,8 @@ const common = (a, b) =>
  * A canvas in `host`.
  *
  * callbacks: `hot(index)` an item is pointed at, -1 for none; with them the canvas can be drawn on:
- * `drawn(box)`, `ask()` (Enter), `changed(index, facts)`: a box corrected or hidden by hand.
+ * `drawn(box)`, `ask()` (Enter), `changed(index, facts)`: a box corrected or hidden by hand;
+ * `undo()` takes the last such change back, if `canUndo()`.
  * Returns { set(state), element, setHot(index) }; state: picture, size, about, items, truth, drawn,
  * threshold, showTruth, busy.
  */
@@ -64,11 +65,12 @@ export function createCanvas(host, t, callbacks = {}) {
   );
   const tool = (name, label, onclick) => iconButton({ icon: name, label: t(label), onclick });
   const drawTool = editable ? tool("box", "Draw a box by dragging", () => setDrawing(!drawing)) : null;
+  const undoTool = callbacks.undo ? tool("undo", "Undo the last correction (Ctrl+Z)", () => callbacks.undo()) : null;
   const full = tool("full", "Full screen", () => toggleFull());
   const bar = h(
     "div",
     { class: "vlkit-canvas-bar", role: "toolbar", "aria-label": t("Picture") },
-    drawTool,
+    drawTool, undoTool,
     tool("plus", "Zoom in", () => zoom(1.5)),
     tool("minus", "Zoom out", () => zoom(1 / 1.5)),
     tool("fit", "Show all", () => fit()),
@@ -227,6 +229,7 @@ export function createCanvas(host, t, callbacks = {}) {
     for (const [side, value] of Object.entries(at)) image.style[side] = `${value}px`;
     image.style.imageRendering = view.scale > 6 ? "pixelated" : "auto";
     overlay.replaceChildren();
+    if (undoTool) undoTool.hidden = !callbacks.canUndo();
     const items = shown();
     const chosen = hot >= 0 ? hot : pinned;
     for (const item of items) {
@@ -455,6 +458,11 @@ export function createCanvas(host, t, callbacks = {}) {
     const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const way = ways[event.key];
     const known = { "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => fit() };
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && callbacks.undo) {
+      event.preventDefault();
+      event.stopPropagation();
+      return callbacks.undo();
+    }
     if (event.ctrlKey || event.metaKey) return;
     let act = known[event.key];
     if (way && (!editable || event.altKey)) act = () => pan(-40 * way[0], -40 * way[1]);
@@ -524,6 +532,8 @@ export function canvasOf(model, host, t, onHot = () => {}) {
     model.set(name, value);
     model.save_changes();
   };
+  const past = []; // [index, item] before each correction
+  const put = (index, item) => write("items", model.get("items").map((one, i) => (i === index ? item : one)));
   const canvas = createCanvas(host, t, {
     hot: (index) => {
       write("highlighted", index);
@@ -531,13 +541,21 @@ export function canvasOf(model, host, t, onHot = () => {}) {
     },
     drawn: (box) => write("drawn", box),
     ask: () => model.send({ kind: "ask" }),
-    changed: (index, facts) =>
-      write("items", model.get("items").map((one, i) => (i === index ? { ...one, ...facts } : one))),
+    changed: (index, facts) => {
+      const item = model.get("items")[index];
+      past.push([index, { corrected: false, hidden: false, ...item }]);
+      put(index, { ...item, ...facts });
+    },
+    canUndo: () => past.length > 0,
+    undo: () => past.length && put(...past.pop()),
   });
   const names = {
     picture: "picture", picture_size: "size", about: "about", items: "items", truth: "truth",
     drawn: "drawn", threshold: "threshold", show_truth: "showTruth", busy: "busy",
   };
+  model.on("change:items", () => { // of another answer
+    if (!model.get("items").some((item) => item.corrected || item.hidden !== undefined)) past.length = 0;
+  });
   const all = (changed) =>
     canvas.set(Object.fromEntries(changed.map((name) => [names[name], model.get(name)])));
   for (const name of Object.keys(names))

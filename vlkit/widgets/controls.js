@@ -64,7 +64,7 @@ const PATHS = { // 16 × 16, drawn as lines
   full: "M9.5 6.5l4-4M10 2.5h3.5V6M6.5 9.5l-4 4M2.5 10v3.5H6", check: "M3 8.5 6.5 12 13 4.5",
   hand: "M8 2v12M2 8h12M6 4l2-2 2 2M6 12l2 2 2-2M4 6 2 8l2 2M12 6l2 2-2 2",
   box: "M3 3h10v10H3z", eye: "M1.5 8S4 3.5 8 3.5 14.5 8 14.5 8 12 12.5 8 12.5 1.5 8 1.5 8zM8 6.5v3",
-  pause: "M5 3v10M11 3v10",
+  pause: "M5 3v10M11 3v10", undo: "M6 3 3 6l3 3M3 6h6.5a3.5 3.5 0 0 1 0 7H6",
   image: "M2 3h12v10H2zM2 11l4-4 3 3 2-2 3 3", play: "M5 3l8 5-8 5z",
   truth: "M8 1.8l5.5 2v4c0 3.2-2.3 5.5-5.5 6.4-3.2-.9-5.5-3.2-5.5-6.4v-4zM5.5 8 7.3 9.8 10.7 6",
 };
@@ -237,10 +237,14 @@ export function field(name, spec, t, change) {
   const element = h("div", { class: `vlkit-field vlkit-${name.replaceAll("_", "-")}` });
   const make = FIELDS[spec.kind];
   const { input, update, inline } = make(id, spec, t, change);
-  const label = h("label", { for: id, title: t(spec.help ?? "") }, t(spec.label));
+  const label = h("label", { for: id }, t(spec.label));
   if (inline) element.append(h("span", { class: "vlkit-inline" }, input[0], label));
   else element.append(...(spec.bare ? [] : [label]), h("span", { class: "vlkit-inputs" }, ...input));
   if (spec.bare) input[0].setAttribute("aria-label", t(spec.label));
+  if (spec.help) {
+    element.append(h("small", { class: "vlkit-help", id: `${id}-help` }, t(spec.help)));
+    input[0].setAttribute("aria-describedby", `${id}-help`);
+  }
   const all = (now) => {
     for (const part of input) if ("disabled" in part) part.disabled = Boolean(now.disabled);
     update(now);

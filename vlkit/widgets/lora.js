@@ -184,16 +184,32 @@ export const lora = {
       }));
       after.hidden = !(spec.options.length && (view().rows ?? []).length);
     };
+    /** The knobs as they were in a saved run, whose arguments are Python's texts. */
+    const useArguments = (run) => {
+      for (const [name, text] of Object.entries(run.arguments)) {
+        const spec = knobs.includes(name) && !["output_dir", "resume"].includes(name) ? controls.spec(name) : {};
+        const meant = (value) => (value === null ? text === "None" : typeof value === "number" ? value === Number(text) : value === text);
+        if (spec.kind === "toggle") controls.set(name, text === "True");
+        else if (spec.kind === "number") controls.set(name, Number(text) || 0);
+        else if (spec.kind === "text") controls.set(name, text);
+        else if (spec.kind === "choice") {
+          const option = spec.options.map((one) => (Array.isArray(one) ? one : [one, one])).find(([, value]) => meant(value));
+          if (option) controls.set(name, option[1]);
+        }
+      }
+    };
     const drawComparison = () => {
       const runs = view().saved ?? [];
       if (!runs.length) return comparison.replaceChildren();
       const names = [...new Set(runs.flatMap((run) => Object.keys(run.arguments)))];
+      setTimeout(allowUse);
       const differing = names.filter((name) => new Set(runs.map((run) => run.arguments[name])).size > 1);
       const last = (points) => (points.length ? points.at(-1)[1].toPrecision(3) : "");
       comparison.replaceChildren(
         charts(Object.fromEntries(runs.map((run) => [run.name, run.curves])), t),
-        table([t("run"), ...differing, t("last loss"), t("held-out loss"), t("right answers")],
-          runs.map((run) => [run.name, ...differing.map((name) => run.arguments[name] ?? ""), last(run.curves.losses), last(run.curves.evaluations), last(run.curves.metrics)])));
+        table([t("run"), ...differing, t("last loss"), t("held-out loss"), t("right answers"), ""],
+          runs.map((run) => [run.name, ...differing.map((name) => run.arguments[name] ?? ""), last(run.curves.losses), last(run.curves.evaluations), last(run.curves.metrics),
+            h("button", { type: "button", class: "vlkit-button", "aria-label": t("Use the arguments of {name}", { name: run.name }), onclick: () => useArguments(run) }, t("Use its arguments"))])));
     };
     const drawAfter = () => {
       const { tried: answer, comparison: both } = view();
@@ -216,6 +232,8 @@ export const lora = {
     model.on("change:curves", drawCurves);
     model.on("change:progress", drawProgress);
     controls.connect("saved", drawSaved);
+    const allowUse = () => comparison.querySelectorAll("button").forEach((button) => (button.disabled = controls.spec("start_button").disabled));
+    controls.connect("start_button", allowUse);
     controls.connect("row", drawPicked);
     draw();
     drawCurves();
