@@ -268,7 +268,7 @@ def test_view_of_a_tall_picture():
 def test_image_html_takes_any_mode(mode):
     html = image_html(PIL.Image.new(mode, (900, 900)), width=600, alt='a "b" <c>')
     assert shown_picture(html).size == (600, 600)
-    assert 'alt="a &quot;b&quot; &lt;c&gt;"' in html
+    assert 'alt="a &quot;b&quot; &lt;c&gt;"' in html and "outline:1px" in html  # white on white
 
 
 def test_text_view_is_short():

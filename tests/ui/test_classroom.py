@@ -1,5 +1,6 @@
 """`vlkit classroom`: a home page, panels as pages, one model for all; served by voila."""
 
+import re
 from pathlib import Path
 
 import psutil
@@ -96,5 +97,7 @@ def test_every_panel_fits_a_phone_in_chinese(classroom, open_page, panel):
     expect(page.locator(f".vlkit-{panel}")).to_be_visible()
     expect(page.get_by_role("link", name="所有面板")).to_be_visible()
     expect(page.get_by_role("button", name="浅色")).to_be_visible()
+    question = page.locator(".vlkit-prompt textarea")
+    expect(question).to_have_value(re.compile("[\u4e00-\u9fff]"))  # the first one, not asked yet
     assert page.evaluate("document.documentElement.scrollWidth") <= 420
     page.screenshot(path=REPORTS / f"classroom_{panel}_420.png", full_page=True)

@@ -32,7 +32,8 @@ def image_html(picture: PIL.Image.Image, *, width: int = 640, alt: str = "") -> 
     picture = picture.convert("RGB")
     picture.thumbnail((width, 2 * width))
     alt = html.escape(alt[:200], quote=True)
-    return f'<img src="{data_url(picture)}" alt="{alt}" style="max-width:100%;height:auto">'
+    look = "max-width:100%;height:auto;outline:1px solid #8886"  # white ones have an edge, too
+    return f'<img src="{data_url(picture)}" alt="{alt}" style="{look}">'
 
 
 FAINT = "opacity:.65;font-size:.85em"  # side notes

@@ -134,6 +134,8 @@ export const batch = {
     model.on("change:large", () => large.open && drawLarge());
     for (const name of ["page", "source", "prompt"]) controls.connect(name, draw);
     draw();
+    const english = "Describe this image."; // as BatchPanel begins
+    if (t("Ask") !== "Ask" && controls.spec("prompt").value === english && !model.get("view").answered) controls.set("prompt", t(english));
     const files = filePicker(model, t, controls, { accept: ACCEPTED, folders: true,
       title: "A table, pictures, or a table with its pictures; they can also be dropped here" });
     return {

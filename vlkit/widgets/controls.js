@@ -109,6 +109,9 @@ export function fold(title, ...children) {
   return h("details", { class: "vlkit-fold" }, h("summary", {}, title), ...children);
 }
 
+/** An error in words of the panel, not of Python. */
+export const plainly = (text) => text.replace(/ \(read with family=.*\)$/s, "").replace("raise max_new_tokens", "raise the longest answer in Options");
+
 /** A line that says what is going on; screen readers announce it. Shows a StatusLine's traits. */
 export function statusLine(model, t) {
   const element = h("div", { class: "vlkit-status", role: "status", "aria-live": "polite" });
@@ -116,7 +119,7 @@ export function statusLine(model, t) {
     const kind = model.get("kind");
     element.className = `vlkit-status ${kind && `vlkit-${kind}`}`;
     element.setAttribute("role", kind === "error" ? "alert" : "status");
-    element.textContent = t(model.get("text"));
+    element.textContent = t(plainly(model.get("text")));
   };
   model.on("change:text change:kind", show);
   show();

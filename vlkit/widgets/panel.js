@@ -1,7 +1,7 @@
 // AskPanel, VideoPanel and GroundingPanel: a head, the conversation, the media tray, the question.
 // Python holds all state (Panel and ChatTurn in ask.py); this file only shows it.
 
-import { MOST, acceptDrops, codeView, controlsOf, copyText, fold, h, icon, iconButton, mega, redrawn, saveFiles, statusLine, translator, unansweredLine, uploader } from "./controls.js";
+import { MOST, acceptDrops, codeView, controlsOf, copyText, fold, h, icon, iconButton, mega, plainly, redrawn, saveFiles, statusLine, translator, unansweredLine, uploader } from "./controls.js";
 import { canvasOf, createCanvas } from "./canvas.js";
 
 const SHRINK_FROM = 8 * 1024 * 1024; // bytes of a picture that is made smaller before it is sent
@@ -133,7 +133,7 @@ function turnView(turn, host) {
       if (all.note) parts.push(all.note);
     }
     facts.textContent = parts.join(" · ");
-    problem.textContent = t(turn.get("problem"));
+    problem.textContent = t(plainly(turn.get("problem")));
     problem.classList.toggle("vlkit-error", turn.get("state") === "failed");
   }
 
