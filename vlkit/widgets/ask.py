@@ -263,7 +263,8 @@ class Panel(DrawnPanel):
             reply = self.reply = turn.chat.replies[-1]
             turn.finish(reply)
             self._finish_turn(turn)  # "Done." is said when nothing changes any more
-            self.status.say(turn.problem or _OUTCOMES[reply.finish_reason])
+            problem = "" if self.continues else turn.problem  # a conversation shows it below
+            self.status.say(problem or _OUTCOMES[reply.finish_reason])
         except Exception as error:
             if turn.reply is None:
                 turn.state, turn.problem = "failed", plain_line(error)
