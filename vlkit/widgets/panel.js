@@ -321,11 +321,12 @@ function clipView(model, t) {
     video.currentTime = time;
     video.play();
   };
-  follow(model, "clip", () => {
+  follow(model, "clip media", () => {
     const clip = model.get("clip");
     if (address) URL.revokeObjectURL(address);
     [video, address] = [null, ""];
-    if (!clip.name) return player.replaceChildren();
+    const unplayed = h("p", {}, t("A clip given by its path or address is not played here; its frames are below."));
+    if (!clip.name) return player.replaceChildren(...(model.get("media").some((card) => !card.problem) ? [unplayed] : []));
     if (!clip.type) return player.replaceChildren(h("p", {}, t("Browsers do not play this kind of file; its frames are below.")));
     address = URL.createObjectURL(new Blob([clip.content], { type: clip.type }));
     if (clip.type === "image/gif") return player.replaceChildren(h("img", { src: address, alt: clip.name }));
