@@ -291,7 +291,8 @@ class DrawnPanel(anywidget.AnyWidget):
         def run() -> None:
             try:
                 with self.status.catching():
-                    self._check_model()
+                    if self.changes:
+                        self._check_model()
                     work()
                     if done:
                         self.status.say(done)
