@@ -45,7 +45,7 @@ def main() -> None:
             result = visit(classroom.pid, f"{url}voila/render/{arguments.panel}.ipynb", arguments)
         finally:
             classroom.terminate()
-            classroom.wait(30)
+            classroom.wait(300)  # its kernels end one by one
     report(result, arguments.output)
 
 
