@@ -176,9 +176,6 @@ class Panel(DrawnPanel):
         self.picker.observe(lambda _: self._take_media(), "media")
         self._show_head()
         self._take_media()
-        if self._kept and self._kept[0] is type(self):
-            self.picker.choose(self._kept[1])
-            self.prompt.value = self._kept[2]
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -213,11 +210,10 @@ class Panel(DrawnPanel):
             return self.turns[-1].code
         return self._code_of(asked, self._calls(asked, self._earlier(asked, self.turns)))
 
-    def leave(self) -> Any:
-        """The panel's cell is run again: end the work; its media and its question are kept."""
+    def leave(self) -> None:
+        """The panel's cell is run again: end the work, and leave no saved answer."""
         super().leave()
         self._saved = None
-        return type(self), self.picker.media, self.prompt.value
 
     def _options(self) -> dict:
         names = ("max_new_tokens", "temperature", "seed")

@@ -183,24 +183,22 @@ class Debounce:
 
 
 _alive: weakref.WeakSet = weakref.WeakSet()
-_left: dict[str | None, Any] = {}  # by cell: what its panel left to the next one there
 _by_cell: defaultdict[str, weakref.WeakSet] = defaultdict(weakref.WeakSet)
 
 
-def _note_cell(panel: DrawnPanel) -> Any:
-    """When the cell that made the panel is run again, it stops; what the last one there left."""
+def _note_cell(panel: DrawnPanel) -> None:
+    """When the cell that made the panel is run again, the panel stops."""
     shell: Any = get_ipython()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
     if cell := parent.get("metadata", {}).get("cellId"):
         if _stop_panels not in shell.events.callbacks["pre_run_cell"]:
             shell.events.register("pre_run_cell", _stop_panels)
         _by_cell[cell].add(panel)
-    return _left.pop(cell, None)
 
 
 def _stop_panels(info: Any) -> None:
     for panel in _by_cell.pop(info.cell_id, ()):
-        _left[info.cell_id] = panel.leave()
+        panel.leave()
 
 
 class DrawnPanel(anywidget.AnyWidget):
@@ -251,7 +249,7 @@ class DrawnPanel(anywidget.AnyWidget):
         self.stop_button.disabled = True
         self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
         on_change(self._show_code, *self._controls.values())
-        self._kept = _note_cell(self)
+        _note_cell(self)
         _alive.add(self)
 
     def __repr__(self) -> str:
@@ -263,8 +261,8 @@ class DrawnPanel(anywidget.AnyWidget):
         """End the work and return at once."""
         raise NotImplementedError
 
-    def leave(self) -> Any:
-        """The panel's cell is run again: end the work; what is kept for the next panel there."""
+    def leave(self) -> None:
+        """The panel's cell is run again: end the work."""
         if self._running:
             self.stop()
 
