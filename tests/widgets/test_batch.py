@@ -96,9 +96,9 @@ def test_answers_stay_until_the_next_start(make, folder):
     panel.source.value = str(folder)
     assert panel.results == answers and answer(rows(panel)[1]) == "the red circle"
     assert panel.conversations is asked  # so what is saved has the question that was asked
-    assert panel.view["answered"] == [str(folder), "Locate the red circle."]
+    assert panel.view["answered"] == (str(folder), "Locate the red circle.")
     assert run(panel)[1].text != answers[1].text
-    assert panel.view["answered"] == [str(folder), "What is this?"]
+    assert panel.view["answered"] == (str(folder), "What is this?")
 
 
 def test_only_failures_and_pages(make, folder):
