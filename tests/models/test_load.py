@@ -604,3 +604,14 @@ def test_the_state_of_weights_names_adapters_alone(vlm):
     with torch.no_grad():
         next(vlm.model.parameters()).mul_(1)
     assert weights_state(vlm.model)[0] != weights
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_a_step_of_any_optimizer_is_a_new_state(vlm, options):
+    """Fused ones leave the version of a weight as it was."""
+    before, weight = weights_state(vlm.model), next(vlm.model.parameters())
+    asked = weight.requires_grad
+    weight.requires_grad_(True).grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.0, **options).step()
+    weight.requires_grad_(asked).grad = None
+    assert weights_state(vlm.model) != before

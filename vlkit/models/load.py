@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -642,6 +643,7 @@ def base_model(vlm: VLM) -> Any:
 
 def weights_state(network: Any) -> list:
     """Equal as long as no weight or adapter has changed; a change through ``.data`` is not seen."""
+    _count_steps()
     modules = list_modules(network)
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
@@ -652,6 +654,19 @@ def weights_state(network: Any) -> list:
         if isinstance(getattr(type(part), "disable_adapters", None), property)
     ]
     return [weights, adapters]
+
+
+@cache
+def _count_steps() -> None:
+    """Let torch's optimizers count each step as a change; fused ones do not by themselves."""
+    from torch.autograd.graph import increment_version
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    def count(optimizer: Any, *_: Any) -> None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        increment_version([p for p in trained if p.grad is not None])
+
+    register_optimizer_step_post_hook(count)
 
 
 def list_modules(network: Any) -> list[Any]:
