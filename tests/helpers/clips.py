@@ -36,12 +36,14 @@ def write_clip(
     sound: int = 0,
     size: tuple[int, int] = (WIDTH, HEIGHT),
     format: str | None = None,
+    pixel: Fraction | None = None,
 ) -> Path:
     """Encode numbered frames; ``times`` in seconds makes the rate vary, or start late.
 
     Args:
         sound: seconds of it.
         format: of the container, where the suffix does not say it.
+        pixel: its width over its height.
     """
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -50,6 +52,8 @@ def write_clip(
         stream.codec_context.gop_size = gop
         if times:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if pixel:
+            stream.codec_context.sample_aspect_ratio = pixel
         if rotation:
             stream.set_display_rotation(rotation)
         audio = None

@@ -1,6 +1,8 @@
 """Clips sampled at exact times, against frames that tell their own number."""
 
 import struct
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import PIL.Image
@@ -39,6 +41,27 @@ def test_every_container_gives_the_frames_asked_for(tmp_path, suffix, codec):
     assert clip.indices == tuple(np.linspace(0, 89, 12).round().astype(int))
     assert np.abs(np.array([number_of(f) for f in clip.frames]) - clip.indices).max() < 3
     assert clip.timestamps == pytest.approx([i / 30 for i in clip.indices])
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_pixels_that_are_not_square_are_said(tmp_path, suffix):
+    path = write_clip(tmp_path / f"wide.{suffix}", pixel=Fraction(16, 11))
+    with pytest.warns(UserWarning, match=rf"1\.45 times as wide as high; .*{WIDTH} × {HEIGHT}"):
+        assert load_clip(path).frame_size == (WIDTH, HEIGHT)
+    square = write_clip(tmp_path / f"square.{suffix}", pixel=Fraction(1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_clip(square)
+
+
+def test_a_rate_above_the_clips_is_said(clip_path):
+    with pytest.warns(UserWarning, match="has 30 frames per second, fewer than fps=60; no frame"):
+        clip = load_clip(vlkit.Video(clip_path, fps=60))
+    assert list(clip.indices) == list(range(90))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_clip(vlkit.Video(clip_path, fps=30))
+        load_clip(vlkit.Video([PIL.Image.new("RGB", (28, 28))] * 4, source_fps=1))  # 2 by default
 
 
 def test_frames_are_those_of_qwen_vl_utils(clip_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from vlkit.errors import MediaError, check_whole, is_number
+from vlkit.errors import MediaError, check_whole, is_number, warn_user
 from vlkit.grounding.boxes import Size
 from vlkit.media.image import TURNS, Deferred, describe_source, load_image, pictures_of
 from vlkit.media.sources import is_url, local_path, read_bytes
@@ -94,6 +94,10 @@ class FileReader:
         self._turn = TURNS.get(orientation)
         size = (first[1].width, first[1].height)
         size = size if orientation < 5 else size[::-1]
+        if (pixel := self._stream.sample_aspect_ratio or 1) != 1:
+            wide = float(pixel if orientation < 5 else 1 / pixel)
+            stored = f"its frames are used as they are stored, {size[0]} × {size[1]}"
+            warn_user(f"{name} is meant for pixels {wide:.3g} times as wide as high; {stored}")
         # when each frame appears, in order; empty where they are evenly spaced
         self._times: list[float] = []
         self.info = ClipInfo(size, *(self._read_index() or self._read_packets()))
@@ -415,6 +419,9 @@ def load_clip(video: Any, resize: Resize | None = None, *, cache: ClipStore | No
     name = clip_name(video.source)
     with closing(_open(video, name)) as reader:
         indices, range_frames = sample_indices(video, reader.info, name)
+        if video.frames is None and video.fps > max(Video.fps, 1.05 * reader.info.fps):
+            rate = f"{name} has {reader.info.fps:.3g} frames per second"
+            warn_user(f"{rate}, fewer than fps={video.fps:g}; no frame comes twice")
         size = resize(reader.info.size, len(indices)) if resize else reader.info.size
         frames = np.empty((len(indices), size[1], size[0], 3), np.uint8)
         for position, picture in enumerate(reader.read(indices)):
