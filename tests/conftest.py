@@ -49,6 +49,8 @@ def freed_memory():
         gc.collect()
         gc.freeze()  # what is left stays
         memory.return_freed_memory()
+    if hasattr(os, "sched_getscheduler"):  # or the other workers and a browser hardly run
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test has left a real-time priority"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def write_clip(
 ) -> Path:
     """Encode numbered frames; ``times`` in seconds makes the rate vary, or start late.
 
+    SVT-AV1 gives root's threads real-time priority, this one's too, which every process started
+    here would inherit: it is taken back.
+
     Args:
         sound: seconds of it.
         format: of the container, where the suffix does not say it.
@@ -72,6 +76,8 @@ def write_clip(
                 silence.sample_rate, silence.pts = 48000, 960 * number
                 container.mux(audio.encode(silence))
             container.mux(audio.encode(None))
+    if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
