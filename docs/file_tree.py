@@ -27,6 +27,7 @@ OTHER_FILES = {  # what a file that has no docstring is for
     "lora/run.html.jinja": "A finished training run, as a notebook shows it.",
     "lora/xray.html.jinja": "The result of inspect, as a notebook shows it.",
     "py.typed": "Type checkers read vlkit's annotations.",
+    "records/schema.json": "What a run's files hold, as a JSON Schema.",
     "records/reports/papers.bib": "The papers of the model families.",
     "records/reports/report.html.jinja": "The HTML page of a report.",
     "records/reports/report.md.jinja": "A report in Markdown.",
