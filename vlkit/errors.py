@@ -1,7 +1,5 @@
 """The errors that vlkit raises; checks and wording that they share."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Iterable, Iterator

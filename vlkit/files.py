@@ -1,7 +1,5 @@
 """Files and folders written whole or not at all; JSON, JSON lines, YAML."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

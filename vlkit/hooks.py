@@ -3,8 +3,6 @@
 Without an open run a hook costs one look at a context variable.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """Messages to tensors: media read, template rendered, tokenized."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re

@@ -1,7 +1,5 @@
 """A package's public names, each imported when it is first used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from sys import modules

@@ -1,7 +1,5 @@
 """Messages, plain dicts of the chat format: built, and checked once."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Defaults: the model of vlkit.load(), the length of answers; the file that remembers them."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

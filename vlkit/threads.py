@@ -5,8 +5,6 @@ that the thread it waits for needs, and an answer takes many times as long
 (``benchmarks/busy_machine.py``).
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -1,7 +1,5 @@
 """What readers of rows share: empty cells, roles, texts, media, conventions."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """``Scene``: a picture with its boxes; sizes, copies; supervision."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import warnings

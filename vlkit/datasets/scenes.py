@@ -1,7 +1,5 @@
 """``read_scenes``, ``write_scenes``, ``convert``; the table of formats."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace

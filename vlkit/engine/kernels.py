@@ -4,8 +4,6 @@ Between the matrix products of a decoding step lie a dozen operations on a few n
 launch costs more than its arithmetic. Written in Triton, which comes with torch for CUDA.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from threading import Lock
 from typing import Any

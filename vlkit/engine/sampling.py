@@ -1,7 +1,5 @@
 """How the next tokens are chosen from the logits: the likeliest, or drawn at random."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A batch and a server use the same :class:`Scheduler`; they differ in when they call ``admit``.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """The vision encoder: each picture once, in fewer steps than transformers."""
 
-from __future__ import annotations
-
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence

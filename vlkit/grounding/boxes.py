@@ -1,7 +1,5 @@
 """``Box``, ``Point`` and ``Quad``, and checks of their coordinates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ An answer is read in steps, the family's own form first: tags, JSON, markup, cal
 What one step has read is blanked out for the next. ``docs/answers.md`` has the whole table.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -3,8 +3,6 @@
 ``docs/answers.md`` shows the table to users.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, Literal, NamedTuple, get_args
 

@@ -1,7 +1,5 @@
 """Boxes in an answer to pixels of the upright original, and back."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Checks of the arguments of ``lora``'s functions."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Examples to batches: tokens, which of them are learnt, lengths, order; frozen encoder's cache."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Callbacks of a training run: LiveCurve, the bar on a terminal, Steering (pause and stop)."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -1,7 +1,5 @@
 """Loss and metric curves, as a figure and as HTML."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

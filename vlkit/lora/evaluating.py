@@ -1,7 +1,5 @@
 """``lora.evaluate``, ``compare``, ``use_adapter``: held-out answers."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """``lora.export``, ``export_adapter``, ``merge``: for other tools."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """``lora.inspect``: tokens, layers, memory and time, before training."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The folder of a training run: ``LoraRun``, checkpoints, arguments, lock, checks."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """``lora.train``: from checked arguments to a trained adapter, by transformers' Trainer."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

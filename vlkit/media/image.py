@@ -1,7 +1,5 @@
 """``Image``: any picture source to an upright 8-bit RGB picture."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """The bytes of files, http(s) and data URLs; limits on size and time."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """LoRA adapters found, checked, attached."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The families (generations), and how large each sees a picture."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Where a model's folder comes from (local, cache, hub), and its checks."""
 
-from __future__ import annotations
-
 import errno
 import fnmatch
 import os

@@ -5,8 +5,6 @@ is split into two 8-bit numbers, a high and a low one, so that it keeps 15 bits:
 rounding of the weights, as with kernels that round weights alone, but several times faster.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

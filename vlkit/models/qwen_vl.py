@@ -8,8 +8,6 @@ those of later generations; ``_CONVERSION`` renames published weights, and those
 Importing this module registers the classes with transformers.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """HTTP: retries, streaming, each failure as one line without the key."""
 
-from __future__ import annotations
-
 import asyncio
 import codecs
 import concurrent.futures

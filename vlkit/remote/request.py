@@ -1,7 +1,5 @@
 """Messages to a request: pictures as data URLs, sized for the model."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """The services: addresses, families, size rules, limits, costs."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """``ModelChooser``: try a model, and remember it for all notebooks."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

@@ -1,7 +1,5 @@
 """``GroundingPanel``, and the canvas on which boxes are drawn by hand."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """``LoraPanel``: fine-tune a model, a control for each argument."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import threading

@@ -1,7 +1,5 @@
 """Media that a panel asks about: chosen pictures and clips, their small copies, their boxes."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence

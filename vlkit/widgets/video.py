@@ -1,7 +1,5 @@
 """``VideoPanel``: ask about a clip; the control that chooses it."""
 
-from __future__ import annotations
-
 from pathlib import PurePath
 from typing import Any
 

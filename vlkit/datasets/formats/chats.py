@@ -1,7 +1,5 @@
 """Conversations with boxes: each family's form, and ms-swift's."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -1,7 +1,5 @@
 """COCO (https://cocodataset.org/#format-data); RefCOCO's lines."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

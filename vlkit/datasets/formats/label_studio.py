@@ -1,7 +1,5 @@
 """Label Studio's tasks: https://labelstud.io/guide/task_format."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

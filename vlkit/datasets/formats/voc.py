@@ -4,8 +4,6 @@ Its pixels count from 1 and the last one is inside: xmin=1, xmax=width is the wh
 http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree

@@ -1,7 +1,5 @@
 """YOLO: a folder with a label file for each picture."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 
