@@ -41,6 +41,13 @@ def vlm():
     return loaded
 
 
+def scheduling():
+    return getattr(os, "sched_getscheduler", int)(0)
+
+
+SCHEDULING = scheduling()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def freed_memory():
     """After each file of tests, what it no longer needs goes back to the system."""
@@ -49,8 +56,8 @@ def freed_memory():
         gc.collect()
         gc.freeze()  # what is left stays
         memory.return_freed_memory()
-    if hasattr(os, "sched_getscheduler"):  # or the other workers and a browser hardly run
-        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test has left a real-time priority"
+    # with a real-time priority, the other workers and a browser would hardly run
+    assert scheduling() == SCHEDULING, "a test has changed this process's scheduling"
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ def write_clip(
         format: of the container, where the suffix does not say it.
         pixel: its width over its height.
     """
+    scheduling = os.sched_getscheduler(0) if codec == "libsvtav1" else None
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
@@ -76,8 +77,8 @@ def write_clip(
                 silence.sample_rate, silence.pts = 48000, 960 * number
                 container.mux(audio.encode(silence))
             container.mux(audio.encode(None))
-    if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    if scheduling is not None:
+        os.sched_setscheduler(0, scheduling, os.sched_param(0))
     return path
 
 
