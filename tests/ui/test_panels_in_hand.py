@@ -466,7 +466,6 @@ def test_a_saved_notebook_opened_again_shows_the_last_answer(open_panel):
     page.reload()
     expect(page.locator(f"{saved} img")).to_be_visible()
     expect(page.locator(saved)).to_contain_text("red circle")
-    page.evaluate("async () => { await window.jupyterapp.restored; }")  # or its tab comes back
 
 
 def test_a_cell_that_is_run_again_stops_the_old_answer(open_panel):
