@@ -229,14 +229,19 @@ def test_places_that_cannot_be_written(tmp_path, name, message):
         Journal(tmp_path / name)
 
 
+def assert_second_writer_refused(path):
+    """Here and in another process."""
+    code = f"from vlkit.batch.journal import Journal\nJournal({str(path)!r})"
+    with pytest.raises(VlkitError, match="is being written by another process"):
+        Journal(path)
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "is being written by another process" in child.stderr
+
+
 def test_one_writer_at_a_time_also_in_another_process(tmp_path):
     path = tmp_path / "run.jsonl"
-    code = f"from vlkit.batch.journal import Journal\nJournal({str(path)!r})"
     with Journal(path):
-        with pytest.raises(VlkitError, match="is being written by another process"):
-            Journal(path)
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "is being written by another process" in other.stderr
+        assert_second_writer_refused(path)
     write_rows(path, 1)
     assert sorted(os.listdir(tmp_path)) == ["run.jsonl"]
 
@@ -252,12 +257,8 @@ def test_a_link_to_a_file_has_no_second_writer(tmp_path, kind):
         other = tmp_path / "b" / "run.jsonl"
     else:
         getattr(os, kind)(path, other)
-    code = f"from vlkit.batch.journal import Journal\nJournal({str(other)!r})"
     with Journal(path):
-        with pytest.raises(VlkitError, match="is being written by another process"):
-            Journal(other)
-        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "is being written by another process" in child.stderr
+        assert_second_writer_refused(other)
     write_rows(other, 2, first=1)
     assert [record["key"] for record in lines(path)] == ["key 0", "key 1", "key 2"]
     assert os.path.samefile(path, other)
